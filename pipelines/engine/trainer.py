@@ -1,0 +1,136 @@
+"""Our trainer, registered with Ludwig in place of its own for `trainer.type: finetune`.
+
+Ludwig keeps the loop: epochs, schedule, clipping, evaluation rounds, early stopping, best checkpoint. What it does
+with tokens is replaced: rows arrive tokenised, a step is the mean over all its supervised tokens, validation is that
+mean per task, a resumed run goes on where it was cut off, and Ctrl-C does not pass for a finished training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
+from ludwig.utils.trainer_utils import append_metrics
+
+from pipelines.engine.checkpoint import SafetensorsCheckpoint
+from pipelines.engine.dataset import StepBatcher, TokenDataset, TokenRows
+from pipelines.engine.packing import Rows, micro_batches, row_losses, token_losses
+
+
+class FineTuneTrainer(LudwigFineTuneTrainer):
+    """Trains on `TokenDataset`s; `history` holds what the report shows.
+
+    Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
+    per supervised token; `rows`, `tokens`, `supervised_tokens` seen.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.history: dict[str, Any] = {
+            "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0, "seconds": 0.0,
+        }  # fmt: skip
+        # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
+        self.evaluate_training_set = True
+
+    # --- one step ---
+
+    def _batch_to_tensors(self, batch: Rows) -> tuple[Rows, None]:
+        return batch, None
+
+    def train_step(
+        self, inputs: Rows, targets: None = None, should_step: bool = True, profiler: Any = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`."""
+        self.dist_model.train()
+        supervised = inputs.supervised_tokens
+        loss = torch.zeros((), device=self.device)
+        for rows in micro_batches(inputs, self.batch_size):
+            with self._autocast():
+                part = token_losses(self.model.model, rows).sum() / supervised
+            self.distributed.backward(part, self.dist_model)
+            loss += part.detach()
+        self._optimizer_step(self.dist_model.parameters())
+        self.distributed.zero_grad(self.optimizer)
+        self.history["rows"] += len(inputs)
+        self.history["tokens"] += inputs.tokens
+        self.history["supervised_tokens"] += supervised
+        return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """bf16 on a GPU that has it; fp32 everywhere else."""
+        if torch.device(self.device).type == "cuda" and torch.cuda.is_bf16_supported():
+            with torch.autocast("cuda", torch.bfloat16):
+                yield
+        else:
+            yield
+
+    # --- evaluation ---
+
+    def evaluation(
+        self, dataset: TokenDataset, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
+    ) -> Any:
+        if dataset_name == "train":
+            # Ludwig would run over the whole training set again; the steps just taken say nearly the same.
+            evaluated = [entry["step"] for entry in self.history["validation_loss"]]
+            since = evaluated[-1] if evaluated else 0
+            recent = [entry["loss"] for entry in self.history["train_loss"] if entry["step"] > since]
+            loss = sum(recent) / len(recent)
+        else:
+            self.dist_model.eval()
+            with self._autocast():
+                losses = validation_losses(self.model.model, dataset.data)
+            self.dist_model.train()
+            loss = losses["loss"]
+            self.history["validation_loss"].append({"step": progress_tracker.steps, **losses})
+        # Ludwig writes these to a file after each round; it would decode every token of the data set for them.
+        progress_tracker.llm_eval_examples = {"inputs": [], "targets": [], "outputs": []}
+        results = {name: {"loss": loss} for name in [*self.model.output_features, "combined"]}
+        return append_metrics(self.model, dataset_name, results, metrics_log, progress_tracker)
+
+    # --- checkpoints, resume, interrupt ---
+
+    def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
+        self._checkpoint = SafetensorsCheckpoint(self.distributed, self.model, self.optimizer, self.scheduler)
+        return self._checkpoint
+
+    def _train_loop(self, batcher: StepBatcher, progress_tracker: Any, save_path: str, *rest: Any) -> tuple[bool, bool]:
+        # The schedule that Ludwig has just built is the one to save and to put back.
+        self._checkpoint.scheduler = self.scheduler
+        if self._checkpoint.pending is not None:
+            self.scheduler.load_state_dict(self._checkpoint.pending["scheduler"])
+            torch.set_rng_state(self._checkpoint.pending["random"]["cpu"])
+            if "cuda" in self._checkpoint.pending["random"]:
+                torch.cuda.set_rng_state(self._checkpoint.pending["random"]["cuda"])
+            self._checkpoint.pending = None
+        progress_tracker.epoch, done = divmod(progress_tracker.steps, batcher.steps_per_epoch)
+        batcher.set_epoch(progress_tracker.epoch, progress_tracker.batch_size)
+        batcher.skip(done)
+        result: tuple[bool, bool] = super()._train_loop(batcher, progress_tracker, save_path, *rest)
+        return result
+
+    def save_checkpoint(self, progress_tracker: Any, save_path: str, checkpoint_manager: Any) -> None:
+        # `history` travels with the progress file, which Ludwig writes as JSON.
+        super().save_checkpoint(progress_tracker, save_path, checkpoint_manager)
+
+    def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
+        """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""
+        raise KeyboardInterrupt
+
+
+def validation_losses(model: torch.nn.Module, data: TokenRows) -> dict[str, Any]:
+    """{"loss": mean over all supervised tokens, "tasks": {task: the same for its rows}}, in nats per token."""
+    means = list(row_losses(model, data.rows))
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for task, mean, length in zip(data.tasks, means, data.rows.supervised_lengths, strict=True):
+        sums[task] = sums.get(task, 0.0) + mean * length
+        counts[task] = counts.get(task, 0) + length
+    return {
+        "loss": sum(sums.values()) / sum(counts.values()),
+        "tasks": {task: sums[task] / counts[task] for task in sums},
+    }

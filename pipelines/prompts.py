@@ -1,0 +1,125 @@
+"""From an example to tokens: the model's own chat template, the end of the turn, what is supervised.
+
+One `PromptFormat` serves training and both completion passes, so that the prompt is the same to the byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import ConfigError
+from pipelines.models import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBE = "alfine"
+"""Stands for an assistant's answer when the chat template is asked how it ends a turn."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`input_ids` of prompt, completion and end token; the loss counts `input_ids[supervised_from:]`."""
+
+    input_ids: list[int]
+    supervised_from: int
+
+    @property
+    def supervised(self) -> list[int]:
+        return self.input_ids[self.supervised_from :]
+
+
+class PromptFormat:
+    """How one tokenizer writes a prompt and its completion.
+
+    With a chat template the prompt is one user turn (after a system turn, where one is set) and the opening of
+    the assistant's; without one it is the text as it stands. Training supervises the completion and `end_id`.
+
+    Raises ConfigError where the YAML asks for what the template cannot do.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: bool | None = None) -> None:
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if chat_template and not has_template:
+            raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
+        self.tokenizer = tokenizer
+        self.uses_chat_template = has_template if chat_template is None else chat_template
+
+    @classmethod
+    def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
+        return cls(load_tokenizer(folder), chat_template)
+
+    # --- text ---
+
+    def prompt_text(self, prompt: str, system: str | None = None) -> str:
+        """The prompt as the model sees it, special tokens written out (without a BOS that the tokenizer adds)."""
+        if not self.uses_chat_template:
+            return f"{system}\n\n{prompt}" if system else prompt
+        return self._render(self._messages(prompt, system), add_generation_prompt=True)
+
+    def _messages(self, prompt: str, system: str | None) -> list[dict[str, str]]:
+        system_turn = [{"role": "system", "content": system}] if system else []
+        return [*system_turn, {"role": "user", "content": prompt}]
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"this model's chat template refuses the messages ({error}); "
+                f"leave out `system`, or set pipeline.chat_template: false"
+            ) from None
+
+    # --- tokens ---
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: the template's end of turn, or the tokenizer's EOS."""
+        eos = int(self.tokenizer.eos_token_id)
+        if not self.uses_chat_template:
+            return eos
+        messages = [*self._messages("?", None), {"role": "assistant", "content": PROBE}]
+        ending = self._render(messages, add_generation_prompt=False).rpartition(PROBE)[2]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        return next((token for token in self._ids(ending) if token in special), eos)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a completion: the one trained, and the tokenizer's EOS."""
+        return sorted({self.end_id, int(self.tokenizer.eos_token_id)})
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        ids = self.tokenizer(PROBE)["input_ids"]
+        return bool(ids) and self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Tokens of a `prompt_text`. A chat template writes its own BOS; a plain prompt gets the tokenizer's, once."""
+        ids = self._ids(text)
+        bos = self.tokenizer.bos_token_id
+        if self.uses_chat_template or not self._adds_bos or ids[:1] == [bos]:
+            return ids
+        return [bos, *ids]
+
+    def encode(self, text: str, completion: str) -> Encoded:
+        """Tokens of a `prompt_text` and its completion.
+
+        The prompt is tokenised alone, as it is when the model answers. The completion is tokenised behind it
+        (a SentencePiece tokenizer would start it with a space otherwise) unless the two would merge at the seam.
+        """
+        prompt = self.prompt_ids(text)
+        whole = self.prompt_ids(text + completion)
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(completion)
+        return Encoded([*prompt, *answer, self.end_id], len(prompt))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

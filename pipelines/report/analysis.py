@@ -1,0 +1,278 @@
+"""From the files of a run to what every form of the report shows, computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.errors import Problem, RunError
+from pipelines.metrics import Metric, resolve
+from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
+from pipelines.statistics import Comparison, compare
+
+SIGNIFICANCE = 0.05
+
+Verdict = Literal["better", "worse", "cannot tell"]
+Change = Literal["better", "worse", "same", "unscored"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One number for each model."""
+
+    base: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean over rows of the reference's loss, in nats per token; `ci95` is that of the difference."""
+
+    base: float
+    tuned: float
+    delta: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task on both models, over the `n` rows that both sides could be scored on."""
+
+    name: str
+    metric: str
+    title: str
+    unit: str
+    binary: bool
+    higher_is_better: bool
+    n: int
+    base: float
+    tuned: float
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    p_holm: float
+    """`p_value` after Holm's correction for the number of tasks."""
+    better: int
+    """Rows that tuned answers better; with a right-or-wrong metric these went wrong → right."""
+    worse: int
+    same: int
+    unscored_base: int
+    unscored_tuned: int
+    rows_needed: int | None
+    loss: Loss
+    loose: Sides | None
+    """Label tasks: share of answers (%) that name the right label and no other, whatever stands around it."""
+    flags: list[str] = field(default_factory=list)
+    """Sentences about what makes these numbers worth less than they look."""
+
+    @property
+    def told_apart(self) -> bool:
+        """The corrected test and the interval agree that the difference is not chance."""
+        low, high = self.ci95
+        return self.p_holm < SIGNIFICANCE and not low <= 0 <= high
+
+    @property
+    def gain(self) -> float:
+        """The change, positive where tuned is better."""
+        return self.delta if self.higher_is_better else -self.delta
+
+    @property
+    def verdict(self) -> Verdict:
+        if not self.told_apart:
+            return "cannot tell"
+        return "better" if self.gain > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test row with the answers of both models; a score is None where it could not be scored."""
+
+    task: str
+    row: int
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+    base_score: float | None
+    tuned_score: float | None
+    base_detail: str
+    tuned_detail: str
+    change: Change
+    gain: float
+    """Change of the score, positive where tuned is better; 0 where unscored."""
+    both_wrong: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A free prompt and the answers of both models."""
+
+    title: str | None
+    prompt: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that a report shows. `examples` stand in the order of the completions."""
+
+    manifest: Manifest
+    config: dict[str, Any]
+    tasks: dict[str, TaskResult]
+    examples: list[Example]
+    probes: list[Probe]
+    training: Training
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Without the report's own: its time would make the second report differ from the first."""
+        return {name: stage for name, stage in self.manifest.stages.items() if name != "report"}
+
+    @property
+    def worst_first(self) -> list[Example]:
+        """The greatest regressions first, the greatest gains last, the unscored behind them."""
+        return sorted(self.examples, key=lambda example: (example.change == "unscored", example.gain))
+
+
+def analyse(run: Path) -> Analysis:
+    """Read the run folder and compare base and tuned, row by row. Raises RunError."""
+    files = read_run(run)
+    metrics = {task: resolve(name) for task, name in files.metrics.items()}
+    _some_answer(files, metrics)
+    examples = [
+        _example(base, tuned, metrics[base.task], run)
+        for base, tuned in zip(files.base, files.tuned, strict=True)
+    ]
+    probes = [
+        Probe(base.title, base.prompt, base.completion, tuned.completion)
+        for base, tuned in zip(files.base_probes, files.tuned_probes, strict=True)
+    ]
+    return Analysis(
+        manifest=files.manifest,
+        config=files.config,
+        tasks=_tasks(files, metrics, examples),
+        examples=examples,
+        probes=probes,
+        training=files.training,
+    )
+
+
+def _example(base: Completion, tuned: Completion, metric: Metric, run: Path) -> Example:
+    scores = []
+    for side, line in (("base", base), ("tuned", tuned)):
+        score = metric.score(line.model_dump())
+        if score.value is not None and not math.isfinite(score.value):
+            message = (
+                f"metric {metric.name} gives {score.value} for task {line.task!r}, row {line.row}; "
+                "let it return a number for every answer"
+            )
+            raise RunError(Problem(message, str(run / side / "completions.jsonl")))
+        scores.append(score)
+    was, now = scores
+    gain = 0.0
+    change: Change = "unscored"
+    if was.value is not None and now.value is not None:
+        gain = (now.value - was.value) * (1 if metric.higher_is_better else -1)
+        change = "same" if math.isclose(now.value, was.value) else "better" if gain > 0 else "worse"
+    return Example(
+        task=base.task,
+        row=base.row,
+        prompt=base.prompt,
+        reference=base.reference,
+        base=base.completion,
+        tuned=tuned.completion,
+        base_score=was.value,
+        tuned_score=now.value,
+        base_detail=was.detail,
+        tuned_detail=now.detail,
+        change=change,
+        gain=gain,
+        both_wrong=metric.binary and was.value == 0 and now.value == 0,
+    )
+
+
+def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example]) -> dict[str, TaskResult]:
+    from statsmodels.stats.multitest import multipletests
+
+    comparisons = {task: _compare(task, metrics[task], examples, files.path) for task in metrics}
+    p_values = [comparison.p_value for comparison in comparisons.values()]
+    corrected = multipletests(p_values, method="holm")[1]
+    return {
+        task: _task(task, metrics[task], comparisons[task], float(p_holm), files, examples)
+        for task, p_holm in zip(metrics, corrected, strict=True)
+    }
+
+
+def _compare(task: str, metric: Metric, examples: Sequence[Example], run: Path) -> Comparison:
+    pairs = [
+        (example.base_score, example.tuned_score)
+        for example in examples
+        if example.task == task and example.base_score is not None and example.tuned_score is not None
+    ]
+    if not pairs:
+        message = (
+            f"task {task!r}: no row could be scored on both sides; read the completions, "
+            "then give the task another metric in the config and run the job again"
+        )
+        raise RunError(Problem(message, str(run / "tuned" / "completions.jsonl")))
+    base, tuned = zip(*pairs, strict=True)
+    return compare(base, tuned, binary=metric.binary)
+
+
+def _task(
+    task: str,
+    metric: Metric,
+    comparison: Comparison,
+    p_holm: float,
+    files: RunFiles,
+    examples: Sequence[Example],
+) -> TaskResult:
+    from pipelines.report.findings import flags, loose_scores
+
+    mine = [example for example in examples if example.task == task]
+    base = [line for line in files.base if line.task == task]
+    tuned = [line for line in files.tuned if line.task == task]
+    changes = [example.change for example in mine]
+    loss = compare(
+        [line.reference_loss for line in base], [line.reference_loss for line in tuned], binary=False
+    )
+    loose = loose_scores(mine) if metric.name == "label" else None
+    result = TaskResult(
+        name=task,
+        metric=metric.name,
+        title=metric.title,
+        unit=metric.unit,
+        binary=metric.binary,
+        higher_is_better=metric.higher_is_better,
+        n=comparison.n,
+        base=comparison.base,
+        tuned=comparison.tuned,
+        delta=comparison.delta,
+        ci95=comparison.ci95,
+        p_value=comparison.p_value,
+        p_holm=p_holm,
+        better=changes.count("better"),
+        worse=changes.count("worse"),
+        same=changes.count("same"),
+        unscored_base=sum(example.base_score is None for example in mine),
+        unscored_tuned=sum(example.tuned_score is None for example in mine),
+        rows_needed=comparison.rows_needed,
+        loss=Loss(loss.base, loss.tuned, loss.delta, loss.ci95),
+        loose=Sides(*loose) if loose else None,
+    )
+    result.flags.extend(flags(result, base, tuned))
+    return result
+
+
+def _some_answer(files: RunFiles, metrics: dict[str, Metric]) -> None:
+    """A side that answers nothing at all, on no task, is a fault of the run and not a result."""
+    for side, lines in (("base", files.base), ("tuned", files.tuned)):
+        asked = [line for line in lines if metrics[line.task].unit != "nats/token"]
+        if asked and not any(line.completion.strip() for line in asked):
+            path = files.path / side / "completions.jsonl"
+            mend = "look at config.yaml's generation and learning rate, delete this folder and run the job again"
+            raise RunError(Problem(f"every completion is empty; {mend}", str(path)))

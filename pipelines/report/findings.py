@@ -1,0 +1,140 @@
+"""The sentences of the report: the verdict, what each task shows, and what makes its numbers doubtful."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.report.run_files import Completion
+from pipelines.report.wording import count, interval, joined, number, one_line, signed, unit_name
+
+if TYPE_CHECKING:
+    from pipelines.report.analysis import Analysis, Example, TaskResult
+
+FEW_ROWS = 30
+"""Below this the interval is wide and its form uncertain."""
+
+OFTEN = 0.1
+"""The share of cut or empty answers from which it is worth a sentence."""
+
+NEAR_LIMIT = 1.0
+"""Points from 0 or 100 at which a score is called floor or ceiling."""
+
+FORM_ONLY = 5.0
+"""Points by which the loose score must pass the exact one before the report speaks of form."""
+
+
+def headline(analysis: Analysis) -> str:
+    """The whole run in one line: "Better on a and b; worse on c; cannot tell on d."."""
+    parts = []
+    for verdict in ("better", "worse", "cannot tell"):
+        names = [name for name, task in analysis.tasks.items() if task.verdict == verdict]
+        if names:
+            parts.append(f"{verdict} on {joined(names)}")
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
+
+
+def sentence(task: TaskResult) -> str:
+    """What the numbers of one task say, in plain words, without its name."""
+    numbers = (
+        f"{task.title} {number(task.base, task.unit)} → {number(task.tuned, task.unit)} on {count(task.n, 'row')}"
+    )
+    change = f"{signed(task.delta, task.unit)} {unit_name(task.unit)}"
+    span = f"95 % interval {interval(task.ci95, task.unit)}"
+    if task.told_apart:
+        return f"{task.verdict}: {numbers}, {change} ({span})."
+    text = f"cannot tell: {numbers}; {change} may be chance ({span})"
+    if task.better == task.worse == 0:
+        text = f"cannot tell: {numbers}; both models score the same on every row"
+    if task.rows_needed and task.rows_needed > task.n:
+        return f"{text}; about {task.rows_needed:,} rows would tell."
+    return f"{text}."
+
+
+def loose_scores(examples: Sequence[Example]) -> tuple[float, float]:
+    """Per side, the share (%) of answers that contain the right label and no other label of the task."""
+    labels = {_plain(example.reference) for example in examples}
+    # Longest first: "not positive" must not be read as "positive" where both are labels.
+    ordered = sorted(filter(None, labels), key=lambda label: (-len(label), label))
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(label)}(?!\w)" for label in ordered) or r"(?!)")
+
+    def share(answers: Iterable[str]) -> float:
+        right = [
+            set(pattern.findall(_plain(answer))) == {_plain(example.reference)}
+            for answer, example in zip(answers, examples, strict=True)
+        ]
+        return 100 * sum(right) / len(right)
+
+    return share(example.base for example in examples), share(example.tuned for example in examples)
+
+
+def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion]) -> list[str]:
+    """Sentences about what makes the numbers of this task worth less than they look."""
+    return [
+        *_too_few(task),
+        *_format_only(task),
+        *_one_answer(task, base, tuned),
+        *_limits(task),
+        *_unscored(task),
+        *_empty_or_cut("base", base),
+        *_empty_or_cut("tuned", tuned),
+    ]
+
+
+def _too_few(task: TaskResult) -> Iterable[str]:
+    if task.n < FEW_ROWS:
+        yield f"Only {count(task.n, 'test row')}: with fewer than {FEW_ROWS} the interval itself is uncertain."
+
+
+def _format_only(task: TaskResult) -> Iterable[str]:
+    if task.loose and task.loose.base - task.base >= FORM_ONLY:
+        yield (
+            f"Base names the right label in {number(task.loose.base)} % of its answers but in the exact form "
+            f"in {number(task.base)} %: counted by label alone the change is "
+            f"{signed(task.loose.tuned - task.loose.base)} points, the rest is learning the form."
+        )
+
+
+def _one_answer(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion]) -> Iterable[str]:
+    if task.metric != "label":
+        return
+    if len({_plain(line.reference) for line in base}) == 1:
+        yield f"Every reference is “{one_line(base[0].reference, 40)}”: always giving it would score 100 %."
+        return
+    for side, lines in (("Base", base), ("Tuned", tuned)):
+        answers = {_plain(line.completion) for line in lines}
+        if len(answers) == 1 and len(lines) > 1 and answers != {""}:
+            yield f"{side} always answers “{one_line(lines[0].completion, 40)}”: it does not look at the prompt."
+
+
+def _limits(task: TaskResult) -> Iterable[str]:
+    if task.unit == "nats/token":
+        return
+    for side, value in (("Base", task.base), ("Tuned", task.tuned)):
+        if value <= NEAR_LIMIT:
+            yield f"{side} is at the floor ({number(value)}): read some of its answers before trusting the change."
+        elif value >= 100 - NEAR_LIMIT:
+            yield f"{side} is at the ceiling ({number(value)}): harder rows would be needed to see a difference."
+
+
+def _unscored(task: TaskResult) -> Iterable[str]:
+    if task.unscored_base or task.unscored_tuned:
+        yield (
+            f"Left out of the pairs: {count(task.unscored_base, 'base answer')} and "
+            f"{count(task.unscored_tuned, 'tuned answer')} that could not be scored."
+        )
+
+
+def _empty_or_cut(side: str, lines: Sequence[Completion]) -> Iterable[str]:
+    empty = sum(not line.completion.strip() for line in lines)
+    if empty >= OFTEN * len(lines):
+        yield f"{empty:,} of {len(lines):,} {side} answers are empty."
+    cut = [line.new_tokens for line in lines if not line.finished]
+    if len(cut) >= max(1, OFTEN * len(lines)):
+        yield f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens."
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

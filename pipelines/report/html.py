@@ -1,0 +1,63 @@
+"""`report.html`: one file that needs no network, made from the template, the style and the script beside this module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.report import findings, plots, wording
+
+if TYPE_CHECKING:
+    from pipelines.report.analysis import Analysis
+
+HERE = Path(__file__).parent
+
+MOST_EXAMPLES = 1000
+"""Examples on the page, the worst regressions first; the others stand in report.json."""
+
+MOST_CHARACTERS = 4000
+"""Of one text on the page; the whole text stands in report.json."""
+
+
+def render(analysis: Analysis) -> str:
+    """The page. Everything from the run is escaped by jinja2; only our own style, script and figures are not."""
+    import yaml
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(wording, name)
+        for name in (
+            "count",
+            "duration",
+            "interval",
+            "number",
+            "one_line",
+            "p_value",
+            "printable",
+            "score",
+            "signed",
+            "unit_name",
+        )
+    }
+    return environment.get_template("template.html.jinja").render(
+        analysis=analysis,
+        tasks=analysis.tasks,
+        manifest=analysis.manifest,
+        training=analysis.training,
+        headline=findings.headline(analysis),
+        examples=analysis.worst_first[:MOST_EXAMPLES],
+        most_characters=MOST_CHARACTERS,
+        config=yaml.safe_dump(analysis.config, sort_keys=False, allow_unicode=True, width=100),
+        dot_plot=Markup(plots.dot_plot(list(analysis.tasks.values()))),
+        loss_curve=Markup(plots.loss_curve(analysis.training)),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+    )

@@ -1,0 +1,115 @@
+"""`report.md`: short enough for a pull-request comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pipelines.report.findings import headline, sentence
+from pipelines.report.wording import (
+    count,
+    duration,
+    interval,
+    number,
+    one_line,
+    p_value,
+    score,
+    signed,
+)
+
+if TYPE_CHECKING:
+    from pipelines.report.analysis import Analysis, Example, TaskResult
+
+EXAMPLES_PER_TASK = 3
+TEXT_WIDTH = 160
+
+
+def render(analysis: Analysis) -> str:
+    """The verdict, the table, a few examples and how to repeat the run."""
+    return "\n".join(
+        [
+            f"## {_escape(headline(analysis))}",
+            "",
+            *(f"- **{_escape(name)}** {_escape(sentence(task))}" for name, task in analysis.tasks.items()),
+            "",
+            *_table(analysis.tasks.values()),
+            "",
+            *_notes(analysis.tasks.values()),
+            *_examples(analysis),
+            *_run(analysis),
+            "",
+        ]
+    )
+
+
+def _table(tasks: Iterable[TaskResult]) -> Iterable[str]:
+    yield "| task | metric | rows | base | tuned | change (95 % interval) | p (Holm) | rows better / worse | verdict |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
+    for task in tasks:
+        cells = [
+            _escape(task.name),
+            _escape(task.title),
+            f"{task.n:,}",
+            number(task.base, task.unit),
+            number(task.tuned, task.unit),
+            f"{signed(task.delta, task.unit)} ({interval(task.ci95, task.unit)})",
+            p_value(task.p_holm),
+            f"{task.better} / {task.worse}",
+            task.verdict,
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:
+    notes = [f"- **{_escape(task.name)}** {_escape(flag)}" for task in tasks for flag in task.flags]
+    if notes:
+        yield from ("### To keep in mind", "", *notes, "")
+
+
+def _examples(analysis: Analysis) -> Iterable[str]:
+    yield from ("<details><summary>Examples: the worst regression first, then the greatest gains</summary>", "")
+    for name, task in analysis.tasks.items():
+        mine = [example for example in analysis.worst_first if example.task == name]
+        for example in _telling(mine):
+            yield from _example(example, task)
+    yield from ("</details>", "")
+
+
+def _telling(worst_first: list[Example]) -> Iterable[Example]:
+    """The worst regression, then gains from the greatest down."""
+    worst = [example for example in worst_first[:1] if example.change == "worse"]
+    gains = (example for example in reversed(worst_first) if example.change == "better")
+    yield from (*worst, *islice(gains, EXAMPLES_PER_TASK - len(worst)))
+
+
+def _example(example: Example, task: TaskResult) -> Iterable[str]:
+    scores = f"{score(example.base_score, task.unit)} → {score(example.tuned_score, task.unit)}"
+    yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {scores}"
+    texts = {"prompt": example.prompt, "reference": example.reference, "base": example.base, "tuned": example.tuned}
+    yield from (f"- {name}: {_code(text)}" for name, text in texts.items())
+    yield ""
+
+
+def _run(analysis: Analysis) -> Iterable[str]:
+    manifest, training = analysis.manifest, analysis.training
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield (
+        f"{_code(manifest.base_model)} tuned for {count(training.steps, 'step')} on {count(training.rows, 'row')} "
+        f"({training.supervised_tokens:,} supervised tokens) in {duration(training.seconds)}, "
+        f"seed {manifest.seed}. {_escape(versions)}. Repeat it with"
+    )
+    yield from ("", f"    {one_line(manifest.command, 2000)}")
+
+
+def _escape(text: str) -> str:
+    """No character of the text acts as Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(text, 500))
+
+
+def _code(text: str) -> str:
+    """A code span on one line, fenced with more backticks than the text has in a row."""
+    line = one_line(text, TEXT_WIDTH) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"

@@ -1,0 +1,124 @@
+"""The two figures as SVG for the page: text stays text, colours are the page's, no date inside."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.report.wording import one_line, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pipelines.report.analysis import TaskResult
+    from pipelines.report.run_files import Training
+
+# Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
+# serves light, dark and print.
+INK, MUTED, LINE, BASE, TUNED = "#010101", "#010102", "#010103", "#010104", "#010105"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", BASE: "--base", TUNED: "--tuned"}
+
+WIDTH = 5.8
+"""Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
+
+
+def dot_plot(tasks: Sequence[TaskResult]) -> str:
+    """Base → tuned per task, with the 95 % interval of the change drawn from base; "" where none has a 0…100 score."""
+    shown = [task for task in tasks if task.unit != "nats/token"]
+    if not shown:
+        return ""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for y, task in enumerate(shown):
+            low, high = (task.base + bound for bound in task.ci95)
+            axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
+            axes.plot([task.base, task.tuned], [y, y], color=MUTED, lw=1.2)
+            axes.plot([task.base], [y], "o", color=BASE, ms=9)
+            axes.plot([task.tuned], [y], "o", color=TUNED, ms=9)
+            axes.text(0, y - 0.3, one_line(task.name, 40), color=INK, weight="bold")
+            axes.text(100, y - 0.3, signed(task.delta, task.unit), color=INK, ha="right")
+        axes.set(xlim=(-2, 102), ylim=(len(shown) - 0.5, -0.65), xticks=range(0, 101, 20))
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=LINE, lw=0.8)
+        figure.subplots_adjust(left=0.02, right=0.98)
+
+    return _svg("dots", 0.75 + 0.62 * len(shown), draw)
+
+
+def loss_curve(training: Training) -> str:
+    """Loss over the steps, in training and validation, the chosen step marked; "" where nothing was recorded."""
+    if not training.train_loss and not training.validation_loss:
+        return ""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        steps, losses = _means([(point.step, point.loss) for point in training.train_loss], most=120)
+        axes.plot(steps, losses, color=BASE, lw=1.6, label="training")
+        validation = training.validation_loss
+        axes.plot(
+            [point.step for point in validation],
+            [point.loss for point in validation],
+            "o-",
+            color=TUNED,
+            lw=1.6,
+            ms=5,
+            label="validation",
+        )
+        chosen = [point for point in validation if point.step == training.best_step]
+        if chosen:
+            axes.axvline(chosen[0].step, color=MUTED, lw=1, ls=(0, (3, 3)), zorder=0)
+            axes.plot(chosen[0].step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6, label="chosen")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step", color=MUTED)
+        axes.set_ylabel("loss (nats per token)", color=MUTED)
+        axes.grid(axis="y", color=LINE, lw=0.8)
+        axes.legend(frameon=False, labelcolor=INK, loc="upper right")
+        figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.17)
+
+    return _svg("loss", 3.3, draw)
+
+
+def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:
+    """At most `most` points, each the mean of equally many neighbours: batches are noisy, runs are long."""
+    size = -(-len(points) // most) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    steps = [sum(step for step, _ in group) / len(group) for group in groups]
+    return steps, [sum(loss for _, loss in group) / len(group) for group in groups]
+
+
+def _svg(name: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "font.size": 10.5,
+        "xtick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.color": LINE,
+        "ytick.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    buffer = io.StringIO()
+    with rc_context(style), warnings.catch_warnings():
+        # Task names in any script: the page's fonts draw them, matplotlib need not know the glyphs.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(WIDTH, height))
+        draw(figure, figure.add_subplot())
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Two figures share one page: their ids must differ.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg

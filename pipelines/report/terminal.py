@@ -1,0 +1,55 @@
+"""The verdict and the table of tasks in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.report.findings import headline
+from pipelines.report.wording import count, interval, number, one_line, p_value, signed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.report.analysis import Analysis
+
+STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
+
+
+def print_summary(analysis: Analysis, console: Console) -> None:
+    """Print the headline, one row per task, and what to keep in mind. Names and answers are never markup."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("task")
+    table.add_column("metric")
+    for heading in ("rows", "base", "tuned", "change", "95 % interval", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for task in analysis.tasks.values():
+        table.add_row(
+            Text(one_line(task.name, 40), style="bold"),
+            Text(one_line(task.title, 40)),
+            f"{task.n:,}",
+            number(task.base, task.unit),
+            number(task.tuned, task.unit),
+            signed(task.delta, task.unit),
+            interval(task.ci95, task.unit),
+            p_value(task.p_holm),
+            Text(task.verdict, style=STYLES[task.verdict]),
+        )
+    console.print()
+    console.print(Text(one_line(headline(analysis), 500), style="bold"))
+    console.print()
+    console.print(table)
+    for task in analysis.tasks.values():
+        needed = task.rows_needed
+        if task.verdict == "cannot tell" and needed and needed > task.n:
+            flags = [f"About {count(needed, 'row')} would tell this difference from chance.", *task.flags]
+        else:
+            flags = task.flags
+        for flag in flags:
+            note = Text.assemble(("! ", "yellow"), (f"{one_line(task.name, 40)}: ", "bold"), one_line(flag, 500))
+            console.print(Padding(note, (0, 0, 0, 0)))
+    console.print()

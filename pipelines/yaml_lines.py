@@ -1,0 +1,341 @@
+"""Reads YAML and remembers the line of every key, so that any later finding can name its place.
+
+Only plain data is built, never a Python object. Stricter than PyYAML: a key may stand once only, keys are text,
+aliases cannot blow up. Kinder: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), `2024-01-01` and `12:30` are text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import ConfigError, Problem
+
+KeyPath = tuple[str | int, ...]
+
+MAX_BYTES = 1_000_000
+"""No config is longer; whoever hands over a data file is told so at once."""
+MAX_NODES = 20_000
+"""Aliases multiply: nine lines of `[*a, *a, …]` make a billion values."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key stands. `text` is a scalar as it was written, `None` for lists and sections."""
+
+    file: str
+    line: int | None = None
+    text: str | None = None
+
+
+@dataclass
+class Document:
+    """The values of a YAML file with the place of each, and what is wrong with its form."""
+
+    value: Any = None
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, *path: str | int) -> Place | None:
+        """Where `path` stands, or its nearest parent that does."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return None
+
+    def problem(self, message: str, *path: str | int) -> Problem:
+        place = self.place(*path)
+        return Problem(message, place.file, place.line) if place else Problem(message)
+
+    def found(self, value: Any, *path: str | int) -> str:
+        """What stands there, in words: `the text 'fast'`, `yes, which YAML reads as true`."""
+        written = getattr(self.places.get(path), "text", None)
+        match value:
+            case None:
+                return "null" if written else "nothing"
+            case bool():
+                plain = "true" if value else "false"
+                return plain if written in (None, plain) else f"{written}, which YAML reads as {plain}"
+            case str():
+                return f"the text {shorten(value)!r}"
+            case list():
+                return "a list"
+            case Mapping():
+                return f"a section with the keys {shorten(', '.join(map(str, value)))}" if value else "an empty section"
+            case _:
+                return shorten(written or str(value))
+
+    def override(self, text: str) -> None:
+        """Set one key from `key.path=value`; the value is YAML. It is then reported as standing in the override."""
+        label = f"override {shorten(text)}"
+        name, equals, value = text.partition("=")
+        path = tuple(name.split("."))
+        if not equals or not all(path):
+            self.problems.append(Problem("write key.path=value, as in trainer.epochs=1", label))
+            return
+        try:
+            new = parse(value, label, numbered=False)
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return
+        section = self.value
+        for depth, key in enumerate(path[:-1], start=1):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                found = self.found(section, *path[:depth])
+                self.problems.append(Problem(f"{dotted(path[:depth])} is {found}, not a section", label))
+                return
+        section[path[-1]] = new.value
+        self.problems.extend(new.problems)
+        self.places = {at: place for at, place in self.places.items() if at[: len(path)] != path}
+        self.places |= {path + at: place for at, place in new.places.items()}
+
+
+def read(path: Path) -> Document:
+    """Read a YAML file that holds one section. Raises ConfigError where nothing can be made of it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be read: {(error.strerror or str(error)).lower()}", str(path))) from None
+    except ValueError as error:  # a NUL in the name
+        raise ConfigError(Problem(f"cannot be read: {error}", repr(str(path)))) from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(Problem("is longer than 1 MB; a config is a page of YAML", str(path)))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(Problem("is not UTF-8 here; save the file as UTF-8", str(path), line)) from None
+    document = parse(text, str(path))
+    if not isinstance(document.value, dict):
+        found = document.found(document.value)
+        raise ConfigError(Problem(f"expected sections such as `pipeline:`, found {found}", str(path), 1))
+    return document
+
+
+def parse(text: str, file: str, *, numbered: bool = True) -> Document:
+    """Build a Document from YAML text. `numbered` False: no line numbers (an override has one line)."""
+    loader: Any = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        builder = _Builder(file, numbered)
+        value = builder.build(node, (), 1) if node is not None else None
+    except yaml.YAMLError as error:
+        line = _line(error, text)
+        raise ConfigError(Problem(_explain(error), file, line if numbered else None)) from None
+    except RecursionError:
+        raise ConfigError(Problem("is nested too deeply", file)) from None
+    except ValueError as error:  # an escape such as "\UFFFFFFFF"
+        raise ConfigError(Problem(f"is not valid YAML: {error}", file)) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return Document(value, builder.places, builder.problems)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's scanner and parser with the numbers of YAML 1.2."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_TAG + "int", _TAG + "float", _TAG + "timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _TAG + "float",
+    re.compile(
+        r"""[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+              |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+              |[0-9][0-9_]*[eE][-+]?[0-9]+
+              |\.(?:inf|Inf|INF|nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+.0123456789"),
+)
+
+
+class _Builder:
+    """Turns PyYAML's nodes into values, noting the place of each."""
+
+    def __init__(self, file: str, numbered: bool) -> None:
+        self.file = file
+        self.numbered = numbered
+        self.places: dict[KeyPath, Place] = {}
+        self.problems: list[Problem] = []
+        self.nodes = 0
+        self.open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: KeyPath, line: int) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or id(node) in self.open:
+            why = "an alias holds itself" if id(node) in self.open else f"it makes more than {MAX_NODES} values"
+            raise ConfigError(self.problem(f"is refused: {why}", line))
+        scalar = isinstance(node, yaml.ScalarNode)
+        self.places[path] = Place(self.file, line if self.numbered else None, node.value if scalar else None)
+        if scalar:
+            return self.scalar(node, path, line)
+        self.open.add(id(node))
+        value: Any
+        if isinstance(node, yaml.SequenceNode):
+            value = [
+                self.build(item, (*path, position), item.start_mark.line + 1)
+                for position, item in enumerate(node.value)
+            ]
+        else:
+            value = {key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()}
+        if node.tag not in {_TAG + "seq", _TAG + "map"}:
+            self.problems.append(self.problem(f"{dotted(path)}: the tag {node.tag} is not allowed", line))
+        self.open.discard(id(node))
+        return value
+
+    def items(self, node: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, int]]:
+        """Each key with its value's node and line; what `<<` brings in gives way to the section's own keys."""
+        own: dict[str, tuple[yaml.Node, int]] = {}
+        merged: dict[str, tuple[yaml.Node, int]] = {}
+        for key_node, item in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == _TAG + "merge":
+                sources = item.value if isinstance(item, yaml.SequenceNode) else [item]
+                for source in sources:
+                    if not isinstance(source, yaml.MappingNode) or source is node:
+                        self.problems.append(self.problem("<< takes an alias of another section", line))
+                        continue
+                    merged = self.items(source, path) | merged
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(self.problem("a key must be text, not a list or a section", line))
+                continue
+            key = key_node.value
+            if key_node.tag != _TAG + "str":
+                kind = key_node.tag.removeprefix(_TAG)
+                message = f'the key {key} is read as {kind}, not as text: put it in quotes, "{key}":'
+                self.problems.append(self.problem(message, line))
+            if key in own:
+                message = f"{dotted((*path, key))} stands twice, here and in line {own[key][1]}; keep one"
+                self.problems.append(self.problem(message, line))
+            else:
+                own[key] = (item, line)
+        return merged | own
+
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath, line: int) -> Any:
+        text = str(node.value)
+        try:
+            match node.tag.removeprefix(_TAG):
+                case "str":
+                    text.encode()
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return yaml.SafeLoader.bool_values[text.lower()]
+                case "int":
+                    return int(text.replace("_", ""))
+                case "float":
+                    number = float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+                    if not math.isfinite(number):
+                        raise ValueError
+                    return number
+                case _:
+                    message = f"the tag {node.tag} is not allowed"
+        except UnicodeEncodeError:
+            message = "half a character (an unpaired surrogate) stands in this text"
+        except (ValueError, KeyError):
+            message = f"{shorten(text)} is not a number that can be used"
+        self.problems.append(self.problem(f"{dotted(path)}: {message}", line))
+        return text.encode(errors="replace").decode()
+
+    def problem(self, message: str, line: int) -> Problem:
+        return Problem(message, self.file, line if self.numbered else None)
+
+
+def _line(error: yaml.YAMLError, text: str) -> int | None:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        return int(mark.line) + 1
+    position = getattr(error, "position", None)
+    return None if position is None else text.count("\n", 0, position) + 1
+
+
+# What PyYAML says, and what usually is the matter.
+_HINTS = {
+    "'\\t'": "indent with spaces, not with a tab",
+    "mapping values are not allowed": 'put a text that holds ": " in quotes, or check the indentation',
+    "expected <block end>": "check the indentation, and put a text that starts with {, [ or a quote wholly in quotes",
+    "could not find expected ':'": "a key is followed by a colon and a space",
+    "that cannot start any token": "put the text in quotes",
+    "special characters": "a control character stands here",
+    "undefined alias": "put a text that starts with * in quotes",
+    "expected a single document": "a second `---` starts another document; keep one",
+    "while scanning a quoted": "a quote is not closed",
+}
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    parts = [getattr(error, part, None) for part in ("context", "problem", "reason")]
+    said = ", ".join(" ".join(part.split()) for part in parts if part) or " ".join(str(error).split())
+    hint = next((hint for sign, hint in _HINTS.items() if sign in said), None)
+    return f"is not valid YAML: {said}" + (f"; {hint}" if hint else "")
+
+
+# --- wording -----------------------------------------------------------------------------------------
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """`trainer.optimizer.betas[0]`; what cannot be printed is written as an escape."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part)}" for part in path)
+    return text.removeprefix(".") or "the file"
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """One printable line of at most `width` characters."""
+    if not text.isprintable():
+        text = repr(text)[1:-1]
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to `word`, if any is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1)
+    return by_lower[near[0]] if near else None
+
+
+def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -> str:
+    """The sentence on a key that `path`'s section does not know; `homes` tells where a key of that name belongs."""
+    name = str(path[-1])
+    known = list(known)
+    if near := did_you_mean(name, known):
+        advice = f"did you mean {near}?"
+    elif name in homes:
+        advice = f"it belongs in {homes[name]}"
+    else:
+        advice = f"known here: {', '.join(known)}" if known else "nothing belongs here"
+    return f"{dotted(path)}: unknown key; {advice}"
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """By line; overrides, which have none, last. The same finding is kept once."""
+
+    def key(problem: Problem) -> tuple[bool, int]:
+        return problem.line is None, problem.line or 0
+
+    return list(_unique(sorted(problems, key=key)))
+
+
+def _unique(problems: Iterable[Problem]) -> Iterator[Problem]:
+    seen: set[Problem] = set()
+    for problem in problems:
+        if problem not in seen:
+            seen.add(problem)
+            yield problem
