@@ -1,8 +1,8 @@
 """Run a model's code against its tests where it can do no harm.
 
-The code runs in Monty (`pydantic_monty`), a Python interpreter written in Rust that knows no files, network or
-processes, in a process of its own that lives for one call. Time and memory are bounded inside the interpreter
-and once more from outside: a worker that overruns is killed. This process only *compiles* the code.
+The code runs in Monty (`pydantic_monty`), a Python interpreter written in Rust that knows no files, network
+or processes, in a process of its own that lives for one call. Time and memory are bounded inside the
+interpreter, and a worker that overruns nevertheless is killed. This process only *compiles* the code.
 
 Monty knows a part of Python (no `yield`, no inheritance, no `heapq`). Code that CPython would run and Monty
 cannot is reported as unsupported, which says nothing about the model; all other failures are the code's own.
@@ -16,9 +16,10 @@ import importlib
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,27 +27,35 @@ if TYPE_CHECKING:
     from pydantic_monty import MontyError, MontySession
 
 MAX_CHARS = 20_000
-"""Longest code, and longest tests in sum, that are looked at. Keeps the parser's own time below a second."""
+"""Longest code, and longest tests in sum, that are looked at: the parser's own time stays below a second."""
 MAX_MESSAGE = 300
 
-_GRACE = 0.25  # seconds after the time limit until the worker is killed: one huge multiplication never looks up
-_LANGUAGE_GAP = "The monty syntax parser does not yet support "
-_OTHER_GAPS = ("not yet support", "Internal error in monty", "'typing._SpecialForm' object is not subscriptable")
-_MODULES = frozenset(
-    "asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools "
-    "json math os pathlib posixpath random re sys time tomllib typing unicodedata".split()
+# Seconds after the time limit until the worker is killed; one huge multiplication does not look at the clock.
+_GRACE = 0.25
+
+# What Monty lacks and CPython has.
+_SYNTAX_GAP = "The monty syntax parser does not yet support "
+_OTHER_GAPS = re.compile(
+    r"not yet support|Internal error in monty|'typing\._SpecialForm' object is not subscriptable"
 )
-"""The modules that Monty has. Only these are ever imported here, to see whether CPython's have more in them."""
-_KEYBOARD = frozenset({"input", "exit", "quit", "help", "breakpoint"})
-"""Builtins that Monty leaves out and that no tested function should need: using them is a failure."""
+_METHODS_IGNORED = {"__len__", "__bool__", "__lt__", "__le__", "__gt__", "__ge__", "__ne__", "__getattr__"}
+# The modules that Monty has; only these are imported here, to see whether CPython's have more in them.
+_MODULES = frozenset(
+    """
+    asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools
+    json math os pathlib posixpath random re sys time tomllib typing unicodedata
+""".split()
+)
+# Builtins that wait for a person or end the program: without them in the sandbox, using them is a failure.
+_INTERACTIVE = {"input", "exit", "quit", "help", "breakpoint"}
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_CODE_START = re.compile(r"^(?:def|async def|class|import|from)\s|^@", re.MULTILINE)
+_CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the tests gave. `unsupported`: the sandbox lacks a feature, and no test that could be run failed."""
+    """What the tests gave. `unsupported`: the sandbox lacks a feature, and no test that it could run failed."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -56,74 +65,66 @@ class TestResult:
     unsupported: bool
 
 
-def run_tests(
-    code: str, tests: Sequence[str], *, seconds: float = 2.0, memory_mb: int = 64
-) -> TestResult:
-    """Run `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, one after the other.
+def run_tests(code: str, tests: Sequence[str], *, seconds: float = 2.0, memory_mb: int = 64) -> TestResult:
+    """Run `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, in order.
 
-    `seconds` bound the code and each test alone, and the first one to overrun is the last one run, so a call
-    takes about `2 * seconds` at worst when the tests that pass are quick. `memory_mb` bounds the sandbox's heap
-    (its process reaches about twice that). The sandbox's output is dropped. `message` tells the first test that
-    did not pass and what it gave, in at most 300 characters; "" when all pass. Nothing that the code does is
-    raised from here.
+    `seconds` bound the code, and each test alone; whatever overruns is the last that is run, so one call wastes
+    that time once. `memory_mb` bounds the heap (the worker process reaches about twice that). What the code
+    prints is dropped. `message` names the first test that did not pass and what it gave, or the feature that the
+    sandbox lacks, in at most 300 characters; "" when all pass. Nothing that the code does is raised from here.
     """
     total = len(tests)
-
-    def stopped(message: str, *, unsupported: bool = False) -> TestResult:
-        return TestResult(0, total, _shorten(message), unsupported)
-
     if not tests:
-        return stopped("there are no tests")
+        return TestResult(0, 0, "there are no tests", unsupported=False)
     if max(len(code), sum(map(len, tests))) > MAX_CHARS:
-        return stopped(f"code or tests are longer than {MAX_CHARS} characters")
-    if error := _syntax_error(code):
-        return stopped(error)
+        return TestResult(
+            0, total, f"code or tests are longer than {MAX_CHARS} characters", unsupported=False
+        )
 
     passed, failure, gap = 0, "", ""
     with _session(seconds, memory_mb) as session:
-        outcome = _feed(session, code, code)
-        if outcome.gap or outcome.failure:
-            return stopped(outcome.gap or outcome.failure, unsupported=bool(outcome.gap))
+        loaded = _feed(session, code)
+        if not loaded.passed:
+            return TestResult(0, total, _shorten(loaded.failure or loaded.gap), unsupported=bool(loaded.gap))
         for test in tests:
-            outcome = _run_test(session, code, test)
-            passed += not (outcome.gap or outcome.failure)
+            outcome = _feed(session, test, before=code)
+            passed += outcome.passed
             gap = gap or outcome.gap
-            failure = failure or outcome.failure
+            if outcome.failure:
+                failure = failure or f"{' '.join(test.split())[: MAX_MESSAGE // 2]}: {outcome.failure}"
             if outcome.lost:
                 break
     return TestResult(passed, total, _shorten(failure or gap), unsupported=bool(gap and not failure))
 
 
 def extract_code(completion: str) -> str:
-    """The Python in a completion: its first fenced block, else from the first line that begins a definition or an
-    import to the end of what parses, else the text as it is."""
+    """The Python in a completion: its first fenced block; else from the first line that begins a definition or
+    an import to the end of what parses; else the text as it is."""
     starts = [match.start() for match in _CODE_START.finditer(completion)]
     fence = _FENCE.search(completion)
-    # A lone fence below code closes a block that the prompt opened.
-    if fence and (fence["end"] or not starts or starts[0] > fence.start()):
-        return _dedent(fence["block"])
-    if len(completion) > MAX_CHARS or _parse(completion) is not None:
+    # A single fence below code closes a block that the prompt had opened.
+    if fence and (fence["end"] or not starts or fence.start() < starts[0]):
+        return textwrap.dedent(fence["block"]).strip("\n")
+    if len(completion) > MAX_CHARS or isinstance(_parse(completion), ast.Module):
         return completion
     for start in starts:
-        if code := _longest_that_parses(completion[start:].splitlines()):
+        if code := _longest_that_parses(completion[start:]):
             return code
     return completion[starts[0] :] if starts else completion
 
 
 def split_tests(text: str) -> list[str]:
-    """Cut a text of tests into one string per `assert`, each with the statements that prepare it. Text that does
-    not parse comes back line by line."""
-    tree = _parse(text)
-    if tree is None:
-        return [line for line in text.splitlines() if line.strip()]
+    """Cut a text of tests into one string per top-level `assert`, each with the statements that prepare it.
+    Text that does not parse comes back line by line."""
+    tree, lines = _parse(text), text.splitlines()
+    if not isinstance(tree, ast.Module):
+        return [line for line in lines if line.strip()]
     tests, begin = [], 0
-    lines = text.splitlines()
-    for number, node in enumerate(tree.body, start=1):
-        if isinstance(node, ast.Assert) or number == len(tree.body):
-            end = node.end_lineno or node.lineno
-            if block := "\n".join(lines[begin:end]).strip("\n"):  # "": a second assert on the same line
-                tests.append(block)
-            begin = max(begin, end)
+    for node in tree.body:
+        end = node.end_lineno or node.lineno
+        if (isinstance(node, ast.Assert) or node is tree.body[-1]) and end > begin:
+            tests.append("\n".join(lines[begin:end]).strip("\n"))
+            begin = end
     return tests
 
 
@@ -131,30 +132,35 @@ def split_tests(text: str) -> list[str]:
 class _Outcome:
     failure: str = ""
     gap: str = ""
-    lost: bool = False  # the session is gone, or cannot be trusted any more
+    lost: bool = False
+    """The worker is gone, or was stopped in the middle of something and cannot be trusted any more."""
+
+    @property
+    def passed(self) -> bool:
+        return not (self.failure or self.gap)
 
 
 @contextmanager
 def _session(seconds: float, memory_mb: int) -> Iterator[MontySession]:
-    """A fresh Monty process (about 2 ms) with nothing in it."""
+    """A new Monty process (about 2 ms) with nothing in it."""
     from pydantic_monty import Monty
 
-    pool = Monty(min_processes=1, max_processes=1, feed_duration_limit_grace=_GRACE)
-    with _stderr_to_nowhere():
-        pool.__enter__()
-    try:
-        with pool.checkout(
-            limits={"max_feed_duration_secs": seconds, "max_memory": memory_mb * 2**20},
-            os_policy={"sleep": "zero", "random_start": {"seed": 0}},
-        ) as session:
-            yield session
-    finally:
-        pool.__exit__(None, None, None)
+    with ExitStack() as stack:
+        with _stderr_to_nowhere():
+            pool = stack.enter_context(
+                Monty(min_processes=1, max_processes=1, feed_duration_limit_grace=_GRACE)
+            )
+        yield stack.enter_context(
+            pool.checkout(
+                limits={"max_feed_duration_secs": seconds, "max_memory": memory_mb * 2**20},
+                os_policy={"sleep": "zero", "random_start": {"seed": 0}},
+            )
+        )
 
 
 @contextmanager
 def _stderr_to_nowhere() -> Iterator[None]:
-    """A Monty process inherits our stderr and writes a line there when it runs out of memory: give it another."""
+    """A Monty process started in here does not write "allocation exceeds the memory limit" to our terminal."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
@@ -165,101 +171,92 @@ def _stderr_to_nowhere() -> Iterator[None]:
         os.close(kept)
 
 
-def _run_test(session: MontySession, code: str, test: str) -> _Outcome:
-    name = " ".join(test.split())[: MAX_MESSAGE // 2]
-    if error := _syntax_error(test):
-        return _Outcome(failure=f"{name}: {error}")
-    outcome = _feed(session, test, code + "\n" + test)
-    if not outcome.failure:
-        return outcome
-    return _Outcome(failure=f"{name}: {outcome.failure}", lost=outcome.lost)
-
-
-def _feed(session: MontySession, source: str, whole: str) -> _Outcome:
-    """Run `source`, which compiles; `whole` is all the source that the session has seen."""
+def _feed(session: MontySession, source: str, *, before: str = "") -> _Outcome:
+    """Run `source` in a session that has run `before`."""
     from pydantic_monty import MontyError
 
+    if error := _syntax_error(source):
+        return _Outcome(failure=error)
     try:
-        # `None` as the last value: a big one would travel to this process.
+        # The last value would travel to this process, however big: make it None.
         session.feed_run(source + "\nNone", print_callback=lambda stream, text: None)
-    except MontyError as error:
-        return _explain(error, whole)
+    except MontyError as error_raised:
+        return _explain(error_raised, before + "\n" + source)
     return _Outcome()
 
 
 def _explain(error: MontyError, source: str) -> _Outcome:
     from pydantic_monty import MontyCrashedError, MontyRuntimeError
 
-    if isinstance(error, MontyCrashedError):
-        return _Outcome(failure="took too long" if error.timed_out else "crashed the sandbox", lost=True)
     raised = error.exception()
-    if isinstance(raised, TimeoutError):
+    if isinstance(raised, TimeoutError) or (isinstance(error, MontyCrashedError) and error.timed_out):
         return _Outcome(failure="took too long", lost=True)
     if isinstance(raised, MemoryError):
         return _Outcome(failure="used too much memory", lost=True)
+    if isinstance(error, MontyCrashedError):
+        return _Outcome(failure="crashed the sandbox", lost=True)
     if gap := _gap(raised, source):
         return _Outcome(gap=gap)
-    lines = str(raised).splitlines()
-    last = lines[-1] if lines else ""
-    if isinstance(error, MontyRuntimeError) and isinstance(raised, AssertionError) and len(error.traceback()) == 1:
-        # Monty writes the values into the message: "assert 5 == 4".
-        left, equals, _ = last.removeprefix("assert ").rpartition(" == ")
-        return _Outcome(failure=f"got {left}" if equals else last or "not true")
-    return _Outcome(failure=f"{type(raised).__name__}: {last}" if last else type(raised).__name__)
+    text = (str(raised).splitlines() or [""])[-1]
+    if (
+        isinstance(raised, AssertionError)
+        and isinstance(error, MontyRuntimeError)
+        and len(error.traceback()) == 1
+    ):
+        # The test's own assert. Monty puts the values into the message: "assert 5 == 4".
+        got, equals, _ = text.removeprefix("assert ").rpartition(" == ")
+        return _Outcome(failure=f"got {got}" if equals else text or "not true")
+    return _Outcome(failure=f"{type(raised).__name__}: {text}".removesuffix(": "))
 
 
 def _gap(raised: BaseException, source: str) -> str:
-    """What Monty lacks and CPython has, if that is why `source`, which CPython compiles, failed; else ""."""
+    """What Monty lacks, if that is why it stopped at `source`, which CPython compiles; else ""."""
     text = str(raised)
     if isinstance(raised, SyntaxError):
-        return f"syntax ({text.splitlines()[0]})" if text else "syntax"
-    if text.startswith(_LANGUAGE_GAP):
-        return text.removeprefix(_LANGUAGE_GAP)
-    if any(words in text for words in _OTHER_GAPS):
-        return text
+        return f"syntax: {text}"
+    if text and text in source:
+        return ""  # the code's own words
+    if _OTHER_GAPS.search(text):
+        return text.removeprefix(_SYNTAX_GAP)
     if match := re.match(r"name '(\w+)' is not defined", text):
-        return match[1] if hasattr(builtins, match[1]) and match[1] not in _KEYBOARD else ""
+        return match[1] if hasattr(builtins, match[1]) and match[1] not in _INTERACTIVE else ""
     if match := re.match(r"No module named '(\w+)", text):
         return f"import {match[1]}" if match[1] in sys.stdlib_module_names else ""
-    if match := re.match(r"cannot import name '(?P<name>\w+)' from '(?P<owner>\w+)'", text):
-        return _missing(match["owner"], match["name"])
-    if match := re.match(r"(?:type object |module )?'(?P<owner>\w+)'.* has no attribute '(?P<name>\w+)'", text):
-        return _missing(match["owner"], match["name"])
-    if text == "'list' object is not an iterator" and "GeneratorExp" in _node_kinds(source):
+    if match := re.match(r"cannot import name '(\w+)' from '(\w+)'", text):
+        return _missing(match[2], match[1])
+    if match := re.match(r"(?:type object |module )?'(\w+)'(?: object)? has no attribute '(\w+)'", text):
+        if missing := _missing(match[1], match[2]):
+            return missing
+    nodes = list(ast.walk(tree)) if isinstance(tree := _parse(source), ast.Module) else []
+    if text == "'list' object is not an iterator" and any(
+        isinstance(node, ast.GeneratorExp) for node in nodes
+    ):
         return "next() of a generator expression"
-    return ""
+    methods = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} & _METHODS_IGNORED
+    return f"the special method {min(methods)}" if methods else ""
 
 
 def _missing(owner: str, name: str) -> str:
-    """`owner.name` if CPython has it, with `owner` a module that Monty has too or a builtin type; else ""."""
+    """`owner.name` if CPython has it, `owner` being a module that Monty has too or a builtin type; else ""."""
     place = importlib.import_module(owner) if owner in _MODULES else getattr(builtins, owner, None)
     return f"{owner}.{name}" if place is not None and hasattr(place, name) else ""
 
 
-def _node_kinds(source: str) -> set[str]:
-    tree = _parse(source)
-    return {type(node).__name__ for node in ast.walk(tree)} if tree else set()
-
-
 def _syntax_error(source: str) -> str:
-    """What CPython's compiler says against `source`; "" if nothing. Nothing is run."""
+    """What CPython's compiler says against `source`, "" if nothing. It is not run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(source, "<completion>", "exec", dont_inherit=True)
     except SyntaxError as error:
         return f"SyntaxError: {error.msg} (line {error.lineno})"
-    except (ValueError, RecursionError, MemoryError) as error:  # surrogates, zero bytes, nesting beyond all measure
+    except (ValueError, RecursionError, MemoryError) as error:  # half a surrogate pair; endless nesting
         return f"SyntaxError: {error}"
     return ""
 
 
-def _parse(source: str) -> ast.Module | None:
-    return tree if isinstance(tree := _parse_or_line(source), ast.Module) else None
-
-
-def _parse_or_line(source: str) -> ast.Module | int:
-    """The syntax tree, or the line at which the parser gave up."""
+def _parse(source: str) -> ast.Module | int:
+    """The syntax tree, or the number of the line where the parser gave up."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -270,21 +267,16 @@ def _parse_or_line(source: str) -> ast.Module | int:
         return 1
 
 
-def _longest_that_parses(lines: Sequence[str]) -> str:
+def _longest_that_parses(text: str) -> str:
+    """The most lines from the first on that are Python, "" if not even the first is."""
+    lines = text.splitlines()
     end = len(lines)
     while end > 0:
-        code = "\n".join(lines[:end])
-        found = _parse_or_line(code)
-        if isinstance(found, ast.Module):
-            return code.rstrip() if found.body else ""
-        end = min(end - 1, found)  # nothing after the line of the error can mend it
-    return ""
-
-
-def _dedent(block: str) -> str:
-    import textwrap
-
-    return textwrap.dedent(block).strip("\n")
+        parsed = _parse("\n".join(lines[:end]))
+        if isinstance(parsed, ast.Module):
+            break
+        end = min(end - 1, parsed)  # no line below the error can mend it
+    return "\n".join(lines[:end]).rstrip()
 
 
 def _shorten(message: str) -> str:

@@ -6,10 +6,9 @@ aliases cannot blow up. Kinder: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), `2
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import ConfigError, Problem
-
-KeyPath = tuple[str | int, ...]
+from pipelines.yaml_wording import KeyPath, dotted, shorten, value_words
 
 MAX_BYTES = 1_000_000
 """No config is longer; whoever hands over a data file is told so at once."""
@@ -56,21 +54,11 @@ class Document:
 
     def found(self, value: Any, *path: str | int) -> str:
         """What stands there, in words: `the text 'fast'`, `yes, which YAML reads as true`."""
-        written = getattr(self.places.get(path), "text", None)
-        match value:
-            case None:
-                return "null" if written else "nothing"
-            case bool():
-                plain = "true" if value else "false"
-                return plain if written in (None, plain) else f"{written}, which YAML reads as {plain}"
-            case str():
-                return f"the text {shorten(value)!r}"
-            case list():
-                return "a list"
-            case Mapping():
-                return f"a section with the keys {shorten(', '.join(map(str, value)))}" if value else "an empty section"
-            case _:
-                return shorten(written or str(value))
+        return value_words(value, self.written(*path))
+
+    def written(self, *path: str | int) -> str | None:
+        """The scalar at `path` as it was typed, without its quotes; None for lists, sections and what is not there."""
+        return self.places[path].text if path in self.places else None
 
     def override(self, text: str) -> None:
         """Set one key from `key.path=value`; the value is YAML. It is then reported as standing in the override."""
@@ -177,10 +165,9 @@ class _Builder:
         self.open: set[int] = set()
 
     def build(self, node: yaml.Node, path: KeyPath, line: int) -> Any:
-        self.nodes += 1
-        if self.nodes > MAX_NODES or id(node) in self.open:
-            why = "an alias holds itself" if id(node) in self.open else f"it makes more than {MAX_NODES} values"
-            raise ConfigError(self.problem(f"is refused: {why}", line))
+        self.count(line)
+        if id(node) in self.open:
+            raise ConfigError(self.problem("an alias holds itself", line))
         scalar = isinstance(node, yaml.ScalarNode)
         self.places[path] = Place(self.file, line if self.numbered else None, node.value if scalar else None)
         if scalar:
@@ -205,6 +192,7 @@ class _Builder:
         merged: dict[str, tuple[yaml.Node, int]] = {}
         for key_node, item in node.value:
             line = key_node.start_mark.line + 1
+            self.count(line)
             if key_node.tag == _TAG + "merge":
                 sources = item.value if isinstance(item, yaml.SequenceNode) else [item]
                 for source in sources:
@@ -255,6 +243,11 @@ class _Builder:
         self.problems.append(self.problem(f"{dotted(path)}: {message}", line))
         return text.encode(errors="replace").decode()
 
+    def count(self, line: int) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise ConfigError(self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line))
+
     def problem(self, message: str, line: int) -> Problem:
         return Problem(message, self.file, line if self.numbered else None)
 
@@ -288,54 +281,6 @@ def _explain(error: yaml.YAMLError) -> str:
     return f"is not valid YAML: {said}" + (f"; {hint}" if hint else "")
 
 
-# --- wording -----------------------------------------------------------------------------------------
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """`trainer.optimizer.betas[0]`; what cannot be printed is written as an escape."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part)}" for part in path)
-    return text.removeprefix(".") or "the file"
-
-
-def shorten(text: str, width: int = 60) -> str:
-    """One printable line of at most `width` characters."""
-    if not text.isprintable():
-        text = repr(text)[1:-1]
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to `word`, if any is near."""
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1)
-    return by_lower[near[0]] if near else None
-
-
-def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -> str:
-    """The sentence on a key that `path`'s section does not know; `homes` tells where a key of that name belongs."""
-    name = str(path[-1])
-    known = list(known)
-    if near := did_you_mean(name, known):
-        advice = f"did you mean {near}?"
-    elif name in homes:
-        advice = f"it belongs in {homes[name]}"
-    else:
-        advice = f"known here: {', '.join(known)}" if known else "nothing belongs here"
-    return f"{dotted(path)}: unknown key; {advice}"
-
-
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """By line; overrides, which have none, last. The same finding is kept once."""
-
-    def key(problem: Problem) -> tuple[bool, int]:
-        return problem.line is None, problem.line or 0
-
-    return list(_unique(sorted(problems, key=key)))
-
-
-def _unique(problems: Iterable[Problem]) -> Iterator[Problem]:
-    seen: set[Problem] = set()
-    for problem in problems:
-        if problem not in seen:
-            seen.add(problem)
-            yield problem
+    return list(dict.fromkeys(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0))))

@@ -19,8 +19,14 @@ WEIGHTS, OPTIMIZER, RANDOM = "weights/", "optimizer/", "random/"
 class SafetensorsCheckpoint(Checkpoint):
     """Ludwig's checkpoint protocol on one file that is written aside and renamed.
 
-    Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model.
+    Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that
+    JSON can hold, is saved with them and put back in place.
     """
+
+    def __init__(self, *args: Any, history: dict[str, Any]) -> None:
+        super().__init__(*args)
+        self.history = history
+        self.pending: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
         tensors = {WEIGHTS + name: tensor for name, tensor in self._trainable().items()}
@@ -40,6 +46,7 @@ class SafetensorsCheckpoint(Checkpoint):
             "param_groups": optimizer["param_groups"],
             "optimizer_scalars": scalars,
             "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
         }
         aside = Path(save_path).with_suffix(".partial")
         save_file(
@@ -55,6 +62,7 @@ class SafetensorsCheckpoint(Checkpoint):
         with safe_open(save_path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
         tensors = load_file(save_path)
+        self.history.update(state["history"])
         self.global_step = state["global_step"]
         self.model.load_state_dict(_part(tensors, WEIGHTS), strict=False)
         optimizer_state: dict[int, dict[str, Any]] = {
@@ -66,8 +74,6 @@ class SafetensorsCheckpoint(Checkpoint):
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
         self.pending = {"scheduler": state["scheduler"], "random": _part(tensors, RANDOM)}
         return True
-
-    pending: dict[str, Any] | None = None
 
     def get_state_for_inference(self, save_path: str, device: torch.device | None = None) -> Mapping[str, Any]:
         return _part(load_file(save_path, device=str(device or "cpu")), WEIGHTS)

@@ -8,8 +8,7 @@ mean per task, a resumed run goes on where it was cut off, and Ctrl-C does not p
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.history: dict[str, Any] = {
-            "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0, "seconds": 0.0,
+            "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0,
         }  # fmt: skip
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
@@ -55,6 +54,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             loss += part.detach()
         self._optimizer_step(self.dist_model.parameters())
         self.distributed.zero_grad(self.optimizer)
+        self.history["train_loss"].append({"step": len(self.history["train_loss"]) + 1, "loss": float(loss)})
         self.history["rows"] += len(inputs)
         self.history["tokens"] += inputs.tokens
         self.history["supervised_tokens"] += supervised
@@ -95,7 +95,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     # --- checkpoints, resume, interrupt ---
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
-        self._checkpoint = SafetensorsCheckpoint(self.distributed, self.model, self.optimizer, self.scheduler)
+        self._checkpoint = SafetensorsCheckpoint(
+            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history
+        )
         return self._checkpoint
 
     def _train_loop(self, batcher: StepBatcher, progress_tracker: Any, save_path: str, *rest: Any) -> tuple[bool, bool]:
@@ -112,10 +114,6 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         batcher.skip(done)
         result: tuple[bool, bool] = super()._train_loop(batcher, progress_tracker, save_path, *rest)
         return result
-
-    def save_checkpoint(self, progress_tracker: Any, save_path: str, checkpoint_manager: Any) -> None:
-        # `history` travels with the progress file, which Ludwig writes as JSON.
-        super().save_checkpoint(progress_tracker, save_path, checkpoint_manager)
 
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
         """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""

@@ -1,0 +1,261 @@
+"""One YAML file is the job: `pipeline:` is ours, everything else is an ordinary Ludwig config.
+
+`load_job` reads, applies overrides, checks everything at once and raises one ConfigError with all it found, each
+with file and line. It imports neither Ludwig nor torch and looks at no data file.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from pipelines import ludwig_keys
+from pipelines.errors import ConfigError, Problem
+from pipelines.yaml_lines import Document, in_order, read
+from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, unknown_key, wrong_type
+
+METRICS = ("label", "rouge", "chrf", "unit_tests", "perplexity")
+
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataFiles(Section):
+    """A file for each split, where they are kept apart."""
+
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
+
+
+class Task(Section):
+    """One task: rows, and how a row becomes a prompt and its completion."""
+
+    data: (
+        Annotated[Text, Tag("one file")]
+        | Annotated[DataFiles, Tag("files")]
+        | Annotated[Any, Discriminator(lambda value: "files" if isinstance(value, dict) else "one file")]
+    )
+    prompt: Text
+    completion: Text
+    metric: str = "rouge"
+    weight: Positive = 1.0
+    system: str | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("prompt", "completion")
+    @classmethod
+    def _template(cls, template: str) -> str:
+        check_template(template)
+        return template
+
+    @field_validator("completion")
+    @classmethod
+    def _varies(cls, template: str) -> str:
+        if not any(name for _, name, _, _ in string.Formatter().parse(template)):
+            raise ValueError('it names no column, so all rows would have the same answer; write one, such as "{label}"')
+        return template
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, metric: str) -> str:
+        if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
+            near = did_you_mean(metric, METRICS)
+            advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            raise ValueError(f"unknown metric {metric!r}; {advice}")
+        return metric
+
+
+class Split(Section):
+    """Shares of the rows of a task whose rows carry no `split` column."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+
+
+class Report(Section):
+    """What the report shows beside the test rows. `prompts`: JSON Lines with a `prompt` and perhaps a `title` each."""
+
+    prompts: Text | None = None
+
+
+class Pipeline(Section):
+    """The `pipeline:` section."""
+
+    tasks: Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], Task], Field(min_length=1)]
+    mix: Literal["proportional", "equal", "temperature"] = "proportional"
+    temperature: Positive = 2.0
+    system: str | None = None
+    chat_template: bool | None = None
+    """None: the model's own where it has one."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    split: Split = Split()
+    report: Report = Report()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked config. `ludwig` is everything outside `pipeline:`, with alfine's defaults filled in."""
+
+    path: Path
+    pipeline: Pipeline
+    ludwig: dict[str, Any]
+    document: Document = field(default_factory=Document, repr=False, compare=False)
+
+    def line_of(self, *path: str | int) -> int | None:
+        """The line of `job.line_of("pipeline", "tasks", "sentiment", "prompt")`, or of its nearest parent."""
+        place = self.document.place(*path)
+        return place.line if place else None
+
+    def problem(self, message: str, *path: str | int) -> Problem:
+        """A finding about the key at `path`, with its file and line (or the override that set it)."""
+        return self.document.problem(message, *path)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole job with every default of `pipeline:` written out; plain data, and a config that loads again."""
+        pipeline = self.pipeline.model_dump(mode="json")
+        if self.pipeline.mix != "temperature":
+            del pipeline["temperature"]
+        return {"pipeline": pipeline, **deepcopy(self.ludwig)}
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read and check a config; each of `overrides` is `key.path=value`. Raises ConfigError with all problems."""
+    path = Path(path)
+    document = read(path)
+    for override in overrides:
+        document.override(override)
+    ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
+    problems = list(document.problems)
+    pipeline = None
+    try:
+        pipeline = Pipeline.model_validate(document.value.get("pipeline", {}))
+    except ValidationError as error:
+        problems += [_translate(details, document) for details in error.errors(include_url=False)]
+    else:
+        problems += _across(pipeline, document)
+    problems += ludwig_keys.check(ludwig, document, _homes())
+    if "base_model" not in ludwig:
+        message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
+        problems.append(document.problem(message))
+    if problems or pipeline is None:
+        raise ConfigError(in_order(problems))
+    return Job(path, pipeline, _with_defaults(ludwig), document)
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError unless every brace in `template` is a `{column}` or a literal `{{` or `}}`."""
+    advice = 'write "{column}" for a column, "{{" and "}}" for braces'
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        opened = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
+        what = f"{opened[1][:30]!r} is not closed" if opened else str(error).lower().removesuffix(" in format string")
+        raise ValueError(f"{what}; {advice}") from None
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not name.strip() or name != name.strip() or spec or conversion or re.search(r"[{}\n]", name):
+            written = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise ValueError(f"{written[:40]!r} is not a column; {advice}")
+
+
+def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:
+    # Ludwig's own would train nothing (trainer.type none) and sample the answers.
+    filled = {"model_type": "llm", **deepcopy(ludwig)}
+    filled["trainer"] = {"type": "finetune", **filled.get("trainer", {})}
+    filled["generation"] = {"do_sample": False, "max_new_tokens": 128, **filled.get("generation", {})}
+    return filled
+
+
+def _across(pipeline: Pipeline, document: Document) -> list[Problem]:
+    """Rules that take two keys."""
+    problems = []
+    if "temperature" in pipeline.model_fields_set and pipeline.mix != "temperature":
+        message = f"pipeline.temperature has no effect unless mix is temperature (it is {pipeline.mix})"
+        problems.append(document.problem(message, "pipeline", "temperature"))
+    if pipeline.split.validation + pipeline.split.test >= 1:
+        message = "pipeline.split: validation and test together leave no row to train on; make them smaller"
+        problems.append(document.problem(message, "pipeline", "split"))
+    return problems
+
+
+# --- pydantic's findings in sentences ----------------------------------------------------------------
+
+_EXAMPLES = {
+    "tasks": "tasks: {sentiment: {data: data/sentiment.jsonl, prompt: …, completion: …}}",
+    "data": "data: data/sentiment.jsonl",
+    "prompt": 'prompt: "Is this review positive or negative?\\n{review}"',
+    "completion": 'completion: "{label}"',
+    "train": "train: data/train.jsonl",
+}
+_EXPECTED = {
+    "string_type": "text", "float_type": "number", "int_type": "integer", "int_from_float": "integer",
+    "bool_type": "boolean", "dict_type": "mapping", "model_type": "mapping",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+}
+
+
+def _translate(details: ErrorDetails, document: Document) -> Problem:
+    tags = ("one file", "files", "[key]")
+    path: KeyPath = ("pipeline", *(part for part in details["loc"] if part not in tags))
+    name, value, context = dotted(path), details["input"], details.get("ctx", {})
+    kind = details["type"]
+    found = document.found(value, *path)
+    if kind == "missing":
+        message = f"{name} is missing, as in {_EXAMPLES[str(path[-1])]}"
+    elif kind == "extra_forbidden":
+        message = unknown_key(path, _section_at(path[1:]).model_fields, {**ludwig_keys.homes(), **_homes()})
+    elif kind in _EXPECTED:
+        message = wrong_type([_EXPECTED[kind]], value, path, document.written(*path))
+    elif kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        message = f"{name} must be {words} {context[bound]:g}, found {found}"
+    elif kind == "literal_error":
+        near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
+        choices = context["expected"].replace("'", "")
+        message = f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
+    elif kind == "string_pattern_mismatch":
+        message = f"{name}: the name of a task has letters, digits, _ and - only"
+    elif kind in ("string_too_short", "too_short"):
+        message = f"{name} is empty" + (f"; write {_EXAMPLES['tasks']}" if path[-1] == "tasks" else "")
+    else:
+        message = f"{name}: {context.get('error', details['msg'])}"
+    return document.problem(message, *path)
+
+
+def _section_at(path: KeyPath) -> type[Section]:
+    """The section that the last key of `path` (below `pipeline`) stands in."""
+    match path:
+        case ("tasks", _, "data", _):
+            return DataFiles
+        case ("tasks", _, _):
+            return Task
+        case ("split", _):
+            return Split
+        case ("report", _):
+            return Report
+        case _:
+            return Pipeline
+
+
+def _homes() -> dict[str, str]:
+    """Where the keys of `pipeline:` belong, for one that stands elsewhere."""
+    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(Pipeline.model_fields, "pipeline")

@@ -1,0 +1,55 @@
+"""The model as Ludwig holds it, loaded the way the hardware wants it and with attention that knows rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from ludwig.models.llm import LLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from pipelines.engine.packing import attention_for
+
+
+def load_causal_lm(
+    folder: str | Path, *, frozen: bool, quantization: Any = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model from safetensors, on the GPU where there is one.
+
+    `frozen` weights (under an adapter, or for completions) are bf16 on a GPU that has it; weights that are
+    trained stay fp32, as everything does on a CPU. `quantization` is Ludwig's config of that name.
+    """
+    cuda = torch.cuda.is_available()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    arguments: dict[str, Any] = {
+        "dtype": torch.bfloat16 if cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
+        "attn_implementation": attention_for(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config) if known else None,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+    }
+    if quantization is not None:
+        arguments["quantization_config"] = quantization.to_bitsandbytes()
+        arguments["device_map"] = "auto"
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    return model if quantization is not None or not cuda else model.to("cuda")  # type: ignore[arg-type]
+
+
+class FineTunedLLM(LLM):
+    """Ludwig's LLM, but for how the base is loaded: Ludwig takes fp32 and its own choice of attention."""
+
+    def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
+        def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
+            return load_causal_lm(
+                config.base_model,
+                frozen=config.adapter is not None,
+                quantization=config.quantization,
+                trust_remote_code=config.trust_remote_code,
+            )
+
+        # The constructor calls a function of its module; there is no registry for it.
+        with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):
+            super().__init__(config_obj, *args, **kwargs)

@@ -1,0 +1,171 @@
+"""The run folder: a manifest of finished stages, whole files or none, one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import MachineError, RunError
+
+FORMAT_VERSION = 1
+
+
+def digest(*parts: Any) -> str:
+    """sha256 over JSON-able values: what a stage depends on, in one word."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Run:
+    """`runs/NAME/`: paths, the manifest, and stages that are done once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "stages": {}}
+        if self.manifest_path.exists():
+            self.manifest = self._read_manifest()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A run that is there. Raises RunError where it is not."""
+        if not (folder / "manifest.json").is_file():
+            raise RunError(f"{folder} is no run folder (it holds no manifest.json); `alfine run` makes one in runs/")
+        return cls(folder)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            if manifest["format_version"] != FORMAT_VERSION:
+                raise RunError(
+                    f"{self.manifest_path} has format version {manifest['format_version']}, this alfine writes "
+                    f"{FORMAT_VERSION}; take another --name"
+                )
+            manifest["stages"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            raise RunError(f"{self.manifest_path} is damaged; take another --name, or remove the folder") from None
+        return dict(manifest)
+
+    def update(self, **values: Any) -> None:
+        self.manifest.update(values)
+        write_json(self.manifest_path, self.manifest)
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        done = self.manifest["stages"].get(stage)
+        return done is not None and done["inputs"] == inputs
+
+    def stage(self, name: str, inputs: str, work: Callable[[], None]) -> bool:
+        """Does `work` unless the stage is finished with the same inputs. Its line is written last."""
+        if self.is_done(name, inputs):
+            return False
+        self.manifest["stages"].pop(name, None)
+        write_json(self.manifest_path, self.manifest)
+        started = time.monotonic()
+        work()
+        self.manifest["stages"][name] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "inputs": inputs,
+        }
+        write_json(self.manifest_path, self.manifest)
+        return True
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while a process works in the folder; the system drops it with the process."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path(".lock"), timeout=0):
+                yield
+        except Timeout:
+            raise RunError(f"{self.folder} is in use by another alfine; wait for it, or take another --name") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written aside, flushed to disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Puts a finished folder under its name."""
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+
+
+@contextlib.contextmanager
+def machine_errors(folder: Path) -> Iterator[None]:
+    """Disk and permission trouble as one line, exit code 1."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+        place = error.filename or folder
+        raise MachineError(f"{place}: {error.strerror} ({free / 1e9:.1f} GB free there)") from error
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on."""
+    import platform
+
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory, 1), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    names = ("ludwig", "torch", "transformers", "peft", "pydantic-monty")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

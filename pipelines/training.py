@@ -1,0 +1,156 @@
+"""Hands the job to Ludwig: config, prepared tokens, our trainer; takes back a model folder that can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Job
+from pipelines.errors import MachineError, RunError
+from pipelines.prepare import read_table
+from pipelines.runs import Run, replace_folder, write_json
+from pipelines.tasks import epoch_order, task_shares
+
+FEATURES = {
+    "input_features": [{"name": "prompt", "type": "text"}],
+    "output_features": [{"name": "completion", "type": "text"}],
+}
+"""Ludwig wants features named; the tokens themselves come prepared."""
+
+StepReport = Callable[[int, int, float | None], None]
+"""Called with steps done, steps in all, and the last loss."""
+
+
+def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
+    """The Ludwig config of the job: what the YAML says outside `pipeline:`, with the folder of the base model."""
+    return {**job.ludwig, **FEATURES, "base_model": str(base_model)}
+
+
+def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
+    """Trains, or goes on from the last checkpoint, and leaves run/model with weights, tokenizer, training.json."""
+    workdir = run.path("training")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _ludwig_log(workdir / "ludwig.log"):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from ludwig.api import LudwigModel
+        from ludwig.globals import set_disable_progressbar
+
+        from pipelines.engine import register
+        from pipelines.engine.progress import StepCallback
+
+        register()
+        set_disable_progressbar(True)
+        training, validation = _datasets(job, run)
+        callback = StepCallback(report)
+        model = LudwigModel(ludwig_config(job, base_model), callbacks=[callback], logging_level=logging.INFO)
+        started = time.monotonic()
+        model.train(
+            training_set=training,
+            validation_set=validation,
+            training_set_metadata=_metadata(),
+            model_resume_path=str(workdir),
+            skip_save_training_description=True,
+            skip_save_training_statistics=True,
+            skip_save_log=True,
+            skip_save_processed_input=True,
+            random_seed=job.pipeline.seed,
+        )
+        history = callback.history
+        if history is None:
+            raise RunError("training ended before its first step")
+        history["seconds"] = round(time.monotonic() - started, 1)
+        _publish(model, workdir, run.path("model"), base_model, history)
+
+
+def _datasets(job: Job, run: Run) -> tuple[Any, Any]:
+    import numpy as np
+
+    from pipelines.engine.dataset import TokenDataset, TokenRows
+    from pipelines.engine.packing import Rows
+
+    def token_rows(split: str) -> TokenRows:
+        table = read_table(run.path("data"), split)
+        rows = Rows([np.asarray(row["input_ids"]) for row in table], [row["supervised_from"] for row in table])
+        return TokenRows(rows, [row["task"] for row in table])
+
+    trainer = job.ludwig["trainer"]
+    rows_per_step = int(trainer.get("batch_size", 8)) * int(trainer.get("gradient_accumulation_steps", 1))
+    train_rows, validation_rows = token_rows("train"), token_rows("validation")
+    pipeline = job.pipeline
+    counts = {task: list(train_rows.tasks).count(task) for task in pipeline.tasks}
+    shares = task_shares(counts, {name: task.weight for name, task in pipeline.tasks.items()}, pipeline.mix, pipeline.temperature)
+    shuffle = bool(trainer.get("should_shuffle", True))
+
+    def order(epoch: int) -> list[int]:
+        return epoch_order(train_rows.tasks, shares, pipeline.seed, epoch, shuffle)
+
+    training = TokenDataset(train_rows, rows_per_step, order)
+    if not len(validation_rows):
+        return training, None
+    return training, TokenDataset(validation_rows, rows_per_step, lambda epoch: list(range(len(validation_rows))))
+
+
+def _metadata() -> dict[str, Any]:
+    """The little that Ludwig's text features ask of preprocessing, which our rows never go through."""
+    feature = {
+        "idx2str": [], "str2idx": {}, "str2freq": {}, "str2idf": None, "vocab_size": 0, "max_sequence_length": 0,
+        "pad_idx": 0, "padding_symbol": "", "unknown_symbol": "", "preprocessing": {},
+    }  # fmt: skip
+    return {"prompt": dict(feature), "completion": dict(feature)}
+
+
+def _publish(model: Any, workdir: Path, target: Path, base_model: Path, history: dict[str, Any]) -> None:
+    """Moves the saved weights to run/model, with the tokenizer, and drops the checkpoints."""
+    from pipelines.models import load_tokenizer
+
+    aside = target.with_name("model.partial")
+    if aside.exists():
+        shutil.rmtree(aside)
+    shutil.move(workdir / "model" / "model_weights", aside)
+    load_tokenizer(base_model).save_pretrained(aside)
+    parameters = list(model.model.model.parameters())
+    history["parameters"] = sum(p.numel() for p in parameters)
+    history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+    history["peak_memory_bytes"] = _peak_memory()
+    write_json(aside / "training.json", history)
+    replace_folder(aside, target)
+    shutil.rmtree(workdir / "model", ignore_errors=True)
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _ludwig_log(path: Path) -> Iterator[None]:
+    """Ludwig's chatter, warnings and prints go to a file; the terminal keeps its progress bar."""
+    root = logging.getLogger()
+    ludwig = logging.getLogger("ludwig")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    before = (root.handlers[:], root.level, ludwig.propagate)
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    except MemoryError:
+        raise MachineError("training ran out of memory; lower trainer.batch_size and raise "
+                           "trainer.gradient_accumulation_steps by the same factor") from None  # fmt: skip
+    finally:
+        root.handlers, root.level, ludwig.propagate = before
+        logging.captureWarnings(False)
+        handler.close()
