@@ -1,7 +1,7 @@
 """One YAML file is the job: `pipeline:` is ours, everything else is an ordinary Ludwig config.
 
-`load_job` reads, applies overrides, checks everything at once and raises one ConfigError with all it found, each
-with file and line. It imports neither Ludwig nor torch and looks at no data file.
+`load_job` reads, applies overrides, checks everything at once and raises one ConfigError with all it found,
+each with file and line. It imports neither Ludwig nor torch and looks at no data file.
 """
 
 from __future__ import annotations
@@ -12,9 +12,18 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pipelines import ludwig_keys
@@ -44,11 +53,10 @@ class DataFiles(Section):
 class Task(Section):
     """One task: rows, and how a row becomes a prompt and its completion."""
 
-    data: (
-        Annotated[Text, Tag("one file")]
-        | Annotated[DataFiles, Tag("files")]
-        | Annotated[Any, Discriminator(lambda value: "files" if isinstance(value, dict) else "one file")]
-    )
+    data: Annotated[
+        Annotated[Text, Tag("<file>")] | Annotated[DataFiles, Tag("<files>")],
+        Discriminator(lambda value: "<files>" if isinstance(value, dict | DataFiles) else "<file>"),
+    ]
     prompt: Text
     completion: Text
     metric: str = "rouge"
@@ -66,7 +74,7 @@ class Task(Section):
     @classmethod
     def _varies(cls, template: str) -> str:
         if not any(name for _, name, _, _ in string.Formatter().parse(template)):
-            raise ValueError('it names no column, so all rows would have the same answer; write one, such as "{label}"')
+            raise ValueError('it names no column, so every row would have the same answer; write "{label}"')
         return template
 
     @field_validator("metric")
@@ -74,7 +82,9 @@ class Task(Section):
     def _metric(cls, metric: str) -> str:
         if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
             near = did_you_mean(metric, METRICS)
-            advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            advice = (
+                f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            )
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
 
@@ -85,9 +95,15 @@ class Split(Section):
     validation: Fraction = 0.1
     test: Fraction = 0.1
 
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no row to train on; make them smaller")
+        return self
+
 
 class Report(Section):
-    """What the report shows beside the test rows. `prompts`: JSON Lines with a `prompt` and perhaps a `title` each."""
+    """What the report shows beside the test rows. `prompts` is JSON Lines with `prompt` and perhaps `title`."""
 
     prompts: Text | None = None
 
@@ -125,7 +141,7 @@ class Job:
         return self.document.problem(message, *path)
 
     def resolved(self) -> dict[str, Any]:
-        """The whole job with every default of `pipeline:` written out; plain data, and a config that loads again."""
+        """The whole job, defaults of `pipeline:` written out: plain data, and a config that loads again."""
         pipeline = self.pipeline.model_dump(mode="json")
         if self.pipeline.mix != "temperature":
             del pipeline["temperature"]
@@ -133,20 +149,22 @@ class Job:
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
-    """Read and check a config; each of `overrides` is `key.path=value`. Raises ConfigError with all problems."""
+    """Read and check a config; `overrides` are `key.path=value`. Raises ConfigError with all problems."""
     path = Path(path)
     document = read(path)
     for override in overrides:
         document.override(override)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
+    section = document.value.get("pipeline", {})
     problems = list(document.problems)
     pipeline = None
     try:
-        pipeline = Pipeline.model_validate(document.value.get("pipeline", {}))
+        pipeline = Pipeline.model_validate(section)
     except ValidationError as error:
         problems += [_translate(details, document) for details in error.errors(include_url=False)]
-    else:
-        problems += _across(pipeline, document)
+    if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
+        message = "pipeline.temperature has no effect unless mix is temperature"
+        problems.append(document.problem(message, "pipeline", "temperature"))
     problems += ludwig_keys.check(ludwig, document, _homes())
     if "base_model" not in ludwig:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
@@ -163,13 +181,19 @@ def check_template(template: str) -> None:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         opened = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
-        what = f"{opened[1][:30]!r} is not closed" if opened else str(error).lower().removesuffix(" in format string")
+        what = (
+            f"{opened[1][:30]!r} is not closed"
+            if opened
+            else str(error).lower().removesuffix(" in format string")
+        )
         raise ValueError(f"{what}; {advice}") from None
     for _, name, spec, conversion in parts:
         if name is None:
             continue
         if not name.strip() or name != name.strip() or spec or conversion or re.search(r"[{}\n]", name):
-            written = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            written = (
+                "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            )
             raise ValueError(f"{written[:40]!r} is not a column; {advice}")
 
 
@@ -179,18 +203,6 @@ def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:
     filled["trainer"] = {"type": "finetune", **filled.get("trainer", {})}
     filled["generation"] = {"do_sample": False, "max_new_tokens": 128, **filled.get("generation", {})}
     return filled
-
-
-def _across(pipeline: Pipeline, document: Document) -> list[Problem]:
-    """Rules that take two keys."""
-    problems = []
-    if "temperature" in pipeline.model_fields_set and pipeline.mix != "temperature":
-        message = f"pipeline.temperature has no effect unless mix is temperature (it is {pipeline.mix})"
-        problems.append(document.problem(message, "pipeline", "temperature"))
-    if pipeline.split.validation + pipeline.split.test >= 1:
-        message = "pipeline.split: validation and test together leave no row to train on; make them smaller"
-        problems.append(document.problem(message, "pipeline", "split"))
-    return problems
 
 
 # --- pydantic's findings in sentences ----------------------------------------------------------------
@@ -214,7 +226,7 @@ _BOUNDS = {
 
 
 def _translate(details: ErrorDetails, document: Document) -> Problem:
-    tags = ("one file", "files", "[key]")
+    tags = ("<file>", "<files>", "[key]")
     path: KeyPath = ("pipeline", *(part for part in details["loc"] if part not in tags))
     name, value, context = dotted(path), details["input"], details.get("ctx", {})
     kind = details["type"]
@@ -229,9 +241,15 @@ def _translate(details: ErrorDetails, document: Document) -> Problem:
         words, bound = _BOUNDS[kind]
         message = f"{name} must be {words} {context[bound]:g}, found {found}"
     elif kind == "literal_error":
-        near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
+        near = (
+            did_you_mean(value, re.findall(r"'(\w+)'", context["expected"]))
+            if isinstance(value, str)
+            else None
+        )
         choices = context["expected"].replace("'", "")
-        message = f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
+        message = f"{name}: expected one of {choices}, found {found}" + (
+            f"; did you mean {near}?" if near else ""
+        )
     elif kind == "string_pattern_mismatch":
         message = f"{name}: the name of a task has letters, digits, _ and - only"
     elif kind in ("string_too_short", "too_short"):
@@ -258,4 +276,6 @@ def _section_at(path: KeyPath) -> type[Section]:
 
 def _homes() -> dict[str, str]:
     """Where the keys of `pipeline:` belong, for one that stands elsewhere."""
-    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(Pipeline.model_fields, "pipeline")
+    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(
+        Pipeline.model_fields, "pipeline"
+    )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
 from pipelines.errors import MachineError, RunError
 from pipelines.prepare import read_table
 from pipelines.runs import Run, replace_folder, write_json
 from pipelines.tasks import epoch_order, task_shares
+
+if TYPE_CHECKING:
+    from pipelines.engine.dataset import TokenDataset, TokenRows
 
 FEATURES = {
     "input_features": [{"name": "prompt", "type": "text"}],
@@ -65,35 +70,45 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         if history is None:
             raise RunError("training ended before its first step")
         history["seconds"] = round(time.monotonic() - started, 1)
+        base = run.path("base", "validation.json")
+        if base.exists():
+            history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
         _publish(model, workdir, run.path("model"), base_model, history)
 
 
-def _datasets(job: Job, run: Run) -> tuple[Any, Any]:
+def token_rows(run: Run, split: str) -> TokenRows:
+    """One split of the prepared rows, as the engine takes them."""
     import numpy as np
 
-    from pipelines.engine.dataset import TokenDataset, TokenRows
+    from pipelines.engine.dataset import TokenRows
     from pipelines.engine.packing import Rows
 
-    def token_rows(split: str) -> TokenRows:
-        table = read_table(run.path("data"), split)
-        rows = Rows([np.asarray(row["input_ids"]) for row in table], [row["supervised_from"] for row in table])
-        return TokenRows(rows, [row["task"] for row in table])
+    table = read_table(run.path("data"), split)
+    rows = Rows([np.asarray(row["input_ids"]) for row in table], [row["supervised_from"] for row in table])
+    return TokenRows(rows, [row["task"] for row in table])
 
-    trainer = job.ludwig["trainer"]
-    rows_per_step = int(trainer.get("batch_size", 8)) * int(trainer.get("gradient_accumulation_steps", 1))
-    train_rows, validation_rows = token_rows("train"), token_rows("validation")
-    pipeline = job.pipeline
-    counts = {task: list(train_rows.tasks).count(task) for task in pipeline.tasks}
-    shares = task_shares(counts, {name: task.weight for name, task in pipeline.tasks.items()}, pipeline.mix, pipeline.temperature)
+
+def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
+    from pipelines.engine.dataset import TokenDataset
+
+    trainer, pipeline = job.ludwig["trainer"], job.pipeline
+    rows_per_step = int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
+    training, validation = token_rows(run, "train"), token_rows(run, "validation")
+    counts = Counter(training.tasks)
+    weights = {name: task.weight for name, task in pipeline.tasks.items()}
+    shares = task_shares(counts, weights, pipeline.mix, pipeline.temperature)
     shuffle = bool(trainer.get("should_shuffle", True))
 
     def order(epoch: int) -> list[int]:
-        return epoch_order(train_rows.tasks, shares, pipeline.seed, epoch, shuffle)
+        return epoch_order(training.tasks, shares, pipeline.seed, epoch, shuffle)
 
-    training = TokenDataset(train_rows, rows_per_step, order)
-    if not len(validation_rows):
-        return training, None
-    return training, TokenDataset(validation_rows, rows_per_step, lambda epoch: list(range(len(validation_rows))))
+    if not len(validation):
+        return TokenDataset(training, rows_per_step, order), None
+    in_file_order = list(range(len(validation)))
+    return (
+        TokenDataset(training, rows_per_step, order),
+        TokenDataset(validation, rows_per_step, lambda epoch: in_file_order),
+    )
 
 
 def _metadata() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Reads YAML and remembers the line of every key, so that any later finding can name its place.
 
-Only plain data is built, never a Python object. Stricter than PyYAML: a key may stand once only, keys are text,
-aliases cannot blow up. Kinder: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), `2024-01-01` and `12:30` are text.
+Only plain data is built, never a Python object. Stricter than PyYAML: a key may stand once only, keys are
+text, aliases cannot blow up. Kinder: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), `2024-01-01` and `12:30`
+are text.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ class Document:
         return value_words(value, self.written(*path))
 
     def written(self, *path: str | int) -> str | None:
-        """The scalar at `path` as it was typed, without its quotes; None for lists, sections and what is not there."""
+        """The scalar at `path` as it was typed, without its quotes; None for anything else."""
         return self.places[path].text if path in self.places else None
 
     def override(self, text: str) -> None:
-        """Set one key from `key.path=value`; the value is YAML. It is then reported as standing in the override."""
+        """Set one key from `key.path=value`; the value is YAML. Findings on it then name the override."""
         label = f"override {shorten(text)}"
         name, equals, value = text.partition("=")
         path = tuple(name.split("."))
@@ -92,7 +93,9 @@ def read(path: Path) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(Problem(f"cannot be read: {(error.strerror or str(error)).lower()}", str(path))) from None
+        raise ConfigError(
+            Problem(f"cannot be read: {(error.strerror or str(error)).lower()}", str(path))
+        ) from None
     except ValueError as error:  # a NUL in the name
         raise ConfigError(Problem(f"cannot be read: {error}", repr(str(path)))) from None
     if len(raw) > MAX_BYTES:
@@ -136,7 +139,11 @@ class _Loader(yaml.SafeLoader):
 
 _TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_TAG + "int", _TAG + "float", _TAG + "timestamp"}]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in {_TAG + "int", _TAG + "float", _TAG + "timestamp"}
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
@@ -168,7 +175,6 @@ class _Builder:
         self.count(line)
         if id(node) in self.open:
             raise ConfigError(self.problem("an alias holds itself", line))
-        scalar = isinstance(node, yaml.ScalarNode)
         self.places[path] = Place(self.file, line if self.numbered else None, node.value if scalar else None)
         if scalar:
             return self.scalar(node, path, line)
@@ -180,14 +186,16 @@ class _Builder:
                 for position, item in enumerate(node.value)
             ]
         else:
-            value = {key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()}
+            value = {
+                key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()
+            }
         if node.tag not in {_TAG + "seq", _TAG + "map"}:
             self.problems.append(self.problem(f"{dotted(path)}: the tag {node.tag} is not allowed", line))
         self.open.discard(id(node))
         return value
 
     def items(self, node: yaml.Node, path: KeyPath) -> dict[str, tuple[yaml.Node, int]]:
-        """Each key with its value's node and line; what `<<` brings in gives way to the section's own keys."""
+        """Each key with its value's node and line; what `<<` brings gives way to the section's own keys."""
         own: dict[str, tuple[yaml.Node, int]] = {}
         merged: dict[str, tuple[yaml.Node, int]] = {}
         for key_node, item in node.value:
@@ -246,7 +254,9 @@ class _Builder:
     def count(self, line: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise ConfigError(self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line))
+            raise ConfigError(
+                self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line)
+            )
 
     def problem(self, message: str, line: int) -> Problem:
         return Problem(message, self.file, line if self.numbered else None)
@@ -264,7 +274,7 @@ def _line(error: yaml.YAMLError, text: str) -> int | None:
 _HINTS = {
     "'\\t'": "indent with spaces, not with a tab",
     "mapping values are not allowed": 'put a text that holds ": " in quotes, or check the indentation',
-    "expected <block end>": "check the indentation, and put a text that starts with {, [ or a quote wholly in quotes",
+    "expected <block end>": "check the indentation, and put a text that starts with { or [ in quotes",
     "could not find expected ':'": "a key is followed by a colon and a space",
     "that cannot start any token": "put the text in quotes",
     "special characters": "a control character stands here",
@@ -283,4 +293,6 @@ def _explain(error: yaml.YAMLError) -> str:
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """By line; overrides, which have none, last. The same finding is kept once."""
-    return list(dict.fromkeys(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0))))
+    return list(
+        dict.fromkeys(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+    )

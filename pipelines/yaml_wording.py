@@ -10,8 +10,8 @@ from typing import Any
 KeyPath = tuple[str | int, ...]
 
 TYPE_WORDS = {
-    "integer": "a whole number", "number": "a number", "text": "text", "boolean": "true or false", "list": "a list",
-    "mapping": "a section of keys", "null": "null",
+    "integer": "a whole number", "number": "a number", "boolean": "true or false", "text": "text",
+    "list": "a list", "mapping": "a section of keys", "null": "null",
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def shorten(text: str, width: int = 60) -> str:
 
 
 def value_words(value: Any, written: str | None) -> str:
-    """What stands there: `the text 'fast'`, `yes, which YAML reads as true`. `written`: the scalar as it was typed."""
+    """What stands there: `the text 'fast'`, `yes, which YAML reads as true`. `written`: as it was typed."""
     match value:
         case None:
             return "null" if written else "nothing"
@@ -41,13 +41,17 @@ def value_words(value: Any, written: str | None) -> str:
         case list():
             return "a list"
         case Mapping():
-            return f"a section with the keys {shorten(', '.join(map(str, value)))}" if value else "an empty section"
+            return (
+                f"a section with the keys {shorten(', '.join(map(str, value)))}"
+                if value
+                else "an empty section"
+            )
         case _:
             return shorten(written or str(value))
 
 
 def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None) -> str:
-    """`trainer.learning_rate: expected a number, found the text 'fast'`, and the quotes that are missing or too many."""
+    """`trainer.learning_rate: expected a number, found the text 'fast'`, and a word on the quotes."""
     expected = " or ".join(TYPE_WORDS[kind] for kind in types if kind != "null" or len(types) == 1)
     message = f"{dotted(path)}: expected {expected}, found {value_words(value, written)}"
     if "text" in types and written:
@@ -60,9 +64,11 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None)
 
 
 def _reads_as(text: str, types: list[str]) -> bool:
-    if "boolean" in types and text.lower() in ("true", "false"):
+    if "boolean" in types and text.lower() in ("true", "false", "yes", "no", "on", "off"):
         return True
-    return ("integer" in types or "number" in types) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", text) is not None
+    return ("integer" in types or "number" in types) and re.fullmatch(
+        r"[-+]?[0-9]+(\.[0-9]+)?", text
+    ) is not None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -73,7 +79,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -> str:
-    """The sentence on a key that `path`'s section does not know; `homes` tells where a key of that name belongs."""
+    """The sentence on a key that its section does not know; `homes` tells where such a key belongs."""
     name = str(path[-1])
     known = list(known)
     if name in homes:

@@ -1,14 +1,14 @@
-"""What the installed Ludwig accepts for `model_type: llm`, written down so that checking a config needs no Ludwig.
+"""What the installed Ludwig accepts for `model_type: llm`, written down so that a check needs no Ludwig.
 
-Importing Ludwig takes half a minute, `alfine check` may take a second. So this module walks Ludwig's config classes
-once and keeps what they say in `pipelines/ludwig_schema.json`; a test compares the file with the installed Ludwig.
-Rewrite the file, after a change of Ludwig's version, with
+Importing Ludwig takes half a minute, `alfine check` may take a second. So this module walks Ludwig's config
+classes once and keeps what they say in `pipelines/ludwig_schema.json`; a test compares the file with the
+installed Ludwig. Rewrite the file, after a change of Ludwig's version, with
 
     python -m pipelines.engine.schema
 
 A node of the snapshot describes one key. All parts are optional; an empty node accepts anything.
 
-    {"types": ["integer", "null"], "min": 1}            a value; also "max", "above" and "below" (both exclusive)
+    {"types": ["integer", "null"], "min": 1}            a value; also "max", and exclusive "above", "below"
     {"enum": ["none", "all", null]}                     one of these values
     {"types": ["list"], "items": {...}, "length": 2}    a list
     {"types": ["mapping"], "fields": {...}}             a section with these keys
@@ -29,8 +29,8 @@ SNAPSHOT = Path(__file__).parents[1] / "ludwig_schema.json"
 NAMES_ONLY = {"input_features", "output_features", "prompt", "defaults", "hyperopt", "adapters", "backend"}
 
 TYPE_NAMES: dict[Any, str] = {
-    bool: "boolean", int: "integer", float: "number", str: "text", list: "list", tuple: "list", dict: "mapping",
-    type(None): "null",
+    bool: "boolean", int: "integer", float: "number", str: "text",
+    list: "list", tuple: "list", dict: "mapping", type(None): "null",
 }  # fmt: skip
 
 
@@ -40,8 +40,10 @@ def snapshot() -> dict[str, Any]:
     from ludwig.schema.model_types.llm import LLMModelConfig
     from ludwig.schema.trainer import FineTuneTrainerConfig
 
-    fields = {name: {} for name in NAMES_ONLY}
-    fields |= {name: _node(LLMModelConfig, name) for name in LLMModelConfig.model_fields if name not in NAMES_ONLY}
+    fields: dict[str, Any] = {name: {} for name in NAMES_ONLY}
+    fields |= {
+        name: _node(LLMModelConfig, name) for name in LLMModelConfig.model_fields if name not in NAMES_ONLY
+    }
     fields["base_model"] = {"types": ["text"]}
     # Not through the registry of trainers: the one `finetune` there may be ours by now.
     fields["trainer"] = _section(FineTuneTrainerConfig)
@@ -49,7 +51,10 @@ def snapshot() -> dict[str, Any]:
 
 
 def _section(config_class: Any) -> dict[str, Any]:
-    return {"types": ["mapping"], "fields": {name: _node(config_class, name) for name in config_class.model_fields}}
+    return {
+        "types": ["mapping"],
+        "fields": {name: _node(config_class, name) for name in config_class.model_fields},
+    }
 
 
 def _node(config_class: Any, name: str) -> dict[str, Any]:
@@ -64,7 +69,9 @@ def _node(config_class: Any, name: str) -> dict[str, Any]:
             described = _variants(nested)
         elif nested is not None or hasattr(marker, "cls"):
             # Some hide their class in a closure; the default value still tells it.
-            inner = getattr(nested or marker, "cls", None) or type(field.get_default(call_default_factory=True))
+            inner = getattr(nested or marker, "cls", None) or type(
+                field.get_default(call_default_factory=True)
+            )
             if not issubclass(inner, LudwigBaseConfig):
                 return {}
             described = _section(inner)
@@ -83,7 +90,7 @@ def _variants(selection: Any) -> dict[str, Any]:
 
 
 def _declared(config_class: Any, name: str) -> Any:
-    """The field as the class that declares it has it: in 0.17.10 a subclass loses range and enum of what it inherits."""
+    """The field as its declaring class has it: in 0.17.10 a subclass loses inherited ranges and enums."""
     for owner in config_class.__mro__:
         if name in owner.__dict__.get("__annotations__", {}):
             return owner.model_fields[name]
@@ -114,7 +121,7 @@ def _plain(field: Any) -> dict[str, Any]:
 
 
 def _types(annotation: Any) -> dict[str, Any]:
-    """Turn `int | list[int] | None` into {"types": ["integer", "list", "null"], "items": {"types": ["integer"]}}."""
+    """`int | list[int] | None` is {"types": ["integer", "list", "null"], "items": {"types": ["integer"]}}."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         node: dict[str, Any] = {"types": []}
         for part in map(_types, typing.get_args(annotation)):

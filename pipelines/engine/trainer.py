@@ -8,6 +8,7 @@ mean per task, a resumed run goes on where it was cut off, and Ctrl-C does not p
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics
 
 from pipelines.engine.checkpoint import SafetensorsCheckpoint
-from pipelines.engine.dataset import StepBatcher, TokenDataset, TokenRows
+from pipelines.engine.dataset import TokenDataset, TokenRows
 from pipelines.engine.packing import Rows, micro_batches, row_losses, token_losses
 
 
@@ -100,20 +101,32 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         )
         return self._checkpoint
 
-    def _train_loop(self, batcher: StepBatcher, progress_tracker: Any, save_path: str, *rest: Any) -> tuple[bool, bool]:
+    def _train_loop(self, *arguments: Any) -> tuple[bool, bool]:
+        loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
+        tracker, batcher = loop["progress_tracker"], loop["batcher"]
         # The schedule that Ludwig has just built is the one to save and to put back.
         self._checkpoint.scheduler = self.scheduler
-        if self._checkpoint.pending is not None:
-            self.scheduler.load_state_dict(self._checkpoint.pending["scheduler"])
-            torch.set_rng_state(self._checkpoint.pending["random"]["cpu"])
-            if "cuda" in self._checkpoint.pending["random"]:
-                torch.cuda.set_rng_state(self._checkpoint.pending["random"]["cuda"])
-            self._checkpoint.pending = None
-        progress_tracker.epoch, done = divmod(progress_tracker.steps, batcher.steps_per_epoch)
-        batcher.set_epoch(progress_tracker.epoch, progress_tracker.batch_size)
+        self._restore_pending()
+        tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
+        batcher.set_epoch(tracker.epoch, tracker.batch_size)
         batcher.skip(done)
-        result: tuple[bool, bool] = super()._train_loop(batcher, progress_tracker, save_path, *rest)
-        return result
+        stop, broken = super()._train_loop(*arguments)
+        if not (stop or broken) and tracker.steps == self.total_steps and tracker.steps % loop["final_steps_per_checkpoint"]:
+            # Ludwig leaves the steps behind the last full round unjudged; the last weights may be the best.
+            names = inspect.signature(self._eval_and_checkpoint).parameters
+            known = {name: value for name, value in loop.items() if name in names}
+            stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)  # type: ignore[arg-type]
+        return stop, broken
+
+    def _restore_pending(self) -> None:
+        """Puts back what a checkpoint holds and Ludwig has built or seeded anew since."""
+        pending, self._checkpoint.pending = self._checkpoint.pending, None
+        if pending is None:
+            return
+        self.scheduler.load_state_dict(pending["scheduler"])
+        torch.set_rng_state(pending["random"]["cpu"])
+        if "cuda" in pending["random"]:
+            torch.cuda.set_rng_state(pending["random"]["cuda"])
 
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
         """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""

@@ -1,0 +1,56 @@
+# alfine: everything sets itself up on first use. `make help` lists the targets.
+CONFIG ?= ludwig_configs/quickstart.yaml
+NAME   ?= $(basename $(notdir $(CONFIG)))
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check preview finetune compare predict test lint clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  CONFIG=$(CONFIG) NAME=$(NAME) choose the job and the run; ARGS='trainer.epochs=2' overrides keys"
+
+setup: $(READY) ## install everything into .venv (the other targets do it by themselves)
+
+$(READY): requirements.lock pyproject.toml
+	@python=$$(for p in python3.12 python3.13 python3 "$$(pyenv which python3.12 2>/dev/null)" "$$(pyenv prefix 3.12 2>/dev/null)/bin/python" "$$(uv python find '>=3.12,<3.14' 2>/dev/null)"; do \
+	  [ -n "$$p" ] && "$$p" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done); \
+	if [ -z "$$python" ]; then echo "alfine needs Python 3.12 or 3.13; install one (for example: apt install python3.12-venv, pyenv install 3.12, or uv python install 3.12)" >&2; exit 1; fi; \
+	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.5,<1"
+	@echo "Installing (about 6 GB, a minute or more) ..."
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $(READY)
+
+check: $(READY) ## check CONFIG and its rows; nothing is trained
+	@$(BIN)/alfine check $(CONFIG) $(ARGS)
+
+preview: $(READY) ## show rows as the model will see them
+	@$(BIN)/alfine preview $(CONFIG) $(ARGS)
+
+finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare before and after
+	@$(BIN)/alfine run $(CONFIG) --name $(NAME) $(ARGS)
+
+compare: $(READY) ## write and print the before/after report of runs/NAME again
+	@$(BIN)/alfine report runs/$(NAME)
+
+predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
+	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
+
+test: $(READY) ## run every test, the linter, the type checker and the import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## ruff, mypy, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean: ## remove the runs' scratch files and caches (runs and .venv stay)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/*/*.partial

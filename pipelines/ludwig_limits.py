@@ -1,0 +1,125 @@
+"""What of Ludwig's schema alfine does not take, and why: the one place to look for a refused key.
+
+alfine reads, tokenises, mixes and batches the rows itself, so some of Ludwig's keys would change nothing. A
+key without effect is worse than an error: its writer believes in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FEATURES = "alfine writes this from pipeline.tasks; leave it out"
+BATCHES = "the batch size stays as set; write batch_size and gradient_accumulation_steps"
+VALIDATION = "training watches the loss on the completions of the validation rows; leave it out"
+BALANCING = "it weighs Ludwig's output features; weigh tasks by pipeline.tasks.NAME.weight and pipeline.mix"
+ENCODERS = "it concerns Ludwig's encoders, which a language model has not; leave it out"
+BEAMS = "this decoding is no longer in transformers; use num_beams, or do_sample with temperature and top_p"
+
+REFUSED: dict[str, str] = {
+    "input_features": FEATURES,
+    "output_features": FEATURES,
+    "prompt": "alfine writes this from pipeline.tasks; write pipeline.tasks.NAME.prompt",
+    "defaults": "it holds defaults for Ludwig's features, which alfine writes itself; leave it out",
+    "hyperopt": "a job is one training; start one run per setting: alfine run CONFIG --name NAME key=value",
+    "adapters": "alfine trains one adapter; write it under adapter",
+    "is_multimodal": "alfine trains on text alone; leave it out",
+    "ludwig_version": "alfine brings its own Ludwig; leave it out",
+    "preprocessing.sample_*": "alfine reads the rows itself; put fewer rows into the data file",
+    "preprocessing.*sample_m*": "alfine reads the rows itself; weigh tasks by pipeline.tasks.NAME.weight",
+    "preprocessing.split": "alfine splits the rows itself; write pipeline.split, or give them a split column",
+    "adapter.pretrained_adapter_weights": "Ludwig loads such an adapter frozen, and nothing would be trained",
+    "adapter.postprocessor": "base and tuned are compared with the adapter apart; merge it later with peft",
+    "adapter.eva_config": "Ludwig does not run the pass over the data that EVA needs",
+    "trainer.validation_*": VALIDATION,
+    "trainer.evaluate_training_set": "the training loss of each step is kept anyway; leave it out",
+    "trainer.skip_all_evaluation": "the best checkpoint is chosen by the validation loss; leave it out",
+    "trainer.eval_steps": "every validation row is evaluated; make pipeline.split.validation smaller instead",
+    "trainer.enable_profiling": "alfine has no profiler; leave it out",
+    "trainer.profiler": "alfine has no profiler; leave it out",
+    "trainer.effective_batch_size": "it is batch_size × gradient_accumulation_steps; write those two",
+    "trainer.max_batch_size": BATCHES,
+    "trainer.increase_batch_size_*": BATCHES,
+    "trainer.bucketing_field": "alfine builds the batches itself; leave it out",
+    "trainer.base_learning_rate": "write learning_rate",
+    "trainer.regularization_*": "write trainer.optimizer.weight_decay, with type adamw",
+    "trainer.use_mixed_precision": "the hardware decides it (bf16 where it can); leave it out",
+    "trainer.compile": "batches change their shape with every step, which compiling slows; leave it out",
+    "trainer.loss_balancing*": BALANCING,
+    "trainer.contrastive_pretrain_*": ENCODERS,
+    "trainer.modality_dropout": ENCODERS,
+    "trainer.model_soup*": "the checkpoint with the best validation loss is kept; leave it out",
+    "trainer.learning_rate_scheduler.reduce_eval_metric": "it is the loss; leave it out",
+    "trainer.optimizer.lr": "write trainer.learning_rate",
+    "generation.max_length": "max_new_tokens stands above it; write max_new_tokens",
+    "generation.num_beam_groups": BEAMS,
+    "generation.diversity_penalty": BEAMS,
+    "generation.penalty_alpha": BEAMS,
+    "generation.force_words_ids": BEAMS,
+    "generation.forced_decoder_ids": "transformers no longer knows it; leave it out",
+    "generation.prompt_lookup_num_tokens": "it works for one row at a time, completions are made in batches",
+    "generation.exponential_decay_length_penalty": "Ludwig 0.17.10 accepts no value for it; leave it out",
+    "generation.sequence_bias": "Ludwig 0.17.10 accepts no value for it; leave it out",
+}
+"""Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
+
+REFUSED_VALUES: dict[tuple[str, Any], str] = {
+    ("trainer.batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
+    ("trainer.eval_batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
+    ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
+    (
+        "trainer.gradient_accumulation_steps",
+        "auto",
+    ): "nothing is tuned by itself; write a number, or leave it out for 1",
+    ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
+    (
+        "trainer.optimizer.type",
+        "lbfgs",
+    ): "it repeats each step's rows, which alfine's trainer does not; write adamw",
+    (
+        "adapter.init_lora_weights",
+        "eva",
+    ): "Ludwig does not run the pass over the data that EVA needs; write pissa or default",
+    (
+        "adapter.init_lora_weights",
+        "corda",
+    ): "Ludwig does not run the pass that CorDA needs; write pissa or default",
+    ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
+}
+
+NARROWED: dict[str, dict[str, Any]] = {
+    "backend": {"types": ["mapping"], "fields": {"type": {"enum": ["local"]}}},
+    "base_model": {"types": ["text"], "nonempty": True},
+    "trainer.learning_rate": {"types": ["number"], "above": 0, "max": 1},
+    "trainer.batch_size": {"types": ["integer"], "min": 1},
+    "trainer.gradient_accumulation_steps": {"types": ["integer"], "min": 1},
+    "trainer.eval_batch_size": {"types": ["integer", "null"], "min": 1},
+    "trainer.gradient_clipping.*": {"types": ["number", "null"], "min": 0},
+    "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "max": 1},
+    "trainer.learning_rate_scheduler.reduce_eval_split": {"enum": ["training", "validation"]},
+    "adapter.*dropout": {"types": ["number"], "min": 0, "below": 1},
+    "generation.max_new_tokens": {"types": ["integer"], "min": 1},
+    "generation.early_stopping": {"enum": [True, False, "never", None]},
+    "generation.repetition_penalty": {"types": ["number", "null"], "above": 0},
+}
+"""What Ludwig's schema leaves open, although only this makes sense."""
+
+_DECAY, _WARMUP = "decay", ["linear", "exponential", "cosine", "inverse_sqrt", "polynomial", None]
+ONLY_WITH: dict[str, tuple[str, Any, list[Any]]] = {
+    "trainer.learning_rate_scheduler.decay_rate": (_DECAY, None, ["exponential"]),
+    "trainer.learning_rate_scheduler.decay_steps": (_DECAY, None, ["exponential"]),
+    "trainer.learning_rate_scheduler.staircase": (_DECAY, None, ["exponential"]),
+    "trainer.learning_rate_scheduler.t_*": (_DECAY, None, ["cosine"]),
+    "trainer.learning_rate_scheduler.eta_min": (_DECAY, None, ["cosine"]),
+    "trainer.learning_rate_scheduler.max_lr": (_DECAY, None, ["one_cycle"]),
+    "trainer.learning_rate_scheduler.pct_start": (_DECAY, None, ["one_cycle"]),
+    "trainer.learning_rate_scheduler.*div_factor": (_DECAY, None, ["one_cycle"]),
+    "trainer.learning_rate_scheduler.inverse_sqrt_*": (_DECAY, None, ["inverse_sqrt"]),
+    "trainer.learning_rate_scheduler.polynomial_*": (_DECAY, None, ["polynomial"]),
+    "trainer.learning_rate_scheduler.wsd_*": (_DECAY, None, ["wsd"]),
+    "trainer.learning_rate_scheduler.warmup_*": (_DECAY, None, _WARMUP),
+    "adapter.loftq_config": ("init_lora_weights", "default", ["loftq"]),
+    "quantization.bnb_4bit_use_double_quant": ("bits", 4, [4]),
+    "quantization.bnb_4bit_quant_type": ("bits", 4, [4]),
+    "quantization.llm_int8_*": ("bits", 4, [8]),
+}
+"""Keys that need certain values of a neighbour: key → (neighbour, its default, values)."""

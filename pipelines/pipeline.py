@@ -1,0 +1,276 @@
+"""The stages in their order: prepare → base completions → train → tuned completions → report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Job
+from pipelines.errors import DataError, Problem, RunError
+from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, read_jsonl, versions, write_json, write_jsonl
+from pipelines.screen import Screen
+
+PREPARED_FORMAT = 1
+"""Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
+
+
+def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
+    """Does what is not done yet. Killed anywhere, the same call goes on from there."""
+    with machine_errors(run.folder), run.locked():
+        _refuse_other_config(job, run)
+        Stages(job, run, command, screen).all()
+
+
+def _refuse_other_config(job: Job, run: Run) -> None:
+    owner = run.manifest.get("config")
+    if owner is not None and owner != str(job.path):
+        raise RunError(f"{run.folder} belongs to {owner}; take another name (--name, NAME= with make) for {job.path}")
+
+
+class Stages:
+    """The work of each stage and what it depends on."""
+
+    def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
+        from pipelines.models import find_base_model, fingerprint
+
+        self.job, self.run, self.command, self.screen = job, run, command, screen
+        with screen.working(f"Base model {job.ludwig['base_model']}"):
+            self.base_folder = find_base_model(job.ludwig["base_model"])
+        self.model_id = fingerprint(self.base_folder)
+        self.generation = dict(job.ludwig["generation"])
+
+    def all(self) -> None:
+        pipeline, ludwig = self.job.pipeline, self.job.ludwig
+        files = self._data_files()
+        settings = pipeline.model_dump(mode="json", exclude={"seed", "mix", "temperature"})
+        preprocessing = ludwig.get("preprocessing")
+        prepared = digest(PREPARED_FORMAT, settings, files, self.model_id, preprocessing)
+        trained = digest(
+            prepared, pipeline.seed, pipeline.mix, pipeline.temperature,
+            {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")},
+        )  # fmt: skip
+        base = digest(prepared, self.generation)
+        tuned = digest(trained, self.generation)
+        self.run.update(
+            name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
+            base_model=ludwig["base_model"], generation=self.generation, versions=versions(), hardware=hardware(),
+        )  # fmt: skip
+        self._write_config()
+        self._stage("prepare", prepared, self.prepare)
+        self._stage("base", base, lambda: self.complete("base"))
+        self._stage("train", trained, lambda: self.train(trained))
+        self._stage("tuned", tuned, lambda: self.complete("tuned"))
+        self._stage("report", digest(base, tuned), self.report)
+
+    def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
+        if not self.run.stage(name, inputs, work):
+            self.screen.note(f"{name}: done already")
+
+    def _data_files(self) -> dict[str, str]:
+        """sha256 of every file that the job names. Raises DataError for each that is missing."""
+        named = [self.job.pipeline.report.prompts] if self.job.pipeline.report.prompts else []
+        for task in self.job.pipeline.tasks.values():
+            named += [task.data] if isinstance(task.data, str) else [v for v in task.data.model_dump().values() if v]
+        missing = [Problem("there is no such file", file) for file in named if not Path(file).is_file()]
+        if missing:
+            raise DataError(missing)
+        return {file: file_digest(Path(file)) for file in named}
+
+    def _write_config(self) -> None:
+        import yaml
+
+        from pipelines.runs import write_text
+
+        write_text(self.run.path("config.yaml"), yaml.safe_dump(self.job.resolved(), sort_keys=False, allow_unicode=True))
+
+    # --- stages ---
+
+    def prepare(self) -> None:
+        from pipelines.models import context_length
+        from pipelines.preflight import preflight, refuse_serious
+        from pipelines.prepare import prepare_rows, read_probes, write_rows
+        from pipelines.prompts import PromptFormat
+        from pipelines.tasks import SPLITS, load_examples
+
+        with self.screen.working("Preparing rows"):
+            prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+            rows = prepare_rows(load_examples(self.job.pipeline), prompts)
+            if self.job.pipeline.report.prompts:
+                read_probes(Path(self.job.pipeline.report.prompts))
+            findings = preflight(self.job, rows, prompts, context_length(self.base_folder))
+        refuse_serious(findings)
+        for finding in findings:
+            self.screen.warn(str(finding.problem))
+        write_rows(rows, self.run.path("data"))
+        data: dict[str, Any] = {}
+        for name, task in self.job.pipeline.tasks.items():
+            file = task.data if isinstance(task.data, str) else task.data.train
+            counts = {s: sum(r.example.task == name and r.example.split == s for r in rows) for s in SPLITS}
+            data[name] = {**counts, "file": file, "sha256": file_digest(Path(file))}
+        self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
+
+    def complete(self, which: str) -> None:
+        """The completions of every test row and probe, with the loss of each reference."""
+        from pipelines.completions import LoadedModel, reference_losses
+        from pipelines.engine.trainer import validation_losses
+        from pipelines.prepare import read_table
+        from pipelines.training import token_rows
+
+        table = read_table(self.run.path("data"), "test")
+        cached = self._base_cache(table) if which == "base" else None
+        if cached is not None and cached.exists():
+            replaced = shutil.copytree(cached, self.run.path("base.partial"), dirs_exist_ok=True)
+            self._publish(Path(replaced), which)
+            self.screen.note("base: these prompts were answered before by this model; taken from the cache")
+            return
+        with self.screen.working(f"Loading the {which} model"):
+            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, self._quantization())
+            if which == "tuned":
+                loaded = loaded.attach(self.run.path("model"))
+        folder = self.run.path(f"{which}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        with self.screen.bar(f"{which.capitalize()} losses", len(table), "rows") as progress:
+            losses = reference_losses(loaded, table, progress)
+        self._write_probes(loaded, folder)
+        write_jsonl(folder / "completions.jsonl", self._complete_rows(loaded, table, losses, which))
+        if which == "base":
+            validation = token_rows(self.run, "validation")
+            if len(validation):
+                with self.screen.working("Validation loss of the base"):
+                    write_json(folder / "validation.json", validation_losses(loaded.model, validation))
+            if cached is not None:
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                aside = Path(shutil.copytree(folder, cached.with_name(f"{cached.name}.{self.run.name}.partial"), dirs_exist_ok=True))
+                if not cached.exists():
+                    aside.rename(cached)
+        self._publish(folder, which)
+
+    def _publish(self, folder: Path, which: str) -> None:
+        from pipelines.runs import replace_folder
+
+        replace_folder(folder, self.run.path(which))
+
+    def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
+        from pipelines.models import cache_folder
+        from pipelines.prepare import read_table
+
+        prompts = [[row["task"], row["input_ids"], row["supervised_from"], self._bound(row["task"])] for row in table]
+        validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
+        probes = self.job.pipeline.report.prompts
+        key = digest(
+            self.model_id, prompts, [row["fields"] for row in table], validation, self.generation, self.job.ludwig.get("quantization"),
+            file_digest(Path(probes)) if probes else None, self.job.pipeline.system, self.job.pipeline.chat_template,
+            versions(), hardware()["gpu"],
+        )  # fmt: skip
+        return cache_folder() / "completions" / key[:32]
+
+    def _quantization(self) -> Any:
+        settings = self.job.ludwig.get("quantization")
+        if not settings:
+            return None
+        from ludwig.schema.llms.quantization import QuantizationConfig
+
+        return QuantizationConfig.model_validate(settings)
+
+    def _bound(self, task: str) -> int:
+        bound = self.job.pipeline.tasks[task].max_new_tokens
+        return int(bound if bound is not None else self.generation["max_new_tokens"])
+
+    def _complete_rows(self, loaded: Any, table: Sequence[dict[str, Any]], losses: Sequence[float], which: str) -> list[Any]:
+        from pipelines.completions import complete
+
+        prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
+        with self.screen.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
+            answers = complete(loaded, prompts, self.generation, [self._bound(row["task"]) for row in table], progress)
+        return [
+            {
+                "task": row["task"], "row": row["row"], "prompt": row["prompt"], "reference": row["completion"],
+                "completion": answer.text, "reference_loss": loss,
+                "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
+                "new_tokens": answer.new_tokens, "finished": answer.finished, "fields": row["fields"],
+            }
+            for row, answer, loss in zip(table, answers, losses, strict=True)
+        ]  # fmt: skip
+
+    def _write_probes(self, loaded: Any, folder: Path) -> None:
+        from pipelines.completions import complete
+        from pipelines.prepare import read_probes
+
+        if not self.job.pipeline.report.prompts:
+            return
+        probes = read_probes(Path(self.job.pipeline.report.prompts))
+        texts = [loaded.prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
+        bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
+        answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], self.generation, bounds)
+        write_jsonl(
+            folder / "probes.jsonl",
+            [
+                {"title": probe.get("title"), "prompt": probe["prompt"], "completion": answer.text,
+                 "new_tokens": answer.new_tokens, "finished": answer.finished}
+                for probe, answer in zip(probes, answers, strict=True)
+            ],
+        )  # fmt: skip
+
+    def train(self, inputs: str) -> None:
+        from pipelines.training import train
+
+        # Checkpoints of another config would be taken for the start of this training.
+        marker = self.run.path("training", "inputs")
+        if marker.exists() and marker.read_text(encoding="utf-8") != inputs:
+            shutil.rmtree(marker.parent)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(inputs, encoding="utf-8")
+        with self.screen.steps("Training") as report:
+            train(self.job, self.run, self.base_folder, report)
+
+    def report(self) -> None:
+        from pipelines.report import write_report
+
+        with self.screen.working("Report"):
+            write_report(self.run.folder)
+
+
+def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict[str, Any]]:
+    """The tuned model's completions of new rows. Each row is one of `task`, of its own `task` column, or, where it
+    has a `prompt` and no task, a free prompt. Returns the rows with `completion` added."""
+    from pipelines.completions import LoadedModel, complete
+    from pipelines.config import load_job
+    from pipelines.models import find_base_model
+    from pipelines.tasks import fill, read_rows
+
+    job = load_job(run.path("config.yaml"))
+    if "train" not in run.manifest["stages"]:
+        raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.manifest.get('command', 'alfine run')}")
+    tasks = job.pipeline.tasks
+    if task is not None and task not in tasks:
+        raise RunError(f"{run.folder} has no task {task!r}; it has {', '.join(tasks)}")
+    rows = read_rows(file)
+    only = next(iter(tasks)) if len(tasks) == 1 else None
+    texts: list[tuple[str, str | None]] = []
+    bounds: list[int] = []
+    default = int(job.ludwig["generation"]["max_new_tokens"])
+    for number, row in enumerate(rows, start=1):
+        name = task or row.get("task") or (None if "prompt" in row else only)
+        if name is None and "prompt" not in row:
+            raise DataError(Problem(f"say which task it is: a column `task`, or --task ({', '.join(tasks)})", str(file), number))
+        if name is not None and name not in tasks:
+            raise DataError(Problem(f"has the task {name!r}; the run has {', '.join(tasks)}", str(file), number))
+        try:
+            prompt = fill(tasks[name].prompt, row) if name else str(row["prompt"])
+        except DataError as error:
+            raise DataError(Problem(str(error), str(file), number)) from None
+        system = tasks[name].system if name and tasks[name].system is not None else job.pipeline.system
+        texts.append((prompt, system))
+        bounds.append(int((tasks[name].max_new_tokens if name else None) or default))
+    with screen.working("Loading the tuned model"):
+        loaded = LoadedModel.base(find_base_model(job.ludwig["base_model"]), job.pipeline.chat_template)
+        loaded = loaded.attach(run.path("model"))
+    prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(prompt, system)) for prompt, system in texts]
+    with screen.bar("Completions", len(rows), "rows") as progress:
+        answers = complete(loaded, prompts, job.ludwig["generation"], bounds, progress)
+    return [
+        {**row, "completion": answer.text, "finished": answer.finished} for row, answer in zip(rows, answers, strict=True)
+    ]
