@@ -82,9 +82,7 @@ class Task(Section):
     def _metric(cls, metric: str) -> str:
         if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
             near = did_you_mean(metric, METRICS)
-            advice = (
-                f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
-            )
+            advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
 
@@ -181,19 +179,13 @@ def check_template(template: str) -> None:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         opened = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
-        what = (
-            f"{opened[1][:30]!r} is not closed"
-            if opened
-            else str(error).lower().removesuffix(" in format string")
-        )
+        what = f"{opened[1][:30]!r} is not closed" if opened else str(error).lower().removesuffix(" in format string")
         raise ValueError(f"{what}; {advice}") from None
     for _, name, spec, conversion in parts:
         if name is None:
             continue
         if not name.strip() or name != name.strip() or spec or conversion or re.search(r"[{}\n]", name):
-            written = (
-                "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
-            )
+            written = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
             raise ValueError(f"{written[:40]!r} is not a column; {advice}")
 
 
@@ -241,15 +233,9 @@ def _translate(details: ErrorDetails, document: Document) -> Problem:
         words, bound = _BOUNDS[kind]
         message = f"{name} must be {words} {context[bound]:g}, found {found}"
     elif kind == "literal_error":
-        near = (
-            did_you_mean(value, re.findall(r"'(\w+)'", context["expected"]))
-            if isinstance(value, str)
-            else None
-        )
+        near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
         choices = context["expected"].replace("'", "")
-        message = f"{name}: expected one of {choices}, found {found}" + (
-            f"; did you mean {near}?" if near else ""
-        )
+        message = f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
     elif kind == "string_pattern_mismatch":
         message = f"{name}: the name of a task has letters, digits, _ and - only"
     elif kind in ("string_too_short", "too_short"):
@@ -276,6 +262,4 @@ def _section_at(path: KeyPath) -> type[Section]:
 
 def _homes() -> dict[str, str]:
     """Where the keys of `pipeline:` belong, for one that stands elsewhere."""
-    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(
-        Pipeline.model_fields, "pipeline"
-    )
+    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(Pipeline.model_fields, "pipeline")

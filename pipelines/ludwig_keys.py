@@ -7,6 +7,7 @@ Ludwig and reaches it, or is refused with the reason (`ludwig_limits.py`).
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -102,21 +103,17 @@ class _Checker:
         kind = section.get("type")
         if kind is None:
             first = "adamw" if "adamw" in variants else next(iter(variants))
-            return self.report(
-                f"{name}.type is missing: write type: {first}, or {', '.join(variants)}", *path
-            )
+            rest = ", ".join(other for other in variants if other != first)
+            return self.report(f"{name}.type is missing: write type: {first}, or {rest}", *path)
         if not isinstance(kind, str) or kind not in variants:
             return self.enum(list(variants), kind, (*path, "type"))
         fields = dict(variants[kind])
         for key in [key for key in section if key not in fields]:
-            others = [other for other in variants if key in variants[other]]
-            if others and not did_you_mean(key, fields):
-                self.report(
-                    f"{dotted((*path, key))} is no key of {kind}; it is one of {', '.join(others)}",
-                    *path,
-                    key,
-                )
-                fields[key] = {}
+            owners = [other for other in variants if key in variants[other]]
+            if owners and not did_you_mean(key, fields):
+                message = f"{dotted((*path, key))} is no key of {kind}; it is one of {', '.join(owners)}"
+                self.report(message, *path, key)
+                fields[key] = {}  # said once
         return self.fields(fields, section, path)
 
     def enum(self, allowed: list[Any], value: Any, path: KeyPath) -> None:
@@ -124,6 +121,8 @@ class _Checker:
             return None
         words = [one if isinstance(one, str) else json.dumps(one) for one in allowed]
         near = did_you_mean(value, words) if isinstance(value, str) else None
+        if value == "none" and None in allowed:
+            near = "null"
         found = f"found {self.document.found(value, *path)}"
         if near:
             return self.report(f"{dotted(path)}: {found}; did you mean {near}?", *path)
@@ -139,12 +138,12 @@ class _Checker:
 
     def bounds(self, node: Mapping[str, Any], value: float, path: KeyPath) -> None:
         for bound, words, holds in (
-            ("min", "at least", lambda limit: value >= limit),
-            ("above", "greater than", lambda limit: value > limit),
-            ("max", "at most", lambda limit: value <= limit),
-            ("below", "less than", lambda limit: value < limit),
+            ("min", "at least", operator.ge),
+            ("above", "greater than", operator.gt),
+            ("max", "at most", operator.le),
+            ("below", "less than", operator.lt),
         ):
-            if bound in node and not holds(node[bound]):
+            if bound in node and not holds(value, node[bound]):
                 found = self.document.found(value, *path)
                 self.report(f"{dotted(path)} must be {words} {node[bound]:g}, found {found}", *path)
 
@@ -169,14 +168,10 @@ class _Checker:
             message = "quantization needs an adapter of type lora: 4-bit and 8-bit weights cannot be trained"
             self.report(message, "quantization")
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
-            message = (
-                "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
-            )
+            message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")
         if trainer.get("train_steps") is not None and "epochs" in trainer:
-            self.report(
-                "trainer.epochs has no effect beside trainer.train_steps; keep one", "trainer", "epochs"
-            )
+            self.report("trainer.epochs has no effect beside trainer.train_steps; keep one", "trainer", "epochs")
         if isinstance(regex := trainer.get("layers_to_freeze_regex"), str):
             try:
                 re.compile(regex)
@@ -184,9 +179,7 @@ class _Checker:
                 message = f"trainer.layers_to_freeze_regex is not a regular expression: {error}"
                 self.report(message, "trainer", "layers_to_freeze_regex")
         if generation.get("do_sample") is True and generation.get("temperature") == 0:
-            message = (
-                "generation.temperature must be above 0 to sample; for the likeliest answer: do_sample: false"
-            )
+            message = "generation.temperature must be above 0 to sample; else write do_sample: false"
             self.report(message, "generation", "temperature")
         if adapter.get("init_lora_weights") == "loftq" and not adapter.get("loftq_config"):
             message = "adapter.init_lora_weights: loftq needs loftq_config: {loftq_bits: 4}"
@@ -198,9 +191,7 @@ class _Checker:
 
 
 def _match(table: Mapping[str, Any], name: str) -> Any:
-    return table.get(name) or next(
-        (table[key] for key in table if "*" in key and fnmatchcase(name, key)), None
-    )
+    return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
 
 
 def _kind(value: Any) -> str:

@@ -66,23 +66,12 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("trainer.batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
     ("trainer.eval_batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
     ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
-    (
-        "trainer.gradient_accumulation_steps",
-        "auto",
-    ): "nothing is tuned by itself; write a number, or leave it out for 1",
+    ("trainer.gradient_accumulation_steps", "auto"): "nothing is tuned by itself; write a number, or leave it out for 1",
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
-    (
-        "trainer.optimizer.type",
-        "lbfgs",
-    ): "it repeats each step's rows, which alfine's trainer does not; write adamw",
-    (
-        "adapter.init_lora_weights",
-        "eva",
-    ): "Ludwig does not run the pass over the data that EVA needs; write pissa or default",
-    (
-        "adapter.init_lora_weights",
-        "corda",
-    ): "Ludwig does not run the pass that CorDA needs; write pissa or default",
+    ("trainer.optimizer.type", "lbfgs"): "it repeats each step's rows, which alfine's trainer does not; write adamw",
+    ("trainer.optimizer.type", "schedule_free_adamw"): "it needs a package that alfine does not bring; write adamw",
+    ("adapter.init_lora_weights", "eva"): "Ludwig does not run the pass over the data that EVA needs; write pissa or default",
+    ("adapter.init_lora_weights", "corda"): "Ludwig does not run the pass that CorDA needs; write pissa or default",
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
 }
 

@@ -40,22 +40,24 @@ _OTHER_GAPS = re.compile(
 )
 _METHODS_IGNORED = {"__len__", "__bool__", "__lt__", "__le__", "__gt__", "__ge__", "__ne__", "__getattr__"}
 # The modules that Monty has; only these are imported here, to see whether CPython's have more in them.
-_MODULES = frozenset(
-    """
-    asyncio base64 binascii bisect collections copy csv dataclasses datetime decimal functools hashlib itertools
-    json math os pathlib posixpath random re sys time tomllib typing unicodedata
-""".split()
-)
+# fmt: off
+_MODULES = {
+    "asyncio", "base64", "binascii", "bisect", "collections", "copy", "csv", "dataclasses", "datetime",
+    "decimal", "functools", "hashlib", "itertools", "json", "math", "os", "pathlib", "posixpath", "random",
+    "re", "sys", "time", "tomllib", "typing", "unicodedata",
+}
+# fmt: on
 # Builtins that wait for a person or end the program: without them in the sandbox, using them is a failure.
 _INTERACTIVE = {"input", "exit", "quit", "help", "breakpoint"}
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_ATTEMPTS = 10  # at finding code in a text that makes the parser stumble again and again
 _CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the tests gave. `unsupported`: the sandbox lacks a feature, and no test that it could run failed."""
+    """What the tests gave. `unsupported`: the sandbox lacks a feature, and no test it could run failed."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -68,18 +70,17 @@ class TestResult:
 def run_tests(code: str, tests: Sequence[str], *, seconds: float = 2.0, memory_mb: int = 64) -> TestResult:
     """Run `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, in order.
 
-    `seconds` bound the code, and each test alone; whatever overruns is the last that is run, so one call wastes
-    that time once. `memory_mb` bounds the heap (the worker process reaches about twice that). What the code
-    prints is dropped. `message` names the first test that did not pass and what it gave, or the feature that the
-    sandbox lacks, in at most 300 characters; "" when all pass. Nothing that the code does is raised from here.
+    `seconds` bound the code, and each test alone; whatever overruns is the last that is run, so one call
+    wastes that time once. `memory_mb` bounds the heap (the worker process reaches about twice that). What the
+    code prints is dropped. `message` names the first test that did not pass and what it gave, or the feature
+    that the sandbox lacks, in at most 300 characters; "" when all pass. Nothing that the code does is raised
+    from here.
     """
     total = len(tests)
     if not tests:
         return TestResult(0, 0, "there are no tests", unsupported=False)
     if max(len(code), sum(map(len, tests))) > MAX_CHARS:
-        return TestResult(
-            0, total, f"code or tests are longer than {MAX_CHARS} characters", unsupported=False
-        )
+        return TestResult(0, total, f"code or tests exceed {MAX_CHARS} characters", unsupported=False)
 
     passed, failure, gap = 0, "", ""
     with _session(seconds, memory_mb) as session:
@@ -98,8 +99,8 @@ def run_tests(code: str, tests: Sequence[str], *, seconds: float = 2.0, memory_m
 
 
 def extract_code(completion: str) -> str:
-    """The Python in a completion: its first fenced block; else from the first line that begins a definition or
-    an import to the end of what parses; else the text as it is."""
+    """The Python in a completion: its first fenced block; else from the first line that begins a definition
+    or an import to the end of what parses; else the text as it is."""
     starts = [match.start() for match in _CODE_START.finditer(completion)]
     fence = _FENCE.search(completion)
     # A single fence below code closes a block that the prompt had opened.
@@ -107,7 +108,7 @@ def extract_code(completion: str) -> str:
         return textwrap.dedent(fence["block"]).strip("\n")
     if len(completion) > MAX_CHARS or isinstance(_parse(completion), ast.Module):
         return completion
-    for start in starts:
+    for start in starts[:_ATTEMPTS]:
         if code := _longest_that_parses(completion[start:]):
             return code
     return completion[starts[0] :] if starts else completion
@@ -116,7 +117,7 @@ def extract_code(completion: str) -> str:
 def split_tests(text: str) -> list[str]:
     """Cut a text of tests into one string per top-level `assert`, each with the statements that prepare it.
     Text that does not parse comes back line by line."""
-    tree, lines = _parse(text), text.splitlines()
+    tree, lines = _parse(text), _lines(text)
     if not isinstance(tree, ast.Module):
         return [line for line in lines if line.strip()]
     tests, begin = [], 0
@@ -160,7 +161,7 @@ def _session(seconds: float, memory_mb: int) -> Iterator[MontySession]:
 
 @contextmanager
 def _stderr_to_nowhere() -> Iterator[None]:
-    """A Monty process started in here does not write "allocation exceeds the memory limit" to our terminal."""
+    """A Monty process that is started in here does not write its "allocation exceeds …" to our terminal."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
@@ -186,34 +187,32 @@ def _feed(session: MontySession, source: str, *, before: str = "") -> _Outcome:
 
 
 def _explain(error: MontyError, source: str) -> _Outcome:
-    from pydantic_monty import MontyCrashedError, MontyRuntimeError
+    """Why `source`, which CPython compiles, stopped."""
+    from pydantic_monty import MontyCrashedError, MontyRuntimeError, MontySyntaxError
 
     raised = error.exception()
+    text = str(raised)
+    if isinstance(error, MontySyntaxError):
+        return _Outcome(gap=f"syntax: {text}")
     if isinstance(raised, TimeoutError) or (isinstance(error, MontyCrashedError) and error.timed_out):
         return _Outcome(failure="took too long", lost=True)
     if isinstance(raised, MemoryError):
         return _Outcome(failure="used too much memory", lost=True)
     if isinstance(error, MontyCrashedError):
         return _Outcome(failure="crashed the sandbox", lost=True)
-    if gap := _gap(raised, source):
+    if gap := _gap(text, source) or _silent_gap(text, source):
         return _Outcome(gap=gap)
-    text = (str(raised).splitlines() or [""])[-1]
-    if (
-        isinstance(raised, AssertionError)
-        and isinstance(error, MontyRuntimeError)
-        and len(error.traceback()) == 1
-    ):
+    last_line = (text.splitlines() or [""])[-1]
+    frames = error.traceback() if isinstance(error, MontyRuntimeError) else []
+    if isinstance(raised, AssertionError) and len(frames) == 1:
         # The test's own assert. Monty puts the values into the message: "assert 5 == 4".
-        got, equals, _ = text.removeprefix("assert ").rpartition(" == ")
-        return _Outcome(failure=f"got {got}" if equals else text or "not true")
-    return _Outcome(failure=f"{type(raised).__name__}: {text}".removesuffix(": "))
+        got, equals, _ = last_line.removeprefix("assert ").rpartition(" == ")
+        return _Outcome(failure=f"got {got}" if equals else last_line or "not true")
+    return _Outcome(failure=f"{type(raised).__name__}: {last_line}".removesuffix(": "))
 
 
-def _gap(raised: BaseException, source: str) -> str:
-    """What Monty lacks, if that is why it stopped at `source`, which CPython compiles; else ""."""
-    text = str(raised)
-    if isinstance(raised, SyntaxError):
-        return f"syntax: {text}"
+def _gap(text: str, source: str) -> str:
+    """What Monty lacks, if that is why `source` raised an error that says `text`; else ""."""
     if text and text in source:
         return ""  # the code's own words
     if _OTHER_GAPS.search(text):
@@ -222,22 +221,26 @@ def _gap(raised: BaseException, source: str) -> str:
         return match[1] if hasattr(builtins, match[1]) and match[1] not in _INTERACTIVE else ""
     if match := re.match(r"No module named '(\w+)", text):
         return f"import {match[1]}" if match[1] in sys.stdlib_module_names else ""
-    if match := re.match(r"cannot import name '(\w+)' from '(\w+)'", text):
-        return _missing(match[2], match[1])
-    if match := re.match(r"(?:type object |module )?'(\w+)'(?: object)? has no attribute '(\w+)'", text):
-        if missing := _missing(match[1], match[2]):
-            return missing
-    nodes = list(ast.walk(tree)) if isinstance(tree := _parse(source), ast.Module) else []
-    if text == "'list' object is not an iterator" and any(
-        isinstance(node, ast.GeneratorExp) for node in nodes
+    if match := re.match(r"cannot import name '(?P<name>\w+)' from '(?P<owner>\w+)'", text) or re.match(
+        r"(?:type object |module )?'(?P<owner>\w+)'(?: object)? has no attribute '(?P<name>\w+)'", text
     ):
+        return _missing(match["owner"], match["name"])
+    return ""
+
+
+def _silent_gap(text: str, source: str) -> str:
+    """What Monty takes for something else without a word, so that any failure of `source` says nothing."""
+    tree = _parse(source)
+    nodes = list(ast.walk(tree)) if isinstance(tree, ast.Module) else []
+    generators = any(isinstance(node, ast.GeneratorExp) for node in nodes)
+    if generators and text == "'list' object is not an iterator":
         return "next() of a generator expression"
-    methods = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} & _METHODS_IGNORED
-    return f"the special method {min(methods)}" if methods else ""
+    ignored = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} & _METHODS_IGNORED
+    return f"the special method {min(ignored)}" if ignored else ""
 
 
 def _missing(owner: str, name: str) -> str:
-    """`owner.name` if CPython has it, `owner` being a module that Monty has too or a builtin type; else ""."""
+    """`owner.name` if CPython has it and `owner` is a module that Monty has or a builtin type; else ""."""
     place = importlib.import_module(owner) if owner in _MODULES else getattr(builtins, owner, None)
     return f"{owner}.{name}" if place is not None and hasattr(place, name) else ""
 
@@ -268,15 +271,20 @@ def _parse(source: str) -> ast.Module | int:
 
 
 def _longest_that_parses(text: str) -> str:
-    """The most lines from the first on that are Python, "" if not even the first is."""
-    lines = text.splitlines()
-    end = len(lines)
-    while end > 0:
-        parsed = _parse("\n".join(lines[:end]))
+    """The most lines from the first on that are Python; "" if none are found within a few attempts."""
+    lines = _lines(text)
+    for _ in range(_ATTEMPTS):
+        code = "\n".join(lines).rstrip()
+        parsed = _parse(code)
         if isinstance(parsed, ast.Module):
-            break
-        end = min(end - 1, parsed)  # no line below the error can mend it
-    return "\n".join(lines[:end]).rstrip()
+            return code
+        lines = lines[: min(len(lines) - 1, parsed)]  # no line below the error can mend it
+    return ""
+
+
+def _lines(text: str) -> list[str]:
+    """As the parser counts them; `str.splitlines` also splits at characters that a string literal may hold."""
+    return re.split(r"\r\n?|\n", text)
 
 
 def _shorten(message: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 RESAMPLES = 9_999
 ALPHA = 0.05
 POWER = 0.8
+FEWEST = 6
+"""With five rows that all changed the same way the p-value is 2 / 2**5 = .0625: no test can tell."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     """95 % interval, in points (−100…100), of a paired difference of two proportions, `(gained - lost) / n`.
 
-    Wald's interval with one row added to each kind of change: it covers too often rather than too rarely where
-    few rows change. Plain Wald is far too narrow there, 0 to 0 where none does. (Bonett and Price, J. Educ.
-    Behav. Stat. 37, 2012, 479–488.)
+    Wald's interval with one row added to each kind of change: where few rows change it covers too often
+    rather than too rarely. Plain Wald is far too narrow there, 0 to 0 where none does. (Bonett and Price,
+    J. Educ. Behav. Stat. 37, 2012, 479–488.)
     """
     rose, fell = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     center = rose - fell
@@ -107,9 +109,9 @@ def bootstrap_interval(
 ) -> tuple[Floats, Floats]:
     """95 % interval of the mean over the last axis of `difference`, bias-corrected and accelerated (BCa).
 
-    Efron, JASA 82, 1987, 171–185. The level is raised by `sqrt(n / (n - 1))` and from the normal to Student's t:
-    plain BCa over 30 rows covers 92 to 94 % where it says 95. (Hesterberg, What Teachers Should Know About the
-    Bootstrap, The American Statistician 69, 2015, 371–386: "expanded".) Equal differences give [d, d].
+    Efron, JASA 82, 1987, 171–185. The level is raised by `sqrt(n / (n - 1))` and from the normal to Student's
+    t: plain BCa over 30 rows covers 92 to 94 % where it says 95. (Hesterberg, What Teachers Should Know About
+    the Bootstrap, The American Statistician 69, 2015, 371–386: "expanded".) Equal differences give [d, d].
     """
     import numpy as np
     from scipy import stats
@@ -131,8 +133,8 @@ def bootstrap_interval(
 
 
 def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """Two-sided p-value, over the last axis, of a mean of 0: were the models alike, each row's difference could
-    as well have the other sign. Tries all patterns of signs up to 13 rows, and random ones above."""
+    """Two-sided p-value, over the last axis, of a mean of 0: were the models alike, each row's difference
+    could as well have the other sign. Tries all patterns of signs up to 13 rows, and random ones above."""
     import numpy as np
     from scipy import stats
 
@@ -151,23 +153,23 @@ def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMP
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in their order: with all below .05 called real, the chance of a
-    single false alarm stays below .05. (Holm, Scand. J. Stat. 6, 1979, 65–70.)"""
+    """The p-values corrected for their number, in their order: if those below .05 are called real, the
+    chance of even one false alarm stays below .05. (Holm, Scand. J. Stat. 6, 1979, 65–70.)"""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
 def _rows_needed(difference: Floats) -> int | None:
-    """For binary scores this is Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211): the spread
-    without a difference, which is that of the flipped signs, and the spread around the one observed."""
+    """For binary scores this is Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211), with
+    the spread that flipped signs have and the spread around the difference observed."""
     mean = float(difference.mean())
     if math.isclose(mean, 0, abs_tol=1e-9):
         return None
     without = math.sqrt(float((difference**2).mean()))
     around = float(difference.std())
     rows = ((_z(ALPHA / 2) * without + _z(1 - POWER) * around) / mean) ** 2
-    return max(math.ceil(rows), difference.size + 1)
+    return max(math.ceil(rows), difference.size + 1, FEWEST)
 
 
 def _z(tail: float) -> float:

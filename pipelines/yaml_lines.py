@@ -19,7 +19,7 @@ import yaml
 from pipelines.errors import ConfigError, Problem
 from pipelines.yaml_wording import KeyPath, dotted, shorten, value_words
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
 """No config is longer; whoever hands over a data file is told so at once."""
 MAX_NODES = 20_000
 """Aliases multiply: nine lines of `[*a, *a, …]` make a billion values."""
@@ -93,13 +93,11 @@ def read(path: Path) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            Problem(f"cannot be read: {(error.strerror or str(error)).lower()}", str(path))
-        ) from None
+        raise ConfigError(Problem(f"cannot be read: {(error.strerror or str(error)).lower()}", str(path))) from None
     except ValueError as error:  # a NUL in the name
         raise ConfigError(Problem(f"cannot be read: {error}", repr(str(path)))) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError(Problem("is longer than 1 MB; a config is a page of YAML", str(path)))
+        raise ConfigError(Problem("is longer than 100 kB; a config is a page of YAML", str(path)))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,14 +117,17 @@ def parse(text: str, file: str, *, numbered: bool = True) -> Document:
         loader = _Loader(text)
         node = loader.get_single_node()
         builder = _Builder(file, numbered)
-        value = builder.build(node, (), 1) if node is not None else None
+        if node is None:  # nothing, or comments only
+            return Document(None, {(): Place(file, 1 if numbered else None)})
+        value = builder.build(node, (), 1)
     except yaml.YAMLError as error:
         line = _line(error, text)
         raise ConfigError(Problem(_explain(error), file, line if numbered else None)) from None
     except RecursionError:
         raise ConfigError(Problem("is nested too deeply", file)) from None
-    except ValueError as error:  # an escape such as "\UFFFFFFFF"
-        raise ConfigError(Problem(f"is not valid YAML: {error}", file)) from None
+    except (ValueError, OverflowError):  # from chr(), for an escape such as "\UFFFFFFFF"
+        line = loader.line + 1 if numbered else None
+        raise ConfigError(Problem("is not valid YAML: there is no character of this number", file, line)) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -139,11 +140,7 @@ class _Loader(yaml.SafeLoader):
 
 _TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in {_TAG + "int", _TAG + "float", _TAG + "timestamp"}
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_TAG + "int", _TAG + "float", _TAG + "timestamp"}]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
@@ -175,20 +172,16 @@ class _Builder:
         self.count(line)
         if id(node) in self.open:
             raise ConfigError(self.problem("an alias holds itself", line))
-        self.places[path] = Place(self.file, line if self.numbered else None, node.value if scalar else None)
-        if scalar:
+        text = node.value if isinstance(node, yaml.ScalarNode) else None
+        self.places[path] = Place(self.file, line if self.numbered else None, text)
+        if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path, line)
         self.open.add(id(node))
         value: Any
         if isinstance(node, yaml.SequenceNode):
-            value = [
-                self.build(item, (*path, position), item.start_mark.line + 1)
-                for position, item in enumerate(node.value)
-            ]
+            value = [self.build(item, (*path, position), item.start_mark.line + 1) for position, item in enumerate(node.value)]
         else:
-            value = {
-                key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()
-            }
+            value = {key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()}
         if node.tag not in {_TAG + "seq", _TAG + "map"}:
             self.problems.append(self.problem(f"{dotted(path)}: the tag {node.tag} is not allowed", line))
         self.open.discard(id(node))
@@ -254,16 +247,17 @@ class _Builder:
     def count(self, line: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise ConfigError(
-                self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line)
-            )
+            raise ConfigError(self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line))
 
     def problem(self, message: str, line: int) -> Problem:
         return Problem(message, self.file, line if self.numbered else None)
 
 
 def _line(error: yaml.YAMLError, text: str) -> int | None:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
+    if "end of stream" in str(error):
+        marks.reverse()  # where the quote was opened, not where the file ends
+    mark = marks[0] or marks[1]
     if mark is not None:
         return int(mark.line) + 1
     position = getattr(error, "position", None)
@@ -293,6 +287,4 @@ def _explain(error: yaml.YAMLError) -> str:
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """By line; overrides, which have none, last. The same finding is kept once."""
-    return list(
-        dict.fromkeys(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
-    )
+    return list(dict.fromkeys(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0))))

@@ -41,11 +41,7 @@ def value_words(value: Any, written: str | None) -> str:
         case list():
             return "a list"
         case Mapping():
-            return (
-                f"a section with the keys {shorten(', '.join(map(str, value)))}"
-                if value
-                else "an empty section"
-            )
+            return f"a section with the keys {shorten(', '.join(map(str, value)))}" if value else "an empty section"
         case _:
             return shorten(written or str(value))
 
@@ -66,9 +62,7 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None)
 def _reads_as(text: str, types: list[str]) -> bool:
     if "boolean" in types and text.lower() in ("true", "false", "yes", "no", "on", "off"):
         return True
-    return ("integer" in types or "number" in types) and re.fullmatch(
-        r"[-+]?[0-9]+(\.[0-9]+)?", text
-    ) is not None
+    return ("integer" in types or "number" in types) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", text) is not None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

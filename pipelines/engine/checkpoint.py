@@ -72,7 +72,11 @@ class SafetensorsCheckpoint(Checkpoint):
             number, _, key = name.partition("/")
             optimizer_state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
-        self.pending = {"scheduler": state["scheduler"], "random": _part(tensors, RANDOM)}
+        self.pending = {
+            "scheduler": state["scheduler"],
+            "learning_rates": [group["lr"] for group in state["param_groups"]],
+            "random": _part(tensors, RANDOM),
+        }
         return True
 
     def get_state_for_inference(self, save_path: str, device: torch.device | None = None) -> Mapping[str, Any]:

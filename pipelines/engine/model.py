@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from ludwig.globals import MODEL_WEIGHTS_FILE_NAME
 from ludwig.models.llm import LLM
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -53,3 +54,7 @@ class FineTunedLLM(LLM):
         # The constructor calls a function of its module; there is no registry for it.
         with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):
             super().__init__(config_obj, *args, **kwargs)
+
+    def save(self, save_path: str) -> None:
+        """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture."""
+        self.model.save_pretrained(Path(save_path) / MODEL_WEIGHTS_FILE_NAME)

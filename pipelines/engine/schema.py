@@ -41,9 +41,7 @@ def snapshot() -> dict[str, Any]:
     from ludwig.schema.trainer import FineTuneTrainerConfig
 
     fields: dict[str, Any] = {name: {} for name in NAMES_ONLY}
-    fields |= {
-        name: _node(LLMModelConfig, name) for name in LLMModelConfig.model_fields if name not in NAMES_ONLY
-    }
+    fields |= {name: _node(LLMModelConfig, name) for name in LLMModelConfig.model_fields if name not in NAMES_ONLY}
     fields["base_model"] = {"types": ["text"]}
     # Not through the registry of trainers: the one `finetune` there may be ours by now.
     fields["trainer"] = _section(FineTuneTrainerConfig)
@@ -69,9 +67,7 @@ def _node(config_class: Any, name: str) -> dict[str, Any]:
             described = _variants(nested)
         elif nested is not None or hasattr(marker, "cls"):
             # Some hide their class in a closure; the default value still tells it.
-            inner = getattr(nested or marker, "cls", None) or type(
-                field.get_default(call_default_factory=True)
-            )
+            inner = getattr(nested or marker, "cls", None) or type(field.get_default(call_default_factory=True))
             if not issubclass(inner, LudwigBaseConfig):
                 return {}
             described = _section(inner)

@@ -1,0 +1,76 @@
+"""Rows laid end to end give the numbers of rows alone."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import AutoModelForCausalLM
+
+from pipelines.engine.packing import ATTENTION, Rows, attention_for, row_losses, token_losses
+from tests.tiny import make_model
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 128}
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}),
+    "qwen2": ("Qwen2Config", {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}),
+    "mistral window": ("MistralConfig", {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "sliding_window": 4}),
+    "gemma": ("GemmaConfig", {**SMALL, "intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 8}),
+    "gemma2 capped": ("Gemma2Config", {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}),
+    "phi": ("PhiConfig", {**SMALL, "intermediate_size": 48}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 128,
+                            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+}  # fmt: skip
+
+
+def some_rows(seed=0, lengths=(7, 12, 3, 9)):
+    random = np.random.default_rng(seed)
+    return Rows([random.integers(3, 60, n) for n in lengths], [n // 2 for n in lengths])
+
+
+def losses_one_by_one(model, rows):
+    """Hugging Face, a row at a time, every logit computed."""
+    found = []
+    for ids, start in zip(rows.input_ids, rows.supervised_from, strict=True):
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        logits = model(input_ids=tokens).logits[0, start - 1 : -1]
+        found.append(F.cross_entropy(logits, tokens[0, start:], reduction="none"))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_losses_and_gradients_equal_rows_alone(architecture):
+    name, settings = ARCHITECTURES[architecture]
+    torch.manual_seed(0)
+    config, same = (getattr(transformers, name)(**settings) for _ in range(2))
+    reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    packed = AutoModelForCausalLM.from_config(same, attn_implementation=attention_for(type(reference), same)).eval()
+    packed.load_state_dict(reference.state_dict())
+    rows = some_rows()
+    expected, found = losses_one_by_one(reference, rows), token_losses(packed, rows)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    expected.sum().backward()
+    found.sum().backward()
+    for (key, a), b in zip(reference.named_parameters(), packed.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_no_row_sees_another(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION).eval()
+    rows = some_rows()
+    alone = token_losses(model, rows[1:2])
+    beside = token_losses(model, rows).split(rows.supervised_lengths)[1]
+    torch.testing.assert_close(beside, alone, atol=1e-6, rtol=1e-6)
+
+
+def test_row_losses_are_means_whatever_the_pack(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION).eval()
+    rows = some_rows()
+    small, large = list(row_losses(model, rows, batch_tokens=8)), list(row_losses(model, rows, batch_tokens=4096))
+    assert small == pytest.approx(large, abs=1e-6)
+    assert small[0] == pytest.approx(float(losses_one_by_one(model, rows[0:1]).mean()), abs=1e-6)
+
+
+def test_counts():
+    rows = some_rows()
+    assert (rows.tokens, rows.supervised_tokens, len(rows)) == (31, 4 + 6 + 2 + 5, 4)

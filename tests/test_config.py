@@ -1,0 +1,583 @@
+"""The config: what loads, and what each mistake is answered with, at which line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pipelines import ludwig_keys, ludwig_limits
+from pipelines.config import METRICS, DataFiles, Job, check_template, load_job
+from pipelines.errors import ConfigError, Problem
+
+GOOD = """\
+pipeline:
+  tasks:
+    sentiment:
+      data: data/sentiment.jsonl
+      prompt: "Is this review positive or negative?\\n{review}"
+      completion: "{label}"
+      metric: label
+base_model: smollm2-135m-instruct
+adapter: {type: lora, r: 16}
+trainer:
+  epochs: 2
+  learning_rate: 2e-4
+generation:
+  max_new_tokens: 8
+"""
+
+Write = Callable[[str | bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else dedent(content).encode())
+        return path
+
+    return write
+
+
+def problems(path: Path, *overrides: str) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load_job(path, overrides)
+    return caught.value.problems
+
+
+def with_line(old: str, new: str) -> str:
+    """GOOD with another text in one place."""
+    assert GOOD.count(old) == 1
+    return GOOD.replace(old, new)
+
+
+def instead_of(old: str) -> Callable[[str], str]:
+    return lambda new: with_line(old, new)
+
+
+data = instead_of("data/sentiment.jsonl")  # line 4
+prompt = instead_of("{review}")  # line 5
+completion = instead_of('"{label}"')  # line 6
+base_model = instead_of("smollm2-135m-instruct")  # line 8
+adapter = instead_of("{type: lora, r: 16}")  # line 9
+rank = instead_of("r: 16")
+trainer = instead_of("epochs: 2")  # line 11
+rate = instead_of("2e-4")  # line 12
+generation = instead_of("max_new_tokens: 8")  # line 14
+
+
+def pipeline(line: str) -> str:
+    """GOOD with a line more in its pipeline section: line 2."""
+    return with_line("  tasks:", f"  {line}\n  tasks:")
+
+
+def task(line: str) -> str:
+    """GOOD with a line more in its task: line 8."""
+    return with_line("metric: label", f"metric: label\n      {line}")
+
+
+def section(text: str) -> str:
+    """GOOD with a section more at its end: line 15."""
+    return GOOD + text
+
+
+# --- what loads --------------------------------------------------------------------------------------
+
+
+def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
+    job = load_job(write(GOOD))
+    assert job.ludwig == {
+        "model_type": "llm",
+        "base_model": "smollm2-135m-instruct",
+        "adapter": {"type": "lora", "r": 16},
+        "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002},
+        "generation": {"do_sample": False, "max_new_tokens": 8},
+    }
+    sentiment = job.pipeline.tasks["sentiment"]
+    assert (sentiment.data, sentiment.metric, sentiment.weight) == ("data/sentiment.jsonl", "label", 1.0)
+    assert job.pipeline.mix == "proportional"
+    assert (job.pipeline.split.validation, job.pipeline.split.test, job.pipeline.seed) == (0.1, 0.1, 42)
+
+
+def test_the_least_config_gets_its_sections(write: Write) -> None:
+    tail = 'completion: "{b}"}}}\nbase_model: ./model\n'
+    job = load_job(write('pipeline: {tasks: {t: {data: rows.csv, prompt: "{a}", ' + tail))
+    assert job.ludwig["trainer"] == {"type": "finetune"}
+    assert job.ludwig["generation"] == {"do_sample": False, "max_new_tokens": 128}
+    assert "adapter" not in job.ludwig
+    assert job.pipeline.tasks["t"].metric == "rouge"
+
+
+ACCEPTED = [
+    "trainer.optimizer={type: adamw, betas: [0.9, 0.99], weight_decay: 0.01}",
+    "trainer.learning_rate_scheduler={decay: cosine, warmup_fraction: 0.1, t_0: 50}",
+    "trainer.learning_rate_scheduler={decay: null, warmup_evaluations: 1.0}",
+    "trainer.learning_rate_scheduler={decay: wsd, wsd_decay_fraction: 0.2, t_0: null}",
+    "trainer.gradient_clipping={clipglobalnorm: 1}",
+    "trainer.gradient_clipping=null",
+    "trainer.eval_batch_size=null",
+    "trainer.early_stop=-1",
+    "trainer.batch_size=8.0",
+    "trainer.learning_rate=1e-5",
+    "trainer.learning_rate=1",
+    "trainer.enable_gradient_checkpointing=yes",
+    "trainer.layers_to_freeze_regex=layers\\.[0-3]\\.",
+    "trainer.type=finetune",
+    "adapter=null",
+    "adapter={type: ia3, feedforward_modules: [down_proj]}",
+    "adapter={type: lora, target_modules: [q_proj], rank_pattern: {layers.0.q_proj: 4}}",
+    "adapter={type: lora, init_lora_weights: loftq, loftq_config: {loftq_bits: 4}}",
+    "adapter={type: lora, alpha: 32, dropout: 0, use_dora: true, loraplus_lr_ratio: 8}",
+    "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
+    "quantization={bits: 8, llm_int8_threshold: 5}",
+    "quantization=null",
+    "model_parameters={neftune_noise_alpha: 5, rope_scaling: {rope_type: linear, factor: 2}}",
+    "preprocessing={global_max_sequence_length: 1024}",
+    "backend=local",
+    "backend={type: local}",
+    "trust_remote_code=true",
+    "model_type=llm",
+    "generation={do_sample: true, temperature: 0.7, top_p: 0.9, top_k: 40}",
+    "generation={do_sample: false, temperature: 0}",
+    "generation={num_beams: 4, early_stopping: never, length_penalty: -1}",
+    "generation={eos_token_id: [1, 2], suppress_tokens: [3], bad_words_ids: [[1, 2], [3]]}",
+    "pipeline.tasks.sentiment.metric=my_metrics.tone:score",
+    "pipeline.tasks.sentiment.data={train: a.jsonl, test: b.jsonl}",
+    "pipeline.tasks.sentiment.weight=2",
+    "pipeline.tasks.sentiment.prompt='{{\"a\": 1}} {review}'",
+    "pipeline.chat_template=null",
+    "pipeline.report.prompts=data/probes.jsonl",
+    "pipeline.split={test: 0, validation: 0}",
+]
+
+
+@pytest.mark.parametrize("text", ACCEPTED)
+def test_what_ludwig_and_alfine_take_loads(write: Write, text: str) -> None:
+    load_job(write(GOOD), [text])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_loads(write: Write, metric: str) -> None:
+    assert load_job(write(GOOD), [f"pipeline.tasks.sentiment.metric={metric}"])
+
+
+@pytest.mark.parametrize("name", sorted(ludwig_keys.schema()["adapter"]["variants"]))
+def test_every_adapter_of_ludwig_loads(write: Write, name: str) -> None:
+    assert load_job(write(GOOD), [f"adapter={{type: {name}}}"]).ludwig["adapter"] == {"type": name}
+
+
+@pytest.mark.parametrize("name", ludwig_keys.schema()["trainer"]["fields"]["optimizer"]["variants"])
+def test_every_optimizer_of_ludwig_loads_or_is_refused(write: Write, name: str) -> None:
+    if ("trainer.optimizer.type", name) in ludwig_limits.REFUSED_VALUES:
+        assert "write adamw" in str(problems(write(GOOD), f"trainer.optimizer.type={name}")[0])
+    else:
+        load_job(write(GOOD), [f"trainer.optimizer.type={name}"])
+
+
+def test_data_in_files_of_their_own(write: Write) -> None:
+    job = load_job(write(with_line("data: data/sentiment.jsonl", "data: {train: a.csv, test: b.csv}")))
+    assert job.pipeline.tasks["sentiment"].data == DataFiles(train="a.csv", test="b.csv")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("2e-4", 2e-4),
+        ("2E-4", 2e-4),
+        ("2.e-4", 2e-4),
+        (".5", 0.5),
+        ("1e+0", 1.0),
+        ("1_000e-4", 0.1),
+        ("1", 1),
+    ],
+)
+def test_numbers_as_people_write_them(write: Write, written: str, value: float) -> None:
+    assert load_job(write(GOOD.replace("2e-4", written))).ludwig["trainer"]["learning_rate"] == value
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "12:30", "010", "0x1F", "1.2.3", "e5"])
+def test_texts_that_yaml_would_turn_into_something_else(write: Write, text: str) -> None:
+    assert load_job(write(task(f"system: {text}"))).pipeline.tasks["sentiment"].system == text
+
+
+def test_anchors_and_merge_keys(write: Write) -> None:
+    job = load_job(
+        write("""\
+        pipeline:
+          tasks:
+            a: &base {data: a.csv, prompt: "{x}", completion: "{y}", metric: label}
+            b:
+              <<: *base
+              data: b.csv
+        base_model: ./m
+        """)
+    )
+    assert job.pipeline.tasks["b"].data == "b.csv"
+    assert job.pipeline.tasks["b"].metric == "label"
+    assert (
+        job.line_of("pipeline", "tasks", "b", "data"),
+        job.line_of("pipeline", "tasks", "b", "metric"),
+    ) == (6, 3)
+
+
+def test_a_byte_order_mark_is_no_matter(write: Write) -> None:
+    assert load_job(write(b"\xef\xbb\xbf" + GOOD.encode()))
+
+
+def test_what_a_job_resolves_to_is_plain_data_and_loads_again(write: Write) -> None:
+    job = load_job(write(GOOD), ["pipeline.tasks.sentiment.data={train: a.csv}"])
+    resolved = job.resolved()
+    assert list(resolved)[:3] == ["pipeline", "model_type", "base_model"]
+    again = load_job(write(json.dumps(resolved)))
+    assert (again.pipeline, again.ludwig) == (job.pipeline, job.ludwig)
+    assert again.resolved() == resolved
+    resolved["trainer"]["epochs"] = 99
+    assert job.ludwig["trainer"]["epochs"] == 2
+
+
+def test_mixing_by_temperature_survives_resolving(write: Write) -> None:
+    job = load_job(write(GOOD), ["pipeline.mix=temperature", "pipeline.temperature=3"])
+    assert load_job(write(json.dumps(job.resolved()))).pipeline.temperature == 3
+
+
+# --- places ------------------------------------------------------------------------------------------
+
+
+def test_lines_of_keys_and_of_their_nearest_parents(write: Write) -> None:
+    path = write(GOOD)
+    job = load_job(path)
+    assert job.line_of("pipeline", "tasks", "sentiment", "prompt") == 5
+    assert job.line_of("pipeline", "tasks", "sentiment", "system") == 3
+    assert job.line_of("adapter", "r") == 9
+    assert job.line_of("nothing", "at", "all") == 1
+    assert str(job.problem("too long", "trainer", "epochs")) == f"{path}:11: too long"
+    assert Job(path, job.pipeline, {}).line_of("trainer") is None
+
+
+def test_a_key_set_by_an_override_is_reported_there(write: Write) -> None:
+    job = load_job(write(GOOD), ["trainer.epochs=3"])
+    assert job.ludwig["trainer"]["epochs"] == 3
+    assert str(job.problem("too many", "trainer", "epochs")) == "override trainer.epochs=3: too many"
+    assert job.line_of("trainer", "learning_rate") == 12
+
+
+def test_an_override_of_a_section_takes_its_place(write: Write) -> None:
+    job = load_job(write(GOOD), ["adapter={type: ia3}", "backend.type=local"])
+    assert job.ludwig["adapter"] == {"type": "ia3"}
+    assert job.ludwig["backend"] == {"type": "local"}
+    assert job.problem("x", "adapter", "type").file == "override adapter={type: ia3}"
+
+
+# --- mistakes: (config, line, part of the message) ---------------------------------------------------
+
+MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
+    # YAML itself
+    "empty": ("", 1, "found nothing"),
+    "only a comment": ("# pipeline\n", 1, "found nothing"),
+    "a list": ("- a\n- b\n", 1, "expected sections such as `pipeline:`, found a list"),
+    "a text": ("hello\n", 1, "found the text 'hello'"),
+    "tab": (with_line("  epochs: 2", "\tepochs: 2"), 11, "indent with spaces, not with a tab"),
+    "colon in text": (completion("The answer: {label}"), 6, 'put a text that holds ": " in quotes'),
+    "brace first": (completion("{label} it is"), 6, "put a text that starts with {"),
+    "quote not closed": (completion('"{label}'), 6, "a quote is not closed"),
+    "bracket not closed": (with_line("r: 16}", "r: 16"), 10, "is not valid YAML"),
+    "indentation": (with_line("  learning_rate", "   learning_rate"), 12, "check the indentation"),
+    "at sign": (base_model("@model"), 8, "put the text in quotes"),
+    "asterisk": (completion("*label"), 6, "put a text that starts with * in quotes"),
+    "two documents": (section("---\na: 1\n"), 15, "a second `---` starts another document"),
+    "not UTF-8": (GOOD.encode().replace(b"Is this", b"\xe9 this"), 5, "is not UTF-8 here"),
+    "UTF-16": (GOOD.encode("utf-16"), 1, "is not UTF-8 here"),
+    "control character": (with_line("Is this", "Is\x07this"), 5, "a control character stands here"),
+    "surrogate": (with_line("Is this", "\\ud800"), 5, "half a character"),
+    "impossible escape": (with_line("Is this", "\\UFFFFFFFF"), 5, "there is no character of this number"),
+    "python object": (section("x: !!python/object/apply:os.system [ls]\n"), 15, "is not allowed"),
+    "binary": (trainer("epochs: !!binary aGk="), 11, "is not allowed"),
+    "not a number": (rate(".nan"), 12, ".nan is not a number that can be used"),
+    "infinite": (rate("1e999"), 12, "1e999 is not a number that can be used"),
+    "deep": ("a: " + "[" * 2000 + "]" * 2000, None, "is nested too deeply"),
+    "holds itself": ("a: &a [*a]\n", 1, "an alias holds itself"),
+    "twice": (section("trainer: {epochs: 3}\n"), 15, "trainer stands twice, here and in line 10; keep one"),
+    "twice inside": (with_line("  epochs: 2\n", "  epochs: 2\n  epochs: 3\n"), 12, "epochs stands twice, here and in line 11"),
+    "key read as yes": (with_line("    sentiment:", "    yes:"), 3, 'put it in quotes, "yes":'),
+    "key read as number": (with_line("    sentiment:", "    1:"), 3, 'put it in quotes, "1":'),
+    "key is a list": (section("? [a]\n: b\n"), 15, "a key must be text"),
+    # pipeline:
+    "no pipeline": ("base_model: x\n", 1, "pipeline.tasks is missing"),
+    "pipeline is null": ("pipeline:\nbase_model: x\n", 1, "pipeline: expected a section of keys, found nothing"),
+    "pipeline is text": ("pipeline: yes please\nbase_model: x\n", 1, "expected a section of keys, found the text"),
+    "no tasks": ("pipeline: {tasks: {}}\nbase_model: x\n", 1, "pipeline.tasks is empty; write tasks:"),
+    "tasks is a list": ("pipeline:\n  tasks: [a]\nbase_model: x\n", 2, "expected a section of keys, found a list"),
+    "task is text": ("pipeline:\n  tasks:\n    a: b\nbase_model: x\n", 3, "expected a section of keys, found the text 'b'"),
+    "task name": (with_line("sentiment:", "the task:"), 3, "has letters, digits, _ and - only"),
+    "task name with newline": (with_line("    sentiment:", '    "a\\n":'), 3, "has letters, digits, _ and - only"),
+    "misspelt section": (with_line("  tasks:", "  task:"), 2, "pipeline.task: unknown key; did you mean tasks?"),
+    "misspelt key": (with_line("prompt:", "promt:"), 5, "sentiment.promt: unknown key; did you mean prompt?"),
+    "unknown key": (task("zzz: 1"), 8, "unknown key; known here: data, prompt, completion"),
+    "key of the trainer": (task("learning_rate: 1"), 8, "unknown key; it belongs in trainer"),
+    "task key too far up": (pipeline("prompt: x"), 2, "it belongs in pipeline.tasks.NAME"),
+    "missing data": (with_line("      data: data/sentiment.jsonl\n", ""), 3, "data is missing, as in data: data/"),
+    "missing prompt": (with_line("prompt:", "system:"), 3, "prompt is missing, as in prompt:"),
+    "missing completion": (with_line('      completion: "{label}"\n', ""), 3, "completion is missing, as in completion:"),
+    "empty data": (data('""'), 4, "sentiment.data is empty"),
+    "data is a list": (data("[a, b]"), 4, "data: expected text, found a list"),
+    "data is a number": (data("7"), 4, 'found 7; put it in quotes: "7"'),
+    "data without train": (data("{test: a.csv}"), 4, "data.train is missing, as in train:"),
+    "misspelt split of data": (data("{train: a, valid: b}"), 4, "data.valid: unknown key; did you mean validation?"),
+    "empty prompt": (completion('""'), 6, "sentiment.completion is empty"),
+    "prompt not in quotes": (completion("{label}"), 6, 'put a text that starts with { in quotes: "{label}"'),
+    "brace not closed": (prompt("{review"), 5, "'{review' is not closed; write"),
+    "brace not opened": (prompt("review}"), 5, "single '}' encountered; write"),
+    "no column in braces": (prompt("{}"), 5, "'{}' is not a column"),
+    "format in braces": (prompt("{review:>10}"), 5, "'{review:>10}' is not a column"),
+    "conversion in braces": (prompt("{review!r}"), 5, "'{review!r}' is not a column"),
+    "JSON in a template": (prompt("{'a': 1} {review}"), 5, '"{{" and "}}" for braces'),
+    "completion without a column": (with_line("{label}", "positive"), 6, "names no column"),
+    "completion with braces only": (with_line("{label}", "{{label}}"), 6, "names no column"),
+    "metric": (with_line("metric: label", "metric: labels"), 7, "unknown metric 'labels'; did you mean label?"),
+    "far metric": (with_line("metric: label", "metric: xyzzy"), 7, "write one of label, rouge, chrf"),
+    "metric as a path": (with_line("metric: label", "metric: a/b.py:f"), 7, "unknown metric 'a/b.py:f'"),
+    "metric is a boolean": (with_line("metric: label", "metric: off"), 7, "found off, which YAML reads as false"),
+    "system is a boolean": (task("system: no"), 8, 'found no, which YAML reads as false; put it in quotes: "no"'),
+    "weight zero": (task("weight: 0"), 8, "weight must be greater than 0, found 0"),
+    "weight text": (task("weight: heavy"), 8, "weight: expected a number, found the text 'heavy'"),
+    "weight quoted": (task('weight: "2"'), 8, "found the text '2'; leave out the quotes"),
+    "tokens zero": (task("max_new_tokens: 0"), 8, "max_new_tokens must be at least 1, found 0"),
+    "tokens half": (task("max_new_tokens: 1.5"), 8, "max_new_tokens: expected a whole number, found 1.5"),
+    "mix": (pipeline("mix: equl"), 2, "found the text 'equl'; did you mean equal?"),
+    "mix is far": (pipeline("mix: 3"), 2, "expected one of proportional, equal or temperature, found 3"),
+    "temperature for nothing": (pipeline("temperature: 2"), 2, "has no effect unless mix is temperature"),
+    "temperature zero": (pipeline("mix: temperature\n  temperature: 0"), 3, "must be greater than 0"),
+    "seed negative": (pipeline("seed: -1"), 2, "seed must be at least 0, found -1"),
+    "seed huge": (pipeline("seed: 4294967296"), 2, "seed must be less than"),
+    "seed is true": (pipeline("seed: true"), 2, "seed: expected a whole number, found true"),
+    "chat template": (pipeline("chat_template: chatml"), 2, "expected true or false, found the text 'chatml'"),
+    "split too large": (pipeline("split: {test: 0.5, validation: 0.5}"), 2, "leave no row to train on"),
+    "split over 1": (pipeline("split: {test: 20}"), 2, "split.test must be less than 1, found 20"),
+    "split misspelt": (pipeline("split: {tset: 0.1}"), 2, "split.tset: unknown key; did you mean test?"),
+    "report misspelt": (pipeline("report: {prompt: a}"), 2, "pipeline.report.prompt: unknown key"),
+    # the Ludwig part
+    "no base model": (with_line("base_model: smollm2-135m-instruct\n", ""), 1, "base_model is missing: write"),
+    "empty base model": (base_model('" "'), 8, "base_model is empty"),
+    "null base model": (with_line(" smollm2-135m-instruct", ""), 8, "base_model: expected text, found nothing"),
+    "number as base model": (base_model("135"), 8, 'put it in quotes: "135"'),
+    "unknown section": (section("trianer: {}\n"), 15, "trianer: unknown key; did you mean trainer?"),
+    "section of pipeline": (section("tasks: {}\n"), 15, "tasks: unknown key; it belongs in pipeline"),
+    "key at the top": (section("epochs: 3\n"), 15, "epochs: unknown key; it belongs in trainer"),
+    "misspelt rate": (with_line("learning_rate", "lerning_rate"), 12, "unknown key; did you mean learning_rate?"),
+    "deep misspelt": (section("model_parameters: {rope_scaling: {rope_typ: dynamic}}\n"), 15, "did you mean rope_type?"),
+    "key of the scheduler": (trainer("warmup_fraction: 0.1"), 11, "it belongs in trainer.learning_rate_scheduler"),
+    "key of the optimizer": (trainer("weight_decay: 0.1"), 11, "it belongs in trainer.optimizer"),
+    "section is null": (with_line("  epochs: 2\n  learning_rate: 2e-4\n", ""), 10, "expected a section of keys, found nothing"),
+    "section is text": (section("preprocessing: none\n"), 15, "preprocessing: expected a section of keys, found the text 'none'"),
+    "rate text": (rate("fast"), 12, "trainer.learning_rate: expected a number, found the text 'fast'"),
+    "rate zero": (rate("0"), 12, "trainer.learning_rate must be greater than 0, found 0"),
+    "rate negative": (rate("-1e-4"), 12, "must be greater than 0, found -1e-4"),
+    "rate above 1": (rate("2"), 12, "trainer.learning_rate must be at most 1, found 2"),
+    "rate auto": (rate("auto"), 12, "write a number, such as 0.0002"),
+    "rate quoted": (rate('"0.1"'), 12, "leave out the quotes"),
+    "epochs zero": (trainer("epochs: 0"), 11, "trainer.epochs must be at least 1, found 0"),
+    "epochs half": (trainer("epochs: 1.5"), 11, "trainer.epochs: expected a whole number, found 1.5"),
+    "epochs true": (trainer("epochs: true"), 11, "expected a whole number, found true"),
+    "epochs and steps": (trainer("epochs: 2\n  train_steps: 9"), 11, "no effect beside trainer.train_steps"),
+    "early stop": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
+    "batch auto": (trainer("batch_size: auto"), 11, "nothing is tuned by itself; write a number"),
+    "batch zero": (trainer("batch_size: 0"), 11, "trainer.batch_size must be at least 1"),
+    "accumulation auto": (trainer("gradient_accumulation_steps: auto"), 11, "or leave it out for 1"),
+    "shuffle text": (trainer('should_shuffle: "no"'), 11, "expected true or false, found the text 'no'; leave out the quotes"),
+    "scaling": (trainer("learning_rate_scaling: linar"), 11, "found the text 'linar'; did you mean linear?"),
+    "two paces": (trainer("steps_per_checkpoint: 5\n  checkpoints_per_epoch: 2"), 12, "exclude each other; keep one"),
+    "regex": (trainer("layers_to_freeze_regex: '('"), 11, "is not a regular expression"),
+    "trainer type": (trainer("type: none"), 11, "with none nothing is trained"),
+    "other trainer": (trainer("type: dpo"), 11, "trainer.type: expected finetune, found the text 'dpo'"),
+    "optimizer as text": (trainer("optimizer: adamw"), 11, "write optimizer: {type: adamw}"),
+    "optimizer type": (trainer("optimizer: {type: AdamW}"), 11, "found the text 'AdamW'; did you mean adamw?"),
+    "optimizer without type": (trainer("optimizer: {eps: 1e-8}"), 11, "type is missing: write type: adamw, or sgd"),
+    "optimizer key": (trainer("optimizer: {type: adamw, momentum: 0.9}"), 11, "momentum is no key of adamw; it is one of sgd"),
+    "optimizer typo": (trainer("optimizer: {type: adamw, weight_decy: 0}"), 11, "did you mean weight_decay?"),
+    "betas": (trainer("optimizer: {type: adamw, betas: [0.9]}"), 11, "optimizer.betas: expected 2 values, found 1"),
+    "beta range": (trainer("optimizer: {type: adamw, betas: [0.9, 2]}"), 11, "optimizer.betas[1] must be at most 1, found 2"),
+    "decay": (trainer("learning_rate_scheduler: {decay: cosin}"), 11, "did you mean cosine?"),
+    "decay none": (trainer("learning_rate_scheduler: {decay: none}"), 11, "found the text 'none'; did you mean null?"),
+    "decay knob": (trainer("learning_rate_scheduler: {decay: cosine, decay_rate: 0.5}"), 11, "is exponential (it is cosine)"),
+    "warmup": (trainer("learning_rate_scheduler: {warmup_fraction: 10}"), 11, "warmup_fraction must be at most 1, found 10"),
+    "warmup twice": (trainer("learning_rate_scheduler: {decay: wsd, warmup_fraction: 0.1}"), 11, "unless decay is linear or"),
+    "clipping": (trainer("gradient_clipping: {clipnorm: -1}"), 11, "clipnorm must be at least 0, found -1"),
+    "adapter as text": (adapter("lora"), 9, "write adapter: {type: lora}"),
+    "adapter without type": (adapter("{r: 16}"), 9, "adapter.type is missing: write type: lora, or adalora"),
+    "adapter type": (with_line("type: lora", "type: lorra"), 9, "adapter.type: found the text 'lorra'; did you mean lora?"),
+    "key of another adapter": (with_line("type: lora", "type: ia3"), 9, "adapter.r is no key of ia3; it is one of lora, adalora"),
+    "rank": (rank("r: 0"), 9, "adapter.r must be at least 1, found 0"),
+    "rank misspelt": (rank("rank: 16"), 9, "adapter.rank: unknown key"),
+    "modules as text": (rank("target_modules: all-linear"), 9, "expected a list, found the text 'all-linear'"),
+    "modules as numbers": (rank("target_modules: [1]"), 9, "adapter.target_modules[0]: expected text, found 1"),
+    "dropout": (rank("dropout: 1"), 9, "adapter.dropout must be less than 1, found 1"),
+    "eva": (rank("init_lora_weights: eva"), 9, "Ludwig does not run the pass over the data that EVA needs"),
+    "loftq": (rank("init_lora_weights: loftq"), 9, "loftq needs loftq_config"),
+    "quantization without adapter": (adapter("null\nquantization: {bits: 4}"), 10, "needs an adapter of type lora"),
+    "quantization of another adapter": (adapter("{type: ia3}\nquantization: {bits: 4}"), 10, "needs an adapter of type lora"),
+    "bits": (section("quantization: {bits: 3}\n"), 15, "quantization.bits: expected one of 4, 8, found 3"),
+    "knob of 8 bits": (section("quantization: {bits: 4, llm_int8_threshold: 6}\n"), 15, "no effect unless bits is 8 (it is 4)"),
+    "torchao": (section("quantization: {backend: torchao}\n"), 15, "write bitsandbytes, or leave it out"),
+    "rope": (section("model_parameters: {rope_scaling: {factor: 2}}\n"), 15, "needs both, as in {rope_type: linear"),
+    "noise": (section("model_parameters: {neftune_noise_alpha: 5.5}\n"), 15, "expected a whole number, found 5.5"),
+    "length": (section("preprocessing: {global_max_sequence_length: 0}\n"), 15, "must be at least 1, found 0"),
+    "backend": (section("backend: ray\n"), 15, "backend: expected a section of keys, found the text 'ray'"),
+    "backend type": (section("backend: {type: ray}\n"), 15, "backend.type: expected local, found the text 'ray'"),
+    "model type": (section("model_type: ecd\n"), 15, "model_type: expected llm, found the text 'ecd'"),
+    "tokens null": (generation("max_new_tokens: null"), 14, "expected a whole number, found null"),
+    "tokens misspelt": (generation("max_new_token: 8"), 14, "did you mean max_new_tokens?"),
+    "top_p": (generation("top_p: 1.5"), 14, "generation.top_p must be at most 1, found 1.5"),
+    "cold sampling": (generation("do_sample: true\n  temperature: 0"), 15, "must be above 0 to sample"),
+    "early stopping": (generation("early_stopping: maybe"), 14, "expected one of true, false, never, null"),
+    "control character in a key": (section('"a\\e[31m": 1\n'), 15, "a\\x1b[31m: unknown key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_with_its_line_and_its_mend(write: Write, name: str) -> None:
+    content, line, fragment = MISTAKES[name]
+    path = write(content)
+    found = problems(path)
+    assert [problem for problem in found if fragment in problem.message and problem.line == line], found
+    assert all(problem.file == str(path) for problem in found)
+    assert all(str(problem).isprintable() for problem in found)
+    assert len(found) <= 2, found  # a flood of findings that follow from one mistake would hide it
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:
+    text = GOOD.replace("epochs: 2", "epochs: 0").replace("prompt:", "promt:").replace("r: 16", "rr: 16")
+    found = problems(write(text), "trainer.batch_sze=8", "generation.top_k=0", "nonsense")
+    assert [problem.line for problem in found] == [3, 5, 9, 11, None, None, None]
+    assert {str(problem) for problem in found[4:]} == {
+        "override nonsense: write key.path=value, as in trainer.epochs=1",
+        "override generation.top_k=0: generation.top_k must be at least 1, found 0",
+        "override trainer.batch_sze=8: trainer.batch_sze: unknown key; did you mean batch_size?",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.lerning_rate=1", "trainer.lerning_rate: unknown key; did you mean learning_rate?"),
+        ("trainer.learning_rate=fast", "trainer.learning_rate: expected a number, found the text 'fast'"),
+        ("trainer.epochs=", "trainer.epochs: expected a whole number, found nothing"),
+        ("trainer.epochs.more=1", "trainer.epochs is 2, not a section"),
+        ("trainer..epochs=1", "write key.path=value, as in trainer.epochs=1"),
+        ("=1", "write key.path=value, as in trainer.epochs=1"),
+        ("adapter={type: lora", "is not valid YAML"),
+        ("adapter={type: lora, type: ia3}", "type stands twice"),
+        ("pipeline.seed=&a [*a]", "an alias holds itself"),
+        ("pipeline.tasks.sentiment.prompt={review}", 'in quotes: "{review}"'),
+    ],
+)
+def test_a_bad_override_names_itself(write: Write, override: str, message: str) -> None:
+    (problem,) = problems(write(GOOD), override)
+    assert (problem.file, problem.line) == (f"override {override}", None)
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no.yaml", "no such file"), ("folder", "is a directory"), ("a\0b", "cannot be read")],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (problem,) = problems(tmp_path / name)
+    assert message in problem.message
+
+
+def test_a_data_file_is_not_taken_for_a_config(write: Write) -> None:
+    (problem,) = problems(write(b"a: 1\n" * 30_000))
+    assert "is longer than 100 kB" in problem.message
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["[*{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}, *{0}]}}"],
+)
+def test_a_bomb_of_aliases_is_refused_at_once(write: Write, link: str) -> None:
+    lines = ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {link.format(f'a{n - 1}')}" for n in range(1, 12)]
+    started = time.perf_counter()
+    (problem,) = problems(write("\n".join(lines)))
+    assert "more than 20000 values" in problem.message
+    assert time.perf_counter() - started < 2
+
+
+# --- templates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["", "plain", "{a}", "{a b} {{x}} {c.d}", "{{{a}}}", "}}{{", "{Überschrift}"])
+def test_good_templates(template: str) -> None:
+    check_template(template)
+
+
+@pytest.mark.parametrize("template", ["{", "}", "{a", "a}", "{{a}", "{a}}", "{ a}", "{a{b}}", "{\n}", "{a:}}", "{{}{"])
+def test_bad_templates(template: str) -> None:
+    with pytest.raises(ValueError, match='write "{column}" for a column'):
+        check_template(template)
+
+
+# --- the tables --------------------------------------------------------------------------------------
+
+
+def _keys(fields: dict[str, dict], path: str = "") -> set[str]:  # type: ignore[type-arg]
+    found = set()
+    for name, node in fields.items():
+        found.add(path + name)
+        for inner in [node.get("fields", {}), *node.get("variants", {}).values()]:
+            found |= _keys(inner, f"{path}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("table", ["REFUSED", "NARROWED", "ONLY_WITH"])
+def test_every_entry_of_the_tables_names_keys_of_ludwig(table: str) -> None:
+    keys = _keys(ludwig_keys.schema())
+    unknown = [
+        pattern for pattern in getattr(ludwig_limits, table) if not any(ludwig_keys._match({pattern: True}, key) for key in keys)
+    ]
+    assert unknown == []
+
+
+def test_every_refused_value_is_one_that_ludwig_names() -> None:
+    keys = _keys(ludwig_keys.schema())
+    assert {name for name, _ in ludwig_limits.REFUSED_VALUES} <= keys
+
+
+def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
+    """A new Ludwig may bring keys: each wants a decision."""
+    names = set(ludwig_keys.schema()["trainer"]["fields"])
+    refused = {name for name in names if ludwig_keys._match(ludwig_limits.REFUSED, f"trainer.{name}")}
+    assert names - refused == {
+        "type", "epochs", "train_steps", "batch_size", "eval_batch_size", "gradient_accumulation_steps",
+        "learning_rate", "learning_rate_scheduler", "learning_rate_scaling", "optimizer", "gradient_clipping",
+        "early_stop", "steps_per_checkpoint", "checkpoints_per_epoch", "should_shuffle",
+        "enable_gradient_checkpointing", "layers_to_freeze_regex",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
+def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
+    key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_keys._match({pattern: True}, key))
+    kind = ["trainer.optimizer.type=adafactor"] if key == "trainer.optimizer.lr" else []
+    found = problems(write(GOOD), *kind, f"{key}=1")
+    assert [problem.message for problem in found] == [f"{key} would have no effect: {ludwig_limits.REFUSED[pattern]}"]
+
+
+# --- weight ------------------------------------------------------------------------------------------
+
+
+def test_checking_a_config_imports_nothing_heavy(write: Write) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipelines.config import load_job; "
+        f"load_job(Path({str(write(GOOD))!r})); "
+        "print([name for name in ('torch', 'ludwig', 'transformers', 'pandas', 'numpy') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
