@@ -190,9 +190,10 @@ def check_template(template: str) -> None:
 
 
 def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:
-    # Ludwig's own would train nothing (trainer.type none) and sample the answers.
+    # Ludwig's own would train nothing (trainer.type none), one row a step, 100 epochs, and sample the answers.
     filled = {"model_type": "llm", **deepcopy(ludwig)}
-    filled["trainer"] = {"type": "finetune", **filled.get("trainer", {})}
+    length = {} if filled.get("trainer", {}).get("train_steps") else {"epochs": 3}
+    filled["trainer"] = {"type": "finetune", **length, "batch_size": 8, **filled.get("trainer", {})}
     filled["generation"] = {"do_sample": False, "max_new_tokens": 128, **filled.get("generation", {})}
     return filled
 

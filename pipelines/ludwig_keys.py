@@ -160,9 +160,9 @@ class _Checker:
 
     def across(self, config: Mapping[str, Any]) -> None:
         """Rules that take two sections or keys."""
-        trainer, adapter, quantization, generation, parameters = (
+        trainer, adapter, quantization, generation = (
             section if isinstance(section := config.get(name), Mapping) else {}
-            for name in ("trainer", "adapter", "quantization", "generation", "model_parameters")
+            for name in ("trainer", "adapter", "quantization", "generation")
         )
         if quantization and (config.get("adapter") is None or adapter.get("type", "lora") != "lora"):
             message = "quantization needs an adapter of type lora: 4-bit and 8-bit weights cannot be trained"
@@ -184,10 +184,6 @@ class _Checker:
         if adapter.get("init_lora_weights") == "loftq" and not adapter.get("loftq_config"):
             message = "adapter.init_lora_weights: loftq needs loftq_config: {loftq_bits: 4}"
             self.report(message, "adapter", "init_lora_weights")
-        rope = parameters.get("rope_scaling")
-        if isinstance(rope, Mapping) and not (rope.get("rope_type") and rope.get("factor")):
-            message = "model_parameters.rope_scaling needs both, as in {rope_type: linear, factor: 2.0}"
-            self.report(message, "model_parameters", "rope_scaling")
 
 
 def _match(table: Mapping[str, Any], name: str) -> Any:

@@ -13,6 +13,7 @@ BATCHES = "the batch size stays as set; write batch_size and gradient_accumulati
 VALIDATION = "training watches the loss on the completions of the validation rows; leave it out"
 BALANCING = "it weighs Ludwig's output features; weigh tasks by pipeline.tasks.NAME.weight and pipeline.mix"
 ENCODERS = "it concerns Ludwig's encoders, which a language model has not; leave it out"
+TOKENS = "training and completions take these tokens from the tokenizer and its chat template; leave it out"
 BEAMS = "this decoding is no longer in transformers; use num_beams, or do_sample with temperature and top_p"
 
 REFUSED: dict[str, str] = {
@@ -37,6 +38,7 @@ REFUSED: dict[str, str] = {
     "trainer.enable_profiling": "alfine has no profiler; leave it out",
     "trainer.profiler": "alfine has no profiler; leave it out",
     "trainer.effective_batch_size": "it is batch_size × gradient_accumulation_steps; write those two",
+    "trainer.eval_batch_size": "validation rows are packed by their length; leave it out",
     "trainer.max_batch_size": BATCHES,
     "trainer.increase_batch_size_*": BATCHES,
     "trainer.bucketing_field": "alfine builds the batches itself; leave it out",
@@ -50,6 +52,10 @@ REFUSED: dict[str, str] = {
     "trainer.model_soup*": "the checkpoint with the best validation loss is kept; leave it out",
     "trainer.learning_rate_scheduler.reduce_eval_metric": "it is the loss; leave it out",
     "trainer.optimizer.lr": "write trainer.learning_rate",
+    "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
+    "generation.bos_token_id": TOKENS,
+    "generation.eos_token_id": TOKENS,
+    "generation.pad_token_id": TOKENS,
     "generation.max_length": "max_new_tokens stands above it; write max_new_tokens",
     "generation.num_beam_groups": BEAMS,
     "generation.diversity_penalty": BEAMS,
@@ -64,7 +70,6 @@ REFUSED: dict[str, str] = {
 
 REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("trainer.batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
-    ("trainer.eval_batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
     ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
     ("trainer.gradient_accumulation_steps", "auto"): "nothing is tuned by itself; write a number, or leave it out for 1",
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
@@ -81,7 +86,6 @@ NARROWED: dict[str, dict[str, Any]] = {
     "trainer.learning_rate": {"types": ["number"], "above": 0, "max": 1},
     "trainer.batch_size": {"types": ["integer"], "min": 1},
     "trainer.gradient_accumulation_steps": {"types": ["integer"], "min": 1},
-    "trainer.eval_batch_size": {"types": ["integer", "null"], "min": 1},
     "trainer.gradient_clipping.*": {"types": ["number", "null"], "min": 0},
     "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "max": 1},
     "trainer.learning_rate_scheduler.reduce_eval_split": {"enum": ["training", "validation"]},

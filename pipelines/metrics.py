@@ -52,9 +52,7 @@ def resolve(name: str) -> Metric:
         return _own(name)
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1)
-        advice = (
-            f"did you mean {near[0]}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
-        )
+        advice = f"did you mean {near[0]}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
         raise ConfigError(f"unknown metric {name!r}; {advice}")
     return METRICS[name]
 
@@ -159,9 +157,7 @@ def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ConfigError(
-            f"metric {name}: cannot import {module_name!r} in {here}: {type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"metric {name}: cannot import {module_name!r} in {here}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
     function: Callable[..., Any] | None = getattr(module, function_name, None)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem, RunError
-from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, read_jsonl, versions, write_json, write_jsonl
+from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl
 from pipelines.screen import Screen
 
 PREPARED_FORMAT = 1
@@ -30,12 +29,24 @@ def _refuse_other_config(job: Job, run: Run) -> None:
         raise RunError(f"{run.folder} belongs to {owner}; take another name (--name, NAME= with make) for {job.path}")
 
 
+def quiet_libraries() -> None:
+    """One voice on the terminal: ours. What the libraries log while training goes to a file."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
 class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
         from pipelines.models import find_base_model, fingerprint
 
+        quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
             self.base_folder = find_base_model(job.ludwig["base_model"])
@@ -265,6 +276,7 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict
         system = tasks[name].system if name and tasks[name].system is not None else job.pipeline.system
         texts.append((prompt, system))
         bounds.append(int((tasks[name].max_new_tokens if name else None) or default))
+    quiet_libraries()
     with screen.working("Loading the tuned model"):
         loaded = LoadedModel.base(find_base_model(job.ludwig["base_model"]), job.pipeline.chat_template)
         loaded = loaded.attach(run.path("model"))

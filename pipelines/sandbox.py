@@ -35,9 +35,7 @@ _GRACE = 0.25
 
 # What Monty lacks and CPython has.
 _SYNTAX_GAP = "The monty syntax parser does not yet support "
-_OTHER_GAPS = re.compile(
-    r"not yet support|Internal error in monty|'typing\._SpecialForm' object is not subscriptable"
-)
+_OTHER_GAPS = re.compile(r"not yet support|Internal error in monty|'typing\._SpecialForm' object is not subscriptable")
 _METHODS_IGNORED = {"__len__", "__bool__", "__lt__", "__le__", "__gt__", "__ge__", "__ne__", "__getattr__"}
 # The modules that Monty has; only these are imported here, to see whether CPython's have more in them.
 # fmt: off
@@ -148,9 +146,7 @@ def _session(seconds: float, memory_mb: int) -> Iterator[MontySession]:
 
     with ExitStack() as stack:
         with _stderr_to_nowhere():
-            pool = stack.enter_context(
-                Monty(min_processes=1, max_processes=1, feed_duration_limit_grace=_GRACE)
-            )
+            pool = stack.enter_context(Monty(min_processes=1, max_processes=1, feed_duration_limit_grace=_GRACE))
         yield stack.enter_context(
             pool.checkout(
                 limits={"max_feed_duration_secs": seconds, "max_memory": memory_mb * 2**20},
@@ -283,7 +279,7 @@ def _longest_that_parses(text: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """As the parser counts them; `str.splitlines` also splits at characters that a string literal may hold."""
+    """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
     return re.split(r"\r\n?|\n", text)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
@@ -104,9 +105,7 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return 100 * max(center - half, -1.0), 100 * min(center + half, 1.0)
 
 
-def bootstrap_interval(
-    difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[Floats, Floats]:
+def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
     """95 % interval of the mean over the last axis of `difference`, bias-corrected and accelerated (BCa).
 
     Efron, JASA 82, 1987, 171–185. The level is raised by `sqrt(n / (n - 1))` and from the normal to Student's
@@ -172,6 +171,7 @@ def _rows_needed(difference: Floats) -> int | None:
     return max(math.ceil(rows), difference.size + 1, FEWEST)
 
 
+@cache
 def _z(tail: float) -> float:
     """The standard normal's upper quantile."""
     from scipy.stats import norm
@@ -185,9 +185,7 @@ def _check(before: Floats, after: Floats, *, binary: bool) -> None:
     if before.shape != after.shape or before.ndim != 1:
         raise DataError(f"base has {before.size} scores and tuned {after.size}; give both for every row")
     if not before.size:
-        raise DataError(
-            "there is no row to compare; give the task test rows, or a metric that can score them"
-        )
+        raise DataError("there is no row to compare; give the task test rows, or a metric that can score them")
     scores = np.concatenate([before, after])
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores))[0]) % before.size

@@ -113,7 +113,7 @@ def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
 
 def _metadata() -> dict[str, Any]:
     """The little that Ludwig's text features ask of preprocessing, which our rows never go through."""
-    feature = {
+    feature: dict[str, Any] = {
         "idx2str": [], "str2idx": {}, "str2freq": {}, "str2idf": None, "vocab_size": 0, "max_sequence_length": 0,
         "pad_idx": 0, "padding_symbol": "", "unknown_symbol": "", "preprocessing": {},
     }  # fmt: skip

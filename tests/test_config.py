@@ -97,7 +97,7 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
         "model_type": "llm",
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora", "r": 16},
-        "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002},
+        "trainer": {"type": "finetune", "batch_size": 1, "epochs": 2, "learning_rate": 0.0002},
         "generation": {"do_sample": False, "max_new_tokens": 8},
     }
     sentiment = job.pipeline.tasks["sentiment"]
@@ -109,7 +109,7 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
 def test_the_least_config_gets_its_sections(write: Write) -> None:
     tail = 'completion: "{b}"}}}\nbase_model: ./model\n'
     job = load_job(write('pipeline: {tasks: {t: {data: rows.csv, prompt: "{a}", ' + tail))
-    assert job.ludwig["trainer"] == {"type": "finetune"}
+    assert job.ludwig["trainer"] == {"type": "finetune", "batch_size": 1}
     assert job.ludwig["generation"] == {"do_sample": False, "max_new_tokens": 128}
     assert "adapter" not in job.ludwig
     assert job.pipeline.tasks["t"].metric == "rouge"
@@ -138,7 +138,7 @@ ACCEPTED = [
     "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
     "quantization={bits: 8, llm_int8_threshold: 5}",
     "quantization=null",
-    "model_parameters={neftune_noise_alpha: 5, rope_scaling: {rope_type: linear, factor: 2}}",
+    "model_parameters={neftune_noise_alpha: 5}",
     "preprocessing={global_max_sequence_length: 1024}",
     "backend=local",
     "backend={type: local}",
@@ -147,7 +147,7 @@ ACCEPTED = [
     "generation={do_sample: true, temperature: 0.7, top_p: 0.9, top_k: 40}",
     "generation={do_sample: false, temperature: 0}",
     "generation={num_beams: 4, early_stopping: never, length_penalty: -1}",
-    "generation={eos_token_id: [1, 2], suppress_tokens: [3], bad_words_ids: [[1, 2], [3]]}",
+    "generation={forced_eos_token_id: [1, 2], suppress_tokens: [3], bad_words_ids: [[1, 2], [3]]}",
     "pipeline.tasks.sentiment.metric=my_metrics.tone:score",
     "pipeline.tasks.sentiment.data={train: a.jsonl, test: b.jsonl}",
     "pipeline.tasks.sentiment.weight=2",
@@ -371,7 +371,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "section of pipeline": (section("tasks: {}\n"), 15, "tasks: unknown key; it belongs in pipeline"),
     "key at the top": (section("epochs: 3\n"), 15, "epochs: unknown key; it belongs in trainer"),
     "misspelt rate": (with_line("learning_rate", "lerning_rate"), 12, "unknown key; did you mean learning_rate?"),
-    "deep misspelt": (section("model_parameters: {rope_scaling: {rope_typ: dynamic}}\n"), 15, "did you mean rope_type?"),
+    "deep misspelt": (trainer("learning_rate_scheduler: {dcay: linear}"), 11, "did you mean decay?"),
     "key of the scheduler": (trainer("warmup_fraction: 0.1"), 11, "it belongs in trainer.learning_rate_scheduler"),
     "key of the optimizer": (trainer("weight_decay: 0.1"), 11, "it belongs in trainer.optimizer"),
     "section is null": (with_line("  epochs: 2\n  learning_rate: 2e-4\n", ""), 10, "expected a section of keys, found nothing"),
@@ -425,7 +425,6 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "bits": (section("quantization: {bits: 3}\n"), 15, "quantization.bits: expected one of 4, 8, found 3"),
     "knob of 8 bits": (section("quantization: {bits: 4, llm_int8_threshold: 6}\n"), 15, "no effect unless bits is 8 (it is 4)"),
     "torchao": (section("quantization: {backend: torchao}\n"), 15, "write bitsandbytes, or leave it out"),
-    "rope": (section("model_parameters: {rope_scaling: {factor: 2}}\n"), 15, "needs both, as in {rope_type: linear"),
     "noise": (section("model_parameters: {neftune_noise_alpha: 5.5}\n"), 15, "expected a whole number, found 5.5"),
     "length": (section("preprocessing: {global_max_sequence_length: 0}\n"), 15, "must be at least 1, found 0"),
     "backend": (section("backend: ray\n"), 15, "backend: expected a section of keys, found the text 'ray'"),

@@ -123,7 +123,7 @@ def test_a_wrong_answer_outweighs_what_the_sandbox_lacks() -> None:
 
 HOSTILE = {
     "endless loop": "while True: pass",
-    "endless loop that catches all": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "endless loop that catches": "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
     "endless recursion": "def f(n): return f(n + 1)\nf(0)",
     "recursion without an end to its finally": "def f():\n    try: f()\n    finally: f()\nf()",
     "list that grows": "x = []\nwhile True: x.append('a' * 1000)",
@@ -149,7 +149,7 @@ HOSTILE = {
     "replacements that multiply": "x = ('a' * 10**6).replace('a', 'b' * 10**6)",
     "regex with nested repeats": "import re\nx = re.compile('(a{1,1000}){1,1000}')",
     "list that holds itself": "x = []\nx.append(x)\ny = []\ny.append(y)\nx == y",
-    "list nested a hundred thousand deep": "x = []\nfor i in range(10**5): x = [x]\nhash((repr(x), x == x, x))",
+    "list nested deeply": "x = []\nfor i in range(10**5): x = [x]\nhash((repr(x), x == x, x))",
     "huge exception": "raise ValueError('x' * 10**7)",
     "file": "open('/etc/passwd').read()",
     "file written": "open('/tmp/alfine-was-here', 'w').write('x')",
@@ -185,9 +185,7 @@ def test_hostile_code_fails_in_time(code: str) -> None:
         ("def f(n): return 'a' * n", ["assert f(1) == 'a'", "assert f(10**10)", "assert f(2) == 'aa'"], 1),
     ],
 )
-def test_an_overrun_within_a_test_ends_the_run_and_keeps_what_passed(
-    code: str, tests: list[str], passed: int
-) -> None:
+def test_an_overrun_within_a_test_ends_the_run_and_keeps_what_passed(code: str, tests: list[str], passed: int) -> None:
     start = time.perf_counter()
     result = run_tests(code, tests, seconds=0.2, memory_mb=16)
     assert time.perf_counter() - start < 1.0
@@ -220,9 +218,7 @@ def test_message_is_bounded() -> None:
 
 
 def test_out_of_memory_leaves_no_line_on_stderr() -> None:
-    program = (
-        "from pipelines.sandbox import run_tests; run_tests(\"x = ('a ' * 10**7).split()\", ['assert x'])"
-    )
+    program = "from pipelines.sandbox import run_tests; run_tests(\"x = ('a ' * 10**7).split()\", ['assert x'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 

@@ -66,7 +66,8 @@ def row_attention(
     Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
     if row_lengths is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return answer, None
     answers = []
     start = 0
     for length in row_lengths:
@@ -139,7 +140,6 @@ def micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-@torch.no_grad()
 def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> Iterator[float]:
     """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
     pack: list[int] = []
@@ -155,5 +155,6 @@ def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> 
 
 
 def _pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:
-    losses = token_losses(model, rows).split(rows.supervised_lengths)
+    with torch.no_grad():
+        losses = token_losses(model, rows).split(rows.supervised_lengths)
     return [float(loss.double().mean()) for loss in losses]

@@ -1,0 +1,246 @@
+"""Scores of single completions, and functions of the user's own."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import AlfineError, ConfigError, DataError
+from pipelines.metrics import METRICS, Score, loose_label, resolve
+
+
+def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: Any) -> dict[str, Any]:
+    """A line of completions.jsonl."""
+    return {
+        "task": "chores",
+        "row": 7,
+        "prompt": "",
+        "reference": reference,
+        "completion": completion,
+        "reference_loss": loss,
+        "fields": fields,
+    }
+
+
+def value(name: str, *args: Any, **fields: Any) -> float | None:
+    return resolve(name).score(line(*args, **fields)).value
+
+
+LABELS = [
+    ("positive", "positive", True),
+    ("Positive.", "positive", True),
+    ("  POSITIVE \n", "positive", True),
+    ('"Positive."', "positive", True),
+    ("“positive”!", "positive", True),
+    ("'positive'...", "positive", True),
+    ("positive…", "positive", True),
+    ("very\n  positive", "very positive", True),
+    ("ｐｏｓｉｔｉｖｅ", "positive", True),  # full-width forms
+    ("STRASSE", "straße", True),
+    ("cafe\u0301", "café", True),
+    ("3.5", "3.5", True),
+    ("?", "?", True),
+    ("?", "!", False),
+    ("", "?", False),
+    ("", "positive", False),
+    ("positive", "negative", False),
+    ("The review is positive", "positive", False),
+    ("not positive", "positive", False),
+    ("positive negative", "positive", False),
+    ("-1", "1", False),
+    ("3.5", "35", False),
+]
+
+
+@pytest.mark.parametrize(("completion", "reference", "right"), LABELS)
+def test_label(completion: str, reference: str, right: bool) -> None:
+    assert value("label", completion, reference) == (100.0 if right else 0.0)
+
+
+LOOSE = [
+    ("positive", "positive", True),
+    ("I think this one is Positive, clearly.", "positive", True),
+    ("positive, positive!", "positive", True),
+    ("**positive**", "positive", True),
+    ("positive or negative?", "positive", False),
+    ("It is negative.", "positive", False),
+    ("positively", "positive", False),
+    ("nonpositive", "positive", False),
+    ("", "positive", False),
+    ("It is very positive.", "very positive", True),
+    ("It is very positive.", "positive", False),
+    ("very positively positive", "positive", True),
+]
+
+
+@pytest.mark.parametrize(("completion", "reference", "right"), LOOSE)
+def test_loose_label(completion: str, reference: str, right: bool) -> None:
+    assert loose_label(completion, reference, ["positive", "negative", "very positive"]) is right
+
+
+def test_loose_label_with_signs_and_without_labels() -> None:
+    assert loose_label("It costs C++ (really)", "c++", ["c", "c++"])
+    assert loose_label("yes it is", "yes", [])
+    assert not loose_label("", "", [])
+
+
+def test_rouge_l_by_hand() -> None:
+    # Longest common subsequence "the sat on the mat": 5 of 6 and 5 of 5 words.
+    assert value("rouge", "The cat sat on the mat.", "the sat on the mat") == pytest.approx(100 * 10 / 11)
+    assert value("rouge", "running dogs", "runs dog") == 100.0  # stems
+    assert value("rouge", "mat the on", "on the mat") == pytest.approx(100 / 3)  # order counts
+
+
+def test_chrf_is_sacrebleu_chrf2() -> None:
+    from sacrebleu import sentence_chrf
+
+    expected = sentence_chrf("a good battery", ["the battery is good"]).score
+    assert value("chrf", "a good battery", "the battery is good") == pytest.approx(expected)
+    assert 0 < expected < 100
+
+
+@pytest.mark.parametrize("name", ["rouge", "chrf"])
+def test_texts_alike_score_100_and_unlike_0(name: str) -> None:
+    assert value(name, "a good battery", "a good battery") == pytest.approx(100.0)
+    assert value(name, "xxx", "a good battery") == 0.0
+    assert value(name, "", "a good battery") == 0.0
+    assert value(name, "a good battery", "") == 0.0
+
+
+ADD = "```python\ndef add(a, b):\n    return a + b\n```"
+TESTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
+
+
+def test_unit_tests() -> None:
+    score = resolve("unit_tests").score
+    assert score(line(ADD, tests=TESTS)) == Score(100.0)
+    assert score(line(ADD, tests="\n".join(TESTS))) == Score(100.0)
+    assert score(line(ADD, tests=[*TESTS, "assert add(1, 1) == 1"])) == Score(
+        0.0, "2 of 3 tests pass; assert add(1, 1) == 1: got 2"
+    )
+    assert score(line("I cannot.", tests=TESTS)).value == 0.0
+
+
+def test_what_the_sandbox_lacks_is_not_scored() -> None:
+    score = resolve("unit_tests").score(line("class A(dict): pass", tests=["assert A() == {}"]))
+    assert score == Score(None, "not supported by the sandbox: class inheritance and metaclasses")
+
+
+@pytest.mark.parametrize("tests", [None, [], "", "# none", [1], {"a": 1}, 3])
+def test_rows_without_tests(tests: Any) -> None:
+    fields = {} if tests is None else {"tests": tests}
+    with pytest.raises(DataError, match=r"task 'chores', row 7: metric unit_tests needs a column `tests`"):
+        value("unit_tests", ADD, **fields)
+
+
+def test_perplexity_is_the_loss() -> None:
+    assert value("perplexity", loss=1.25) == 1.25
+    assert value("perplexity", loss=2) == 2.0
+    metric = resolve("perplexity")
+    assert (metric.higher_is_better, metric.unit, metric.binary) == (False, "nats/token", False)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, None, "1.2", True])
+def test_loss_that_is_no_number(loss: Any) -> None:
+    with pytest.raises(DataError, match="task 'chores', row 7: reference_loss"):
+        value("perplexity", loss=loss)
+
+
+def test_every_metric_knows_its_scale() -> None:
+    assert list(METRICS) == ["label", "rouge", "chrf", "unit_tests", "perplexity"]
+    assert {name for name, metric in METRICS.items() if metric.binary} == {"label", "unit_tests"}
+    assert {metric.unit for metric in METRICS.values()} == {"%", "points", "nats/token"}
+    assert all(metric.name == name and metric.title for name, metric in METRICS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("rogue", "did you mean rouge?"),
+        ("unit_test", "did you mean unit_tests?"),
+        ("bleurt", "write one of label"),
+    ],
+)
+def test_unknown_metric(name: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown metric '{name}'; {advice.replace('?', '.')}"):
+        resolve(name)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the user's with metrics in it, and the working directory there."""
+    (tmp_path / "own_metrics.py").write_text(
+        "def words(completion, reference, row): return len(completion.split()) * row.get('factor', 1)\n"
+        "def right(completion, reference, row): return completion == reference\n"
+        "def broken(completion, reference, row): return row['missing']\n"
+        "def given(completion, reference, row): return row['value']\n"
+        "CONSTANT = 3\n"
+    )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inner.py").write_text("def f(completion, reference, row): return 1\n")
+    (tmp_path / "broken_module.py").write_text("import no_such_package\n")
+    (tmp_path / "no_python.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own_metrics", "folder", "folder.inner", "broken_module", "no_python"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+def test_own_metric() -> None:
+    path = list(sys.path)
+    metric = resolve("own_metrics:words")
+    assert (metric.name, metric.title, metric.unit) == ("own_metrics:words", "words", "points")
+    assert (metric.binary, metric.higher_is_better) == (False, True)
+    score = metric.score(line("three words here", factor=2)).value
+    assert (score, type(score)) == (6.0, float)
+    assert value("own_metrics:right", "a", "a") == 100.0
+    assert value("own_metrics:right", "a", "b") == 0.0
+    assert value("folder.inner:f") == 1.0
+    assert sys.path == path
+
+
+@pytest.mark.usefixtures("project")
+def test_own_metric_may_return_numpy_numbers() -> None:
+    import numpy as np
+
+    assert value("own_metrics:given", value=np.float32(0.5)) == 0.5
+    assert value("own_metrics:given", value=np.int64(3)) == 3.0
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("folder.no_such:f", "cannot import 'folder.no_such'"),
+        ("broken_module:f", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("no_python:f", "SyntaxError"),
+        ("own_metrics:wrds", r"has no function 'wrds'; did you mean words\?"),
+        ("own_metrics:CONSTANT", "has no function 'CONSTANT'"),
+        ("own_metrics:", "has no function ''"),
+        (":f", "cannot import ''"),
+    ],
+)
+def test_own_metric_that_is_not_there(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"metric {name}: .*{problem}"):
+        resolve(name)
+    assert str(Path.cwd()) not in sys.path
+
+
+@pytest.mark.usefixtures("project")
+def test_own_metric_that_raises() -> None:
+    with pytest.raises(DataError, match="task 'chores', row 7: metric own_metrics:broken raised KeyError: 'missing'"):
+        value("own_metrics:broken")
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("given", [None, "3", math.nan, math.inf, [1.0], 1j, "x" * 999])
+def test_own_metric_that_returns_no_number(given: Any) -> None:
+    with pytest.raises(AlfineError, match="row 7: metric own_metrics:given returned .*, not a finite number") as error:
+        value("own_metrics:given", value=given)
+    assert len(str(error.value)) < 200

@@ -1,0 +1,54 @@
+"""base_model → folder: each thing that can be wrong is one line."""
+
+import pytest
+
+from pipelines.errors import ModelError
+from pipelines.models import context_length, find_base_model, fingerprint, load_tokenizer
+from tests.tiny import make_model
+
+
+def test_a_folder(tmp_path):
+    folder = make_model(tmp_path / "m")
+    assert find_base_model(str(folder)) == folder
+    assert context_length(folder) == 512
+    first = fingerprint(folder)
+    make_model(tmp_path / "m", seed=1)
+    assert fingerprint(folder) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm2", "did you mean smollm2-135m-instruct"),
+        ("./nowhere", "no such folder"),
+        ("no model at all", "no hub id"),
+    ],
+)
+def test_unknown_models(name, message):
+    with pytest.raises(ModelError, match=message):
+        find_base_model(name)
+
+
+def test_folders_without_weights_or_with_pickles(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        find_base_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no weights"):
+        find_base_model(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle"):
+        find_base_model(str(tmp_path))
+
+
+def test_a_hub_out_of_reach_names_the_embedded_model(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="hub cannot be reached.*smollm2-135m-instruct needs no hub"):
+        find_base_model("someone/some-model-1b")
+
+
+def test_a_tokenizer_without_end(tmp_path):
+    folder = make_model(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ModelError, match="names no eos_token"):
+        load_tokenizer(folder)

@@ -1,0 +1,149 @@
+"""The whole path on a tiny model: stages, resume, cache, prediction."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines import pipeline
+from pipelines.config import load_job
+from pipelines.errors import RunError
+from pipelines.pipeline import run_job
+from pipelines.runs import Run, read_jsonl
+from pipelines.screen import Screen
+from tests.tiny import make_model
+
+pytestmark = pytest.mark.ludwig
+
+QUIET = Screen(Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a tiny base model, two tasks and a YAML; returns its path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    make_model(tmp_path / "base")
+    rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(40)]
+    rows += [{"q": f"one {n} odd", "a": ["yes", "no"][n % 2], "split": "test"} for n in range(3)]
+    Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("say.csv").write_text("text,out\n" + "".join(f"the {n},a {n}\n" for n in range(20)))
+    Path("probes.jsonl").write_text('{"title": "free", "prompt": "the tea"}\n')
+    config = {
+        "pipeline": {
+            "tasks": {
+                "odd": {"data": "odd.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label", "max_new_tokens": 4},
+                "say": {"data": "say.csv", "prompt": "{text}", "completion": "{out}", "metric": "chrf", "max_new_tokens": 6},
+            },
+            "report": {"prompts": "probes.jsonl"},
+        },
+        "base_model": "./base",
+        "adapter": {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+        "generation": {"max_new_tokens": 8},
+    }
+    Path("job.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def run(name="one", *overrides):
+    job = load_job(Path("job.yaml"), overrides)
+    folder = Run(Path("runs") / name)
+    run_job(job, folder, f"alfine run job.yaml --name {name}", QUIET)
+    return Run(Path("runs") / name)
+
+
+def test_a_run_leaves_everything_and_does_nothing_twice(project):
+    first = run()
+    assert set(first.manifest["stages"]) == {"prepare", "base", "train", "tuned", "report"}
+    report = json.loads(first.path("report.json").read_text())
+    assert report["tasks"]["odd"]["n"] == 13 and report["tasks"]["say"]["metric"] == "chrf"
+    assert len(report["examples"]) == 15
+    assert report["training"]["validation_loss"][0]["step"] == 0
+    base, tuned = (read_jsonl(first.path(which, "completions.jsonl")) for which in ("base", "tuned"))
+    assert [row["prompt"] for row in base] == [row["prompt"] for row in tuned]
+    assert [row["reference_loss"] for row in base] != [row["reference_loss"] for row in tuned]
+    assert not list(Path("runs").rglob("*.partial"))
+    assert not [path for path in Path("runs").rglob("*") if path.suffix in (".pt", ".bin", ".pkl", ".ckpt")]
+    assert run().manifest["stages"] == first.manifest["stages"]
+
+
+def test_only_what_changed_is_done_again(project):
+    before = run().manifest["stages"]
+    after = run("one", "trainer.learning_rate=0.02").manifest["stages"]
+    again = {stage for stage in before if before[stage]["inputs"] != after[stage]["inputs"]}
+    assert again == {"train", "tuned", "report"}
+
+
+def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
+    run()
+    calls = []
+    from pipelines.completions import LoadedModel
+
+    load = LoadedModel.base.__func__
+    monkeypatch.setattr(LoadedModel, "base", classmethod(lambda cls, *a, **k: calls.append(a) or load(cls, *a, **k)))
+    second = run("two", "pipeline.seed=7")
+    assert len(calls) == 1
+    assert second.path("base", "completions.jsonl").read_text() == Path("runs/one/base/completions.jsonl").read_text()
+
+
+def test_a_run_cut_off_goes_on(project, monkeypatch):
+    whole = run("whole").path("tuned", "completions.jsonl").read_text()
+    monkeypatch.setattr(pipeline.Stages, "report", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("ALFINE_CACHE", str(project / "cache"))
+    trained = Run(Path("runs/cut")).manifest["stages"]["train"]
+    resumed = run("cut")
+    assert resumed.manifest["stages"]["train"] == trained
+    assert resumed.path("tuned", "completions.jsonl").read_text() == whole
+
+
+def test_a_folder_belongs_to_its_config(project):
+    run()
+    Path("other.yaml").write_text(Path("job.yaml").read_text())
+    with pytest.raises(RunError, match=r"belongs to job\.yaml"):
+        run_job(load_job(Path("other.yaml")), Run(Path("runs/one")), "x", QUIET)
+
+
+def test_predict_gives_the_completions_of_the_report(project):
+    done = run()
+    tuned = read_jsonl(done.path("tuned", "completions.jsonl"))
+    rows = [{**row["fields"], "task": row["task"]} for row in tuned]
+    Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = pipeline.predict(done, Path("new.jsonl"), None, QUIET)
+    assert [row["completion"] for row in found] == [row["completion"] for row in tuned]
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "message"),
+    [({"q": "a"}, None, "say which task it is"), ({"q": "a", "task": "x"}, None, "the run has odd, say"), ({"z": 1}, "odd", "column {q}"), ({"q": "a"}, "x", "has no task 'x'")],
+)
+def test_rows_that_cannot_be_predicted(project, row, task, message):
+    done = run()
+    Path("new.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(Exception, match=message.replace("{", r"\{")):
+        pipeline.predict(done, Path("new.jsonl"), task, QUIET)
+
+
+def test_full_fine_tuning(project):
+    config = json.loads(Path("job.yaml").read_text())
+    del config["adapter"]
+    Path("job.yaml").write_text(json.dumps(config))
+    done = run("full")
+    assert done.path("model", "model.safetensors").exists()
+    assert json.loads(done.path("report.json").read_text())["training"]["trainable_parameters"] > 0
+
+
+def test_completions_of_a_batch_equal_those_of_one(project):
+    from pipelines.completions import LoadedModel, complete
+
+    loaded = LoadedModel.base(Path("base"), None)
+    prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text("the " * n)) for n in range(1, 6)]
+    together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
+    alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
+    assert together == alone

@@ -1,0 +1,77 @@
+"""What preflight finds, each with task, row, cause and mend."""
+
+import json
+
+import pytest
+
+from pipelines.config import load_job
+from pipelines.errors import DataError
+from pipelines.preflight import preflight, refuse_serious
+from pipelines.prepare import prepare_rows
+from pipelines.prompts import PromptFormat
+from pipelines.tasks import load_examples
+from tests.tiny import make_tokenizer
+
+
+def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="label", **config):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"data": str(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": metric}
+    (tmp_path / "job.yaml").write_text(json.dumps({"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}, **config}))
+    job = load_job(tmp_path / "job.yaml")
+    prompts = PromptFormat(make_tokenizer(kind))
+    return preflight(job, prepare_rows(load_examples(job.pipeline), prompts), prompts, limit)
+
+
+def good_rows():
+    splits = ["train", "train", "validation", "validation", "test", "test"]
+    return [{"q": f"q{n}", "a": "yn"[n % 2], "split": split} for n, split in enumerate(splits)]
+
+
+def test_good_rows_have_no_findings(tmp_path):
+    assert findings(tmp_path, good_rows()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "serious", "message"),
+    [
+        (0, {"q": " "}, True, "rows.jsonl:1: task t: the prompt is empty"),
+        (1, {"a": ""}, True, "rows.jsonl:2: task t: the completion is empty"),
+        (0, {"q": "x" * 300}, True, "rows.jsonl:1: task t: is longer than 200 tokens"),
+        (0, {"q": "a<|im_end|>b"}, True, "holds a special token"),
+        (4, {"q": "q0"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows"),
+    ],
+)
+def test_rows(tmp_path, row, change, serious, message):
+    rows = good_rows()
+    rows[row].update(change)
+    found = findings(tmp_path, rows)
+    assert any(message in str(finding.problem) and finding.serious == serious for finding in found), found
+
+
+def test_length_counts_rows_per_task(tmp_path):
+    rows = [{**row, "q": row["q"] * 99} for row in good_rows()]
+    found = findings(tmp_path, rows, preprocessing={"global_max_sequence_length": 100})
+    assert "(6 such rows)" in str(found[0].problem) and "longer than 100" in str(found[0].problem)
+    with pytest.raises(DataError, match="shorten or drop"):
+        refuse_serious(found)
+
+
+def test_one_class(tmp_path):
+    rows = [{**row, "a": "y"} for row in good_rows()]
+    assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
+
+
+def test_unit_tests_need_tests(tmp_path):
+    assert "needs a column `tests`" in str(findings(tmp_path, good_rows(), metric="unit_tests")[0].problem)
+
+
+def test_two_bos(tmp_path):
+    rows = good_rows()
+    rows[0]["q"] = "<bos><bos>x"
+    assert any("starts with <bos> twice" in str(f.problem) for f in findings(tmp_path, rows, kind="adds_bos"))
+
+
+def test_no_validation_is_said(tmp_path):
+    rows = [row for row in good_rows() if row["split"] != "validation"]
+    found = findings(tmp_path, rows)
+    assert [f.serious for f in found] == [False] and "no validation rows" in str(found[0].problem)
