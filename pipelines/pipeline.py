@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import __version__
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl
@@ -174,7 +175,7 @@ class Stages:
         key = digest(
             self.model_id, prompts, [row["fields"] for row in table], validation, self.generation, self.job.ludwig.get("quantization"),
             file_digest(Path(probes)) if probes else None, self.job.pipeline.system, self.job.pipeline.chat_template,
-            versions(), hardware()["gpu"],
+            __version__, versions(), hardware()["gpu"],
         )  # fmt: skip
         return cache_folder() / "completions" / key[:32]
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "alfine_rows"
 """Name under which transformers knows `row_attention`."""
@@ -86,6 +87,8 @@ def row_attention(
 
 
 AttentionInterface.register(ATTENTION, row_attention)
+# Left-padded prompts need SDPA's mask; without a mask function of the same name transformers would pass none.
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def attention_for(model_class: type, config: PretrainedConfig) -> str:
