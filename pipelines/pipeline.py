@@ -155,8 +155,11 @@ class Stages:
                     write_json(folder / "validation.json", validation_losses(loaded.model, validation))
             if cached is not None:
                 cached.parent.mkdir(parents=True, exist_ok=True)
-                aside = Path(shutil.copytree(folder, cached.with_name(f"{cached.name}.{self.run.name}.partial"), dirs_exist_ok=True))
-                if not cached.exists():
+                aside = cached.with_name(f"{cached.name}.{self.run.name}.partial")
+                shutil.copytree(folder, aside, dirs_exist_ok=True)
+                if cached.exists():
+                    shutil.rmtree(aside)
+                else:
                     aside.rename(cached)
         self._publish(folder, which)
 
@@ -173,7 +176,8 @@ class Stages:
         validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
         probes = self.job.pipeline.report.prompts
         key = digest(
-            self.model_id, prompts, [row["fields"] for row in table], validation, self.generation, self.job.ludwig.get("quantization"),
+            self.model_id, prompts, [row["fields"] for row in table], validation,
+            self.generation, self.job.ludwig.get("quantization"),
             file_digest(Path(probes)) if probes else None, self.job.pipeline.system, self.job.pipeline.chat_template,
             __version__, versions(), hardware()["gpu"],
         )  # fmt: skip

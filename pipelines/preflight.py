@@ -85,16 +85,12 @@ def _tokens(rows: Sequence[PreparedRow], prompts: PromptFormat) -> Iterator[Find
 
 
 def _too_long(rows: Sequence[PreparedRow], limit: int) -> Iterator[Finding]:
-    longest: dict[str, int] = {}
-    for row in rows:
-        longest[row.example.task] = max(longest.get(row.example.task, 0), len(row.input_ids))
-    for finding in _each_row(
+    yield from _each_row(
         rows,
         f"is longer than {limit} tokens, the length limit; alfine never cuts a completion: shorten or drop such rows, "
         f"or raise preprocessing.global_max_sequence_length where the model allows it",
         lambda row: len(row.input_ids) > limit,
-    ):
-        yield finding
+    )
 
 
 def _special_tokens(rows: Sequence[PreparedRow], prompts: PromptFormat) -> Iterator[Finding]:

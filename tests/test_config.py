@@ -97,7 +97,7 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
         "model_type": "llm",
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora", "r": 16},
-        "trainer": {"type": "finetune", "batch_size": 1, "epochs": 2, "learning_rate": 0.0002},
+        "trainer": {"type": "finetune", "batch_size": 8, "epochs": 2, "learning_rate": 0.0002},
         "generation": {"do_sample": False, "max_new_tokens": 8},
     }
     sentiment = job.pipeline.tasks["sentiment"]
@@ -109,7 +109,7 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
 def test_the_least_config_gets_its_sections(write: Write) -> None:
     tail = 'completion: "{b}"}}}\nbase_model: ./model\n'
     job = load_job(write('pipeline: {tasks: {t: {data: rows.csv, prompt: "{a}", ' + tail))
-    assert job.ludwig["trainer"] == {"type": "finetune", "batch_size": 1}
+    assert job.ludwig["trainer"] == {"type": "finetune", "epochs": 3, "batch_size": 8}
     assert job.ludwig["generation"] == {"do_sample": False, "max_new_tokens": 128}
     assert "adapter" not in job.ludwig
     assert job.pipeline.tasks["t"].metric == "rouge"
@@ -122,7 +122,6 @@ ACCEPTED = [
     "trainer.learning_rate_scheduler={decay: wsd, wsd_decay_fraction: 0.2, t_0: null}",
     "trainer.gradient_clipping={clipglobalnorm: 1}",
     "trainer.gradient_clipping=null",
-    "trainer.eval_batch_size=null",
     "trainer.early_stop=-1",
     "trainer.batch_size=8.0",
     "trainer.learning_rate=1e-5",
@@ -554,7 +553,7 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     names = set(ludwig_keys.schema()["trainer"]["fields"])
     refused = {name for name in names if ludwig_keys._match(ludwig_limits.REFUSED, f"trainer.{name}")}
     assert names - refused == {
-        "type", "epochs", "train_steps", "batch_size", "eval_batch_size", "gradient_accumulation_steps",
+        "type", "epochs", "train_steps", "batch_size", "gradient_accumulation_steps",
         "learning_rate", "learning_rate_scheduler", "learning_rate_scaling", "optimizer", "gradient_clipping",
         "early_stop", "steps_per_checkpoint", "checkpoints_per_epoch", "should_shuffle",
         "enable_gradient_checkpointing", "layers_to_freeze_regex",

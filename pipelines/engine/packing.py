@@ -118,7 +118,7 @@ def _packed_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     starts = np.cumsum([0, *lengths[:-1]])
     targets = torch.from_numpy(
         np.concatenate(
-            [start + np.arange(first, length) for start, first, length in zip(starts, rows.supervised_from, lengths)]
+            [start + np.arange(first, length) for start, first, length in zip(starts, rows.supervised_from, lengths, strict=True)]
         )
     ).to(device)
     arguments: dict[str, Any] = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
