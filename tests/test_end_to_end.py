@@ -1,0 +1,44 @@
+"""One run on the real model, as a person would start it: a few rows, a few steps, a new process for the prediction."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.model
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def alfine(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_on_the_embedded_model(tmp_path):
+    lines = [json.loads(line) for line in (DATA / "sentiment.jsonl").read_text(encoding="utf-8").splitlines()]
+    few = [row for split, count in (("train", 48), ("validation", 8), ("test", 16)) for row in [r for r in lines if r["split"] == split][:count]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+    config = {
+        "pipeline": {"tasks": {"sentiment": {"data": "rows.jsonl", "prompt": "Is this review positive or negative?\n{review}",
+                                             "completion": "{label}", "metric": "label", "max_new_tokens": 6}}},
+        "base_model": "smollm2-135m-instruct",
+        "adapter": {"type": "lora", "r": 8},
+        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.001},
+    }  # fmt: skip
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    assert "sentiment" in alfine(tmp_path, "run", "job.yaml", "--name", "real")
+    report = json.loads((tmp_path / "runs/real/report.json").read_text())
+    first, *_, last = report["training"]["validation_loss"]
+    assert last["loss"] < first["loss"] / 2
+    assert {example["tuned"] for example in report["examples"]} <= {"positive", "negative"}
+    assert len(report["examples"]) == 16
+    found = alfine(tmp_path, "predict", "runs/real", "rows.jsonl")
+    tuned = {example["prompt"].split("\n", 1)[1]: example["tuned"] for example in report["examples"]}
+    answers = {row["review"]: row["completion"] for row in map(json.loads, found.splitlines())}
+    assert {review: answers[review] for review in tuned} == tuned
