@@ -78,6 +78,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
 
     from pipelines.config import load_job
     from pipelines.models import context_length, find_base_model
+    from pipelines.pipeline import quiet_libraries
     from pipelines.preflight import preflight, refuse_serious
     from pipelines.prepare import prepare_rows
     from pipelines.preview import show_rows
@@ -87,6 +88,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
 
     job = load_job(config, overrides)
     examples = load_examples(job.pipeline)
+    quiet_libraries()
     folder = find_base_model(job.ludwig["base_model"])
     prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
     prepared = prepare_rows(examples, prompts)

@@ -33,7 +33,9 @@ def _refuse_other_config(job: Job, run: Run) -> None:
 def quiet_libraries() -> None:
     """One voice on the terminal: ours. What the libraries log while training goes to a file."""
     import logging
+    import os
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -126,42 +128,48 @@ class Stages:
 
     def complete(self, which: str) -> None:
         """The completions of every test row and probe, with the loss of each reference."""
-        from pipelines.completions import LoadedModel, reference_losses
-        from pipelines.engine.trainer import validation_losses
         from pipelines.prepare import read_table
-        from pipelines.training import token_rows
 
+        folder = self.run.path(f"{which}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
         table = read_table(self.run.path("data"), "test")
         cached = self._base_cache(table) if which == "base" else None
         if cached is not None and cached.exists():
-            replaced = shutil.copytree(cached, self.run.path("base.partial"), dirs_exist_ok=True)
-            self._publish(Path(replaced), which)
-            self.screen.note("base: these prompts were answered before by this model; taken from the cache")
-            return
+            shutil.copytree(cached, folder)
+            self.screen.note("base: this model has answered these prompts before; taken from the cache")
+        else:
+            self._answer(which, table, folder)
+            if cached is not None:
+                self._keep(folder, cached)
+        self._publish(folder, which)
+
+    def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
+        from pipelines.completions import LoadedModel, reference_losses
+        from pipelines.engine.trainer import validation_losses
+        from pipelines.training import token_rows
+
         with self.screen.working(f"Loading the {which} model"):
             loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, self._quantization())
             if which == "tuned":
                 loaded = loaded.attach(self.run.path("model"))
-        folder = self.run.path(f"{which}.partial")
-        shutil.rmtree(folder, ignore_errors=True)
         with self.screen.bar(f"{which.capitalize()} losses", len(table), "rows") as progress:
             losses = reference_losses(loaded, table, progress)
         self._write_probes(loaded, folder)
         write_jsonl(folder / "completions.jsonl", self._complete_rows(loaded, table, losses, which))
-        if which == "base":
-            validation = token_rows(self.run, "validation")
-            if len(validation):
-                with self.screen.working("Validation loss of the base"):
-                    write_json(folder / "validation.json", validation_losses(loaded.model, validation))
-            if cached is not None:
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                aside = cached.with_name(f"{cached.name}.{self.run.name}.partial")
-                shutil.copytree(folder, aside, dirs_exist_ok=True)
-                if cached.exists():
-                    shutil.rmtree(aside)
-                else:
-                    aside.rename(cached)
-        self._publish(folder, which)
+        validation = token_rows(self.run, "validation")
+        if which == "base" and len(validation):
+            with self.screen.working("Validation loss of the base"):
+                write_json(folder / "validation.json", validation_losses(loaded.model, validation))
+
+    def _keep(self, folder: Path, cached: Path) -> None:
+        """Copies the base pass into the cache, for every later run of the same model and prompts."""
+        aside = cached.with_name(f"{cached.name}.{self.run.name}.partial")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
+        if cached.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(cached)
 
     def _publish(self, folder: Path, which: str) -> None:
         from pipelines.runs import replace_folder

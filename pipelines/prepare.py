@@ -19,7 +19,6 @@ class PreparedRow:
 
     example: Example
     text: str
-    prompt_tokens: list[int]
     input_ids: list[int]
     supervised_from: int
 
@@ -29,11 +28,7 @@ def prepare_rows(examples: Sequence[Example], prompts: PromptFormat) -> list[Pre
     for example in examples:
         text = prompts.prompt_text(example.prompt, example.system)
         encoded = prompts.encode(text, example.completion)
-        rows.append(
-            PreparedRow(
-                example, text, encoded.input_ids[: encoded.supervised_from], encoded.input_ids, encoded.supervised_from
-            )
-        )
+        rows.append(PreparedRow(example, text, encoded.input_ids, encoded.supervised_from))
     return rows
 
 
