@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipelines.errors import Problem, RunError
 from pipelines.metrics import Metric, resolve
 from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
-from pipelines.statistics import Comparison, compare
+from pipelines.statistics import Comparison, compare, holm
 
 SIGNIFICANCE = 0.05
 
@@ -196,14 +196,11 @@ def _example(base: Completion, tuned: Completion, metric: Metric, run: Path) -> 
 
 
 def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example]) -> dict[str, TaskResult]:
-    from statsmodels.stats.multitest import multipletests
-
     comparisons = {task: _compare(task, metrics[task], examples, files.path) for task in metrics}
     p_values = [comparison.p_value for comparison in comparisons.values()]
-    corrected = multipletests(p_values, method="holm")[1]
     return {
-        task: _task(task, metrics[task], comparisons[task], float(p_holm), files, examples)
-        for task, p_holm in zip(metrics, corrected, strict=True)
+        task: _task(task, metrics[task], comparisons[task], p_holm, files, examples)
+        for task, p_holm in zip(metrics, holm(p_values), strict=True)
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.metrics import loose_label
 from pipelines.report.run_files import Completion
 from pipelines.report.wording import count, interval, joined, number, one_line, signed, unit_name
 
@@ -55,19 +55,10 @@ def sentence(task: TaskResult) -> str:
 
 def loose_scores(examples: Sequence[Example]) -> tuple[float, float]:
     """Per side, the share (%) of answers that contain the right label and no other label of the task."""
-    labels = {_plain(example.reference) for example in examples}
-    # Longest first: "not positive" must not be read as "positive" where both are labels.
-    ordered = sorted(filter(None, labels), key=lambda label: (-len(label), label))
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(label)}(?!\w)" for label in ordered) or r"(?!)")
-
-    def share(answers: Iterable[str]) -> float:
-        right = [
-            set(pattern.findall(_plain(answer))) == {_plain(example.reference)}
-            for answer, example in zip(answers, examples, strict=True)
-        ]
-        return 100 * sum(right) / len(right)
-
-    return share(example.base for example in examples), share(example.tuned for example in examples)
+    labels = {example.reference for example in examples}
+    base = sum(loose_label(example.base, example.reference, labels) for example in examples)
+    tuned = sum(loose_label(example.tuned, example.reference, labels) for example in examples)
+    return 100 * base / len(examples), 100 * tuned / len(examples)
 
 
 def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion]) -> list[str]:
