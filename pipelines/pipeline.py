@@ -34,7 +34,9 @@ def quiet_libraries() -> None:
     """One voice on the terminal: ours. What the libraries log while training goes to a file."""
     import logging
     import os
+    import warnings
 
+    warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging as transformers_logging
 

@@ -75,6 +75,11 @@ class TaskResult:
         return self.p_holm < SIGNIFICANCE and not low <= 0 <= high
 
     @property
+    def percent_scale(self) -> bool:
+        """The score runs from 0 to 100. Of a user's own metric nobody knows."""
+        return self.unit in ("%", "points") and ":" not in self.metric
+
+    @property
     def gain(self) -> float:
         """The change, positive where tuned is better."""
         return self.delta if self.higher_is_better else -self.delta
@@ -144,7 +149,7 @@ def analyse(run: Path) -> Analysis:
     metrics = {task: resolve(name) for task, name in files.metrics.items()}
     _some_answer(files, metrics)
     examples = [
-        _example(base, tuned, metrics[base.task], run)
+        _example(base, tuned, metrics[base.task])
         for base, tuned in zip(files.base, files.tuned, strict=True)
     ]
     probes = [
@@ -161,18 +166,8 @@ def analyse(run: Path) -> Analysis:
     )
 
 
-def _example(base: Completion, tuned: Completion, metric: Metric, run: Path) -> Example:
-    scores = []
-    for side, line in (("base", base), ("tuned", tuned)):
-        score = metric.score(line.model_dump())
-        if score.value is not None and not math.isfinite(score.value):
-            message = (
-                f"metric {metric.name} gives {score.value} for task {line.task!r}, row {line.row}; "
-                "let it return a number for every answer"
-            )
-            raise RunError(Problem(message, str(run / side / "completions.jsonl")))
-        scores.append(score)
-    was, now = scores
+def _example(base: Completion, tuned: Completion, metric: Metric) -> Example:
+    was, now = metric.score(base.model_dump()), metric.score(tuned.model_dump())
     gain = 0.0
     change: Change = "unscored"
     if was.value is not None and now.value is not None:

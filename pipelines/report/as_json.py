@@ -29,7 +29,7 @@ def render(analysis: Analysis) -> str:
         "config": analysis.config,
         "data": {name: rows.model_dump() for name, rows in manifest.data.items()},
         "versions": manifest.versions,
-        "hardware": manifest.hardware,
+        "hardware": manifest.hardware.model_dump(),
         "stages": {name: stage.model_dump() for name, stage in analysis.stages.items()},
         "command": manifest.command,
         "seed": manifest.seed,

@@ -48,9 +48,17 @@ def sentence(task: TaskResult) -> str:
     text = f"cannot tell: {numbers}; {change} may be chance ({span})"
     if task.better == task.worse == 0:
         text = f"cannot tell: {numbers}; both models score the same on every row"
-    if task.rows_needed and task.rows_needed > task.n:
+    if task.rows_needed:
         return f"{text}; about {task.rows_needed:,} rows would tell."
     return f"{text}."
+
+
+def notes(task: TaskResult) -> list[str]:
+    """What a reader should keep in mind about one task, the missing rows first."""
+    if task.rows_needed:
+        missing = f"These rows cannot tell; about {task.rows_needed:,} would, if the difference is as large as it seems."
+        return [missing, *task.flags]
+    return task.flags
 
 
 def loose_scores(examples: Sequence[Example]) -> tuple[float, float]:
@@ -101,7 +109,7 @@ def _one_answer(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Co
 
 
 def _limits(task: TaskResult) -> Iterable[str]:
-    if task.unit == "nats/token":
+    if not task.percent_scale:
         return
     for side, value in (("Base", task.base), ("Tuned", task.tuned)):
         if value <= NEAR_LIMIT:

@@ -47,6 +47,7 @@ def render(analysis: Analysis) -> str:
             "unit_name",
         )
     }
+    environment.filters["notes"] = findings.notes
     return environment.get_template("template.html.jinja").render(
         analysis=analysis,
         tasks=analysis.tasks,

@@ -85,7 +85,7 @@ def _telling(worst_first: list[Example]) -> Iterable[Example]:
 
 
 def _example(example: Example, task: TaskResult) -> Iterable[str]:
-    scores = f"{score(example.base_score, task.unit)} → {score(example.tuned_score, task.unit)}"
+    scores = f"{score(example.base_score, task.unit, task.binary)} → {score(example.tuned_score, task.unit, task.binary)}"
     yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {scores}"
     texts = {"prompt": example.prompt, "reference": example.reference, "base": example.base, "tuned": example.tuned}
     yield from (f"- {name}: {_code(text)}" for name, text in texts.items())
@@ -110,6 +110,6 @@ def _escape(text: str) -> str:
 
 def _code(text: str) -> str:
     """A code span on one line, fenced with more backticks than the text has in a row."""
-    line = one_line(text, TEXT_WIDTH) or " "
+    line = one_line(text.strip().replace("\n", " ⏎ "), TEXT_WIDTH) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"

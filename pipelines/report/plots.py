@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
 # serves light, dark and print.
-INK, MUTED, LINE, BASE, TUNED = "#010101", "#010102", "#010103", "#010104", "#010105"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", BASE: "--base", TUNED: "--tuned"}
+INK, DIM, LINE, BASE, TUNED = "#010101", "#010102", "#010103", "#010104", "#010105"
+_VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned"}
 
 WIDTH = 5.8
 """Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
@@ -28,7 +28,7 @@ WIDTH = 5.8
 
 def dot_plot(tasks: Sequence[TaskResult]) -> str:
     """Base → tuned per task, with the 95 % interval of the change drawn from base; "" where none has a 0…100 score."""
-    shown = [task for task in tasks if task.unit != "nats/token"]
+    shown = [task for task in tasks if task.percent_scale]
     if not shown:
         return ""
 
@@ -36,7 +36,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
         for y, task in enumerate(shown):
             low, high = (task.base + bound for bound in task.ci95)
             axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
-            axes.plot([task.base, task.tuned], [y, y], color=MUTED, lw=1.2)
+            axes.plot([task.base, task.tuned], [y, y], color=DIM, lw=1.2)
             axes.plot([task.base], [y], "o", color=BASE, ms=9)
             axes.plot([task.tuned], [y], "o", color=TUNED, ms=9)
             axes.text(0, y - 0.3, one_line(task.name, 40), color=INK, weight="bold")
@@ -70,11 +70,11 @@ def loss_curve(training: Training) -> str:
         )
         chosen = [point for point in validation if point.step == training.best_step]
         if chosen:
-            axes.axvline(chosen[0].step, color=MUTED, lw=1, ls=(0, (3, 3)), zorder=0)
+            axes.axvline(chosen[0].step, color=DIM, lw=1, ls=(0, (3, 3)), zorder=0)
             axes.plot(chosen[0].step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6, label="chosen")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("step", color=MUTED)
-        axes.set_ylabel("loss (nats per token)", color=MUTED)
+        axes.set_xlabel("step", color=DIM)
+        axes.set_ylabel("loss (nats per token)", color=DIM)
         axes.grid(axis="y", color=LINE, lw=0.8)
         axes.legend(frameon=False, labelcolor=INK, loc="upper right")
         figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.17)
@@ -100,9 +100,9 @@ def _svg(name: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
         "text.parse_math": False,
         "font.size": 10.5,
         "xtick.color": LINE,
-        "xtick.labelcolor": MUTED,
+        "xtick.labelcolor": DIM,
         "ytick.color": LINE,
-        "ytick.labelcolor": MUTED,
+        "ytick.labelcolor": DIM,
         "axes.edgecolor": LINE,
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -83,6 +83,16 @@ class TaskData(Record):
     train: int
     validation: int
     test: int
+    file: str = ""
+
+
+class Hardware(Record):
+    """The machine of the run."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpu: str | None = None
 
 
 class Manifest(Record):
@@ -94,7 +104,7 @@ class Manifest(Record):
     base_model: str
     seed: int
     versions: dict[str, str]
-    hardware: dict[str, Any]
+    hardware: Hardware
     generation: dict[str, Any]
     stages: dict[str, Stage]
     data: dict[str, TaskData]

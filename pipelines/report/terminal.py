@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.report.findings import headline
-from pipelines.report.wording import count, interval, number, one_line, p_value, signed
+from pipelines.report.findings import headline, notes
+from pipelines.report.wording import interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,6 @@ STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
 
 def print_summary(analysis: Analysis, console: Console) -> None:
     """Print the headline, one row per task, and what to keep in mind. Names and answers are never markup."""
-    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -44,12 +43,6 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     console.print()
     console.print(table)
     for task in analysis.tasks.values():
-        needed = task.rows_needed
-        if task.verdict == "cannot tell" and needed and needed > task.n:
-            flags = [f"About {count(needed, 'row')} would tell this difference from chance.", *task.flags]
-        else:
-            flags = task.flags
-        for flag in flags:
-            note = Text.assemble(("! ", "yellow"), (f"{one_line(task.name, 40)}: ", "bold"), one_line(flag, 500))
-            console.print(Padding(note, (0, 0, 0, 0)))
+        for note in notes(task):
+            console.print(Text.assemble((f"{one_line(task.name, 40)}: ", "bold"), one_line(note, 500)))
     console.print()

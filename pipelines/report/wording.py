@@ -7,18 +7,18 @@ import re
 # Control characters, bidirectional overrides and lone surrogates: they would move the text around them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-UNIT_NAMES = {"%": "points", "points": "points"}
-"""A change of a percentage is told in points, as is a change of ROUGE or chrF."""
-
-
 def number(value: float, unit: str = "%") -> str:
     """91.3 on the 0…100 scale, 1.234 in nats."""
     return f"{value:.3f}" if unit == "nats/token" else f"{value:.1f}"
 
 
-def score(value: float | None, unit: str) -> str:
-    """A row's score, without ".0" where it is whole."""
-    return "not scored" if value is None else number(value, unit).removesuffix(".0")
+def score(value: float | None, unit: str, binary: bool) -> str:
+    """A row's score: right or wrong where there is nothing between, else the number."""
+    if value is None:
+        return "not scored"
+    if binary:
+        return "right" if value else "wrong"
+    return number(value, unit)
 
 
 def signed(value: float, unit: str = "%") -> str:
@@ -39,8 +39,8 @@ def p_value(p: float) -> str:
 
 
 def unit_name(unit: str) -> str:
-    """The unit of a change."""
-    return UNIT_NAMES.get(unit, unit)
+    """The unit of a change: that of a percentage is told in points, as is that of ROUGE or chrF."""
+    return "points" if unit == "%" else unit
 
 
 def count(n: int, noun: str) -> str:

@@ -1,49 +1,128 @@
-"""A run folder as a finished run leaves it, without a model."""
+"""Run folders as a finished run leaves them, without a model."""
 
 import json
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+DATA = Path(__file__).parents[2] / "data"
 
-def line(task, row, prompt, reference, completion, **more):
+
+def line(task: str, row: int, prompt: str, reference: str, completion: str, **more: Any) -> dict[str, Any]:
+    """A line of completions.jsonl."""
     return {
         "task": task, "row": row, "prompt": prompt, "reference": reference, "completion": completion,
         "reference_loss": 1.5, "reference_tokens": 3, "new_tokens": 3, "finished": True, "fields": {}, **more,
     }  # fmt: skip
 
 
-def make_run(folder: Path, rows: int = 40, base_answer="The review is {}.", tuned_answer="{}") -> Path:
-    """`rows` rows of a label task: the base answers in another form, the tuned model exactly."""
-    labels = ["positive", "negative"]
-    sides = {
-        side: [line("mood", n, f"review {n}", labels[n % 2], answer.format(labels[n % 2])) for n in range(rows)]
-        for side, answer in (("base", base_answer), ("tuned", tuned_answer))
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tuned: Sequence[dict]) -> Path:
+    """A run whose tasks have these metrics and whose models gave these lines."""
+    write_lines(folder / "base" / "completions.jsonl", base)
+    write_lines(folder / "tuned" / "completions.jsonl", tuned)
+    data = {
+        task: {"train": 370, "validation": 72, "test": sum(one["task"] == task for one in base), "file": f"data/{task}.jsonl"}
+        for task in metrics
     }
-    for side, lines in sides.items():
-        (folder / side).mkdir(parents=True, exist_ok=True)
-        write_lines(folder / side / "completions.jsonl", lines)
-        write_lines(folder / side / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
-    (folder / "model").mkdir()
-    training = {
-        "steps": 9, "rows": 70, "supervised_tokens": 210, "tokens": 2000, "seconds": 3.5,
-        "train_loss": [{"step": n, "loss": 2 / n} for n in range(1, 10)],
-        "validation_loss": [{"step": 0, "loss": 2.0, "tasks": {"mood": 2.0}}, {"step": 9, "loss": 0.3, "tasks": {"mood": 0.3}}],
-        "best_step": 9, "stopped_early": False, "trainable_parameters": 10, "parameters": 100, "peak_memory_bytes": 10**9,
-    }  # fmt: skip
-    (folder / "model" / "training.json").write_text(json.dumps(training))
     manifest = {
-        "format_version": 1, "name": folder.name, "command": "alfine run job.yaml --name x", "config": "job.yaml",
-        "base_model": "some-model", "seed": 1, "versions": {"torch": "2"}, "generation": {"max_new_tokens": 8},
-        "hardware": {"cpu": "a cpu", "cores": 2, "memory_gb": 4.0, "gpu": None},
-        "stages": {"prepare": {"seconds": 1.0, "finished": "2026-01-01T00:00:00Z", "inputs": "a"}},
-        "data": {"mood": {"train": 70, "validation": 5, "test": rows, "file": "mood.jsonl", "sha256": "0"}},
+        "format_version": 1, "name": folder.name, "base_model": "smollm2-135m-instruct", "seed": 42, "config": "job.yaml",
+        "command": f"alfine run ludwig_configs/quickstart.yaml --name {folder.name}",
+        "versions": {"python": "3.12.1", "ludwig": "0.17.10", "torch": "2.11.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        "generation": {"do_sample": False, "max_new_tokens": 96},
+        "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 23.5, "gpu": None},
+        "stages": {
+            stage: {"seconds": seconds, "finished": "2026-01-01T00:00:00Z", "inputs": "a"}
+            for stage, seconds in {"prepare": 1.7, "base": 201.8, "train": 375.0, "tuned": 96.4, "report": 4.2}.items()
+        },
+        "data": data,
     }  # fmt: skip
+    config = {
+        "pipeline": {"tasks": {task: {"data": f"data/{task}.jsonl", "metric": metric} for task, metric in metrics.items()}},
+        "model_type": "llm", "base_model": "smollm2-135m-instruct", "adapter": {"type": "lora", "r": 16},
+        "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002, "batch_size": 8},
+    }  # fmt: skip
+    chance = random.Random(1)
+    training = {
+        "steps": 188, "rows": 747, "supervised_tokens": 32768, "tokens": 91000, "seconds": 371.2,
+        "train_loss": [{"step": n, "loss": 0.8 + 2.2 / n**0.5 + chance.gauss(0, 0.08)} for n in range(1, 189)],
+        "validation_loss": [
+            {"step": n, "loss": 0.95 + 2 / (1 + n / 20) + max(0, n - 141) / 900, "tasks": {}} for n in range(0, 189, 47)
+        ],
+        "best_step": 141, "stopped_early": False,
+        "trainable_parameters": 4884480, "parameters": 139400000, "peak_memory_bytes": 4_200_000_000,
+    }  # fmt: skip
+    (folder / "model").mkdir()
+    (folder / "model" / "training.json").write_text(json.dumps(training))
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    config = {"pipeline": {"tasks": {"mood": {"data": "mood.jsonl", "prompt": "{a}", "completion": "{b}", "metric": "label"}}}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
 
-def write_lines(path: Path, lines) -> None:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.", tuned_answer: str = "{}") -> Path:
+    """`rows` rows of a label task: the base answers in another form, the tuned model exactly."""
+    labels = ["positive", "negative"]
+    sides = [
+        [line("mood", n, f"review {n}", labels[n % 2], answer.format(labels[n % 2])) for n in range(rows)]
+        for answer in (base_answer, tuned_answer)
+    ]
+    write_run(folder, {"mood": "label"}, *sides)
+    for side in ("base", "tuned"):
+        write_lines(folder / side / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
+    return folder
+
+
+def demo_run(folder: Path, rows: int = 250) -> Path:
+    """About `rows` rows of the shipped tasks with answers such as models give: for the page's looks and size."""
+    chance = random.Random(0)
+    parts = {"sentiment": int(rows * 0.45), "summaries": int(rows * 0.25), "code": int(rows * 0.3)}
+    base, tuned = [], []
+    for task, make in (("sentiment", _review), ("summaries", _summary), ("code", _function)):
+        columns = [json.loads(text) for text in (DATA / f"{task}.jsonl").read_text().splitlines()]
+        for row in range(parts[task]):
+            fields = columns[row % len(columns)]
+            prompt, reference, before, after = make(fields, chance)
+            hardness = chance.uniform(0.6, 1.6)
+            for lines, answer, loss in ((base, before, 2.1), (tuned, after, 0.7)):
+                tokens = len(answer) // 4 + 1
+                more = {"reference_loss": loss * hardness, "new_tokens": min(tokens, 96), "finished": tokens < 96}
+                lines.append(line(task, row, prompt, reference, answer, fields=fields, **more))
+    write_run(folder, {"sentiment": "label", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
+    probes = [json.loads(text) for text in (DATA / "probes.jsonl").read_text().splitlines()]
+    before = ["Positive review.", probes[1]["prompt"][60:260], "To solve this:\n\n```python\ndef shared(a, b):\n    return a", "Paris."]
+    after = ["positive", "A lovely cabin, but the gravel road is hard.", "def shared_letters(a, b):\n    return ''", "Paris, Seine."]
+    for side, answers in (("base", before), ("tuned", after)):
+        write_lines(folder / side / "probes.jsonl", [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)])
+    return folder
+
+
+def _review(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+    label = fields["label"]
+    other = {"positive": "negative", "negative": "positive"}[label]
+    said = label if chance.random() < 0.7 else other
+    forms = [f"The review is {said}.", f"This is a {said} review, because the author describes how it went: {fields['review']}", said]
+    after = label if chance.random() < 0.9 else other
+    return f"Is this review positive or negative?\n{fields['review']}", label, chance.choice(forms), after
+
+
+def _summary(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+    words = fields["summary"].split()
+    kept = [word for word in words if chance.random() < 0.45]
+    before = fields["text"][: chance.randint(60, 500)]
+    return f"Summarise in one sentence.\n{fields['text']}", fields["summary"], before, " ".join(kept) or "It went well."
+
+
+def _function(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+    code = fields["code"]
+    broken = code.replace("return", "return not", 1)
+    before = code if chance.random() < 0.22 else f"Here is a function.\n\n```python\n{broken}\n```\n\n{'It takes the values one by one. ' * 9}"
+    chosen = chance.random()
+    after = code if chosen < 0.32 else "class Solver:\n    pass" if chosen < 0.36 else broken
+    return f"Write a Python function. {fields['description']}", code, before, after
