@@ -139,8 +139,12 @@ class Analysis:
 
     @property
     def worst_first(self) -> list[Example]:
-        """The greatest regressions first, the greatest gains last, the unscored behind them."""
-        return sorted(self.examples, key=lambda example: (example.change == "unscored", example.gain))
+        """The greatest regressions first, the greatest gains last, the unscored behind them; among the
+        unchanged, those that both models got wrong first."""
+        return sorted(
+            self.examples,
+            key=lambda example: (example.change == "unscored", example.gain, not example.both_wrong),
+        )
 
 
 def analyse(run: Path) -> Analysis:
@@ -148,10 +152,7 @@ def analyse(run: Path) -> Analysis:
     files = read_run(run)
     metrics = {task: resolve(name) for task, name in files.metrics.items()}
     _some_answer(files, metrics)
-    examples = [
-        _example(base, tuned, metrics[base.task])
-        for base, tuned in zip(files.base, files.tuned, strict=True)
-    ]
+    examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
     probes = [
         Probe(base.title, base.prompt, base.completion, tuned.completion)
         for base, tuned in zip(files.base_probes, files.tuned_probes, strict=True)
@@ -229,9 +230,7 @@ def _task(
     base = [line for line in files.base if line.task == task]
     tuned = [line for line in files.tuned if line.task == task]
     changes = [example.change for example in mine]
-    loss = compare(
-        [line.reference_loss for line in base], [line.reference_loss for line in tuned], binary=False
-    )
+    loss = compare([line.reference_loss for line in base], [line.reference_loss for line in tuned], binary=False)
     loose = loose_scores(mine) if metric.name == "label" else None
     result = TaskResult(
         name=task,

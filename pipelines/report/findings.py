@@ -38,9 +38,7 @@ def headline(analysis: Analysis) -> str:
 
 def sentence(task: TaskResult) -> str:
     """What the numbers of one task say, in plain words, without its name."""
-    numbers = (
-        f"{task.title} {number(task.base, task.unit)} → {number(task.tuned, task.unit)} on {count(task.n, 'row')}"
-    )
+    numbers = f"{task.title} {number(task.base, task.unit)} → {number(task.tuned, task.unit)} on {count(task.n, 'row')}"
     change = f"{signed(task.delta, task.unit)} {unit_name(task.unit)}"
     span = f"95 % interval {interval(task.ci95, task.unit)}"
     if task.told_apart:
@@ -132,7 +130,8 @@ def _empty_or_cut(side: str, lines: Sequence[Completion]) -> Iterable[str]:
         yield f"{empty:,} of {len(lines):,} {side} answers are empty."
     cut = [line.new_tokens for line in lines if not line.finished]
     if len(cut) >= max(1, OFTEN * len(lines)):
-        yield f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens."
+        cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"
+        yield f"{cut_off}: with more room they might score higher."
 
 
 def _plain(text: str) -> str:

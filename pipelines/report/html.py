@@ -39,7 +39,6 @@ def render(analysis: Analysis) -> str:
             "duration",
             "interval",
             "number",
-            "one_line",
             "p_value",
             "printable",
             "score",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INK, DIM, LINE, BASE, TUNED = "#010101", "#010102", "#010103", "#010104", "#010105"
 _VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned"}
 
-WIDTH = 5.8
+WIDTH = 4.7
 """Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
 
 
@@ -39,7 +39,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
             axes.plot([task.base, task.tuned], [y, y], color=DIM, lw=1.2)
             axes.plot([task.base], [y], "o", color=BASE, ms=9)
             axes.plot([task.tuned], [y], "o", color=TUNED, ms=9)
-            axes.text(0, y - 0.3, one_line(task.name, 40), color=INK, weight="bold")
+            axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
             axes.text(100, y - 0.3, signed(task.delta, task.unit), color=INK, ha="right")
         axes.set(xlim=(-2, 102), ylim=(len(shown) - 0.5, -0.65), xticks=range(0, 101, 20))
         axes.yaxis.set_visible(False)
@@ -47,7 +47,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
         axes.grid(axis="x", color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.02, right=0.98)
 
-    return _svg("dots", 0.75 + 0.62 * len(shown), draw)
+    return _svg("dots", 0.7 + 0.58 * len(shown), draw)
 
 
 def loss_curve(training: Training) -> str:
@@ -57,7 +57,7 @@ def loss_curve(training: Training) -> str:
 
     def draw(figure: Figure, axes: Axes) -> None:
         steps, losses = _means([(point.step, point.loss) for point in training.train_loss], most=120)
-        axes.plot(steps, losses, color=BASE, lw=1.6, label="training")
+        axes.plot(steps, losses, color=BASE, lw=1.6)
         validation = training.validation_loss
         axes.plot(
             [point.step for point in validation],
@@ -66,20 +66,18 @@ def loss_curve(training: Training) -> str:
             color=TUNED,
             lw=1.6,
             ms=5,
-            label="validation",
         )
         chosen = [point for point in validation if point.step == training.best_step]
         if chosen:
             axes.axvline(chosen[0].step, color=DIM, lw=1, ls=(0, (3, 3)), zorder=0)
-            axes.plot(chosen[0].step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6, label="chosen")
+            axes.plot(chosen[0].step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step", color=DIM)
         axes.set_ylabel("loss (nats per token)", color=DIM)
         axes.grid(axis="y", color=LINE, lw=0.8)
-        axes.legend(frameon=False, labelcolor=INK, loc="upper right")
-        figure.subplots_adjust(left=0.12, right=0.98, top=0.97, bottom=0.17)
+        figure.subplots_adjust(left=0.13, right=0.98, top=0.96, bottom=0.18)
 
-    return _svg("loss", 3.3, draw)
+    return _svg("loss", 2.9, draw)
 
 
 def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:
@@ -98,7 +96,7 @@ def _svg(name: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "text.parse_math": False,
-        "font.size": 10.5,
+        "font.size": 10,
         "xtick.color": LINE,
         "xtick.labelcolor": DIM,
         "ytick.color": LINE,

@@ -1,7 +1,7 @@
 "use strict";
 // Filters, searches and sorts the examples. Without it the page shows them all, the worst regressions first.
 (() => {
-  const PAGE = 50;
+  const PAGE = 25;
   const form = document.getElementById("filters");
   const list = document.getElementById("list");
   const more = document.getElementById("more");
@@ -13,7 +13,7 @@
   let limit = PAGE;
 
   const fits = (example, change) =>
-    change === "" || (change === "both-wrong" ? "bothWrong" in example.dataset : example.dataset.change === change);
+    change === "all" || (change === "both-wrong" ? "bothWrong" in example.dataset : example.dataset.change === change);
 
   function matches(task, words) {
     if (words) texts ??= new Map(worstFirst.map((example) => [example, example.textContent.toLowerCase()]));
@@ -28,7 +28,7 @@
       const number = found.filter((example) => fits(example, count.dataset.count)).length;
       const label = count.closest("label");
       count.textContent = number;
-      label.hidden = number === 0 && count.dataset.count !== "" && !label.control.checked;
+      label.hidden = number === 0 && count.dataset.count !== "all" && !label.control.checked;
     }
     const wanted = found.filter((example) => fits(example, change.value));
     const shown = new Set(wanted.slice(0, limit));

@@ -7,6 +7,7 @@ import re
 # Control characters, bidirectional overrides and lone surrogates: they would move the text around them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+
 def number(value: float, unit: str = "%") -> str:
     """91.3 on the 0…100 scale, 1.234 in nats."""
     return f"{value:.3f}" if unit == "nats/token" else f"{value:.1f}"

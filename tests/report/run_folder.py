@@ -96,10 +96,22 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
                 lines.append(line(task, row, prompt, reference, answer, fields=fields, **more))
     write_run(folder, {"sentiment": "label", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
     probes = [json.loads(text) for text in (DATA / "probes.jsonl").read_text().splitlines()]
-    before = ["Positive review.", probes[1]["prompt"][60:260], "To solve this:\n\n```python\ndef shared(a, b):\n    return a", "Paris."]
-    after = ["positive", "A lovely cabin, but the gravel road is hard.", "def shared_letters(a, b):\n    return ''", "Paris, Seine."]
+    before = [
+        "Positive review.",
+        probes[1]["prompt"][60:260],
+        "To solve this:\n\n```python\ndef shared(a, b):\n    return a",
+        "Paris.",
+    ]
+    after = [
+        "positive",
+        "A lovely cabin, but the gravel road is hard.",
+        "def shared_letters(a, b):\n    return ''",
+        "Paris, Seine.",
+    ]
     for side, answers in (("base", before), ("tuned", after)):
-        write_lines(folder / side / "probes.jsonl", [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)])
+        write_lines(
+            folder / side / "probes.jsonl", [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)]
+        )
     return folder
 
 
@@ -107,7 +119,11 @@ def _review(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
     label = fields["label"]
     other = {"positive": "negative", "negative": "positive"}[label]
     said = label if chance.random() < 0.7 else other
-    forms = [f"The review is {said}.", f"This is a {said} review, because the author describes how it went: {fields['review']}", said]
+    forms = [
+        f"The review is {said}.",
+        f"This is a {said} review, because the author describes how it went: {fields['review']}",
+        said,
+    ]
     after = label if chance.random() < 0.9 else other
     return f"Is this review positive or negative?\n{fields['review']}", label, chance.choice(forms), after
 
@@ -122,7 +138,11 @@ def _summary(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
 def _function(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
     code = fields["code"]
     broken = code.replace("return", "return not", 1)
-    before = code if chance.random() < 0.22 else f"Here is a function.\n\n```python\n{broken}\n```\n\n{'It takes the values one by one. ' * 9}"
+    before = (
+        code
+        if chance.random() < 0.22
+        else f"Here is a function.\n\n```python\n{broken}\n```\n\n{'It takes the values one by one. ' * 9}"
+    )
     chosen = chance.random()
     after = code if chosen < 0.32 else "class Solver:\n    pass" if chosen < 0.36 else broken
     return f"Write a Python function. {fields['description']}", code, before, after

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipelines.errors import RunError
-from pipelines.report import write_report
-from tests.report.run_folder import line, make_run, write_lines
+from pipelines.errors import MachineError, RunError
+from pipelines.report import html, write_report
+from tests.report.run_folder import demo_run, line, make_run, write_lines
 
 NAMES = ("report.html", "report.md", "report.json")
 
@@ -17,7 +17,7 @@ def test_json_has_what_is_promised(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     report = json.loads((run / "report.json").read_text())
-    assert report["format_version"] == 1 and report["run"] == "r" and report["base_model"] == "some-model"
+    assert report["format_version"] == 1 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
     task = report["tasks"]["mood"]
     assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("label", 40, 0, 100, 100)
     assert task["ci95"][0] > 80 and task["loose"]["base"] == 100
@@ -29,8 +29,9 @@ def test_json_has_what_is_promised(tmp_path):
 def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
-    page = (run / "report.html").read_text()
-    assert "Base names the right label in 100.0 % of its answers" in page
+    flags = json.loads((run / "report.json").read_text())["tasks"]["mood"]["flags"]
+    assert any("Base names the right label in 100.0 % of its answers but in the exact form in 0.0 %" in flag for flag in flags)
+    assert "learning the form" in (run / "report.html").read_text()
     assert "better on mood" in (run / "report.md").read_text().lower()
 
 
@@ -38,6 +39,9 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     first = [(run / name).read_bytes() for name in NAMES]
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"]["report"] = {"seconds": 99.0, "finished": "2027-01-01T00:00:00Z", "inputs": "b"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     assert [(run / name).read_bytes() for name in NAMES] == first
 
@@ -65,67 +69,142 @@ def test_model_text_is_escaped(tmp_path):
 
 
 def test_a_thousand_examples_stay_under_two_megabytes(tmp_path):
-    run = make_run(tmp_path / "r", rows=1000)
-    write_report(run)
+    run = demo_run(tmp_path / "r", rows=1000)
+    assert len(write_report(run).examples) == 1000
     assert (run / "report.html").stat().st_size < 2e6
     assert len((run / "report.md").read_text()) < 20_000
 
 
-def break_manifest(run):
-    (run / "manifest.json").write_text("{")
+def rewrite(run, name, change):
+    path = run / name
+    path.write_text(change(path.read_text()))
 
 
-def break_version(run):
-    manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps({**manifest, "format_version": 9}))
+def remove(run, name):
+    (run / name).unlink()
 
 
-def halve(run):
-    path = run / "tuned" / "completions.jsonl"
-    path.write_text(path.read_text()[: path.stat().st_size // 2])
+DAMAGE = {
+    "broken manifest": ("manifest.json", lambda text: text[:-9], "broken JSON"),
+    "other format": ("manifest.json", lambda text: text.replace('"format_version": 1', '"format_version": 9'), "this alfine reads 1"),
+    "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),
+    "broken config": ("config.yaml", lambda text: "a: [", "not YAML"),
+    "config without metrics": ("config.yaml", lambda text: text.replace("metric", "matric"), "metric"),
+    "half a line": ("tuned/completions.jsonl", lambda text: text[: len(text) // 2], "jsonl:21: broken JSON"),
+    "half the rows": ("tuned/completions.jsonl", lambda text: "".join(text.splitlines(True)[:20]), "20 rows, but base has 40"),
+    "other order": ("tuned/completions.jsonl", lambda text: "".join(text.splitlines(True)[::-1]), "jsonl:1: not the row"),
+    "no rows": ("base/completions.jsonl", lambda text: "", "no rows"),
+    "no rows of the task": ("config.yaml", lambda text: text.replace("mood:", "other:"), "'other' has no rows"),
+    "NaN": ("base/completions.jsonl", lambda text: text.replace("1.5", "NaN", 1), "jsonl:1: a value is NaN"),
+    "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "1e999"),
+    "wrong type": ("tuned/completions.jsonl", lambda text: text.replace('"row": 7', '"row": "x"'), "jsonl:8: row"),
+    "empty answers": ("tuned/completions.jsonl", lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text), "every completion is empty"),
+    "not UTF-8": ("tuned/probes.jsonl", None, "not UTF-8"),
+}  # fmt: skip
 
 
-def swap(run):
-    lines = (run / "tuned" / "completions.jsonl").read_text().splitlines(keepends=True)
-    (run / "tuned" / "completions.jsonl").write_text("".join(lines[::-1]))
-
-
-def not_a_number(run):
-    path = run / "base" / "completions.jsonl"
-    path.write_text(path.read_text().replace('"reference_loss": 1.5', '"reference_loss": NaN', 1))
-
-
-def no_completions(run):
-    (run / "tuned" / "completions.jsonl").unlink()
-
-
-def no_training(run):
-    (run / "model" / "training.json").unlink()
-
-
-def empty_answers(run):
-    for side in ("base", "tuned"):
-        write_lines(run / side / "completions.jsonl", [line("mood", n, "p", "positive", "") for n in range(40)])
+@pytest.mark.parametrize("name, change, said", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_one_line_and_the_old_report_stays(tmp_path, name, change, said):
+    run = make_run(tmp_path / "r")
+    before = old_report(run)
+    if change:
+        rewrite(run, name, change)
+    else:
+        (run / name).write_bytes(b"\xff\xfe")
+    refuses(run, before, said)
 
 
 @pytest.mark.parametrize(
-    "damage", [break_manifest, break_version, halve, swap, not_a_number, no_completions, no_training, empty_answers]
+    "name", ["manifest.json", "config.yaml", "base/completions.jsonl", "tuned/completions.jsonl", "model/training.json"]
 )
-def test_damage_is_one_line_and_the_old_report_stays(tmp_path, damage):
+def test_a_missing_file_is_named(tmp_path, name):
     run = make_run(tmp_path / "r")
-    write_report(run)
-    before = [(run / name).read_bytes() for name in NAMES]
-    damage(run)
+    before = old_report(run)
+    remove(run, name)
+    refuses(run, before, f"{name}: the file is missing: the run is not finished")
+
+
+def old_report(run):
+    for name in NAMES:
+        (run / name).write_text("old")
+    return [(run / name).read_bytes() for name in NAMES]
+
+
+def refuses(run, before, said):
     with pytest.raises(RunError) as caught:
         write_report(run)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(run))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert [(run / name).read_bytes() for name in NAMES] == before
     assert not list(run.glob(".*part"))
 
 
+def test_no_run_folder(tmp_path):
+    with pytest.raises(RunError, match="no such run folder"):
+        write_report(tmp_path / "none")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "r")
+    before = old_report(run)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(MachineError, match="No space left on device"):
+        write_report(run)
+    assert [(run / name).read_bytes() for name in NAMES] == before
+
+
+def test_a_run_without_probes_and_without_validation(tmp_path):
+    run = make_run(tmp_path / "r")
+    remove(run, "base/probes.jsonl")
+    remove(run, "tuned/probes.jsonl")
+    training = json.loads((run / "model/training.json").read_text())
+    (run / "model/training.json").write_text(json.dumps({**training, "train_loss": [], "validation_loss": [], "best_step": None}))
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "Free prompts" not in page and page.count("<svg") == 1
+
+
+def test_headings_stand_in_order_and_ids_once(tmp_path):
+    page = written(demo_run(tmp_path / "r", rows=60))
+    levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
+
+
+def test_every_colour_that_is_used_is_defined(tmp_path):
+    page = written(make_run(tmp_path / "r", rows=2))
+    assert set(re.findall(r"var\((--\w+)\)", page)) <= set(re.findall(r"(--\w+):", page))
+
+
+def test_the_script_writes_no_markup():
+    assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval", (html.HERE / "report.js").read_text())
+
+
+def test_more_rows_than_the_page_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "MOST_EXAMPLES", 5)
+    page = written(make_run(tmp_path / "r"))
+    assert page.count('<article class="pair"') == 5 + 1 and "Here are 5 of 40" in page
+
+
+def written(run):
+    write_report(run)
+    return (run / "report.html").read_text()
+
+
 def test_long_answers_fold(tmp_path):
     run = make_run(tmp_path / "r", rows=2)
-    write_lines(run / "tuned" / "completions.jsonl", [line("mood", n, f"review {n}", ["positive", "negative"][n], "x" * 10**6) for n in range(2)])
+    write_lines(
+        run / "tuned" / "completions.jsonl",
+        [line("mood", n, f"review {n}", ["positive", "negative"][n], "x" * 10**6) for n in range(2)],
+    )
     write_report(run)
     page = (run / "report.html").read_text()
     assert "1,000,000 characters" in page and "the rest stands in report.json" in page

@@ -1,0 +1,118 @@
+"""What the analysis counts and says, on rows whose truth is plain."""
+
+import pytest
+
+from pipelines.errors import DataError
+from pipelines.report.analysis import analyse
+from pipelines.report.findings import headline, notes, sentence
+from tests.report.run_folder import line, write_run
+
+
+def labels(base, tuned, reference="yes", task="mood", **more):
+    """A run of one label task with these answers."""
+    sides = [[line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)] for answers in (base, tuned)]
+    return {task: "label"}, *sides
+
+
+def task_of(folder, run):
+    analysis = analyse(write_run(folder, *run))
+    return analysis, next(iter(analysis.tasks.values()))
+
+
+def test_wrong_to_right_is_better(tmp_path):
+    analysis, task = task_of(tmp_path / "r", labels(["no"] * 38 + ["yes"] * 2, ["yes"] * 39 + ["no"]))
+    assert (task.better, task.worse, task.same, task.verdict) == (38, 1, 1, "better")
+    assert [example.change for example in analysis.worst_first[:2]] == ["worse", "same"]
+    assert headline(analysis) == "Better on mood."
+    assert sentence(task).startswith("better: exact match 5.0 → 97.5 on 40 rows, +92.5 points (95 % interval +")
+
+
+def test_right_to_wrong_is_worse(tmp_path):
+    analysis, task = task_of(tmp_path / "r", labels(["yes"] * 40, ["no"] * 40))
+    assert task.verdict == "worse" and headline(analysis) == "Worse on mood."
+
+
+def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
+    analysis, task = task_of(tmp_path / "r", labels(["no"] * 20 + ["yes"] * 20, ["yes"] + ["no"] * 19 + ["yes"] * 20))
+    assert task.verdict == "cannot tell" and headline(analysis) == "Cannot tell on mood."
+    assert task.rows_needed > 40
+    assert f"about {task.rows_needed:,} rows would tell" in sentence(task) and f"{task.rows_needed:,}" in notes(task)[0]
+
+
+def test_equal_answers_ask_for_no_more_rows(tmp_path):
+    _, task = task_of(tmp_path / "r", labels(["yes"] * 40, ["yes"] * 40))
+    assert sentence(task) == "cannot tell: exact match 100.0 → 100.0 on 40 rows; both models score the same on every row."
+
+
+def test_a_lower_loss_is_better(tmp_path):
+    sides = [[line("text", n, "p", "r", "", reference_loss=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
+    analysis, task = task_of(tmp_path / "r", ({"text": "perplexity"}, *sides))
+    assert (task.verdict, task.better, task.worse) == ("better", 40, 0)
+    assert task.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
+    assert not task.percent_scale and task.loss.delta == pytest.approx(-1)
+
+
+def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
+    fields = {"tests": ["assert one() == 1"]}
+    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import socket\ndef one():\n    return 1"
+    sides = [
+        [line("code", n, "p", right, answer, fields=fields) for n, answer in enumerate(answers)]
+        for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
+    ]
+    analysis, task = task_of(tmp_path / "r", ({"code": "unit_tests"}, *sides))
+    assert (task.n, task.unscored_base, task.unscored_tuned) == (29, 1, 1)
+    assert (task.base, task.tuned) == (0, 100)
+    assert [example.change for example in analysis.worst_first[-2:]] == ["unscored", "unscored"]
+    assert any(flag.startswith("Left out of the pairs: 1 base answer and 1 tuned answer") for flag in task.flags)
+
+
+def test_holm_corrects_over_the_tasks(tmp_path):
+    runs = [labels(["no"] * 30, ["yes"] * 7 + ["no"] * 23, task=f"t{n}") for n in range(4)]
+    metrics, base, tuned = (
+        {name: metric for run in runs for name, metric in run[0].items()},
+        [one for run in runs for one in run[1]],
+        [one for run in runs for one in run[2]],
+    )
+    analysis = analyse(write_run(tmp_path / "r", metrics, base, tuned))
+    for task in analysis.tasks.values():
+        assert task.p_value == pytest.approx(2 * 0.5**7)
+        assert task.p_holm == pytest.approx(4 * task.p_value) and task.verdict == "cannot tell"
+
+
+def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
+    (tmp_path / "mine_nan.py").write_text("def score(completion, reference, row):\n    return float('nan')\n")
+    monkeypatch.chdir(tmp_path)
+    sides = [[line("a", 0, "p", "r", "c")]] * 2
+    with pytest.raises(DataError, match="task 'a', row 0.*nan, not a finite number"):
+        analyse(write_run(tmp_path / "r", {"a": "mine_nan:score"}, *sides))
+
+
+@pytest.mark.parametrize(
+    "base, tuned, more, said",
+    [
+        (["no"] * 12, ["yes"] * 12, {}, "Only 12 test rows"),
+        (["no"] * 40, ["yes"] * 40, {}, "Every reference is “yes”"),
+        (["no"] * 40, ["yes"] * 40, {}, "Base is at the floor (0.0)"),
+        (["no"] * 40, ["yes"] * 40, {}, "Tuned is at the ceiling (100.0)"),
+        ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base answers are empty."),
+        (["no"] * 40, ["yes"] * 40, {"finished": False, "new_tokens": 128}, "40 of 40 tuned answers were cut at 128 tokens:"),
+    ],
+)  # fmt: skip
+def test_flags(tmp_path, base, tuned, more, said):
+    _, task = task_of(tmp_path / "r", labels(base, tuned, **more))
+    assert any(flag.startswith(said) for flag in task.flags)
+
+
+def test_one_class_always_answered(tmp_path):
+    sides = [[line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")]
+    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    assert "Tuned always answers “Yes.”: it does not look at the prompt." in task.flags
+
+
+def test_sound_rows_raise_no_flag(tmp_path):
+    sides = [
+        [line("mood", n, "p", ["yes", "no"][n % 2], ["yes", "no"][(n + (n % every == 0)) % 2]) for n in range(60)]
+        for every in (3, 7)
+    ]
+    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    assert task.flags == []

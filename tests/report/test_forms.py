@@ -1,0 +1,101 @@
+"""Markdown, terminal, figures and wording: the same analysis in other forms, and no text acts as markup."""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from pipelines.report import markdown, plots, wording
+from pipelines.report.analysis import analyse
+from pipelines.report.terminal import print_summary
+from tests.report.run_folder import demo_run, line, write_run
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory):
+    return analyse(demo_run(tmp_path_factory.mktemp("runs") / "demo", rows=80))
+
+
+def test_markdown_is_short_and_opens_with_the_verdict(analysis):
+    text = markdown.render(analysis)
+    assert text.startswith("## ") and text.splitlines()[0].endswith(".")
+    assert len(text) < 12_000  # a comment holds 65,536 characters, a reader far fewer
+    for task in analysis.tasks:
+        assert text.count(f"**{task}**, row") <= markdown.EXAMPLES_PER_TASK
+    assert f"    {analysis.manifest.command}\n" in text
+
+
+def test_markdown_shows_the_worst_regression_first(analysis):
+    shown = re.findall(r"\*\*code\*\*, row \d+, (\w+)", markdown.render(analysis))
+    assert shown[0] == "worse" and set(shown[1:]) == {"better"}
+
+
+@pytest.mark.parametrize("text", ["a`b", "``", "`", "x\n```\ny", "<b>|</b>", ""])
+def test_a_code_span_cannot_be_left(text):
+    span = markdown._code(text)
+    fence = re.match("`+", span).group()
+    assert span.endswith(fence) and "\n" not in span
+    assert fence not in re.findall("`+", span[len(fence) : -len(fence)])
+
+
+def test_hostile_answers_leave_the_terminal_sane(tmp_path):
+    answer = "[red]\x1b[31m\x07\u202e yes\nno"
+    sides = [[line("mood", n, "p", ["a", "b"][n % 2], answer) for n in range(2)]] * 2
+    out = io.StringIO()
+    print_summary(analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)), Console(file=out, width=200))
+    text = out.getvalue()
+    assert "[red]␛[31m␇⟨U+202E⟩ yes no" in text
+    assert not set(text) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_the_terminal_table_has_every_task(analysis):
+    out = io.StringIO()
+    print_summary(analysis, Console(file=out, width=140))
+    for name, task in analysis.tasks.items():
+        assert re.search(rf"^{name} .*{re.escape(wording.number(task.tuned))} .*{task.verdict}", out.getvalue(), re.MULTILINE)
+
+
+def test_figures_are_svg_with_text_and_without_a_date(analysis):
+    for svg in (plots.dot_plot(list(analysis.tasks.values())), plots.loss_curve(analysis.training)):
+        root = ET.fromstring(svg)
+        assert root.tag.endswith("svg") and [node for node in root.iter() if node.tag.endswith("text")]
+        assert "metadata" not in svg and "date" not in svg.lower() and "#01010" not in svg
+    assert plots.dot_plot(list(analysis.tasks.values())).count("sentiment") >= 1
+
+
+def test_a_long_run_is_drawn_with_few_points():
+    steps, losses = plots._means([(step, 2.0) for step in range(1, 5001)], most=120)
+    assert len(steps) == len(losses) <= 120 and set(losses) == {2.0}
+    assert plots._means([], most=120) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "made, expected",
+    [
+        (wording.signed(3.14), "+3.1"),
+        (wording.signed(-3.14), "−3.1"),
+        (wording.signed(-0.04), "0.0"),
+        (wording.signed(-0.0004, "nats/token"), "0.000"),
+        (wording.interval((-1, 2)), "−1.0 to +2.0"),
+        (wording.score(None, "%", True), "not scored"),
+        (wording.score(0.0, "%", True), "wrong"),
+        (wording.score(100.0, "%", True), "right"),
+        (wording.score(41.666, "points", False), "41.7"),
+        (wording.p_value(0.0004), "< 0.001"),
+        (wording.p_value(0.05), "0.050"),
+        (wording.count(1, "row"), "1 row"),
+        (wording.count(1200, "row"), "1,200 rows"),
+        (wording.duration(0.44), "0.4 s"),
+        (wording.duration(59.6), "1 min 0 s"),
+        (wording.duration(3599.9), "1 h 0 min"),
+        (wording.joined(["a"]), "a"),
+        (wording.joined(["a", "b", "c"]), "a, b and c"),
+        (wording.one_line("a\n b\tc", 10), "a b c"),
+        (wording.one_line("abcdef", 4), "abc…"),
+        (wording.printable("a\x00b\r\nc\td\x7f\ud800"), "a␀b\nc\td⟨U+007F⟩⟨U+D800⟩"),
+    ],
+)
+def test_wording(made, expected):
+    assert made == expected
