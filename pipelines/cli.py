@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines import __version__
 from pipelines.errors import AlfineError, RunError
+
+if TYPE_CHECKING:
+    from pipelines.report import Analysis
 
 RUNS = Path("runs")
 
@@ -113,6 +116,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
     """
     from pipelines.config import load_job
     from pipelines.pipeline import run_job
+    from pipelines.report import analyse
     from pipelines.runs import Run
     from pipelines.screen import Screen
 
@@ -120,7 +124,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
     job = load_job(config, overrides)
     command = " ".join(["alfine", "run", str(config), "--name", folder.name, *overrides])
     run_job(job, Run(folder), command, Screen())
-    _summary(folder)
+    _summary(folder, analyse(folder))
 
 
 def _run_name(name: str) -> str:
@@ -169,8 +173,7 @@ def report(run: Path) -> None:
     from pipelines.runs import Run
 
     Run.open(run)
-    write_report(run)
-    _summary(run)
+    _summary(run, write_report(run))
 
 
 @main.command()
@@ -189,13 +192,12 @@ def models() -> None:
     click.echo("base_model also takes a hub id (owner/name) or a folder with config.json and .safetensors.")
 
 
-def _summary(folder: Path) -> None:
+def _summary(folder: Path, analysis: Analysis) -> None:
     from rich.console import Console
 
-    from pipelines.report.analysis import analyse
     from pipelines.report.terminal import print_summary
 
-    print_summary(analyse(folder), Console(highlight=False))
+    print_summary(analysis, Console(highlight=False))
     click.echo(f"report: {folder / 'report.html'}")
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,7 @@ class Completion:
 
 
 class LoadedModel:
-    """A model for completions: the base and, over it, the tuned one.
-
-    Under an adapter both come from one set of weights; `as_base()` switches the adapter off.
-    """
+    """A model for completions: the base and, attached over the same weights, the tuned one."""
 
     def __init__(self, model: torch.nn.Module, prompts: PromptFormat) -> None:
         self.model = model.eval()
@@ -57,12 +53,6 @@ class LoadedModel:
         if isinstance(self.model, PeftModel):
             raise RunError("an adapter is attached already")
         return LoadedModel(PeftModel.from_pretrained(self.model, tuned), self.prompts)
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[LoadedModel]:
-        """The base model's answers from a model with an adapter."""
-        with self.model.disable_adapter():  # type: ignore[operator]
-            yield self
 
 
 def complete(

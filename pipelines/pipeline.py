@@ -64,12 +64,16 @@ class Stages:
         settings = pipeline.model_dump(mode="json", exclude={"seed", "mix", "temperature"})
         preprocessing = ludwig.get("preprocessing")
         prepared = digest(PREPARED_FORMAT, settings, files, self.model_id, preprocessing)
+        # A changed probe, metric or bound asks for new answers, not for a new training.
+        answers_only = {"report": True, "tasks": {"__all__": {"metric", "max_new_tokens"}}}
+        rows = pipeline.model_dump(mode="json", exclude={"seed": True, "mix": True, "temperature": True, **answers_only})
+        data = {file: sha256 for file, sha256 in files.items() if file != pipeline.report.prompts}
         trained = digest(
-            prepared, pipeline.seed, pipeline.mix, pipeline.temperature,
+            PREPARED_FORMAT, rows, data, self.model_id, pipeline.seed, pipeline.mix, pipeline.temperature,
             {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")},
         )  # fmt: skip
         base = digest(prepared, self.generation)
-        tuned = digest(trained, self.generation)
+        tuned = digest(trained, prepared, self.generation)
         self.run.update(
             name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
             base_model=ludwig["base_model"], generation=self.generation, versions=versions(), hardware=hardware(),

@@ -75,6 +75,8 @@ def test_only_what_changed_is_done_again(project):
     after = run("one", "trainer.learning_rate=0.02").manifest["stages"]
     again = {stage for stage in before if before[stage]["inputs"] != after[stage]["inputs"]}
     assert again == {"train", "tuned", "report"}
+    answers = run("one", "trainer.learning_rate=0.02", "pipeline.tasks.odd.max_new_tokens=5").manifest["stages"]
+    assert {stage for stage in after if after[stage]["inputs"] != answers[stage]["inputs"]} == {"prepare", "base", "tuned", "report"}
 
 
 def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
