@@ -65,7 +65,7 @@ class Stages:
         preprocessing = ludwig.get("preprocessing")
         prepared = digest(PREPARED_FORMAT, settings, files, self.model_id, preprocessing)
         # A changed probe, metric or bound asks for new answers, not for a new training.
-        answers_only = {"report": True, "tasks": {"__all__": {"metric", "max_new_tokens"}}}
+        answers_only: dict[str, Any] = {"report": True, "tasks": {"__all__": {"metric", "max_new_tokens"}}}
         rows = pipeline.model_dump(mode="json", exclude={"seed": True, "mix": True, "temperature": True, **answers_only})
         data = {file: sha256 for file, sha256 in files.items() if file != pipeline.report.prompts}
         trained = digest(
