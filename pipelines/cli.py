@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines import __version__
-from pipelines.errors import AlfineError, RunError
+from pipelines.errors import AlfineError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
@@ -59,9 +59,12 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
       alfine check ludwig_configs/quickstart.yaml
     """
     from pipelines.config import load_job
+    from pipelines.metrics import unresolved
     from pipelines.tasks import load_examples
 
     job = load_job(config, overrides)
+    if problems := unresolved(job):
+        raise ConfigError(problems)
     examples = load_examples(job.pipeline)
     click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {len(examples):,} rows)")
 

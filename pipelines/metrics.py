@@ -15,7 +15,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.config import Job
+from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.sandbox import extract_code, run_tests, split_tests
 
 Line = Mapping[str, Any]
@@ -55,6 +56,17 @@ def resolve(name: str) -> Metric:
         advice = f"did you mean {near[0]}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
         raise ConfigError(f"unknown metric {name!r}; {advice}")
     return METRICS[name]
+
+
+def unresolved(job: Job) -> list[Problem]:
+    """A finding for each task whose metric cannot be had: a module that is not there, a function that it lacks."""
+    problems = []
+    for name, task in job.pipeline.tasks.items():
+        try:
+            resolve(task.metric)
+        except ConfigError as error:
+            problems.append(job.problem(f"task {name}: {error}", "pipeline", "tasks", name, "metric"))
+    return problems
 
 
 def normalise_label(text: str) -> str:
@@ -157,7 +169,10 @@ def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ConfigError(f"metric {name}: cannot import {module_name!r} in {here}: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"metric {name}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
+            f"modules are looked for in the folder where alfine is started"
+        ) from error
     finally:
         sys.path.remove(here)
     function: Callable[..., Any] | None = getattr(module, function_name, None)

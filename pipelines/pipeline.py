@@ -42,6 +42,7 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its first look at the fonts
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
@@ -155,7 +156,7 @@ class Stages:
         from pipelines.training import token_rows
 
         with self.screen.working(f"Loading the {which} model"):
-            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, self._quantization())
+            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, _quantization(self.job))
             if which == "tuned":
                 loaded = loaded.attach(self.run.path("model"))
         with self.screen.bar(f"{which.capitalize()} losses", len(table), "rows") as progress:
@@ -196,14 +197,6 @@ class Stages:
             __version__, versions(), hardware()["gpu"],
         )  # fmt: skip
         return cache_folder() / "completions" / key[:32]
-
-    def _quantization(self) -> Any:
-        settings = self.job.ludwig.get("quantization")
-        if not settings:
-            return None
-        from ludwig.schema.llms.quantization import QuantizationConfig
-
-        return QuantizationConfig.model_validate(settings)
 
     def _bound(self, task: str) -> int:
         bound = self.job.pipeline.tasks[task].max_new_tokens
@@ -263,6 +256,16 @@ class Stages:
             write_report(self.run.folder)
 
 
+def _quantization(job: Job) -> Any:
+    """Ludwig's quantization settings, None without: the same for both passes, for training and for `predict`."""
+    settings = job.ludwig.get("quantization")
+    if not settings:
+        return None
+    from ludwig.schema.llms.quantization import QuantizationConfig
+
+    return QuantizationConfig.model_validate(settings)
+
+
 def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict[str, Any]]:
     """The tuned model's completions of new rows. Each row is one of `task`, of its own `task` column, or, where it
     has a `prompt` and no task, a free prompt. Returns the rows with `completion` added."""
@@ -271,9 +274,9 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict
     from pipelines.models import find_base_model
     from pipelines.tasks import fill, read_rows
 
-    job = load_job(run.path("config.yaml"))
     if "train" not in run.manifest["stages"]:
         raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.manifest.get('command', 'alfine run')}")
+    job = load_job(run.path("config.yaml"))
     tasks = job.pipeline.tasks
     if task is not None and task not in tasks:
         raise RunError(f"{run.folder} has no task {task!r}; it has {', '.join(tasks)}")
@@ -297,7 +300,7 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict
         bounds.append(int((tasks[name].max_new_tokens if name else None) or default))
     quiet_libraries()
     with screen.working("Loading the tuned model"):
-        loaded = LoadedModel.base(find_base_model(job.ludwig["base_model"]), job.pipeline.chat_template)
+        loaded = LoadedModel.base(find_base_model(job.ludwig["base_model"]), job.pipeline.chat_template, _quantization(job))
         loaded = loaded.attach(run.path("model"))
     prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(prompt, system)) for prompt, system in texts]
     with screen.bar("Completions", len(rows), "rows") as progress:

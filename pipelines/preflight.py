@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem
+from pipelines.metrics import unresolved
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
 
@@ -30,6 +31,7 @@ def preflight(job: Job, rows: Sequence[PreparedRow], prompts: PromptFormat, cont
     if asked:
         limit = min(limit, int(asked))
     findings = [
+        *(Finding(True, problem) for problem in unresolved(job)),
         *_each_row(rows, "the prompt is empty; check its column", lambda row: not row.example.prompt.strip()),
         *_each_row(rows, "the completion is empty; check its column", lambda row: not row.example.completion.strip()),
         *_tokens(rows, prompts),

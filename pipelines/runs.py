@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -110,10 +111,15 @@ def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written aside, flushed to disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
     aside.replace(path)
 
 
@@ -144,9 +150,13 @@ def machine_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
-        place = error.filename or folder
-        raise MachineError(f"{place}: {error.strerror} ({free / 1e9:.1f} GB free there)") from error
+        advice = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+            advice = f" ({free / 1e9:.1f} GB free); make room, then the same command goes on from here"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "; run where you may write, or give yourself the right to"
+        raise MachineError(f"{error.filename or folder}: {str(error.strerror).lower()}{advice}") from error
 
 
 def hardware() -> dict[str, Any]:

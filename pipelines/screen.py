@@ -41,7 +41,11 @@ class Screen:
         columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(what, total=1)
-            yield
+            try:
+                yield
+            except BaseException:
+                progress.update(task, visible=False)  # the error is said once, below
+                raise
             progress.update(task, completed=1)
 
     @contextlib.contextmanager

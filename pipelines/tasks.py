@@ -60,7 +60,7 @@ def load_examples(pipeline: Pipeline) -> list[Example]:
 def load_task(name: str, task: Task, pipeline: Pipeline) -> list[Example]:
     """The examples of one task, each with its split."""
     examples: list[Example] = []
-    problems: list[Problem] = []
+    wrong: dict[tuple[str, str], list[int]] = {}
     for file, split, row, fields in _rows_with_split(task, pipeline):
         try:
             examples.append(
@@ -76,12 +76,14 @@ def load_task(name: str, task: Task, pipeline: Pipeline) -> list[Example]:
                 )
             )
         except DataError as error:
-            problems.append(Problem(f"task {name}: {error}", file, row))
-            if len(problems) == 5:
-                problems.append(Problem(f"task {name}: more rows have the same kind of problem", file))
-                break
-    if problems:
-        raise DataError(problems)
+            wrong.setdefault((file, str(error)), []).append(row)
+    if wrong:
+        raise DataError(
+            [
+                Problem(f"task {name}: {message}" + (f" ({len(rows)} such rows)" if len(rows) > 1 else ""), file, rows[0])
+                for (file, message), rows in wrong.items()
+            ]
+        )
     for split in ("train", "test"):
         if not any(example.split == split for example in examples):
             files = task.data if isinstance(task.data, str) else task.data.train
@@ -115,7 +117,8 @@ def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str,
 def _named_split(fields: Mapping[str, Any], file: str, row: int) -> str:
     split = fields.get(SPLIT_COLUMN)
     if split not in SPLITS:
-        raise DataError(Problem(f"split is {split!r}; write one of train, validation, test", file, row))
+        found = "has no split, though other rows have one" if split is None else f"split is {split!r}"
+        raise DataError(Problem(f"{found}; write one of train, validation, test", file, row))
     return str(split)
 
 
@@ -244,8 +247,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(path)
     try:
         return list(pq.read_table(path).to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(Problem(f"is not a Parquet file ({str(error).splitlines()[0]})", str(path))) from None
+    except (pa.ArrowException, OSError):
+        raise DataError(Problem("is not a Parquet file, or not a whole one; write it again", str(path))) from None
 
 
 # --- mixing ------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The known word nearest to `word`, if any is near."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1)
-    return by_lower[near[0]] if near else None
+    if not near and len(word) > 3:
+        near = [name for name in by_lower if name.startswith(word.lower())]  # warmup: warmup_fraction, warmup_…
+    return " or ".join(by_lower[name] for name in near) or None
 
 
 def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pipelines.report.analysis import Analysis
 
+WIDE = 100
+"""Columns from which on the p value stands in the table too; the report has it in any case."""
 STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
 
 
@@ -20,10 +22,11 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("task")
-    table.add_column("metric")
-    for heading in ("rows", "base", "tuned", "change", "95 % interval", "p (Holm)"):
+    wide = console.width >= WIDE
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", no_wrap=wide)
+    for heading in ("rows", "base", "tuned", "change", "95 % interval", *(["p (Holm)"] if wide else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for task in analysis.tasks.values():
@@ -35,7 +38,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
             number(task.tuned, task.unit),
             signed(task.delta, task.unit),
             interval(task.ci95, task.unit),
-            p_value(task.p_holm),
+            *([p_value(task.p_holm)] if wide else []),
             Text(task.verdict, style=STYLES[task.verdict]),
         )
     console.print()
