@@ -60,6 +60,8 @@ class Task(Section):
     prompt: Text
     completion: Text
     metric: str = "rouge"
+    group: Text | None = None
+    """The column that tells which rows belong together (the same document); the report's intervals mind it."""
     weight: Positive = 1.0
     system: str | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -100,10 +102,21 @@ class Split(Section):
         return self
 
 
+class Gate(Section):
+    """What a task must reach: the run ends with exit code 3 where it does not."""
+
+    least_gain: Annotated[float, Field(allow_inf_nan=False)]
+    """In the unit of the task's metric, positive where tuned is better; -1 allows a loss of one point."""
+    of: Literal["interval", "value"] = "interval"
+    """interval: the lower end of the 95 % interval must reach it; value: the change itself."""
+
+
 class Report(Section):
-    """What the report shows beside the test rows. `prompts` is JSON Lines with `prompt` and perhaps `title`."""
+    """What the report shows beside the test rows, and what it demands. `prompts` is JSON Lines with `prompt` and
+    perhaps `title`; `gates` are by task."""
 
     prompts: Text | None = None
+    gates: dict[str, Gate] = {}
 
 
 class Pipeline(Section):
@@ -163,6 +176,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
         message = "pipeline.temperature has no effect unless mix is temperature"
         problems.append(document.problem(message, "pipeline", "temperature"))
+    problems += _gates_without_task(pipeline, document) if pipeline else []
     problems += ludwig_keys.check(ludwig, document, _homes())
     if "base_model" not in ludwig:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
@@ -170,6 +184,17 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     if problems or pipeline is None:
         raise ConfigError(in_order(problems))
     return Job(path, pipeline, _with_defaults(ludwig), document)
+
+
+def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]:
+    problems = []
+    for name in pipeline.report.gates:
+        if name not in pipeline.tasks:
+            near = did_you_mean(name, pipeline.tasks)
+            advice = f"did you mean {near}?" if near else f"the tasks are {', '.join(pipeline.tasks)}"
+            message = f"pipeline.report.gates.{name}: there is no such task; {advice}"
+            problems.append(document.problem(message, "pipeline", "report", "gates", name))
+    return problems
 
 
 def check_template(template: str) -> None:
@@ -205,6 +230,7 @@ _EXAMPLES = {
     "data": "data: data/sentiment.jsonl",
     "prompt": 'prompt: "Is this review positive or negative?\\n{review}"',
     "completion": 'completion: "{label}"',
+    "least_gain": "least_gain: 5",
     "train": "train: data/train.jsonl",
 }
 _EXPECTED = {
@@ -255,6 +281,8 @@ def _section_at(path: KeyPath) -> type[Section]:
             return Task
         case ("split", _):
             return Split
+        case ("report", "gates", _, _):
+            return Gate
         case ("report", _):
             return Report
         case _:

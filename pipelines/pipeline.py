@@ -61,30 +61,41 @@ class Stages:
 
     def all(self) -> None:
         pipeline, ludwig = self.job.pipeline, self.job.ludwig
-        files = self._data_files()
-        settings = pipeline.model_dump(mode="json", exclude={"seed", "mix", "temperature"})
-        preprocessing = ludwig.get("preprocessing")
-        prepared = digest(PREPARED_FORMAT, settings, files, self.model_id, preprocessing)
-        # A changed probe, metric or bound asks for new answers, not for a new training.
-        answers_only: dict[str, Any] = {"report": True, "tasks": {"__all__": {"metric", "max_new_tokens"}}}
-        rows = pipeline.model_dump(mode="json", exclude={"seed": True, "mix": True, "temperature": True, **answers_only})
-        data = {file: sha256 for file, sha256 in files.items() if file != pipeline.report.prompts}
-        trained = digest(
-            PREPARED_FORMAT, rows, data, self.model_id, pipeline.seed, pipeline.mix, pipeline.temperature,
-            {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")},
-        )  # fmt: skip
-        base = digest(prepared, self.generation)
-        tuned = digest(trained, prepared, self.generation)
+        inputs = self._inputs()
         self.run.update(
             name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
             base_model=ludwig["base_model"], generation=self.generation, versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
-        self._stage("prepare", prepared, self.prepare)
-        self._stage("base", base, lambda: self.complete("base"))
-        self._stage("train", trained, lambda: self.train(trained))
-        self._stage("tuned", tuned, lambda: self.complete("tuned"))
-        self._stage("report", digest(base, tuned), self.report)
+        self._stage("prepare", inputs["prepare"], self.prepare)
+        self._stage("base", inputs["base"], lambda: self.complete("base"))
+        self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
+        self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
+        self._stage("report", inputs["report"], self.report)
+
+    def _inputs(self) -> dict[str, str]:
+        """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
+        bound for no new training, and a changed seed for no new base pass."""
+        pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
+        probes = pipeline.report.prompts
+        tasks = pipeline.tasks.items()
+        not_in_tokens: dict[str, Any] = {
+            "seed": True, "mix": True, "temperature": True, "report": True,
+            "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
+        }  # fmt: skip
+        data = {file: sha256 for file, sha256 in files.items() if file != probes}
+        tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
+        shared = [PREPARED_FORMAT, self.model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
+        bounds = {name: task.max_new_tokens for name, task in tasks}
+        mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
+        training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
+        scoring = {name: [task.metric, task.group] for name, task in tasks}
+        prepare = digest(*shared, files, scoring)
+        base = digest(*shared, self.generation, bounds, files.get(probes or ""))
+        train = digest(*shared, mix, training)
+        tuned = digest(train, base)
+        report = digest(base, tuned, scoring, pipeline.report.model_dump(mode="json"))
+        return {"prepare": prepare, "base": base, "train": train, "tuned": tuned, "report": report}
 
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
         if not self.run.stage(name, inputs, work):

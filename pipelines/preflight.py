@@ -38,6 +38,7 @@ def preflight(job: Job, rows: Sequence[PreparedRow], prompts: PromptFormat, cont
         *_too_long(rows, limit),
         *_special_tokens(rows, prompts),
         *_unit_tests(job, rows),
+        *_groups(job, rows),
         *_one_class(job, rows),
         *_leaks(rows),
         *_no_validation(job, rows),
@@ -112,6 +113,15 @@ def _unit_tests(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
         "metric unit_tests needs a column `tests` with assert lines in every test row",
         lambda row: row.example.task in scored and row.example.split == "test" and not row.example.fields.get("tests"),
     )
+
+
+def _groups(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
+    for name, task in job.pipeline.tasks.items():
+        lacking = [r for r in rows if r.example.task == name and task.group and task.group not in r.example.fields]
+        if lacking:
+            columns = ", ".join(lacking[0].example.fields)
+            message = f"task {name}: group names the column {task.group}, the row has: {columns}"
+            yield Finding(True, job.problem(message, "pipeline", "tasks", name, "group"))
 
 
 def _one_class(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:

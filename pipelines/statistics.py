@@ -1,13 +1,14 @@
 """Paired statistics: the same test rows answered by two models, so each row is its own control.
 
 Right-or-wrong scores: McNemar's exact test, and the interval of Bonett and Price. Other scores: a test that
-flips signs, and a bootstrap interval. Neither needs the scores to be normal.
+flips signs, and a bootstrap interval. Neither needs the scores to be normal. Rows that share a document are
+no independent witnesses: given clusters, whole documents are resampled and flipped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -50,13 +51,23 @@ class Comparison:
     80 % power. None where it is told already, or where there is no difference at all."""
 
 
-def compare(base: Sequence[float], tuned: Sequence[float], *, binary: bool, seed: int = 0) -> Comparison:
+def compare(
+    base: Sequence[float],
+    tuned: Sequence[float],
+    *,
+    binary: bool,
+    clusters: Sequence[Hashable] | None = None,
+    comparisons: int = 1,
+    seed: int = 0,
+) -> Comparison:
     """Compare two models row by row: `base[i]` and `tuned[i]` are scores of the same row.
 
-    `binary` scores are 0 or 100. `seed` fixes the resampling, so the same scores give the same numbers. Where
-    all rows change by the same amount the bootstrap knows no spread and the interval is that one number; the
-    p-value alone tells how sure it is. Raises DataError for no rows, unequal numbers of rows, and scores that
-    are not finite or, if binary, neither 0 nor 100.
+    `binary` scores are 0 or 100. Rows with equal `clusters[i]` belong together (questions on one document).
+    `comparisons`: how many tasks the reader will see; for `rows_needed` alone, which then counts on the level
+    that the correction leaves (ALPHA / comparisons). `seed` fixes the resampling, so the same scores give the
+    same numbers. Where all rows change by the same amount the bootstrap knows no spread and the interval is
+    that one number; the p-value alone tells how sure it is. Raises DataError for no rows, unequal numbers of
+    rows, and scores that are not finite or, if binary, neither 0 nor 100.
     """
     import numpy as np
 
@@ -64,12 +75,20 @@ def compare(base: Sequence[float], tuned: Sequence[float], *, binary: bool, seed
     _check(before, after, binary=binary)
     difference = after - before
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    if binary:
+    units, rows_per_unit = difference, 1.0
+    if clusters is not None and len(set(clusters)) < difference.size:
+        sums, sizes = _cluster_sums(difference, clusters)
+        rows_per_unit = difference.size / sums.size
+        units = sums / rows_per_unit  # their mean is that of the rows
+        ci95 = _cluster_interval(sums, sizes, seed)
+        p_value = float(sign_flip_test(units, seed=seed))
+    elif binary:
         ci95, p_value = paired_interval(gained, lost, difference.size), mcnemar(gained, lost)
     else:
         low, high = bootstrap_interval(difference, seed=seed)
         ci95, p_value = (float(low), float(high)), float(sign_flip_test(difference, seed=seed))
-    told = p_value < ALPHA and not ci95[0] <= 0 <= ci95[1]
+    level = ALPHA / comparisons
+    told = p_value < level and not ci95[0] <= 0 <= ci95[1]
     return Comparison(
         n=difference.size,
         base=float(before.mean()),
@@ -79,8 +98,26 @@ def compare(base: Sequence[float], tuned: Sequence[float], *, binary: bool, seed
         p_value=p_value,
         gained=gained,
         lost=lost,
-        rows_needed=None if told else _rows_needed(difference),
+        rows_needed=None if told else _rows_needed(units, rows_per_unit, level),
     )
+
+
+def _cluster_sums(difference: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:
+    """Sum and number of the rows of each cluster, in the order in which the clusters come."""
+    import numpy as np
+
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    index = [numbers[cluster] for cluster in clusters]
+    return np.bincount(index, weights=difference), np.bincount(index).astype(float)
+
+
+def _cluster_interval(sums: Floats, sizes: Floats, seed: int) -> tuple[float, float]:
+    """95 % interval of the rows' mean: the mean is linearised (each cluster's sum minus the share that the
+    mean gives it), so that clusters of unequal size count with the rows they have. (Cochran, Sampling
+    Techniques, 3rd ed. 1977, ch. 6: the ratio estimator.)"""
+    mean = float(sums.sum() / sizes.sum())
+    low, high = bootstrap_interval(mean + (sums - mean * sizes) * (sums.size / sizes.sum()), seed=seed)
+    return float(low), float(high)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -159,16 +196,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
-def _rows_needed(difference: Floats) -> int | None:
+def _rows_needed(difference: Floats, rows_per_unit: float, level: float) -> int | None:
     """For binary scores this is Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211), with
-    the spread that flipped signs have and the spread around the difference observed."""
+    the spread that flipped signs have and the spread around the difference observed. `difference` is per row,
+    or per cluster of `rows_per_unit` rows on average."""
     mean = float(difference.mean())
     if math.isclose(mean, 0, abs_tol=1e-9):
         return None
     without = math.sqrt(float((difference**2).mean()))
     around = float(difference.std())
-    rows = ((_z(ALPHA / 2) * without + _z(1 - POWER) * around) / mean) ** 2
-    return max(math.ceil(rows), difference.size + 1, FEWEST)
+    units = ((_z(level / 2) * without + _z(1 - POWER) * around) / mean) ** 2
+    return math.ceil(rows_per_unit * max(math.ceil(units), difference.size + 1, FEWEST))
 
 
 @cache

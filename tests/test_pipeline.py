@@ -71,12 +71,19 @@ def test_a_run_leaves_everything_and_does_nothing_twice(project):
 
 
 def test_only_what_changed_is_done_again(project):
-    before = run().manifest["stages"]
-    after = run("one", "trainer.learning_rate=0.02").manifest["stages"]
-    again = {stage for stage in before if before[stage]["inputs"] != after[stage]["inputs"]}
-    assert again == {"train", "tuned", "report"}
-    answers = run("one", "trainer.learning_rate=0.02", "pipeline.tasks.odd.max_new_tokens=5").manifest["stages"]
-    assert {stage for stage in after if after[stage]["inputs"] != answers[stage]["inputs"]} == {"prepare", "base", "tuned", "report"}
+    overrides = []
+    stages = run().manifest["stages"]
+    for override, expected in {
+        "trainer.learning_rate=0.02": {"train", "tuned", "report"},
+        "pipeline.tasks.odd.weight=2": {"train", "tuned", "report"},
+        "pipeline.tasks.odd.max_new_tokens=5": {"base", "tuned", "report"},
+        "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
+        "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
+    }.items():
+        overrides.append(override)
+        after = run("one", *overrides).manifest["stages"]
+        assert {stage for stage in stages if stages[stage]["inputs"] != after[stage]["inputs"]} == expected, override
+        stages = after
 
 
 def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):

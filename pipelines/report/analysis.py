@@ -192,7 +192,7 @@ def _example(base: Completion, tuned: Completion, metric: Metric) -> Example:
 
 
 def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example]) -> dict[str, TaskResult]:
-    comparisons = {task: _compare(task, metrics[task], examples, files.path) for task in metrics}
+    comparisons = {task: _compare(task, metrics, examples, files) for task in metrics}
     p_values = [comparison.p_value for comparison in comparisons.values()]
     return {
         task: _task(task, metrics[task], comparisons[task], p_holm, files, examples)
@@ -200,20 +200,23 @@ def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Examp
     }
 
 
-def _compare(task: str, metric: Metric, examples: Sequence[Example], run: Path) -> Comparison:
-    pairs = [
-        (example.base_score, example.tuned_score)
-        for example in examples
+def _compare(task: str, metrics: dict[str, Metric], examples: Sequence[Example], files: RunFiles) -> Comparison:
+    group = files.group_column(task)
+    scored = [
+        (example.base_score, example.tuned_score, group and str(line.fields.get(group)))
+        for example, line in zip(examples, files.base, strict=True)
         if example.task == task and example.base_score is not None and example.tuned_score is not None
     ]
-    if not pairs:
+    if not scored:
         message = (
             f"task {task!r}: no row could be scored on both sides; read the completions, "
             "then give the task another metric in the config and run the job again"
         )
-        raise RunError(Problem(message, str(run / "tuned" / "completions.jsonl")))
-    base, tuned = zip(*pairs, strict=True)
-    return compare(base, tuned, binary=metric.binary)
+        raise RunError(Problem(message, str(files.path / "tuned" / "completions.jsonl")))
+    base, tuned, clusters = zip(*scored, strict=True)
+    return compare(
+        base, tuned, binary=metrics[task].binary, clusters=clusters if group else None, comparisons=len(metrics)
+    )
 
 
 def _task(

@@ -36,6 +36,7 @@ class Completion(Record):
     reference_loss: float
     new_tokens: int
     finished: bool
+    fields: dict[str, Any] = {}
 
 
 class ProbeAnswer(Record):
@@ -127,6 +128,11 @@ class RunFiles:
     def metrics(self) -> dict[str, str]:
         """The metric's name of each task, in the order of the config."""
         return {name: task["metric"] for name, task in self.config["pipeline"]["tasks"].items()}
+
+    def group_column(self, task: str) -> str | None:
+        """The column by which the task's rows belong together, if the config names one."""
+        column = self.config["pipeline"]["tasks"][task].get("group")
+        return None if column is None else str(column)
 
 
 def read_run(run: Path) -> RunFiles:
