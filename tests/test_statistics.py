@@ -242,3 +242,79 @@ def test_sign_flip_test_holds_its_level(
 def test_sign_flip_test_finds_what_is_there() -> None:
     different = np.random.default_rng(4).normal(1, 1, (200, 30))
     assert np.mean(sign_flip_test(different, resamples=399) <= 0.05) > 0.95
+
+
+# --- rows that share a document ---
+
+
+def clustered(rng: np.random.Generator, documents: int, effect: float = 0.0) -> tuple[list[float], list[int]]:
+    """Differences of two models on documents of one to nine rows, alike within a document."""
+    sizes = rng.integers(1, 10, documents)
+    of_document = rng.normal(effect, 10, documents)
+    clusters = np.repeat(np.arange(documents), sizes)
+    return (of_document[clusters] + rng.normal(0, 3, clusters.size)).tolist(), clusters.tolist()
+
+
+def test_documents_of_one_row_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    tuned = rng.normal(2, 5, 30).tolist()
+    assert compare([0.0] * 30, tuned, binary=False, clusters=range(30)) == compare([0.0] * 30, tuned, binary=False)
+
+
+def test_rows_that_come_twice_tell_no_more_than_once() -> None:
+    rng = np.random.default_rng(2)
+    tuned = rng.normal(2, 5, 30)
+    once = compare([0.0] * 30, tuned.tolist(), binary=False)
+    twice = compare([0.0] * 60, np.repeat(tuned, 2).tolist(), binary=False, clusters=np.repeat(np.arange(30), 2).tolist())
+    assert (twice.n, twice.ci95, twice.p_value) == (60, pytest.approx(once.ci95), pytest.approx(once.p_value))
+    assert compare([0.0] * 60, np.repeat(tuned, 2).tolist(), binary=False).p_value < once.p_value
+
+
+def test_the_spread_of_documents_is_that_of_statsmodels() -> None:
+    """Its cluster-robust error of a mean, CR0; ours enters the bootstrap as one value a document."""
+    import statsmodels.api as sm
+
+    from pipelines.statistics import _cluster_sums
+
+    difference, clusters = clustered(np.random.default_rng(5), 40)
+    fit = sm.OLS(difference, np.ones(len(difference))).fit(
+        cov_type="cluster", cov_kwds={"groups": np.array(clusters), "use_correction": False}
+    )
+    sums, sizes = _cluster_sums(np.array(difference), clusters)
+    mean = sums.sum() / sizes.sum()
+    error = math.sqrt(((sums - mean * sizes) ** 2).sum()) / sizes.sum()
+    assert (mean, error) == pytest.approx((fit.params[0], fit.bse[0]), rel=1e-9)
+
+
+def test_intervals_over_documents_cover_and_those_over_rows_do_not() -> None:
+    rng = np.random.default_rng(6)
+    covered, naive, alarms = [], [], []
+    for _ in range(100):
+        tuned, clusters = clustered(rng, 40)
+        base = [0.0] * len(tuned)
+        together = compare(base, tuned, binary=False, clusters=clusters)
+        low, high = bootstrap_interval(np.array(tuned), resamples=499)
+        covered.append(together.ci95[0] <= 0 <= together.ci95[1])
+        naive.append(float(low) <= 0 <= float(high))
+        alarms.append(together.p_value < 0.05)
+    assert np.mean(covered) >= 0.88
+    assert np.mean(naive) < 0.85
+    assert np.mean(alarms) <= 0.12
+
+
+def test_right_or_wrong_by_document_and_its_rows_needed() -> None:
+    base, tuned = [0, 0, 100, 0] * 10, [100, 100, 0, 0] * 10
+    documents = [number // 4 for number in range(40)]
+    together = compare(base, tuned, binary=True, clusters=documents)
+    assert (together.delta, together.ci95) == (25.0, (25.0, 25.0))  # every document changes alike
+    rng = np.random.default_rng(7)
+    values, clusters = clustered(rng, 12, effect=2)
+    needed = compare([0.0] * len(values), values, binary=False, clusters=clusters).rows_needed
+    assert needed is not None and needed > len(values)
+
+
+def test_more_comparisons_need_more_rows() -> None:
+    one, three = (
+        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).rows_needed for comparisons in (1, 3)
+    )
+    assert one is not None and three is not None and three > one
