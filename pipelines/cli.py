@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipelines.report import Analysis
 
 RUNS = Path("runs")
+GATE_FAILED = 3
+"""Exit code of `run` and `compare` where the YAML demands more than was reached, so that CI can use it."""
 
 
 class Alfine(click.Group):
@@ -84,12 +86,11 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
 
     from pipelines.config import load_job
     from pipelines.models import context_length, find_base_model
-    from pipelines.pipeline import quiet_libraries
     from pipelines.preflight import preflight, refuse_serious
     from pipelines.prepare import prepare_rows
     from pipelines.preview import show_rows
     from pipelines.prompts import PromptFormat
-    from pipelines.screen import Screen
+    from pipelines.screen import Screen, quiet_libraries
     from pipelines.tasks import load_examples
 
     job = load_job(config, overrides)
@@ -150,17 +151,89 @@ def predict(run: Path, file: Path, task: str | None, output: Path | None) -> Non
     """
     import json
 
-    from pipelines import pipeline
+    from pipelines.predict import predict as complete_rows
     from pipelines.runs import Run, machine_errors, write_text
-    from pipelines.screen import Screen
+    from pipelines.screen import Screen, quiet_libraries
 
-    rows = pipeline.predict(Run.open(run), file, task, Screen())
+    quiet_libraries()
+    rows = complete_rows(Run.open(run), file, task, Screen())
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None:
         click.echo(text, nl=False)
     else:
         with machine_errors(output.parent):
             write_text(output, text)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows.")
+@click.option("--task", help="Two models: the task that the rows of --prompts belong to.")
+@click.option("--metric", default="rouge", show_default=True, help="Two models: for prompts with a reference and no task.")
+@click.option("--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]")
+@click.option("--ratings", multiple=True, type=click.Path(path_type=Path), help="One run: blind ratings from its page.")
+def compare(
+    runs: tuple[str, ...], prompts: Path | None, task: str | None, metric: str, output: Path | None, ratings: tuple[Path, ...]
+) -> None:
+    """One run: its verdict and gates; exit code 3 where a gate failed. Two models (runs, folders or hub ids):
+    both on the same prompts. More runs: a table.
+
+    \b
+    Examples:
+      alfine compare runs/quickstart
+      alfine compare runs/quickstart --ratings anna.json --ratings ben.json
+      alfine compare runs/quickstart runs/second
+      alfine compare runs/quickstart smollm2-135m-instruct --prompts new.jsonl
+      alfine compare runs/*
+    """
+    from rich.console import Console
+
+    from pipelines.report import analyse
+    from pipelines.report.terminal import print_preference, print_runs
+
+    if len(runs) == 2:
+        _head_to_head((runs[0], runs[1]), prompts, task, metric, output)
+        return
+    _refuse({"--prompts": prompts, "--task": task, "--output": output}, "for two models")
+    console = Console(highlight=False)
+    if len(runs) > 2:
+        _refuse({"--ratings": ratings}, "for one run")
+        print_runs([analyse(_run_folder(run)) for run in runs], console)
+        return
+    folder = _run_folder(runs[0])
+    analysis = analyse(folder)
+    if ratings:
+        from pipelines.report.ratings import merge, read_ratings
+
+        print_preference(merge([read_ratings(path, analysis) for path in ratings]), analysis, console)
+    _summary(folder, analysis)
+
+
+def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | None, metric: str, output: Path | None) -> None:
+    from pipelines.head_to_head import compare_models
+    from pipelines.metrics import resolve
+    from pipelines.report import write_report
+    from pipelines.screen import Screen, quiet_libraries
+
+    resolve(metric)
+    quiet_libraries()
+    folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
+    options = {"--prompts": prompts, "--task": task, "--output": output}
+    command = " ".join(["alfine", "compare", *places, *(f"{name} {value}" for name, value in options.items() if value)])
+    compare_models(places, prompts, task, metric, folder, command, Screen())
+    _summary(folder, write_report(folder))
+
+
+def _refuse(options: dict[str, object], what_for: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise RunError(f"{name} is {what_for}; see alfine compare --help")
+
+
+def _run_folder(place: str) -> Path:
+    from pipelines.runs import Run
+
+    return Run.open(Path(place)).folder
 
 
 @main.command()
@@ -202,6 +275,8 @@ def _summary(folder: Path, analysis: Analysis) -> None:
 
     print_summary(analysis, Console(highlight=False))
     click.echo(f"report: {folder / 'report.html'}")
+    if any(not gate.passed for gate in analysis.gates):
+        sys.exit(GATE_FAILED)
 
 
 if __name__ == "__main__":

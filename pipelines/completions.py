@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.config import Job
 from pipelines.errors import RunError
 from pipelines.prompts import PromptFormat
 
 if TYPE_CHECKING:
     import torch
 
-BATCH_ROWS = 32
+BATCH_ROWS = 64
 """Prompts answered together; sorted by length first, so that little is padding."""
 
 Progress = Callable[[int], None]
@@ -53,6 +54,16 @@ class LoadedModel:
         if isinstance(self.model, PeftModel):
             raise RunError("an adapter is attached already")
         return LoadedModel(PeftModel.from_pretrained(self.model, tuned), self.prompts)
+
+
+def quantization_of(job: Job) -> Any:
+    """Ludwig's quantization settings, None without: the same for both passes, for training and for `predict`."""
+    settings = job.ludwig.get("quantization")
+    if not settings:
+        return None
+    from ludwig.schema.llms.quantization import QuantizationConfig
+
+    return QuantizationConfig.model_validate(settings)
 
 
 def complete(

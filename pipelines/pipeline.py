@@ -11,7 +11,7 @@ from pipelines import __version__
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl
-from pipelines.screen import Screen
+from pipelines.screen import Screen, quiet_libraries
 
 PREPARED_FORMAT = 1
 """Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
@@ -28,22 +28,6 @@ def _refuse_other_config(job: Job, run: Run) -> None:
     owner = run.manifest.get("config")
     if owner is not None and owner != str(job.path):
         raise RunError(f"{run.folder} belongs to {owner}; take another name (--name, NAME= with make) for {job.path}")
-
-
-def quiet_libraries() -> None:
-    """One voice on the terminal: ours. What the libraries log while training goes to a file."""
-    import logging
-    import os
-    import warnings
-
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its first look at the fonts
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 class Stages:
@@ -162,12 +146,12 @@ class Stages:
         self._publish(folder, which)
 
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
-        from pipelines.completions import LoadedModel, reference_losses
+        from pipelines.completions import LoadedModel, quantization_of, reference_losses
         from pipelines.engine.trainer import validation_losses
         from pipelines.training import token_rows
 
         with self.screen.working(f"Loading the {which} model"):
-            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, _quantization(self.job))
+            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, quantization_of(self.job))
             if which == "tuned":
                 loaded = loaded.attach(self.run.path("model"))
         with self.screen.bar(f"{which.capitalize()} losses", len(table), "rows") as progress:
@@ -265,57 +249,3 @@ class Stages:
 
         with self.screen.working("Report"):
             write_report(self.run.folder)
-
-
-def _quantization(job: Job) -> Any:
-    """Ludwig's quantization settings, None without: the same for both passes, for training and for `predict`."""
-    settings = job.ludwig.get("quantization")
-    if not settings:
-        return None
-    from ludwig.schema.llms.quantization import QuantizationConfig
-
-    return QuantizationConfig.model_validate(settings)
-
-
-def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict[str, Any]]:
-    """The tuned model's completions of new rows. Each row is one of `task`, of its own `task` column, or, where it
-    has a `prompt` and no task, a free prompt. Returns the rows with `completion` added."""
-    from pipelines.completions import LoadedModel, complete
-    from pipelines.config import load_job
-    from pipelines.models import find_base_model
-    from pipelines.tasks import fill, read_rows
-
-    if "train" not in run.manifest["stages"]:
-        raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.manifest.get('command', 'alfine run')}")
-    job = load_job(run.path("config.yaml"))
-    tasks = job.pipeline.tasks
-    if task is not None and task not in tasks:
-        raise RunError(f"{run.folder} has no task {task!r}; it has {', '.join(tasks)}")
-    rows = read_rows(file)
-    only = next(iter(tasks)) if len(tasks) == 1 else None
-    texts: list[tuple[str, str | None]] = []
-    bounds: list[int] = []
-    default = int(job.ludwig["generation"]["max_new_tokens"])
-    for number, row in enumerate(rows, start=1):
-        name = task or row.get("task") or (None if "prompt" in row else only)
-        if name is None and "prompt" not in row:
-            raise DataError(Problem(f"say which task it is: a column `task`, or --task ({', '.join(tasks)})", str(file), number))
-        if name is not None and name not in tasks:
-            raise DataError(Problem(f"has the task {name!r}; the run has {', '.join(tasks)}", str(file), number))
-        try:
-            prompt = fill(tasks[name].prompt, row) if name else str(row["prompt"])
-        except DataError as error:
-            raise DataError(Problem(str(error), str(file), number)) from None
-        system = tasks[name].system if name and tasks[name].system is not None else job.pipeline.system
-        texts.append((prompt, system))
-        bounds.append(int((tasks[name].max_new_tokens if name else None) or default))
-    quiet_libraries()
-    with screen.working("Loading the tuned model"):
-        loaded = LoadedModel.base(find_base_model(job.ludwig["base_model"]), job.pipeline.chat_template, _quantization(job))
-        loaded = loaded.attach(run.path("model"))
-    prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(prompt, system)) for prompt, system in texts]
-    with screen.bar("Completions", len(rows), "rows") as progress:
-        answers = complete(loaded, prompts, job.ludwig["generation"], bounds, progress)
-    return [
-        {**row, "completion": answer.text, "finished": answer.finished} for row, answer in zip(rows, answers, strict=True)
-    ]

@@ -19,6 +19,23 @@ from rich.progress import (
 from rich.text import Text
 
 
+def quiet_libraries() -> None:
+    """One voice on the terminal: ours. What the libraries log while training goes to a file."""
+    import logging
+    import os
+    import warnings
+
+    # Ludwig, imported, sends everybody's INFO to stdout, unless the root logger has been set up before.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
 class RateColumn(ProgressColumn):
     """Rows or steps a second."""
 

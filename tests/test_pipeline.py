@@ -11,6 +11,7 @@ from pipelines import pipeline
 from pipelines.config import load_job
 from pipelines.errors import RunError
 from pipelines.pipeline import run_job
+from pipelines.predict import predict
 from pipelines.runs import Run, read_jsonl
 from pipelines.screen import Screen
 from tests.tiny import make_model
@@ -124,7 +125,7 @@ def test_predict_gives_the_completions_of_the_report(project):
     tuned = read_jsonl(done.path("tuned", "completions.jsonl"))
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = pipeline.predict(done, Path("new.jsonl"), None, QUIET)
+    found = predict(done, Path("new.jsonl"), None, QUIET)
     assert [row["completion"] for row in found] == [row["completion"] for row in tuned]
 
 
@@ -136,7 +137,7 @@ def test_rows_that_cannot_be_predicted(project, row, task, message):
     done = run()
     Path("new.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(Exception, match=message.replace("{", r"\{")):
-        pipeline.predict(done, Path("new.jsonl"), task, QUIET)
+        predict(done, Path("new.jsonl"), task, QUIET)
 
 
 def test_full_fine_tuning(project):

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.report.analysis import SIGNIFICANCE
 from pipelines.report.findings import headline, notes
-from pipelines.report.wording import interval, number, one_line, p_value, signed
+from pipelines.report.wording import count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.report.analysis import Analysis
+    from pipelines.report.ratings import Preference
 
 WIDE = 100
 """Columns from which on the p value stands in the table too; the report has it in any case."""
 STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
+
+
+def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
+    """One row a run and task: what each was tuned from and to, so that runs can be told apart at a glance."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("run", "task", "metric"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("rows", "base", "tuned", "change", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for analysis in sorted(analyses, key=lambda analysis: analysis.manifest.name):
+        name = one_line(analysis.manifest.name, 40)
+        for task in analysis.tasks.values():
+            table.add_row(
+                Text(name, style="bold"),
+                Text(one_line(task.name, 40)),
+                Text(one_line(task.title, 40)),
+                f"{task.n:,}",
+                number(task.base, task.unit),
+                number(task.tuned, task.unit),
+                signed(task.delta, task.unit),
+                interval(task.ci95, task.unit),
+                Text(task.verdict, style=STYLES[task.verdict]),
+            )
+            name = ""
+    console.print(table)
+
+
+def print_preference(preference: Preference, analysis: Analysis, console: Console) -> None:
+    """What the blind raters preferred, and how far they agree."""
+    from rich.text import Text
+
+    one, two = analysis.sides
+    result = preference.comparison
+    share = f"{signed(result.delta)} points for {two if result.delta >= 0 else one}"
+    told = result.p_value < SIGNIFICANCE and not result.ci95[0] <= 0 <= result.ci95[1]
+    verdict = f"prefer {two if result.delta > 0 else one}" if told else "show no clear preference"
+    counts = ", ".join(f"{choice} {number_of:,}" for choice, number_of in preference.counts.items())
+    console.print()
+    console.print(Text(one_line(f"{count(len(preference.raters), 'rater')} {verdict}.", 200), style="bold"))
+    console.print(Text(f"{count(result.n, 'item')}: {counts}. On balance {share} (95 % interval {interval(result.ci95)})."))
+    if preference.alpha is not None:
+        items = count(preference.shared, "item")
+        console.print(Text(f"Agreement on {items} rated more than once: Krippendorff's alpha {preference.alpha:.2f}."))
 
 
 def print_summary(analysis: Analysis, console: Console) -> None:
