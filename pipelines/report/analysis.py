@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from typing import Any, Literal
 from pipelines.errors import Problem, RunError
 from pipelines.metrics import Metric, resolve
 from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
+from pipelines.report.wording import BASE_AND_TUNED
 from pipelines.statistics import Comparison, compare, holm
 
 SIGNIFICANCE = 0.05
@@ -122,6 +125,15 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class GateResult:
+    """A condition that the run was to meet, and the sentence that says whether it did."""
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Analysis:
     """All that a report shows. `examples` stand in the order of the completions."""
 
@@ -130,7 +142,22 @@ class Analysis:
     tasks: dict[str, TaskResult]
     examples: list[Example]
     probes: list[Probe]
-    training: Training
+    training: Training | None
+    """None where two finished runs are compared: each has its own."""
+    sides: tuple[str, str] = BASE_AND_TUNED
+    """What the two models are called wherever a reader sees them."""
+    gates: list[GateResult] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all answers of both sides: a rating belongs to these answers and to no others."""
+        rows = [[example.task, example.row, example.base, example.tuned] for example in self.examples]
+        prompts = [[probe.prompt, probe.base, probe.tuned] for probe in self.probes]
+        return hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()
+
+    @property
+    def failed_first(self) -> list[GateResult]:
+        return sorted(self.gates, key=lambda gate: gate.passed)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -149,7 +176,11 @@ class Analysis:
 
 def analyse(run: Path) -> Analysis:
     """Read the run folder and compare base and tuned, row by row. Raises RunError."""
-    files = read_run(run)
+    return analyse_files(read_run(run))
+
+
+def analyse_files(files: RunFiles, sides: tuple[str, str] = BASE_AND_TUNED) -> Analysis:
+    """Compare the two sides that were read, row by row. Raises RunError where a task has nothing to compare."""
     metrics = {task: resolve(name) for task, name in files.metrics.items()}
     _some_answer(files, metrics)
     examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
@@ -160,10 +191,11 @@ def analyse(run: Path) -> Analysis:
     return Analysis(
         manifest=files.manifest,
         config=files.config,
-        tasks=_tasks(files, metrics, examples),
+        tasks=_tasks(files, metrics, examples, sides),
         examples=examples,
         probes=probes,
         training=files.training,
+        sides=sides,
     )
 
 
@@ -191,11 +223,13 @@ def _example(base: Completion, tuned: Completion, metric: Metric) -> Example:
     )
 
 
-def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example]) -> dict[str, TaskResult]:
+def _tasks(
+    files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example], sides: tuple[str, str]
+) -> dict[str, TaskResult]:
     comparisons = {task: _compare(task, metrics[task], examples, files.path) for task in metrics}
     p_values = [comparison.p_value for comparison in comparisons.values()]
     return {
-        task: _task(task, metrics[task], comparisons[task], p_holm, files, examples)
+        task: _task(task, metrics[task], comparisons[task], p_holm, files, examples, sides)
         for task, p_holm in zip(metrics, holm(p_values), strict=True)
     }
 
@@ -223,6 +257,7 @@ def _task(
     p_holm: float,
     files: RunFiles,
     examples: Sequence[Example],
+    sides: tuple[str, str],
 ) -> TaskResult:
     from pipelines.report.findings import flags, loose_scores
 
@@ -255,7 +290,7 @@ def _task(
         loss=Loss(loss.base, loss.tuned, loss.delta, loss.ci95),
         loose=Sides(*loose) if loose else None,
     )
-    result.flags.extend(flags(result, base, tuned))
+    result.flags.extend(flags(result, base, tuned, sides))
     return result
 
 
