@@ -24,7 +24,7 @@ from pipelines.runs import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.completions import LoadedModel
+    from pipelines.completions import Completion, LoadedModel
     from pipelines.screen import Screen
 
 REFERENCE = "reference"
@@ -123,8 +123,11 @@ def _new_answers(
     else:
         asked = _rows_of_file(job, prompts, task)
     generation = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
-    for side, which in ((one, "base"), (two, "tuned")):
-        _answer(side, asked, generation, folder / which, screen)
+    left, right = (_answer(side, asked, generation, screen) for side in (one, two))
+    # A loss per token compares two models only where both cut the references into the same tokens.
+    same_tokens = all(one.reference_ids == other.reference_ids for one, other in zip(left, right, strict=True))
+    for answers, which in ((left, "base"), (right, "tuned")):
+        _write(asked, answers, folder / which, with_losses=same_tokens)
     named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
     known = job.pipeline.tasks if job else {}
     return {
@@ -155,11 +158,12 @@ def _rows_of_file(job: Job | None, file: Path, task: str | None) -> list[Asked]:
         for number, row in enumerate(read_rows(file), start=1):
             if not isinstance(row.get("prompt"), str):
                 raise DataError(Problem("has no column `prompt`", str(file), number))
-            asked.append(Asked(Question(None, row["prompt"], None, 128, row), number, row.get(REFERENCE), row.get("title")))
+            question = Question(None, row["prompt"], None, 128, row)
+            asked.append(Asked(question, number, _text(row.get(REFERENCE)), row.get("title")))
         return asked
     found = []
     for number, question in enumerate(questions(job, file, task, str(file)), start=1):
-        reference = question.row.get(REFERENCE)
+        reference = _text(question.row.get(REFERENCE))
         if reference is None and question.task is not None:
             try:
                 reference = fill(job.pipeline.tasks[question.task].completion, question.row)
@@ -169,8 +173,20 @@ def _rows_of_file(job: Job | None, file: Path, task: str | None) -> list[Asked]:
     return found
 
 
-def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], folder: Path, screen: Screen) -> None:
-    """Writes completions.jsonl for rows with a reference, probes.jsonl for those without."""
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One side's answer; its loss on the reference and the reference's tokens, where there is one."""
+
+    completion: Completion
+    loss: float | None
+    reference_ids: list[int]
+
+
+def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], screen: Screen) -> list[Answered]:
     from pipelines.completions import complete, reference_losses
 
     with screen.working(f"Loading {side.name}"):
@@ -178,36 +194,37 @@ def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], fold
     with screen.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
         ids = prompt_ids(loaded, [one.question for one in asked])
         answers = complete(loaded, ids, generation, [one.question.max_new_tokens for one in asked], progress)
-    rows = [(one, answer) for one, answer in zip(asked, answers, strict=True) if one.reference is not None]
-    free = [(one, answer) for one, answer in zip(asked, answers, strict=True) if one.reference is None]
-    encoded = []
-    for one, _ in rows:
-        text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
-        tokens = loaded.prompts.encode(text, str(one.reference))
-        encoded.append({"input_ids": tokens.input_ids, "supervised_from": tokens.supervised_from})
-    if rows:
-        with screen.bar(f"Losses of {side.name}", len(rows), "rows") as progress:
-            losses = reference_losses(loaded, encoded, progress)
-        write_jsonl(
-            folder / "completions.jsonl",
-            [
-                {
-                    "task": one.question.task or FREE, "row": one.number, "prompt": one.question.prompt,
-                    "reference": str(one.reference), "completion": answer.text, "reference_loss": loss,
-                    "new_tokens": answer.new_tokens, "finished": answer.finished, "fields": one.question.row,
-                }
-                for (one, answer), loss in zip(rows, losses, strict=True)
-            ],
-        )  # fmt: skip
-    if free:
-        write_jsonl(
-            folder / "probes.jsonl",
-            [
-                {"title": one.title, "prompt": one.question.prompt, "completion": answer.text,
-                 "new_tokens": answer.new_tokens, "finished": answer.finished}
-                for one, answer in free
-            ],
-        )  # fmt: skip
+    encoded = {}
+    for number, one in enumerate(asked):
+        if one.reference is not None:
+            text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
+            encoded[number] = loaded.prompts.encode(text, one.reference)
+    with screen.bar(f"Losses of {side.name}", len(encoded), "rows") as progress:
+        rows = [{"input_ids": one.input_ids, "supervised_from": one.supervised_from} for one in encoded.values()]
+        losses = dict(zip(encoded, reference_losses(loaded, rows, progress) if rows else [], strict=True))
+    return [
+        Answered(answer, losses.get(number), encoded[number].supervised if number in encoded else [])
+        for number, answer in enumerate(answers)
+    ]
+
+
+def _write(asked: Sequence[Asked], answers: Sequence[Answered], folder: Path, with_losses: bool) -> None:
+    """completions.jsonl for rows with a reference, probes.jsonl for those without."""
+    scored: list[dict[str, Any]] = []
+    free: list[dict[str, Any]] = []
+    for one, answered in zip(asked, answers, strict=True):
+        answer: dict[str, Any] = {
+            "prompt": one.question.prompt, "completion": answered.completion.text,
+            "new_tokens": answered.completion.new_tokens, "finished": answered.completion.finished,
+        }  # fmt: skip
+        if one.reference is None:
+            free.append({"title": one.title, **answer})
+        else:
+            answer |= {"reference": one.reference, "reference_loss": answered.loss if with_losses else None}
+            scored.append({"task": one.question.task or FREE, "row": one.number, "fields": one.question.row, **answer})
+    for name, lines in (("completions.jsonl", scored), ("probes.jsonl", free)):
+        if lines:
+            write_jsonl(folder / name, lines)
 
 
 def _describe(

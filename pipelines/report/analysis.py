@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,9 @@ from typing import Any, Literal
 
 from pipelines.errors import Problem, RunError
 from pipelines.metrics import Metric, resolve
+from pipelines.report.gates import judge
 from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
+from pipelines.report.wording import BASE_AND_TUNED
 from pipelines.statistics import Comparison, compare, holm
 
 SIGNIFICANCE = 0.05
@@ -62,7 +66,8 @@ class TaskResult:
     unscored_base: int
     unscored_tuned: int
     rows_needed: int | None
-    loss: Loss
+    loss: Loss | None
+    """None where the two sides count in different tokens."""
     loose: Sides | None
     """Label tasks: share of answers (%) that name the right label and no other, whatever stands around it."""
     flags: list[str] = field(default_factory=list)
@@ -122,6 +127,15 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class GateResult:
+    """A condition that the run was to meet, and the sentence that says whether it did."""
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Analysis:
     """All that a report shows. `examples` stand in the order of the completions."""
 
@@ -130,7 +144,22 @@ class Analysis:
     tasks: dict[str, TaskResult]
     examples: list[Example]
     probes: list[Probe]
-    training: Training
+    training: Training | None
+    """None where two finished runs are compared: each has its own."""
+    sides: tuple[str, str] = BASE_AND_TUNED
+    """What the two models are called wherever a reader sees them."""
+    gates: list[GateResult] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all answers of both sides: a rating belongs to these answers and to no others."""
+        rows = [[example.task, example.row, example.base, example.tuned] for example in self.examples]
+        prompts = [[probe.prompt, probe.base, probe.tuned] for probe in self.probes]
+        return hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()
+
+    @property
+    def failed_first(self) -> list[GateResult]:
+        return sorted(self.gates, key=lambda gate: gate.passed)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -148,8 +177,9 @@ class Analysis:
 
 
 def analyse(run: Path) -> Analysis:
-    """Read the run folder and compare base and tuned, row by row. Raises RunError."""
+    """Read the run folder and compare its two sides, row by row. Raises RunError."""
     files = read_run(run)
+    sides = files.manifest.sides or BASE_AND_TUNED
     metrics = {task: resolve(name) for task, name in files.metrics.items()}
     _some_answer(files, metrics)
     examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
@@ -157,13 +187,16 @@ def analyse(run: Path) -> Analysis:
         Probe(base.title, base.prompt, base.completion, tuned.completion)
         for base, tuned in zip(files.base_probes, files.tuned_probes, strict=True)
     ]
+    tasks = _tasks(files, metrics, examples, sides)
     return Analysis(
         manifest=files.manifest,
         config=files.config,
-        tasks=_tasks(files, metrics, examples),
+        tasks=tasks,
         examples=examples,
         probes=probes,
         training=files.training,
+        sides=sides,
+        gates=judge(files.config, tasks),
     )
 
 
@@ -191,11 +224,13 @@ def _example(base: Completion, tuned: Completion, metric: Metric) -> Example:
     )
 
 
-def _tasks(files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example]) -> dict[str, TaskResult]:
+def _tasks(
+    files: RunFiles, metrics: dict[str, Metric], examples: Sequence[Example], sides: tuple[str, str]
+) -> dict[str, TaskResult]:
     comparisons = {task: _compare(task, metrics, examples, files) for task in metrics}
     p_values = [comparison.p_value for comparison in comparisons.values()]
     return {
-        task: _task(task, metrics[task], comparisons[task], p_holm, files, examples)
+        task: _task(task, metrics[task], comparisons[task], p_holm, files, examples, sides)
         for task, p_holm in zip(metrics, holm(p_values), strict=True)
     }
 
@@ -226,6 +261,7 @@ def _task(
     p_holm: float,
     files: RunFiles,
     examples: Sequence[Example],
+    sides: tuple[str, str],
 ) -> TaskResult:
     from pipelines.report.findings import flags, loose_scores
 
@@ -233,7 +269,7 @@ def _task(
     base = [line for line in files.base if line.task == task]
     tuned = [line for line in files.tuned if line.task == task]
     changes = [example.change for example in mine]
-    loss = compare([line.reference_loss for line in base], [line.reference_loss for line in tuned], binary=False)
+    losses = [(one.reference_loss, other.reference_loss) for one, other in zip(base, tuned, strict=True)]
     loose = loose_scores(mine) if metric.name == "label" else None
     result = TaskResult(
         name=task,
@@ -255,11 +291,20 @@ def _task(
         unscored_base=sum(example.base_score is None for example in mine),
         unscored_tuned=sum(example.tuned_score is None for example in mine),
         rows_needed=comparison.rows_needed,
-        loss=Loss(loss.base, loss.tuned, loss.delta, loss.ci95),
+        loss=_loss(losses),
         loose=Sides(*loose) if loose else None,
     )
-    result.flags.extend(flags(result, base, tuned))
+    result.flags.extend(flags(result, base, tuned, sides))
     return result
+
+
+def _loss(pairs: Sequence[tuple[float | None, float | None]]) -> Loss | None:
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if len(known) < len(pairs):
+        return None
+    base, tuned = zip(*known, strict=True)
+    result = compare(base, tuned, binary=False)
+    return Loss(result.base, result.tuned, result.delta, result.ci95)
 
 
 def _some_answer(files: RunFiles, metrics: dict[str, Metric]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.metrics import loose_label
 from pipelines.report.run_files import Completion
-from pipelines.report.wording import count, interval, joined, number, one_line, signed, unit_name
+from pipelines.report.wording import BASE_AND_TUNED, count, heading, interval, joined, number, one_line, signed, unit_name
 
 if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis, Example, TaskResult
@@ -26,14 +26,23 @@ FORM_ONLY = 5.0
 
 
 def headline(analysis: Analysis) -> str:
-    """The whole run in one line: "Better on a and b; worse on c; cannot tell on d."."""
+    """The whole run in one line: "Better on a and b; worse on c; cannot tell on d. Gate failed: a."."""
+    if not analysis.tasks:
+        return "No prompt has a reference, so nothing is scored: read the answers, or rate them blind."
     parts = []
     for verdict in ("better", "worse", "cannot tell"):
         names = [name for name, task in analysis.tasks.items() if task.verdict == verdict]
         if names:
             parts.append(f"{verdict} on {joined(names)}")
     text = "; ".join(parts) + "."
-    return text[0].upper() + text[1:]
+    if analysis.sides == BASE_AND_TUNED:
+        text = text[0].upper() + text[1:]
+    else:
+        text = f"{analysis.sides[1]} against {analysis.sides[0]}: {text}"
+    failed = [gate.name for gate in analysis.gates if not gate.passed]
+    if failed:
+        text += f" {'Gate' if len(failed) == 1 else 'Gates'} failed: {joined(failed)}."
+    return text
 
 
 def sentence(task: TaskResult) -> str:
@@ -67,16 +76,16 @@ def loose_scores(examples: Sequence[Example]) -> tuple[float, float]:
     return 100 * base / len(examples), 100 * tuned / len(examples)
 
 
-def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion]) -> list[str]:
+def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str]) -> list[str]:
     """Sentences about what makes the numbers of this task worth less than they look."""
     return [
         *_too_few(task),
-        *_format_only(task),
-        *_one_answer(task, base, tuned),
-        *_limits(task),
-        *_unscored(task),
-        *_empty_or_cut("base", base),
-        *_empty_or_cut("tuned", tuned),
+        *_format_only(task, sides),
+        *_one_answer(task, base, tuned, sides),
+        *_limits(task, sides),
+        *_unscored(task, sides),
+        *_empty_or_cut(sides[0], base),
+        *_empty_or_cut(sides[1], tuned),
     ]
 
 
@@ -85,42 +94,44 @@ def _too_few(task: TaskResult) -> Iterable[str]:
         yield f"Only {count(task.n, 'test row')}: with fewer than {FEW_ROWS} the interval itself is uncertain."
 
 
-def _format_only(task: TaskResult) -> Iterable[str]:
+def _format_only(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
     if task.loose and task.loose.base - task.base >= FORM_ONLY:
         yield (
-            f"Base names the right label in {number(task.loose.base)} % of its answers but in the exact form "
+            f"{heading(sides[0])} names the right label in {number(task.loose.base)} % of its answers but in the exact form "
             f"in {number(task.base)} %: counted by label alone the change is "
             f"{signed(task.loose.tuned - task.loose.base)} points, the rest is learning the form."
         )
 
 
-def _one_answer(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion]) -> Iterable[str]:
+def _one_answer(
+    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str]
+) -> Iterable[str]:
     if task.metric != "label":
         return
     if len({_plain(line.reference) for line in base}) == 1:
         yield f"Every reference is “{one_line(base[0].reference, 40)}”: always giving it would score 100 %."
         return
-    for side, lines in (("Base", base), ("Tuned", tuned)):
+    for side, lines in zip(sides, (base, tuned), strict=True):
         answers = {_plain(line.completion) for line in lines}
         if len(answers) == 1 and len(lines) > 1 and answers != {""}:
-            yield f"{side} always answers “{one_line(lines[0].completion, 40)}”: it does not look at the prompt."
+            yield f"{heading(side)} always answers “{one_line(lines[0].completion, 40)}”: it does not look at the prompt."
 
 
-def _limits(task: TaskResult) -> Iterable[str]:
+def _limits(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
     if not task.percent_scale:
         return
-    for side, value in (("Base", task.base), ("Tuned", task.tuned)):
+    for side, value in zip(sides, (task.base, task.tuned), strict=True):
         if value <= NEAR_LIMIT:
-            yield f"{side} is at the floor ({number(value)}): read some of its answers before trusting the change."
+            yield f"{heading(side)} is at the floor ({number(value)}): read some of its answers before trusting the change."
         elif value >= 100 - NEAR_LIMIT:
-            yield f"{side} is at the ceiling ({number(value)}): harder rows would be needed to see a difference."
+            yield f"{heading(side)} is at the ceiling ({number(value)}): harder rows would be needed to see a difference."
 
 
-def _unscored(task: TaskResult) -> Iterable[str]:
+def _unscored(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
     if task.unscored_base or task.unscored_tuned:
         yield (
-            f"Left out of the pairs: {count(task.unscored_base, 'base answer')} and "
-            f"{count(task.unscored_tuned, 'tuned answer')} that could not be scored."
+            f"Left out of the pairs: {count(task.unscored_base, f'{sides[0]} answer')} and "
+            f"{count(task.unscored_tuned, f'{sides[1]} answer')} that could not be scored."
         )
 
 

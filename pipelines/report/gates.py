@@ -32,4 +32,4 @@ def _judge(task: TaskResult, least_gain: float, of: str) -> GateResult:
         span = task.ci95 if task.higher_is_better else (-high, -low)
         found = f"the gain is {signed(task.gain, unit)}, its 95 % interval {interval(span, unit)}"
     where = "" if of == "value" else " of the interval's lower end"
-    return GateResult(task.name, passed, f"{task.name} {'passed' if passed else 'failed'}: {asked}{where}; {found}.")
+    return GateResult(task.name, passed, f"{asked}{where}; {found}.")

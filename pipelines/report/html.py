@@ -1,7 +1,9 @@
-"""`report.html`: one file that needs no network, made from the template, the style and the script beside this module."""
+"""`report.html`: one file that needs no network, made from the template, the style and the scripts beside this module."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis
 
 HERE = Path(__file__).parent
+
+SCRIPTS = ("page.js", "examples.js", "differences.js", "copying.js", "rating.js")
+"""In this order: the first has what the others share."""
 
 MOST_EXAMPLES = 1000
 """Examples on the page, the worst regressions first; the others stand in report.json."""
@@ -37,6 +42,7 @@ def render(analysis: Analysis) -> str:
         for name in (
             "count",
             "duration",
+            "heading",
             "interval",
             "number",
             "p_value",
@@ -47,6 +53,7 @@ def render(analysis: Analysis) -> str:
         )
     }
     environment.filters["notes"] = findings.notes
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("template.html.jinja").render(
         analysis=analysis,
         tasks=analysis.tasks,
@@ -59,5 +66,11 @@ def render(analysis: Analysis) -> str:
         dot_plot=Markup(plots.dot_plot(list(analysis.tasks.values()))),
         loss_curve=Markup(plots.loss_curve(analysis.training)),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=_sha256(script),
     )
+
+
+def _sha256(script: str) -> str:
+    """As a Content-Security-Policy names the only script that may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

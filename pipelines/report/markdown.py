@@ -32,9 +32,10 @@ def render(analysis: Analysis) -> str:
         [
             f"## {_escape(headline(analysis))}",
             "",
+            *_gates(analysis),
             *(f"- **{_escape(name)}** {_escape(sentence(task))}" for name, task in analysis.tasks.items()),
             "",
-            *_table(analysis.tasks.values()),
+            *_table(analysis),
             "",
             *_notes(analysis.tasks.values()),
             *_examples(analysis),
@@ -44,10 +45,18 @@ def render(analysis: Analysis) -> str:
     )
 
 
-def _table(tasks: Iterable[TaskResult]) -> Iterable[str]:
-    yield "| task | metric | rows | base | tuned | change (95 % interval) | p (Holm) | rows better / worse | verdict |"
+def _gates(analysis: Analysis) -> Iterable[str]:
+    for gate in analysis.failed_first:
+        yield f"- {'passed' if gate.passed else '**FAILED**'}: {_escape(gate.name)}: {_escape(gate.sentence)}"
+    if analysis.gates:
+        yield ""
+
+
+def _table(analysis: Analysis) -> Iterable[str]:
+    base, tuned = map(_escape, analysis.sides)
+    yield f"| task | metric | rows | {base} | {tuned} | change (95 % interval) | p (Holm) | rows better / worse | verdict |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
-    for task in tasks:
+    for task in analysis.tasks.values():
         cells = [
             _escape(task.name),
             _escape(task.title),
@@ -73,7 +82,7 @@ def _examples(analysis: Analysis) -> Iterable[str]:
     for name, task in analysis.tasks.items():
         mine = [example for example in analysis.worst_first if example.task == name]
         for example in _telling(mine):
-            yield from _example(example, task)
+            yield from _example(example, task, analysis.sides)
     yield from ("</details>", "")
 
 
@@ -84,22 +93,25 @@ def _telling(worst_first: list[Example]) -> Iterable[Example]:
     yield from (*worst, *islice(gains, EXAMPLES_PER_TASK - len(worst)))
 
 
-def _example(example: Example, task: TaskResult) -> Iterable[str]:
+def _example(example: Example, task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
     scores = f"{score(example.base_score, task.unit, task.binary)} → {score(example.tuned_score, task.unit, task.binary)}"
     yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {scores}"
-    texts = {"prompt": example.prompt, "reference": example.reference, "base": example.base, "tuned": example.tuned}
-    yield from (f"- {name}: {_code(text)}" for name, text in texts.items())
+    names = ("prompt", "reference", *map(_escape, sides))
+    texts = (example.prompt, example.reference, example.base, example.tuned)
+    yield from (f"- {name}: {_code(text)}" for name, text in zip(names, texts, strict=True))
     yield ""
 
 
 def _run(analysis: Analysis) -> Iterable[str]:
     manifest, training = analysis.manifest, analysis.training
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    yield (
-        f"{_code(manifest.base_model)} tuned for {count(training.steps, 'step')} on {count(training.rows, 'row')} "
+    tuned = (
+        f"tuned for {count(training.steps, 'step')} on {count(training.rows, 'row')} "
         f"({training.supervised_tokens:,} supervised tokens) in {duration(training.seconds)}, "
-        f"seed {manifest.seed}. {_escape(versions)}. Repeat it with"
+        if training
+        else ""
     )
+    yield f"{_code(manifest.base_model)} {tuned}seed {manifest.seed}. {_escape(versions)}. Repeat it with"
     yield from ("", f"    {one_line(manifest.command, 2000)}")
 
 

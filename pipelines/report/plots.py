@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
 # serves light, dark and print.
-INK, DIM, LINE, BASE, TUNED = "#010101", "#010102", "#010103", "#010104", "#010105"
-_VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned"}
+INK, DIM, LINE, BASE, TUNED, PAPER = (f"#01010{digit}" for digit in range(6))
+_VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned", PAPER: "--paper"}
 
 WIDTH = 4.7
 """Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
@@ -37,7 +37,8 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
             low, high = (task.base + bound for bound in task.ci95)
             axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
             axes.plot([task.base, task.tuned], [y, y], color=DIM, lw=1.2)
-            axes.plot([task.base], [y], "o", color=BASE, ms=9)
+            # A ring and a disc: base and tuned differ without colour too.
+            axes.plot([task.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
             axes.plot([task.tuned], [y], "o", color=TUNED, ms=9)
             axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
             axes.text(100, y - 0.3, signed(task.delta, task.unit), color=INK, ha="right")
@@ -47,12 +48,12 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
         axes.grid(axis="x", color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.02, right=0.98)
 
-    return _svg("dots", 0.7 + 0.58 * len(shown), draw)
+    return _svg("dots", "Score of each task, from the first side to the second", 0.7 + 0.58 * len(shown), draw)
 
 
-def loss_curve(training: Training) -> str:
-    """Loss over the steps, in training and validation, the chosen step marked; "" where nothing was recorded."""
-    if not training.train_loss and not training.validation_loss:
+def loss_curve(training: Training | None) -> str:
+    """Loss over the steps, in training and validation, the kept step marked; "" where nothing was recorded."""
+    if training is None or not (training.train_loss or training.validation_loss):
         return ""
 
     def draw(figure: Figure, axes: Axes) -> None:
@@ -68,16 +69,27 @@ def loss_curve(training: Training) -> str:
             ms=5,
         )
         chosen = [point for point in validation if point.step == training.best_step]
-        if chosen:
-            axes.axvline(chosen[0].step, color=DIM, lw=1, ls=(0, (3, 3)), zorder=0)
-            axes.plot(chosen[0].step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6)
         axes.set_ylim(bottom=0)
+        if chosen:
+            step, late = chosen[0].step, chosen[0].step > training.steps / 2
+            axes.axvline(step, color=DIM, lw=1, ls=(0, (3, 3)), zorder=0)
+            axes.plot(step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6)
+            axes.annotate(
+                f"step {step} kept",
+                (step, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-5 if late else 5, -3),
+                textcoords="offset points",
+                ha="right" if late else "left",
+                va="top",
+                color=INK,
+            )
         axes.set_xlabel("step", color=DIM)
         axes.set_ylabel("loss (nats per token)", color=DIM)
         axes.grid(axis="y", color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.13, right=0.98, top=0.96, bottom=0.18)
 
-    return _svg("loss", 2.9, draw)
+    return _svg("loss", "Loss over the steps of training", 2.9, draw)
 
 
 def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:
@@ -88,7 +100,7 @@ def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], lis
     return steps, [sum(loss for _, loss in group) / len(group) for group in groups]
 
 
-def _svg(name: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
+def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -113,7 +125,7 @@ def _svg(name: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
         draw(figure, figure.add_subplot())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Two figures share one page: their ids must differ.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)

@@ -33,7 +33,7 @@ class Completion(Record):
     prompt: str
     reference: str
     completion: str
-    reference_loss: float
+    reference_loss: float | None
     new_tokens: int
     finished: bool
     fields: dict[str, Any] = {}
@@ -109,6 +109,8 @@ class Manifest(Record):
     generation: dict[str, Any]
     stages: dict[str, Stage]
     data: dict[str, TaskData]
+    sides: tuple[str, str] | None = None
+    """Names of the two sides where this is no run but two models on the same prompts."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class RunFiles:
     tuned: list[Completion]
     base_probes: list[ProbeAnswer]
     tuned_probes: list[ProbeAnswer]
-    training: Training
+    training: Training | None
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -140,15 +142,17 @@ def read_run(run: Path) -> RunFiles:
     if not run.is_dir():
         raise RunError(f"{run}: there is no such run folder; `alfine run CONFIG --name {run.name}` makes it")
     manifest = _manifest(run / "manifest.json")
+    is_run = manifest.sides is None
+    training = run / "model" / "training.json"
     files = RunFiles(
         path=run,
         manifest=manifest,
         config=_config(run / "config.yaml"),
-        base=_lines(run / "base" / "completions.jsonl", Completion),
-        tuned=_lines(run / "tuned" / "completions.jsonl", Completion),
+        base=_lines(run / "base" / "completions.jsonl", Completion, optional=not is_run),
+        tuned=_lines(run / "tuned" / "completions.jsonl", Completion, optional=not is_run),
         base_probes=_lines(run / "base" / "probes.jsonl", ProbeAnswer, optional=True),
         tuned_probes=_lines(run / "tuned" / "probes.jsonl", ProbeAnswer, optional=True),
-        training=_record(_text(run / "model" / "training.json"), Training, run / "model" / "training.json"),
+        training=_record(_text(training), Training, training) if is_run else None,
     )
     _same_rows(
         run / "tuned" / "completions.jsonl",

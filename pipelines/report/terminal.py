@@ -76,8 +76,9 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=wide)
-    for heading in ("rows", "base", "tuned", "change", "95 % interval", *(["p (Holm)"] if wide else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
+    base, tuned = (one_line(side, 24) for side in analysis.sides)
+    for heading in ("rows", base, tuned, "change", "95 % interval", *(["p (Holm)"] if wide else [])):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for task in analysis.tasks.values():
         table.add_row(
@@ -93,6 +94,9 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         )
     console.print()
     console.print(Text(one_line(headline(analysis), 500), style="bold"))
+    for gate in analysis.failed_first:
+        word, style = ("passed", "green") if gate.passed else ("FAILED", "bold red")
+        console.print(Text.assemble((f"{word} ", style), one_line(f"{gate.name}: {gate.sentence}", 500)))
     console.print()
     console.print(table)
     for task in analysis.tasks.values():

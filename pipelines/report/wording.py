@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+BASE_AND_TUNED = ("base", "tuned")
+"""The two sides of a run; those of a comparison of two runs have the runs' names."""
+
 # Control characters, bidirectional overrides and lone surrogates: they would move the text around them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -75,6 +78,11 @@ def one_line(text: str, width: int) -> str:
     """The text on one line, cut with … where it is longer than `width` characters."""
     line = " ".join(printable(text[: 20 * width]).split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def heading(side: str) -> str:
+    """A side's name where a capital stands. Base and tuned are words; the name of a run is shown as it is."""
+    return side.capitalize() if side in BASE_AND_TUNED else side
 
 
 def joined(words: list[str]) -> str:

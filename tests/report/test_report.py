@@ -184,8 +184,9 @@ def test_every_colour_that_is_used_is_defined(tmp_path):
     assert set(re.findall(r"var\((--\w+)\)", page)) <= set(re.findall(r"(--\w+):", page))
 
 
-def test_the_script_writes_no_markup():
-    assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval", (html.HERE / "report.js").read_text())
+@pytest.mark.parametrize("name", html.SCRIPTS)
+def test_the_scripts_write_no_markup(name):
+    assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval", (html.HERE / name).read_text())
 
 
 def test_more_rows_than_the_page_holds(tmp_path, monkeypatch):

@@ -1,0 +1,46 @@
+// "copy as Markdown": an example as a piece of text for an issue or a chat.
+(() => {
+  /** A code block that its text cannot end: its fence is longer than any run of backticks inside. */
+  function block(text) {
+    const longest = Math.max(2, ...(text.match(/`+/g) ?? []).map((run) => run.length));
+    const fence = "`".repeat(longest + 1);
+    return `${fence}text\n${text}\n${fence}`;
+  }
+
+  function markdown(pair) {
+    const { prompt, reference, base, tuned } = readPair(pair);
+    const line = (selector) => pair.querySelector(selector)?.textContent.replace(/\s+/g, " ").trim() ?? "";
+    const parts = [`### ${line("h3")}${line(".tag") && `: ${line(".tag")}`}`, "Prompt", block(prompt)];
+    if (pair.querySelector(".reference")) parts.push("Reference", block(reference));
+    parts.push(line(".base h4"), block(base), line(".tuned h4"), block(tuned));
+    return parts.join("\n\n") + "\n";
+  }
+
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Some browsers keep the clipboard from a page that was opened as a file; the old way still works there.
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      const copied = document.execCommand("copy");
+      area.remove();
+      if (!copied) throw new Error("the browser refused");
+    }
+  }
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest(".copy");
+    if (!button) return;
+    const said = await copy(markdown(button.closest(".pair"))).then(
+      () => "copied",
+      () => "not copied: the browser refused",
+    );
+    button.focus(); // the old way takes it away
+    button.textContent = said;
+    announce(said);
+    setTimeout(() => (button.textContent = "copy as Markdown"), 1500);
+  });
+})();

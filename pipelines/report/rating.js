@@ -1,0 +1,204 @@
+// Blind rating: one pair of answers at a time, without names, in an order and on sides that the report's digest
+// shuffles. So the page gives the same order again tomorrow, and rating n belongs to item n.
+(() => {
+  const { run, report } = document.body.dataset;
+  const KEY = `alfine ratings ${run} ${report}`;
+  const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both bad" };
+  const CHOICES = [...SIDES, "tie", "both bad"];
+  const byId = (name) => document.getElementById(`rate-${name}`);
+  const form = byId("form");
+  const items = shuffledItems();
+  let { rater, ratings } = load();
+
+  /** Random numbers from 0 to 1 that the seed determines (mulberry32). */
+  function randomFrom(seed) {
+    return () => {
+      seed = (seed + 0x6d2b79f5) | 0;
+      let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+      return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+    };
+  }
+
+  function shuffledItems() {
+    const random = randomFrom(parseInt(report.slice(0, 8), 16));
+    const shuffled = [...document.querySelectorAll("#probes .pair, #list > .pair")];
+    for (let last = shuffled.length - 1; last > 0; last--) {
+      const other = Math.floor(random() * (last + 1));
+      [shuffled[last], shuffled[other]] = [shuffled[other], shuffled[last]];
+    }
+    return shuffled.map((pair) => ({ pair, baseIsLeft: random() < 0.5 }));
+  }
+
+  /** What names an item in the saved ratings: a test row, or a free prompt by its number. */
+  function named({ pair }) {
+    const { task, row, promptNumber } = pair.dataset;
+    if (promptNumber !== undefined) return { task: null, row: null, prompt_number: Number(promptNumber) };
+    return { task, row: Number(row), prompt_number: null };
+  }
+
+  function load() {
+    try {
+      const kept = JSON.parse(localStorage.getItem(KEY)) ?? { rater: "", ratings: [] };
+      const fits = (rating, index) =>
+        CHOICES.includes(rating.choice) && JSON.stringify({ ...named(items[index]), choice: rating.choice }) === JSON.stringify(rating);
+      if (kept.ratings.length <= items.length && kept.ratings.every(fits)) return kept;
+    } catch {
+      // No storage, or not ours: begin anew.
+    }
+    return { rater: "", ratings: [] };
+  }
+
+  /** Keeps the ratings in this browser; where it keeps nothing for files, they last as long as the page. */
+  function keep(key = KEY) {
+    try {
+      localStorage.setItem(key, JSON.stringify({ rater, ratings }));
+    } catch {
+      byId("memory").hidden = false;
+    }
+  }
+
+  function tryToKeep() {
+    keep("alfine");
+    try {
+      localStorage.removeItem("alfine");
+    } catch {
+      // keep() has said so.
+    }
+  }
+
+  /** The section as it stands outside the rating: how far, and what can be done. */
+  function showAbout() {
+    const some = ratings.length > 0;
+    const all = ratings.length === items.length;
+    byId("count").textContent = some ? `${ratings.length} of ${items.length} rated.` : `${items.length} pairs of answers.`;
+    byId("start").textContent = some ? "Go on" : "Start";
+    byId("start").hidden = all;
+    for (const name of ["result", "save", "discard"]) byId(name).hidden = !some;
+    byId("revealed").hidden = true;
+  }
+
+  function showItem() {
+    const { pair, baseIsLeft } = items[ratings.length];
+    const { prompt, reference, base, tuned } = readPair(pair);
+    const put = (node, text) => {
+      node.textContent = text || "(nothing)";
+      node.classList.toggle("empty", !text);
+    };
+    byId("progress").textContent = `${ratings.length + 1} of ${items.length}${base === tuned ? " · both answers are the same" : ""}`;
+    put(byId("prompt"), prompt);
+    byId("reference").open = false;
+    byId("reference").hidden = !pair.querySelector(".reference");
+    put(byId("reference").querySelector(".text"), reference);
+    put(byId("left"), baseIsLeft ? base : tuned);
+    put(byId("right"), baseIsLeft ? tuned : base);
+    byId("item").classList.toggle("code", pair.classList.contains("code"));
+    byId("undo").disabled = ratings.length === 0;
+    window.scrollTo({ top: 0, behavior: "instant" });
+  }
+
+  function enter() {
+    document.body.classList.add("rating");
+    byId("about").hidden = true;
+    byId("item").hidden = false;
+    showItem();
+    byId("item").focus();
+  }
+
+  function leave() {
+    document.body.classList.remove("rating");
+    byId("about").hidden = false;
+    byId("item").hidden = true;
+    showAbout();
+    document.getElementById("rate").scrollIntoView({ behavior: "instant" });
+    (byId("start").hidden ? byId("result") : byId("start")).focus();
+  }
+
+  function choose(choice) {
+    const item = items[ratings.length];
+    const sides = item.baseIsLeft ? SIDES : [...SIDES].reverse();
+    const chosen = { left: sides[0], right: sides[1] }[choice] ?? choice;
+    ratings.push({ ...named(item), choice: chosen });
+    keep();
+    if (ratings.length < items.length) return showItem();
+    leave();
+    reveal();
+  }
+
+  function undo() {
+    if (ratings.length === 0) return;
+    ratings.pop();
+    keep();
+    showItem();
+  }
+
+  function reveal() {
+    const table = byId("revealed").querySelector("table");
+    table.replaceChildren();
+    const add = (tag, row, text, scope) => {
+      const cell = row.appendChild(document.createElement(tag));
+      cell.textContent = text;
+      if (scope) cell.scope = scope;
+      if (scope !== "row") cell.className = "n";
+    };
+    const head = table.createTHead().insertRow();
+    add("th", head, "You found better", "row");
+    for (const choice of CHOICES) add("th", head, choice, "col");
+    const body = table.createTBody();
+    const line = (name, among) => {
+      const row = body.insertRow();
+      add("th", row, name, "row");
+      for (const choice of CHOICES) add("td", row, among.filter((rating) => rating.choice === choice).length);
+    };
+    const tasks = [...new Set(ratings.map(({ task }) => task))];
+    if (tasks.length > 1) for (const task of tasks) line(task ?? "free prompts", ratings.filter((rating) => rating.task === task));
+    line("all", ratings);
+    byId("revealed").hidden = false;
+  }
+
+  function save() {
+    const saved = { format_version: 1, run, report, sides: SIDES, rater, ratings };
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(saved, null, 2) + "\n"], { type: "application/json" }));
+    link.download = `${run}-ratings.json`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function discard() {
+    if (!confirm(`Discard ${ratings.length} ratings?`)) return;
+    ratings = [];
+    keep();
+    showAbout();
+  }
+
+  form.elements.rater.value = rater;
+  form.elements.rater.addEventListener("input", () => {
+    rater = form.elements.rater.value.trim();
+    keep();
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (ratings.length < items.length) enter();
+  });
+  byId("result").addEventListener("click", reveal);
+  byId("save").addEventListener("click", save);
+  byId("discard").addEventListener("click", discard);
+  byId("undo").addEventListener("click", undo);
+  byId("stop").addEventListener("click", leave);
+  byId("choices").addEventListener("click", (event) => {
+    const { choice } = event.target.closest("button")?.dataset ?? {};
+    if (choice) choose(choice);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (!isRating() || !isForThePage(event) || event.repeat) return;
+    if (event.key === "u") undo();
+    else if (event.key === "Escape") leave();
+    else if (Object.hasOwn(KEYS, event.key)) {
+      event.preventDefault();
+      choose(KEYS[event.key]);
+    }
+  });
+  tryToKeep();
+  showAbout();
+})();
