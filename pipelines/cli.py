@@ -13,10 +13,11 @@ from pipelines.errors import AlfineError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
+    from pipelines.report.pager import Wanted
 
 RUNS = Path("runs")
 GATE_FAILED = 3
-"""Exit code of `run` and `compare` where the YAML demands more than was reached, so that CI can use it."""
+"""Exit code of `run`, `compare` and `report` where the YAML demands more than was reached, so that CI can use it."""
 
 
 class Alfine(click.Group):
@@ -234,6 +235,36 @@ def _run_folder(place: str) -> Path:
     from pipelines.runs import Run
 
     return Run.open(Path(place)).folder
+
+
+@main.command()
+@RUN
+@click.option("--task", help="The examples of this task alone.")
+@click.option("--worse", "wanted", flag_value="worse", help="Those alone that got worse.")
+@click.option("--better", "wanted", flag_value="better", help="Those alone that got better.")
+@click.option("--all", "wanted", flag_value="all", default=True, help="All, the worst first. [default]")
+def show(run: Path, task: str | None, wanted: Wanted) -> None:
+    """Page through the examples of a run, both answers side by side.
+
+    \b
+    Example:
+      alfine show runs/quickstart --task code --worse
+    """
+    from rich.console import Console
+
+    from pipelines.report import analyse
+    from pipelines.report.pager import chosen
+    from pipelines.report.pager import show as show_examples
+    from pipelines.runs import Run
+
+    Run.open(run)
+    analysis = analyse(run)
+    if task is not None and task not in analysis.tasks:
+        raise RunError(f"{run} has no task {task!r}; it has {', '.join(analysis.tasks)}")
+    examples = chosen(analysis, task, wanted)
+    if not examples:
+        click.echo("no example fits")
+    show_examples(analysis, examples, Console(highlight=False))
 
 
 @main.command()

@@ -41,22 +41,29 @@ class Side:
     place: str
     run: Run | None
     job: Job | None
+    model: Path | None
+    """The folder of a plain model."""
 
     @classmethod
     def of(cls, place: str) -> Side:
+        """Raises RunError or ModelError for what is neither."""
+        from pipelines.models import find_base_model
+
         folder = Path(place)
         if (folder / "manifest.json").is_file():
             run = Run.open(folder)
-            return cls(run.name, place, run, tuned_job(run))
-        return cls(folder.name, place, None, None)
+            return cls(run.name, place, run, tuned_job(run), None)
+        if "/" in place and folder.parent.is_dir() and not folder.exists():
+            raise RunError(f"{place}: there is no such folder")
+        return cls(folder.name, place, None, None, find_base_model(place))
 
     def load(self) -> LoadedModel:
-        if self.run is not None and self.job is not None:
-            return load_tuned(self.run, self.job)
         from pipelines.completions import LoadedModel
-        from pipelines.models import find_base_model
 
-        return LoadedModel.base(find_base_model(self.place), None)
+        if self.model is not None:
+            return LoadedModel.base(self.model, None)
+        assert self.run is not None and self.job is not None
+        return load_tuned(self.run, self.job)
 
 
 @dataclass(frozen=True)

@@ -328,6 +328,21 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "data is a list": (data("[a, b]"), 4, "data: expected text, found a list"),
     "data is a number": (data("7"), 4, 'found 7; put it in quotes: "7"'),
     "data without train": (data("{test: a.csv}"), 4, "data.train is missing, as in train:"),
+    "gate of no task": (
+        pipeline("report: {gates: {sentimant: {least_gain: 1}}}"), 2,
+        "pipeline.report.gates.sentimant: there is no such task; did you mean sentiment?",
+    ),
+    "gate without a gain": (
+        pipeline("report: {gates: {sentiment: {of: value}}}"), 2,
+        "pipeline.report.gates.sentiment.least_gain is missing, as in least_gain: 5",
+    ),
+    "gate of a misspelt kind": (
+        pipeline("report: {gates: {sentiment: {least_gain: 1, of: intervall}}}"), 2,
+        "expected one of interval or value, found the text 'intervall'; did you mean interval?",
+    ),
+    "unknown key of a gate": (
+        pipeline("report: {gates: {sentiment: {least_gian: 1}}}"), 2, "least_gian: unknown key; did you mean least_gain?",
+    ),
     "misspelt split of data": (data("{train: a, valid: b}"), 4, "data.valid: unknown key; did you mean validation?"),
     "empty prompt": (completion('""'), 6, "sentiment.completion is empty"),
     "prompt not in quotes": (completion("{label}"), 6, 'put a text that starts with { in quotes: "{label}"'),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.report.analysis import SIGNIFICANCE
 from pipelines.report.findings import headline, notes
-from pipelines.report.wording import count, interval, number, one_line, p_value, signed
+from pipelines.report.wording import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,19 +25,21 @@ def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    wide = console.width >= WIDE
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run", "task", "metric"):
+    for heading in ("run", "task", *(["metric"] if wide else [])):
         table.add_column(heading, overflow="fold")
     for heading in ("rows", "base", "tuned", "change", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for analysis in sorted(analyses, key=lambda analysis: analysis.manifest.name):
+    before_and_after = [analysis for analysis in analyses if analysis.sides == BASE_AND_TUNED]
+    for analysis in sorted(before_and_after, key=lambda analysis: analysis.manifest.name):
         name = one_line(analysis.manifest.name, 40)
         for task in analysis.tasks.values():
             table.add_row(
                 Text(name, style="bold"),
                 Text(one_line(task.name, 40)),
-                Text(one_line(task.title, 40)),
+                *([Text(one_line(task.title, 40))] if wide else []),
                 f"{task.n:,}",
                 number(task.base, task.unit),
                 number(task.tuned, task.unit),
@@ -76,7 +78,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=wide)
-    base, tuned = (one_line(side, 24) for side in analysis.sides)
+    base, tuned = (one_line(side, 24 if wide else 12) for side in analysis.sides)
     for heading in ("rows", base, tuned, "change", "95 % interval", *(["p (Holm)"] if wide else [])):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)

@@ -1,0 +1,63 @@
+"""Gates: on the value or the interval's lower end, for scores that rise and losses that fall; the exit code."""
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from pipelines.report.analysis import analyse
+from pipelines.report.findings import headline
+from tests.report.run_folder import line, write_run
+
+
+def run_with_gates(folder, gates, right=12):
+    """40 rows of a label task, of which tuned gets `right` and the base none; a text task whose loss falls by 1."""
+    sides = [[line("mood", n, f"p{n}", "yes", answers[n]) for n in range(40)] for answers in (["no"] * 40, ["yes"] * right + ["no"] * (40 - right))]
+    for lines, loss in zip(sides, (2.0, 1.0), strict=True):
+        lines += [line("text", n, "p", "r", "x", reference_loss=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)]
+    write_run(folder, {"mood": "label", "text": "perplexity"}, *sides)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["pipeline"]["report"] = {"gates": gates}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed"),
+    [
+        ({"least_gain": 29.9, "of": "value"}, True),
+        ({"least_gain": 30.1, "of": "value"}, False),
+        ({"least_gain": 10}, True),
+        ({"least_gain": 29.9}, False),  # the interval's lower end is about 14
+    ],
+)
+def test_a_score(tmp_path, gate, passed):
+    analysis = analyse(run_with_gates(tmp_path / "r", {"mood": gate}))
+    assert [(result.name, result.passed) for result in analysis.gates] == [("mood", passed)]
+    assert ("Gate failed: mood." in headline(analysis)) != passed
+    assert "+30.0" in analysis.gates[0].sentence
+
+
+@pytest.mark.parametrize(("least_gain", "passed"), [(0.9, True), (1.2, False), (-0.5, True)])
+def test_a_loss_gains_by_falling(tmp_path, least_gain, passed):
+    analysis = analyse(run_with_gates(tmp_path / "r", {"text": {"least_gain": least_gain}}))
+    low, high = analysis.tasks["text"].ci95
+    assert high < 0 and -high >= 0.9
+    assert analysis.gates[0].passed == passed
+
+
+def test_failed_gates_come_first_and_end_with_exit_code_3(tmp_path):
+    folder = run_with_gates(tmp_path / "r", {"text": {"least_gain": 0.5}, "mood": {"least_gain": 50}})
+    result = CliRunner().invoke(main, ["compare", str(folder)])
+    assert result.exit_code == 3
+    assert result.output.index("FAILED") < result.output.index("passed")
+    assert "Gate failed: mood." in result.output
+    assert not (folder / "report.html").exists()
+    written = CliRunner().invoke(main, ["report", str(folder)])
+    assert written.exit_code == 3
+    for form in ("report.html", "report.md", "report.json"):
+        assert "Gate failed: mood." in (folder / form).read_text()
+
+
+def test_all_gates_passed_is_exit_code_0(tmp_path):
+    assert CliRunner().invoke(main, ["compare", str(run_with_gates(tmp_path / "r", {"mood": {"least_gain": 5}}))]).exit_code == 0

@@ -1,0 +1,104 @@
+"""Blind ratings from files: the preference, its interval, the raters' agreement, files that do not belong."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from pipelines.errors import RunError
+from pipelines.report.analysis import analyse
+from pipelines.report.ratings import merge, read_ratings
+from tests.report.run_folder import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "r")
+
+
+def ratings(run, rater, choices, /, **changes):
+    """A file with one choice for each row from 0 on; None: not rated."""
+    analysis = analyse(run)
+    content = {
+        "format_version": 1, "run": analysis.manifest.name, "report": analysis.digest, "sides": ["base", "tuned"], "rater": rater,
+        "ratings": [{"task": "mood", "row": n, "prompt_number": None, "choice": choice} for n, choice in enumerate(choices) if choice],
+        **changes,
+    }  # fmt: skip
+    path = run.parent / f"{rater}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def merged(run, *paths):
+    analysis = analyse(run)
+    return merge([read_ratings(path, analysis) for path in paths])
+
+
+def test_one_rater(run):
+    result = merged(run, ratings(run, "anna", ["tuned"] * 20 + ["base"] * 5 + ["tie"] * 3 + ["both bad"] * 2))
+    assert result.counts == {"base": 5, "tuned": 20, "tie": 3, "both bad": 2}
+    assert (result.comparison.n, result.comparison.delta) == (30, pytest.approx(50))
+    assert 15 < result.comparison.ci95[0] < 50 < result.comparison.ci95[1]
+    assert result.alpha is None and result.shared == 0
+
+
+def test_several_raters_count_an_item_once(run):
+    anna = ratings(run, "anna", ["tuned", "base", "tuned", "tie", "tuned", None])
+    ben = ratings(run, "ben", ["tuned", "base", "base", "tie", None, "base"])
+    result = merged(run, anna, ben)
+    assert (result.comparison.n, result.shared) == (6, 4)
+    assert result.comparison.delta == pytest.approx(100 * (1 - 1 + 0 + 0 + 1 - 1) / 6)
+
+
+def test_alpha_by_hand(run):
+    # Krippendorff 2011, Computing Krippendorff's alpha: two observers, nominal. Coincidences of these four items:
+    # o(tuned, tuned) = 2, o(base, base) = 2, o(tuned, base) = o(base, tuned) = 1, o(tie, tie) = 2; n = 8.
+    anna = ratings(run, "anna", ["tuned", "base", "tuned", "tie"])
+    ben = ratings(run, "ben", ["tuned", "base", "base", "tie"])
+    n, values = 8, {"tuned": 3, "base": 3, "tie": 2}
+    expected = sum(count * (n - count) for count in values.values()) / (n * (n - 1))
+    assert merged(run, anna, ben).alpha == pytest.approx(1 - (2 / n) / expected)
+    assert merged(run, anna, ratings(run, "cleo", ["tuned", "base", "tuned", "tie"])).alpha == pytest.approx(1)
+
+
+def test_all_alike_has_no_alpha(run):
+    assert merged(run, ratings(run, "anna", ["tuned"] * 4), ratings(run, "ben", ["tuned"] * 4)).alpha is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"report": "0" * 64}, "rates other answers of this run"),
+        ({"report": "0" * 64, "run": "other"}, "rates the run 'other'"),
+        ({"format_version": 9}, "format_version"),
+        ({"ratings": []}, "holds no rating yet"),
+        ({"ratings": [{"task": "mood", "row": 1, "prompt_number": None, "choice": "left"}]}, "the choice 'left'"),
+        ({"ratings": [{"task": "mood"}]}, "ratings.0.row: field required"),
+    ],
+)
+def test_files_that_do_not_belong(run, changes, message):
+    path = ratings(run, "anna", ["tuned"], **changes)
+    with pytest.raises(RunError, match=message):
+        read_ratings(path, analyse(run))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\ud800".encode("utf-8", "surrogatepass"), "[" * 100_000])
+def test_files_that_are_none(run, text):
+    path = run.parent / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RunError, match="x.json"):
+        read_ratings(path, analyse(run))
+
+
+def test_one_rater_twice(run):
+    anna = read_ratings(ratings(run, "anna", ["tuned"]), analyse(run))
+    with pytest.raises(RunError, match="two ratings files are of the rater 'anna'"):
+        merge([anna, anna])
+
+
+def test_on_the_command_line(run):
+    paths = [ratings(run, name, ["tuned"] * 20 + ["tie"] * 5 + [last]) for name, last in (("anna", "base"), ("ben", "tie"))]
+    result = CliRunner().invoke(main, ["compare", str(run), "--ratings", str(paths[0]), "--ratings", str(paths[1])])
+    assert result.exit_code == 0
+    assert "2 raters prefer tuned." in result.output and "Krippendorff" in result.output
