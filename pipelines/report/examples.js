@@ -60,7 +60,7 @@
     const target = worstFirst.find(({ id }) => "#" + id === location.hash || "#" + encodeURIComponent(id) === location.hash);
     if (!target) return;
     target.hidden = false;
-    target.scrollIntoView();
+    target.scrollIntoView({ behavior: "instant" });
   }
 
   function step(by) {
