@@ -60,7 +60,9 @@
     const target = worstFirst.find(({ id }) => "#" + id === location.hash || "#" + encodeURIComponent(id) === location.hash);
     if (!target) return;
     target.hidden = false;
-    target.scrollIntoView({ behavior: "instant" });
+    target.scrollIntoView();
+    // The rows around it get their true heights only now that they are near the screen: go there once more.
+    requestAnimationFrame(() => requestAnimationFrame(() => target.scrollIntoView()));
   }
 
   function step(by) {
@@ -73,7 +75,7 @@
     if (!example) return;
     example.tabIndex = -1;
     example.focus({ preventScroll: true });
-    example.scrollIntoView({ block: "start", behavior: "instant" });
+    example.scrollIntoView();
   }
 
   form.addEventListener("input", (event) => {

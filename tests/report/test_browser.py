@@ -76,12 +76,13 @@ def test_a_link_opens_an_example_that_is_not_shown(demo, opened):
         hidden = page.get_attribute("#list > .pair[hidden]", "id")
     with opened(demo, fragment=f"#{hidden}") as page:
         assert page.is_visible(f"[id={hidden}]")
-        page.wait_for_function("() => Math.abs(document.querySelector(':target').getBoundingClientRect().top) < 40")
+        page.wait_for_timeout(200)
+        assert page.evaluate("Math.abs(document.querySelector(':target').getBoundingClientRect().top)") < 40
 
 
 def test_keys_step_through_the_examples_but_not_while_typing(demo, opened):
     with opened(demo) as page:
-        page.evaluate("document.getElementById('filters').scrollIntoView({behavior: 'instant'})")
+        page.evaluate("document.getElementById('filters').scrollIntoView()")
         ids = page.eval_on_selector_all(SHOWN, "all => all.map(one => one.id)")
         visited = []
         for key in "jjjk":
@@ -117,7 +118,7 @@ MARKS = """() => [...document.querySelectorAll(".pair:has(ins, del)")].map(pair 
 def test_differences_leave_the_common_words_and_the_text(demo, opened):
     with opened(demo) as page:
         text = page.text_content("main")
-        page.evaluate("document.getElementById('list').scrollIntoView({behavior: 'instant'})")
+        page.evaluate("document.getElementById('list').scrollIntoView()")
         page.check("#differences")
         page.wait_for_selector("#list ins")
         marks = page.evaluate(MARKS)
