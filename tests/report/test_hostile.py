@@ -62,10 +62,7 @@ NAME = "\"><img src=x>'`|{{x}}[red]\u202e"
 def run(tmp_path_factory):
     """Every text of the run is hostile; the two sides differ."""
     sides = [
-        [
-            line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], new_tokens=96, finished=False)
-            for n, text in enumerate(HOSTILE)
-        ]
+        [line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], new_tokens=96, finished=False) for n, text in enumerate(HOSTILE)]
         for shift in (0, 1)
     ]
     folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "label"}, *sides)
@@ -151,15 +148,11 @@ def test_in_the_terminal_they_are_text(run):
     assert "[red]" in out.getvalue()
 
 
-@pytest.mark.parametrize("answer", HOSTILE)
-def test_an_answer_that_the_terminal_quotes(tmp_path, answer):
-    """“Tuned always answers …” puts an answer into the summary, the Markdown and the card."""
-    sides = [[line("mood", n, "p", ["a", "b"][n % 2], answer or "x") for n in range(3)]] * 2
-    sides[0] = [line("mood", n, "p", ["a", "b"][n % 2], "ok") for n in range(3)]
-    if not answer.strip():
-        return
-    analysis = analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides))
+@pytest.mark.parametrize("answer", [answer for answer in HOSTILE if answer.strip()])
+def test_an_answer_that_the_summary_quotes(tmp_path, answer):
+    """“Tuned always answers …” puts an answer into the terminal."""
+    sides = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
     out = io.StringIO()
-    print_summary(analysis, Console(file=out, width=200))
-    assert "always answers" in out.getvalue()
+    print_summary(analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)), Console(file=out, width=200))
+    assert "Tuned always answers" in out.getvalue()
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))
