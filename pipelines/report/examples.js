@@ -61,6 +61,8 @@
     if (!target) return;
     target.hidden = false;
     target.scrollIntoView();
+    // The rows around it get their true heights only now that they are near the screen: go there once more.
+    requestAnimationFrame(() => requestAnimationFrame(() => target.scrollIntoView()));
   }
 
   function step(by) {
@@ -73,7 +75,7 @@
     if (!example) return;
     example.tabIndex = -1;
     example.focus({ preventScroll: true });
-    example.scrollIntoView({ block: "start", behavior: "instant" });
+    example.scrollIntoView();
   }
 
   form.addEventListener("input", (event) => {

@@ -33,6 +33,7 @@ def render(analysis: Analysis) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -69,6 +70,11 @@ def render(analysis: Analysis) -> str:
         script=Markup(script),
         script_hash=_sha256(script),
     )
+
+
+def _visible(value: object) -> object:
+    """Names and titles come from the run as well: what cannot be seen is made visible wherever text is put out."""
+    return value if hasattr(value, "__html__") or not isinstance(value, str) else wording.printable(value)
 
 
 def _sha256(script: str) -> str:

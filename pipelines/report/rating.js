@@ -94,7 +94,7 @@
     put(byId("right"), baseIsLeft ? tuned : base);
     byId("item").classList.toggle("code", pair.classList.contains("code"));
     byId("undo").disabled = ratings.length === 0;
-    window.scrollTo({ top: 0, behavior: "instant" });
+    window.scrollTo(0, 0);
   }
 
   function enter() {
@@ -110,7 +110,7 @@
     byId("about").hidden = false;
     byId("item").hidden = true;
     showAbout();
-    document.getElementById("rate").scrollIntoView({ behavior: "instant" });
+    document.getElementById("rate").scrollIntoView();
     (byId("start").hidden ? byId("result") : byId("start")).focus();
   }
 

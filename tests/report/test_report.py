@@ -193,6 +193,7 @@ def test_more_rows_than_the_page_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MOST_EXAMPLES", 5)
     page = written(make_run(tmp_path / "r"))
     assert page.count('<article class="pair"') == 5 + 1 and "Here are 5 of 40" in page
+    assert "holds the 5 rows with the worst changes out of 40" in page
 
 
 def written(run):

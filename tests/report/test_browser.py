@@ -1,0 +1,322 @@
+"""The page in a real browser: every control does what it says, for the mouse and for the keyboard."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.report import analyse, html
+from pipelines.report.analysis import GateResult
+from tests.report.run_folder import demo_run, line, make_run, write_lines, write_run
+
+SHOWN = "#list > .pair:not([hidden])"
+GATES = [GateResult("code", True, "code did not fall."), GateResult("sentiment", False, "sentiment reached 87.5, not 95.")]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A page of 80 rows on three tasks and four free prompts."""
+    analysis = replace(analyse(demo_run(tmp_path_factory.mktemp("runs") / "demo", rows=80)), gates=GATES)
+    return written(tmp_path_factory.mktemp("page"), analysis)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A page of ten rows, in which the answers tell who gave them."""
+    return written(tmp_path_factory.mktemp("page"), analyse(make_run(tmp_path_factory.mktemp("runs") / "small", rows=10)))
+
+
+def written(folder: Path, analysis) -> Path:
+    (folder / "report.html").write_text(html.render(analysis))
+    return folder / "report.html"
+
+
+def shown(page, attribute="change"):
+    return page.eval_on_selector_all(SHOWN, f"all => all.map(one => one.dataset.{attribute} ?? null)")
+
+
+def test_filters_show_what_they_count(demo, opened):
+    with opened(demo) as page:
+        page.click("#more")
+        assert len(shown(page)) == 80 and not page.is_visible("#more")
+        for value in ("worse", "better", "same"):
+            page.locator(f"label:has([value={value}])").click()
+            found = shown(page)
+            assert set(found) == {value}
+            assert len(found) == min(25, int(page.inner_text(f"[data-count={value}]")))
+        page.locator("label:has([value=both-wrong])").click()
+        assert set(shown(page, "bothWrong")) == {""}
+        page.locator("label:has([value=all])").click()
+        page.select_option("[name=task]", "summaries")
+        assert set(shown(page, "task")) == {"summaries"} and page.inner_text("[data-count=all]") == str(len(shown(page)))
+
+
+def test_order_search_and_more(demo, opened):
+    with opened(demo) as page:
+        assert len(shown(page)) == 25 and page.inner_text("#more") == "Show 55 more of 55"
+        first = page.inner_text(f"{SHOWN} >> nth=0")
+        assert shown(page)[0] == "worse"
+        page.select_option("[name=order]", "best")
+        assert shown(page)[0] == "better"
+        page.select_option("[name=order]", "worst")
+        assert page.inner_text(f"{SHOWN} >> nth=0") == first
+        page.fill("[name=search]", "IS_LEAP")
+        assert len(shown(page)) >= 1 and set(shown(page, "task")) == {"code"}
+        page.fill("[name=search]", "no text has this")
+        assert shown(page) == [] and page.is_visible("#none")
+        page.fill("[name=search]", "")
+        assert len(shown(page)) == 25 and not page.is_visible("#none")
+
+
+def test_a_link_opens_an_example_that_is_not_shown(demo, opened):
+    with opened(demo) as page:
+        hidden = page.get_attribute("#list > .pair[hidden]", "id")
+    with opened(demo, fragment=f"#{hidden}") as page:
+        assert page.is_visible(f"[id={hidden}]")
+        page.wait_for_timeout(200)
+        assert page.evaluate("Math.abs(document.querySelector(':target').getBoundingClientRect().top)") < 40
+
+
+def test_keys_step_through_the_examples_but_not_while_typing(demo, opened):
+    with opened(demo) as page:
+        page.evaluate("document.getElementById('filters').scrollIntoView()")
+        ids = page.eval_on_selector_all(SHOWN, "all => all.map(one => one.id)")
+        visited = []
+        for key in "jjjk":
+            page.keyboard.press(key)
+            visited.append(page.evaluate("document.activeElement.id"))
+        assert visited == [ids[0], ids[1], ids[2], ids[1]]
+        focused = page.locator(":focus")
+        assert focused.evaluate("one => one.matches(':focus-visible') && getComputedStyle(one).outlineStyle") == "solid"
+        assert focused.evaluate("one => Math.abs(one.getBoundingClientRect().top) < 40")
+        page.focus("[name=search]")
+        page.keyboard.type("jkf")
+        assert page.input_value("[name=search]") == "jkf" and not page.is_checked("#differences")
+
+
+def test_the_last_example_leads_to_more(demo, opened):
+    with opened(demo) as page:
+        page.locator(f"{SHOWN} >> nth=24").evaluate("one => { one.tabIndex = -1; one.focus(); }")
+        page.keyboard.press("j")
+        assert len(shown(page)) == 80
+        assert page.evaluate("[...document.querySelectorAll('#list > .pair')].indexOf(document.activeElement)") == 25
+
+
+MARKS = """() => [...document.querySelectorAll(".pair:has(ins, del)")].map(pair => {
+  const read = (part, tag) => {
+    const said = pair.querySelector(part + " .said").cloneNode(true);
+    said.querySelectorAll(tag).forEach(mark => mark.remove());
+    return said.textContent.replace(/\\s+/g, "");
+  };
+  return [read(".base", "del"), read(".tuned", "ins")];
+})"""
+
+
+def test_differences_leave_the_common_words_and_the_text(demo, opened):
+    with opened(demo) as page:
+        text = page.text_content("main")
+        page.evaluate("document.getElementById('list').scrollIntoView()")
+        page.check("#differences")
+        page.wait_for_selector("#list ins")
+        marks = page.evaluate(MARKS)
+        assert marks and all(base == tuned for base, tuned in marks)
+        assert len(marks) < 30, "only what is near the screen is compared"
+        assert page.text_content("main") == text
+        page.keyboard.press("f")
+        assert not page.is_checked("#differences") and page.locator("ins, del").count() == 0
+        assert page.text_content("main") == text and page.inner_text("#status") == "Differences hidden"
+        page.keyboard.press("f")
+        page.wait_for_selector("#list ins")
+
+
+def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
+    answers = {0: ("the quick brown fox", "the slow brown foxes"), 1: ("?!" * 2000, "!?," * 1333), 2: ("", "x")}
+    sides = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]
+    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))
+    with opened(page_file) as page:
+        page.keyboard.press("f")
+        page.locator("#mood-0").scroll_into_view_if_needed()
+        page.wait_for_selector("#mood-0 ins")
+        assert page.locator("#mood-0 del").all_inner_texts() == ["quick", "fox"]
+        assert page.locator("#mood-0 ins").all_inner_texts() == ["slow", "foxes"]
+        for row in (1, 2):
+            page.locator(f"#mood-{row}").scroll_into_view_if_needed()
+        page.wait_for_timeout(200)
+        assert page.locator("#mood-1 ins, #mood-1 del, #mood-2 ins").count() == 0
+
+
+CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text; }}});"
+NO_CLIPBOARD = """Object.defineProperty(navigator, 'clipboard', {value: undefined});
+document.addEventListener('copy', () => { window.copied = document.activeElement.value; });"""
+
+
+@pytest.mark.parametrize("script", [CLIPBOARD, NO_CLIPBOARD], ids=["clipboard", "without"])
+def test_an_example_is_copied_as_markdown(tmp_path, opened, script):
+    sides = [[line("mood", 0, "a ```` b", "yes", answer)] for answer in ("no", "yes")]
+    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)))
+    with opened(page_file, script=script) as page:
+        page.click("#mood-0 .copy")
+        page.wait_for_function("window.copied")
+        assert page.evaluate("window.copied") == (
+            "### mood, row 0: better\n\nPrompt\n\n`````text\na ```` b\n`````\n\nReference\n\n```text\nyes\n```\n\n"
+            "Base wrong\n\n```text\nno\n```\n\nTuned right\n\n```text\nyes\n```\n"
+        )
+        page.wait_for_function("document.querySelector('.copy').textContent === 'copied'")
+        assert page.evaluate("document.activeElement.className") == "copy"
+
+
+def saved(page):
+    with page.expect_download() as download:
+        page.click("#rate-save")
+    assert download.value.suggested_filename.endswith("-ratings.json")
+    return json.loads(Path(download.value.path()).read_text())
+
+
+def side_of_tuned(page):
+    """Which side the tuned answer of the small run stands on: the base's is a whole sentence."""
+    left = page.inner_text("#rate-left")
+    return "right" if left.startswith("The review is") or left == "base" else "left"
+
+
+def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
+    with opened(small) as page:
+        page.fill("[name=rater]", "Ada")
+        page.click("#rate-start")
+        sides = []
+        for number in range(8):
+            sides.append(side_of_tuned(page))
+            if number % 2:
+                page.click(f"[data-choice={sides[-1]}]")
+            else:
+                page.keyboard.press({"left": "ArrowLeft", "right": "ArrowRight"}[sides[-1]])
+        assert set(sides) == {"left", "right"}, "the sides are shuffled"
+        page.keyboard.press("t")
+        page.click("#rate-undo")
+        page.keyboard.press("u")
+        assert page.inner_text("#rate-progress") == "8 of 11" and side_of_tuned(page) == sides[7]
+        page.keyboard.press("b")
+        page.reload()
+        assert page.inner_text("#rate-count") == "8 of 11 rated." and page.input_value("[name=rater]") == "Ada"
+        page.click("#rate-start")
+        for choice in ("tie", "both bad", "tie"):
+            page.click(f"[data-choice='{choice}']")
+        assert page.locator("#rate-revealed tr").last.inner_text().split() == ["all", "0", "7", "2", "2"]
+        assert page.inner_text("#rate-count") == "11 of 11 rated." and not page.is_visible("#rate-start")
+        report = saved(page)
+        assert {key: report[key] for key in ("format_version", "run", "sides", "rater")} == {
+            "format_version": 1, "run": "small", "sides": ["base", "tuned"], "rater": "Ada",
+        }  # fmt: skip
+        assert report["report"] == page.get_attribute("body", "data-report") and re.fullmatch("[0-9a-f]{64}", report["report"])
+        choices = [rating["choice"] for rating in report["ratings"]]
+        assert choices == ["tuned"] * 7 + ["both bad", "tie", "both bad", "tie"]
+        rows = {rating["row"] for rating in report["ratings"] if rating["task"] == "mood"}
+        assert rows == set(range(10))
+        assert [rating["prompt_number"] for rating in report["ratings"] if rating["task"] is None] == [0]
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.click("#rate-discard")
+        assert page.inner_text("#rate-count") == "11 pairs of answers." and not page.is_visible("#rate-save")
+
+
+def test_nothing_on_the_screen_says_whose_answer_it_is(tmp_path, opened):
+    analysis = replace(analyse(make_run(tmp_path / "r", rows=4)), sides=("alpha-run", "omega-run"))
+    with opened(written(tmp_path, analysis)) as page:
+        assert "alpha-run" in page.inner_text("body")
+        page.click("#rate-start")
+        for _ in range(4):
+            assert not re.search("alpha-run|omega-run|better on|right|wrong", page.inner_text("body").replace("Right", ""))
+            assert not re.search("alpha|omega|base|tuned", page.locator("#rate-item").evaluate(
+                "item => [item, ...item.querySelectorAll('*')].map(one => [...one.attributes].map(a => a.value)).join()"
+            ))  # fmt: skip
+            assert not page.is_visible("#rate-reference .text")
+            page.keyboard.press("t")
+        page.keyboard.press("Escape")
+        assert page.is_visible("#examples") and page.evaluate("document.activeElement.id") == "rate-start"
+        page.click("#rate-result")
+        assert "omega-run" in page.inner_text("#rate-revealed")
+
+
+def test_ratings_of_other_answers_are_not_taken_over(tmp_path, opened):
+    run = make_run(tmp_path / "r", rows=4)
+    page_file = written(tmp_path, analyse(run))
+    with opened(page_file) as page:
+        page.click("#rate-start")
+        page.keyboard.press("t")
+        write_lines(run / "tuned" / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": "changed"}])
+        written(tmp_path, analyse(run))
+        page.reload()
+        assert page.inner_text("#rate-count") == "5 pairs of answers."
+        page.click("#rate-start")
+        page.keyboard.press("t")
+        write_lines(run / "tuned" / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": "tuned"}])
+        written(tmp_path, analyse(run))
+        page.reload()
+        assert page.inner_text("#rate-count") == "1 of 5 rated.", "those of the first answers are still there"
+
+
+def test_rating_without_storage_says_so_and_goes_on(small, opened):
+    broken = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }});"
+    with opened(small, script=broken) as page:
+        assert page.is_visible("#rate-memory")
+        page.click("#rate-start")
+        page.keyboard.press("t")
+        page.keyboard.press("Escape")
+        assert [rating["choice"] for rating in saved(page)["ratings"]] == ["tie"]
+    with opened(small) as page:
+        assert not page.is_visible("#rate-memory")
+
+
+SCREENS = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 760}, "has_touch": True, "is_mobile": True},
+    "dark phone": {"color_scheme": "dark", "viewport": {"width": 360, "height": 760}},
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_everybody_can_read_it_on_every_screen(demo, opened, screen):
+    with opened(demo, reduced_motion="reduce", **SCREENS[screen]) as page:
+        page.check("#differences")
+        page.wait_for_selector("ins")
+        check(page)
+        picture(page, screen)
+        page.locator(SHOWN).first.scroll_into_view_if_needed()
+        picture(page, f"{screen} examples")
+        page.click("#rate-start")
+        check(page)
+        picture(page, f"{screen} rating")
+
+
+def check(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+    assert serious == {}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+
+
+def test_print_leaves_the_controls_out(demo, opened):
+    with opened(demo, viewport={"width": 700, "height": 990}, color_scheme="dark") as page:
+        page.emulate_media(media="print")
+        for control in ("#filters", "#more", "#rate", "nav", ".copy >> nth=0"):
+            assert not page.is_visible(control)
+        assert page.is_visible(f"{SHOWN} >> nth=0") and page.is_visible(".gates")
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator(SHOWN).first.evaluate("one => getComputedStyle(one).breakInside") == "avoid"
+        picture(page, "print")
+
+
+def test_without_scripts_all_examples_are_shown_and_no_dead_controls(demo, opened):
+    with opened(demo, java_script_enabled=False) as page:
+        assert page.locator(SHOWN).count() == 80
+        for control in ("#filters", "#more", "#rate", ".copy >> nth=0"):
+            assert not page.is_visible(control)
+
+
+def picture(page, name):
+    if folder := os.environ.get("ALFINE_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name.replace(' ', '-')}.png")

@@ -1,0 +1,93 @@
+"""The two sides may be any two runs; conditions stand under the headline; the digest knows the answers."""
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from pipelines.report import analyse, as_json, html, markdown
+from pipelines.report.analysis import GateResult, analyse_files
+from pipelines.report.run_files import read_run
+from pipelines.report.terminal import print_summary
+from tests.report.run_folder import line, make_run, write_run
+
+GATES = [GateResult("speed", True, "fast enough."), GateResult("mood", False, "mood <b>fell</b> by 3.0 points.")]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two runs of which one always gives the same answer, fails a condition and shows no training."""
+    answers = (["yes", "no"] * 10, ["yes"] * 20)
+    sides = [[line("mood", n, "p", ["yes", "no"][n % 2], side[n]) for n in range(20)] for side in answers]
+    run = write_run(tmp_path_factory.mktemp("runs") / "r", {"mood": "label"}, *sides)
+    analysis = analyse_files(read_run(run), sides=("lr_low", "lr_high"))
+    return replace(analysis, training=None, gates=GATES)
+
+
+def visible(page):
+    """What a reader sees of the page, without its script, style and head."""
+    body = re.sub(r"(?s)^.*<body[^>]*>|<(script|style|svg)\b.*?</\1>", "", page)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def test_a_comparison_shows_only_the_names_of_its_sides(compared):
+    text = visible(html.render(compared))
+    assert not re.search(r"\b(base|tuned)\b", text[: text.rindex("What was run")], re.IGNORECASE)
+    for said in ("lr_low and lr_high answered the same 20 test rows.", "lr_low is at the ceiling", "lr_high always answers"):
+        assert said in text
+
+
+def test_without_training_nothing_is_said_of_it(compared):
+    page = html.render(compared)
+    assert 'id="training"' not in page and "#training" not in page and "was tuned on" not in page
+    assert "supervised" not in markdown.render(compared)
+    assert json.loads(as_json.render(compared))["training"] is None
+
+
+def test_other_forms_have_the_names_too(compared):
+    text = markdown.render(compared)
+    assert "| lr\\_low | lr\\_high |" in text and "- lr\\_high: `yes`" in text
+    out = io.StringIO()
+    print_summary(compared, Console(file=out, width=140))
+    assert re.search(r"rows +lr_low +lr_high +change", out.getvalue())
+    assert json.loads(as_json.render(compared))["sides"] == ["lr_low", "lr_high"]
+
+
+def test_base_and_tuned_are_the_sides_of_a_run(tmp_path):
+    analysis = analyse(make_run(tmp_path / "r", rows=4))
+    text = visible(html.render(analysis))
+    assert analysis.sides == ("base", "tuned") and "Base · wrong" not in text
+    assert "Base wrong" in text.replace("  ", " ") and "Conditions" not in text
+
+
+def test_failed_conditions_come_first_in_words(compared):
+    page = html.render(compared)
+    items = re.findall(r'<li class="(failed|passed)"><strong>(\w+)</strong>.*?<b>(\w+)</b>', page)
+    assert items == [("failed", "Failed", "mood"), ("passed", "Passed", "speed")]
+    assert page.index("</h1>") < page.index('class="gates"') < page.index('class="lede"')
+    assert "mood &lt;b&gt;fell&lt;/b&gt; by 3.0 points." in page
+    text = markdown.render(compared)
+    assert "- **FAILED**: mood: mood \\<b\\>fell\\</b\\> by 3.0 points.\n- passed: speed" in text
+    out = io.StringIO()
+    print_summary(compared, Console(file=out, width=140))
+    assert out.getvalue().index("FAILED mood") < out.getvalue().index("passed speed")
+    assert [gate["passed"] for gate in json.loads(as_json.render(compared))["gates"]] == [False, True]
+
+
+def test_the_digest_is_that_of_the_answers(tmp_path):
+    one, same, other = (
+        analyse(make_run(tmp_path / name, rows=4, tuned_answer=answer))
+        for name, answer in (("a", "{}"), ("b", "{}"), ("c", "{}!"))
+    )
+    assert one.digest == same.digest != other.digest and re.fullmatch("[0-9a-f]{64}", one.digest)
+    swapped = replace(one, examples=[replace(example, base=example.tuned, tuned=example.base) for example in one.examples])
+    assert swapped.digest != one.digest
+    assert f'data-report="{one.digest}"' in html.render(one)
+    assert json.loads(as_json.render(one))["digest"] == one.digest
+
+
+def test_the_kept_step_is_named_in_the_figure(tmp_path):
+    assert "step 141 kept" in html.render(analyse(make_run(tmp_path / "r", rows=4)))
