@@ -35,8 +35,8 @@ preview: $(READY) ## show rows as the model will see them
 finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare before and after
 	@$(BIN)/alfine run $(CONFIG) --name $(NAME) $(ARGS)
 
-compare: $(READY) ## write and print the before/after report of runs/NAME again
-	@$(BIN)/alfine report runs/$(NAME)
+compare: $(READY) ## the verdict, the table and the gates of runs/NAME; exit code 3 where a gate failed
+	@$(BIN)/alfine compare runs/$(NAME) $(ARGS)
 
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)

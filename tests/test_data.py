@@ -1,5 +1,6 @@
 """The shipped data: counts, splits, labels, near-duplicates, references that pass their own tests."""
 
+import ast
 import itertools
 import json
 import re
@@ -72,3 +73,21 @@ def test_a_wrong_function_fails_every_row():
     for row in rows_of("code")[:40]:
         name = re.match(r"def (\w+)", row["code"]).group(1)
         assert run_tests(f"def {name}(*values):\n    return None", row["tests"]).passed < len(row["tests"])
+
+
+def without_names(code):
+    """The function with its own name and those of its parameters replaced."""
+    tree = ast.parse(code).body[0]
+    names = {tree.name: "f", **{argument.arg: f"p{n}" for n, argument in enumerate(tree.args.args)}}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = names.get(node.id, node.id)
+        elif isinstance(node, ast.arg):
+            node.arg = names.get(node.arg, node.arg)
+    tree.name = "f"
+    return ast.unparse(tree)
+
+
+def test_no_function_of_the_test_rows_was_trained_under_another_name():
+    trained = {without_names(row["code"]) for row in rows_of("code") if row["split"] == "train"}
+    assert not [row["code"] for row in rows_of("code") if row["split"] == "test" and without_names(row["code"]) in trained]

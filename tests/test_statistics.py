@@ -143,6 +143,15 @@ def test_holm() -> None:
     assert holm([]) == []
 
 
+def test_holm_is_that_of_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(8)
+    for tasks in (1, 2, 3, 7, 20):
+        p_values = (rng.random(tasks) ** 3).tolist()
+        assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)
+
+
 def test_rows_needed() -> None:
     assert binary(gained=30, lost=5, both_right=40, both_wrong=25).rows_needed is None  # told already
     undecided = binary(gained=12, lost=8, both_right=60, both_wrong=20)

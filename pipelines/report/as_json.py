@@ -1,56 +1,174 @@
-"""`report.json`: the whole analysis for programs. A change of its form raises `FORMAT_VERSION`."""
+"""`report.json`: the whole analysis for programs.
+
+Its form is `Report`; docs/report.schema.json is the same as JSON Schema. A change of the form raises FORMAT_VERSION.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.report.findings import headline, sentence
+from pipelines.report.run_files import Hardware, Stage, TaskData, Training
 
 if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis, TaskResult
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Stands in `Report.format_version` as well, where a reader of the schema looks for it."""
+
+Verdict = Literal["better", "worse", "cannot tell"]
+Change = Literal["better", "worse", "same", "unscored"]
+Interval = tuple[float, float]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class LossReport(Part):
+    """Mean loss of the references in nats per token, `ci95` that of the difference."""
+
+    base: float
+    tuned: float
+    delta: float
+    ci95: Interval
+
+
+class SidesOf[T](Part):
+    base: T
+    tuned: T
+
+
+class TaskReport(Part):
+    """A task over the `n` rows that could be scored on both sides; percentages and points on a 0…100 scale."""
+
+    metric: str
+    title: str
+    unit: str
+    binary: bool
+    higher_is_better: bool
+    n: int
+    base: float
+    tuned: float
+    delta: float = Field(description="tuned - base")
+    ci95: Interval = Field(description="paired 95 % interval of delta")
+    p_value: float
+    p_holm: float = Field(description="p_value after Holm's correction for the number of tasks")
+    gained: int = Field(description="rows that tuned answers better; right-or-wrong metrics: wrong → right")
+    lost: int
+    same: int
+    unscored: SidesOf[int]
+    rows_needed: int | None = Field(description="about how many rows would tell the difference; null where it is told")
+    loss: LossReport | None
+    loose: SidesOf[float] | None = Field(description="label tasks: answers that name the right label, in whatever form")
+    flags: list[str] = Field(description="what makes these numbers worth less than they look")
+    told_apart: bool
+    verdict: Verdict
+    sentence: str
+
+
+class ExampleReport(Part):
+    task: str
+    row: int
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+    base_score: float | None
+    tuned_score: float | None
+    base_detail: str
+    tuned_detail: str
+    change: Change
+    gain: float
+    both_wrong: bool
+
+
+class ProbeReport(Part):
+    """A free prompt, which has no reference."""
+
+    title: str | None
+    prompt: str
+    base: str
+    tuned: str
+
+
+class GateReport(Part):
+    name: str
+    passed: bool
+    sentence: str
+
+
+class Report(Part):
+    """What `base` and `tuned` stand for is in `sides`: where two models are compared, their names."""
+
+    format_version: Literal[2] = 2
+    run: str
+    base_model: str
+    sides: tuple[str, str]
+    digest: str = Field(description="SHA-256 of all answers; ratings belong to these")
+    headline: str
+    gates: list[GateReport]
+    tasks: dict[str, TaskReport]
+    examples: list[ExampleReport]
+    probes: list[ProbeReport]
+    training: Training | None
+    config: dict[str, Any]
+    data: dict[str, TaskData]
+    versions: dict[str, str]
+    hardware: Hardware
+    stages: dict[str, Stage]
+    command: str
+    seed: int
+    generation: dict[str, Any]
 
 
 def render(analysis: Analysis) -> str:
-    """The analysis as indented JSON; percentages and points on a 0…100 scale, losses in nats per token."""
+    """The analysis as indented JSON."""
     manifest = analysis.manifest
-    report = {
-        "format_version": FORMAT_VERSION,
-        "run": manifest.name,
-        "base_model": manifest.base_model,
-        "sides": analysis.sides,
-        "digest": analysis.digest,
-        "headline": headline(analysis),
-        "gates": [asdict(gate) for gate in analysis.failed_first],
-        "tasks": {name: _task(task) for name, task in analysis.tasks.items()},
-        "examples": [asdict(example) for example in analysis.examples],
-        "probes": [asdict(probe) for probe in analysis.probes],
-        "training": analysis.training.model_dump() if analysis.training else None,
-        "config": analysis.config,
-        "data": {name: rows.model_dump() for name, rows in manifest.data.items()},
-        "versions": manifest.versions,
-        "hardware": manifest.hardware.model_dump(),
-        "stages": {name: stage.model_dump() for name, stage in analysis.stages.items()},
-        "command": manifest.command,
-        "seed": manifest.seed,
-        "generation": manifest.generation,
-    }
-    # YAML knows dates, JSON does not: `default=str` writes them as they look.
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    report = Report(
+        run=manifest.name,
+        base_model=manifest.base_model,
+        sides=analysis.sides,
+        digest=analysis.digest,
+        headline=headline(analysis),
+        gates=[GateReport(**asdict(gate)) for gate in analysis.failed_first],
+        tasks={name: _task(task) for name, task in analysis.tasks.items()},
+        examples=[ExampleReport(**asdict(example)) for example in analysis.examples],
+        probes=[ProbeReport(**asdict(probe)) for probe in analysis.probes],
+        training=analysis.training,
+        # YAML knows dates, JSON does not: `default=str` writes them as they look.
+        config=json.loads(json.dumps(analysis.config, default=str)),
+        data=manifest.data,
+        versions=manifest.versions,
+        hardware=manifest.hardware,
+        stages=analysis.stages,
+        command=manifest.command,
+        seed=manifest.seed,
+        generation=manifest.generation,
+    )
+    return report.model_dump_json(indent=2) + "\n"
 
 
-def _task(task: TaskResult) -> dict[str, Any]:
+def schema() -> str:
+    """The form as JSON Schema, as docs/report.schema.json holds it."""
+    return json.dumps(Report.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
+
+
+def _task(task: TaskResult) -> TaskReport:
     fields = asdict(task)
     del fields["name"]
-    unscored = {"base": fields.pop("unscored_base"), "tuned": fields.pop("unscored_tuned")}
-    return fields | {
-        "gained": task.better,
-        "lost": task.worse,
-        "unscored": unscored,
-        "told_apart": task.told_apart,
-        "verdict": task.verdict,
-        "sentence": sentence(task),
-    }
+    unscored = SidesOf[int](base=fields.pop("unscored_base"), tuned=fields.pop("unscored_tuned"))
+    gained, lost = fields.pop("better"), fields.pop("worse")
+    return TaskReport(
+        **fields,
+        unscored=unscored,
+        gained=gained,
+        lost=lost,
+        told_apart=task.told_apart,
+        verdict=task.verdict,
+        sentence=sentence(task),
+    )

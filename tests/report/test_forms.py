@@ -1,16 +1,23 @@
 """Markdown, terminal, figures and wording: the same analysis in other forms, and no text acts as markup."""
 
+import hashlib
 import io
+import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+import jsonschema
 import pytest
 from rich.console import Console
 
-from pipelines.report import markdown, plots, wording
+from pipelines.report import as_json, markdown, plots, wording
 from pipelines.report.analysis import analyse
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import demo_run, line, write_run
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,18 @@ def test_a_long_run_is_drawn_with_few_points():
 )
 def test_wording(made, expected):
     assert made == expected
+
+
+SCHEMAS = {2: "8050d65fbe5806cf258fab623915d6fdd5e5f0201802a6426a069592961a9ed5"}
+"""sha256 of the schema of each format_version: a change of the form without a new number fails here."""
+
+
+def test_the_json_form_is_the_shipped_schema_and_its_number_is_raised_by_a_change():
+    assert (ROOT / "docs" / "report.schema.json").read_text() == as_json.schema()
+    known = hashlib.sha256(as_json.schema().encode()).hexdigest()
+    assert SCHEMAS[as_json.FORMAT_VERSION] == known, "raise FORMAT_VERSION, and write docs/report.schema.json again"
+
+
+def test_every_report_fits_the_schema(tmp_path):
+    schema = json.loads(as_json.schema())
+    jsonschema.validate(json.loads(as_json.render(analyse(demo_run(tmp_path / "r", rows=40)))), schema)

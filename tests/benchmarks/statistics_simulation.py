@@ -1,0 +1,100 @@
+"""Do the report's statistics keep what they promise? `python -m tests.benchmarks.statistics_simulation`
+
+Draws data sets whose truth is known and counts: how often the 95 % interval holds the truth, how often a test
+calls a difference where there is none, and how often it finds one with as many rows as `rows_needed` asks for.
+Right-or-wrong scores are simulated through every step of `compare`, other scores with 1,999 resamples a data set.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.statistics import bootstrap_interval, compare, mcnemar, paired_interval, sign_flip_test
+
+Floats = NDArray[np.float64]
+DATA_SETS = 4000
+RESAMPLES = 1999
+
+
+def rouge(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Differences of two overlap scores with means 40 and 33.3."""
+    return 100 * (rng.beta(2, 3, shape) - rng.beta(2, 4, shape))
+
+
+def mostly_unchanged(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Four rows in seven answer the same."""
+    return rng.choice(np.array([0.0, 0, 0, 0, -10, 25, 50]), shape)
+
+
+def losses(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Differences of two skewed losses in nats."""
+    return rng.gamma(2, 0.4, shape) - rng.gamma(2, 0.6, shape)
+
+
+KINDS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Floats], float]] = {
+    "ROUGE-like": (rouge, 100 * (2 / 5 - 2 / 6)),
+    "mostly unchanged": (mostly_unchanged, 65 / 7),
+    "losses": (losses, 2 * 0.4 - 2 * 0.6),
+}
+
+
+def undecided(draw: Callable[[np.random.Generator, tuple[int, int]], Floats], rng: np.random.Generator) -> tuple[Floats, int]:
+    """Thirty rows that cannot tell, and how many like them would (at most 2,000, so that they can be simulated)."""
+    while True:
+        pilot = draw(rng, (1, 30))[0] * 0.6
+        needed = compare([0.0] * 30, pilot.tolist(), binary=False).rows_needed
+        if needed is not None and needed <= 2000:
+            return pilot, needed
+
+
+def share(found: NDArray[np.bool_] | list[bool]) -> str:
+    """In percent, with the simulation's own error."""
+    p = float(np.mean(found))
+    return f"{100 * p:.1f} ± {196 * (p * (1 - p) / len(found)) ** 0.5:.1f}"
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    table = Table("what", "data", "rows", "promised", "simulated (%)", box=None)
+    for n in (30, 60, 112, 300):
+        for rose, fell in ((0.2, 0.1), (0.3, 0.05), (0.15, 0.15)):
+            drawn = rng.multinomial(n, [rose, fell, 1 - rose - fell], size=DATA_SETS)
+            spans = np.array([paired_interval(int(up), int(down), n) for up, down, _ in drawn])
+            truth = 100 * (rose - fell)
+            holds = (spans[:, 0] <= truth) & (truth <= spans[:, 1])
+            table.add_row("interval holds the truth", f"right/wrong, {rose:.0%} up, {fell:.0%} down", str(n), "95", share(holds))
+    for n in (30, 66, 200):
+        for name, (draw, truth) in KINDS.items():
+            low, high = bootstrap_interval(draw(rng, (DATA_SETS, n)), resamples=RESAMPLES)
+            table.add_row("interval holds the truth", name, str(n), "95", share((low <= truth) & (truth <= high)))
+    for n in (30, 112, 300):
+        drawn = rng.multinomial(n, [0.15, 0.15, 0.7], size=DATA_SETS)
+        alarms = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
+        table.add_row("false alarms of the test", "right/wrong", str(n), "≤ 5", share(alarms))
+    for n in (30, 66):
+        for name, (draw, _) in KINDS.items():
+            alike = draw(rng, (DATA_SETS, n)) * rng.choice([-1, 1], (DATA_SETS, n))
+            table.add_row("false alarms of the test", name, str(n), "5", share(sign_flip_test(alike, resamples=999) <= 0.05))
+    for gained, lost, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
+        base = [0] * gained + [100] * (n - gained)
+        tuned = [100] * gained + [0] * lost + [100] * (n - gained - lost)
+        needed = compare(base, tuned, binary=True).rows_needed
+        assert needed is not None
+        drawn = rng.multinomial(needed, [gained / n, lost / n, 1 - (gained + lost) / n], size=DATA_SETS)
+        found = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
+        table.add_row("the rows asked for find it", f"right/wrong, {gained} up, {lost} down of {n}", f"{needed:,}", "80", share(found))
+    for name, (draw, _) in KINDS.items():
+        pilot, needed = undecided(draw, rng)
+        found_there = sign_flip_test(rng.choice(pilot, (1000, needed)), resamples=499) <= 0.05
+        table.add_row("the rows asked for find it", f"{name}, a pilot of 30", f"{needed:,}", "80", share(found_there))
+    Console(file=sys.stdout, width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
