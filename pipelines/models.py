@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -175,7 +177,9 @@ def _convert(gguf: Path, target: Path, pad_token: str) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The conversion draws a progress bar of its own, which TQDM_DISABLE stops only where tqdm is not imported yet.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer.pad_token = pad_token
     # The weights are plain fp32 from here on, though the loader still remembers where they came from.
     del model.config.quantization_config

@@ -63,7 +63,7 @@ def test_order_search_and_more(demo, opened):
         assert shown(page)[0] == "better"
         page.select_option("[name=order]", "worst")
         assert page.inner_text(f"{SHOWN} >> nth=0") == first
-        page.fill("[name=search]", "IS_LEAP")
+        page.fill("[name=search]", "WRITE A PYTHON FUNCTION")
         assert len(shown(page)) >= 1 and set(shown(page, "task")) == {"code"}
         page.fill("[name=search]", "no text has this")
         assert shown(page) == [] and page.is_visible("#none")

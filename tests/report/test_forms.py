@@ -16,7 +16,6 @@ from pipelines.report.analysis import analyse
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import demo_run, line, write_run
 
-
 ROOT = Path(__file__).parents[2]
 
 
