@@ -62,6 +62,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
       alfine check ludwig_configs/quickstart.yaml
     """
     from pipelines.config import load_job
+    from pipelines.forgetting.files import check_guards
     from pipelines.metrics import unresolved
     from pipelines.tasks import load_examples
 
@@ -69,6 +70,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     if problems := unresolved(job):
         raise ConfigError(problems)
     examples = load_examples(job.pipeline)
+    check_guards(job.pipeline.forgetting)
     click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {len(examples):,} rows)")
 
 
@@ -281,6 +283,34 @@ def report(run: Path) -> None:
 
     Run.open(run)
     _summary(run, write_report(run))
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option(
+    "--strategies", default="none,ewc,si,replay,distill,replay+distill,l2sp,interpolate", show_default=True, help="The arms."
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each arm.")
+@click.option("--tune", default=1, show_default=True, type=click.IntRange(1, 4), help="Settings that each arm's knob may try.")
+@click.option("--name", help="The folder in runs/. [default: the config's name and -bakeoff]")
+def bakeoff(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, tune: int, name: str | None) -> None:
+    """Strategies against forgetting on one job: the same data, steps, seeds and tries; what each gained and forgot.
+
+    \b
+    Example:
+      alfine bakeoff ludwig_configs/quickstart.yaml --strategies none,ewc,replay+distill --seeds 3 --tune 4
+    """
+    from rich.console import Console
+
+    from pipelines.bakeoff import bake_off, parse_strategies
+    from pipelines.report.bakeoff import print_bake_off, write_bake_off
+    from pipelines.screen import Screen
+
+    folder = RUNS / _run_name(name if name is not None else f"{config.stem}-bakeoff")
+    bake_off(config, overrides, parse_strategies(strategies), seeds, tune, folder, Screen())
+    print_bake_off(write_bake_off(folder), Console(highlight=False))
+    click.echo(f"report: {folder / 'bakeoff.html'}")
 
 
 @main.command()

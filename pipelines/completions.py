@@ -14,6 +14,8 @@ from pipelines.prompts import PromptFormat
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.engine.packing import Rows
+
 BATCH_ROWS = 64
 """Prompts answered together; sorted by length first, so that little is padding."""
 
@@ -43,6 +45,21 @@ class LoadedModel:
         model = load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.of_folder(folder, chat_template))
 
+    def logits(self, rows: Rows) -> torch.Tensor:
+        """What it predicts at the supervised tokens of `rows`: [rows.supervised_tokens, vocabulary]."""
+        import torch
+
+        from pipelines.engine.packing import supervised_logits
+
+        with torch.no_grad():
+            return supervised_logits(self.model, rows)[0]
+
+    @property
+    def has_adapter(self) -> bool:
+        from peft import PeftModel
+
+        return isinstance(self.model, PeftModel)
+
     def attach(self, tuned: Path) -> LoadedModel:
         """The tuned model in `tuned`: its adapter over these weights, or its own full weights."""
         from pipelines.engine.model import load_causal_lm
@@ -51,7 +68,7 @@ class LoadedModel:
             return LoadedModel(load_causal_lm(tuned, frozen=True), self.prompts)
         from peft import PeftModel
 
-        if isinstance(self.model, PeftModel):
+        if self.has_adapter:
             raise RunError("an adapter is attached already")
         return LoadedModel(PeftModel.from_pretrained(self.model, tuned), self.prompts)
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -28,18 +26,12 @@ from pydantic_core import ErrorDetails
 
 from pipelines import ludwig_keys
 from pipelines.errors import ConfigError, Problem
+from pipelines.forgetting_keys import SETTINGS, Forgetting, Guard
+from pipelines.sections import Count, Fraction, Positive, Section, Text
 from pipelines.yaml_lines import Document, in_order, read
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, unknown_key, wrong_type
 
 METRICS = ("label", "rouge", "chrf", "unit_tests", "perplexity")
-
-Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class DataFiles(Section):
@@ -64,7 +56,7 @@ class Task(Section):
     """The column that tells which rows belong together (the same document); the report's intervals mind it."""
     weight: Positive = 1.0
     system: str | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Count | None = None
 
     @field_validator("prompt", "completion")
     @classmethod
@@ -103,12 +95,20 @@ class Split(Section):
 
 
 class Gate(Section):
-    """What a task must reach: the run ends with exit code 3 where it does not."""
+    """What a task must reach, or what a guard may lose: the run ends with exit code 3 where it does not hold."""
 
-    least_gain: Annotated[float, Field(allow_inf_nan=False)]
-    """In the unit of the task's metric, positive where tuned is better; -1 allows a loss of one point."""
+    least_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Of a task, in the unit of its metric, positive where tuned is better; -1 allows a loss of one point."""
+    greatest_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of a guard, in its unit: points, or nats per token."""
     of: Literal["interval", "value"] = "interval"
-    """interval: the lower end of the 95 % interval must reach it; value: the change itself."""
+    """interval: the worse end of the 95 % interval must hold it; value: the change itself."""
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        if (self.least_gain is None) == (self.greatest_loss is None):
+            raise ValueError("write least_gain: 5 for a task, or greatest_loss: 0.05 for a guard")
+        return self
 
 
 class Report(Section):
@@ -131,6 +131,9 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     split: Split = Split()
     report: Report = Report()
+    forgetting: Forgetting = Forgetting()
+    after: Text | None = None
+    """A finished run whose tuned model this job starts from, in place of the base."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         message = "pipeline.temperature has no effect unless mix is temperature"
         problems.append(document.problem(message, "pipeline", "temperature"))
     problems += _gates_without_task(pipeline, document) if pipeline else []
+    problems += _strategies_without_ground(pipeline, ludwig, document) if pipeline else []
     problems += ludwig_keys.check(ludwig, document, _homes())
     if "base_model" not in ludwig:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
@@ -188,13 +192,33 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]:
     problems = []
-    for name in pipeline.report.gates:
-        if name not in pipeline.tasks:
-            near = did_you_mean(name, pipeline.tasks)
-            advice = f"did you mean {near}?" if near else f"the tasks are {', '.join(pipeline.tasks)}"
-            message = f"pipeline.report.gates.{name}: there is no such task; {advice}"
+    for name, gate in pipeline.report.gates.items():
+        kind, known = ("task", list(pipeline.tasks)) if gate.greatest_loss is None else ("guard", pipeline.forgetting.guard_names)
+        earlier = kind == "guard" and pipeline.after is not None and "/" in name
+        if name not in known and not earlier:
+            near = did_you_mean(name, known)
+            advice = f"did you mean {near}?" if near else f"the {kind}s are {', '.join(known) or 'none'}"
+            message = f"pipeline.report.gates.{name}: there is no such {kind}; {advice}"
             problems.append(document.problem(message, "pipeline", "report", "gates", name))
     return problems
+
+
+def _strategies_without_ground(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
+    """Strategies that this job's tasks or adapter contradict."""
+    adapter = ludwig.get("adapter")
+    kind = adapter.get("type") if isinstance(adapter, dict) else None
+    wrong = {
+        "multitask": len(pipeline.tasks) < 2 and "multitask needs two tasks or more",
+        "full": adapter is not None and "full trains every weight; take the section adapter out",
+        "peft": adapter is None and "peft needs the section adapter, as in adapter: {type: lora, r: 16}",
+    }
+    for name in ("ewc", "si", "l2sp", "interpolate"):
+        wrong[name] = adapter is not None and kind != "lora" and f"{name} works under adapter: {{type: lora}} or without one"
+    return [
+        document.problem(f"pipeline.forgetting.strategy: {message}", "pipeline", "forgetting", "strategy")
+        for name in pipeline.forgetting.strategies
+        if (message := wrong.get(name))
+    ]
 
 
 def check_template(template: str) -> None:
@@ -232,6 +256,7 @@ _EXAMPLES = {
     "completion": 'completion: "{label}"',
     "least_gain": "least_gain: 5",
     "train": "train: data/train.jsonl",
+    "kind": "kind: text",
 }
 _EXPECTED = {
     "string_type": "text", "float_type": "number", "int_type": "integer", "int_from_float": "integer",
@@ -245,7 +270,7 @@ _BOUNDS = {
 
 
 def _translate(details: ErrorDetails, document: Document) -> Problem:
-    tags = ("<file>", "<files>", "[key]")
+    tags = ("<file>", "<files>", "<word>", "<guards>", "[key]")
     path: KeyPath = ("pipeline", *(part for part in details["loc"] if part not in tags))
     name, value, context = dotted(path), details["input"], details.get("ctx", {})
     kind = details["type"]
@@ -285,6 +310,12 @@ def _section_at(path: KeyPath) -> type[Section]:
             return Gate
         case ("report", _):
             return Report
+        case ("forgetting", "guards", _, _):
+            return Guard
+        case ("forgetting", name, _) if name in SETTINGS:
+            return SETTINGS[str(name)]
+        case ("forgetting", _):
+            return Forgetting
         case _:
             return Pipeline
 

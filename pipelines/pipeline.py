@@ -1,4 +1,4 @@
-"""The stages in their order: prepare → base completions → train → tuned completions → report."""
+"""The stages in their order: prepare → base completions → base guards → train → tuned completions → tuned guards → report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pipelines import __version__
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem, RunError
-from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl
+from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
 from pipelines.screen import Screen, quiet_libraries
 
 PREPARED_FORMAT = 1
@@ -34,12 +34,13 @@ class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
-        from pipelines.models import find_base_model, fingerprint
+        from pipelines.forgetting.sequence import starting_model
+        from pipelines.models import fingerprint
 
         quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
-            self.base_folder = find_base_model(job.ludwig["base_model"])
+            self.base_folder = starting_model(job, run)
         self.model_id = fingerprint(self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 
@@ -48,13 +49,16 @@ class Stages:
         inputs = self._inputs()
         self.run.update(
             name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
-            base_model=ludwig["base_model"], generation=self.generation, versions=versions(), hardware=hardware(),
+            base_model=ludwig["base_model"], after=pipeline.after, generation=self.generation,
+            versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
         self._stage("prepare", inputs["prepare"], self.prepare)
         self._stage("base", inputs["base"], lambda: self.complete("base"))
+        self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
         self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
         self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
+        self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
         self._stage("report", inputs["report"], self.report)
 
     def _inputs(self) -> dict[str, str]:
@@ -64,10 +68,11 @@ class Stages:
         probes = pipeline.report.prompts
         tasks = pipeline.tasks.items()
         not_in_tokens: dict[str, Any] = {
-            "seed": True, "mix": True, "temperature": True, "report": True,
+            "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True,
             "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
         }  # fmt: skip
-        data = {file: sha256 for file, sha256 in files.items() if file != probes}
+        task_files = self._task_files()
+        data = {file: sha256 for file, sha256 in files.items() if file in task_files}
         tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
         shared = [PREPARED_FORMAT, self.model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
         bounds = {name: task.max_new_tokens for name, task in tasks}
@@ -76,10 +81,15 @@ class Stages:
         scoring = {name: [task.metric, task.group] for name, task in tasks}
         prepare = digest(*shared, files, scoring)
         base = digest(*shared, self.generation, bounds, files.get(probes or ""))
-        train = digest(*shared, mix, training)
-        tuned = digest(train, base)
-        report = digest(base, tuned, scoring, pipeline.report.model_dump(mode="json"))
-        return {"prepare": prepare, "base": base, "train": train, "tuned": tuned, "report": report}
+        guards = digest(self.model_id, pipeline.system, pipeline.chat_template, self._guard_files(), pipeline.after)
+        forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
+        train = digest(*shared, mix, training, forgetting, pipeline.forgetting.every and guards)
+        tuned, tuned_guards = digest(train, base), digest(train, guards)
+        report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
+        return {
+            "prepare": prepare, "base": base, "base guards": guards, "train": train,
+            "tuned": tuned, "tuned guards": tuned_guards, "report": report,
+        }  # fmt: skip
 
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
         if not self.run.stage(name, inputs, work):
@@ -87,18 +97,29 @@ class Stages:
 
     def _data_files(self) -> dict[str, str]:
         """sha256 of every file that the job names. Raises DataError for each that is missing."""
-        named = [self.job.pipeline.report.prompts] if self.job.pipeline.report.prompts else []
-        for task in self.job.pipeline.tasks.values():
-            named += [task.data] if isinstance(task.data, str) else [v for v in task.data.model_dump().values() if v]
+        probes, replay = self.job.pipeline.report.prompts, self.job.pipeline.forgetting.replay
+        named = [*self._task_files(), *([probes] if probes else []), *([replay.data] if replay and replay.data else [])]
         missing = [Problem("there is no such file", file) for file in named if not Path(file).is_file()]
         if missing:
             raise DataError(missing)
         return {file: file_digest(Path(file)) for file in named}
 
+    def _task_files(self) -> list[str]:
+        named: list[str] = []
+        for task in self.job.pipeline.tasks.values():
+            named += [task.data] if isinstance(task.data, str) else [v for v in task.data.model_dump().values() if v]
+        return named
+
+    def _guard_files(self) -> list[Any]:
+        """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
+        from pipelines.forgetting.files import check_guards, guards_of
+
+        check_guards(self.job.pipeline.forgetting)
+        guards = guards_of(self.job.pipeline.forgetting).items()
+        return [[name, guard.model_dump(exclude={"data"}), file_digest(Path(guard.data))] for name, guard in guards]
+
     def _write_config(self) -> None:
         import yaml
-
-        from pipelines.runs import write_text
 
         write_text(self.run.path("config.yaml"), yaml.safe_dump(self.job.resolved(), sort_keys=False, allow_unicode=True))
 
@@ -243,6 +264,38 @@ class Stages:
         marker.write_text(inputs, encoding="utf-8")
         with self.screen.steps("Training") as report:
             train(self.job, self.run, self.base_folder, report)
+
+    def guard(self, which: str) -> None:
+        """The score of every item of every guard, for the base once a model."""
+        from pipelines.forgetting.build import Start
+        from pipelines.forgetting.distill import BaseModel
+        from pipelines.forgetting.guards import guard_lines, score_guard
+        from pipelines.models import cache_folder
+
+        start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
+        quantization = self.job.ludwig.get("quantization")
+        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
+        cached = cache_folder() / "guards" / f"{key[:32]}.jsonl"
+        if which == "base" and cached.exists():
+            write_text(target, cached.read_text(encoding="utf-8"))
+            return
+        guards = start.guards
+        if not guards:
+            write_text(target, "")
+            return
+        lines: list[dict[str, Any]] = []
+        with self.screen.working(f"Loading the {which} model"):
+            base = loaded = start.load()
+            if which == "tuned":
+                loaded = base.attach(self.run.path("model"))
+        base_logits = BaseModel(loaded.model).logits if loaded.has_adapter else base.logits
+        with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
+            for guard in guards:
+                lines += guard_lines(guard, score_guard(loaded, guard, base_logits))
+                progress(1)
+        write_jsonl(target, lines)
+        if which == "base":
+            write_jsonl(cached, lines)
 
     def report(self) -> None:
         from pipelines.report import write_report

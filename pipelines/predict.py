@@ -62,9 +62,9 @@ def questions(job: Job, file: Path, task: str | None, run: str) -> list[Question
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """The base of the run with what was trained, as the run's own tuned pass loads it."""
     from pipelines.completions import LoadedModel, quantization_of
-    from pipelines.models import find_base_model
+    from pipelines.forgetting.sequence import starting_model
 
-    base = find_base_model(job.ludwig["base_model"])
+    base = starting_model(job, run)
     return LoadedModel.base(base, job.pipeline.chat_template, quantization_of(job)).attach(run.path("model"))
 
 

@@ -110,6 +110,11 @@ class PromptFormat:
             return ids
         return [bos, *ids]
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Tokens of a text that is no prompt: no chat template, the tokenizer's BOS once."""
+        ids = self._ids(text)
+        return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
+
     def encode(self, text: str, completion: str) -> Encoded:
         """Tokens of a `prompt_text` and its completion.
 

@@ -142,6 +142,14 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return 100 * max(center - half, -1.0), 100 * min(center + half, 1.0)
 
 
+def proportion_interval(right: int, n: int) -> tuple[float, float]:
+    """95 % interval, in percent, of a share. (Wilson, JASA 22, 1927, 209–212.)"""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
 def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
     """95 % interval of the mean over the last axis of `difference`, bias-corrected and accelerated (BCa).
 
@@ -166,6 +174,21 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return interval.low, interval.high
+
+
+def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
+    """95 % interval of the mean of `scores` [seeds, items], where other seeds and other items could have been met: both
+    are resampled. (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, 386–411.) With one seed it is over items."""
+    import numpy as np
+
+    chance = np.random.default_rng(seed)
+    seeds, items = scores.shape
+    means = np.empty(resamples)
+    for number in range(resamples):
+        weights = np.bincount(chance.integers(0, items, items), minlength=items)
+        means[number] = (scores[chance.integers(0, seeds, seeds)] @ weights).mean() / items
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+    return float(low), float(high)
 
 
 def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:

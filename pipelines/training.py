@@ -9,18 +9,22 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
 from pipelines.errors import MachineError, RunError
+from pipelines.models import fingerprint
 from pipelines.prepare import read_table
 from pipelines.runs import Run, replace_folder, write_json
 from pipelines.tasks import epoch_order, task_shares
 
 if TYPE_CHECKING:
     from pipelines.engine.dataset import TokenDataset, TokenRows
+    from pipelines.engine.strategy import Strategy
+    from pipelines.forgetting.build import Start
+    from pipelines.forgetting.watch import Watch
 
 FEATURES = {
     "input_features": [{"name": "prompt", "type": "text"}],
@@ -48,11 +52,14 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
 
         from pipelines.engine import register
         from pipelines.engine.progress import StepCallback
+        from pipelines.forgetting.build import Start, build
 
         register()
         set_disable_progressbar(True)
         training, validation = _datasets(job, run)
-        callback = StepCallback(report)
+        start = Start(job, run, base_model)
+        strategies = build(start, training.data.rows)
+        callback = StepCallback(report, strategies, _watch(start))
         model = LudwigModel(ludwig_config(job, base_model), callbacks=[callback], logging_level=logging.INFO)
         started = time.monotonic()
         model.train(
@@ -73,7 +80,35 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         base = run.path("base", "validation.json")
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
-        _publish(model, workdir, run.path("model"), base_model, history)
+        aside = _collect(model, workdir, base_model, history)
+        _after_training(start, strategies, aside, history)
+        write_json(aside / "training.json", history)
+        for strategy in strategies:
+            strategy.finish(fingerprint(aside))
+        replace_folder(aside, run.path("model"))
+        shutil.rmtree(workdir / "model", ignore_errors=True)
+
+
+def _watch(start: Start) -> Watch | None:
+    """Looks at the guards while training, where the YAML asks for it."""
+    forgetting = start.job.pipeline.forgetting
+    if forgetting.every is None or forgetting.guards == "none":
+        return None
+    from pipelines.forgetting.watch import Watch
+
+    return Watch(start.guards, start.prompts, forgetting.every, forgetting.budget, start.guard_means)
+
+
+def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, history: dict[str, Any]) -> None:
+    """What is decided on the finished weights, in the folder `tuned`."""
+    if "interpolate" not in start.job.pipeline.forgetting.strategies:
+        return
+    from pipelines.forgetting.interpolate import general_losses, largest_scale, scale_model
+
+    settings = start.job.pipeline.forgetting.settings("interpolate")
+    scale, measured = largest_scale(settings, general_losses(start.folder, tuned, start.passages))
+    scale_model(start.folder, tuned, scale)
+    history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
 
 
 def token_rows(run: Run, split: str) -> TokenRows:
@@ -120,11 +155,11 @@ def _metadata() -> dict[str, Any]:
     return {"prompt": dict(feature), "completion": dict(feature)}
 
 
-def _publish(model: Any, workdir: Path, target: Path, base_model: Path, history: dict[str, Any]) -> None:
-    """Moves the saved weights to run/model, with the tokenizer, and drops the checkpoints."""
+def _collect(model: Any, workdir: Path, base_model: Path, history: dict[str, Any]) -> Path:
+    """The folder with the saved weights and the tokenizer, not yet under its name."""
     from pipelines.models import load_tokenizer
 
-    aside = target.with_name("model.partial")
+    aside = workdir.with_name("model.partial")
     if aside.exists():
         shutil.rmtree(aside)
     shutil.move(workdir / "model" / "model_weights", aside)
@@ -133,9 +168,7 @@ def _publish(model: Any, workdir: Path, target: Path, base_model: Path, history:
     history["parameters"] = sum(p.numel() for p in parameters)
     history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     history["peak_memory_bytes"] = _peak_memory()
-    write_json(aside / "training.json", history)
-    replace_folder(aside, target)
-    shutil.rmtree(workdir / "model", ignore_errors=True)
+    return aside
 
 
 def _peak_memory() -> int:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import main
 from pipelines.runs import read_jsonl
-from tests.test_pipeline import project, run  # noqa: F401 (a fixture)
+from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig
 
@@ -19,7 +19,7 @@ def compare(*arguments):
 
 
 @pytest.fixture
-def two_runs(project):  # noqa: F811
+def two_runs(project):
     run()
     run("two", "pipeline.seed=7", "trainer.learning_rate=0.05")
     return project
@@ -81,7 +81,7 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
         (["runs/one", "runs/two", "runs/one", "--ratings", "a.json"], "--ratings is for one run"),
     ],
 )
-def test_what_cannot_be_compared(project, arguments, message):  # noqa: F811
+def test_what_cannot_be_compared(project, arguments, message):
     run()
     shutil.copytree("runs/one", "runs/two")
     result = compare(*arguments)

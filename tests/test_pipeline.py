@@ -1,11 +1,9 @@
 """The whole path on a tiny model: stages, resume, cache, prediction."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipelines import pipeline
 from pipelines.config import load_job
@@ -13,52 +11,13 @@ from pipelines.errors import RunError
 from pipelines.pipeline import run_job
 from pipelines.predict import predict
 from pipelines.runs import Run, read_jsonl
-from pipelines.screen import Screen
-from tests.tiny import make_model
+from tests.jobs import QUIET, run
 
 pytestmark = pytest.mark.ludwig
 
-QUIET = Screen(Console(file=io.StringIO()))
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder with a tiny base model, two tasks and a YAML; returns its path."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
-    make_model(tmp_path / "base")
-    rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(40)]
-    rows += [{"q": f"one {n} odd", "a": ["yes", "no"][n % 2], "split": "test"} for n in range(3)]
-    Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("say.csv").write_text("text,out\n" + "".join(f"the {n},a {n}\n" for n in range(20)))
-    Path("probes.jsonl").write_text('{"title": "free", "prompt": "the tea"}\n')
-    config = {
-        "pipeline": {
-            "tasks": {
-                "odd": {"data": "odd.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label", "max_new_tokens": 4},
-                "say": {"data": "say.csv", "prompt": "{text}", "completion": "{out}", "metric": "chrf", "max_new_tokens": 6},
-            },
-            "report": {"prompts": "probes.jsonl"},
-        },
-        "base_model": "./base",
-        "adapter": {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
-        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
-        "generation": {"max_new_tokens": 8},
-    }
-    Path("job.yaml").write_text(json.dumps(config))
-    return tmp_path
-
-
-def run(name="one", *overrides):
-    job = load_job(Path("job.yaml"), overrides)
-    folder = Run(Path("runs") / name)
-    run_job(job, folder, f"alfine run job.yaml --name {name}", QUIET)
-    return Run(Path("runs") / name)
-
-
 def test_a_run_leaves_everything_and_does_nothing_twice(project):
     first = run()
-    assert set(first.manifest["stages"]) == {"prepare", "base", "train", "tuned", "report"}
+    assert set(first.manifest["stages"]) == {"prepare", "base", "base guards", "train", "tuned", "tuned guards", "report"}
     report = json.loads(first.path("report.json").read_text())
     assert report["tasks"]["odd"]["n"] == 13 and report["tasks"]["say"]["metric"] == "chrf"
     assert len(report["examples"]) == 15
@@ -75,8 +34,9 @@ def test_only_what_changed_is_done_again(project):
     overrides = []
     stages = run().manifest["stages"]
     for override, expected in {
-        "trainer.learning_rate=0.02": {"train", "tuned", "report"},
-        "pipeline.tasks.odd.weight=2": {"train", "tuned", "report"},
+        "trainer.learning_rate=0.02": {"train", "tuned", "tuned guards", "report"},
+        "pipeline.tasks.odd.weight=2": {"train", "tuned", "tuned guards", "report"},
+        "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
         "pipeline.tasks.odd.max_new_tokens=5": {"base", "tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
         "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ from ludwig.utils.checkpoint_utils import Checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-WEIGHTS, OPTIMIZER, RANDOM = "weights/", "optimizer/", "random/"
+from pipelines.engine.strategy import Strategy
+
+WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
 
 
 class SafetensorsCheckpoint(Checkpoint):
     """Ludwig's checkpoint protocol on one file that is written aside and renamed.
 
     Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that
-    JSON can hold, is saved with them and put back in place.
+    JSON can hold, is saved with them and put back in place, and so is what `strategies` carry from step to step.
     """
 
-    def __init__(self, *args: Any, history: dict[str, Any]) -> None:
+    def __init__(self, *args: Any, history: dict[str, Any], strategies: Sequence[Strategy] = ()) -> None:
         super().__init__(*args)
-        self.history = history
+        self.history, self.strategies = history, strategies
         self.pending: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
@@ -38,6 +40,13 @@ class SafetensorsCheckpoint(Checkpoint):
                     tensors[f"{OPTIMIZER}{number}/{key}"] = value
                 else:
                     scalars.setdefault(str(number), {})[key] = value
+        positions: dict[str, Any] = {}
+        for strategy in self.strategies:
+            for key, value in strategy.state().items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{STRATEGY}{strategy.name}/{key}"] = value
+                else:
+                    positions.setdefault(strategy.name, {})[key] = value
         tensors[RANDOM + "cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[RANDOM + "cuda"] = torch.cuda.get_rng_state()
@@ -47,6 +56,7 @@ class SafetensorsCheckpoint(Checkpoint):
             "optimizer_scalars": scalars,
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
+            "strategies": positions,
         }
         aside = Path(save_path).with_suffix(".partial")
         save_file(
@@ -72,6 +82,10 @@ class SafetensorsCheckpoint(Checkpoint):
             number, _, key = name.partition("/")
             optimizer_state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
+        for strategy in self.strategies:
+            kept = {**_part(tensors, f"{STRATEGY}{strategy.name}/"), **state["strategies"].get(strategy.name, {})}
+            if kept:
+                strategy.restore(kept)
         self.pending = {
             "scheduler": state["scheduler"],
             "learning_rates": [group["lr"] for group in state["param_groups"]],

@@ -57,13 +57,15 @@ def row_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     row_lengths: tuple[int, ...] | None = None,
+    row_masks: tuple[torch.Tensor, ...] | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row of a packed sequence.
 
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim]; `row_lengths` adds up to
-    tokens. Without it (a model that generates, or scores one row) this is transformers' SDPA attention.
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim]; `row_lengths` adds up to tokens;
+    `row_masks` says who looks at whom where that is not simply causal. Without lengths (a model that generates, or scores
+    one row) this is transformers' SDPA attention.
     Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
     if row_lengths is None:
@@ -71,10 +73,10 @@ def row_attention(
         return answer, None
     answers = []
     start = 0
-    for length in row_lengths:
+    for number, length in enumerate(row_lengths):
         row = slice(start, start + length)
-        mask = None
-        if sliding_window is not None and length > sliding_window:
+        mask = row_masks[number] if row_masks is not None else None
+        if mask is None and sliding_window is not None and length > sliding_window:
             position = torch.arange(length, device=query.device)
             distance = position[:, None] - position[None, :]
             mask = ((distance >= 0) & (distance < sliding_window))[None, None]
@@ -104,12 +106,21 @@ def attention_for(model_class: type, config: PretrainedConfig) -> str:
 
 def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
+    logits, targets = supervised_logits(model, rows)
+    return F.cross_entropy(logits, targets, reduction="none").float()
+
+
+def supervised_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits that predict each supervised token, row after row, and those tokens:
+    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens]."""
     if getattr(model.config, "_attn_implementation", None) == ATTENTION:
-        return _packed_losses(model, rows)
-    return torch.cat([_packed_losses(model, rows[n : n + 1]) for n in range(len(rows))])
+        return _packed_logits(model, rows)
+    parts = [_packed_logits(model, rows[n : n + 1]) for n in range(len(rows))]
+    logits, targets = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(targets)
 
 
-def _packed_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+def _packed_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     device = next(model.parameters()).device
     lengths = [len(ids) for ids in rows.input_ids]
     tokens = torch.from_numpy(np.concatenate(rows.input_ids).astype(np.int64)).to(device)
@@ -128,7 +139,7 @@ def _packed_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     if keeps:
         arguments["logits_to_keep"] = targets - 1
     logits = model(**arguments).logits[0]
-    return F.cross_entropy(logits if keeps else logits[targets - 1], tokens[targets], reduction="none").float()
+    return logits if keeps else logits[targets - 1], tokens[targets]
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

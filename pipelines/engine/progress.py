@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from ludwig.callbacks import Callback
 
+from pipelines.engine.strategy import Strategy
+
+
+class StepHook(Protocol):
+    """Looks on from outside the step."""
+
+    def begin(self, model: Any) -> None: ...
+
+    def __call__(self, trainer: Any, step: int) -> None:
+        """Behind a step; `step` of them are done."""
+
 
 class StepCallback(Callback):
-    """Reports every step and keeps the trainer's history: losses, rows, tokens, the chosen step."""
+    """Hands the strategies to the trainer, reports every step, and keeps the trainer's history: losses, rows, tokens, the
+    chosen step."""
 
-    def __init__(self, report: Callable[[int, int, float | None], None]) -> None:
-        self.report = report
+    def __init__(
+        self,
+        report: Callable[[int, int, float | None], None],
+        strategies: Sequence[Strategy] = (),
+        hook: StepHook | None = None,
+    ) -> None:
+        self.report, self.strategies, self.hook = report, strategies, hook
         self.history: dict[str, Any] | None = None
+
+    def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
+        trainer.strategies[:] = self.strategies
+        for strategy in self.strategies:
+            strategy.begin(trainer.model.model, trainer.optimizer)
+        if self.hook is not None:
+            self.hook.begin(trainer.model.model)
 
     def on_epoch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
         self.report(progress_tracker.steps, trainer.total_steps, None)
 
     def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, sync_step: bool = True) -> None:
         losses = trainer.history["train_loss"]
+        if self.hook is not None:
+            self.hook(trainer, progress_tracker.steps)
         self.report(progress_tracker.steps, trainer.total_steps, losses[-1]["loss"] if losses else None)
 
     def on_trainer_train_teardown(self, trainer: Any, progress_tracker: Any, save_path: str, is_coordinator: bool) -> None:

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics
 
 from pipelines.engine.checkpoint import SafetensorsCheckpoint
 from pipelines.engine.dataset import TokenDataset, TokenRows
-from pipelines.engine.packing import Rows, micro_batches, row_losses, token_losses
+from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.engine.strategy import Strategy, trained_weights
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
     """Trains on `TokenDataset`s; `history` holds what the report shows.
 
     Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
-    per supervised token; `rows`, `tokens`, `supervised_tokens` seen.
+    per supervised token of the tasks; `rows`, `tokens`, `supervised_tokens` of theirs seen; where strategies against
+    forgetting act, `forgetting` [{step, term: nats, gradient_ratio}], the last the norm of what they add to the
+    gradient by that of the tasks' own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,6 +38,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.history: dict[str, Any] = {
             "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0,
         }  # fmt: skip
+        self.strategies: list[Strategy] = []
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
 
@@ -44,22 +50,64 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def train_step(
         self, inputs: Rows, targets: None = None, should_step: bool = True, profiler: Any = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-        """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`."""
+        """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`, and of the
+        strategies' terms beside it."""
         self.dist_model.train()
-        supervised = inputs.supervised_tokens
+        supervised = inputs.supervised_tokens + sum(strategy.draw(inputs) for strategy in self.strategies)
         loss = torch.zeros((), device=self.device)
         for rows in micro_batches(inputs, self.batch_size):
-            with self._autocast():
-                part = token_losses(self.model.model, rows).sum() / supervised
-            self.distributed.backward(part, self.dist_model)
-            loss += part.detach()
+            loss += self._backward_tasks(rows, supervised)
+        task_gradients = self._backward_strategies(supervised)
         self._optimizer_step(self.dist_model.parameters())
+        for strategy in self.strategies:
+            strategy.after_step(task_gradients)
         self.distributed.zero_grad(self.optimizer)
-        self.history["train_loss"].append({"step": len(self.history["train_loss"]) + 1, "loss": float(loss)})
+        loss = loss * (supervised / inputs.supervised_tokens)
+        self._record(inputs, loss, task_gradients)
+        return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+
+    def _backward_tasks(self, rows: Rows, supervised: int) -> torch.Tensor:
+        """Adds the gradients of one micro-batch; its share of the step's mean loss."""
+        with self._autocast():
+            logits, targets = supervised_logits(self.model.model, rows)
+            part = F.cross_entropy(logits, targets, reduction="none").float().sum() / supervised
+            terms = [strategy.task_term(rows, logits, supervised) for strategy in self.strategies]
+        self.distributed.backward(sum((term for term in terms if term is not None), part), self.dist_model)
+        return part.detach()
+
+    def _backward_strategies(self, supervised: int) -> list[torch.Tensor]:
+        """Adds the gradients of the strategies; returns those that the tasks' rows alone have given."""
+        if not self.strategies:
+            return []
+        weights = trained_weights(self.model.model)
+        task_gradients = [torch.zeros_like(one) if one.grad is None else one.grad.detach().clone() for one in weights]
+        for strategy in self.strategies:
+            terms = strategy.terms(supervised)
+            while True:
+                with self._autocast():
+                    term = next(terms, None)
+                if term is None:
+                    break
+                self.distributed.backward(term, self.dist_model)
+            strategy.add_gradients()
+        added = [one.grad - task for one, task in zip(weights, task_gradients, strict=True) if one.grad is not None]
+        self._added = torch.nn.utils.get_total_norm(added)
+        return task_gradients
+
+    def _record(self, inputs: Rows, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
+        step = len(self.history["train_loss"]) + 1
+        self.history["train_loss"].append({"step": step, "loss": float(loss)})
         self.history["rows"] += len(inputs)
         self.history["tokens"] += inputs.tokens
-        self.history["supervised_tokens"] += supervised
-        return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+        self.history["supervised_tokens"] += inputs.supervised_tokens
+        if not self.strategies:
+            return
+        terms = {name: value for strategy in self.strategies for name, value in strategy.measured().items()}
+        pulls = [strategy.pull for strategy in self.strategies]
+        by_tasks = float(torch.nn.utils.get_total_norm(task_gradients))
+        ratio = math.hypot(float(self._added), *pulls) / by_tasks if by_tasks else None
+        entry = {"step": step, **terms, "gradient_ratio": ratio}
+        self.history.setdefault("forgetting", []).append(entry)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -97,7 +145,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
         self._checkpoint = SafetensorsCheckpoint(
-            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history
+            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, strategies=self.strategies
         )
         return self._checkpoint
 

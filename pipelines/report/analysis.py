@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import Problem, RunError
+from pipelines.forgetting_keys import named
 from pipelines.metrics import Metric, resolve
 from pipelines.report.gates import judge
+from pipelines.report.guards import (
+    BackwardTransfer,
+    GuardResult,
+    backward_transfer,
+    guard_changes,
+    guard_results,
+    learned_and_lost,
+)
 from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
-from pipelines.report.wording import BASE_AND_TUNED
+from pipelines.report.wording import BASE_AND_TUNED, signed, unit_name
 from pipelines.statistics import Comparison, compare, holm
 
 SIGNIFICANCE = 0.05
@@ -149,6 +158,29 @@ class Analysis:
     sides: tuple[str, str] = BASE_AND_TUNED
     """What the two models are called wherever a reader sees them."""
     gates: list[GateResult] = field(default_factory=list)
+    guards: dict[str, GuardResult] = field(default_factory=dict)
+    """What the base could do and the tuned model must still do."""
+    guard_changes: dict[str, list[float]] = field(default_factory=dict)
+    """By guard, `tuned - base` of each item that both could be scored on."""
+    bwt: BackwardTransfer | None = None
+    """Where the run goes on from an earlier one."""
+
+    @property
+    def strategies(self) -> str:
+        """What was done against forgetting, and what the job's tasks and adapter already are."""
+        pipeline = self.config["pipeline"]
+        already = ["peft" if self.config.get("adapter") else "full", *(["multitask"] if len(pipeline["tasks"]) > 1 else [])]
+        used = named(pipeline.get("forgetting", {}).get("strategy", "none"))
+        return ", ".join(dict.fromkeys([*already, *used]))
+
+    @property
+    def learned_and_lost(self) -> str:
+        """One line in plain words; "" without guards."""
+        return learned_and_lost(
+            [f"{task.name} ({signed(task.delta, task.unit)} {unit_name(task.unit)})" for task in self.tasks.values()
+             if task.verdict == "better"],
+            list(self.guards.values()),
+        )  # fmt: skip
 
     @property
     def digest(self) -> str:
@@ -188,6 +220,7 @@ def analyse(run: Path) -> Analysis:
         for base, tuned in zip(files.base_probes, files.tuned_probes, strict=True)
     ]
     tasks = _tasks(files, metrics, examples, sides)
+    guards = guard_results(files.base_guards, files.tuned_guards)
     return Analysis(
         manifest=files.manifest,
         config=files.config,
@@ -196,7 +229,10 @@ def analyse(run: Path) -> Analysis:
         probes=probes,
         training=files.training,
         sides=sides,
-        gates=judge(files.config, tasks),
+        gates=judge(files.config, tasks, guards),
+        guards=guards,
+        guard_changes=guard_changes(files.base_guards, files.tuned_guards),
+        bwt=backward_transfer(files.tuned_guards),
     )
 
 

@@ -16,8 +16,9 @@ from pipelines.report.run_files import Hardware, Stage, TaskData, Training
 
 if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis, TaskResult
+    from pipelines.report.guards import GuardResult
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Stands in `Report.format_version` as well, where a reader of the schema looks for it."""
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -96,6 +97,34 @@ class ProbeReport(Part):
     tuned: str
 
 
+class GuardReport(Part):
+    """A guard over the `n` items that could be scored on both sides."""
+
+    kind: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    n: int
+    base: float
+    tuned: float
+    delta: float = Field(description="tuned - base")
+    ci95: Interval = Field(description="paired 95 % interval of delta")
+    p_holm: float | None = Field(description="corrected for the number of guards; null for a divergence")
+    lost: int = Field(description="items that tuned does worse; multiple choice: right → wrong")
+    gained: int
+    flags: list[str]
+    verdict: Literal["lost", "gained", "no loss seen", "drift"]
+    sentence: str
+
+
+class BackwardTransferReport(Part):
+    """The mean over earlier tasks of their score now minus that right behind their own job, in points."""
+
+    value: float
+    ci95: Interval
+    tasks: int
+
+
 class GateReport(Part):
     name: str
     passed: bool
@@ -105,7 +134,7 @@ class GateReport(Part):
 class Report(Part):
     """What `base` and `tuned` stand for is in `sides`: where two models are compared, their names."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     run: str
     base_model: str
     sides: tuple[str, str]
@@ -115,6 +144,10 @@ class Report(Part):
     tasks: dict[str, TaskReport]
     examples: list[ExampleReport]
     probes: list[ProbeReport]
+    guards: dict[str, GuardReport]
+    bwt: BackwardTransferReport | None
+    strategies: str = Field(description="what was done against forgetting")
+    learned_and_lost: str
     training: Training | None
     config: dict[str, Any]
     data: dict[str, TaskData]
@@ -139,6 +172,10 @@ def render(analysis: Analysis) -> str:
         tasks={name: _task(task) for name, task in analysis.tasks.items()},
         examples=[ExampleReport(**asdict(example)) for example in analysis.examples],
         probes=[ProbeReport(**asdict(probe)) for probe in analysis.probes],
+        guards={name: _guard(guard) for name, guard in analysis.guards.items()},
+        bwt=BackwardTransferReport(**asdict(analysis.bwt)) if analysis.bwt else None,
+        strategies=analysis.strategies,
+        learned_and_lost=analysis.learned_and_lost,
         training=analysis.training,
         # YAML knows dates, JSON does not: `default=str` writes them as they look.
         config=json.loads(json.dumps(analysis.config, default=str)),
@@ -172,3 +209,9 @@ def _task(task: TaskResult) -> TaskReport:
         verdict=task.verdict,
         sentence=sentence(task),
     )
+
+
+def _guard(guard: GuardResult) -> GuardReport:
+    fields = asdict(guard)
+    del fields["name"]
+    return GuardReport(**fields, verdict=guard.verdict, sentence=guard.sentence)

@@ -11,6 +11,7 @@ from pipelines.report.wording import BASE_AND_TUNED, count, heading, interval, j
 
 if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis, Example, TaskResult
+    from pipelines.report.guards import BackwardTransfer
 
 FEW_ROWS = 30
 """Below this the interval is wide and its form uncertain."""
@@ -39,6 +40,9 @@ def headline(analysis: Analysis) -> str:
         text = text[0].upper() + text[1:]
     else:
         text = f"{analysis.sides[1]} against {analysis.sides[0]}: {text}"
+    lost = [guard.name for guard in analysis.guards.values() if guard.verdict == "lost"]
+    if lost:
+        text += f" Lost on {joined(lost)}."
     failed = [gate.name for gate in analysis.gates if not gate.passed]
     if failed:
         text += f" {'Gate' if len(failed) == 1 else 'Gates'} failed: {joined(failed)}."
@@ -58,6 +62,14 @@ def sentence(task: TaskResult) -> str:
     if task.rows_needed:
         return f"{text}; about {task.rows_needed:,} rows would tell."
     return f"{text}."
+
+
+def bwt_sentence(bwt: BackwardTransfer) -> str:
+    """Backward transfer in plain words."""
+    return (
+        f"Backward transfer over {count(bwt.tasks, 'earlier task')}: {signed(bwt.value)} points since each was trained "
+        f"(95 % interval {interval(bwt.ci95)})."
+    )
 
 
 def notes(task: TaskResult) -> list[str]:

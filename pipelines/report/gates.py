@@ -5,17 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.report.wording import interval, signed, unit_name
+from pipelines.report.wording import interval, number, signed, unit_name
 
 if TYPE_CHECKING:
     from pipelines.report.analysis import GateResult, TaskResult
+    from pipelines.report.guards import GuardResult
 
 
-def judge(config: Mapping[str, Any], tasks: Mapping[str, TaskResult]) -> list[GateResult]:
+def judge(
+    config: Mapping[str, Any], tasks: Mapping[str, TaskResult], guards: Mapping[str, GuardResult]
+) -> list[GateResult]:
     """A result for each of `pipeline.report.gates`, the failed ones first."""
-    gates = config["pipeline"].get("report", {}).get("gates", {})
-    results = [_judge(tasks[name], gate["least_gain"], gate.get("of", "interval")) for name, gate in gates.items()]
+    results = []
+    for name, gate in config["pipeline"].get("report", {}).get("gates", {}).items():
+        of = gate.get("of", "interval")
+        if gate.get("least_gain") is not None:
+            results.append(_judge(tasks[name], gate["least_gain"], of))
+        else:
+            results.append(_judge_guard(name, guards.get(name), gate["greatest_loss"], of))
     return sorted(results, key=lambda result: result.passed)
+
+
+def _judge_guard(name: str, guard: GuardResult | None, greatest_loss: float, of: str) -> GateResult:
+    from pipelines.report.analysis import GateResult
+
+    if guard is None:
+        return GateResult(name, False, "the guard was not measured in this run.")
+    reached = guard.loss if of == "value" else guard.greatest_loss
+    where = "" if of == "value" else ", by the worse end of the 95 % interval"
+    unit = unit_name(guard.unit)
+    asked = f"a loss of at most {number(greatest_loss, guard.unit)} {unit} was asked{where}"
+    found = f"the change is {signed(guard.delta, guard.unit)}, its 95 % interval {interval(guard.ci95, guard.unit)}"
+    return GateResult(name, reached <= greatest_loss, f"{asked}; {found}.")
 
 
 def _judge(task: TaskResult, least_gain: float, of: str) -> GateResult:

@@ -65,6 +65,8 @@ def render(analysis: Analysis) -> str:
         most_characters=MOST_CHARACTERS,
         config=yaml.safe_dump(analysis.config, sort_keys=False, allow_unicode=True, width=100),
         dot_plot=Markup(plots.dot_plot(list(analysis.tasks.values()))),
+        bwt_sentence=findings.bwt_sentence(analysis.bwt) if analysis.bwt else "",
+        guard_curve=Markup(plots.guard_curve(analysis)),
         loss_curve=Markup(plots.loss_curve(analysis.training)),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pipelines.report.findings import headline, sentence
+from pipelines.report.findings import bwt_sentence, headline, sentence
 from pipelines.report.wording import (
     count,
     duration,
@@ -37,6 +37,7 @@ def render(analysis: Analysis) -> str:
             "",
             *_table(analysis),
             "",
+            *_guards(analysis),
             *_notes(analysis.tasks.values()),
             *_examples(analysis),
             *_run(analysis),
@@ -69,6 +70,32 @@ def _table(analysis: Analysis) -> Iterable[str]:
             task.verdict,
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _guards(analysis: Analysis) -> Iterable[str]:
+    if not analysis.guards:
+        return
+    base, tuned = map(_escape, analysis.sides)
+    yield from ("### What was kept", "", _escape(analysis.learned_and_lost), "")
+    yield f"| guard | measure | items | {base} | {tuned} | change (95 % interval) | items lost / gained | |"
+    yield "|---|---|--:|--:|--:|--:|--:|---|"
+    for guard in analysis.guards.values():
+        cells = [
+            _escape(guard.name),
+            _escape(guard.title),
+            f"{guard.n:,}",
+            number(guard.base, guard.unit),
+            number(guard.tuned, guard.unit),
+            f"{signed(guard.delta, guard.unit)} ({interval(guard.ci95, guard.unit)})",
+            f"{guard.lost} / {guard.gained}",
+            guard.verdict,
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    if analysis.bwt is not None:
+        yield from (f"{_escape(bwt_sentence(analysis.bwt))}", "")
+    yield from (f"- **{_escape(guard.name)}** {_escape(flag)}" for guard in analysis.guards.values() for flag in guard.flags)
+    yield from (f"Against forgetting: {_escape(analysis.strategies)}.", "")
 
 
 def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The two figures as SVG for the page: text stays text, colours are the page's, no date inside."""
+"""The figures as SVG for the page: text stays text, colours are the page's, no date inside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipelines.report.analysis import TaskResult
+    from pipelines.report.analysis import Analysis, TaskResult
+    from pipelines.report.bakeoff import BakeOff
     from pipelines.report.run_files import Training
 
 # Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
@@ -90,6 +91,47 @@ def loss_curve(training: Training | None) -> str:
         figure.subplots_adjust(left=0.13, right=0.98, top=0.96, bottom=0.18)
 
     return _svg("loss", "Loss over the steps of training", 2.9, draw)
+
+
+def guard_curve(analysis: Analysis) -> str:
+    """What each guard in nats per token has lost since the start, over the steps; "" where none was measured on the way."""
+    training = analysis.training
+    shown = [guard for guard in analysis.guards.values() if guard.unit == "nats/token"]
+    if training is None or not training.guards or not shown:
+        return ""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for guard, color, style in zip(shown, (TUNED, BASE, DIM), ("o-", "s--", "^:"), strict=False):
+            points = [(0, 0.0), *((one.step, one.scores[guard.name] - guard.base) for one in training.guards)]
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, style, color=color, lw=1.6, ms=4, label=one_line(guard.name, 24))
+        axes.axhline(0, color=LINE, lw=1)
+        axes.set_xlabel("step", color=DIM)
+        axes.set_ylabel("change (nats per token)", color=DIM)
+        axes.grid(axis="y", color=LINE, lw=0.8)
+        axes.legend(frameon=False, labelcolor=INK)
+        figure.subplots_adjust(left=0.15, right=0.98, top=0.96, bottom=0.18)
+
+    return _svg("guards", "What the guards lost over the steps of training", 2.9, draw)
+
+
+def front(found: BakeOff) -> str:
+    """Gain against forgetting, a point a strategy, with both intervals."""
+    from pipelines.report.bakeoff import points
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for point in points(found):
+            x, y, color = point["x"], point["y"], TUNED if point["front"] else BASE
+            axes.plot(point["x_ci"], (y, y), color=color, lw=1.2, alpha=0.6)
+            axes.plot((x, x), point["y_ci"], color=color, lw=1.2, alpha=0.6)
+            axes.plot([x], [y], "o", mfc=color if point["front"] else PAPER, mec=color, mew=2, ms=8)
+            axes.annotate(point["name"], (x, y), xytext=(7, 6), textcoords="offset points", color=INK)
+        axes.set_xlabel("forgotten: loss on neutral text (nats per token)", color=DIM)
+        axes.set_ylabel("gain on the tasks (points)", color=DIM)
+        axes.grid(color=LINE, lw=0.8)
+        figure.subplots_adjust(left=0.14, right=0.97, top=0.96, bottom=0.16)
+
+    return _svg("front", "Gain against forgetting of each strategy", 3.4, draw)
 
 
 def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:

@@ -47,6 +47,25 @@ class ProbeAnswer(Record):
     completion: str
 
 
+class GuardScore(Record):
+    """A line of `guards/base.jsonl` or `guards/tuned.jsonl`: one item of one guard, None where it could not be scored."""
+
+    guard: str
+    kind: str
+    metric: str = ""
+    item: int
+    score: float | None
+    chance: float | None = None
+    own: float | None = None
+
+
+class GuardMeans(Record):
+    """The guards' means while training."""
+
+    step: int
+    scores: dict[str, float]
+
+
 class TrainLoss(Record):
     step: int
     loss: float
@@ -72,6 +91,9 @@ class Training(Record):
     trainable_parameters: int | None = None
     parameters: int | None = None
     peak_memory_bytes: int | None = None
+    guards: list[GuardMeans] = []
+    forgetting: list[dict[str, float | None]] = []
+    """What the strategies did at each step."""
 
 
 class Stage(Record):
@@ -125,6 +147,8 @@ class RunFiles:
     base_probes: list[ProbeAnswer]
     tuned_probes: list[ProbeAnswer]
     training: Training | None
+    base_guards: list[GuardScore]
+    tuned_guards: list[GuardScore]
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -153,6 +177,8 @@ def read_run(run: Path) -> RunFiles:
         base_probes=_lines(run / "base" / "probes.jsonl", ProbeAnswer, optional=True),
         tuned_probes=_lines(run / "tuned" / "probes.jsonl", ProbeAnswer, optional=True),
         training=_record(_text(training), Training, training) if is_run else None,
+        base_guards=_lines(run / "guards" / "base.jsonl", GuardScore, optional=True),
+        tuned_guards=_lines(run / "guards" / "tuned.jsonl", GuardScore, optional=True),
     )
     _same_rows(
         run / "tuned" / "completions.jsonl",
@@ -163,6 +189,11 @@ def read_run(run: Path) -> RunFiles:
         run / "tuned" / "probes.jsonl",
         [line.prompt for line in files.base_probes],
         [line.prompt for line in files.tuned_probes],
+    )
+    _same_rows(
+        run / "guards" / "tuned.jsonl",
+        [(line.guard, line.item) for line in files.base_guards],
+        [(line.guard, line.item) for line in files.tuned_guards],
     )
     _every_task_has_rows(files)
     return files
@@ -196,7 +227,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _lines[R: Record](path: Path, kind: type[R], optional: bool = False) -> list[R]:
-    if optional and not path.exists():
+    if optional and not (path.exists() and path.stat().st_size):
         return []
     # Not splitlines(): JSON may hold U+2028 and its like inside a string.
     lines = _text(path).split("\n")

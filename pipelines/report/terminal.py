@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.report.analysis import SIGNIFICANCE
-from pipelines.report.findings import headline, notes
+from pipelines.report.findings import bwt_sentence, headline, notes
 from pipelines.report.wording import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """Columns from which on the p value stands in the table too; the report has it in any case."""
-STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow"}
+STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow", "lost": "red", "gained": "green"}
 
 
 def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
@@ -101,7 +101,43 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         console.print(Text.assemble((f"{word} ", style), one_line(f"{gate.name}: {gate.sentence}", 500)))
     console.print()
     console.print(table)
+    _print_guards(analysis, console)
     for task in analysis.tasks.values():
         for note in notes(task):
             console.print(Text.assemble((f"{one_line(task.name, 40)}: ", "bold"), one_line(note, 500)))
     console.print()
+
+
+def _print_guards(analysis: Analysis, console: Console) -> None:
+    """What was kept: one row per guard, and the line that says it in words."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not analysis.guards:
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("guard", "measure"):
+        table.add_column(heading, overflow="fold")
+    base, tuned = (one_line(side, 12) for side in analysis.sides)
+    for heading in ("items", base, tuned, "change", "95 % interval"):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for guard in analysis.guards.values():
+        table.add_row(
+            Text(one_line(guard.name, 40), style="bold"),
+            Text(one_line(guard.title, 40)),
+            f"{guard.n:,}",
+            number(guard.base, guard.unit),
+            number(guard.tuned, guard.unit),
+            signed(guard.delta, guard.unit),
+            interval(guard.ci95, guard.unit),
+            Text(guard.verdict, style=STYLES.get(guard.verdict, "")),
+        )
+    console.print()
+    console.print(table)
+    console.print(Text(one_line(analysis.learned_and_lost, 500), style="bold"))
+    if analysis.bwt is not None:
+        console.print(Text(one_line(bwt_sentence(analysis.bwt), 500)))
+    for guard in analysis.guards.values():
+        for flag in guard.flags:
+            console.print(Text.assemble((f"{one_line(guard.name, 40)}: ", "bold"), one_line(flag, 500)))

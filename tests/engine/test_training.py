@@ -11,52 +11,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipelines.config import load_job
 from pipelines.engine.trainer import FineTuneTrainer
-from pipelines.prepare import prepare_rows, write_rows
-from pipelines.prompts import PromptFormat
 from pipelines.runs import Run
-from pipelines.tasks import epoch_order, load_examples
+from pipelines.tasks import epoch_order
 from pipelines.training import ludwig_config, token_rows, train
-from tests.tiny import make_model
+from tests.jobs import LORA, run_training
 
 pytestmark = pytest.mark.ludwig
-
-LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture
-def make_job(tmp_path, monkeypatch):
-    """make_job(adapter=…, trainer={…}) → (job, run with prepared rows, base folder)."""
-    monkeypatch.chdir(tmp_path)
-    words = ["tea", "the inn", "a gate", "nine", "thin ice", "in a net"]
-    rows = [
-        {"text": f"{words[n % 6]} {n} " * (1 + n % 3), "label": ["yes", "no thanks", "maybe"][n % 3],
-         "split": ["train", "train", "validation", "test"][n % 4]}
-        for n in range(36)
-    ]  # fmt: skip
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def make(adapter=None, kind="pad_is_eos", name="run", **trainer):
-        base = make_model(tmp_path / f"base_{kind}", kind)
-        config = {
-            "pipeline": {"seed": 3, "tasks": {"t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}",
-                                                     "metric": "label"}}},
-            "base_model": str(base),
-            "trainer": {"type": "finetune", "epochs": 1, "batch_size": 6, "learning_rate": 0.01, "early_stop": -1,
-                        "optimizer": {"type": "sgd"}, "learning_rate_scheduler": {"decay": None},
-                        "gradient_clipping": {"clipglobalnorm": 0.5}, **trainer},
-        }  # fmt: skip
-        if adapter:
-            config["adapter"] = adapter
-        (tmp_path / "job.yaml").write_text(json.dumps(config))
-        job = load_job(tmp_path / "job.yaml")
-        run = Run(tmp_path / name)
-        write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)), run.path("data"))
-        return job, run, base
-
-    return make
-
 
 @pytest.fixture
 def first_weights(monkeypatch):
@@ -71,12 +32,6 @@ def first_weights(monkeypatch):
 
     monkeypatch.setattr(FineTuneTrainer, "train_step", keep_first)
     return kept
-
-
-def run_training(job, run, base):
-    steps = []
-    train(job, run, base, lambda done, total, loss: steps.append((done, total, loss)))
-    return steps
 
 
 def padded_batch_loss(model, rows):

@@ -107,7 +107,7 @@ def test_wording(made, expected):
     assert made == expected
 
 
-SCHEMAS = {2: "8050d65fbe5806cf258fab623915d6fdd5e5f0201802a6426a069592961a9ed5"}
+SCHEMAS = {3: "bd44ad13f32cea1a9087f5b2e001c858d4a701d8b1a2bee6881b4cae0970d225"}
 """sha256 of the schema of each format_version: a change of the form without a new number fails here."""
 
 

@@ -17,7 +17,7 @@ def test_json_has_what_is_promised(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     report = json.loads((run / "report.json").read_text())
-    assert report["format_version"] == 2 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
+    assert report["format_version"] == 3 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
     task = report["tasks"]["mood"]
     assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("label", 40, 0, 100, 100)
     assert task["ci95"][0] > 80 and task["loose"]["base"] == 100

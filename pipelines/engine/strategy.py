@@ -1,0 +1,63 @@
+"""What keeps a model from forgetting hooks into the training step here. By default every hook does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipelines.engine.packing import Rows
+
+
+class Strategy:
+    """One defence against forgetting, for the length of one training.
+
+    The order within a step: `draw`, then for each micro-batch of the tasks' rows `task_term`, then `terms`, then
+    `add_gradients`, then Ludwig's clipping and optimiser step, then `after_step`.
+    """
+
+    name: str
+    pull: float = 0.0
+    """Norm of the gradient that stands for what `after_step` does, where that is no gradient itself."""
+
+    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step, and before a checkpoint is put back: weights stand where the job starts."""
+
+    def draw(self, inputs: Rows) -> int:
+        """Chooses the rows that this step gets beside `inputs`; how many supervised tokens they add to its mean."""
+        return 0
+
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: int) -> torch.Tensor | None:
+        """A term of the loss on a micro-batch of the tasks' rows: scalar, to be added to their cross entropy, which
+        is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
+        return None
+
+    def terms(self, supervised: int) -> Iterator[torch.Tensor]:
+        """Further scalars, each with a graph of its own, to be differentiated one after the other."""
+        return iter(())
+
+    def add_gradients(self) -> None:
+        """Adds to the gradients of the trained weights what no row is needed for."""
+
+    def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
+        """Behind the optimiser's step. `task_gradients`: of the tasks' rows alone, unclipped, one a trained weight."""
+
+    def finish(self, model_id: str) -> None:
+        """When the weights are saved; `model_id` is the fingerprint of their folder."""
+
+    def measured(self) -> dict[str, float]:
+        """What this step's terms were, in nats per token, for the run's history."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training needs: tensors, and a key `position` that JSON can hold."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
+
+
+def trained_weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights that training moves, in the model's order."""
+    return [weight for weight in model.parameters() if weight.requires_grad]

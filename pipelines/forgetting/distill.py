@@ -1,0 +1,110 @@
+"""Distillation: what the base, or a larger teacher, would have said, as a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pipelines.engine.packing import Rows, supervised_logits
+from pipelines.engine.strategy import Strategy
+from pipelines.forgetting_keys import Distill as Settings
+
+
+def divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of each position, in nats: [tokens] of two [tokens, vocabulary].
+
+    The factor T² keeps the gradient's size: it is T·(p_student − p_teacher). (Hinton et al. 2015, arXiv:1503.02531.)
+    """
+    wanted = F.log_softmax(teacher.float() / temperature, dim=-1)
+    found = F.log_softmax(student.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's distributions, cut: `tokens` int [positions, k], `log_probs` fp32 [positions, k], most likely first."""
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
+        log_probs, tokens = F.log_softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
+        return cls(tokens, log_probs)
+
+    def divergence(self, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """T²·KL over the k tokens and one bucket for all others. Without the bucket a student that equals its teacher
+        would still be pushed."""
+        found = F.log_softmax(student.float() / temperature, dim=-1).gather(-1, self.tokens)
+        kept = (self.log_probs.exp() * (self.log_probs - found)).sum(dim=-1)
+        rest_wanted, rest_found = _rest(self.log_probs), _rest(found)
+        return temperature**2 * (kept + rest_wanted.exp() * (rest_wanted - rest_found))
+
+
+def _rest(log_probs: torch.Tensor) -> torch.Tensor:
+    """log(1 − Σ p), bounded away from log 0 by what fp32 can tell."""
+    return torch.log1p(-log_probs.exp().sum(dim=-1).clamp(max=1 - 1e-6))
+
+
+class BaseModel:
+    """The model as it stood when the job began: the adapter switched off, or a frozen copy of the weights."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.frozen = None if hasattr(model, "disable_adapter") else copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def logits(self, rows: Rows) -> torch.Tensor:
+        """[rows.supervised_tokens, vocabulary]"""
+        if self.frozen is not None:
+            return supervised_logits(self.frozen, rows)[0]
+        training = self.model.training
+        self.model.eval()
+        with self.model.disable_adapter():  # type: ignore[operator]
+            logits, _ = supervised_logits(self.model, rows)
+        self.model.train(training)
+        return logits
+
+
+class Distill(Strategy):
+    """α·KL to the base on general rows (through `Replay`, which draws them), on the tasks' rows, or on both."""
+
+    name = "distill"
+
+    def __init__(self, settings: Settings, taught: Mapping[bytes, TopK] | None = None) -> None:
+        """`taught`: another teacher's distributions for the tasks' rows, by the bytes of a row's tokens."""
+        self.settings, self.taught = settings, taught
+        self.task_divergence = 0.0
+
+    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.taught is None:
+            self.base = BaseModel(model)
+
+    def draw(self, inputs: Rows) -> int:
+        self.task_divergence = 0.0
+        return 0
+
+    def general(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+        """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
+        return divergence(self.base.logits(rows), logits, self.settings.temperature)
+
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: int) -> torch.Tensor | None:
+        if not self.settings.strength or (self.settings.rows == "replay" and self.taught is None):
+            return None
+        if self.taught is None:
+            each = divergence(self.base.logits(rows), logits, self.settings.temperature)
+        else:
+            each = torch.cat([
+                self.taught[ids.tobytes()].divergence(part, self.settings.temperature)
+                for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
+            ])  # fmt: skip
+        term = self.settings.strength * each.sum() / supervised
+        self.task_divergence += float(term)
+        return term
+
+    def measured(self) -> dict[str, float]:
+        return {"distill on tasks": self.task_divergence} if self.task_divergence else {}

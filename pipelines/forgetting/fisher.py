@@ -1,0 +1,103 @@
+"""The Fisher information of a model on text: which weights its predictions depend on.
+
+With the labels sampled from the model, and averaged per predicted token, ½ Δᵀ F Δ is the divergence KL(before ‖ after) of
+a small move Δ, in nats per token. Squaring the gradient of a batch instead of a sequence, or taking the text's own labels,
+would give another quantity. (Kunstner et al. 2019, arXiv:1905.12558.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from pipelines.engine.packing import Rows, micro_batches, supervised_logits
+from pipelines.engine.strategy import trained_weights
+from pipelines.forgetting.penalty import Factored, lora_pairs
+
+MICRO_BATCH = 8
+
+
+def sampled_loss(model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> torch.Tensor:
+    """The loss, summed over `rows`' supervised tokens, of labels drawn from what the model itself predicts there."""
+    logits, _ = supervised_logits(model, rows)
+    labels = torch.multinomial(logits.detach().float().softmax(dim=-1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+
+
+def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: bool = False) -> dict[str, Factored]:
+    """Fisher information of every adapted matrix, by module, in two factors.
+
+    F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
+    the summed loss by its output. Rows do not see each other, so packing them changes nothing.
+    The adapter must still be at its start, where it adds nothing.
+    """
+    pairs = {pair.module: pair for pair in lora_pairs(model)}
+    sums = _Sums(kronecker)
+    generator = torch.Generator().manual_seed(seed)
+    with _evaluating(model), sums.watching(model, set(pairs)):
+        for part in micro_batches(rows, MICRO_BATCH):
+            sampled_loss(model, part, generator).backward()
+            model.zero_grad(set_to_none=True)
+    predicted, seen = rows.supervised_tokens, rows.tokens
+    return {name: Factored(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}
+
+
+class _Sums:
+    """Sums over tokens of x², g² (or of their outer products), gathered by hooks."""
+
+    def __init__(self, kronecker: bool) -> None:
+        self.kronecker = kronecker
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def watching(self, model: torch.nn.Module, modules: set[str]) -> Iterator[None]:
+        hooks = []
+        for full_name, module in model.named_modules():
+            name = full_name.removeprefix("base_model.model.")
+            if name in modules:
+                hooks.append(module.register_forward_hook(self._hook(name)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's own signature for hooks
+        def forward(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self._add(self.inputs, name, inputs[0].detach())
+            output.register_hook(lambda gradient: self._add(self.outputs, name, gradient))
+
+        return forward
+
+    def _add(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+        flat = values.float().reshape(-1, values.shape[-1])
+        part = flat.T @ flat if self.kronecker else flat.square().sum(dim=0)
+        sums[name] = sums[name] + part if name in sums else part
+
+
+def weight_fisher(model: torch.nn.Module, rows: Rows, seed: int) -> dict[str, torch.Tensor]:
+    """The diagonal Fisher information of every trained weight, in its shape: one backward a sequence."""
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    weights = trained_weights(model)
+    sums = [torch.zeros_like(weight) for weight in weights]
+    generator = torch.Generator().manual_seed(seed)
+    with _evaluating(model):
+        for number in range(len(rows)):
+            gradients = torch.autograd.grad(sampled_loss(model, rows[number : number + 1], generator), weights)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.addcmul_(gradient, gradient)
+    return {name: total / rows.supervised_tokens for name, total in zip(names, sums, strict=True)}
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,66 @@
+"""General text: what stands for all that the base can do. Bundled passages, and instructions with the base's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.completions import LoadedModel, complete
+from pipelines.engine.packing import Rows
+from pipelines.forgetting.files import column
+from pipelines.models import cache_folder
+from pipelines.prompts import PromptFormat
+from pipelines.runs import digest, file_digest, read_jsonl, versions, write_jsonl
+
+ANSWER_TOKENS = 48
+"""Longest answer of the base that is kept; it may be cut there."""
+PASSAGE_TOKENS = 192
+
+
+def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> Rows:
+    """Plain texts (column `text`), of which every token but the first is predicted."""
+    found = [prompts.plain_ids(text)[:PASSAGE_TOKENS] for text in column(file, "text")[:rows]]
+    return Rows([np.asarray(ids) for ids in found], [1] * len(found))
+
+
+def answered(
+    load: Callable[[], LoadedModel], prompts: PromptFormat, model_id: str, file: Path, system: str | None, rows: int | None = None
+) -> list[dict[str, Any]]:
+    """The instructions of `file` with the base's own greedy answers: rows with prompt, completion, finished.
+    Answered once for a model, then taken from the cache; `load` is called where it is not there yet."""
+    instructions = column(file, "instruction")[:rows]
+    key = digest(model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions())
+    cached = cache_folder() / "general" / f"{key[:32]}.jsonl"
+    if not cached.exists():
+        ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
+        answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids))
+        write_jsonl(
+            cached,
+            [
+                {"prompt": text, "completion": answer.text, "finished": answer.finished}
+                for text, answer in zip(instructions, answers, strict=True)
+            ],
+        )
+    return read_jsonl(cached)
+
+
+def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:
+    """Prompt and answer as the model sees them, of which the answer is supervised; an answer that was cut has no end.
+    Empty answers are left out."""
+    ids, supervised_from = [], []
+    for row in answers:
+        if not row["completion"]:
+            continue
+        encoded = prompts.encode(prompts.prompt_text(row["prompt"], system), row["completion"])
+        ids.append(np.asarray(encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]))
+        supervised_from.append(encoded.supervised_from)
+    return Rows(ids, supervised_from)
+
+
+def users_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
+    """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
+    texts = zip(column(file, "prompt"), column(file, "completion"), strict=True)
+    return answer_rows(prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system)

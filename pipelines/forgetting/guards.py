@@ -1,0 +1,146 @@
+"""Guards: what the base could do and the tuned model must still do, item by item.
+
+choices  Multiple choice, by the log-likelihood of each choice divided by its length in characters (as in
+         EleutherAI's evaluation harness, acc_norm); 100 where the right one is likeliest, else 0.
+text     Loss on neutral text, in nats per token; a row is a document.
+answers  KL(base ‖ tuned) per token on the base's own greedy answers, in nats; 0 for the base.
+task     Completions scored by a metric, as the job's own tasks are; also the tasks of the runs that the job goes on from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.completions import LoadedModel, complete
+from pipelines.engine.branches import Branches, continuation_losses
+from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.forgetting.distill import divergence
+from pipelines.forgetting.files import Choice, Question, guards_of, read_choices, read_questions
+from pipelines.forgetting.general import answer_rows, answered, passages
+from pipelines.forgetting_keys import Forgetting
+from pipelines.metrics import resolve
+from pipelines.prompts import PromptFormat
+
+MICRO_BATCH = 8
+
+BaseLogits = Callable[[Rows], torch.Tensor]
+"""What the base predicts at the supervised tokens of rows: [rows.supervised_tokens, vocabulary]."""
+
+
+@dataclass(frozen=True)
+class PreparedGuard:
+    """A guard's rows; as tokens, `rows` are documents or base answers, `branches` questions with their choices."""
+
+    name: str
+    kind: str
+    file: str
+    rows: Rows = field(default_factory=lambda: Rows([], []))
+    choices: Sequence[Choice] = ()
+    branches: Sequence[Branches] = ()
+    questions: Sequence[Question] = ()
+    metric: str = ""
+    own_scores: Sequence[float | None] = ()
+    """An earlier run's task: the score of each item right behind that run, for BWT."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.kind == "choices" or (self.kind == "task" and resolve(self.metric).higher_is_better)
+
+
+def prepare_guards(
+    forgetting: Forgetting, load: Callable[[], LoadedModel], prompts: PromptFormat, model_id: str, system: str | None
+) -> list[PreparedGuard]:
+    """The guards of the config as tokens; `answers` asks the base, which `load` gives, once for a model."""
+    prepared = []
+    for name, guard in guards_of(forgetting).items():
+        file = Path(guard.data)
+        match guard.kind:
+            case "choices":
+                items = read_choices(file)[: guard.rows]
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, branches=_branches(prompts, items)))
+            case "text":
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
+            case "answers":
+                answers = answered(load, prompts, model_id, file, system, guard.rows)
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, answer_rows(prompts, answers, system)))
+            case "task":
+                questions = read_questions(guard)[: guard.rows]
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, questions=questions, metric=guard.metric))
+    return prepared
+
+
+def _branches(prompts: PromptFormat, items: Sequence[Choice]) -> list[Branches]:
+    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice"."""
+    found = []
+    for item in items:
+        texts = [f"Question: {item.question}\nAnswer:", *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices)]
+        question, *wholes = (prompts.plain_ids(text) for text in texts)
+        shared = len(os.path.commonprefix([question, *wholes]))
+        found.append(Branches(question[:shared], [whole[shared:] for whole in wholes]))
+    return found
+
+
+def score_guard(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
+    """A score for each item: nats per token for text and answers, the metric's for a task (None where it can give
+    none), 100 or 0 for choices."""
+    match guard.kind:
+        case "answers":
+            return list(_divergences(loaded.model, guard.rows, base_logits))
+        case "text":
+            return list(row_losses(loaded.model, guard.rows))
+        case "task":
+            return _task_scores(loaded, guard)
+        case _:
+            return list(_choice_scores(loaded.model, guard))
+
+
+def _choice_scores(model: torch.nn.Module, guard: PreparedGuard) -> Iterator[float]:
+    for item, losses in zip(guard.choices, continuation_losses(model, guard.branches), strict=True):
+        likely = [-loss / len(choice) for loss, choice in zip(losses, item.choices, strict=True)]
+        yield 100.0 if int(np.argmax(likely)) == item.answer else 0.0
+
+
+def _task_scores(loaded: LoadedModel, guard: PreparedGuard) -> list[float | None]:
+    metric = resolve(guard.metric)
+    texts = [loaded.prompts.prompt_text(question.prompt, question.system) for question in guard.questions]
+    bounds = [question.max_new_tokens for question in guard.questions]
+    answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], {"do_sample": False}, bounds)
+    return [
+        metric.score({"reference": question.reference, "completion": answer.text, "fields": dict(question.fields)}).value
+        for question, answer in zip(guard.questions, answers, strict=True)
+    ]
+
+
+def _divergences(model: torch.nn.Module, rows: Rows, base_logits: BaseLogits) -> Iterator[float]:
+    for part in micro_batches(rows, MICRO_BATCH):
+        with torch.no_grad():
+            logits, _ = supervised_logits(model, part)
+            each = divergence(base_logits(part), logits)
+        for row in each.split(part.supervised_lengths):
+            yield float(row.double().mean())
+
+
+def guard_lines(guard: PreparedGuard, scores: Sequence[float | None]) -> list[dict[str, Any]]:
+    """What a pass writes down, a line an item."""
+    lines: list[dict[str, Any]] = [
+        {"guard": guard.name, "kind": guard.kind, "metric": guard.metric, "item": number, "score": score}
+        for number, score in enumerate(scores, start=1)
+    ]
+    for line, item in zip(lines, guard.choices, strict=False):
+        line["chance"] = 100 / len(item.choices)
+    for line, own in zip(lines, guard.own_scores, strict=False):
+        line["own"] = own
+    return lines
+
+
+def mean_scores(loaded: LoadedModel, guards: Sequence[PreparedGuard], base_logits: BaseLogits) -> dict[str, float]:
+    """Each guard's mean over the items that could be scored."""
+    scores = {guard.name: score_guard(loaded, guard, base_logits) for guard in guards}
+    return {name: float(np.mean([one for one in found if one is not None])) for name, found in scores.items()}

@@ -1,0 +1,59 @@
+"""Importance files: what was measured once for a model and a text serves every later run on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pipelines.errors import RunError
+from pipelines.forgetting.penalty import Factored
+
+FORMAT = "1"
+ROWS, COLUMNS = "/rows", "/columns"
+
+Importance = Mapping[str, torch.Tensor] | Mapping[str, Factored]
+
+
+def save_importance(path: Path, importance: Importance, model: str) -> None:
+    """`model`: the fingerprint of the weights that it was measured at. The file appears when it is whole."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in importance.items():
+        if isinstance(value, Factored):
+            tensors |= {name + ROWS: value.rows, name + COLUMNS: value.columns}
+        else:
+            tensors[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, aside, metadata={"format": FORMAT, "model": model})
+    aside.replace(path)
+
+
+def load_importance(path: Path, model: str) -> Importance:
+    """Raises RunError for a file that is no importance file, or one of another model."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping, has no iterator
+    except (OSError, SafetensorError):
+        raise RunError(f"{path}: is no importance file, or not a whole one; delete it and run the job again") from None
+    if metadata.get("format") != FORMAT:
+        raise RunError(f"{path}: is an importance file of another alfine; delete it and run the job again")
+    if metadata.get("model") != model:
+        raise RunError(f"{path}: was measured on another model ({metadata.get('model')}, this one is {model}); leave it out")
+    names = [name.removesuffix(ROWS) for name in tensors if name.endswith(ROWS)]
+    if names:
+        return {name: Factored(tensors[name + ROWS], tensors[name + COLUMNS]) for name in names}
+    return tensors
+
+
+def remembered(path: Path, model: str, measure: Callable[[], Importance]) -> Importance:
+    """The file's importance, measured and written first where it is not there yet."""
+    if not path.exists():
+        save_importance(path, measure(), model)
+    return load_importance(path, model)

@@ -1,0 +1,85 @@
+"""Replay: general rows among the tasks' own, a given share of the supervised tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pipelines.engine.packing import Rows, micro_batches, supervised_logits
+from pipelines.engine.strategy import Strategy
+from pipelines.forgetting.distill import Distill
+
+MICRO_BATCH = 8
+
+
+class Replay(Strategy):
+    """Draws general rows so that, over the steps, they hold `share` of all supervised tokens.
+
+    A step rarely needs a whole row, so what is owed is carried over to the next. With `learn` the rows count in the
+    step's mean as the tasks' rows do; with `distill` the model is held to the base's answers on them.
+    """
+
+    name = "replay"
+
+    def __init__(self, rows: Rows, share: float, seed: int, *, learn: bool, distill: Distill | None) -> None:
+        self.rows, self.ratio, self.seed = rows, share / (1 - share), seed
+        self.learn, self.distill = learn, distill
+        self.drawn = 0
+        self.owed = 0.0
+        self._lap: tuple[int, list[int]] = (-1, [])
+        self.now: Rows = rows[0:0]
+
+    def draw(self, inputs: Rows) -> int:
+        self.expected = self.ratio * inputs.supervised_tokens
+        self.owed += self.expected
+        numbers = []
+        while self.ratio and self.owed > 0:
+            numbers.append(self._next())
+            self.owed -= self.rows.supervised_lengths[numbers[-1]]
+        self.now = self.rows.take(numbers)
+        self.sums = {"replay": 0.0, "distill": 0.0}
+        return self.now.supervised_tokens if self.learn else 0
+
+    def _next(self) -> int:
+        """Every row once before any comes twice, each time in another order."""
+        lap, place = divmod(self.drawn, len(self.rows))
+        if self._lap[0] != lap:
+            order = list(range(len(self.rows)))
+            random.Random(f"{self.seed}/replay/{lap}").shuffle(order)
+            self._lap = (lap, order)
+        self.drawn += 1
+        return self._lap[1][place]
+
+    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+
+    def terms(self, supervised: int) -> Iterator[torch.Tensor]:
+        for rows in micro_batches(self.now, MICRO_BATCH):
+            logits, targets = supervised_logits(self.model, rows)
+            term = torch.zeros((), device=logits.device)
+            if self.learn:
+                losses = F.cross_entropy(logits, targets, reduction="none").float()
+                term = term + losses.sum() / supervised
+                self.sums["replay"] += float(losses.sum())
+            if self.distill is not None and self.distill.settings.strength:
+                # Divided by the tokens that a step should have, not by those it happens to have: over the steps that
+                # is the mean over general tokens, which α is measured in.
+                each = self.distill.general(rows, logits)
+                term = term + self.distill.settings.strength * each.sum() / self.expected
+                self.sums["distill"] += float(each.sum())
+            yield term
+
+    def measured(self) -> dict[str, float]:
+        """Means over the step's general tokens."""
+        tokens = self.now.supervised_tokens
+        return {name: value / tokens for name, value in self.sums.items() if value and tokens}
+
+    def state(self) -> dict[str, Any]:
+        return {"position": {"drawn": self.drawn, "owed": self.owed}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.drawn, self.owed = state["position"]["drawn"], state["position"]["owed"]

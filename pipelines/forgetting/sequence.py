@@ -1,0 +1,95 @@
+"""Jobs in sequence: one starts from the model that another has left, and answers for the earlier tasks too."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.config import Job, load_job
+from pipelines.errors import ConfigError
+from pipelines.forgetting.files import Question
+from pipelines.forgetting.guards import PreparedGuard
+from pipelines.metrics import resolve
+from pipelines.models import find_base_model, load_tokenizer
+from pipelines.prepare import read_table
+from pipelines.runs import Run, read_jsonl, replace_folder
+
+
+def earlier_runs(run: Run) -> Iterator[Run]:
+    """The runs that led to where this one starts, the last first."""
+    while (folder := run.manifest.get("after")) is not None:
+        run = Run.open(Path(folder))
+        yield run
+
+
+def starting_model(job: Job, run: Run) -> Path:
+    """The folder of the model that the job starts from: the base, or what the run named by `after` has left.
+
+    An adapter of that run is folded into its base, once, in the run's folder `start/`: the new adapter begins at zero, and
+    switched off it is the model before this job. Raises ConfigError for a run that is not finished or has another base.
+    """
+    after = job.pipeline.after
+    if after is None:
+        return find_base_model(job.ludwig["base_model"])
+    earlier = _finished(job, Path(after))
+    left = earlier.path("model")
+    if not (left / "adapter_config.json").exists():
+        return left
+    target = run.path("start")
+    if not target.exists():
+        base = starting_model(load_job(earlier.path("config.yaml")), earlier)
+        _fold(base, left, target)
+    return target
+
+
+def _finished(job: Job, folder: Path) -> Run:
+    def refuse(message: str) -> ConfigError:
+        return ConfigError(job.problem(f"pipeline.after: {message}", "pipeline", "after"))
+
+    if not (folder / "manifest.json").is_file():
+        raise refuse(f"{folder} is no run folder; name one, such as runs/first")
+    earlier = Run.open(folder)
+    if "tuned" not in earlier.manifest["stages"]:
+        raise refuse(f"{folder} is not finished; finish it with: {earlier.manifest.get('command', 'alfine run')}")
+    base = earlier.manifest["base_model"]
+    if base != job.ludwig["base_model"]:
+        raise refuse(f"{folder} is tuned from {base}; write base_model: {base}")
+    return earlier
+
+
+def _fold(base: Path, adapter: Path, target: Path) -> None:
+    from peft import PeftModel
+
+    from pipelines.engine.model import load_causal_lm
+
+    aside = target.with_name(target.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    PeftModel.from_pretrained(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
+    load_tokenizer(base).save_pretrained(aside)
+    replace_folder(aside, target)
+
+
+def earlier_tasks(run: Run) -> list[PreparedGuard]:
+    """The test rows of every task that the earlier runs trained, each a guard of this one."""
+    guards: list[PreparedGuard] = []
+    for earlier in earlier_runs(run):
+        job = load_job(earlier.path("config.yaml"))
+        default = int(job.ludwig["generation"]["max_new_tokens"])
+        table = read_table(earlier.path("data"), "test")
+        left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
+        for name, task in job.pipeline.tasks.items():
+            system = task.system if task.system is not None else job.pipeline.system
+            mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
+            guards.append(
+                PreparedGuard(
+                    f"{earlier.name}/{name}", "task", str(earlier.folder), metric=task.metric,
+                    questions=[
+                        Question(row["prompt"], system, row["completion"], row["fields"], task.max_new_tokens or default)
+                        for row, _ in mine
+                    ],
+                    own_scores=[resolve(task.metric).score(answer).value for _, answer in mine],
+                )
+            )  # fmt: skip
+    return guards
+

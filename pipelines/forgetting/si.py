@@ -1,0 +1,186 @@
+"""Synaptic intelligence: a weight matters as much as its moves lowered the loss.
+
+A pretrained model shows no moves, so a short pass of training on general text stands in for them; the weights are put back
+afterwards. What the tasks' own training moves is gathered as well, for the job that goes on from this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.engine.packing import Rows, micro_batches, token_losses
+from pipelines.engine.strategy import Strategy, trained_weights
+from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
+from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, lora_pairs, spring
+from pipelines.forgetting_keys import Si as Settings
+
+WARM_RATE = 5e-5
+WARM_ROWS = 8
+
+
+class PathIntegral:
+    """ω += −g·Δθ over the steps, and what it means per squared move: Ω = max(ω, 0) / (Δ² + ξ).
+
+    ξ is `damping` times the weight matrix' mean squared move: a fixed number would mean another thing at each learning
+    rate. On a quadratic ½aθ² under gradient descent at rate η, Ω → a / (2 − ηa) as ξ → 0. (Zenke et al. 2017.)
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        self.weights = weights
+        self.start = [weight.detach().clone() for weight in weights]
+        self.last = [weight.detach().clone() for weight in weights]
+        self.omega = [torch.zeros_like(weight) for weight in weights]
+
+    @torch.no_grad()
+    def add(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Behind a step: `gradients` are those of the loss alone, unclipped, at the weights before it."""
+        for weight, last, omega, gradient in zip(self.weights, self.last, self.omega, gradients, strict=True):
+            omega.sub_(gradient * (weight - last))
+            last.copy_(weight)
+
+    @torch.no_grad()
+    def importance(self, damping: float) -> list[torch.Tensor]:
+        """Ω of each weight, in its shape."""
+        found = []
+        for weight, start, omega in zip(self.weights, self.start, self.omega, strict=True):
+            squared = (weight - start).square()
+            found.append(omega.clamp(min=0) / (squared + damping * squared.mean() + torch.finfo(squared.dtype).tiny))
+        return found
+
+
+def as_factors(omega: torch.Tensor) -> Factored:
+    """The rows and columns of a matrix of importances: their outer product has its row and column sums."""
+    total = omega.sum().clamp(min=torch.finfo(omega.dtype).tiny)
+    return Factored(omega.sum(dim=1), omega.sum(dim=0) / total)
+
+
+def lora_factors(pair: LoraPair, up: torch.Tensor, down: torch.Tensor, damping: float) -> Factored:
+    """Importance of the rows of ΔW from the path integral `up` over B, of its columns from `down` over A.
+
+    Σ_k ω_B[i, k] is what row i's move through B lowered the loss, Σ_k ω_A[k, j] what column j's move through A did.
+    """
+    change = pair.scaling * pair.up.detach() @ pair.down.detach()
+    rows, columns = up.sum(dim=1).clamp(min=0), down.sum(dim=0).clamp(min=0)
+    moved = change.square().sum(dim=1)
+    rows = rows / (moved + damping * moved.mean() + torch.finfo(moved.dtype).tiny)
+    return Factored(rows, columns / columns.mean().clamp(min=torch.finfo(columns.dtype).tiny))
+
+
+class Si(Strategy):
+    """c · Σ Ω (θ − θ₀)²."""
+
+    name = "si"
+
+    def __init__(
+        self, settings: Settings, general: Rows, warm: Path, model_id: str, seed: int,
+        carried: tuple[Path, str] | None, keep: Path,
+    ) -> None:  # fmt: skip
+        """`warm` keeps the importance that the pass over `general` finds; `carried`: that of the earlier job and its
+        model's fingerprint; `keep`: where this job's is written."""
+        self.settings, self.general, self.warm, self.model_id, self.seed = settings, general, warm, model_id, seed
+        self.carried, self.keep = carried, keep
+
+    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.pairs = model, list(lora_pairs(model))
+        self.springs: list[LoraSpring | WeightSpring] = []
+        # The penalty has no ½ before it, the springs have.
+        strength = 2 * self.settings.strength
+        if strength:
+            found = [remembered(self.warm, self.model_id, self._warm_pass)]
+            if self.carried is not None:
+                found.append(load_importance(*self.carried))
+            self.springs = [spring(self.name, strength, bool(self.pairs), importance) for importance in found]
+        for one in self.springs:
+            one.begin(model, optimizer)
+        self.path = PathIntegral(trained_weights(model))
+
+    def _warm_pass(self) -> Importance:
+        names, weights = zip(*self._held(), strict=True)
+        with _unfrozen(self.model, weights):
+            integral = PathIntegral(weights)
+            optimizer = torch.optim.AdamW(weights, lr=WARM_RATE, weight_decay=0.0)
+            steps = [part for _ in range(self.settings.warm_steps) for part in micro_batches(self.general, WARM_ROWS)]
+            for rows in steps[: self.settings.warm_steps]:
+                optimizer.zero_grad()
+                token_losses(self.model, rows).mean().backward()
+                gradients = [weight.grad.clone() for weight in weights]
+                optimizer.step()
+                integral.add(gradients)
+            found = integral.importance(self.settings.damping)
+        self.model.zero_grad(set_to_none=True)
+        return {name: as_factors(omega) if self.pairs else omega for name, omega in zip(names, found, strict=True)}
+
+    def _held(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The weights of the base that training moves: under LoRA the matrices that it adapts."""
+        if not self.pairs:
+            yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+            return
+        modules = dict(self.model.named_modules())
+        for pair in self.pairs:
+            yield pair.module, modules[f"base_model.model.{pair.module}"].base_layer.weight
+
+    def add_gradients(self) -> None:
+        for one in self.springs:
+            one.add_gradients()
+
+    def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
+        for one in self.springs:
+            one.after_step(())
+        self.pull = sum(one.pull for one in self.springs)
+        self.path.add(task_gradients)
+
+    def finish(self, model_id: str) -> None:
+        """Writes this job's own importance. `model_id`: the fingerprint of the model that it leaves."""
+        found: Importance
+        if self.pairs:
+            place = {id(weight): number for number, weight in enumerate(self.path.weights)}
+            found = {
+                pair.module: lora_factors(
+                    pair, self.path.omega[place[id(pair.up)]], self.path.omega[place[id(pair.down)]], self.settings.damping
+                )
+                for pair in self.pairs
+            }
+        else:
+            names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+            found = dict(zip(names, self.path.importance(self.settings.damping), strict=True))
+        save_importance(self.keep, found, model_id)
+
+    def measured(self) -> dict[str, float]:
+        return {self.name: sum(one.cost for one in self.springs)} if self.springs else {}
+
+    def state(self) -> dict[str, Any]:
+        return {f"omega/{number}": omega for number, omega in enumerate(self.path.omega)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Behind the weights' own: the start was noted in `begin`, the last place is where the weights stand now."""
+        for number, omega in enumerate(self.path.omega):
+            omega.copy_(state[f"omega/{number}"])
+        for weight, last in zip(self.path.weights, self.path.last, strict=True):
+            last.copy_(weight.detach())
+
+
+@contextlib.contextmanager
+def _unfrozen(model: torch.nn.Module, weights: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """`weights` alone are trained, in fp32; then all is as it was, to the bit."""
+    training, trained = model.training, trained_weights(model)
+    before = [weight.data for weight in weights]
+    model.eval()
+    for weight in trained:
+        weight.requires_grad_(False)
+    for weight in weights:
+        weight.data = weight.data.float().clone()
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.requires_grad_(False)
+            weight.data = data
+        for weight in trained:
+            weight.requires_grad_(True)
+        model.train(training)

@@ -1,0 +1,60 @@
+"""Another model as teacher: its predictions on the tasks' rows, once, cut to the likeliest tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.engine.model import load_causal_lm
+from pipelines.engine.packing import Rows, micro_batches, supervised_logits
+from pipelines.errors import ModelError
+from pipelines.forgetting.distill import TopK
+from pipelines.forgetting_keys import Distill as Settings
+from pipelines.models import find_base_model, load_tokenizer
+
+MICRO_BATCH = 8
+
+
+def check_teacher(settings: Settings, base: Path) -> Path:
+    """The teacher's folder. Raises ModelError unless its tokenizer makes the same tokens as the base's."""
+    assert settings.teacher is not None
+    folder = find_base_model(settings.teacher)
+    ours, its = load_tokenizer(base).get_vocab(), load_tokenizer(folder).get_vocab()
+    if ours != its:
+        token = next((token for token in ours if its.get(token) != ours[token]), None) or next(iter(set(its) - set(ours)))
+        raise ModelError(
+            f"pipeline.forgetting.distill.teacher {settings.teacher!r} has another tokenizer than the base (token {token!r} is "
+            f"{its.get(token, 'unknown')} there, {ours.get(token, 'unknown')} here); name a model of the same family"
+        )
+    return folder
+
+
+def teach(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[bytes, TopK]:
+    """The teacher's distributions at each row's supervised tokens, by the bytes of the row's tokens; kept in a file, so
+    that a training that goes on does not ask again."""
+    if not keep.exists():
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        aside = keep.with_suffix(".partial")
+        save_file(_asked(settings, teacher, rows), aside)
+        aside.replace(keep)
+    kept = load_file(keep)
+    parts = zip(
+        rows.input_ids,
+        kept["tokens"].split(rows.supervised_lengths),
+        kept["log_probs"].split(rows.supervised_lengths),
+        strict=True,
+    )
+    return {ids.tobytes(): TopK(tokens.long(), log_probs) for ids, tokens, log_probs in parts}
+
+
+@torch.no_grad()
+def _asked(settings: Settings, teacher: Path, rows: Rows) -> dict[str, torch.Tensor]:
+    model = load_causal_lm(teacher, frozen=True).eval()
+    parts = [
+        TopK.of(supervised_logits(model, part)[0], settings.top_k, settings.temperature)
+        for part in micro_batches(rows, MICRO_BATCH)
+    ]
+    tokens, log_probs = zip(*((part.tokens.int().cpu(), part.log_probs.cpu()) for part in parts), strict=True)
+    return {"tokens": torch.cat(tokens), "log_probs": torch.cat(log_probs)}

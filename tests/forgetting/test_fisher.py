@@ -1,0 +1,118 @@
+"""The Fisher information against its definition."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipelines.engine.packing import Rows, supervised_logits
+from pipelines.forgetting.distill import divergence
+from pipelines.forgetting.fisher import lora_fisher, weight_fisher
+from pipelines.forgetting.penalty import lora_pairs
+from tests.forgetting.tiny_lora import base, lora, rows
+
+
+class LinearSoftmax(torch.nn.Module):
+    """logits = W·x, x a fixed vector for each token: a model whose Fisher information can be written down."""
+
+    class config:
+        _attn_implementation = "none"
+
+    def __init__(self, classes=5, features=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(classes, features))
+        self.register_buffer("x", torch.randn(50, features))
+
+    def forward(self, input_ids, position_ids, use_cache, logits_to_keep):
+        class Output:
+            logits = (self.x[input_ids] @ self.weight.T)[:, logits_to_keep]
+
+        return Output
+
+
+def test_it_is_the_closed_form_for_a_linear_softmax():
+    model = LinearSoftmax()
+    chance = np.random.default_rng(0)
+    data = Rows([chance.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
+    data.input_ids[0][1] = data.input_ids[0][1] % 5
+    found = weight_fisher(model, data, seed=0)["weight"]
+    x = model.x[torch.tensor([ids[0] for ids in data.input_ids])]
+    p = (x @ model.weight.T).softmax(-1)
+    expected = ((p * (1 - p))[:, :, None] * (x**2)[:, None, :]).mean(dim=0)
+    assert torch.allclose(found, expected, rtol=0.2, atol=0.01)
+    assert (found - expected).norm() / expected.norm() < 0.06
+
+
+def test_half_delta_f_delta_is_the_divergence_of_a_small_step():
+    """½ Δᵀ F Δ / KL → 1, with F = E_y[∇log p(y) ∇log p(y)ᵀ] in full."""
+    model = LinearSoftmax().double()
+    x, weight = model.x.double(), model.weight.detach().double()
+    delta = 1e-2 * torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before, after = x @ weight.T, x @ (weight + delta).T
+    p, directional = before.softmax(-1), x @ delta.T
+    slopes = directional - (p * directional).sum(-1, keepdim=True)  # ∇log p(y)·Δ for every label y
+    expected = 0.5 * (p * slopes**2).sum(-1).mean()
+    kl = (p * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean()
+    assert float(expected / kl) == pytest.approx(1, abs=0.02)
+    assert float(divergence(before, after).mean()) == pytest.approx(float(kl), rel=1e-2)
+
+
+def test_sampled_fisher_foresees_the_divergence(tmp_path):
+    """What λ = 1 means: the sampled, diagonal Fisher of one matrix and the divergence agree for steps of independent sign."""
+    model = base(tmp_path / "m").eval()
+    data = rows(40)
+    fisher = weight_fisher(model, data, seed=0)
+    before = supervised_logits(model, data)[0].detach()
+    weight, name = model.model.layers[0].self_attn.v_proj.weight, "model.layers.0.self_attn.v_proj.weight"
+    foreseen, found = [], []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        delta = 3e-3 * torch.randn_like(weight)
+        foreseen.append(float((0.5 * fisher[name] * delta**2).sum()))
+        with torch.no_grad():
+            weight += delta
+            found.append(float(divergence(before, supervised_logits(model, data)[0]).mean()))
+            weight -= delta
+    assert np.mean(foreseen) / np.mean(found) == pytest.approx(1, abs=0.25)
+
+
+def test_the_batch_does_not_change_it(tmp_path, monkeypatch):
+    data = rows(6)
+    found = []
+    for size in (1, 6):
+        monkeypatch.setattr("pipelines.forgetting.fisher.MICRO_BATCH", size)
+        model = lora(tmp_path / "m")
+        found.append(lora_fisher(model, data, seed=0))
+    assert found[0].keys() == {pair.module for pair in lora_pairs(model)}
+    for name, one in found[0].items():
+        torch.testing.assert_close(one.rows, found[1][name].rows, rtol=1e-4, atol=1e-10)
+        torch.testing.assert_close(one.columns, found[1][name].columns, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("kronecker", [False, True])
+def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
+    model, data = lora(tmp_path / "m"), rows(3)
+    found = lora_fisher(model, data, seed=5, kronecker=kronecker)
+    plain = base(tmp_path / "m").eval()
+    module = plain.model.layers[1].mlp.down_proj
+    kept = {}
+    module.register_forward_hook(lambda _, inputs, output: (kept.update(x=inputs[0][0].detach()), output.retain_grad(), kept.update(y=output))[0])
+    generator = torch.Generator().manual_seed(5)
+    logits, _ = supervised_logits(plain, data)
+    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    F.cross_entropy(logits, labels, reduction="sum").backward()
+    x, g = kept["x"], kept["y"].grad[0]
+    inputs, outputs = (x.T @ x, g.T @ g) if kronecker else (x.square().sum(0), g.square().sum(0))
+    one = found["model.layers.1.mlp.down_proj"]
+    torch.testing.assert_close(one.rows, outputs / data.supervised_tokens, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(one.columns, inputs / data.tokens, rtol=1e-4, atol=1e-8)
+
+
+def test_it_leaves_no_trace(tmp_path):
+    model = lora(tmp_path / "m").train()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    state = torch.get_rng_state()
+    lora_fisher(model, rows(2), seed=0)
+    assert torch.equal(state, torch.get_rng_state()) and model.training
+    assert all(weight.grad is None and torch.equal(weight, before[name]) for name, weight in model.named_parameters())

@@ -1,0 +1,36 @@
+"""A tiny model, with and without an adapter, and rows for it."""
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pipelines.engine.model import load_causal_lm
+from pipelines.engine.packing import Rows
+from tests.tiny import make_model
+
+
+def rows(count=6, seed=0, vocabulary=200):
+    chance = np.random.default_rng(seed)
+    lengths = chance.integers(5, 12, count)
+    return Rows([chance.integers(5, vocabulary, length) for length in lengths], [2] * count)
+
+
+def base(folder):
+    return load_causal_lm(make_model(folder), frozen=False)
+
+
+def lora(folder, moved=False, seed=1):
+    """The model with an adapter at its start, or `moved` away from it."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(base(folder), config)
+    if moved:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.05)
+    return model
+
+
+def sgd(model, rate=0.1):
+    return torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=rate)

@@ -1,0 +1,96 @@
+"""Small jobs on tiny models, trained through Ludwig."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines.config import load_job
+from pipelines.pipeline import run_job
+from pipelines.prepare import prepare_rows, write_rows
+from pipelines.prompts import PromptFormat
+from pipelines.runs import Run
+from pipelines.screen import Screen
+from pipelines.tasks import load_examples
+from pipelines.training import train
+from tests.tiny import make_model
+
+QUIET = Screen(Console(file=io.StringIO()))
+LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def make_job(tmp_path, monkeypatch):
+    """make_job(adapter=…, trainer={…}) → (job, run with prepared rows, base folder)."""
+    monkeypatch.chdir(tmp_path)
+    words = ["tea", "the inn", "a gate", "nine", "thin ice", "in a net"]
+    rows = [
+        {"text": f"{words[n % 6]} {n} " * (1 + n % 3), "label": ["yes", "no thanks", "maybe"][n % 3],
+         "split": ["train", "train", "validation", "test"][n % 4]}
+        for n in range(36)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(adapter=None, kind="pad_is_eos", name="run", forgetting="none", **trainer):
+        base = make_model(tmp_path / f"base_{kind}", kind)
+        config = {
+            "pipeline": {"seed": 3, "forgetting": forgetting, "tasks": {"t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}",
+                                                     "metric": "label"}}},
+            "base_model": str(base),
+            "trainer": {"type": "finetune", "epochs": 1, "batch_size": 6, "learning_rate": 0.01, "early_stop": -1,
+                        "optimizer": {"type": "sgd"}, "learning_rate_scheduler": {"decay": None},
+                        "gradient_clipping": {"clipglobalnorm": 0.5}, **trainer},
+        }  # fmt: skip
+        if adapter:
+            config["adapter"] = adapter
+        (tmp_path / "job.yaml").write_text(json.dumps(config))
+        job = load_job(tmp_path / "job.yaml")
+        run = Run(tmp_path / name)
+        write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)), run.path("data"))
+        return job, run, base
+
+    return make
+
+
+def run_training(job, run, base):
+    steps = []
+    train(job, run, base, lambda done, total, loss: steps.append((done, total, loss)))
+    return steps
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a tiny base model, two tasks and a YAML; returns its path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    make_model(tmp_path / "base")
+    rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(40)]
+    rows += [{"q": f"one {n} odd", "a": ["yes", "no"][n % 2], "split": "test"} for n in range(3)]
+    Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("say.csv").write_text("text,out\n" + "".join(f"the {n},a {n}\n" for n in range(20)))
+    Path("probes.jsonl").write_text('{"title": "free", "prompt": "the tea"}\n')
+    config = {
+        "pipeline": {
+            "tasks": {
+                "odd": {"data": "odd.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label", "max_new_tokens": 4},
+                "say": {"data": "say.csv", "prompt": "{text}", "completion": "{out}", "metric": "chrf", "max_new_tokens": 6},
+            },
+            "report": {"prompts": "probes.jsonl"},
+            "forgetting": {"strategy": "none", "guards": "none"},
+        },
+        "base_model": "./base",
+        "adapter": {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+        "generation": {"max_new_tokens": 8},
+    }
+    Path("job.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def run(name="one", *overrides):
+    job = load_job(Path("job.yaml"), overrides)
+    folder = Run(Path("runs") / name)
+    run_job(job, folder, f"alfine run job.yaml --name {name}", QUIET)
+    return Run(Path("runs") / name)
