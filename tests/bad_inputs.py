@@ -56,6 +56,10 @@ def changed(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
+def forgetting(value: str) -> str:
+    return GOOD.replace("  tasks:", f"  forgetting: {value}\n  tasks:")
+
+
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
 CASES = [
@@ -92,6 +96,15 @@ CASES = [
     Case("a row of 100 kB", "preview job.yaml", rows=ROWS + json.dumps({"review": "word " * 20_000, "label": "good"}) + "\n"),
     Case("a row without a value", CHECK, rows=ROWS + '{"review": null, "label": "good"}\n'),
     Case("unknown split", CHECK, rows=ROWS + '{"review": "Fine.", "label": "good", "split": "dev"}\n'),
+    Case("unknown strategy", CHECK, config=forgetting("ecw")),
+    Case("a strategy's knob misspelt", CHECK, config=forgetting("{strategy: ewc, ewc: {strenght: 3}}")),
+    Case("knobs of a strategy that is not used", CHECK, config=forgetting("{strategy: ewc, si: {strength: 3}}")),
+    Case("guard without rows", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}"), others={"none.jsonl": ""}),
+    Case("guard of another form", CHECK, config=forgetting("{guards: {mine: {kind: choices, data: rows.jsonl}}}")),
+    Case("budget already spent", CHECK, config=forgetting("{every: 10, budget: {text: 0}}")),
+    Case("gate on no guard", CHECK, config=GOOD.replace("  tasks:", "  report: {gates: {txt: {greatest_loss: 1}}}\n  tasks:")),
+    Case("going on from no run", RUN, config=GOOD.replace("  tasks:", "  after: runs/first\n  tasks:")),
+    Case("bake-off of an unknown strategy", "bakeoff job.yaml --strategies none,ecw"),
     Case("name with a slash", "run job.yaml --name a/b"),
     Case("run folder of another config", RUN, others={"runs/mine/manifest.json": MANIFEST}),
     Case("damaged manifest", RUN, others={"runs/mine/manifest.json": "{"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def sentence(task: TaskResult) -> str:
     if task.better == task.worse == 0:
         text = f"cannot tell: {numbers}; both models score the same on every row"
     if task.rows_needed:
-        return f"{text}; about {task.rows_needed:,} rows would tell."
+        return f"{text}; about {task.rows_needed:,} test rows would tell (80 % power), if it is as large as it seems."
     return f"{text}."
 
 
@@ -75,7 +76,8 @@ def bwt_sentence(bwt: BackwardTransfer) -> str:
 def notes(task: TaskResult) -> list[str]:
     """What a reader should keep in mind about one task, the missing rows first."""
     if task.rows_needed:
-        missing = f"These rows cannot tell; about {task.rows_needed:,} would, if the difference is as large as it seems."
+        enough = f"about {task.rows_needed:,} test rows would (80 % power)"
+        missing = f"These rows cannot tell; {enough}, if the difference is as large as it seems."
         return [missing, *task.flags]
     return task.flags
 
@@ -96,8 +98,8 @@ def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completi
         *_one_answer(task, base, tuned, sides),
         *_limits(task, sides),
         *_unscored(task, sides),
-        *_empty_or_cut(sides[0], base),
-        *_empty_or_cut(sides[1], tuned),
+        *_empty_or_cut(task, sides[0], base),
+        *_empty_or_cut(task, sides[1], tuned),
     ]
 
 
@@ -109,8 +111,8 @@ def _too_few(task: TaskResult) -> Iterable[str]:
 def _format_only(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
     if task.loose and task.loose.base - task.base >= FORM_ONLY:
         yield (
-            f"{heading(sides[0])} names the right label in {number(task.loose.base)} % of its answers but in the exact form "
-            f"in {number(task.base)} %: counted by label alone the change is "
+            f"{heading(sides[0])} names the right label and no other in {number(task.loose.base)} % of its answers, in the exact "
+            f"form in {number(task.base)} %: counted by label alone the change is "
             f"{signed(task.loose.tuned - task.loose.base)} points, the rest is learning the form."
         )
 
@@ -123,6 +125,8 @@ def _one_answer(
     if len({_plain(line.reference) for line in base}) == 1:
         yield f"Every reference is “{one_line(base[0].reference, 40)}”: always giving it would score 100 %."
         return
+    most, times = Counter(line.reference for line in base).most_common(1)[0]
+    yield f"Always answering “{one_line(most, 40)}” would score {number(100 * times / len(base))} %."
     for side, lines in zip(sides, (base, tuned), strict=True):
         answers = {_plain(line.completion) for line in lines}
         if len(answers) == 1 and len(lines) > 1 and answers != {""}:
@@ -147,12 +151,13 @@ def _unscored(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
         )
 
 
-def _empty_or_cut(side: str, lines: Sequence[Completion]) -> Iterable[str]:
+def _empty_or_cut(task: TaskResult, side: str, lines: Sequence[Completion]) -> Iterable[str]:
     empty = sum(not line.completion.strip() for line in lines)
     if empty >= OFTEN * len(lines):
         yield f"{empty:,} of {len(lines):,} {side} answers are empty."
     cut = [line.new_tokens for line in lines if not line.finished]
-    if len(cut) >= max(1, OFTEN * len(lines)):
+    # A sentence that was cut is no label, and would be none with more room.
+    if task.metric != "label" and len(cut) >= max(1, OFTEN * len(lines)):
         cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"
         yield f"{cut_off}: with more room they might score higher."
 

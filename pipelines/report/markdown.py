@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipelines.report.findings import bwt_sentence, headline, sentence
@@ -22,7 +21,6 @@ from pipelines.report.wording import (
 if TYPE_CHECKING:
     from pipelines.report.analysis import Analysis, Example, TaskResult
 
-EXAMPLES_PER_TASK = 3
 TEXT_WIDTH = 160
 
 
@@ -55,7 +53,7 @@ def _gates(analysis: Analysis) -> Iterable[str]:
 
 def _table(analysis: Analysis) -> Iterable[str]:
     base, tuned = map(_escape, analysis.sides)
-    yield f"| task | metric | rows | {base} | {tuned} | change (95 % interval) | p (Holm) | rows better / worse | verdict |"
+    yield f"| task | metric | rows | {base} | {tuned} | change (95 % interval) | p (Holm) | better / worse / same | verdict |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
     for task in analysis.tasks.values():
         cells = [
@@ -66,10 +64,15 @@ def _table(analysis: Analysis) -> Iterable[str]:
             number(task.tuned, task.unit),
             f"{signed(task.delta, task.unit)} ({interval(task.ci95, task.unit)})",
             p_value(task.p_holm),
-            f"{task.better} / {task.worse}",
+            f"{task.better} / {task.worse} / {task.same}",
             task.verdict,
         ]
         yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "Paired on test rows that no training row repeats; p corrected for the number of tasks (Holm). *Better* means better "
+        "than before, not good enough: that is for gates to say."
+    )
 
 
 def _guards(analysis: Analysis) -> Iterable[str]:
@@ -105,7 +108,7 @@ def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:
 
 
 def _examples(analysis: Analysis) -> Iterable[str]:
-    yield from ("<details><summary>Examples: the worst regression first, then the greatest gains</summary>", "")
+    yield from ("<details><summary>Examples: the worst regression, the greatest gain, one that both got wrong</summary>", "")
     for name, task in analysis.tasks.items():
         mine = [example for example in analysis.worst_first if example.task == name]
         for example in _telling(mine):
@@ -114,10 +117,11 @@ def _examples(analysis: Analysis) -> Iterable[str]:
 
 
 def _telling(worst_first: list[Example]) -> Iterable[Example]:
-    """The worst regression, then gains from the greatest down."""
+    """The worst regression, the greatest gain, and one that both got wrong: what a reader would pick to be convinced."""
     worst = [example for example in worst_first[:1] if example.change == "worse"]
-    gains = (example for example in reversed(worst_first) if example.change == "better")
-    yield from (*worst, *islice(gains, EXAMPLES_PER_TASK - len(worst)))
+    gains = [example for example in worst_first if example.change == "better"]
+    wrong = [example for example in worst_first if example.both_wrong]
+    yield from (*worst, *gains[-1:], *wrong[:1])
 
 
 def _example(example: Example, task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:

@@ -95,6 +95,11 @@ class Training(Record):
     forgetting: list[dict[str, float | None]] = []
     """What the strategies did at each step."""
 
+    @property
+    def judged_once(self) -> bool:
+        """Validation looked at one set of trained weights alone."""
+        return len({point.step for point in self.validation_loss if point.step}) < 2
+
 
 class Stage(Record):
     seconds: float

@@ -36,7 +36,7 @@ def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 20 + ["yes"] * 20, ["yes"] + ["no"] * 19 + ["yes"] * 20))
     assert task.verdict == "cannot tell" and headline(analysis) == "Cannot tell on mood."
     assert task.rows_needed > 40
-    assert f"about {task.rows_needed:,} rows would tell" in sentence(task) and f"{task.rows_needed:,}" in notes(task)[0]
+    assert f"about {task.rows_needed:,} test rows would tell" in sentence(task) and f"{task.rows_needed:,}" in notes(task)[0]
 
 
 def test_equal_answers_ask_for_no_more_rows(tmp_path):
@@ -95,7 +95,6 @@ def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
         (["no"] * 40, ["yes"] * 40, {}, "Base is at the floor (0.0)"),
         (["no"] * 40, ["yes"] * 40, {}, "Tuned is at the ceiling (100.0)"),
         ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base answers are empty."),
-        (["no"] * 40, ["yes"] * 40, {"finished": False, "new_tokens": 128}, "40 of 40 tuned answers were cut at 128 tokens:"),
     ],
 )  # fmt: skip
 def test_flags(tmp_path, base, tuned, more, said):
@@ -115,4 +114,11 @@ def test_sound_rows_raise_no_flag(tmp_path):
         for every in (3, 7)
     ]
     _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
-    assert task.flags == []
+    assert task.flags == ["Always answering “yes” would score 50.0 %."]
+
+
+def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
+    for metric, told in (("rouge", True), ("label", False)):
+        sides = [[line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)] for answer in ("no", "yes")]
+        _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))
+        assert any("40 of 40 tuned answers were cut at 128 tokens" in flag for flag in task.flags) == told

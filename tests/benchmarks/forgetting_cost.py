@@ -1,0 +1,110 @@
+"""What each strategy costs: time of an optimiser step and peak memory against the plain run, and the time of the Fisher
+information against that of an epoch.
+
+    python -m tests.benchmarks.forgetting_cost [--rounds 3] [--steps 12]
+
+The quickstart's rows, model and LoRA, trained through Ludwig for a few steps, each strategy in a process of its own, in
+turn; medians over all steps but the first two of every round. What is measured once for a model (answers of the base,
+Fisher information, SI's pass) is made before, in the cache, and timed apart.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+STRATEGIES = ("none", "ewc", "si", "l2sp", "replay", "distill", "replay+distill")
+ROOT = Path(__file__).parents[2]
+
+
+def one(strategy: str, steps: int) -> None:
+    """Prints the seconds of every step, of what came before the first, and the peak memory, as JSON."""
+    from pipelines.config import load_job
+    from pipelines.models import find_base_model
+    from pipelines.prepare import prepare_rows, write_rows
+    from pipelines.prompts import PromptFormat
+    from pipelines.runs import Run
+    from pipelines.screen import quiet_libraries
+    from pipelines.tasks import load_examples
+    from pipelines.training import train
+
+    quiet_libraries()
+    given = [f"pipeline.forgetting={strategy}", f"trainer.train_steps={steps}", "trainer.epochs=1"]
+    job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", given)
+    base = find_base_model(job.ludwig["base_model"])
+    stamps: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run")
+        rows = [row for row in prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)) if row.example.split == "train"]
+        write_rows(rows, run.path("data"))
+        train(job, run, base, lambda done, total, loss: stamps.append(time.monotonic()))
+    seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+    print(json.dumps({"steps": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def measure(strategy: str, steps: int) -> dict[str, object]:
+    command = [sys.executable, "-m", "tests.benchmarks.forgetting_cost", "--one", strategy, "--steps", str(steps)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def fisher_seconds() -> float:
+    """256 sequences of general text, LoRA, factored."""
+    from peft import LoraConfig, get_peft_model
+
+    from pipelines.config import load_job
+    from pipelines.engine.model import load_causal_lm
+    from pipelines.forgetting.build import Start
+    from pipelines.forgetting.fisher import lora_fisher
+    from pipelines.models import find_base_model
+    from pipelines.runs import Run
+
+    job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
+    base = find_base_model(job.ludwig["base_model"])
+    rows = Start(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).general(256)
+    adapter = job.ludwig["adapter"]
+    config = LoraConfig(r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM")
+    model = get_peft_model(load_causal_lm(base, frozen=True), config)
+    started = time.monotonic()
+    lora_fisher(model, rows, seed=0)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--one")
+    given = parser.parse_args()
+    if given.one:
+        one(given.one, given.steps)
+        return
+    for strategy in ("ewc", "si", "replay"):
+        measure(strategy, 1)
+    fisher = fisher_seconds()
+    found: dict[str, list[dict]] = {strategy: [] for strategy in STRATEGIES}
+    for _ in range(given.rounds):
+        for strategy in STRATEGIES:
+            found[strategy].append(measure(strategy, given.steps))
+    times = {name: statistics.median(s for one in runs for s in one["steps"][2:]) for name, runs in found.items()}
+    memory = {name: max(one["memory"] for one in runs) for name, runs in found.items()}
+    table = Table("strategy", "step, s", "of the plain step", "peak memory, GB", "of the plain run")
+    for name in STRATEGIES:
+        table.add_row(
+            name, f"{times[name]:.3f}", f"{times[name] / times['none']:.3f}", f"{memory[name] / 1e9:.2f}",
+            f"{memory[name] / memory['none']:.3f}",
+        )  # fmt: skip
+    Console().print(table)
+    print(f"Fisher information of 256 sequences: {fisher:.1f} s; an epoch of the quickstart is 101 steps, {101 * times['none']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
