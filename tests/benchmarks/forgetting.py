@@ -9,6 +9,7 @@ nats per token) and accuracy on ARC-Easy (300 rows), both read by alfine's own g
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def main() -> None:
     for one in given.strategies:
         strategy, _, knobs = one.partition(":")
         config["pipeline"]["forgetting"] = {"strategy": strategy, "guards": measured}
-        name = "-".join(["forgetting", *one.replace("+", "-").replace(":", "-").replace("=", "-").split("/"), f"s{given.seed}"])
+        name = "-".join(["forgetting", *re.findall(r"[\w.]+", one), f"s{given.seed}"])
         path = workplace / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         command = [str(Path(sys.executable).parent / "alfine"), "run", str(path), "--name", name]
