@@ -14,12 +14,10 @@ from pipelines.forgetting.files import bundled
 from pipelines.forgetting.guards import guards_of
 from pipelines.forgetting_keys import SETTINGS, STRATEGIES, named
 from pipelines.pipeline import run_job
+from pipelines.report.bakeoff import DEVELOPMENT
 from pipelines.runs import Run, read_jsonl, write_json
 from pipelines.screen import Screen
 from pipelines.yaml_wording import did_you_mean
-
-DEVELOPMENT = "development"
-"""The guard that knobs are chosen on: other text than that of the guards, which stay untouched until the end."""
 
 KNOBS = {
     "ewc": ("strength", (1.0, 10.0, 0.1, 100.0)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import Problem, RunError
-from pipelines.forgetting_keys import named
+from pipelines.forgetting_keys import DESCRIPTIVE, named
 from pipelines.metrics import Metric, resolve
 from pipelines.report.gates import judge
 from pipelines.report.guards import (
@@ -167,11 +167,13 @@ class Analysis:
 
     @property
     def strategies(self) -> str:
-        """What was done against forgetting, and what the job's tasks and adapter already are."""
+        """What the job's tasks and adapter already are, and what was done against forgetting."""
         pipeline = self.config["pipeline"]
         already = ["peft" if self.config.get("adapter") else "full", *(["multitask"] if len(pipeline["tasks"]) > 1 else [])]
         used = named(pipeline.get("forgetting", {}).get("strategy", "none"))
-        return ", ".join(dict.fromkeys([*already, *used]))
+        return f"{', '.join(dict.fromkeys([*already, *(word for word in used if word in DESCRIPTIVE)]))}; " + (
+            f"against forgetting: {', '.join(word for word in used if word not in DESCRIPTIVE) or 'nothing'}"
+        )
 
     @property
     def learned_and_lost(self) -> str:

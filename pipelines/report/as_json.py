@@ -146,7 +146,7 @@ class Report(Part):
     probes: list[ProbeReport]
     guards: dict[str, GuardReport]
     bwt: BackwardTransferReport | None
-    strategies: str = Field(description="what was done against forgetting")
+    strategies: str = Field(description="peft or full, multitask; and what was done against forgetting")
     learned_and_lost: str
     training: Training | None
     config: dict[str, Any]

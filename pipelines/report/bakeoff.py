@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEVELOPMENT = "development"
+"""The guard that knobs are chosen on: other text than that of the guards, which stay untouched until the end."""
 MARGIN = 1.0
 """Points of task score that a recommended strategy may lie below the plain run."""
 

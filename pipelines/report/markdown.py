@@ -98,7 +98,7 @@ def _guards(analysis: Analysis) -> Iterable[str]:
     if analysis.bwt is not None:
         yield from (f"{_escape(bwt_sentence(analysis.bwt))}", "")
     yield from (f"- **{_escape(guard.name)}** {_escape(flag)}" for guard in analysis.guards.values() for flag in guard.flags)
-    yield from (f"Against forgetting: {_escape(analysis.strategies)}.", "")
+    yield from (f"Trained as {_escape(analysis.strategies)}.", "")
 
 
 def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:

@@ -47,9 +47,10 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=LINE, lw=0.8)
-        figure.subplots_adjust(left=0.02, right=0.98)
+        figure.subplots_adjust(left=0.02, right=0.98, bottom=0.32 / height, top=1 - 0.05 / height)
 
-    return _svg("dots", "Score of each task, from the first side to the second", 0.7 + 0.58 * len(shown), draw)
+    height = 0.7 + 0.58 * len(shown)
+    return _svg("dots", "Score of each task, from the first side to the second", height, draw)
 
 
 def loss_curve(training: Training | None) -> str:

@@ -119,7 +119,7 @@ def test_every_form_shows_them(tmp_path):
         assert "loss on text" in form and "divergence from base" in form and "Learned: mood" in form
     assert 'aria-label="What the guards lost over the steps of training"' in html.render(analysis)
     found = json.loads(as_json.render(analysis))
-    assert found["guards"]["text"]["verdict"] == "lost" and found["strategies"] == "peft, ewc"
+    assert found["guards"]["text"]["verdict"] == "lost" and found["strategies"] == "peft; against forgetting: ewc"
 
 
 def test_half_a_guard_file_is_named(tmp_path):
