@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune compare predict test lint clean
+.PHONY: help setup check preview finetune compare bakeoff predict test lint clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare before and aft
 
 compare: $(READY) ## the verdict, the table and the gates of runs/NAME; exit code 3 where a gate failed
 	@$(BIN)/alfine compare runs/$(NAME) $(ARGS)
+
+bakeoff: $(READY) ## strategies against forgetting on CONFIG: what each gains and what it forgets
+	@$(BIN)/alfine bakeoff $(CONFIG) $(ARGS)
 
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
