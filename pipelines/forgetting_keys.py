@@ -121,14 +121,14 @@ SETTINGS: dict[str, type[Section]] = {
 }  # fmt: skip
 DESCRIPTIVE = ("multitask", "full", "peft")
 """What a job's tasks and adapter already are, named so that they can be compared."""
-AUTO = "replay+distill"
+AUTO: dict[str, Section] = {"replay": Replay(share=0.1), "distill": Distill(strength=3.0)}
 """What `auto` stands for; docs/forgetting.md has the measurement."""
 STRATEGIES = ("auto", "none", *SETTINGS, *DESCRIPTIVE)
 
 
 def named(strategy: str) -> list[str]:
     """The strategies that a word of the YAML names, `auto` and `none` resolved: `ewc+replay` are two."""
-    words = [word for part in strategy.split("+") for word in (AUTO.split("+") if part.strip() == "auto" else [part.strip()])]
+    words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
@@ -195,4 +195,5 @@ class Forgetting(Section):
 
     def settings(self, name: str) -> Any:
         """The knobs of a strategy, defaults filled in."""
-        return getattr(self, name) or SETTINGS[name]()
+        chosen_by_auto = AUTO.get(name) if "auto" in re.split(r"\s*\+\s*", self.strategy.strip()) else None
+        return getattr(self, name) or chosen_by_auto or SETTINGS[name]()

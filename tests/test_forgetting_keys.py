@@ -1,0 +1,20 @@
+"""The words of `forgetting:`."""
+
+import pytest
+
+from pipelines.forgetting_keys import AUTO, SETTINGS, Forgetting, named
+
+
+@pytest.mark.parametrize(
+    ("word", "strategies"),
+    [("none", []), ("ewc", ["ewc"]), ("ewc + si", ["ewc", "si"]), ("auto", list(AUTO)), ("auto+ewc", [*AUTO, "ewc"]),
+     ("replay+auto", ["replay", "distill"]), ("none+ewc", ["ewc"]), ("peft+ewc", ["peft", "ewc"])],
+)  # fmt: skip
+def test_a_word_names_strategies(word, strategies):
+    assert named(word) == strategies == Forgetting.model_validate(word).strategies
+
+
+def test_auto_has_knobs_of_its_own_unless_they_are_given():
+    assert Forgetting().settings("replay") == AUTO["replay"] != SETTINGS["replay"]()
+    assert Forgetting.model_validate("replay").settings("replay") == SETTINGS["replay"]()
+    assert Forgetting.model_validate({"replay": {"share": 0.2}}).settings("replay").share == 0.2
