@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv>=0.5,<1"
 	@echo "Installing (about 6 GB, a minute or more) ..."
-	@$(BIN)/python -m uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
