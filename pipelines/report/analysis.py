@@ -24,7 +24,7 @@ from pipelines.report.guards import (
 )
 from pipelines.report.run_files import Completion, Manifest, RunFiles, Stage, Training, read_run
 from pipelines.report.wording import BASE_AND_TUNED, signed, unit_name
-from pipelines.statistics import Comparison, compare, holm
+from pipelines.statistics import Comparison, bootstrap_interval, compare, holm
 
 SIGNIFICANCE = 0.05
 
@@ -340,9 +340,11 @@ def _loss(pairs: Sequence[tuple[float | None, float | None]]) -> Loss | None:
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     if len(known) < len(pairs):
         return None
-    base, tuned = zip(*known, strict=True)
-    result = compare(base, tuned, binary=False)
-    return Loss(result.base, result.tuned, result.delta, result.ci95)
+    import numpy as np
+
+    base, tuned = np.asarray(known).T
+    low, high = bootstrap_interval(tuned - base)
+    return Loss(float(base.mean()), float(tuned.mean()), float((tuned - base).mean()), (float(low), float(high)))
 
 
 def _some_answer(files: RunFiles, metrics: dict[str, Metric]) -> None:
