@@ -214,6 +214,10 @@ def _strategies_without_ground(pipeline: Pipeline, ludwig: dict[str, Any], docum
     }
     for name in ("ewc", "si", "l2sp", "interpolate"):
         wrong[name] = adapter is not None and kind != "lora" and f"{name} works under adapter: {{type: lora}} or without one"
+        if isinstance(adapter, dict) and adapter.get("use_dora"):
+            wrong[name] = f"{name} does not know DoRA's magnitudes; write use_dora: false"
+    if ludwig.get("quantization"):
+        wrong["si"] = "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
     return [
         document.problem(f"pipeline.forgetting.strategy: {message}", "pipeline", "forgetting", "strategy")
         for name in pipeline.forgetting.strategies

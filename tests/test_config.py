@@ -464,6 +464,8 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask needs two tasks or more"),
     "peft without": (with_line("adapter: {type: lora, r: 16}", "").replace("  tasks:", "  forgetting: peft\n  tasks:"), 2, "peft needs the section adapter"),
     "ewc on ia3": (adapter("{type: ia3}").replace("  tasks:", "  forgetting: ewc\n  tasks:"), 2, "ewc works under adapter: {type: lora} or without one"),
+    "ewc with dora": (adapter("{type: lora, use_dora: true}").replace("  tasks:", "  forgetting: ewc\n  tasks:"), 2, "ewc does not know DoRA's magnitudes"),
+    "si quantized": (section("quantization: {bits: 4}\n").replace("  tasks:", "  forgetting: si\n  tasks:"), 2, "si moves the base's weights"),
     "guards word": (pipeline("forgetting: {guards: all}"), 2, "guards: expected one of bundled or none, found the text 'all'"),
     "guard kind": (pipeline("forgetting: {guards: {g: {kind: story, data: a.jsonl}}}"), 2, "expected one of choices, text, answers or task"),
     "guard without data": (pipeline("forgetting: {guards: {g: {kind: text}}}"), 2, "guards.g.data is missing"),

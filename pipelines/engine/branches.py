@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import ATTENTION, Rows, supervised_logits
+from pipelines.engine.packing import ATTENTION, Rows, logits_at, supervised_logits
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,15 @@ def _packed(model: torch.nn.Module, items: Sequence[Branches]) -> torch.Tensor:
             ids.extend(one)
             positions.extend(range(length, length + len(one)))
         masks.append(_mask(item, device))
-    arguments = {
+    arguments: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": torch.tensor([positions], device=device),
         "use_cache": False,
         "row_lengths": tuple(item.tokens for item in items),
         "row_masks": tuple(masks),
     }
-    hidden = model(**arguments, logits_to_keep=torch.tensor(predicted_at, device=device)).logits[0]
-    return F.cross_entropy(hidden.float(), torch.tensor(targets, device=device), reduction="none")
+    logits = logits_at(model, torch.tensor(predicted_at, device=device), **arguments)
+    return F.cross_entropy(logits.float(), torch.tensor(targets, device=device), reduction="none")
 
 
 def _mask(item: Branches, device: torch.device) -> torch.Tensor:

@@ -135,11 +135,14 @@ def _packed_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, to
     arguments: dict[str, Any] = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
     if len(rows) > 1:
         arguments["row_lengths"] = tuple(lengths)
-    keeps = "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters
-    if keeps:
-        arguments["logits_to_keep"] = targets - 1
-    logits = model(**arguments).logits[0]
-    return logits if keeps else logits[targets - 1], tokens[targets]
+    return logits_at(model, targets - 1, **arguments), tokens[targets]
+
+
+def logits_at(model: torch.nn.Module, places: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    """The logits of a forward pass over one packed sequence, at `places` alone: [places, vocabulary]."""
+    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
+        return torch.as_tensor(model(**arguments, logits_to_keep=places).logits[0])
+    return torch.as_tensor(model(**arguments).logits[0, places])
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -169,10 +169,9 @@ def test_a_bake_off_runs_every_arm_once_and_recommends_one(guarded):
     assert found.arm("none").forgotten.against_none == 0
     page = Path("runs/bake/bakeoff.html").read_text()
     assert found.headline in page and "<svg" in page
-    before = Path("runs/bake", folders[0], "manifest.json").stat().st_mtime_ns
-    seconds = json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"]
+    stages = json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"]
     bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
-    assert json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"] == seconds and before
+    assert json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"] == stages
     assert read_bake_off(Path("runs/bake")) == found
 
 
