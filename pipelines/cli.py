@@ -69,9 +69,9 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     job = load_job(config, overrides)
     if problems := unresolved(job):
         raise ConfigError(problems)
-    examples = load_examples(job.pipeline)
+    count = sum(1 for _ in load_examples(job.pipeline))
     check_guards(job.pipeline.forgetting)
-    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {len(examples):,} rows)")
+    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {count:,} rows)")
 
 
 @main.command()
@@ -89,7 +89,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
 
     from pipelines.config import load_job
     from pipelines.models import context_length, find_base_model
-    from pipelines.preflight import preflight, refuse_serious
+    from pipelines.preflight import Preflight, refuse_serious
     from pipelines.prepare import prepare_rows
     from pipelines.preview import show_rows
     from pipelines.prompts import PromptFormat
@@ -97,13 +97,14 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.tasks import load_examples
 
     job = load_job(config, overrides)
-    examples = load_examples(job.pipeline)
+    examples = list(load_examples(job.pipeline))
     quiet_libraries()
     folder = find_base_model(job.ludwig["base_model"])
     prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
-    prepared = prepare_rows(examples, prompts)
+    preflight = Preflight(job, prompts, context_length(folder))
+    prepared = list(preflight.watch(prepare_rows(examples, prompts)))
     show_rows(prepared, prompts, Console(highlight=False), rows)
-    findings = preflight(job, prepared, prompts, context_length(folder))
+    findings = preflight.findings()
     for finding in findings:
         if not finding.serious:
             Screen().warn(str(finding.problem))

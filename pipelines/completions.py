@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 64
 """Prompts answered together; sorted by length first, so that little is padding."""
+BATCH_TOKENS = 32_768
+"""Tokens, with those to come, whose keys and values are held at once."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows just finished."""
@@ -29,6 +31,8 @@ class Completion:
     new_tokens: int
     finished: bool
     """False where it was cut at max_new_tokens."""
+    reference_loss: float | None = None
+    """Of the right answer and its end token, in nats per token, where one was given."""
 
 
 class LoadedModel:
@@ -89,60 +93,51 @@ def complete(
     generation: dict[str, Any],
     max_new_tokens: Sequence[int],
     progress: Progress = lambda rows: None,
+    references: Sequence[list[int]] | None = None,
 ) -> list[Completion]:
-    """A completion for each tokenised prompt, in the order given.
+    """A completion for each tokenised prompt, in the order given, and the loss of its reference, where there are any.
 
-    `generation` holds transformers' generation settings; `max_new_tokens` is per prompt. Rows are batched with
-    rows of the same bound and about the same length.
+    `generation` holds transformers' generation settings; `max_new_tokens` is per prompt. `references` are the tokens
+    that should follow each prompt, perhaps none. Rows are batched with rows of the same bound and about the same length.
     """
+    settings = {key: value for key, value in generation.items() if value is not None}
     order = sorted(range(len(prompts)), key=lambda n: (max_new_tokens[n], len(prompts[n]), n))
     answers: dict[int, Completion] = {}
     while order:
-        batch = [n for n in order[:BATCH_ROWS] if max_new_tokens[n] == max_new_tokens[order[0]]]
+        bound = max_new_tokens[order[0]]
+        batch = [n for n in order[:BATCH_ROWS] if max_new_tokens[n] == bound]
+        batch = batch[: max(1, BATCH_TOKENS // (len(prompts[batch[-1]]) + bound))]
         order = order[len(batch) :]
-        rows = _generate(loaded, [prompts[n] for n in batch], {**generation, "max_new_tokens": max_new_tokens[batch[0]]})
+        whole = [[*prompts[n], *(references[n] if references else ())] for n in batch]
+        rows = _answer(loaded, whole, [len(prompts[n]) for n in batch], {**settings, "max_new_tokens": bound})
         answers.update(zip(batch, rows, strict=True))
         progress(len(batch))
     return [answers[n] for n in range(len(prompts))]
 
 
-def _generate(loaded: LoadedModel, prompts: list[list[int]], generation: dict[str, Any]) -> list[Completion]:
-    import torch
-    from transformers import GenerationConfig
-
-    stops = loaded.prompts.stop_ids
-    width = max(len(ids) for ids in prompts)
-    device = next(loaded.model.parameters()).device
-    # Padding stands on the left and is masked out, so any token will do.
-    ids = torch.tensor([[stops[0]] * (width - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
-    config = GenerationConfig(
-        **{key: value for key, value in generation.items() if value is not None},
-        eos_token_id=stops,
-        pad_token_id=stops[0],
-    )
-    with torch.inference_mode():
-        output = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
-    return [_cut(loaded.prompts, row[width:].tolist()) for row in output]
-
-
-def _cut(prompts: PromptFormat, tokens: list[int]) -> Completion:
-    """The text before the first stop token."""
-    end = next((place for place, token in enumerate(tokens) if token in prompts.stop_ids), None)
-    kept = tokens if end is None else tokens[:end]
-    text = prompts.tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(str(text), len(kept) + (end is not None), end is not None)
-
-
-def reference_losses(loaded: LoadedModel, rows: Sequence[dict[str, Any]], progress: Progress = lambda rows: None) -> list[float]:
-    """The loss of each row's reference and its end token, in nats per token. Rows hold input_ids, supervised_from."""
+def _answer(
+    loaded: LoadedModel, whole: list[list[int]], prompt_lengths: list[int], settings: dict[str, Any]
+) -> list[Completion]:
     import numpy as np
 
+    from pipelines.engine.generation import continuations, read, reads_once
     from pipelines.engine.packing import Rows, row_losses
 
-    packed = Rows([np.asarray(row["input_ids"]) for row in rows], [row["supervised_from"] for row in rows])
-    losses = []
-    for loss in row_losses(loaded.model, packed):
-        losses.append(loss)
-        progress(1)
-    return losses
+    rows = Rows([np.asarray(ids) for ids in whole], prompt_lengths)
+    losses: list[float | None] = [None] * len(whole)
+    cache = None
+    if reads_once(loaded.model):
+        losses, cache = read(loaded.model, rows)
+    elif rows.supervised_tokens:
+        scored = [n for n, length in enumerate(rows.supervised_lengths) if length]
+        for n, loss in zip(scored, row_losses(loaded.model, rows.take(scored)), strict=True):
+            losses[n] = loss
+    prompts = [ids[:length] for ids, length in zip(whole, prompt_lengths, strict=True)]
+    made = continuations(loaded.model, prompts, loaded.prompts.stop_ids, settings, cache)
+    return [_completion(loaded.prompts, tokens, loss) for tokens, loss in zip(made, losses, strict=True)]
+
+
+def _completion(prompts: PromptFormat, tokens: list[int], loss: float | None) -> Completion:
+    finished = bool(tokens) and tokens[-1] in prompts.stop_ids
+    text = prompts.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+    return Completion(str(text), len(tokens), finished, loss)

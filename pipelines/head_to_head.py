@@ -158,7 +158,8 @@ def _test_rows(run: Run, job: Job) -> list[Asked]:
 
 def _rows_of_file(job: Job | None, file: Path, task: str | None) -> list[Asked]:
     """Rows of a task of the run (its columns, the reference by its template) or free prompts with or without one."""
-    from pipelines.tasks import fill, read_rows
+    from pipelines.row_files import read_rows
+    from pipelines.tasks import fill
 
     if job is None:
         asked = []
@@ -186,33 +187,26 @@ def _text(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Answered:
-    """One side's answer; its loss on the reference and the reference's tokens, where there is one."""
+    """One side's answer, and the tokens of the reference, where there is one."""
 
     completion: Completion
-    loss: float | None
     reference_ids: list[int]
 
 
 def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], screen: Screen) -> list[Answered]:
-    from pipelines.completions import complete, reference_losses
+    from pipelines.completions import complete
 
     with screen.working(f"Loading {side.name}"):
         loaded = side.load()
+    ids = prompt_ids(loaded, [one.question for one in asked])
+    references: list[list[int]] = []
+    for one in asked:
+        text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
+        references.append([] if one.reference is None else loaded.prompts.encode(text, one.reference).supervised)
+    bounds = [one.question.max_new_tokens for one in asked]
     with screen.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
-        ids = prompt_ids(loaded, [one.question for one in asked])
-        answers = complete(loaded, ids, generation, [one.question.max_new_tokens for one in asked], progress)
-    encoded = {}
-    for number, one in enumerate(asked):
-        if one.reference is not None:
-            text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
-            encoded[number] = loaded.prompts.encode(text, one.reference)
-    with screen.bar(f"Losses of {side.name}", len(encoded), "rows") as progress:
-        rows = [{"input_ids": one.input_ids, "supervised_from": one.supervised_from} for one in encoded.values()]
-        losses = dict(zip(encoded, reference_losses(loaded, rows, progress) if rows else [], strict=True))
-    return [
-        Answered(answer, losses.get(number), encoded[number].supervised if number in encoded else [])
-        for number, answer in enumerate(answers)
-    ]
+        answers = complete(loaded, ids, generation, bounds, progress, references)
+    return [Answered(answer, reference) for answer, reference in zip(answers, references, strict=True)]
 
 
 def _write(asked: Sequence[Asked], answers: Sequence[Answered], folder: Path, with_losses: bool) -> None:
@@ -227,7 +221,7 @@ def _write(asked: Sequence[Asked], answers: Sequence[Answered], folder: Path, wi
         if one.reference is None:
             free.append({"title": one.title, **answer})
         else:
-            answer |= {"reference": one.reference, "reference_loss": answered.loss if with_losses else None}
+            answer |= {"reference": one.reference, "reference_loss": answered.completion.reference_loss if with_losses else None}
             scored.append({"task": one.question.task or FREE, "row": one.number, "fields": one.question.row, **answer})
     for name, lines in (("completions.jsonl", scored), ("probes.jsonl", free)):
         if lines:

@@ -63,7 +63,7 @@ class _Checker:
         if reason := _match(REFUSED, name):
             return self.report(f"{name} would have no effect: {reason}", *path)
         node = _match(NARROWED, name) or node
-        if path == ("backend",) and value == "local":
+        if path == ("backend",) and value in ("local", "ray"):
             return None
         if isinstance(value, str) and (reason := REFUSED_VALUES.get((name, value))):
             return self.report(f"{name}: {value} is not possible: {reason}", *path)

@@ -81,7 +81,27 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
 }
 
 NARROWED: dict[str, dict[str, Any]] = {
-    "backend": {"types": ["mapping"], "fields": {"type": {"enum": ["local"]}}},
+    "backend": {
+        "types": ["mapping"],
+        "variants": {
+            "local": {"type": {}},
+            "ray": {
+                "type": {},
+                "trainer": {
+                    "types": ["mapping"],
+                    "fields": {
+                        "num_workers": {"types": ["integer"], "min": 1},
+                        "use_gpu": {"types": ["boolean"]},
+                        "resources_per_worker": {
+                            "types": ["mapping"],
+                            "fields": {"CPU": {"types": ["number"], "min": 0}, "GPU": {"types": ["number"], "min": 0}},
+                        },
+                        "max_failures": {"types": ["integer"], "min": 0},
+                    },
+                },
+            },
+        },
+    },
     "base_model": {"types": ["text"], "nonempty": True},
     "trainer.learning_rate": {"types": ["number"], "above": 0, "max": 1},
     "trainer.batch_size": {"types": ["integer"], "min": 1},

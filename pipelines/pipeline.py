@@ -13,7 +13,7 @@ from pipelines.errors import DataError, Problem, RunError
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
 from pipelines.screen import Screen, quiet_libraries
 
-PREPARED_FORMAT = 1
+PREPARED_FORMAT = 2
 """Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
 
 
@@ -127,25 +127,26 @@ class Stages:
 
     def prepare(self) -> None:
         from pipelines.models import context_length
-        from pipelines.preflight import preflight, refuse_serious
+        from pipelines.preflight import Preflight, refuse_serious
         from pipelines.prepare import prepare_rows, read_probes, write_rows
         from pipelines.prompts import PromptFormat
         from pipelines.tasks import SPLITS, load_examples
 
         with self.screen.working("Preparing rows"):
             prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
-            rows = prepare_rows(load_examples(self.job.pipeline), prompts)
             if self.job.pipeline.report.prompts:
                 read_probes(Path(self.job.pipeline.report.prompts))
-            findings = preflight(self.job, rows, prompts, context_length(self.base_folder))
+            preflight = Preflight(self.job, prompts, context_length(self.base_folder))
+            rows = prepare_rows(load_examples(self.job.pipeline), prompts)
+            write_rows(preflight.watch(rows), self.run.path("data"))
+            findings = preflight.findings()
         refuse_serious(findings)
         for finding in findings:
             self.screen.warn(str(finding.problem))
-        write_rows(rows, self.run.path("data"))
         data: dict[str, Any] = {}
         for name, task in self.job.pipeline.tasks.items():
             file = task.data if isinstance(task.data, str) else task.data.train
-            counts = {s: sum(r.example.task == name and r.example.split == s for r in rows) for s in SPLITS}
+            counts = {split: preflight.counts[name, split] for split in SPLITS}
             data[name] = {**counts, "file": file, "sha256": file_digest(Path(file))}
         self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
 
@@ -167,19 +168,18 @@ class Stages:
         self._publish(folder, which)
 
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
-        from pipelines.completions import LoadedModel, quantization_of, reference_losses
+        from pipelines.completions import LoadedModel, quantization_of
+        from pipelines.engine.dataset import TokenRows
         from pipelines.engine.trainer import validation_losses
-        from pipelines.training import token_rows
+        from pipelines.prepare import open_table
 
         with self.screen.working(f"Loading the {which} model"):
             loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, quantization_of(self.job))
             if which == "tuned":
                 loaded = loaded.attach(self.run.path("model"))
-        with self.screen.bar(f"{which.capitalize()} losses", len(table), "rows") as progress:
-            losses = reference_losses(loaded, table, progress)
         self._write_probes(loaded, folder)
-        write_jsonl(folder / "completions.jsonl", self._complete_rows(loaded, table, losses, which))
-        validation = token_rows(self.run, "validation")
+        write_jsonl(folder / "completions.jsonl", self._complete_rows(loaded, table, which))
+        validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.screen.working("Validation loss of the base"):
                 write_json(folder / "validation.json", validation_losses(loaded.model, validation))
@@ -218,20 +218,22 @@ class Stages:
         bound = self.job.pipeline.tasks[task].max_new_tokens
         return int(bound if bound is not None else self.generation["max_new_tokens"])
 
-    def _complete_rows(self, loaded: Any, table: Sequence[dict[str, Any]], losses: Sequence[float], which: str) -> list[Any]:
+    def _complete_rows(self, loaded: Any, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
         from pipelines.completions import complete
 
         prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
+        references = [row["input_ids"][row["supervised_from"] :] for row in table]
+        bounds = [self._bound(row["task"]) for row in table]
         with self.screen.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
-            answers = complete(loaded, prompts, self.generation, [self._bound(row["task"]) for row in table], progress)
+            answers = complete(loaded, prompts, self.generation, bounds, progress, references)
         return [
             {
                 "task": row["task"], "row": row["row"], "prompt": row["prompt"], "reference": row["completion"],
-                "completion": answer.text, "reference_loss": loss,
+                "completion": answer.text, "reference_loss": answer.reference_loss,
                 "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
                 "new_tokens": answer.new_tokens, "finished": answer.finished, "fields": row["fields"],
             }
-            for row, answer, loss in zip(table, answers, losses, strict=True)
+            for row, answer in zip(table, answers, strict=True)
         ]  # fmt: skip
 
     def _write_probes(self, loaded: Any, folder: Path) -> None:
@@ -254,6 +256,7 @@ class Stages:
         )  # fmt: skip
 
     def train(self, inputs: str) -> None:
+        from pipelines.cluster import on_ray, train_on_ray
         from pipelines.training import train
 
         # Checkpoints of another config would be taken for the start of this training.
@@ -263,7 +266,7 @@ class Stages:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(inputs, encoding="utf-8")
         with self.screen.steps("Training") as report:
-            train(self.job, self.run, self.base_folder, report)
+            (train_on_ray if on_ray(self.job) else train)(self.job, self.run, self.base_folder, report)
 
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job, load_job
 from pipelines.errors import DataError, Problem, RunError
+from pipelines.row_files import read_rows
 from pipelines.runs import Run
-from pipelines.tasks import fill, read_rows
+from pipelines.tasks import fill
 
 if TYPE_CHECKING:
     from pipelines.completions import LoadedModel

@@ -5,9 +5,10 @@ Each finding names task, row, cause and mend. Errors stop the run; warnings are 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem
@@ -24,26 +25,91 @@ class Finding:
     problem: Problem
 
 
-def preflight(job: Job, rows: Sequence[PreparedRow], prompts: PromptFormat, context_length: int) -> list[Finding]:
-    """All findings, the serious ones first."""
-    limit = context_length
-    asked = job.ludwig.get("preprocessing", {}).get("global_max_sequence_length")
-    if asked:
-        limit = min(limit, int(asked))
-    findings = [
-        *(Finding(True, problem) for problem in unresolved(job)),
-        *_each_row(rows, "the prompt is empty; check its column", lambda row: not row.example.prompt.strip()),
-        *_each_row(rows, "the completion is empty; check its column", lambda row: not row.example.completion.strip()),
-        *_tokens(rows, prompts),
-        *_too_long(rows, limit),
-        *_special_tokens(rows, prompts),
-        *_unit_tests(job, rows),
-        *_groups(job, rows),
-        *_one_class(job, rows),
-        *_leaks(rows),
-        *_no_validation(job, rows),
-    ]
-    return sorted(findings, key=lambda finding: not finding.serious)
+@dataclass
+class RowCheck:
+    """What may be wrong with a row; of those that are, the first of each task is named, with how many there are."""
+
+    message: str
+    wrong: Callable[[PreparedRow], object]
+    serious: bool = True
+    firsts: dict[str, PreparedRow] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def see(self, row: PreparedRow) -> None:
+        if self.wrong(row):
+            self.firsts.setdefault(row.example.task, row)
+            self.counts[row.example.task] += 1
+
+    def findings(self) -> Iterator[Finding]:
+        for task, row in self.firsts.items():
+            more = f" ({self.counts[task]} such rows)" if self.counts[task] > 1 else ""
+            yield Finding(self.serious, Problem(f"task {task}: {self.message}{more}", row.example.file, row.example.row))
+
+
+class Preflight:
+    """Sees every row once, in passing, and holds none: there may be more than fit into memory."""
+
+    def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
+        self.job = job
+        asked = job.ludwig.get("preprocessing", {}).get("global_max_sequence_length")
+        limit = min(context_length, int(asked)) if asked else context_length
+        self.checks = [*_text_checks(prompts), *_token_checks(prompts, limit), _unit_tests(job)]
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.without_group: dict[str, PreparedRow] = {}
+        self.labels: dict[tuple[str, str], set[str]] = {}
+        self.leaks = _Leaks()
+
+    def watch(self, rows: Iterable[PreparedRow]) -> Iterator[PreparedRow]:
+        """The same rows, looked at as they go by."""
+        for row in rows:
+            self.see(row)
+            yield row
+
+    def see(self, row: PreparedRow) -> None:
+        example, task = row.example, self.job.pipeline.tasks[row.example.task]
+        self.counts[example.task, example.split] += 1
+        for check in self.checks:
+            check.see(row)
+        if task.group and task.group not in example.fields:
+            self.without_group.setdefault(example.task, row)
+        if task.metric == "label":
+            labels = self.labels.setdefault((example.task, example.split), set())
+            if len(labels) < 2:
+                labels.add(example.completion)
+        self.leaks.see(row)
+
+    def findings(self) -> list[Finding]:
+        """All of them, the serious ones first."""
+        found = [
+            *(Finding(True, problem) for problem in unresolved(self.job)),
+            *(finding for check in self.checks for finding in check.findings()),
+            *self._groups(),
+            *self._one_class(),
+            *self.leaks.findings(),
+            *self._no_validation(),
+        ]
+        return sorted(found, key=lambda finding: not finding.serious)
+
+    def _groups(self) -> Iterator[Finding]:
+        for name, row in self.without_group.items():
+            columns = ", ".join(row.example.fields)
+            message = f"task {name}: group names the column {self.job.pipeline.tasks[name].group}, the row has: {columns}"
+            yield Finding(True, self.job.problem(message, "pipeline", "tasks", name, "group"))
+
+    def _one_class(self) -> Iterator[Finding]:
+        for (name, split), labels in self.labels.items():
+            if len(labels) == 1 and split != "validation":
+                message = (
+                    f"task {name}: every {split} row has the label {next(iter(labels))!r}; there is nothing to learn or "
+                    f"to compare: shuffle the rows or set their `split`"
+                )
+                yield Finding(True, self.job.problem(message, "pipeline", "tasks", name))
+
+    def _no_validation(self) -> Iterator[Finding]:
+        for name in self.job.pipeline.tasks:
+            if not self.counts[name, "validation"]:
+                message = f"task {name} has no validation rows, so training cannot stop when it gets worse there"
+                yield Finding(False, self.job.problem(message, "pipeline", "tasks", name))
 
 
 def refuse_serious(findings: Sequence[Finding]) -> None:
@@ -53,111 +119,71 @@ def refuse_serious(findings: Sequence[Finding]) -> None:
         raise DataError(serious)
 
 
-def _each_row(
-    rows: Sequence[PreparedRow], message: str, wrong: Callable[[PreparedRow], bool], serious: bool = True
-) -> Iterator[Finding]:
-    """One finding a task: the first row of its kind, and how many there are."""
-    found: dict[str, list[PreparedRow]] = defaultdict(list)
-    for row in rows:
-        if wrong(row):
-            found[row.example.task].append(row)
-    for task, wrongs in found.items():
-        more = f" ({len(wrongs)} such rows)" if len(wrongs) > 1 else ""
-        first = wrongs[0].example
-        yield Finding(serious, Problem(f"task {task}: {message}{more}", first.file, first.row))
-
-
-def _tokens(rows: Sequence[PreparedRow], prompts: PromptFormat) -> Iterator[Finding]:
-    bos = prompts.tokenizer.bos_token_id
-    yield from _each_row(
-        rows,
-        "no token of the completion would be trained; the tokenizer makes nothing of it",
-        lambda row: len(row.input_ids) - row.supervised_from < 2,
-    )
-    yield from _each_row(
-        rows,
-        "the end of the answer is not trained, so the model would never stop",
-        lambda row: row.input_ids[-1] not in prompts.stop_ids or row.supervised_from >= len(row.input_ids),
-    )
-    if bos is not None and bos != prompts.end_id:
-        yield from _each_row(
-            rows,
-            f"the prompt starts with {prompts.tokenizer.bos_token} twice; take it out of the template",
-            lambda row: row.input_ids[:2] == [bos, bos],
-        )
-
-
-def _too_long(rows: Sequence[PreparedRow], limit: int) -> Iterator[Finding]:
-    yield from _each_row(
-        rows,
-        f"is longer than {limit} tokens, the length limit; alfine never cuts a completion: shorten or drop such rows, "
-        f"or raise preprocessing.global_max_sequence_length where the model allows it",
-        lambda row: len(row.input_ids) > limit,
-    )
-
-
-def _special_tokens(rows: Sequence[PreparedRow], prompts: PromptFormat) -> Iterator[Finding]:
+def _text_checks(prompts: PromptFormat) -> list[RowCheck]:
     special = [token for token in prompts.tokenizer.all_special_tokens if len(token) > 3]
-    yield from _each_row(
-        rows,
-        "the row's text holds a special token of this model (such as an end of turn), which would be read as one; "
-        "take it out of the row",
-        lambda row: any(token in row.example.prompt or token in row.example.completion for token in special),
-    )
+    return [
+        RowCheck("the prompt is empty; check its column", lambda row: not row.example.prompt.strip()),
+        RowCheck("the completion is empty; check its column", lambda row: not row.example.completion.strip()),
+        RowCheck(
+            "the row's text holds a special token of this model (such as an end of turn), which would be read as one; "
+            "take it out of the row",
+            lambda row: any(token in row.example.prompt or token in row.example.completion for token in special),
+        ),
+    ]
 
 
-def _unit_tests(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
+def _token_checks(prompts: PromptFormat, limit: int) -> list[RowCheck]:
+    bos = prompts.tokenizer.bos_token_id
+    checks = [
+        RowCheck(
+            "no token of the completion would be trained; the tokenizer makes nothing of it",
+            lambda row: len(row.input_ids) - row.supervised_from < 2,
+        ),
+        RowCheck(
+            "the end of the answer is not trained, so the model would never stop",
+            lambda row: row.input_ids[-1] not in prompts.stop_ids or row.supervised_from >= len(row.input_ids),
+        ),
+        RowCheck(
+            f"is longer than {limit} tokens, the length limit; alfine never cuts a completion: shorten or drop such rows, "
+            f"or raise preprocessing.global_max_sequence_length where the model allows it",
+            lambda row: len(row.input_ids) > limit,
+        ),
+    ]
+    if bos is not None and bos != prompts.end_id:
+        message = f"the prompt starts with {prompts.tokenizer.bos_token} twice; take it out of the template"
+        checks.append(RowCheck(message, lambda row: row.input_ids[:2] == [bos, bos]))
+    return checks
+
+
+def _unit_tests(job: Job) -> RowCheck:
     scored = {name for name, task in job.pipeline.tasks.items() if task.metric == "unit_tests"}
-    yield from _each_row(
-        rows,
+    return RowCheck(
         "metric unit_tests needs a column `tests` with assert lines in every test row",
         lambda row: row.example.task in scored and row.example.split == "test" and not row.example.fields.get("tests"),
     )
 
 
-def _groups(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
-    for name, task in job.pipeline.tasks.items():
-        lacking = [r for r in rows if r.example.task == name and task.group and task.group not in r.example.fields]
-        if lacking:
-            columns = ", ".join(lacking[0].example.fields)
-            message = f"task {name}: group names the column {task.group}, the row has: {columns}"
-            yield Finding(True, job.problem(message, "pipeline", "tasks", name, "group"))
+class _Leaks:
+    """Test rows whose prompt also stands among the training rows. Prompts are held as their hashes, 8 bytes each."""
 
+    def __init__(self) -> None:
+        self.trained = array("q")
+        self.tested: list[tuple[int, str, str, int]] = []
 
-def _one_class(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
-    for name, task in job.pipeline.tasks.items():
-        if task.metric != "label":
-            continue
-        for split in ("train", "test"):
-            labels = {row.example.completion for row in rows if row.example.task == name and row.example.split == split}
-            if len(labels) == 1:
-                yield Finding(
-                    True,
-                    job.problem(
-                        f"task {name}: every {split} row has the label {labels.pop()!r}; there is nothing to learn or "
-                        f"to compare: shuffle the rows or set their `split`",
-                        "pipeline", "tasks", name,
-                    ),
-                )  # fmt: skip
+    def see(self, row: PreparedRow) -> None:
+        example = row.example
+        key = hash((example.task, example.prompt))
+        if example.split == "train":
+            self.trained.append(key)
+        elif example.split == "test":
+            self.tested.append((key, example.task, example.file, example.row))
 
-
-def _leaks(rows: Sequence[PreparedRow]) -> Iterator[Finding]:
-    trained = Counter((row.example.task, row.example.prompt) for row in rows if row.example.split == "train")
-    yield from _each_row(
-        rows,
-        "this test row's prompt also stands among the training rows; the score would measure memory",
-        lambda row: row.example.split == "test" and (row.example.task, row.example.prompt) in trained,
-        serious=False,
-    )
-
-
-def _no_validation(job: Job, rows: Sequence[PreparedRow]) -> Iterator[Finding]:
-    for name in job.pipeline.tasks:
-        if not any(row.example.task == name and row.example.split == "validation" for row in rows):
-            yield Finding(
-                False,
-                job.problem(
-                    f"task {name} has no validation rows, so training cannot stop when it gets worse there",
-                    "pipeline", "tasks", name,
-                ),
-            )  # fmt: skip
+    def findings(self) -> Iterator[Finding]:
+        tested = {key for key, *_ in self.tested}
+        both = {key for key in self.trained if key in tested}
+        leaked = [one for one in self.tested if one[0] in both]
+        for task in dict.fromkeys(task for _, task, *_ in leaked):
+            of_task = [one for one in leaked if one[1] == task]
+            more = f" ({len(of_task)} such rows)" if len(of_task) > 1 else ""
+            message = "this test row's prompt also stands among the training rows; the score would measure memory"
+            yield Finding(False, Problem(f"task {task}: {message}{more}", of_task[0][2], of_task[0][3]))

@@ -5,6 +5,7 @@ One `PromptFormat` serves training and both completion passes, so that the promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,7 @@ class PromptFormat:
             raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
         self.tokenizer = tokenizer
         self.uses_chat_template = has_template if chat_template is None else chat_template
+        self._frames: dict[str | None, tuple[str, str] | None] = {}
 
     @classmethod
     def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
@@ -58,7 +60,21 @@ class PromptFormat:
         """The prompt as the model sees it, special tokens written out (without a BOS that the tokenizer adds)."""
         if not self.uses_chat_template:
             return f"{system}\n\n{prompt}" if system else prompt
-        return self._render(self._messages(prompt, system), add_generation_prompt=True)
+        if system not in self._frames:
+            self._frames[system] = self._frame(system)
+        frame = self._frames[system]
+        if frame is None:
+            return self._render(self._messages(prompt, system), add_generation_prompt=True)
+        return f"{frame[0]}{prompt}{frame[1]}"
+
+    def _frame(self, system: str | None) -> tuple[str, str] | None:
+        """What the template puts before and behind a prompt, where that is all it does: rendering each of a million rows
+        would take longer than their tokens."""
+        before, _, behind = self._render(self._messages(PROBE, system), add_generation_prompt=True).rpartition(PROBE)
+        for probe in (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f "):
+            if self._render(self._messages(probe, system), add_generation_prompt=True) != f"{before}{probe}{behind}":
+                return None
+        return before, behind
 
     def _messages(self, prompt: str, system: str | None) -> list[dict[str, str]]:
         system_turn = [{"role": "system", "content": system}] if system else []
@@ -103,12 +119,8 @@ class PromptFormat:
         return bool(ids) and self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Tokens of a `prompt_text`. A chat template writes its own BOS; a plain prompt gets the tokenizer's, once."""
-        ids = self._ids(text)
-        bos = self.tokenizer.bos_token_id
-        if self.uses_chat_template or not self._adds_bos or ids[:1] == [bos]:
-            return ids
-        return [bos, *ids]
+        """Tokens of a `prompt_text`."""
+        return self._with_bos([self._ids(text)])[0]
 
     def plain_ids(self, text: str) -> list[int]:
         """Tokens of a text that is no prompt: no chat template, the tokenizer's BOS once."""
@@ -116,15 +128,33 @@ class PromptFormat:
         return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
 
     def encode(self, text: str, completion: str) -> Encoded:
-        """Tokens of a `prompt_text` and its completion.
+        """Tokens of a `prompt_text` and its completion."""
+        return self.encode_all([text], [completion])[0]
+
+    def encode_all(self, texts: Sequence[str], completions: Sequence[str]) -> list[Encoded]:
+        """Tokens of each `prompt_text` and its completion.
 
         The prompt is tokenised alone, as it is when the model answers. The completion is tokenised behind it
         (a SentencePiece tokenizer would start it with a space otherwise) unless the two would merge at the seam.
         """
-        prompt = self.prompt_ids(text)
-        whole = self.prompt_ids(text + completion)
-        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(completion)
-        return Encoded([*prompt, *answer, self.end_id], len(prompt))
+        prompts = self._with_bos(self._all_ids(texts))
+        together = self._with_bos(self._all_ids([text + completion for text, completion in zip(texts, completions, strict=True)]))
+        found = []
+        for prompt, whole, completion in zip(prompts, together, completions, strict=True):
+            answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(completion)
+            found.append(Encoded([*prompt, *answer, self.end_id], len(prompt)))
+        return found
+
+    def _with_bos(self, rows: list[list[int]]) -> list[list[int]]:
+        """A chat template writes its own BOS; a plain prompt gets the tokenizer's, once."""
+        bos = self.tokenizer.bos_token_id
+        if self.uses_chat_template or not self._adds_bos:
+            return rows
+        return [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._all_ids([text])[0]
+
+    def _all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+        return [list(ids) for ids in encoded["input_ids"]]

@@ -1,21 +1,24 @@
-"""Rows in, examples out: read the task's file, fill its templates, split, and mix tasks into an epoch."""
+"""Rows in, examples out: fill the task's templates, split, and mix tasks into an epoch."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import random
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DataError, Problem
+from pipelines.row_files import stream_rows
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipelines.config import Pipeline, Task
 
 SPLITS = ("train", "validation", "test")
@@ -43,40 +46,32 @@ class Example:
         return f"{self.file}:{self.row}"
 
 
-def load_examples(pipeline: Pipeline) -> list[Example]:
-    """Reads every task's rows, in the order of the YAML. Raises DataError with all problems found."""
-    examples: list[Example] = []
+def load_examples(pipeline: Pipeline) -> Iterator[Example]:
+    """Every task's rows, in the order of the YAML, as they are read; at the end DataError with all problems found."""
     problems: list[Problem] = []
     for name, task in pipeline.tasks.items():
         try:
-            examples.extend(load_task(name, task, pipeline))
+            yield from load_task(name, task, pipeline)
         except DataError as error:
             problems.extend(error.problems)
     if problems:
         raise DataError(problems)
-    return examples
 
 
-def load_task(name: str, task: Task, pipeline: Pipeline) -> list[Example]:
-    """The examples of one task, each with its split."""
-    examples: list[Example] = []
+def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
+    """The examples of one task, each with its split; at the end DataError for the rows that gave none."""
     wrong: dict[tuple[str, str], list[int]] = {}
+    found: Counter[str] = Counter()
+    system = task.system if task.system is not None else pipeline.system
     for file, split, row, fields in _rows_with_split(task, pipeline):
         try:
-            examples.append(
-                Example(
-                    task=name,
-                    split=split,
-                    row=row,
-                    file=file,
-                    system=task.system if task.system is not None else pipeline.system,
-                    prompt=fill(task.prompt, fields),
-                    completion=fill(task.completion, fields),
-                    fields={key: value for key, value in fields.items() if key != SPLIT_COLUMN},
-                )
-            )
+            prompt, completion = fill(task.prompt, fields), fill(task.completion, fields)
         except DataError as error:
             wrong.setdefault((file, str(error)), []).append(row)
+            continue
+        found[split] += 1
+        kept = {key: value for key, value in fields.items() if key != SPLIT_COLUMN}
+        yield Example(name, split, row, file, system, prompt, completion, kept)
     if wrong:
         raise DataError(
             [
@@ -85,16 +80,15 @@ def load_task(name: str, task: Task, pipeline: Pipeline) -> list[Example]:
             ]
         )
     for split in ("train", "test"):
-        if not any(example.split == split for example in examples):
+        if not found[split]:
             files = task.data if isinstance(task.data, str) else task.data.train
             raise DataError(
                 Problem(
-                    f"task {name}: no row is left for the {split} split ({len(examples)} rows in all); "
+                    f"task {name}: no row is left for the {split} split ({found.total()} rows in all); "
                     f"give it more rows, or a `split` column, or change pipeline.split",
                     files,
                 )
             )
-    return examples
 
 
 def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
@@ -102,16 +96,18 @@ def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str,
         for split in SPLITS:
             file = getattr(task.data, split)
             if file is not None:
-                for row, fields in enumerate(read_rows(Path(file)), start=1):
+                for row, fields in enumerate(stream_rows(Path(file)), start=1):
                     yield file, split, row, fields
         return
-    rows = read_rows(Path(task.data))
-    if any(SPLIT_COLUMN in fields for fields in rows):
-        splits = [_named_split(fields, task.data, row) for row, fields in enumerate(rows, start=1)]
-    else:
-        splits = random_splits(len(rows), pipeline.split.validation, pipeline.split.test)
-    for row, (split, fields) in enumerate(zip(splits, rows, strict=True), start=1):
-        yield task.data, split, row, fields
+    # Read twice rather than held: whether any row names its split is known behind the last one.
+    count, named = 0, False
+    for fields in stream_rows(Path(task.data)):
+        count, named = count + 1, named or SPLIT_COLUMN in fields
+    splits = [] if named else random_splits(count, pipeline.split.validation, pipeline.split.test)
+    for row, fields in enumerate(stream_rows(Path(task.data)), start=1):
+        if row > count:
+            raise DataError(Problem("has grown while it was read; start again when it is complete", task.data, row))
+        yield task.data, _named_split(fields, task.data, row) if named else splits[row - 1], row, fields
 
 
 def _named_split(fields: Mapping[str, Any], file: str, row: int) -> str:
@@ -143,10 +139,15 @@ def template_columns(template: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
+@lru_cache(maxsize=256)
+def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(template))
+
+
 def fill(template: str, fields: Mapping[str, Any]) -> str:
     """Puts a row's columns into a template. Raises DataError for a missing column or an empty value."""
     parts: list[str] = []
-    for literal, name, _, _ in string.Formatter().parse(template):
+    for literal, name in _parsed(template):
         parts.append(literal)
         if name is None:
             continue
@@ -163,92 +164,6 @@ def _as_text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-# --- files -------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .csv or .parquet file. Raises DataError with file and line."""
-    suffix = path.suffix.lower()
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if suffix not in readers:
-        raise DataError(Problem(f"files end in .jsonl, .csv or .parquet, not {suffix or 'nothing'!r}", str(path)))
-    try:
-        rows = readers[suffix](path)
-    except FileNotFoundError:
-        raise DataError(Problem("there is no such file", str(path))) from None
-    except IsADirectoryError:
-        raise DataError(Problem("is a folder; name a file", str(path))) from None
-    except PermissionError:
-        raise DataError(Problem("may not be read (permission denied)", str(path))) from None
-    if not rows:
-        raise DataError(Problem("has no rows", str(path)))
-    return rows
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(Problem("is not UTF-8 here; save the file as UTF-8", str(path), line)) from None
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise DataError(Problem(f"is not JSON ({reason}); each line holds one object", str(path), number)) from None
-        if not isinstance(row, dict):
-            raise DataError(Problem("holds no object; write one {...} a line", str(path), number))
-        rows.append(row)
-    return rows
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    # Not pandas: it fills short rows with NaN and turns "001" or "NA" into something else without a word.
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    rows: list[dict[str, Any]] = []
-    try:
-        header = next(reader, [])
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            raise DataError(Problem(f"two columns have the name {repeated[0]!r}", str(path), 1))
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    Problem(
-                        f"has {len(cells)} cells, the header has {len(header)}; quote cells that hold commas",
-                        str(path),
-                        reader.line_num,
-                    )
-                )
-            rows.append(dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise DataError(Problem(f"is not CSV ({error})", str(path), reader.line_num)) from None
-    return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        return list(pq.read_table(path).to_pylist())
-    except (pa.ArrowException, OSError):
-        raise DataError(Problem("is not a Parquet file, or not a whole one; write it again", str(path))) from None
 
 
 # --- mixing ------------------------------------------------------------------------------------------
@@ -272,25 +187,26 @@ def epoch_order(tasks: Sequence[str], shares: Mapping[str, float], seed: int, ep
     A task with a larger share than it has rows repeats them (every row once before any comes twice);
     one with a smaller share leaves some out, others in each epoch. With proportional shares every row comes once.
     """
-    members: dict[str, list[int]] = {}
-    for row, task in enumerate(tasks):
-        members.setdefault(task, []).append(row)
+    import numpy as np
+
+    named = np.asarray(tasks)
+    members = {task: np.flatnonzero(named == task) for task in dict.fromkeys(tasks)}
     quotas = _quotas({task: shares[task] * len(tasks) for task in members})
-    order: list[int] = []
+    order: list[np.ndarray] = []
     for task, rows in members.items():
-        laps: dict[int, list[int]] = {}
-        for drawn in range(epoch * quotas[task], (epoch + 1) * quotas[task]):
-            lap, position = divmod(drawn, len(rows))
-            if lap not in laps:
-                laps[lap] = _shuffled(rows, f"{seed}/{task}/{lap}") if shuffle else rows
-            order.append(laps[lap][position])
-    return _shuffled(order, f"{seed}/{epoch}") if shuffle else sorted(order)
+        drawn = range(epoch * quotas[task], (epoch + 1) * quotas[task])
+        for lap in range(drawn.start // len(rows), math.ceil(drawn.stop / len(rows))):
+            whole = _shuffled(rows, f"{seed}/{task}/{lap}") if shuffle else rows
+            order.append(whole[max(0, drawn.start - lap * len(rows)) : drawn.stop - lap * len(rows)])
+    together = np.concatenate(order)
+    ordered = _shuffled(together, f"{seed}/{epoch}") if shuffle else np.sort(together)
+    return list(ordered.tolist())
 
 
-def _shuffled(rows: list[int], key: str) -> list[int]:
-    rows = list(rows)
-    random.Random(key).shuffle(rows)
-    return rows
+def _shuffled(rows: np.ndarray, key: str) -> np.ndarray:
+    import numpy as np
+
+    return np.random.Generator(np.random.PCG64(list(key.encode()))).permutation(rows)
 
 
 def _quotas(exact: Mapping[str, float]) -> dict[str, int]:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config import Job
 from pipelines.errors import MachineError, RunError
 from pipelines.models import fingerprint
-from pipelines.prepare import read_table
+from pipelines.prepare import open_table
 from pipelines.runs import Run, replace_folder, write_json
 from pipelines.tasks import epoch_order, task_shares
 
 if TYPE_CHECKING:
-    from pipelines.engine.dataset import TokenDataset, TokenRows
+    from pipelines.engine.dataset import TokenDataset
     from pipelines.engine.strategy import Strategy
     from pipelines.forgetting.build import Start
     from pipelines.forgetting.watch import Watch
@@ -38,29 +38,42 @@ StepReport = Callable[[int, int, float | None], None]
 
 def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
     """The Ludwig config of the job: what the YAML says outside `pipeline:`, with the folder of the base model."""
-    return {**job.ludwig, **FEATURES, "base_model": str(base_model)}
+    config = {**job.ludwig, **FEATURES, "base_model": str(base_model)}
+    # Several workers share a step's rows, so the step is the same and so is its rate; Ludwig would multiply it.
+    config["trainer"] = {"learning_rate_scaling": "constant", **config["trainer"]}
+    # The processes are ours to start (`pipelines.cluster`); Ludwig's part is the same in each.
+    config.pop("backend", None)
+    return config
 
 
 def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
-    """Trains, or goes on from the last checkpoint, and leaves run/model with weights, tokenizer, training.json."""
+    """Trains, or goes on from the last checkpoint, and leaves run/model with weights, tokenizer, training.json.
+
+    In each of several workers (see `pipelines.cluster`) it is the same; the coordinator alone writes.
+    """
     workdir = run.path("training")
     workdir.mkdir(parents=True, exist_ok=True)
-    with _ludwig_log(workdir / "ludwig.log"):
+    rank = int(os.environ.get("RANK", "0"))
+    with _ludwig_log(workdir / (f"ludwig-{rank}.log" if rank else "ludwig.log")):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         from ludwig.api import LudwigModel
         from ludwig.globals import set_disable_progressbar
 
         from pipelines.engine import register
         from pipelines.engine.progress import StepCallback
+        from pipelines.engine.workers import Workers, WorkersBackend
         from pipelines.forgetting.build import Start, build
 
         register()
         set_disable_progressbar(True)
         training, validation = _datasets(job, run)
+        workers = Workers.here()
         start = Start(job, run, base_model)
-        strategies = build(start, training.data.rows)
-        callback = StepCallback(report, strategies, _watch(start))
-        model = LudwigModel(ludwig_config(job, base_model), callbacks=[callback], logging_level=logging.INFO)
+        with workers.coordinator_first():
+            strategies = build(start, training.data.rows)
+            callback = StepCallback(report, strategies, _watch(start))
+        backend = WorkersBackend() if workers.count > 1 else None
+        model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
         started = time.monotonic()
         model.train(
             training_set=training,
@@ -73,6 +86,8 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
             skip_save_processed_input=True,
             random_seed=job.pipeline.seed,
         )
+        if workers.rank:
+            return
         history = callback.history
         if history is None:
             raise RunError("training ended before its first step")
@@ -111,24 +126,12 @@ def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, h
     history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
 
 
-def token_rows(run: Run, split: str) -> TokenRows:
-    """One split of the prepared rows, as the engine takes them."""
-    import numpy as np
-
-    from pipelines.engine.dataset import TokenRows
-    from pipelines.engine.packing import Rows
-
-    table = read_table(run.path("data"), split)
-    rows = Rows([np.asarray(row["input_ids"]) for row in table], [row["supervised_from"] for row in table])
-    return TokenRows(rows, [row["task"] for row in table])
-
-
 def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
-    from pipelines.engine.dataset import TokenDataset
+    from pipelines.engine.dataset import TokenDataset, TokenRows
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
     rows_per_step = int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
-    training, validation = token_rows(run, "train"), token_rows(run, "validation")
+    training, validation = (TokenRows.of(open_table(run.path("data"), split)) for split in ("train", "validation"))
     counts = Counter(training.tasks)
     weights = {name: task.weight for name, task in pipeline.tasks.items()}
     shares = task_shares(counts, weights, pipeline.mix, pipeline.temperature)

@@ -19,7 +19,7 @@ def test_there_are_configs():
 def test_shipped_config(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     job = load_job(path.relative_to(ROOT))
-    assert load_examples(job.pipeline)
+    assert list(load_examples(job.pipeline))
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert any(f"alfine run ludwig_configs/{path.name} --name" in line and "=" in line for line in comments)
     assert any("make finetune" in line for line in comments)

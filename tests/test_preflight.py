@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.config import load_job
 from pipelines.errors import DataError
-from pipelines.preflight import preflight, refuse_serious
+from pipelines.preflight import Preflight, refuse_serious
 from pipelines.prepare import prepare_rows
 from pipelines.prompts import PromptFormat
 from pipelines.tasks import load_examples
@@ -19,7 +19,9 @@ def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="label", **con
     (tmp_path / "job.yaml").write_text(json.dumps({"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}, **config}))
     job = load_job(tmp_path / "job.yaml")
     prompts = PromptFormat(make_tokenizer(kind))
-    return preflight(job, prepare_rows(load_examples(job.pipeline), prompts), prompts, limit)
+    preflight = Preflight(job, prompts, limit)
+    assert sum(1 for _ in preflight.watch(prepare_rows(load_examples(job.pipeline), prompts))) == len(rows)
+    return preflight.findings()
 
 
 def good_rows():

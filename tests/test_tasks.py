@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.config import load_job
 from pipelines.errors import DataError
-from pipelines.tasks import epoch_order, fill, load_examples, random_splits, read_rows, task_shares
+from pipelines.row_files import read_rows
+from pipelines.tasks import epoch_order, fill, load_examples, random_splits, task_shares
 
 
 def write(tmp_path, name, content):
@@ -85,7 +86,7 @@ def make_job(tmp_path, rows, **pipeline):
 
 def test_examples_carry_their_place_and_split(tmp_path):
     rows = [{"q": f"q{n}", "a": "x", "split": split} for n, split in enumerate(["train", "test", "validation"])]
-    examples = load_examples(make_job(tmp_path, rows, system="be").pipeline)
+    examples = list(load_examples(make_job(tmp_path, rows, system="be").pipeline))
     assert [(e.split, e.row, e.prompt, e.completion, e.system) for e in examples][1] == ("test", 2, "q1", "x", "be")
     assert examples[1].fields == {"q": "q1", "a": "x"}
 
@@ -101,7 +102,7 @@ def test_examples_carry_their_place_and_split(tmp_path):
 )
 def test_bad_rows(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
-        load_examples(make_job(tmp_path, rows).pipeline)
+        list(load_examples(make_job(tmp_path, rows).pipeline))
 
 
 def test_random_splits():

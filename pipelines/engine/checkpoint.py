@@ -31,6 +31,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self.pending: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
+        if not self.distributed.is_coordinator():
+            return
         tensors = {WEIGHTS + name: tensor for name, tensor in self._trainable().items()}
         optimizer = self.optimizer.state_dict()
         scalars: dict[str, dict[str, Any]] = {}

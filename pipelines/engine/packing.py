@@ -110,17 +110,17 @@ def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     return F.cross_entropy(logits, targets, reduction="none").float()
 
 
-def supervised_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_logits(model: torch.nn.Module, rows: Rows, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits that predict each supervised token, row after row, and those tokens:
-    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens]."""
+    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens]. `arguments` go to the model."""
     if getattr(model.config, "_attn_implementation", None) == ATTENTION:
-        return _packed_logits(model, rows)
+        return _packed_logits(model, rows, **arguments)
     parts = [_packed_logits(model, rows[n : n + 1]) for n in range(len(rows))]
     logits, targets = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
 
-def _packed_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _packed_logits(model: torch.nn.Module, rows: Rows, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
     device = next(model.parameters()).device
     lengths = [len(ids) for ids in rows.input_ids]
     tokens = torch.from_numpy(np.concatenate(rows.input_ids).astype(np.int64)).to(device)
@@ -132,7 +132,7 @@ def _packed_logits(model: torch.nn.Module, rows: Rows) -> tuple[torch.Tensor, to
             [start + np.arange(first, length) for start, first, length in zip(starts, rows.supervised_from, lengths, strict=True)]
         )
     ).to(device)
-    arguments: dict[str, Any] = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
+    arguments: dict[str, Any] = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False, **more}
     if len(rows) > 1:
         arguments["row_lengths"] = tuple(lengths)
     return logits_at(model, targets - 1, **arguments), tokens[targets]
@@ -157,18 +157,24 @@ def micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> Iterator[float]:
-    """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
+def packs(rows: Rows, batch_tokens: int) -> Iterator[list[int]]:
+    """The numbers of rows that go through the model together: about `batch_tokens` tokens, in order."""
     pack: list[int] = []
     size = 0
     for number, ids in enumerate(rows.input_ids):
         if pack and size + len(ids) > batch_tokens:
-            yield from _pack_means(model, rows.take(pack))
+            yield pack
             pack, size = [], 0
         pack.append(number)
         size += len(ids)
     if pack:
-        yield from _pack_means(model, rows.take(pack))
+        yield pack
+
+
+def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> Iterator[float]:
+    """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
+    for numbers in packs(rows, batch_tokens):
+        yield from _pack_means(model, rows.take(numbers))
 
 
 def _pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:

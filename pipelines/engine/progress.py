@@ -34,8 +34,10 @@ class StepCallback(Callback):
 
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
         trainer.strategies[:] = self.strategies
-        for strategy in self.strategies:
-            strategy.begin(trainer.model.model, trainer.optimizer)
+        with trainer.workers.coordinator_first():
+            for strategy in self.strategies:
+                strategy.workers = trainer.workers
+                strategy.begin(trainer.model.model, trainer.optimizer)
         if self.hook is not None:
             self.hook.begin(trainer.model.model)
 

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 
 from pipelines.engine.packing import Rows
+from pipelines.engine.workers import Workers
 
 
 class Strategy:
     """One defence against forgetting, for the length of one training.
 
     The order within a step: `draw`, then for each micro-batch of the tasks' rows `task_term`, then `terms`, then
-    `add_gradients`, then Ludwig's clipping and optimiser step, then `after_step`.
+    `add_gradients`, then Ludwig's clipping and optimiser step, then `after_step`. Where several workers train together,
+    `task_term` and `terms` see this worker's rows and are added up over them; all else is the same on each.
     """
 
     name: str
+    workers = Workers()
+    """Those that train together; the trainer sets it before `begin`."""
     pull: float = 0.0
     """Norm of the gradient that stands for what `after_step` does, where that is no gradient itself."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from pipelines.engine.checkpoint import SafetensorsCheckpoint
 from pipelines.engine.dataset import TokenDataset, TokenRows
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
 from pipelines.engine.strategy import Strategy, trained_weights
+from pipelines.engine.workers import Workers
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
@@ -39,6 +40,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0,
         }  # fmt: skip
         self.strategies: list[Strategy] = []
+        self.workers = Workers.here()
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
 
@@ -55,8 +57,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.dist_model.train()
         supervised = inputs.supervised_tokens + sum(strategy.draw(inputs) for strategy in self.strategies)
         loss = torch.zeros((), device=self.device)
-        for rows in micro_batches(inputs, self.batch_size):
+        for rows in micro_batches(self.workers.part(inputs), self.batch_size):
             loss += self._backward_tasks(rows, supervised)
+        self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
         self._optimizer_step(self.dist_model.parameters())
         for strategy in self.strategies:
@@ -89,10 +92,27 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
                 if term is None:
                     break
                 self.distributed.backward(term, self.dist_model)
+        self._add_up(but=task_gradients)
+        for strategy in self.strategies:
             strategy.add_gradients()
         added = [one.grad - task for one, task in zip(weights, task_gradients, strict=True) if one.grad is not None]
         self._added = torch.nn.utils.get_total_norm(added)
         return task_gradients
+
+    def _add_up(self, *more: torch.Tensor, but: Sequence[torch.Tensor] = ()) -> None:
+        """Each gradient, and `more`, becomes its sum over the workers; `but` is the part that they all have already."""
+        if self.workers.count == 1:
+            return
+        weights = trained_weights(self.model.model)
+        for weight in weights:
+            # Every worker sends as much, be it zero: one may have had no row that uses a weight.
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for gradient, part in zip(gradients, but, strict=bool(but)):
+            gradient.sub_(part)
+        self.workers.add_up([*more, *gradients])
+        for gradient, part in zip(gradients, but, strict=bool(but)):
+            gradient.add_(part)
 
     def _record(self, inputs: Rows, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
         step = len(self.history["train_loss"]) + 1
@@ -132,7 +152,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         else:
             self.dist_model.eval()
             with self._autocast():
-                losses = validation_losses(self.model.model, dataset.data)
+                losses = validation_losses(self.model.model, dataset.data, self.workers)
             self.dist_model.train()
             loss = losses["loss"]
             self.history["validation_loss"].append({"step": progress_tracker.steps, **losses})
@@ -178,19 +198,26 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if "cuda" in pending["random"]:
             torch.cuda.set_rng_state(pending["random"]["cuda"])
 
+    def callback(self, fn: Any, coordinator_only: bool = True) -> None:
+        """Ludwig calls most callbacks on the coordinator alone; ours measure guards and may end the training, for all."""
+        super().callback(fn, coordinator_only=False)
+
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
         """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""
         raise KeyboardInterrupt
 
 
-def validation_losses(model: torch.nn.Module, data: TokenRows) -> dict[str, Any]:
+def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers = Workers()) -> dict[str, Any]:  # noqa: B008
     """{"loss": mean over all supervised tokens, "tasks": {task: the same for its rows}}, in nats per token."""
-    means = list(row_losses(model, data.rows))
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for task, mean, length in zip(data.tasks, means, data.rows.supervised_lengths, strict=True):
-        sums[task] = sums.get(task, 0.0) + mean * length
-        counts[task] = counts.get(task, 0) + length
+    mine = range(workers.rank, len(data), workers.count)
+    rows = data.rows.take(mine)
+    sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
+    counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
+    for number, mean, length in zip(mine, row_losses(model, rows), rows.supervised_lengths, strict=True):
+        sums[data.tasks[number]] += mean * length
+        counts[data.tasks[number]] += length
+    sums = dict(zip(sums, workers.total(list(sums.values())), strict=True))
+    counts = dict(zip(counts, workers.total(list(counts.values())), strict=True))
     return {
         "loss": sum(sums.values()) / sum(counts.values()),
         "tasks": {task: sums[task] / counts[task] for task in sums},

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.completions import LoadedModel, quantization_of
 from pipelines.config import Job
+from pipelines.engine.dataset import TokenRows
 from pipelines.engine.packing import Rows
 from pipelines.engine.strategy import Strategy
 from pipelines.errors import ConfigError
@@ -24,7 +25,7 @@ from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.teacher import check_teacher, teach
 from pipelines.models import cache_folder, fingerprint
-from pipelines.prepare import read_table
+from pipelines.prepare import open_table
 from pipelines.prompts import PromptFormat
 from pipelines.runs import Run, digest, read_jsonl
 
@@ -89,8 +90,7 @@ class Start:
 
 def rows_of(run: Run, split: str) -> Rows:
     """A split of a run's prepared rows."""
-    table = read_table(run.path("data"), split)
-    return Rows([np.asarray(row["input_ids"]) for row in table], [row["supervised_from"] for row in table])
+    return TokenRows.of(open_table(run.path("data"), split)).rows
 
 
 def build(start: Start, task_rows: Rows) -> list[Strategy]:

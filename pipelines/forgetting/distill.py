@@ -107,4 +107,5 @@ class Distill(Strategy):
         return term
 
     def measured(self) -> dict[str, float]:
-        return {"distill on tasks": self.task_divergence} if self.task_divergence else {}
+        (divergence,) = self.workers.total([self.task_divergence])
+        return {"distill on tasks": divergence} if divergence else {}

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import BUNDLED, Forgetting, Guard
-from pipelines.tasks import fill, read_rows
+from pipelines.row_files import read_rows
+from pipelines.tasks import fill
 
 
 class Choice(BaseModel):

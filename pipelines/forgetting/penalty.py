@@ -6,7 +6,7 @@ the same ΔW with other factors. Without an adapter it holds each weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,10 @@ class Factored:
 
 
 def _times(metric: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """metric @ matrix, where the metric may be a diagonal or one number."""
-    if metric.ndim == 2:
+    """metric @ matrix, of one or of a stack, where the metric may be a diagonal or one number."""
+    if metric.ndim == matrix.ndim:
         return metric @ matrix
-    return metric[:, None] * matrix if metric.ndim == 1 else metric * matrix
+    return metric[..., None] * matrix if metric.ndim == matrix.ndim - 1 else metric * matrix
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,17 @@ def lora_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
             )
 
 
-def cost_and_gradients(pair: LoraPair, importance: Factored) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """½ Σ F_ij ΔW_ij² and its gradients by `up` and `down`, without ΔW itself: O((out + in) r²).
+def cost_and_gradients(
+    up: torch.Tensor, down: torch.Tensor, scaling: float, importance: Factored
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """½ Σ F_ij ΔW_ij² and its gradients by `up` [..., out, r] and `down` [..., r, in], without ΔW itself: O((out + in) r²).
 
     With F = rows ⊗ columns it is ½ s² ⟨Bᵀ R B, A C Aᵀ⟩.
     """
-    up, down, square = pair.up.detach().float(), pair.down.detach().float(), pair.scaling**2
-    held_up, held_down = _times(importance.rows, up), _times(importance.columns, down.T)
-    left, right = up.T @ held_up, down @ held_down
-    cost = square / 2 * (left * right).sum()
-    return cost, square * (held_up @ right), square * (left @ held_down.T)
+    held_up, held_down = _times(importance.rows, up), _times(importance.columns, down.mT)
+    left, right = up.mT @ held_up, down @ held_down
+    cost = scaling**2 / 2 * (left * right).sum()
+    return cost, scaling**2 * (held_up @ right), scaling**2 * (left @ held_down.mT)
 
 
 class LoraSpring(Strategy):
@@ -80,27 +81,40 @@ class LoraSpring(Strategy):
         self.cost = 0.0
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        one = torch.ones(())
-        alike = Factored(one, one)
-        self.held = [
-            (pair, (self.importance[pair.module] if self.importance is not None else alike).to(pair.up.device))
-            for pair in lora_pairs(model)
-        ]
+        # Matrices of a shape go through the arithmetic together: hundreds of small products would cost more than a step may.
+        alike: dict[object, list[LoraPair]] = {}
+        for pair in lora_pairs(model):
+            alike.setdefault((pair.up.shape, pair.down.shape, pair.scaling), []).append(pair)
+        self.held = [(pairs, self._stacked(pairs)) for pairs in alike.values()]
+
+    def _stacked(self, pairs: Sequence[LoraPair]) -> Factored:
+        if self.importance is None:
+            one = torch.ones((), device=pairs[0].up.device)
+            return Factored(one, one)
+        each = [self.importance[pair.module] for pair in pairs]
+        stacked = Factored(torch.stack([one.rows for one in each]), torch.stack([one.columns for one in each]))
+        return stacked.to(pairs[0].up.device)
 
     def add_gradients(self) -> None:
         if not self.strength:
             return
-        cost = torch.zeros((), device=self.held[0][0].up.device)
-        for pair, importance in self.held:
-            part, by_up, by_down = cost_and_gradients(pair, importance)
+        cost = torch.zeros((), device=self.held[0][0][0].up.device)
+        for pairs, importance in self.held:
+            up, down = (torch.stack([weight.detach().float() for weight in some]) for some in _both(pairs))
+            part, *gradients = cost_and_gradients(up, down, pairs[0].scaling, importance)
             cost += part
-            for weight, gradient in ((pair.up, by_up), (pair.down, by_down)):
-                assert weight.grad is not None
-                weight.grad.add_(gradient.to(weight.grad.dtype), alpha=self.strength)
+            for weights, gradient in zip(_both(pairs), gradients, strict=True):
+                for weight, its in zip(weights, gradient, strict=True):
+                    assert weight.grad is not None
+                    weight.grad.add_(its.to(weight.grad.dtype), alpha=self.strength)
         self.cost = float(cost) * self.strength
 
     def measured(self) -> dict[str, float]:
         return {self.name: self.cost}
+
+
+def _both(pairs: Sequence[LoraPair]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    return [pair.up for pair in pairs], [pair.down for pair in pairs]
 
 
 class WeightSpring(Strategy):

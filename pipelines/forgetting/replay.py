@@ -58,7 +58,7 @@ class Replay(Strategy):
         self.model = model
 
     def terms(self, supervised: int) -> Iterator[torch.Tensor]:
-        for rows in micro_batches(self.now, MICRO_BATCH):
+        for rows in micro_batches(self.workers.part(self.now), MICRO_BATCH):
             logits, targets = supervised_logits(self.model, rows)
             term = torch.zeros((), device=logits.device)
             if self.learn:
@@ -76,7 +76,8 @@ class Replay(Strategy):
     def measured(self) -> dict[str, float]:
         """Means over the step's general tokens."""
         tokens = self.now.supervised_tokens
-        return {name: value / tokens for name, value in self.sums.items() if value and tokens}
+        sums = dict(zip(self.sums, self.workers.total(list(self.sums.values())), strict=True))
+        return {name: value / tokens for name, value in sums.items() if value and tokens}
 
     def state(self) -> dict[str, Any]:
         return {"position": {"drawn": self.drawn, "owed": self.owed}}

@@ -38,7 +38,7 @@ class Watch:
         if step % self.every:
             return
         model = trainer.model.model
-        scores = mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits)
+        scores = trainer.workers.agreed(lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits))
         model.train()
         trainer.history.setdefault("guards", []).append({"step": step, "scores": scores})
         lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in self.guards}

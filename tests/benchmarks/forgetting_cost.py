@@ -9,6 +9,7 @@ Fisher information, SI's pass) is made before, in the cache, and timed apart.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -25,6 +26,10 @@ STRATEGIES = ("none", "ewc", "si", "l2sp", "replay", "distill", "replay+distill"
 ROOT = Path(__file__).parents[2]
 
 
+class Enough(Exception):
+    """The steps asked for are done."""
+
+
 def one(strategy: str, steps: int) -> None:
     """Prints the seconds of every step, of what came before the first, and the peak memory, as JSON."""
     from pipelines.config import load_job
@@ -37,15 +42,21 @@ def one(strategy: str, steps: int) -> None:
     from pipelines.training import train
 
     quiet_libraries()
-    given = [f"pipeline.forgetting={strategy}", f"trainer.train_steps={steps}", "trainer.epochs=1"]
-    job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", given)
+    job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", [f"pipeline.forgetting={strategy}"])
     base = find_base_model(job.ludwig["base_model"])
     stamps: list[float] = []
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        stamps.append(time.monotonic())
+        if done == steps:
+            raise Enough
+
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         rows = [row for row in prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)) if row.example.split == "train"]
         write_rows(rows, run.path("data"))
-        train(job, run, base, lambda done, total, loss: stamps.append(time.monotonic()))
+        with contextlib.suppress(Enough):
+            train(job, run, base, report)
     seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
     print(json.dumps({"steps": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 

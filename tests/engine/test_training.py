@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipelines.engine.dataset import TokenRows
 from pipelines.engine.trainer import FineTuneTrainer
+from pipelines.prepare import open_table
 from pipelines.runs import Run
 from pipelines.tasks import epoch_order
-from pipelines.training import ludwig_config, token_rows, train
+from pipelines.training import ludwig_config, train
 from tests.jobs import LORA, run_training
 
 pytestmark = pytest.mark.ludwig
@@ -64,7 +66,7 @@ def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, ada
         # The adapter starts at random; everything after its start is computed anew.
         model.load_state_dict(first_weights, strict=False)
     weights = load_file(run.path("model", "adapter_model.safetensors" if adapter else "model.safetensors"))
-    data = token_rows(run, "train")
+    data = TokenRows.of(open_table(run.path("data"), "train"))
     order = epoch_order(data.tasks, {"t": 1.0}, 3, 0, True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
@@ -90,7 +92,7 @@ def test_validation_loss_per_task_and_best_checkpoint(make_job):
     best = min(history["validation_loss"], key=lambda entry: entry["loss"])
     assert history["best_step"] == best["step"]
     assert steps[-1][:2] == (9, 9)
-    assert history["rows"] == 3 * 18 and history["supervised_tokens"] == 3 * token_rows(run, "train").rows.supervised_tokens
+    assert history["rows"] == 3 * 18 and history["supervised_tokens"] == 3 * TokenRows.of(open_table(run.path("data"), "train")).rows.supervised_tokens
 
 
 def test_the_last_steps_are_judged_too(make_job):

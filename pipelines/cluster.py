@@ -1,0 +1,172 @@
+"""Training on a Ray cluster, for `backend: {type: ray}`: one process a worker, each on its share of every step's rows.
+
+The workers run the same `train` as a laptop does; what they share is the run folder, which every node must see under
+the same path. A worker that dies restarts the group, and training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Job
+from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.runs import Run
+from pipelines.training import StepReport, train
+
+MAX_FAILURES = 3
+"""Times that a worker may die before the training is given up."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks at how far the workers are."""
+
+
+def on_ray(job: Job) -> bool:
+    return _backend(job).get("type") == "ray"
+
+
+def _backend(job: Job) -> dict[str, Any]:
+    backend = job.ludwig.get("backend") or {}
+    return {"type": backend} if isinstance(backend, str) else dict(backend)
+
+
+def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
+    """As `train`, by the workers that the YAML asks for. Raises ConfigError where Ray or its workers are not to be had,
+    RunError where they died more often than `max_failures`."""
+    ray = _connect(job)
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings = _backend(job).get("trainer", {})
+    board = ray.remote(_Board).options(num_cpus=0).remote()
+    state = run.path("training", "ray").absolute()
+    shutil.rmtree(state, ignore_errors=True)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job, "run": run.folder.absolute(), "base_model": base_model.absolute(), "board": board,
+            "folder": os.getcwd(), "cache": os.environ.get("ALFINE_CACHE"),
+        },
+        scaling_config=_scaling(ray, job, settings),
+        run_config=RunConfig(
+            name="workers",
+            storage_path=str(state),
+            failure_config=FailureConfig(max_failures=int(settings.get("max_failures", MAX_FAILURES))),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
+    )  # fmt: skip
+    try:
+        with _relayed(ray, board, report):
+            trainer.fit()
+    except TrainingFailedError as error:
+        cause = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "no reason given")
+        raise RunError(f"training on Ray failed: {cause.strip()}; the workers' logs are in {run.path('training')}") from None
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    if (told := ray.get(board.failed.remote())) is not None:
+        raise told
+
+
+def _connect(job: Job) -> Any:
+    """The module ray, connected: to the cluster of RAY_ADDRESS, or to one of this machine's own cores."""
+    try:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # The workers' threads are torch's business, and a warning about it each time would be noise.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+    except ImportError:
+        message = "backend.type ray needs Ray, which is not installed; pip install 'alfine[ray]', or write type: local"
+        raise ConfigError(job.problem(message, "backend", "type")) from None
+    if not ray.is_initialized():
+        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="CRITICAL", **own)
+    return ray
+
+
+def _scaling(ray: Any, job: Job, settings: dict[str, Any]) -> Any:
+    """As many workers as asked for; without a number one for each GPU, or for each node where there is none."""
+    from ray.train import ScalingConfig
+
+    there = ray.cluster_resources()
+    use_gpu = bool(settings.get("use_gpu", there.get("GPU", 0) > 0))
+    workers = int(settings.get("num_workers") or (there.get("GPU", 0) if use_gpu else len(ray.nodes())))
+    each = settings.get("resources_per_worker") or {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+    if not os.environ.get("RAY_ADDRESS"):
+        # A cluster may grow; this machine will not, and Ray would wait for ever.
+        for kind, amount in each.items():
+            if amount * workers > there.get(kind, 0):
+                message = f"backend.trainer asks for {workers} × {amount:g} {kind}, this machine has {there.get(kind, 0):g}"
+                raise ConfigError(job.problem(message, "backend", "trainer"))
+    return ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=dict(each))
+
+
+class _Board:
+    """Where the workers write how far they are, for the process that waits for them."""
+
+    def __init__(self) -> None:
+        self.last: tuple[int, int, float | None] | None = None
+        self.error: AlfineError | None = None
+
+    def step(self, done: int, total: int, loss: float | None) -> None:
+        self.last = (done, total, loss)
+
+    def look(self) -> tuple[int, int, float | None] | None:
+        return self.last
+
+    def fail(self, error: AlfineError) -> None:
+        self.error = self.error or error
+
+    def failed(self) -> AlfineError | None:
+        return self.error
+
+
+@contextlib.contextmanager
+def _relayed(ray: Any, board: Any, report: StepReport) -> Iterator[None]:
+    """The steps on the board reach `report` while the workers work."""
+    finished = threading.Event()
+
+    def relay() -> None:
+        seen = None
+        while not finished.wait(LOOK_EVERY):
+            last = ray.get(board.look.remote())
+            if last is not None and last != seen:
+                report(*last)
+                seen = last
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each worker does. An error that the user can mend is written on the board and not tried again."""
+    import ray
+    from ray.train import get_context
+
+    board = given["board"]
+    if ray.get(board.failed.remote()) is not None:
+        return
+    os.chdir(given["folder"])
+    if given["cache"]:
+        os.environ["ALFINE_CACHE"] = given["cache"]
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        board.step.remote(done, total, loss)
+
+    def nothing(done: int, total: int, loss: float | None) -> None: ...
+
+    try:
+        train(given["job"], Run(given["run"]), given["base_model"], report if get_context().get_world_rank() == 0 else nothing)
+    except AlfineError as error:
+        ray.get(board.fail.remote(error))
+        raise

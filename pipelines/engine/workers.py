@@ -1,0 +1,128 @@
+"""The processes that train together: each reads some of a step's rows, gradients are added up, all take the same step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ludwig.backend.base import LocalBackend
+from ludwig.distributed import init_dist_strategy
+from ludwig.distributed.accelerate import AccelerateStrategy
+from ludwig.modules.optimization_modules import create_optimizer
+
+from pipelines.engine.packing import Rows
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process, number `rank` among `count`. Alone, every method leaves things as they are."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def here(cls) -> Workers:
+        """As torch.distributed knows them; alone where there is no group."""
+        together = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if together else cls()
+
+    def part(self, rows: Rows) -> Rows:
+        """This worker's share of `rows`: about as many tokens as every other's, in the same order everywhere."""
+        if self.count == 1:
+            return rows
+        shares: list[list[int]] = [[] for _ in range(self.count)]
+        tokens = [0] * self.count
+        for number in sorted(range(len(rows)), key=lambda number: -len(rows.input_ids[number])):
+            least = tokens.index(min(tokens))
+            shares[least].append(number)
+            tokens[least] += len(rows.input_ids[number])
+        return rows.take(sorted(shares[self.rank]))
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Each tensor becomes its sum over the workers, in place; one message for all of a kind."""
+        if self.count == 1:
+            return
+        for dtype in {tensor.dtype: None for tensor in tensors}:
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            message = torch.cat([tensor.reshape(-1) for tensor in alike])
+            dist.all_reduce(message)
+            for tensor, total in zip(alike, message.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sum of each number over the workers."""
+        if self.count == 1:
+            return list(values)
+        message = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(message)
+        return [float(value) for value in message]
+
+    def agreed(self, find: Callable[[], Any]) -> Any:
+        """What the coordinator finds, told to all."""
+        if self.count == 1:
+            return find()
+        told = [find() if self.rank == 0 else None]
+        dist.broadcast_object_list(told, src=0, device=self._device)
+        return told[0]
+
+    def sync(self, weights: Sequence[torch.Tensor]) -> None:
+        """The coordinator's weights for all."""
+        if self.count > 1:
+            for weight in weights:
+                dist.broadcast(weight.data, src=0)
+
+    @contextlib.contextmanager
+    def coordinator_first(self) -> Iterator[None]:
+        """What is measured once and kept in a file: the coordinator measures, the others read."""
+        if self.count > 1 and self.rank:
+            dist.barrier()
+        try:
+            yield
+        finally:
+            if self.count > 1 and not self.rank:
+                dist.barrier()
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+class WorkersStrategy(AccelerateStrategy):
+    """Ludwig's Accelerate strategy, but for DDP around the model: it would send gradients behind every backward pass, and a
+    step has several, of micro-batches and of what keeps the model from forgetting. Ours are sent once a step, by the
+    trainer."""
+
+    def prepare(self, model: Any, trainer_config: Any, base_learning_rate: float) -> tuple[Any, Any]:
+        return model, create_optimizer(model, trainer_config.optimizer, base_learning_rate)
+
+    def sync_model(self, model: Any) -> None:
+        Workers.here().sync([weight for weight in model.parameters() if weight.requires_grad])
+
+
+class WorkersBackend(LocalBackend):
+    """Ludwig's local backend in each of several processes that share a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not torch.cuda.is_available():
+            # Without this Accelerate takes each process for the only one.
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        self.strategy = WorkersStrategy()
+
+    def initialize(self) -> None:  # type: ignore[override]  # a static method there
+        init_dist_strategy("local")
+
+    def is_coordinator(self) -> bool:  # type: ignore[override]
+        return bool(self.strategy.is_coordinator())
+
+    @property
+    def num_training_workers(self) -> int:
+        return int(self.strategy.size())
+
+    def create_trainer(self, config: Any, model: Any, **kwargs: Any) -> Any:
+        return super().create_trainer(config, model, distributed=self.strategy, **kwargs)

@@ -1,0 +1,102 @@
+"""The rows of a .jsonl, .csv or .parquet file, one at a time: a file may be larger than memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import DataError, Problem
+
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file decoded at once."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows. Raises DataError with file and line."""
+    return list(stream_rows(path))
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows as they are read. Raises DataError with file and line, where it comes to it."""
+    suffix = path.suffix.lower()
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if suffix not in readers:
+        raise DataError(Problem(f"files end in .jsonl, .csv or .parquet, not {suffix or 'nothing'!r}", str(path)))
+    empty = True
+    try:
+        for row in readers[suffix](path):
+            empty = False
+            yield row
+    except FileNotFoundError:
+        raise DataError(Problem("there is no such file", str(path))) from None
+    except IsADirectoryError:
+        raise DataError(Problem("is a folder; name a file", str(path))) from None
+    except PermissionError:
+        raise DataError(Problem("may not be read (permission denied)", str(path))) from None
+    if empty:
+        raise DataError(Problem("has no rows", str(path)))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, without the mark that some editors put before the first."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise DataError(Problem("is not UTF-8 here; save the file as UTF-8", str(path), number)) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise DataError(Problem(f"is not JSON ({reason}); each line holds one object", str(path), number)) from None
+        if not isinstance(row, dict):
+            raise DataError(Problem("holds no object; write one {...} a line", str(path), number))
+        yield row
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    # Not pandas: it fills short rows with NaN and turns "001" or "NA" into something else without a word.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(_lines(path), strict=True)
+    try:
+        header = next(reader, [])
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise DataError(Problem(f"two columns have the name {repeated[0]!r}", str(path), 1))
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    Problem(
+                        f"has {len(cells)} cells, the header has {len(header)}; quote cells that hold commas",
+                        str(path),
+                        reader.line_num,
+                    )
+                )
+            yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(Problem(f"is not CSV ({error})", str(path), reader.line_num)) from None
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(PARQUET_ROWS):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError):
+        raise DataError(Problem("is not a Parquet file, or not a whole one; write it again", str(path))) from None

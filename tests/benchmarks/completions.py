@@ -1,0 +1,127 @@
+"""How fast prompts are answered: alfine, stock Ludwig's predict, transformers' generate one row at a time and in a plain batch.
+
+    python -m tests.benchmarks.completions [--tokens 64] [--rows 64] [--rounds 3]
+
+Prompts are this repository's general instructions and sentiment rows. Every engine makes up to `tokens` greedy tokens a row, in
+turn, after one row to warm up. Ludwig and generate, which take a row at a time, are given an eighth of the rows.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.completions import LoadedModel, complete
+from pipelines.models import find_base_model
+
+ROOT = Path(__file__).parents[2]
+BATCH = 32
+
+
+def questions(count: int) -> list[str]:
+    general = [json.loads(line)["prompt"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()]
+    reviews = [json.loads(line)["review"] for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
+    mixed = [text for pair in zip(general, (f"Positive or negative?\n{one}" for one in reviews), strict=False) for text in pair]
+    return mixed[:count]
+
+
+def alfine(model: Path, prompts: list[str], tokens: int) -> float:
+    loaded = LoadedModel.base(model, None)
+    ids = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(text)) for text in prompts]
+    complete(loaded, ids[:1], {"do_sample": False}, [tokens])
+    started = time.perf_counter()
+    complete(loaded, ids, {"do_sample": False}, [tokens] * len(ids))
+    return (time.perf_counter() - started) / len(ids)
+
+
+def generate(model: Path, prompts: list[str], tokens: int, batch: int = 1) -> float:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True) for one in prompts]
+
+    def some(rows: list[str]) -> None:
+        encoded = tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            plain.generate(**encoded, do_sample=False, max_new_tokens=tokens)
+
+    some(texts[:1])
+    started = time.perf_counter()
+    for start in range(0, len(texts), batch):
+        some(texts[start : start + batch])
+    return (time.perf_counter() - started) / len(texts)
+
+
+def batches(model: Path, prompts: list[str], tokens: int) -> float:
+    return generate(model, prompts, tokens, BATCH)
+
+
+def ludwig(model: Path, prompts: list[str], tokens: int) -> float:
+    import pandas as pd
+    from ludwig.api import LudwigModel
+
+    config = {
+        "model_type": "llm", "base_model": str(model),
+        "input_features": [{"name": "prompt", "type": "text"}], "output_features": [{"name": "completion", "type": "text"}],
+        "generation": {"do_sample": False, "max_new_tokens": tokens}, "trainer": {"type": "none"}, "backend": {"type": "local"},
+        "preprocessing": {"split": {"type": "fixed"}},
+    }  # fmt: skip
+    frame = pd.DataFrame({"prompt": prompts, "completion": "x"}).assign(split=2)
+    stock = LudwigModel(config, logging_level=logging.ERROR)
+    stock.train(dataset=frame.assign(split=0)[:1], output_directory=tempfile.mkdtemp(), skip_save_processed_input=True)
+    started = time.perf_counter()
+    stock.predict(frame, skip_save_unprocessed_output=True, skip_save_predictions=True)
+    return (time.perf_counter() - started) / len(prompts)
+
+
+ENGINES = {"alfine": alfine, "ludwig": ludwig, "generate": generate, "batches": batches}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one")
+    given = parser.parse_args()
+    model = find_base_model(given.model)
+    if given.one:
+        from pipelines.screen import quiet_libraries
+
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        quiet_libraries()
+        print(json.dumps(ENGINES[given.one](model, questions(given.rows), given.tokens)))
+        return
+    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(given.rounds):
+        for engine in ENGINES:
+            rows = given.rows if engine in ("alfine", "batches") else max(1, given.rows // 8)
+            command = [sys.executable, "-m", "tests.benchmarks.completions", "--one", engine, "--rows", str(rows)]
+            command += ["--tokens", str(given.tokens), "--model", str(model)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"{engine}: {done.stderr[-2000:]}")
+            found[engine].append(json.loads(done.stdout.splitlines()[-1]))
+    seconds = {engine: statistics.median(times) for engine, times in found.items()}
+    names = {"generate": "generate, a row at a time", "batches": f"generate, {BATCH} rows a batch"}
+    table = Table("engine", "s/row", "rows/s", "alfine is faster by")
+    for engine, each in seconds.items():
+        table.add_row(names.get(engine, engine), f"{each:.3f}", f"{1 / each:.2f}", f"{each / seconds['alfine']:.1f}")
+    print(f"{given.rows} rows, up to {given.tokens} new tokens, {os.cpu_count()} cores")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

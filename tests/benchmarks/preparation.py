@@ -1,0 +1,122 @@
+"""What a million rows cost before the first step: time and memory of the stage `prepare`, against the bare tokenizer.
+
+    python -m tests.benchmarks.preparation [--rows 1000,10000,100000,1000000]
+
+Rows are this repository's reviews, numbered so that no two are alike. The bare tokenizer reads the same prompts and completions,
+rendered, a thousand at a time. `first step`: from the prepared files to the rows of the first optimiser step.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import batched, islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_rows_file(path: Path, count: int) -> None:
+    reviews = [json.loads(line) for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            row = reviews[number % len(reviews)]
+            file.write(json.dumps({"review": f"{row['review']} ({number})", "label": row["label"]}) + "\n")
+
+
+def job_of(file: Path):
+    from pipelines.config import load_job
+
+    task = {"data": str(file), "prompt": "Is this review positive or negative?\n{review}", "completion": "{label}", "metric": "rouge"}
+    config = {"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}}
+    path = file.with_suffix(".yaml")
+    path.write_text(json.dumps(config))
+    return load_job(path)
+
+
+def prepare(file: Path) -> dict[str, float]:
+    from pipelines.models import context_length, find_base_model
+    from pipelines.preflight import Preflight
+    from pipelines.prepare import prepare_rows, write_rows
+    from pipelines.prompts import PromptFormat
+    from pipelines.tasks import load_examples
+
+    job, folder = job_of(file), find_base_model("smollm2-135m-instruct")
+    prompts = PromptFormat.of_folder(folder)
+    prompts.encode("warm", "up")
+    started = time.perf_counter()
+    preflight = Preflight(job, prompts, context_length(folder))
+    write_rows(preflight.watch(prepare_rows(load_examples(job.pipeline), prompts)), file.with_name("data"))
+    preflight.findings()
+    return {"seconds": time.perf_counter() - started}
+
+
+def bare(file: Path) -> dict[str, float]:
+    from pipelines.models import find_base_model
+    from pipelines.prompts import PromptFormat
+    from pipelines.tasks import load_examples
+
+    prompts = PromptFormat.of_folder(find_base_model("smollm2-135m-instruct"))
+    examples = islice(load_examples(job_of(file).pipeline), 100_000)
+    texts = [prompts.prompt_text(example.prompt) + example.completion for example in examples]
+    prompts.tokenizer(texts[0])
+    started = time.perf_counter()
+    for some in batched(texts, 1000):
+        prompts.tokenizer(list(some), add_special_tokens=False)
+    return {"seconds": (time.perf_counter() - started) / len(texts)}
+
+
+def first_step(file: Path) -> dict[str, float]:
+    from pipelines.engine.dataset import StepBatcher, TokenRows
+    from pipelines.prepare import open_table
+    from pipelines.tasks import epoch_order
+
+    started = time.perf_counter()
+    data = TokenRows.of(open_table(file.with_name("data"), "train"))
+    batcher = StepBatcher(data, 8, lambda epoch: epoch_order(data.tasks, {"t": 1.0}, 0, epoch, True))
+    batcher.set_epoch(0, 8)
+    batcher.next_batch()
+    return {"seconds": time.perf_counter() - started}
+
+
+PARTS = {"prepare": prepare, "bare": bare, "first_step": first_step}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", default="1000,10000,100000,1000000")
+    parser.add_argument("--one")
+    parser.add_argument("--file", type=Path)
+    given = parser.parse_args()
+    if given.one:
+        found = PARTS[given.one](given.file)
+        print(json.dumps({**found, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        return
+    table = Table("rows", "prepare, s", "rows/s", "of the bare tokenizer's time", "memory, GB", "first step, s")
+    for count in map(int, given.rows.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.jsonl"
+            write_rows_file(file, count)
+            found = {}
+            for part in PARTS:
+                command = [sys.executable, "-m", "tests.benchmarks.preparation", "--one", part, "--file", str(file)]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f"{part}: {done.stderr[-2000:]}")
+                found[part] = json.loads(done.stdout.splitlines()[-1])
+        seconds = found["prepare"]["seconds"]
+        table.add_row(
+            f"{count:,}", f"{seconds:.1f}", f"{count / seconds:,.0f}", f"{seconds / count / found['bare']['seconds']:.2f}",
+            f"{found['prepare']['memory'] / 1e9:.2f}", f"{found['first_step']['seconds']:.2f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""How fast a training step is: alfine, stock Ludwig, TRL, the same work without any framework, and the machine's limit.
+
+    python -m tests.benchmarks.throughput [--rows FILE] [--engines alfine,ludwig,trl,limit] [--rounds 3] [--count 128]
+
+FILE is JSON Lines with `instruction`, `input` and `output`; without it rows of very different lengths are made of the data
+in this repository. Each engine trains LoRA (r 8 on q and v, AdamW, 8 rows a step) on the same rows and model in a process of
+its own, in turn; tokens are those of the texts, without padding. `limit` is the model alone: rows end to end, logits where
+the loss counts. `peak` is the fastest matrix product of this machine, in the tokens that it would allow. TRL is installed
+with: uv pip install trl
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.models import find_base_model
+
+ROOT = Path(__file__).parents[2]
+RATE, RANK = 2e-4, 8
+LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
+    """Prompt and completion of each row, the chat template written out."""
+    if file is not None:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        random.Random(0).shuffle(rows)
+        pairs = []
+        for row in rows:
+            extra = row.get("input") or ""
+            user = row["instruction"] + (f"\n\n{extra}" if extra and extra.lower() not in ("<noinput>", "none") else "")
+            if 20 < len(user) < 1200 and 5 < len(row["output"]) < 1200:
+                pairs.append((user, row["output"]))
+    else:
+        passages = [json.loads(line)["text"] for line in (ROOT / "data/general/passages.jsonl").read_text().splitlines()]
+        reviews = [json.loads(line) for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
+        pairs = [(f"Positive or negative?\n{row['review']}", row["label"]) for row in reviews[: count * 2 // 3]]
+        for number in range(count // 3 + 1):
+            some = [passages[(number * 7 + k) % len(passages)] for k in range(1 + number % 5)]
+            pairs.append(("Go on.\n" + "\n".join(some), passages[(number * 7 + 5) % len(passages)]))
+        random.Random(0).shuffle(pairs)
+    turn = "<|im_start|>{}\n{}<|im_end|>\n"
+    frame = turn.format("system", SYSTEM) + turn.format("user", "{}") + "<|im_start|>assistant\n"
+    return [(frame.replace("{}", user), answer) for user, answer in pairs[:count]]
+
+
+# --- the engines; each prints {"steps": [seconds], "memory": bytes} ---
+
+
+def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
+    import yaml
+
+    from pipelines.config import load_job
+    from pipelines.prepare import prepare_rows, write_rows
+    from pipelines.prompts import PromptFormat
+    from pipelines.runs import Run
+    from pipelines.tasks import load_examples
+    from pipelines.training import train
+
+    folder = Path(tempfile.mkdtemp())
+    for name, some in (("train", pairs), ("test", pairs[:1])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in some), encoding="utf-8")
+    data = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
+    task = {"data": data, "prompt": "{p}", "completion": "{c}", "metric": "rouge"}
+    config = {
+        "base_model": str(model),
+        "pipeline": {"tasks": {"t": task}, "chat_template": False, "forgetting": {"strategy": "none", "guards": "none"}},
+        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "target_modules": LORA["target_modules"]},
+        "trainer": {"epochs": 1, "batch_size": batch, "learning_rate": RATE, "optimizer": {"type": "adamw"}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    job, run = load_job(folder / "job.yaml"), Run(folder / "run")
+    write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(model, False)), run.path("data"))
+    stamps: list[float] = []
+    train(job, run, model, lambda done, total, loss: stamps.append(time.perf_counter()))
+    return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+
+
+def ludwig(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
+    import pandas as pd
+    from ludwig.api import LudwigModel
+    from ludwig.callbacks import Callback
+
+    class Clock(Callback):
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_batch_start(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_batch_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.started)
+
+    clock = Clock()
+    config = {
+        "model_type": "llm", "base_model": str(model),
+        "input_features": [{"name": "prompt", "type": "text", "preprocessing": {"max_sequence_length": 2048}}],
+        "output_features": [{"name": "completion", "type": "text", "preprocessing": {"max_sequence_length": 1024}}],
+        "preprocessing": {"global_max_sequence_length": 3072, "split": {"type": "fixed"}},
+        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK},
+        "trainer": {"type": "finetune", "epochs": 1, "batch_size": batch, "learning_rate": RATE, "skip_all_evaluation": True},
+        "backend": {"type": "local"},
+    }  # fmt: skip
+    frame = pd.DataFrame(pairs, columns=["prompt", "completion"]).assign(split=0)
+    stock = LudwigModel(config, callbacks=[clock], logging_level=logging.ERROR)
+    stock.train(
+        dataset=frame, output_directory=tempfile.mkdtemp(), skip_save_processed_input=True, skip_save_progress=True, skip_save_log=True
+    )
+    return clock.seconds
+
+
+def trl(model: Path, pairs: list[tuple[str, str]], batch: int, packing: bool = False) -> list[float]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.stamps: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.stamps.append(time.perf_counter())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.stamps.append(time.perf_counter())
+
+    clock, cuda = Clock(), torch.cuda.is_available()
+    rows = Dataset.from_dict({"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs]})
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=RATE, max_length=3072,
+        logging_steps=10**9, save_strategy="no", report_to=[], packing=packing, bf16=cuda, use_cpu=not cuda, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if cuda else torch.float32),
+        args=settings, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(**LORA), callbacks=[clock],
+    )  # fmt: skip
+    trainer.train()
+    return [later - earlier for earlier, later in zip(clock.stamps, clock.stamps[1:], strict=False)]
+
+
+def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
+    """The step of `alfine`, written out: no loop but this one, nothing recorded."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from pipelines.engine.model import load_causal_lm
+    from pipelines.engine.packing import Rows, token_losses
+    from pipelines.prompts import PromptFormat
+
+    encoded = PromptFormat.of_folder(model, False).encode_all(*zip(*pairs, strict=True))
+    tuned = get_peft_model(load_causal_lm(model, frozen=True), LoraConfig(**LORA)).train()
+    optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
+    seconds = []
+    for start in range(0, len(encoded), batch):
+        started, some = time.perf_counter(), encoded[start : start + batch]
+        rows = Rows([np.asarray(one.input_ids) for one in some], [one.supervised_from for one in some])
+        token_losses(tuned, rows).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+ENGINES = {"alfine": alfine, "ludwig": ludwig, "trl": trl, "limit": limit}
+
+
+def peak(model: Path) -> float:
+    """Tokens per second if every product of a training step under LoRA (forward, and backward through the frozen weights) ran
+    as fast as this machine's best product of two large matrices, and nothing else took time."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size, device = 2048, "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    best = 0.0
+    for _ in range(8):
+        started = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    weights = sum(weight.numel() for name, weight in shape.named_parameters() if weight.dim() == 2 and "embed" not in name)
+    print(f"matrix product: {best / 1e9:.0f} GFLOP/s; {weights / 1e6:.0f} million weights behind the embedding")
+    return best / (4 * weights)
+
+
+def one(engine: str, model: Path, rows: Path, batch: int) -> None:
+    from pipelines.screen import quiet_libraries
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    quiet_libraries()
+    seconds = ENGINES[engine](model, json.loads(rows.read_text(encoding="utf-8")), batch)
+    print(json.dumps({"steps": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--engines", default="alfine,ludwig,trl,limit")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--one")
+    given = parser.parse_args()
+    model = find_base_model(given.model)
+    if given.one:
+        one(given.one, model, given.rows, given.batch)
+        return
+    from transformers import AutoTokenizer
+
+    pairs = texts(given.rows, given.count)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lengths = [len(tokenizer(p)["input_ids"]) + len(tokenizer(c)["input_ids"]) + 1 for p, c in pairs]
+    print(f"{len(pairs)} rows, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)}), {given.batch} rows a step; {os.cpu_count()} cores")
+    engines = given.engines.split(",")
+    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        file.write_text(json.dumps(pairs), encoding="utf-8")
+        for _ in range(given.rounds):
+            for engine in engines:
+                command = [sys.executable, "-m", "tests.benchmarks.throughput", "--one", engine, "--rows", str(file)]
+                command += ["--model", str(model), "--batch", str(given.batch)]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f"{engine}: {done.stderr[-2000:]}")
+                found[engine].append(json.loads(done.stdout.splitlines()[-1]))
+    speeds = {engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in found.items()}
+    table = Table("engine", "tokens/s", *(f"× {engine}" for engine in engines if engine != "alfine"), "peak memory, GB")
+    for engine, speed in speeds.items():
+        ratios = [f"{speed / speeds[other]:.2f}" for other in engines if other != "alfine"]
+        table.add_row(engine, f"{speed:.1f}", *ratios, f"{max(run['memory'] for run in found[engine]) / 1e9:.2f}")
+    table.add_row("peak", f"{peak(model):.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Training on Ray: two real workers on this machine, one of them killed in the middle."""
+
+import json
+import os
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.cluster import on_ray, train_on_ray
+from pipelines.errors import ConfigError
+from pipelines.training import train
+from tests.jobs import LORA
+
+pytestmark = pytest.mark.ludwig
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'alfine[ray]'")
+    yield ray
+    ray.shutdown()
+
+
+def two_workers(job, **settings):
+    job.ludwig["backend"] = {"type": "ray", "trainer": {"num_workers": 2, "use_gpu": False, "resources_per_worker": {"CPU": 0.5}, **settings}}
+    return job
+
+
+def test_local_is_the_default(make_job):
+    job, _, _ = make_job(LORA)
+    assert not on_ray(job)
+    assert on_ray(two_workers(job))
+
+
+def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    settings = {"epochs": 100, "steps_per_checkpoint": 5, "learning_rate": 0.001, "forgetting": "replay+distill"}
+    job, alone, base = make_job(LORA, name="alone", **settings)
+    train(job, alone, base, lambda done, total, loss: None)
+    job, run, base = make_job(LORA, name="together", **settings)
+    killed = []
+
+    def kill_one(done, total, loss):
+        if done > 10 and not killed:
+            workers = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
+            killed.append((done, len(workers)))
+            workers[-1].kill()
+
+    train_on_ray(two_workers(job), run, base, kill_one)
+    assert killed and killed[0][0] < 300 and killed[0][1] == 2
+    one, two = (json.loads(place.path("model", "training.json").read_text()) for place in (alone, run))
+    assert [entry["step"] for entry in two["train_loss"]] == list(range(1, 301))
+    assert [entry["loss"] for entry in two["train_loss"]] == pytest.approx([entry["loss"] for entry in one["train_loss"]], abs=1e-3)
+    expected, found = (load_file(place.path("model", "adapter_model.safetensors")) for place in (alone, run))
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], atol=1e-3, rtol=1e-3)
+    assert not run.path("training", "ray").exists()
+
+
+def test_more_workers_than_there_are_cores_are_refused(ray, make_job):
+    job, run, base = make_job(LORA)
+    with pytest.raises(ConfigError, match="asks for 999 × 1 CPU, this machine has"):
+        train_on_ray(two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), run, base, lambda *_: None)
+
+
+def test_what_the_user_can_mend_is_said_once_and_not_tried_again(ray, make_job):
+    job, run, base = make_job(LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(os.curdir), "rows": "replay"}})
+    with pytest.raises(ConfigError, match="rows: tasks"):
+        train_on_ray(two_workers(job), run, base, lambda *_: None)
