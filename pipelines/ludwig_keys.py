@@ -71,7 +71,7 @@ class _Checker:
             return self.enum(node["enum"], value, path)
         kind = _kind(value)
         accepted = node.get("types")
-        if accepted is None:
+        if accepted is None or (isinstance(value, str) and value == node.get("word")):
             return None
         if not (kind in accepted or (kind == "integer" and "number" in accepted) or _whole(value, accepted)):
             return self.wrong_type(node, value, path)
@@ -170,6 +170,13 @@ class _Checker:
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
             message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")
+        if trainer.get("batch_size") == "auto":
+            if trainer.get("effective_batch_size") is None:
+                message = "trainer.batch_size: auto needs the rows of a step, as in effective_batch_size: 16"
+                self.report(message, "trainer", "batch_size")
+            if "gradient_accumulation_steps" in trainer:
+                message = "trainer.gradient_accumulation_steps has no effect beside batch_size: auto; leave it out"
+                self.report(message, "trainer", "gradient_accumulation_steps")
         if trainer.get("train_steps") is not None and "epochs" in trainer:
             self.report("trainer.epochs has no effect beside trainer.train_steps; keep one", "trainer", "epochs")
         if isinstance(regex := trainer.get("layers_to_freeze_regex"), str):

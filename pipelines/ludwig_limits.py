@@ -37,7 +37,6 @@ REFUSED: dict[str, str] = {
     "trainer.eval_steps": "every validation row is evaluated; make pipeline.split.validation smaller instead",
     "trainer.enable_profiling": "alfine has no profiler; leave it out",
     "trainer.profiler": "alfine has no profiler; leave it out",
-    "trainer.effective_batch_size": "it is batch_size × gradient_accumulation_steps; write those two",
     "trainer.eval_batch_size": "validation rows are packed by their length; leave it out",
     "trainer.max_batch_size": BATCHES,
     "trainer.increase_batch_size_*": BATCHES,
@@ -69,7 +68,6 @@ REFUSED: dict[str, str] = {
 """Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
 
 REFUSED_VALUES: dict[tuple[str, Any], str] = {
-    ("trainer.batch_size", "auto"): "nothing is tuned by itself; write a number, such as 8",
     ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
     ("trainer.gradient_accumulation_steps", "auto"): "nothing is tuned by itself; write a number, or leave it out for 1",
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
@@ -104,7 +102,8 @@ NARROWED: dict[str, dict[str, Any]] = {
     },
     "base_model": {"types": ["text"], "nonempty": True},
     "trainer.learning_rate": {"types": ["number"], "above": 0, "max": 1},
-    "trainer.batch_size": {"types": ["integer"], "min": 1},
+    "trainer.batch_size": {"types": ["integer"], "min": 1, "word": "auto"},
+    "trainer.effective_batch_size": {"types": ["integer"], "min": 1},
     "trainer.gradient_accumulation_steps": {"types": ["integer"], "min": 1},
     "trainer.gradient_clipping.*": {"types": ["number", "null"], "min": 0},
     "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "max": 1},
@@ -130,6 +129,7 @@ ONLY_WITH: dict[str, tuple[str, Any, list[Any]]] = {
     "trainer.learning_rate_scheduler.polynomial_*": (_DECAY, None, ["polynomial"]),
     "trainer.learning_rate_scheduler.wsd_*": (_DECAY, None, ["wsd"]),
     "trainer.learning_rate_scheduler.warmup_*": (_DECAY, None, _WARMUP),
+    "trainer.effective_batch_size": ("batch_size", 8, ["auto"]),
     "adapter.loftq_config": ("init_lora_weights", "default", ["loftq"]),
     "quantization.bnb_4bit_use_double_quant": ("bits", 4, [4]),
     "quantization.bnb_4bit_quant_type": ("bits", 4, [4]),

@@ -41,9 +41,24 @@ def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
     config = {**job.ludwig, **FEATURES, "base_model": str(base_model)}
     # Several workers share a step's rows, so the step is the same and so is its rate; Ludwig would multiply it.
     config["trainer"] = {"learning_rate_scaling": "constant", **config["trainer"]}
+    if fits_memory(job):
+        # Ludwig would try batch sizes with rows of its own making; ours finds its size within the first step.
+        config["trainer"] |= {"batch_size": rows_per_step(job), "effective_batch_size": "auto"}
     # The processes are ours to start (`pipelines.cluster`); Ludwig's part is the same in each.
     config.pop("backend", None)
     return config
+
+
+def fits_memory(job: Job) -> bool:
+    return bool(job.ludwig["trainer"]["batch_size"] == "auto")
+
+
+def rows_per_step(job: Job) -> int:
+    """Rows of an optimiser step, however many go through the model at once."""
+    trainer = job.ludwig["trainer"]
+    if fits_memory(job):
+        return int(trainer["effective_batch_size"])
+    return int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
 
 
 def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
@@ -71,7 +86,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         start = Start(job, run, base_model)
         with workers.coordinator_first():
             strategies = build(start, training.data.rows)
-            callback = StepCallback(report, strategies, _watch(start))
+            callback = StepCallback(report, strategies, _watch(start), fits_memory(job))
         backend = WorkersBackend() if workers.count > 1 else None
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
         started = time.monotonic()
@@ -130,7 +145,7 @@ def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
     from pipelines.engine.dataset import TokenDataset, TokenRows
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
-    rows_per_step = int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
+    rows = rows_per_step(job)
     training, validation = (TokenRows.of(open_table(run.path("data"), split)) for split in ("train", "validation"))
     counts = Counter(training.tasks)
     weights = {name: task.weight for name, task in pipeline.tasks.items()}
@@ -141,11 +156,11 @@ def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
         return epoch_order(training.tasks, shares, pipeline.seed, epoch, shuffle)
 
     if not len(validation):
-        return TokenDataset(training, rows_per_step, order), None
+        return TokenDataset(training, rows, order), None
     in_file_order = list(range(len(validation)))
     return (
-        TokenDataset(training, rows_per_step, order),
-        TokenDataset(validation, rows_per_step, lambda epoch: in_file_order),
+        TokenDataset(training, rows, order),
+        TokenDataset(validation, rows, lambda epoch: in_file_order),
     )
 
 
@@ -199,8 +214,8 @@ def _ludwig_log(path: Path) -> Iterator[None]:
         with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             yield
     except MemoryError:
-        raise MachineError("training ran out of memory; lower trainer.batch_size and raise "
-                           "trainer.gradient_accumulation_steps by the same factor") from None  # fmt: skip
+        raise MachineError("training ran out of memory; write trainer.batch_size: auto, and the rows of a step "
+                           "as trainer.effective_batch_size") from None  # fmt: skip
     finally:
         root.handlers, root.level, ludwig.propagate = before
         logging.captureWarnings(False)

@@ -410,7 +410,9 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "epochs true": (trainer("epochs: true"), 11, "expected a whole number, found true"),
     "epochs and steps": (trainer("epochs: 2\n  train_steps: 9"), 11, "no effect beside trainer.train_steps"),
     "early stop": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
-    "batch auto": (trainer("batch_size: auto"), 11, "nothing is tuned by itself; write a number"),
+    "batch auto alone": (trainer("batch_size: auto"), 11, "auto needs the rows of a step, as in effective_batch_size: 16"),
+    "batch of a step": (trainer("effective_batch_size: 16"), 11, "has no effect unless batch_size is auto"),
+    "batch a word": (trainer("batch_size: big"), 11, "expected a whole number, found the text 'big'"),
     "batch zero": (trainer("batch_size: 0"), 11, "trainer.batch_size must be at least 1"),
     "accumulation auto": (trainer("gradient_accumulation_steps: auto"), 11, "or leave it out for 1"),
     "shuffle text": (trainer('should_shuffle: "no"'), 11, "expected true or false, found the text 'no'; leave out the quotes"),
@@ -606,7 +608,7 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     names = set(ludwig_keys.schema()["trainer"]["fields"])
     refused = {name for name in names if ludwig_keys._match(ludwig_limits.REFUSED, f"trainer.{name}")}
     assert names - refused == {
-        "type", "epochs", "train_steps", "batch_size", "gradient_accumulation_steps",
+        "type", "epochs", "train_steps", "batch_size", "effective_batch_size", "gradient_accumulation_steps",
         "learning_rate", "learning_rate_scheduler", "learning_rate_scaling", "optimizer", "gradient_clipping",
         "early_stop", "steps_per_checkpoint", "checkpoints_per_epoch", "should_shuffle",
         "enable_gradient_checkpointing", "layers_to_freeze_regex",

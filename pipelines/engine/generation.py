@@ -115,15 +115,18 @@ def continuations(
     # Padding stands on the left and is masked out, so any token will do.
     ids = torch.tensor([[stops[0]] * (width - len(row)) + list(row) for row in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
-    plain = set(settings) <= AS_PLAIN and cache is not None and width > 1
+    plain = set(settings) <= AS_PLAIN
     if not plain or width == 1:
         cache = None
     made: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     with torch.inference_mode():
-        for tokens in _portions(limit, ENDED_EVERY if plain else limit):
+        for tokens in _portions(limit, ENDED_EVERY if cache is not None else limit):
             config = GenerationConfig(
-                **{**settings, "max_new_tokens": tokens}, eos_token_id=list(stops), pad_token_id=stops[0], return_dict_in_generate=True
+                **{**settings, "max_new_tokens": tokens},
+                eos_token_id=list(stops),
+                pad_token_id=stops[0],
+                return_dict_in_generate=True,
             )
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ludwig.callbacks import Callback
 
+from pipelines.engine.micro_batches import MicroBatches
 from pipelines.engine.strategy import Strategy
 
 
@@ -28,12 +29,16 @@ class StepCallback(Callback):
         report: Callable[[int, int, float | None], None],
         strategies: Sequence[Strategy] = (),
         hook: StepHook | None = None,
+        fit_memory: bool = False,
     ) -> None:
-        self.report, self.strategies, self.hook = report, strategies, hook
+        """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them."""
+        self.report, self.strategies, self.hook, self.fit_memory = report, strategies, hook, fit_memory
         self.history: dict[str, Any] | None = None
 
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
         trainer.strategies[:] = self.strategies
+        if self.fit_memory:
+            trainer.micro_batches = MicroBatches(None, trainer.history)
         with trainer.workers.coordinator_first():
             for strategy in self.strategies:
                 strategy.workers = trainer.workers

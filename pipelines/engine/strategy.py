@@ -37,6 +37,9 @@ class Strategy:
         is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
         return None
 
+    def start_anew(self) -> None:
+        """Memory ran out; the step's `task_term`s are asked for again, in smaller parts."""
+
     def terms(self, supervised: int) -> Iterator[torch.Tensor]:
         """Further scalars, each with a graph of its own, to be differentiated one after the other."""
         return iter(())

@@ -20,9 +20,11 @@ from ludwig.utils.trainer_utils import append_metrics
 
 from pipelines.engine.checkpoint import SafetensorsCheckpoint
 from pipelines.engine.dataset import TokenDataset, TokenRows
-from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.engine.micro_batches import MicroBatches
+from pipelines.engine.packing import Rows, row_losses, supervised_logits
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.engine.workers import Workers
+from pipelines.errors import MachineError
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
@@ -31,7 +33,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
     per supervised token of the tasks; `rows`, `tokens`, `supervised_tokens` of theirs seen; where strategies against
     forgetting act, `forgetting` [{step, term: nats, gradient_ratio}], the last the norm of what they add to the
-    gradient by that of the tasks' own.
+    gradient by that of the tasks' own; `micro_batch` {rows or tokens: n} where memory has decided it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +43,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         }  # fmt: skip
         self.strategies: list[Strategy] = []
         self.workers = Workers.here()
+        self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
 
@@ -56,9 +59,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         strategies' terms beside it."""
         self.dist_model.train()
         supervised = inputs.supervised_tokens + sum(strategy.draw(inputs) for strategy in self.strategies)
-        loss = torch.zeros((), device=self.device)
-        for rows in micro_batches(self.workers.part(inputs), self.batch_size):
-            loss += self._backward_tasks(rows, supervised)
+        loss = self._backward_rows(self.workers.part(inputs), supervised)
         self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
         self._optimizer_step(self.dist_model.parameters())
@@ -68,6 +69,40 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         loss = loss * (supervised / inputs.supervised_tokens)
         self._record(inputs, loss, task_gradients)
         return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+
+    def _backward_rows(self, rows: Rows, supervised: int) -> torch.Tensor:
+        """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
+        smaller ones."""
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        if self.micro_batches.size is None and len(rows):
+            with self.micro_batches.measured(rows, self.model.model) as longest:
+                self._backward_tasks(longest, supervised)
+            self._start_anew(*random)
+        while True:
+            loss = torch.zeros((), device=self.device)
+            try:
+                for part in self.micro_batches.parts(rows) if len(rows) else ():
+                    loss += self._backward_tasks(part, supervised)
+                return loss
+            except torch.OutOfMemoryError:
+                pass  # the traceback holds what the pass had kept, so what follows stands behind it
+            if not self.micro_batches.halve(rows):
+                longest_row = max(map(len, rows.input_ids))
+                raise MachineError(
+                    f"memory is too small for one row of {longest_row} tokens; take shorter rows, a smaller base_model, "
+                    f"an adapter, or quantization"
+                )
+            self._start_anew(*random)
+
+    def _start_anew(self, cpu: torch.Tensor, cuda: torch.Tensor | None) -> None:
+        """As before the first row of the step."""
+        self.distributed.zero_grad(self.optimizer)
+        for strategy in self.strategies:
+            strategy.start_anew()
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+            torch.cuda.empty_cache()
 
     def _backward_tasks(self, rows: Rows, supervised: int) -> torch.Tensor:
         """Adds the gradients of one micro-batch; its share of the step's mean loss."""

@@ -85,8 +85,11 @@ class Distill(Strategy):
             self.base = BaseModel(model)
 
     def draw(self, inputs: Rows) -> int:
-        self.task_divergence = 0.0
+        self.start_anew()
         return 0
+
+    def start_anew(self) -> None:
+        self.task_divergence = 0.0
 
     def general(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
