@@ -1,7 +1,9 @@
-"""Training on a Ray cluster, for `backend: {type: ray}`: one process a worker, each on its share of every step's rows.
+"""A job on a Ray cluster, for `backend: {type: ray}`: training by one process a worker, each on its share of every step's rows,
+and both passes with the rows dealt out to as many.
 
-The workers run the same `train` as a laptop does; what they share is the run folder, which every node must see under
-the same path. A worker that dies restarts the group, and training goes on from its last checkpoint.
+The workers run the same `train` and the same `LocalPass` as a laptop does; what they share is the run folder, which every node
+must see under the same path. A worker that dies in training restarts the group, which goes on from its last checkpoint; one that
+dies in a pass is replaced and asked again.
 """
 
 from __future__ import annotations
@@ -10,17 +12,25 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
 from pipelines.errors import AlfineError, ConfigError, RunError
 from pipelines.runs import Run
 from pipelines.training import StepReport, train
 
+if TYPE_CHECKING:
+    from pipelines.completions import Completion, Progress
+    from pipelines.engine.token_rows import TokenRows
+    from pipelines.forgetting.guards import PreparedGuard
+
 MAX_FAILURES = 3
 """Times that a worker may die before the training is given up."""
+GUARD_ITEMS = 16
+"""Items of a guard that are scored at once by one worker."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at how far the workers are."""
 
@@ -38,12 +48,12 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
     """As `train`, by the workers that the YAML asks for. Raises ConfigError where Ray or its workers are not to be had,
     RunError where they died more often than `max_failures`."""
     ray = _connect(job)
-    from ray.train import FailureConfig, RunConfig
+    workers, each = _workers(ray, job)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    settings = _backend(job).get("trainer", {})
     board = ray.remote(_Board).options(num_cpus=0).remote()
     state = run.path("training", "ray").absolute()
     shutil.rmtree(state, ignore_errors=True)
@@ -53,11 +63,11 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
             "job": job, "run": run.folder.absolute(), "base_model": base_model.absolute(), "board": board,
             "folder": os.getcwd(), "cache": os.environ.get("ALFINE_CACHE"),
         },
-        scaling_config=_scaling(ray, job, settings),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=each.get("GPU", 0) > 0, resources_per_worker=each),
         run_config=RunConfig(
             name="workers",
             storage_path=str(state),
-            failure_config=FailureConfig(max_failures=int(settings.get("max_failures", MAX_FAILURES))),
+            failure_config=FailureConfig(max_failures=_max_failures(job)),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )  # fmt: skip
@@ -89,10 +99,13 @@ def _connect(job: Job) -> Any:
     return ray
 
 
-def _scaling(ray: Any, job: Job, settings: dict[str, Any]) -> Any:
-    """As many workers as asked for; without a number one for each GPU, or for each node where there is none."""
-    from ray.train import ScalingConfig
+def _max_failures(job: Job) -> int:
+    return int(_backend(job).get("trainer", {}).get("max_failures", MAX_FAILURES))
 
+
+def _workers(ray: Any, job: Job) -> tuple[int, dict[str, float]]:
+    """How many, and what each needs; without a number one for each GPU, or for each node where there is none."""
+    settings = _backend(job).get("trainer", {})
     there = ray.cluster_resources()
     use_gpu = bool(settings.get("use_gpu", there.get("GPU", 0) > 0))
     workers = int(settings.get("num_workers") or (there.get("GPU", 0) if use_gpu else len(ray.nodes())))
@@ -103,7 +116,71 @@ def _scaling(ray: Any, job: Job, settings: dict[str, Any]) -> Any:
             if amount * workers > there.get(kind, 0):
                 message = f"backend.trainer asks for {workers} × {amount:g} {kind}, this machine has {there.get(kind, 0):g}"
                 raise ConfigError(job.problem(message, "backend", "trainer"))
-    return ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=dict(each))
+    return workers, dict(each)
+
+
+@contextlib.contextmanager
+def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPass]:
+    """The model in as many processes as train; they end with the block."""
+    from pipelines.passes import LocalPass
+
+    ray = _connect(job)
+    count, each = _workers(ray, job)
+    again = _max_failures(job)
+    needs = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
+    actor = ray.remote(LocalPass).options(**needs, max_restarts=again, max_task_retries=again)
+    actors = [actor.remote(job, base_folder.absolute(), tuned and tuned.absolute()) for _ in range(count)]
+    try:
+        yield RayPass(ray, actors)
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+class RayPass:
+    """A `Pass` whose rows are dealt out."""
+
+    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
+        self.ray, self.actors = ray, actors
+
+    def _each(self, ask: Callable[[Any, Any], Any], parts: Sequence[Any], progress: Progress = lambda rows: None) -> list[Any]:
+        """What is answered to each part, by whoever is free. Raises RunError where workers died too often."""
+        from ray.exceptions import RayError
+        from ray.util import ActorPool
+
+        found = []
+        try:
+            for answer in ActorPool(self.actors).map(ask, parts):
+                found.append(answer)
+                progress(len(answer))
+        except RayError as error:
+            cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
+            raise RunError(f"a worker of the cluster failed: {cause.strip()}") from None
+        return found
+
+    def complete(
+        self, prompts: Sequence[list[int]], generation: dict[str, Any], bounds: Sequence[int],
+        progress: Progress = lambda rows: None, references: Sequence[list[int]] | None = None,
+    ) -> list[Completion]:  # fmt: skip
+        from pipelines.completions import BATCH_ROWS
+
+        order = sorted(range(len(prompts)), key=lambda n: (bounds[n], len(prompts[n]), n))
+        size = min(BATCH_ROWS, max(1, len(order) // (2 * len(self.actors))))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+
+        def ask(actor: Any, part: list[int]) -> Any:
+            asked = [prompts[n] for n in part], generation, [bounds[n] for n in part]
+            return actor.complete.remote(*asked, references=[references[n] for n in part] if references else None)
+
+        answers = [answer for some in self._each(ask, parts, progress) for answer in some]
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
+
+    def score_guard(self, guard: PreparedGuard) -> list[float | None]:
+        scores = self._each(lambda actor, part: actor.score_guard.remote(part), list(guard.parts(GUARD_ITEMS)))
+        return [score for some in scores for score in some]
+
+    def validation_losses(self, rows: TokenRows) -> dict[str, Any]:
+        return dict(self.ray.get(self.actors[0].validation_losses.remote(rows)))
 
 
 class _Board:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import __version__
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
 from pipelines.screen import Screen, quiet_libraries
+
+if TYPE_CHECKING:
+    from pipelines.passes import Pass
 
 PREPARED_FORMAT = 2
 """Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
@@ -54,11 +58,13 @@ class Stages:
         )  # fmt: skip
         self._write_config()
         self._stage("prepare", inputs["prepare"], self.prepare)
-        self._stage("base", inputs["base"], lambda: self.complete("base"))
-        self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
+        with self._asking():
+            self._stage("base", inputs["base"], lambda: self.complete("base"))
+            self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
         self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
-        self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
-        self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
+        with self._asking():
+            self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
+            self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
         self._stage("report", inputs["report"], self.report)
 
     def _inputs(self) -> dict[str, str]:
@@ -167,22 +173,39 @@ class Stages:
                 self._keep(folder, cached)
         self._publish(folder, which)
 
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One model is asked several times; it is loaded when it is first needed, and gone from memory behind the block."""
+        with contextlib.ExitStack() as self._open:
+            self._asked: Pass | None = None
+            yield
+            self._asked = None
+
+    def _model(self, which: str) -> Pass:
+        """The base or the tuned model, here or spread over the workers of a cluster."""
+        from pipelines.cluster import on_ray, ray_pass
+        from pipelines.passes import LocalPass
+
+        if self._asked is None:
+            tuned = self.run.path("model") if which == "tuned" else None
+            with self.screen.working(f"Loading the {which} model"):
+                if on_ray(self.job):
+                    self._asked = self._open.enter_context(ray_pass(self.job, self.base_folder, tuned))
+                else:
+                    self._asked = LocalPass(self.job, self.base_folder, tuned)
+        return self._asked
+
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
-        from pipelines.completions import LoadedModel, quantization_of
-        from pipelines.engine.dataset import TokenRows
-        from pipelines.engine.trainer import validation_losses
+        from pipelines.engine.token_rows import TokenRows
         from pipelines.prepare import open_table
 
-        with self.screen.working(f"Loading the {which} model"):
-            loaded = LoadedModel.base(self.base_folder, self.job.pipeline.chat_template, quantization_of(self.job))
-            if which == "tuned":
-                loaded = loaded.attach(self.run.path("model"))
-        self._write_probes(loaded, folder)
-        write_jsonl(folder / "completions.jsonl", self._complete_rows(loaded, table, which))
+        model = self._model(which)
+        self._write_probes(model, folder)
+        write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
         validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.screen.working("Validation loss of the base"):
-                write_json(folder / "validation.json", validation_losses(loaded.model, validation))
+                write_json(folder / "validation.json", model.validation_losses(validation))
 
     def _keep(self, folder: Path, cached: Path) -> None:
         """Copies the base pass into the cache, for every later run of the same model and prompts."""
@@ -218,14 +241,12 @@ class Stages:
         bound = self.job.pipeline.tasks[task].max_new_tokens
         return int(bound if bound is not None else self.generation["max_new_tokens"])
 
-    def _complete_rows(self, loaded: Any, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
-        from pipelines.completions import complete
-
+    def _complete_rows(self, model: Pass, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
         prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
         references = [row["input_ids"][row["supervised_from"] :] for row in table]
         bounds = [self._bound(row["task"]) for row in table]
         with self.screen.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
-            answers = complete(loaded, prompts, self.generation, bounds, progress, references)
+            answers = model.complete(prompts, self.generation, bounds, progress, references)
         return [
             {
                 "task": row["task"], "row": row["row"], "prompt": row["prompt"], "reference": row["completion"],
@@ -236,16 +257,17 @@ class Stages:
             for row, answer in zip(table, answers, strict=True)
         ]  # fmt: skip
 
-    def _write_probes(self, loaded: Any, folder: Path) -> None:
-        from pipelines.completions import complete
+    def _write_probes(self, model: Pass, folder: Path) -> None:
         from pipelines.prepare import read_probes
+        from pipelines.prompts import PromptFormat
 
         if not self.job.pipeline.report.prompts:
             return
         probes = read_probes(Path(self.job.pipeline.report.prompts))
-        texts = [loaded.prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
+        prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+        texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
-        answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], self.generation, bounds)
+        answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds)
         write_jsonl(
             folder / "probes.jsonl",
             [
@@ -271,8 +293,7 @@ class Stages:
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""
         from pipelines.forgetting.build import Start
-        from pipelines.forgetting.distill import BaseModel
-        from pipelines.forgetting.guards import guard_lines, score_guard
+        from pipelines.forgetting.guards import guard_lines
         from pipelines.models import cache_folder
 
         start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
@@ -287,14 +308,10 @@ class Stages:
             write_text(target, "")
             return
         lines: list[dict[str, Any]] = []
-        with self.screen.working(f"Loading the {which} model"):
-            base = loaded = start.load()
-            if which == "tuned":
-                loaded = base.attach(self.run.path("model"))
-        base_logits = BaseModel(loaded.model).logits if loaded.has_adapter else base.logits
+        model = self._model(which)
         with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
             for guard in guards:
-                lines += guard_lines(guard, score_guard(loaded, guard, base_logits))
+                lines += guard_lines(guard, model.score_guard(guard))
                 progress(1)
         write_jsonl(target, lines)
         if which == "base":

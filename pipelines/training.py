@@ -75,8 +75,9 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         from ludwig.globals import set_disable_progressbar
 
         from pipelines.engine import register
+        from pipelines.engine.backend import WorkersBackend
         from pipelines.engine.progress import StepCallback
-        from pipelines.engine.workers import Workers, WorkersBackend
+        from pipelines.engine.workers import Workers
         from pipelines.forgetting.build import Start, build
 
         register()
@@ -142,7 +143,8 @@ def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, h
 
 
 def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
-    from pipelines.engine.dataset import TokenDataset, TokenRows
+    from pipelines.engine.dataset import TokenDataset
+    from pipelines.engine.token_rows import TokenRows
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
     rows = rows_per_step(job)

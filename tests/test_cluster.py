@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from pipelines.cluster import on_ray, train_on_ray
 from pipelines.errors import ConfigError
+from pipelines.runs import read_jsonl
 from pipelines.training import train
-from tests.jobs import LORA
+from tests.jobs import LORA, run
 
 pytestmark = pytest.mark.ludwig
 
@@ -39,7 +40,7 @@ def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, t
     settings = {"epochs": 100, "steps_per_checkpoint": 5, "learning_rate": 0.001, "forgetting": "replay+distill"}
     job, alone, base = make_job(LORA, name="alone", **settings)
     train(job, alone, base, lambda done, total, loss: None)
-    job, run, base = make_job(LORA, name="together", **settings)
+    job, shared, base = make_job(LORA, name="together", **settings)
     killed = []
 
     def kill_one(done, total, loss):
@@ -48,24 +49,46 @@ def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, t
             killed.append((done, len(workers)))
             workers[-1].kill()
 
-    train_on_ray(two_workers(job), run, base, kill_one)
+    train_on_ray(two_workers(job), shared, base, kill_one)
     assert killed and killed[0][0] < 300 and killed[0][1] == 2
-    one, two = (json.loads(place.path("model", "training.json").read_text()) for place in (alone, run))
+    one, two = (json.loads(place.path("model", "training.json").read_text()) for place in (alone, shared))
     assert [entry["step"] for entry in two["train_loss"]] == list(range(1, 301))
     assert [entry["loss"] for entry in two["train_loss"]] == pytest.approx([entry["loss"] for entry in one["train_loss"]], abs=1e-3)
-    expected, found = (load_file(place.path("model", "adapter_model.safetensors")) for place in (alone, run))
+    expected, found = (load_file(place.path("model", "adapter_model.safetensors")) for place in (alone, shared))
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], atol=1e-3, rtol=1e-3)
-    assert not run.path("training", "ray").exists()
+    assert not shared.path("training", "ray").exists()
+
+
+def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypatch):
+    guards = "pipeline.forgetting.guards={knowledge: {kind: choices, data: choices.jsonl}, general: {kind: answers, data: asked.jsonl}}"
+    items = [{"question": f"is {n} odd", "choices": ["no", "yes", "the tea"], "answer": n % 2} for n in range(40)]
+    (project / "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (project / "asked.jsonl").write_text("".join(json.dumps({"instruction": f"say {n}"}) + "\n" for n in range(9)))
+    plain = ("trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1")
+    here = run("here", guards, *plain)
+    monkeypatch.setenv("ALFINE_CACHE", str(project / "another"))
+    spread = run("spread", guards, *plain, "backend={type: ray, trainer: {num_workers: 2, use_gpu: false, resources_per_worker: {CPU: 0.5}}}")
+    for which in ("base", "tuned"):
+        one, two = (read_jsonl(place.path(which, "completions.jsonl")) for place in (here, spread))
+        if which == "base":
+            assert [row["completion"] for row in one] == [row["completion"] for row in two]
+        assert [row["reference_loss"] for row in two] == pytest.approx([row["reference_loss"] for row in one], abs=1e-3)
+        one, two = (read_jsonl(place.path("guards", f"{which}.jsonl")) for place in (here, spread))
+        assert [line["score"] for line in two if line["kind"] == "answers"] == pytest.approx(
+            [line["score"] for line in one if line["kind"] == "answers"], abs=1e-3
+        )
+        assert [(line["guard"], line["item"]) for line in one] == [(line["guard"], line["item"]) for line in two]
+    assert spread.path("report.html").exists()
 
 
 def test_more_workers_than_there_are_cores_are_refused(ray, make_job):
-    job, run, base = make_job(LORA)
+    job, folder, base = make_job(LORA)
     with pytest.raises(ConfigError, match="asks for 999 × 1 CPU, this machine has"):
-        train_on_ray(two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), run, base, lambda *_: None)
+        train_on_ray(two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), folder, base, lambda *_: None)
 
 
 def test_what_the_user_can_mend_is_said_once_and_not_tried_again(ray, make_job):
-    job, run, base = make_job(LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(os.curdir), "rows": "replay"}})
+    job, folder, base = make_job(LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(os.curdir), "rows": "replay"}})
     with pytest.raises(ConfigError, match="rows: tasks"):
-        train_on_ray(two_workers(job), run, base, lambda *_: None)
+        train_on_ray(two_workers(job), folder, base, lambda *_: None)

@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 from ludwig.data.batcher.base import Batcher
 from ludwig.data.dataset.base import Dataset
 
 from pipelines.engine.packing import Rows
+from pipelines.engine.token_rows import TokenRows
 
 EpochOrder = Callable[[int], list[int]]
 """The row numbers of an epoch, given its number."""
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Tokenised rows with the task that each belongs to."""
-
-    rows: Rows
-    tasks: Sequence[str]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> TokenRows:
-        """Of a table with input_ids, supervised_from and task; the tokens stay where they are, on disk for a mapped file."""
-        encoded = table["task"].combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        tasks = [names[number] for number in encoded.indices.to_pylist()]
-        return cls(Rows(TokenColumn(table["input_ids"]), table["supervised_from"].to_pylist()), tasks)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-class TokenColumn(Sequence[np.ndarray]):
-    """A column of token lists as int32 arrays, each a view of the column's own memory."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        chunks = [chunk for chunk in column.chunks if len(chunk)]
-        self.values = [np.asarray(chunk.values) for chunk in chunks]
-        self.offsets = [np.asarray(chunk.offsets) for chunk in chunks]
-        self.starts = np.cumsum([0, *map(len, chunks)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
-        number = range(len(self))[place]
-        chunk = int(np.searchsorted(self.starts, number, side="right")) - 1
-        first, end = self.offsets[chunk][number - self.starts[chunk] :][:2]
-        return self.values[chunk][first:end]
 
 
 class StepBatcher(Batcher):

@@ -19,10 +19,11 @@ from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics
 
 from pipelines.engine.checkpoint import SafetensorsCheckpoint
-from pipelines.engine.dataset import TokenDataset, TokenRows
+from pipelines.engine.dataset import TokenDataset
 from pipelines.engine.micro_batches import MicroBatches
-from pipelines.engine.packing import Rows, row_losses, supervised_logits
+from pipelines.engine.packing import Rows, supervised_logits
 from pipelines.engine.strategy import Strategy, trained_weights
+from pipelines.engine.token_rows import validation_losses
 from pipelines.engine.workers import Workers
 from pipelines.errors import MachineError
 
@@ -240,20 +241,3 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
         """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""
         raise KeyboardInterrupt
-
-
-def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers = Workers()) -> dict[str, Any]:  # noqa: B008
-    """{"loss": mean over all supervised tokens, "tasks": {task: the same for its rows}}, in nats per token."""
-    mine = range(workers.rank, len(data), workers.count)
-    rows = data.rows.take(mine)
-    sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
-    counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
-    for number, mean, length in zip(mine, row_losses(model, rows), rows.supervised_lengths, strict=True):
-        sums[data.tasks[number]] += mean * length
-        counts[data.tasks[number]] += length
-    sums = dict(zip(sums, workers.total(list(sums.values())), strict=True))
-    counts = dict(zip(counts, workers.total(list(counts.values())), strict=True))
-    return {
-        "loss": sum(sums.values()) / sum(counts.values()),
-        "tasks": {task: sums[task] / counts[task] for task in sums},
-    }

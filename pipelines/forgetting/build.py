@@ -10,9 +10,9 @@ import numpy as np
 
 from pipelines.completions import LoadedModel, quantization_of
 from pipelines.config import Job
-from pipelines.engine.dataset import TokenRows
 from pipelines.engine.packing import Rows
 from pipelines.engine.strategy import Strategy
+from pipelines.engine.token_rows import TokenRows
 from pipelines.errors import ConfigError
 from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.ewc import Ewc

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,16 @@ class PreparedGuard:
     @property
     def higher_is_better(self) -> bool:
         return self.kind == "choices" or (self.kind == "task" and resolve(self.metric).higher_is_better)
+
+
+    def parts(self, items: int) -> Iterator[PreparedGuard]:
+        """The guard in pieces of so many items, in order, for several to score."""
+        for start in range(0, max(len(self.rows), len(self.choices), len(self.questions)), items):
+            piece = slice(start, start + items)
+            yield replace(
+                self, rows=self.rows[piece], choices=self.choices[piece], branches=self.branches[piece],
+                questions=self.questions[piece],
+            )  # fmt: skip
 
 
 def prepare_guards(

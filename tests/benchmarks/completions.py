@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def questions(count: int) -> list[str]:
-    general = [json.loads(line)["prompt"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()]
+    general = [json.loads(line)["instruction"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()]
     reviews = [json.loads(line)["review"] for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
     mixed = [text for pair in zip(general, (f"Positive or negative?\n{one}" for one in reviews), strict=False) for text in pair]
     return mixed[:count]

@@ -73,7 +73,8 @@ def bare(file: Path) -> dict[str, float]:
 
 
 def first_step(file: Path) -> dict[str, float]:
-    from pipelines.engine.dataset import StepBatcher, TokenRows
+    from pipelines.engine.dataset import StepBatcher
+    from pipelines.engine.token_rows import TokenRows
     from pipelines.prepare import open_table
     from pipelines.tasks import epoch_order
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipelines.engine.dataset import TokenRows
+from pipelines.engine.token_rows import TokenRows
 from pipelines.engine.trainer import FineTuneTrainer
 from pipelines.prepare import open_table
 from pipelines.runs import Run

@@ -1,0 +1,115 @@
+"""How cost grows with the length of rows and the size of the model: tokens per second and peak memory, as a plot.
+
+    python -m tests.benchmarks.growth [--lengths 128,512,1024,2048,4096] [--sizes 10,30,135,360,1000] [--plot docs/growth.svg]
+
+Training steps under LoRA (r 8 on q and v) of Llama-shaped models with random weights, the loss on the last quarter of each row,
+every size and length in a process of its own. Lengths are measured at 135 million weights, sizes at 512 tokens; a step has 2048
+tokens, or one row where that is longer. How it grows with the number of rows, tests/benchmarks/preparation.py measures.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[2]
+SHAPES = {
+    # millions of weights: hidden size, layers, heads, key and value heads, width of the feed-forward layer
+    10: (192, 4, 3, 1, 512), 30: (384, 8, 6, 2, 1024), 135: (576, 30, 9, 3, 1536), 360: (960, 32, 15, 5, 2560),
+    1000: (1792, 26, 28, 4, 6144),
+}  # fmt: skip
+STEP_TOKENS = 2048
+
+
+def one(size: int, length: int, steps: int) -> dict[str, float]:
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipelines.engine.packing import ATTENTION, Rows, token_losses
+
+    hidden, layers, heads, kv_heads, width = SHAPES[size]
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=width, tie_word_embeddings=True, max_position_embeddings=8192,
+    )  # fmt: skip
+    config._attn_implementation = ATTENTION
+    base = LlamaForCausalLM(config)
+    weights = sum(weight.numel() for weight in base.parameters())
+    model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
+    count = max(1, STEP_TOKENS // length)
+    rows = Rows([np.random.default_rng(n).integers(10, 49000, length) for n in range(count)], [length * 3 // 4] * count)
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        token_losses(model, rows).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"weights": weights, "speed": rows.tokens / statistics.median(seconds[1:]), "memory": memory}
+
+
+def measure(size: int, length: int, steps: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.growth", "--one", f"{size},{length}", "--steps", str(steps)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def plot(by_length: dict[int, dict], by_size: dict[int, dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    for column, (found, name) in enumerate(((by_length, "tokens in a row"), (by_size, "million weights"))):
+        places = [one["weights"] / 1e6 for one in found.values()] if column else list(found)
+        for row, (key, label, unit) in enumerate((("speed", "tokens/s", 1), ("memory", "peak memory, GB", 1e9))):
+            axis = axes[row][column]
+            axis.plot(places, [one[key] / unit for one in found.values()], marker="o")
+            axis.set(xscale="log", yscale="log" if row == 0 else "linear", xlabel=name, ylabel=label)
+            axis.grid(alpha=0.3, which="both")
+            if row:
+                axis.set_ylim(bottom=0)
+    plt.rcParams["svg.hashsalt"] = "growth"
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lengths", default="128,512,1024,2048,4096")
+    parser.add_argument("--sizes", default="10,30,135,360,1000")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--one")
+    given = parser.parse_args()
+    if given.one:
+        size, length = map(int, given.one.split(","))
+        print(json.dumps(one(size, length, given.steps)))
+        return
+    by_length = {length: measure(135, length, given.steps) for length in map(int, given.lengths.split(","))}
+    by_size = {size: measure(size, 512, given.steps) for size in map(int, given.sizes.split(","))}
+    table = Table("million weights", "tokens in a row", "tokens/s", "peak memory, GB")
+    for length, found in by_length.items():
+        table.add_row(f"{found['weights'] / 1e6:.0f}", str(length), f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}")
+    for found in by_size.values():
+        table.add_row(f"{found['weights'] / 1e6:.0f}", "512", f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}")
+    Console().print(table)
+    if given.plot:
+        plot(by_length, by_size, given.plot)
+
+
+if __name__ == "__main__":
+    main()

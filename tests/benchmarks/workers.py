@@ -1,0 +1,116 @@
+"""What a second worker gives, and what it costs to agree: steps of one and of two processes, one thread each.
+
+    python -m tests.benchmarks.workers [--steps 8] [--rounds 2]
+
+The quickstart's rows and model, LoRA and full fine-tuning, the same rows a step. `adding up`: the part of a step in which a
+worker waits for the others and sends gradients, by gloo within this machine.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {"lora": "quickstart", "full": "full_finetune"}
+
+
+class Enough(Exception):
+    """The steps asked for are done."""
+
+
+def one(kind: str, run_folder: Path, steps: int) -> None:
+    """In each process: trains a few steps; the first prints {"steps": [seconds], "adding_up": [seconds], "bytes": per step}."""
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    from pipelines.config import load_job
+    from pipelines.engine.workers import Workers
+    from pipelines.models import find_base_model
+    from pipelines.runs import Run
+    from pipelines.training import train
+
+    job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml", ["pipeline.forgetting=none"])
+    stamps: list[float] = []
+    adding: list[float] = []
+    sent: list[int] = []
+    add_up = Workers.add_up
+
+    def timed(self, tensors):  # type: ignore[no-untyped-def]
+        started = time.perf_counter()
+        add_up(self, tensors)
+        adding.append(time.perf_counter() - started)
+        sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+    Workers.add_up = timed  # type: ignore[method-assign]
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        stamps.append(time.perf_counter())
+        if done == steps:
+            raise Enough
+
+    with contextlib.suppress(Enough):
+        train(job, Run(run_folder), find_base_model(job.ludwig["base_model"]), report)
+    if int(os.environ.get("RANK", "0")) == 0:
+        seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+        print("\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0], "bytes": max(sent, default=0)}))
+
+
+def measure(kind: str, workers: int, steps: int) -> dict:
+    from pipelines.config import load_job
+    from pipelines.models import find_base_model
+    from pipelines.prepare import prepare_rows, write_rows
+    from pipelines.prompts import PromptFormat
+    from pipelines.tasks import load_examples
+
+    job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = PromptFormat.of_folder(find_base_model(job.ludwig["base_model"]))
+        write_rows(prepare_rows(load_examples(job.pipeline), prompts), Path(folder) / "data")
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
+        command = [sys.executable, *launcher, "-m", "tests.benchmarks.workers", "--one", kind, "--folder", folder, "--steps", str(steps)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        sys.exit(done.stderr[-3000:])
+    return dict(json.loads(lines[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--one", choices=CONFIGS)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one, given.folder, given.steps)
+        return
+    table = Table("job", "workers", "step, s", "faster by", "adding up, s", "sent a step, MB")
+    for kind in CONFIGS:
+        found: dict[int, list[dict]] = {1: [], 2: []}
+        for _ in range(given.rounds):
+            for workers, runs in found.items():
+                runs.append(measure(kind, workers, given.steps))
+        alone = statistics.median(s for run in found[1] for s in run["steps"][2:])
+        for workers, runs in found.items():
+            step = statistics.median(s for run in runs for s in run["steps"][2:])
+            adding = statistics.median(s for run in runs for s in run["adding_up"][2:])
+            sent = runs[0]["bytes"] / 1e6 if workers > 1 else 0
+            table.add_row(kind, str(workers), f"{step:.2f}", f"{alone / step:.2f}", f"{adding:.3f}", f"{sent:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
