@@ -72,19 +72,18 @@ def row_attention(
         answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return answer, None
     answers = []
-    start = 0
-    for number, length in enumerate(row_lengths):
-        row = slice(start, start + length)
+    # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every row.
+    rows = zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    for number, (length, (its_query, its_key, its_value)) in enumerate(zip(row_lengths, rows, strict=True)):
         mask = row_masks[number] if row_masks is not None else None
         if mask is None and sliding_window is not None and length > sliding_window:
             position = torch.arange(length, device=query.device)
             distance = position[:, None] - position[None, :]
             mask = ((distance >= 0) & (distance < sliding_window))[None, None]
         answer, _ = sdpa_attention_forward(
-            module, query[:, :, row], key[:, :, row], value[:, :, row], mask, is_causal=mask is None, **kwargs
+            module, its_query, its_key, its_value, mask, is_causal=mask is None, **kwargs
         )
         answers.append(answer)
-        start += length
     return torch.cat(answers, dim=1), None
 
 
