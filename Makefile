@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune compare bakeoff predict test lint clean
+.PHONY: help setup check preview finetune compare bakeoff predict test lint benchmark chaos clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,18 @@ lint: $(READY) ## ruff, mypy, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+benchmark: $(READY) ## speed of steps, completions and preparation, against stock Ludwig and TRL (an hour on two cores)
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python "trl>=1,<2"
+	@$(BIN)/python -m tests.benchmarks.throughput $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.completions
+	@$(BIN)/python -m tests.benchmarks.preparation
+	@$(BIN)/python -m tests.benchmarks.workers
+	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
+
+chaos: $(READY) ## kill a hundred runs at random moments; each must end as if nothing had been
+	@$(BIN)/python -m tests.chaos --kills 100
+	@$(BIN)/python -m tests.chaos --kills 5 --embedded
 
 clean: ## remove the runs' scratch files and caches (runs and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/*/*.partial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ class Alfine(click.Group):
     """Turns the library's errors into lines on stderr."""
 
     def invoke(self, context: click.Context) -> Any:
+        # A cluster or a shutdown ends a process so; what is to be put away is put away as on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(context)
         except AlfineError as error:

@@ -131,6 +131,8 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     split: Split = Split()
     report: Report = Report()
+    on_nan: Annotated[str, Field(pattern=r"\A(stop|skip [1-9][0-9]{0,3})\z")] = "stop"
+    """What a step whose loss or gradient is not finite does: end the training, or be passed over, so many times in all."""
     forgetting: Forgetting = Forgetting()
     after: Text | None = None
     """A finished run whose tuned model this job starts from, in place of the base."""
@@ -292,6 +294,8 @@ def _translate(details: ErrorDetails, document: Document) -> Problem:
         near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
         choices = context["expected"].replace("'", "")
         message = f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
+    elif kind == "string_pattern_mismatch" and path[-1] == "on_nan":
+        message = f"{name}: expected stop, or skip and how many steps, as in skip 3; found {found}"
     elif kind == "string_pattern_mismatch":
         message = f"{name}: the name of a task has letters, digits, _ and - only"
     elif kind in ("string_too_short", "too_short"):

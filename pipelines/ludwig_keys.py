@@ -65,8 +65,9 @@ class _Checker:
         node = _match(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
-        if isinstance(value, str) and (reason := REFUSED_VALUES.get((name, value))):
-            return self.report(f"{name}: {value} is not possible: {reason}", *path)
+        if isinstance(value, str | bool) and (reason := REFUSED_VALUES.get((name, value))):
+            written = str(value).lower() if isinstance(value, bool) else value
+            return self.report(f"{name}: {written} is not possible: {reason}", *path)
         if "enum" in node:
             return self.enum(node["enum"], value, path)
         kind = _kind(value)
@@ -96,7 +97,8 @@ class _Checker:
                 self.walk(fields[key], value, (*path, key))
                 self.only_with(section, key, (*path, key))
             else:
-                self.report(unknown_key((*path, key), fields, self.homes), *path, key)
+                usable = [name for name in fields if not _match(REFUSED, dotted((*path, name)))]
+                self.report(unknown_key((*path, key), fields, self.homes, usable), *path, key)
 
     def variant(self, variants: Mapping[str, Any], section: Mapping[str, Any], path: KeyPath) -> None:
         name = dotted(path)

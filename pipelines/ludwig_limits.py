@@ -68,6 +68,7 @@ REFUSED: dict[str, str] = {
 """Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
 
 REFUSED_VALUES: dict[tuple[str, Any], str] = {
+    ("trust_remote_code", True): "alfine runs no code out of a model's folder; take a model that transformers knows by itself",
     ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
     ("trainer.gradient_accumulation_steps", "auto"): "nothing is tuned by itself; write a number, or leave it out for 1",
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",

@@ -164,6 +164,7 @@ def _own(name: str) -> Metric:
 def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
+    _check_place(name, module_name, Path(here))
     sys.path.insert(0, here)  # the user's modules stand beside their data, not in the installed packages
     importlib.invalidate_caches()
     try:
@@ -181,6 +182,19 @@ def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
         advice = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"metric {name}: module {module_name!r} has no function {function_name!r}{advice}")
     return function
+
+
+def _check_place(name: str, module: str, here: Path) -> None:
+    """A config may come from elsewhere, so it names no code but the project's own: `os:system` is none."""
+    if not module:
+        raise ConfigError(f"metric {name}: names no module; write module:function")
+    place = here.joinpath(*module.split("."))
+    found = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    if found is None or not found.resolve().is_relative_to(here.resolve()):
+        raise ConfigError(
+            f"metric {name}: there is no {module.replace('.', '/')}.py in the folder where alfine is started; "
+            f"code of other places is not run"
+        )
 
 
 def _number(value: Any, what: str) -> float:

@@ -92,7 +92,33 @@ def _checked_folder(folder: Path) -> Path:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
         found = f"only {pickled[0]}, a pickle, which could run code" if pickled else "no weights"
         raise ModelError(f"base_model {str(folder)!r} holds {found}; alfine reads weights from .safetensors files")
+    _refuse_links_out(folder)
+    _refuse_code(folder)
     return folder.resolve()
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """A link in a stranger's folder may name any file of this machine. The hub's own cache links to the blobs beside it."""
+    inside = [folder.resolve(), *([folder.resolve().parents[1] / "blobs"] if folder.resolve().parent.name == "snapshots" else [])]
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+            raise ModelError(f"base_model {str(folder)!r}: {path.name} is a link to a place outside of it; copy the file there")
+
+
+def _refuse_code(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ModelError(f"base_model {str(folder)!r}: its config.json is not JSON") from None
+    if not isinstance(config, dict) or "auto_map" not in config:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise ModelError(
+            f"base_model {str(folder)!r} brings code of its own (auto_map in config.json), which alfine does not run; "
+            f"take a model that transformers knows by itself"
+        )
 
 
 def _hub_snapshot(name: str) -> Path:
@@ -101,11 +127,11 @@ def _hub_snapshot(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        return _checked_folder(Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True)))
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return _checked_folder(Path(snapshot_download(name, allow_patterns=wanted)))
     except RepositoryNotFoundError:
         raise ModelError(f"base_model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
@@ -199,8 +225,9 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
     extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **extra)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # whatever a stranger's file makes the parsers raise, some of it bare Exception
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ModelError(f"{folder}: its tokenizer cannot be read ({reason})") from None
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{folder}: its tokenizer names no eos_token, so the model could never learn to stop")
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class Stages:
         inputs = self._inputs()
         self.run.update(
             name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
-            base_model=ludwig["base_model"], after=pipeline.after, generation=self.generation,
+            base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self.generation,
             versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
@@ -67,6 +68,10 @@ class Stages:
             self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
         self._stage("report", inputs["report"], self.report)
 
+    def _revision(self) -> str:
+        """The hub's commit where the base came from there, else the digest of its files."""
+        return self.base_folder.name if self.base_folder.parent.name == "snapshots" else self.model_id
+
     def _inputs(self) -> dict[str, str]:
         """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
         bound for no new training, and a changed seed for no new base pass."""
@@ -74,7 +79,7 @@ class Stages:
         probes = pipeline.report.prompts
         tasks = pipeline.tasks.items()
         not_in_tokens: dict[str, Any] = {
-            "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True,
+            "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True, "on_nan": True,
             "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
         }  # fmt: skip
         task_files = self._task_files()
@@ -289,6 +294,11 @@ class Stages:
         marker.write_text(inputs, encoding="utf-8")
         with self.screen.steps("Training") as report:
             (train_on_ray if on_ray(self.job) else train)(self.job, self.run, self.base_folder, report)
+        history = json.loads(self.run.path("model", "training.json").read_text(encoding="utf-8"))
+        for note in history.get("notes", []):
+            self.screen.warn(note)
+        if skipped := history.get("skipped"):
+            self.screen.warn(f"{len(skipped)} steps without a finite loss were passed over: {', '.join(map(str, skipped))}")
 
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
+from pipelines.report.wording import printable
 
 
 def show_rows(rows: Sequence[PreparedRow], prompts: PromptFormat, console: Console, per_task: int) -> None:
@@ -35,7 +36,7 @@ def _coloured(row: PreparedRow, prompts: PromptFormat) -> Text:
                 plain.append(token)
                 continue
             # Whole runs are decoded together: a letter may be spread over several tokens.
-            text.append(str(decode(plain)), style=style)
+            text.append(printable(str(decode(plain))), style=style)
             plain = []
             if token is not None:
                 text.append(str(decode([token])), style="reverse " + (style or "dim"))

@@ -10,6 +10,8 @@ from typing import Any
 
 from pipelines.errors import DataError, Problem
 
+MOST_BYTES = 64 << 20
+"""Of a line."""
 PARQUET_ROWS = 1024
 """Rows of a Parquet file decoded at once."""
 
@@ -43,7 +45,11 @@ def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _lines(path: Path) -> Iterator[str]:
     """Lines with their ends, without the mark that some editors put before the first."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        # Bounded: a file without line ends would be read into memory whole.
+        for number, raw in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
+            if len(raw) > MOST_BYTES:
+                message = f"is longer than {MOST_BYTES >> 20} MB; a row ends with its line, and none so long fits a model"
+                raise DataError(Problem(message, str(path), number))
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:

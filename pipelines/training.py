@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -87,10 +86,10 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         start = Start(job, run, base_model)
         with workers.coordinator_first():
             strategies = build(start, training.data.rows)
-            callback = StepCallback(report, strategies, _watch(start), fits_memory(job))
+            may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
+            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip)
         backend = WorkersBackend() if workers.count > 1 else None
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
-        started = time.monotonic()
         model.train(
             training_set=training,
             validation_set=validation,
@@ -107,7 +106,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         history = callback.history
         if history is None:
             raise RunError("training ended before its first step")
-        history["seconds"] = round(time.monotonic() - started, 1)
+        history["seconds"] = round(history.get("seconds", 0.0), 1)
         base = run.path("base", "validation.json")
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})

@@ -74,8 +74,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return " or ".join(by_lower[name] for name in near) or None
 
 
-def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -> str:
-    """The sentence on a key that its section does not know; `homes` tells where such a key belongs."""
+def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str], usable: Iterable[str] | None = None) -> str:
+    """The sentence on a key that its section does not know; `homes` tells where such a key belongs. `usable`: the known ones
+    that are not refused."""
     name = str(path[-1])
     known = list(known)
     if name in homes:
@@ -85,5 +86,5 @@ def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str]) -
     elif near := did_you_mean(name, homes):
         advice = f"did you mean {near}, which belongs in {homes[near]}?"
     else:
-        advice = f"known here: {', '.join(known)}"
+        advice = f"known here: {', '.join(known if usable is None else usable)}"
     return f"{dotted(path)}: unknown key; {advice}"

@@ -216,14 +216,15 @@ def test_own_metric_may_return_numpy_numbers() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("no_such_module:f", "cannot import 'no_such_module'"),
-        ("folder.no_such:f", "cannot import 'folder.no_such'"),
+        ("no_such_module:f", r"there is no no_such_module\.py in the folder where alfine is started; code of other places"),
+        ("folder.no_such:f", r"there is no folder/no_such\.py"),
+        ("os:system", r"there is no os\.py"),
         ("broken_module:f", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("no_python:f", "SyntaxError"),
         ("own_metrics:wrds", r"has no function 'wrds'; did you mean words\?"),
         ("own_metrics:CONSTANT", "has no function 'CONSTANT'"),
         ("own_metrics:", "has no function ''"),
-        (":f", "cannot import ''"),
+        (":f", "names no module"),
     ],
 )
 def test_own_metric_that_is_not_there(name: str, problem: str) -> None:

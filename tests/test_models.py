@@ -1,5 +1,7 @@
 """base_model → folder: each thing that can be wrong is one line."""
 
+import json
+
 import pytest
 
 from pipelines.errors import ModelError
@@ -52,3 +54,42 @@ def test_a_tokenizer_without_end(tmp_path):
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ModelError, match="names no eos_token"):
         load_tokenizer(folder)
+
+
+def test_a_folder_that_brings_code(tmp_path):
+    folder = make_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "modeling.py").write_text("raise SystemExit('was run')")
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}))
+    assert find_base_model(str(folder)) == folder  # transformers knows it by itself, so the code is not needed
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "ours", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}))
+    with pytest.raises(ModelError, match="brings code of its own.*does not run"):
+        find_base_model(str(folder))
+
+
+def test_a_link_out_of_the_folder(tmp_path):
+    folder = make_model(tmp_path / "m")
+    (tmp_path / "secret").write_text("{}")
+    (folder / "added_tokens.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match=r"added_tokens\.json is a link to a place outside"):
+        find_base_model(str(folder))
+    (folder / "added_tokens.json").unlink()
+    (folder / "special_tokens_map.json").symlink_to("tokenizer_config.json")
+    assert find_base_model(str(folder)) == folder
+
+
+def test_the_hubs_own_links_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    make_model(snapshot)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    (snapshot / "model.safetensors").rename(blobs / "abc")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    assert find_base_model(str(snapshot)) == snapshot
+
+
+def test_a_config_that_is_none(tmp_path):
+    folder = make_model(tmp_path / "m")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
+        find_base_model(str(folder))

@@ -1,36 +1,58 @@
-"""One safetensors file a checkpoint: trained weights, optimiser, schedule, random state. No pickle."""
+"""One safetensors file a checkpoint: all that a training needs to go on as if nothing had been. No pickle."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from ludwig.utils.checkpoint_utils import Checkpoint
-from safetensors import safe_open
+from ludwig.utils.data_utils import NumpyEncoder
+from ludwig.utils.trainer_utils import ProgressTracker
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from pipelines.engine.strategy import Strategy
-
 WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
+LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
+
+
+class Unreadable(Exception):
+    """A checkpoint that is torn, or not what was written."""
+
+
+class Carrier(Protocol):
+    """What has a state from step to step: a strategy, or who watches the guards."""
+
+    name: str
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """Ludwig's checkpoint protocol on one file that is written aside and renamed.
+    """Ludwig's checkpoint protocol on one file that is written aside, flushed to disk and renamed, with a checksum of its
+    tensors; the one before is kept beside the latest.
 
-    Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that
-    JSON can hold, is saved with them and put back in place, and so is what `strategies` carry from step to step.
+    Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that JSON can hold,
+    is saved with them and put back in place, and so is what `carriers` carry from step to step, and Ludwig's own progress
+    (`tracker`): in one file they cannot be of different steps.
     """
 
-    def __init__(self, *args: Any, history: dict[str, Any], strategies: Sequence[Strategy] = ()) -> None:
+    def __init__(self, *args: Any, history: dict[str, Any], carriers: Sequence[Carrier] = ()) -> None:
         super().__init__(*args)
-        self.history, self.strategies = history, strategies
+        self.history, self.carriers = history, carriers
+        self.tracker: ProgressTracker | None = None
         self.pending: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
+        """Raises OSError where the disk does not take it; the files of before are untouched then."""
         if not self.distributed.is_coordinator():
             return
         tensors = {WEIGHTS + name: tensor for name, tensor in self._trainable().items()}
@@ -43,12 +65,12 @@ class SafetensorsCheckpoint(Checkpoint):
                 else:
                     scalars.setdefault(str(number), {})[key] = value
         positions: dict[str, Any] = {}
-        for strategy in self.strategies:
-            for key, value in strategy.state().items():
+        for carrier in self.carriers:
+            for key, value in carrier.state().items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{STRATEGY}{strategy.name}/{key}"] = value
+                    tensors[f"{STRATEGY}{carrier.name}/{key}"] = value
                 else:
-                    positions.setdefault(strategy.name, {})[key] = value
+                    positions.setdefault(carrier.name, {})[key] = value
         tensors[RANDOM + "cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[RANDOM + "cuda"] = torch.cuda.get_rng_state()
@@ -59,22 +81,48 @@ class SafetensorsCheckpoint(Checkpoint):
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
             "strategies": positions,
+            "tracker": self.tracker and _plain(self.tracker),
         }
-        aside = Path(save_path).with_suffix(".partial")
-        save_file(
-            {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()},
-            aside,
-            metadata={"state": json.dumps(state)},
-        )
-        os.replace(aside, save_path)
+        whole = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
+        path = Path(save_path)
+        _write(whole, {"state": json.dumps(state), "sha256": _checksum(whole)}, path.with_suffix(".partial"))
+        if path.name == LATEST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
+        path.with_suffix(".partial").replace(path)
+
+    def resume(self, folder: Path) -> ProgressTracker | None:
+        """Goes on from the latest checkpoint that can be read; None where there is none. One that cannot is named in
+        `history["notes"]`. Raises Unreadable where there are some, and none can be read."""
+        notes: list[str] = []
+        for path in (folder / LATEST, folder / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                self.load(str(path))
+            except Unreadable as error:
+                notes.append(f"{path} cannot be read ({error})")
+                continue
+            if notes:
+                self.history.setdefault("notes", []).append(f"{notes[0]}; training went on from step {self.global_step}")
+            assert self.tracker is not None
+            return self.tracker
+        if notes:
+            raise Unreadable("; ".join(notes))
+        return None
 
     def load(self, save_path: str, device: torch.device | None = None) -> bool:
         """Weights and optimiser are put back at once; schedule and random state wait in `pending`, since
-        Ludwig builds a new schedule and seeds anew after it has loaded a checkpoint."""
-        with safe_open(save_path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-        tensors = load_file(save_path)
+        Ludwig builds a new schedule and seeds anew after it has loaded a checkpoint. Raises Unreadable."""
+        try:
+            with safe_open(save_path, framework="pt") as file:
+                metadata = file.metadata()
+            state, tensors = json.loads(metadata["state"]), load_file(save_path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise Unreadable(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        if _checksum(tensors) != metadata.get("sha256"):
+            raise Unreadable("its checksum is not that of what was written")
         self.history.update(state["history"])
+        self.tracker = state["tracker"] and ProgressTracker.load(state["tracker"])
         self.global_step = state["global_step"]
         self.model.load_state_dict(_part(tensors, WEIGHTS), strict=False)
         optimizer_state: dict[int, dict[str, Any]] = {
@@ -84,10 +132,10 @@ class SafetensorsCheckpoint(Checkpoint):
             number, _, key = name.partition("/")
             optimizer_state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
-        for strategy in self.strategies:
-            kept = {**_part(tensors, f"{STRATEGY}{strategy.name}/"), **state["strategies"].get(strategy.name, {})}
+        for carrier in self.carriers:
+            kept = {**_part(tensors, f"{STRATEGY}{carrier.name}/"), **state["strategies"].get(carrier.name, {})}
             if kept:
-                strategy.restore(kept)
+                carrier.restore(kept)
         self.pending = {
             "scheduler": state["scheduler"],
             "learning_rates": [group["lr"] for group in state["param_groups"]],
@@ -104,3 +152,34 @@ class SafetensorsCheckpoint(Checkpoint):
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(tracker: ProgressTracker) -> dict[str, Any]:
+    """Ludwig's progress as JSON holds it, without what it sets anew at each start."""
+    ephemeral = {"steps_per_epoch", "total_steps", "training_start_time"}
+    kept = {key: value for key, value in vars(tracker).items() if key not in ephemeral}
+    return dict(json.loads(json.dumps(kept, cls=NumpyEncoder)))
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names and bytes."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def _write(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
+    """The file is on the disk, not only in its cache, or gone and OSError raised."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, OSError) or not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None

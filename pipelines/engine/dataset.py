@@ -42,6 +42,13 @@ class StepBatcher(Batcher):
         self.step += 1
         return self.data.rows.take(self.order[first : first + self.rows_per_step])
 
+    def places(self, most: int = 16) -> str:
+        """file:row of the rows handed out last, for an error."""
+        first = (self.step - 1) * self.rows_per_step
+        numbers = self.order[first : first + self.rows_per_step]
+        named = ", ".join(self.data.place(number) for number in numbers[:most])
+        return f"{named} and {len(numbers) - most} more" if len(numbers) > most else named
+
     def last_batch(self) -> bool:
         return self.step >= self.steps_per_epoch
 

@@ -15,21 +15,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from pipelines.engine.packing import attention_for
 
 
-def load_causal_lm(
-    folder: str | Path, *, frozen: bool, quantization: Any = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A causal language model from safetensors, on the GPU where there is one.
+def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None) -> PreTrainedModel:
+    """A causal language model from safetensors, on the GPU where there is one. Code in the folder is never run.
 
     `frozen` weights (under an adapter, or for completions) are bf16 on a GPU that has it; weights that are
     trained stay fp32, as everything does on a CPU. `quantization` is Ludwig's config of that name.
     """
     cuda = torch.cuda.is_available()
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     arguments: dict[str, Any] = {
         "dtype": torch.bfloat16 if cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
         "attn_implementation": attention_for(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config) if known else None,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": False,
         "use_safetensors": True,
     }
     if quantization is not None:
@@ -44,12 +42,7 @@ class FineTunedLLM(LLM):
 
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
         def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
-            return load_causal_lm(
-                config.base_model,
-                frozen=config.adapter is not None,
-                quantization=config.quantization,
-                trust_remote_code=config.trust_remote_code,
-            )
+            return load_causal_lm(config.base_model, frozen=config.adapter is not None, quantization=config.quantization)
 
         # The constructor calls a function of its module; there is no registry for it.
         with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ludwig.callbacks import Callback
@@ -12,12 +13,18 @@ from pipelines.engine.strategy import Strategy
 
 
 class StepHook(Protocol):
-    """Looks on from outside the step."""
+    """Looks on from outside the step; `state` and `restore` as a strategy's."""
+
+    name: str
 
     def begin(self, model: Any) -> None: ...
 
     def __call__(self, trainer: Any, step: int) -> None:
         """Behind a step; `step` of them are done."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 class StepCallback(Callback):
@@ -30,13 +37,18 @@ class StepCallback(Callback):
         strategies: Sequence[Strategy] = (),
         hook: StepHook | None = None,
         fit_memory: bool = False,
+        may_skip: int = 0,
     ) -> None:
-        """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them."""
-        self.report, self.strategies, self.hook, self.fit_memory = report, strategies, hook, fit_memory
+        """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them.
+        `may_skip`: steps without a finite loss that are passed over."""
+        self.report, self.strategies, self.hook = report, strategies, hook
+        self.fit_memory, self.may_skip = fit_memory, may_skip
         self.history: dict[str, Any] | None = None
+        self._seen = time.monotonic()
 
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
         trainer.strategies[:] = self.strategies
+        trainer.hook, trainer.may_skip = self.hook, self.may_skip
         if self.fit_memory:
             trainer.micro_batches = MicroBatches(None, trainer.history)
         with trainer.workers.coordinator_first():
@@ -46,10 +58,19 @@ class StepCallback(Callback):
         if self.hook is not None:
             self.hook.begin(trainer.model.model)
 
+        self._seen = time.monotonic()
+
     def on_epoch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
         self.report(progress_tracker.steps, trainer.total_steps, None)
 
+    def on_batch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
+        trainer.stop_if_asked()
+
     def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, sync_step: bool = True) -> None:
+        # Added up from step to step, so that a training that was cut off counts what it had done before.
+        now = time.monotonic()
+        trainer.history["seconds"] = trainer.history.get("seconds", 0.0) + now - self._seen
+        self._seen = now
         losses = trainer.history["train_loss"]
         if self.hook is not None:
             self.hook(trainer, progress_tracker.steps)

@@ -20,6 +20,8 @@ class TokenRows:
 
     rows: Rows
     tasks: Sequence[str]
+    table: pa.Table | None = None
+    """Where the rows are from, column `file` and `row`."""
 
     @classmethod
     def of(cls, table: pa.Table) -> TokenRows:
@@ -27,7 +29,11 @@ class TokenRows:
         encoded = table["task"].combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
         tasks = [names[number] for number in encoded.indices.to_pylist()]
-        return cls(Rows(TokenColumn(table["input_ids"]), table["supervised_from"].to_pylist()), tasks)
+        return cls(Rows(TokenColumn(table["input_ids"]), table["supervised_from"].to_pylist()), tasks, table)
+
+    def place(self, number: int) -> str:
+        """file:row of a row."""
+        return f"{self.table['file'][number]}:{self.table['row'][number]}" if self.table is not None else str(number)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,22 +10,29 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
-from ludwig.utils.trainer_utils import append_metrics
+from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric_dict
 
-from pipelines.engine.checkpoint import SafetensorsCheckpoint
+from pipelines.engine.checkpoint import SafetensorsCheckpoint, Unreadable
 from pipelines.engine.dataset import TokenDataset
 from pipelines.engine.micro_batches import MicroBatches
 from pipelines.engine.packing import Rows, supervised_logits
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.engine.token_rows import validation_losses
 from pipelines.engine.workers import Workers
-from pipelines.errors import MachineError
+from pipelines.errors import MachineError, RunError
+
+if TYPE_CHECKING:
+    from pipelines.engine.progress import StepHook
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
@@ -37,12 +44,17 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     gradient by that of the tasks' own; `micro_batch` {rows or tokens: n} where memory has decided it.
     """
 
+    resume: bool
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.history: dict[str, Any] = {
             "train_loss": [], "validation_loss": [], "rows": 0, "tokens": 0, "supervised_tokens": 0,
         }  # fmt: skip
         self.strategies: list[Strategy] = []
+        self.hook: StepHook | None = None
+        self.may_skip = 0
+        self.stop_asked = False
         self.workers = Workers.here()
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
@@ -63,13 +75,37 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         loss = self._backward_rows(self.workers.part(inputs), supervised)
         self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
-        self._optimizer_step(self.dist_model.parameters())
-        for strategy in self.strategies:
-            strategy.after_step(task_gradients)
-        self.distributed.zero_grad(self.optimizer)
         loss = loss * (supervised / inputs.supervised_tokens)
-        self._record(inputs, loss, task_gradients)
+        if self._is_sound(loss):
+            self._optimizer_step(self.dist_model.parameters())
+            for strategy in self.strategies:
+                strategy.after_step(task_gradients)
+            self._record(inputs, loss, task_gradients)
+        else:
+            self._skip(loss)
+        self.distributed.zero_grad(self.optimizer)
         return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+
+    def _is_sound(self, loss: torch.Tensor) -> bool:
+        gradients = [weight.grad for weight in trained_weights(self.model.model) if weight.grad is not None]
+        return bool(torch.isfinite(loss) and torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+    def _skip(self, loss: torch.Tensor) -> None:
+        """A step that would spoil the weights is not taken. Raises RunError with its rows where no more may be skipped."""
+        step, skipped = self._step, self.history.setdefault("skipped", [])
+        skipped.append(step)
+        if len(skipped) > self.may_skip:
+            what = "the gradient" if torch.isfinite(loss) else "the loss"
+            raise RunError(
+                f"step {step}: {what} is not a finite number; the rows of the step: {self._loop['batcher'].places()}. Lower "
+                f"trainer.learning_rate, look at the rows, or write pipeline.on_nan: skip {len(skipped) + 2}; nothing of this "
+                f"step was kept"
+            )
+
+    @property
+    def _step(self) -> int:
+        """The number of the step at hand, from 1."""
+        return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
     def _backward_rows(self, rows: Rows, supervised: int) -> torch.Tensor:
         """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
@@ -151,7 +187,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             gradient.add_(part)
 
     def _record(self, inputs: Rows, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
-        step = len(self.history["train_loss"]) + 1
+        step = self._step
         self.history["train_loss"].append({"step": step, "loss": float(loss)})
         self.history["rows"] += len(inputs)
         self.history["tokens"] += inputs.tokens
@@ -184,7 +220,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             evaluated = [entry["step"] for entry in self.history["validation_loss"]]
             since = evaluated[-1] if evaluated else 0
             recent = [entry["loss"] for entry in self.history["train_loss"] if entry["step"] > since]
-            loss = sum(recent) / len(recent)
+            loss = sum(recent) / len(recent) if recent else math.nan
         else:
             self.dist_model.eval()
             with self._autocast():
@@ -200,17 +236,42 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     # --- checkpoints, resume, interrupt ---
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
+        carriers: list[Any] = [*self.strategies, *([self.hook] if self.hook is not None else [])]
         self._checkpoint = SafetensorsCheckpoint(
-            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, strategies=self.strategies
+            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, carriers=carriers
         )
         return self._checkpoint
 
+    def _create_or_resume_progress_tracker(self, tracker_path: str, folder: str, checkpoint: Any, output_features: Any) -> Any:
+        """Ludwig would start afresh where a checkpoint cannot be read; ours takes the one before, or says so and stops."""
+        tracker = None
+        if self.resume:
+            try:
+                tracker = self._checkpoint.resume(Path(folder))
+            except Unreadable as error:
+                raise RunError(f"{error}; remove {Path(folder).parents[1]} to train from the start") from None
+        if tracker is None:
+            resume, self.resume = self.resume, False
+            tracker = super()._create_or_resume_progress_tracker(tracker_path, folder, checkpoint, output_features)
+            self.resume = resume
+        else:
+            for split in ("train_metrics", "validation_metrics", "test_metrics"):
+                # JSON knows no defaults, which are all that stands there before the first round.
+                log = initialize_trainer_metric_dict(output_features)
+                for name, metrics in getattr(tracker, split).items():
+                    log[name].update(metrics)
+                setattr(tracker, split, log)
+        self._checkpoint.tracker = tracker
+        return tracker
+
     def _train_loop(self, *arguments: Any) -> tuple[bool, bool]:
-        loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
+        self._loop = loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
         tracker, batcher = loop["progress_tracker"], loop["batcher"]
         # The schedule that Ludwig has just built is the one to save and to put back.
         self._checkpoint.scheduler = self.scheduler
         self._restore_pending()
+        if "budget_spent" in self.history or 0 < loop["early_stopping_steps"] <= tracker.last_improvement_steps:
+            return True, False  # cut off between the decision to end and the end
         tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
         batcher.set_epoch(tracker.epoch, tracker.batch_size)
         batcher.skip(done)
@@ -238,6 +299,26 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """Ludwig calls most callbacks on the coordinator alone; ours measure guards and may end the training, for all."""
         super().callback(fn, coordinator_only=False)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Ludwig's, with SIGTERM, which a cluster or a shutdown sends, read as Ctrl-C."""
+        if threading.current_thread() is not threading.main_thread():
+            return super().train(*args, **kwargs)
+        before = signal.signal(signal.SIGTERM, self.set_steps_to_1_or_quit)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
-        """Ctrl-C. Ludwig would end the loop and save a half-trained model as the result."""
-        raise KeyboardInterrupt
+        """Ctrl-C, which Ludwig hands on to here, where it would end the loop and take the half-trained model for the result. The
+        first ends the training behind its step, the second at once."""
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        print("\nstopping behind this step; once more stops at once", file=sys.stderr)
+
+    def stop_if_asked(self) -> None:
+        """Between two steps, when all that the last one called for is done."""
+        if self.stop_asked:
+            self.save_checkpoint(self._loop["progress_tracker"], self._loop["save_path"], self._loop["checkpoint_manager"])
+            raise KeyboardInterrupt

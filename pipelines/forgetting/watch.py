@@ -22,6 +22,8 @@ class Watch:
     weights of the last measurement at which all were within theirs.
     """
 
+    name = "watch"
+
     def __init__(
         self, guards: Sequence[PreparedGuard], prompts: PromptFormat, every: int,
         budget: Mapping[str, float], base: Mapping[str, float],
@@ -52,6 +54,12 @@ class Watch:
         trainer.history["budget_spent"] = {"guards": spent, "step": step}
         # Ludwig's loop ends here as it does behind the last step, with a last look at the validation rows.
         trainer.total_steps = step
+
+    def state(self) -> dict[str, Any]:
+        return {f"within/{number}": weight for number, weight in enumerate(self.within)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.within = [state[f"within/{number}"].to(weight.device) for number, weight in enumerate(self.within)]
 
     def _lost(self, guard: PreparedGuard, score: float) -> float:
         change = score - self.base[guard.name]

@@ -79,7 +79,7 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
     config = {
         "base_model": str(model),
         "pipeline": {"tasks": {"t": task}, "chat_template": False, "forgetting": {"strategy": "none", "guards": "none"}},
-        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "target_modules": LORA["target_modules"]},
+        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "dropout": 0.0, "target_modules": LORA["target_modules"]},
         "trainer": {"epochs": 1, "batch_size": batch, "learning_rate": RATE, "optimizer": {"type": "adamw"}},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -111,7 +111,7 @@ def ludwig(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
         "input_features": [{"name": "prompt", "type": "text", "preprocessing": {"max_sequence_length": 2048}}],
         "output_features": [{"name": "completion", "type": "text", "preprocessing": {"max_sequence_length": 1024}}],
         "preprocessing": {"global_max_sequence_length": 3072, "split": {"type": "fixed"}},
-        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK},
+        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "dropout": 0.0},
         "trainer": {"type": "finetune", "epochs": 1, "batch_size": batch, "learning_rate": RATE, "skip_all_evaluation": True},
         "backend": {"type": "local"},
     }  # fmt: skip

@@ -1,0 +1,174 @@
+"""Configs, rows and model folders edited at random: an answer or one clear error, never anything else."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import load_job
+from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
+from pipelines.forgetting.files import check_guards
+from pipelines.models import find_base_model, fingerprint, load_tokenizer
+from pipelines.row_files import read_rows
+from pipelines.tasks import load_examples
+from tests.tiny import make_model
+
+CONFIGS = sorted((Path(__file__).parents[1] / "ludwig_configs").glob("*.yaml"))
+FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+STRANGE = [
+    None, True, False, 0, -1, 1e308, float("inf"), float("nan"), 10**400, "", " ", "auto", "none", "{", "{a}", "{{", "\x00", "\ud7ff", "é",
+    "\u202e", "a" * 500, "data/../../etc/passwd", [], {}, [[]], [None], {"": 1}, {"type": "x"}, {1: 2}, "2024-01-01", "1e5", "0x10", "~",
+]  # fmt: skip
+
+
+def places(value, path=()):
+    """Every place in a config, the deepest included."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+@st.composite
+def edited(draw):
+    """A shipped config with up to four edits: a key gone, renamed, moved, repeated below itself, or another value."""
+    config = yaml.safe_load(draw(st.sampled_from(CONFIGS)).read_text(encoding="utf-8"))
+    for _ in range(draw(st.integers(1, 4))):
+        path = draw(st.sampled_from([path for path in places(config) if path]))
+        parent = config
+        for key in path[:-1]:
+            parent = parent[key]
+        key, kind = path[-1], draw(st.sampled_from(["drop", "strange", "rename", "nest", "text", "number", "swap"]))
+        if kind == "drop":
+            del parent[key]
+        elif kind == "strange":
+            parent[key] = copy.deepcopy(draw(st.sampled_from(STRANGE)))
+        elif kind == "rename" and isinstance(parent, dict):
+            parent[draw(st.sampled_from([str(key)[:-1], str(key) + "s", "", "é", str(key).upper(), "pipeline", "type"]))] = parent.pop(key)
+        elif kind == "nest":
+            parent[key] = {str(key): copy.deepcopy(parent[key])}
+        elif kind == "text":
+            parent[key] = draw(st.text(max_size=20))
+        elif kind == "number":
+            parent[key] = draw(st.one_of(st.integers(), st.floats()))
+        elif kind == "swap":
+            parent[key] = copy.deepcopy(draw(st.sampled_from(list(config.values()))))
+        if not config:
+            break
+    return config
+
+
+def one_line_each(error, file):
+    assert error.problems
+    for problem in error.problems:
+        text = str(problem)
+        assert text.strip() and "\n" not in text and "Traceback" not in text, text
+        assert len(text) < 1000, text
+        assert problem.file is None or Path(problem.file).name == Path(file).name or "data" in str(problem.file), text
+
+
+@FUZZ
+@given(edited())
+def test_an_edited_config_loads_or_is_refused(tmp_path, config):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8", errors="replace")
+    try:
+        job = load_job(path)
+    except ConfigError as error:
+        one_line_each(error, path)
+        return
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(job.resolved(), allow_unicode=True), encoding="utf-8")
+    assert load_job(again).pipeline == job.pipeline
+
+
+@FUZZ
+@given(st.sampled_from(CONFIGS), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 40), st.binary(max_size=12)), min_size=1, max_size=4))
+def test_a_config_with_other_bytes_loads_or_is_refused(tmp_path, shipped, edits):
+    raw = shipped.read_bytes()
+    for place, length, put in edits:
+        place %= len(raw) + 1
+        raw = raw[:place] + put + raw[place + length :]
+    path = tmp_path / "job.yaml"
+    path.write_bytes(raw)
+    try:
+        load_job(path)
+    except ConfigError as error:
+        one_line_each(error, path)
+
+
+ROWS = {
+    "rows.jsonl": b'{"q": "is 1 odd", "a": "yes", "n": [1, null], "split": "train"}\n{"q": "is 2 odd", "a": "no"}\n',
+    "rows.csv": b'q,a,split\n"is 1, odd",yes,train\nis 2 odd,no,test\n',
+}
+
+
+@FUZZ
+@given(st.sampled_from(sorted(ROWS)), st.lists(st.tuples(st.integers(0, 100), st.integers(0, 9), st.binary(max_size=9)), max_size=4))
+def test_rows_with_other_bytes_are_read_or_refused(tmp_path, name, edits):
+    raw = ROWS[name] * 3
+    for place, length, put in edits:
+        place %= len(raw) + 1
+        raw = raw[:place] + put + raw[place + length :]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    try:
+        assert all(isinstance(row, dict) for row in read_rows(path))
+    except DataError as error:
+        one_line_each(error, path)
+    config = {"base_model": "x/y", "pipeline": {"tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "label"}}}}
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    job = load_job(tmp_path / "job.yaml")
+    try:
+        assert list(load_examples(job.pipeline))
+    except DataError as error:
+        one_line_each(error, path)
+
+
+@FUZZ
+@given(st.binary(max_size=60), st.sampled_from(["choices", "text", "answers"]))
+def test_guards_of_any_bytes_are_read_or_refused(tmp_path, raw, kind):
+    path = tmp_path / "guard.jsonl"
+    path.write_bytes(raw)
+    guards = {"g": {"kind": kind, "data": str(path)}}
+    config = {"base_model": "x/y", "pipeline": {"tasks": {"t": {"data": "d.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "label"}},
+                                               "forgetting": {"strategy": "none", "guards": guards}}}  # fmt: skip
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    try:
+        check_guards(load_job(tmp_path / "job.yaml").pipeline.forgetting)
+    except AlfineError as error:
+        one_line_each(error, path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@settings(FUZZ, max_examples=60)
+@given(
+    st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]),
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 30), st.binary(max_size=8)), min_size=1, max_size=3),
+)
+def test_a_model_folder_with_other_bytes_is_read_or_refused(tmp_path, folder, name, edits):
+    import shutil
+
+    place_of = tmp_path / "edited"
+    shutil.rmtree(place_of, ignore_errors=True)
+    shutil.copytree(folder, place_of)
+    raw = (place_of / name).read_bytes()
+    for place, length, put in edits:
+        place %= len(raw) + 1
+        raw = raw[:place] + put + raw[place + length :]
+    (place_of / name).write_bytes(raw)
+    try:
+        found = find_base_model(str(place_of))
+        fingerprint(found)
+        load_tokenizer(found)
+    except ModelError as error:
+        one_line_each(error, name)
