@@ -53,6 +53,9 @@ EMBEDDED = {
     ]
 }
 
+TRAINING = "training.json"
+"""Losses, times and counts, in the folder of a tuned model."""
+
 CONVERSION_FORMAT = 1
 """Raised when the conversion below changes what it writes, so that old cache folders are left alone."""
 
@@ -246,10 +249,11 @@ def context_length(folder: Path) -> int:
 def fingerprint(folder: Path) -> str:
     """A short name for the folder's content: every file's name and size, config and tokenizer to the byte.
 
-    Weights count by size and the first MB of each file, so that a model of 16 GB takes milliseconds.
+    Weights count by size and the first MB of each file, so that a model of 16 GB takes milliseconds. How a tuned model was
+    trained is no part of it.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != TRAINING):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(2**20))

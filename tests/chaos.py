@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +70,21 @@ def in_a_child(work: Callable[[], None], seconds: float | None = None, how: int 
 def outcome(run: Path) -> dict[str, Any]:
     """What must be the same: digests of the weights and answers, and the report without times."""
     files = [*run.glob("model/*.safetensors"), *run.glob("*/completions.jsonl"), *run.glob("guards/*.jsonl"), *run.glob("forgetting/*")]
-    found: dict[str, Any] = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    found: dict[str, Any] = {str(path.relative_to(run)): _digest(path) for path in sorted(files)}
     return {**found, "report": _without_times(json.loads((run / "report.json").read_text(encoding="utf-8")))}
+
+
+def _digest(path: Path) -> str:
+    """Of a file; of safetensors, whose header has no order, of what it holds."""
+    if path.suffix != ".safetensors":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        parts = [repr(sorted((file.metadata() or {}).items())).encode()]
+        for name in sorted(file.keys()):
+            parts += [name.encode(), file.get_tensor(name).tobytes()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def _without_times(value: Any) -> Any:
@@ -85,7 +99,7 @@ def make_project(embedded: bool) -> None:
 
     if not embedded:
         make_model(Path("base"))
-    rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(32)]
+    rows = [{"q": f"is {['tea', 'ice'][n // 4 % 2]} {n} hot", "a": ["no", "yes"][n // 4 % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(32)]
     Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("choices.jsonl").write_text(json.dumps({"question": "is 3 odd", "choices": ["no", "yes"], "answer": 1}) + "\n")
     config = {
@@ -113,6 +127,7 @@ def do_run(name: str, cache: Path) -> None:
 
 def trials(kills: int, embedded: bool, seed: int, say: Callable[[str], None] = print) -> Counter[str]:
     """Runs until so many kills have hit; how many fell into each stage. Raises AssertionError where a run ends otherwise."""
+    warnings.filterwarnings("ignore", message=".*use of fork")
     for name in IMPORTED:
         importlib.import_module(name)
     draw = random.Random(seed)

@@ -145,22 +145,25 @@ class WeightSpring(Strategy):
         groups = {id(weight): group for group in self.optimizer.param_groups for weight in group["params"]}
         cost, pull_squared = torch.zeros(()), torch.zeros(())
         for weight, anchor, importance in self.held:
+            # In place throughout: these are as many numbers as the model has weights, several times a step.
             group = groups[id(weight)]
-            force = self.strength * (1.0 if importance is None else importance)
-            pull = group["lr"] * force / self._metric(weight, group)
+            pull = self._over_metric(weight, group, self.strength * group["lr"])
             moved = weight - anchor
-            moved /= 1 + pull
-            weight.copy_(anchor + moved)
-            cost += (0.5 * force * moved.square()).sum().cpu()
-            pull_squared += (force * moved).square().sum().cpu()
+            moved /= pull.mul_(1.0 if importance is None else importance).add_(1)
+            torch.add(anchor, moved, out=weight)
+            force = moved if importance is None else torch.mul(moved, importance, out=pull)
+            cost += (0.5 * self.strength * torch.dot(force.flatten(), moved.flatten())).cpu()
+            pull_squared += (self.strength * force).square().sum().cpu()
         self.cost, self.pull = float(cost), float(pull_squared.sqrt())
 
-    def _metric(self, weight: torch.nn.Parameter, group: dict) -> torch.Tensor | float:
+    def _over_metric(self, weight: torch.nn.Parameter, group: dict, number: float) -> torch.Tensor:
+        """number / D, in the weight's shape."""
         state = self.optimizer.state[weight]
         if "exp_avg_sq" not in state:
-            return 1.0
+            return torch.full_like(weight, number)
         step = float(state["step"])
-        return (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
+        metric = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
+        return metric.reciprocal_().mul_(number)
 
     def measured(self) -> dict[str, float]:
         return {self.name: self.cost}

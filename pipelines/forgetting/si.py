@@ -40,7 +40,7 @@ class PathIntegral:
     def add(self, gradients: Sequence[torch.Tensor]) -> None:
         """Behind a step: `gradients` are those of the loss alone, unclipped, at the weights before it."""
         for weight, last, omega, gradient in zip(self.weights, self.last, self.omega, gradients, strict=True):
-            omega.sub_(gradient * (weight - last))
+            omega.addcmul_(gradient, last.sub_(weight))  # last is the move now, with its sign turned
             last.copy_(weight)
 
     @torch.no_grad()
