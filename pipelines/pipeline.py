@@ -58,6 +58,7 @@ class Stages:
             versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
+        self._say_changed_data()
         self._stage("prepare", inputs["prepare"], self.prepare)
         with self._asking():
             self._stage("base", inputs["base"], lambda: self.complete("base"))
@@ -67,6 +68,12 @@ class Stages:
             self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
             self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
         self._stage("report", inputs["report"], self.report)
+
+    def _say_changed_data(self) -> None:
+        for name, prepared in self.run.manifest.get("data", {}).items():
+            file = Path(prepared["file"])
+            if file.is_file() and file_digest(file) != prepared["sha256"]:
+                self.screen.warn(f"{file} has changed since task {name} was prepared; what depends on it is done again")
 
     def _revision(self) -> str:
         """The hub's commit where the base came from there, else the digest of its files."""

@@ -1,9 +1,11 @@
 """The whole path on a tiny model: stages, resume, cache, prediction."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipelines import pipeline
 from pipelines.config import load_job
@@ -11,6 +13,7 @@ from pipelines.errors import RunError
 from pipelines.pipeline import run_job
 from pipelines.predict import predict
 from pipelines.runs import Run, read_jsonl
+from pipelines.screen import Screen
 from tests.jobs import QUIET, run
 
 pytestmark = pytest.mark.ludwig
@@ -117,3 +120,26 @@ def test_completions_of_a_batch_equal_those_of_one(project):
     together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
     alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
     assert together == alone
+
+
+def test_secrets_of_the_environment_reach_no_file(project, monkeypatch):
+    secrets = {"HF_TOKEN": "hf_DoNotWriteMe123", "AWS_SECRET_ACCESS_KEY": "AlsoNotMe456", "WANDB_API_KEY": "NorMe789"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    folder = run().folder
+    files = [path for path in [*folder.rglob("*"), *Path(project / "cache").rglob("*")] if path.is_file()]
+    assert len(files) > 15
+    for path in files:
+        raw = path.read_bytes()
+        assert not [name for name, value in secrets.items() if value.encode() in raw], path
+
+
+def test_changed_data_are_named(project):
+    run()
+    with Path("odd.jsonl").open("a") as file:
+        file.write('{"q": "is 99 odd", "a": "yes", "split": "train"}\n')
+    screen = Screen(Console(file=(said := io.StringIO()), width=300))
+    run_job(load_job(Path("job.yaml")), Run(Path("runs/one")), "alfine run job.yaml", screen)
+    assert "odd.jsonl has changed since task odd was prepared" in said.getvalue()
+    assert "say.csv has changed" not in said.getvalue()
+    assert Run(Path("runs/one")).manifest["data"]["odd"]["train"] == 21

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,9 @@ from ludwig.utils.data_utils import NumpyEncoder
 from ludwig.utils.trainer_utils import ProgressTracker
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
+from pipelines.engine.strategy import trained_weights
+from pipelines.errors import MachineError
 
 WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
@@ -152,6 +156,18 @@ class SafetensorsCheckpoint(Checkpoint):
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_disk(model: torch.nn.Module, folder: str | Path) -> None:
+    """Raises MachineError where the checkpoints to come would not fit: latest, previous, best and the one being written, each
+    with the trained weights and two moments."""
+    trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(model))
+    needed, free = 4 * 3 * trained, shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            f"{folder}: training needs about {needed / 1e9:.1f} GB for its checkpoints, {free / 1e9:.1f} GB are free; make room, "
+            f"then the same command goes on from here"
+        )
 
 
 def _plain(tracker: ProgressTracker) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ludwig.callbacks import Callback
 
+from pipelines.engine.checkpoint import check_disk
 from pipelines.engine.micro_batches import MicroBatches
 from pipelines.engine.strategy import Strategy
 
@@ -47,6 +48,7 @@ class StepCallback(Callback):
         self._seen = time.monotonic()
 
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
+        check_disk(trainer.model.model, save_path)
         trainer.strategies[:] = self.strategies
         trainer.hook, trainer.may_skip = self.hook, self.may_skip
         if self.fit_memory:

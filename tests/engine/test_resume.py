@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipelines.engine import checkpoint
 from pipelines.engine.trainer import FineTuneTrainer
-from pipelines.errors import RunError
+from pipelines.errors import MachineError, RunError
 from pipelines.training import train
 from tests.jobs import LORA
 
@@ -230,3 +230,12 @@ def test_such_steps_may_be_passed_over(jobs, monkeypatch):
     not_a_number_at(monkeypatch, 1, 2, 3)
     with pytest.raises(RunError, match="skip 5"):
         train(job, again, base, report)
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(jobs, monkeypatch):
+    job, run, base = jobs()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    steps = []
+    with pytest.raises(MachineError, match=r"training needs about 0\.0 GB for its checkpoints, 0\.0 GB are free; make room"):
+        train(job, run, base, lambda done, total, loss: steps.append(done))
+    assert not steps
