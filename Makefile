@@ -6,6 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Where Python writes no bytecode, every command would compile its libraries anew: half a minute for Ludwig's.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup check preview finetune compare bakeoff predict test lint benchmark chaos clean
 

@@ -65,7 +65,7 @@ def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypat
     items = [{"question": f"is {n} odd", "choices": ["no", "yes", "the tea"], "answer": n % 2} for n in range(40)]
     (project / "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     (project / "asked.jsonl").write_text("".join(json.dumps({"instruction": f"say {n}"}) + "\n" for n in range(9)))
-    plain = ("trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1")
+    plain = ("trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1", "adapter.dropout=0.0")
     here = run("here", guards, *plain)
     monkeypatch.setenv("ALFINE_CACHE", str(project / "another"))
     spread = run("spread", guards, *plain, "backend={type: ray, trainer: {num_workers: 2, use_gpu: false, resources_per_worker: {CPU: 0.5}}}")
