@@ -91,7 +91,7 @@ def _connect(job: Job) -> Any:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
     except ImportError:
-        message = "backend.type ray needs Ray, which is not installed; pip install 'alfine[ray]', or write type: local"
+        message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
         raise ConfigError(job.problem(message, "backend", "type")) from None
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}

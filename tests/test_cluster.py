@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.ludwig
 
 @pytest.fixture(scope="module")
 def ray():
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'alfine[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[train]'")
     yield ray
     ray.shutdown()
 
@@ -33,6 +34,13 @@ def test_local_is_the_default(make_job):
     job, _, _ = make_job(LORA)
     assert not on_ray(job)
     assert on_ray(two_workers(job))
+
+
+def test_without_ray_it_is_said(make_job, monkeypatch):
+    job, folder, base = make_job(LORA)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"backend.type ray needs Ray, which is not installed; pip install 'ray\[train\]', or write type: local"):
+        train_on_ray(two_workers(job), folder, base, lambda *_: None)
 
 
 def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
         train(job, Run(run_folder), find_base_model(job.ludwig["base_model"]), report)
     if int(os.environ.get("RANK", "0")) == 0:
         seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
-        print("\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0], "bytes": max(sent, default=0)}))
+        print("\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0] * steps, "bytes": max(sent, default=0)}))
 
 
 def measure(kind: str, workers: int, steps: int) -> dict:
