@@ -72,6 +72,7 @@ def plot(by_length: dict[int, dict], by_size: dict[int, dict], path: Path) -> No
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for column, (found, name) in enumerate(((by_length, "tokens in a row"), (by_size, "million weights"))):
@@ -80,7 +81,13 @@ def plot(by_length: dict[int, dict], by_size: dict[int, dict], path: Path) -> No
             axis = axes[row][column]
             axis.plot(places, [one[key] / unit for one in found.values()], marker="o")
             axis.set(xscale="log", yscale="log" if row == 0 else "linear", xlabel=name, ylabel=label)
-            axis.grid(alpha=0.3, which="both")
+            axis.set_xticks(places, [f"{place:.0f}" for place in places])
+            axis.xaxis.set_minor_locator(NullLocator())
+            if not row:
+                speeds = [one[key] for one in found.values()]
+                axis.set_yticks(speeds, [f"{speed:,.0f}" for speed in speeds])
+                axis.yaxis.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3)
             if row:
                 axis.set_ylim(bottom=0)
     plt.rcParams["svg.hashsalt"] = "growth"
