@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
-from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.errors import AlfineError, ConfigError, MachineError, RunError
 from pipelines.runs import Run
 from pipelines.training import StepReport, train
 
@@ -95,7 +95,12 @@ def _connect(job: Job) -> Any:
         raise ConfigError(job.problem(message, "backend", "type")) from None
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="CRITICAL", **own)
+        try:
+            ray.init(log_to_driver=False, logging_level="CRITICAL", **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            reason = next(iter(str(error).splitlines()), "no reason given")
+            raise MachineError(f"Ray cannot be reached or started ({where}): {reason}") from None
     return ray
 
 
@@ -131,7 +136,7 @@ def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPas
     actor = ray.remote(LocalPass).options(**needs, max_restarts=again, max_task_retries=again)
     actors = [actor.remote(job, base_folder.absolute(), tuned and tuned.absolute()) for _ in range(count)]
     try:
-        yield RayPass(ray, actors)
+        yield RayPass(actors)
     finally:
         for one in actors:
             ray.kill(one)
@@ -140,8 +145,8 @@ def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPas
 class RayPass:
     """A `Pass` whose rows are dealt out."""
 
-    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
-        self.ray, self.actors = ray, actors
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
 
     def _each(self, ask: Callable[[Any, Any], Any], parts: Sequence[Any], progress: Progress = lambda rows: None) -> list[Any]:
         """What is answered to each part, by whoever is free. Raises RunError where workers died too often."""
@@ -180,7 +185,7 @@ class RayPass:
         return [score for some in scores for score in some]
 
     def validation_losses(self, rows: TokenRows) -> dict[str, Any]:
-        return dict(self.ray.get(self.actors[0].validation_losses.remote(rows)))
+        return dict(self._each(lambda actor, part: actor.validation_losses.remote(part), [rows])[0])
 
 
 class _Board:
