@@ -67,13 +67,19 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     from pipelines.config import load_job
     from pipelines.forgetting.files import check_guards
     from pipelines.metrics import unresolved
-    from pipelines.tasks import load_examples
+    from pipelines.models import at_key, check_base_model
+    from pipelines.tasks import check_files, load_examples, read_probes
 
     job = load_job(config, overrides)
+    check_files(job)
     if problems := unresolved(job):
         raise ConfigError(problems)
+    with at_key(job, "base_model"):
+        check_base_model(job.ludwig["base_model"])
     count = sum(1 for _ in load_examples(job.pipeline))
     check_guards(job.pipeline.forgetting)
+    if job.pipeline.report.prompts:
+        read_probes(Path(job.pipeline.report.prompts))
     click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {count:,} rows)")
 
 
@@ -91,18 +97,20 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from rich.console import Console
 
     from pipelines.config import load_job
-    from pipelines.models import context_length, find_base_model
+    from pipelines.models import at_key, context_length, find_base_model
     from pipelines.preflight import Preflight, refuse_serious
     from pipelines.prepare import prepare_rows
     from pipelines.preview import show_rows
     from pipelines.prompts import PromptFormat
     from pipelines.screen import Screen, quiet_libraries
-    from pipelines.tasks import load_examples
+    from pipelines.tasks import check_files, load_examples
 
     job = load_job(config, overrides)
+    check_files(job)
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
-    folder = find_base_model(job.ludwig["base_model"])
+    with at_key(job, "base_model"):
+        folder = find_base_model(job.ludwig["base_model"])
     prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
     preflight = Preflight(job, prompts, context_length(folder))
     prepared = list(preflight.watch(prepare_rows(examples, prompts)))
@@ -139,7 +147,11 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
 
 
 def _run_name(name: str) -> str:
-    if not name or name.startswith(".") or not all(letter.isalnum() or letter in "-_." for letter in name):
+    if not name:
+        raise RunError("--name is empty; write one, as in --name first")
+    if name.startswith("."):
+        raise RunError(f"--name {name!r}: a run's name begins with a letter or digit, as in --name {name.lstrip('.') or 'first'}")
+    if not all(letter.isalnum() or letter in "-_." for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
     return name
 
@@ -201,10 +213,10 @@ def compare(
     if len(runs) == 2:
         _head_to_head((runs[0], runs[1]), prompts, task, metric, output)
         return
-    _refuse({"--prompts": prompts, "--task": task, "--output": output}, "for two models")
+    _refuse({"--prompts": prompts, "--task": task, "--output": output}, "two models to compare")
     console = Console(highlight=False)
     if len(runs) > 2:
-        _refuse({"--ratings": ratings}, "for one run")
+        _refuse({"--ratings": ratings}, "a single run")
         print_runs([analyse(_run_folder(run)) for run in runs], console)
         return
     folder = _run_folder(runs[0])
@@ -222,7 +234,10 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
     from pipelines.report import write_report
     from pipelines.screen import Screen, quiet_libraries
 
-    resolve(metric)
+    try:
+        resolve(metric)
+    except ConfigError as error:
+        raise ConfigError(f"--metric: {error}") from None
     quiet_libraries()
     folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
     options = {"--prompts": prompts, "--task": task, "--output": output}
@@ -234,7 +249,7 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
 def _refuse(options: dict[str, object], what_for: str) -> None:
     for name, value in options.items():
         if value:
-            raise RunError(f"{name} is {what_for}; see alfine compare --help")
+            raise RunError(f"{name} goes with {what_for}; leave it out, or name {what_for}")
 
 
 def _run_folder(place: str) -> Path:

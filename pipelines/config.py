@@ -29,7 +29,7 @@ from pipelines.errors import ConfigError, Problem
 from pipelines.forgetting_keys import SETTINGS, Forgetting, Guard
 from pipelines.sections import Count, Fraction, Positive, Section, Text
 from pipelines.yaml_lines import Document, in_order, read
-from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, unknown_key, wrong_type
+from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
 
 METRICS = ("label", "rouge", "chrf", "unit_tests", "perplexity")
 
@@ -77,6 +77,8 @@ class Task(Section):
         if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
             near = did_you_mean(metric, METRICS)
             advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
+                advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
 
@@ -106,8 +108,10 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _one_condition(self) -> Self:
-        if (self.least_gain is None) == (self.greatest_loss is None):
-            raise ValueError("write least_gain: 5 for a task, or greatest_loss: 0.05 for a guard")
+        if self.least_gain is not None and self.greatest_loss is not None:
+            raise ValueError("least_gain is for a task, greatest_loss for a guard; take out the one that does not fit")
+        if self.least_gain is None and self.greatest_loss is None:
+            raise ValueError("a task needs least_gain, as in least_gain: 5, a guard greatest_loss, as in greatest_loss: 0.05")
         return self
 
 
@@ -177,7 +181,8 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     try:
         pipeline = Pipeline.model_validate(section)
     except ValidationError as error:
-        problems += [_translate(details, document) for details in error.errors(include_url=False)]
+        found = [(_path(details), details) for details in error.errors(include_url=False)]
+        problems += [_translate(details, document) for path, details in found if path not in document.unreadable]
     if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
         message = "pipeline.temperature has no effect unless mix is temperature"
         problems.append(document.problem(message, "pipeline", "temperature"))
@@ -232,9 +237,9 @@ def check_template(template: str) -> None:
     advice = 'write "{column}" for a column, "{{" and "}}" for braces'
     try:
         parts = list(string.Formatter().parse(template))
-    except ValueError as error:
+    except ValueError:
         opened = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
-        what = f"{opened[1][:30]!r} is not closed" if opened else str(error).lower().removesuffix(" in format string")
+        what = f"{opened[1][:30]!r} is not closed" if opened else "a } has no { before it"
         raise ValueError(f"{what}; {advice}") from None
     for _, name, spec, conversion in parts:
         if name is None:
@@ -275,21 +280,29 @@ _BOUNDS = {
 }
 
 
-def _translate(details: ErrorDetails, document: Document) -> Problem:
+def _path(details: ErrorDetails) -> KeyPath:
     tags = ("<file>", "<files>", "<word>", "<guards>", "[key]")
-    path: KeyPath = ("pipeline", *(part for part in details["loc"] if part not in tags))
+    return ("pipeline", *(part for part in details["loc"] if part not in tags))
+
+
+def _translate(details: ErrorDetails, document: Document) -> Problem:
+    path = _path(details)
     name, value, context = dotted(path), details["input"], details.get("ctx", {})
     kind = details["type"]
     found = document.found(value, *path)
     if kind == "missing":
-        message = f"{name} is missing, as in {_EXAMPLES[str(path[-1])]}"
+        example = "data: data/guards/passages.jsonl" if "guards" in path and path[-1] == "data" else _EXAMPLES[str(path[-1])]
+        message = f"{name} is missing, as in {example}"
     elif kind == "extra_forbidden":
         message = unknown_key(path, _section_at(path[1:]).model_fields, {**ludwig_keys.homes(), **_homes()})
     elif kind in _EXPECTED:
         message = wrong_type([_EXPECTED[kind]], value, path, document.written(*path))
     elif kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        message = f"{name} must be {words} {context[bound]:g}, found {found}"
+        message = f"{name} must be {words} {number(context[bound])}, found {found}"
+    elif kind == "literal_error" and path[-1] == "guards":
+        own = "guards of your own, as in {mine: {kind: text, data: mine.jsonl}}"
+        message = f"{name}: expected bundled, none or {own}; found {found}"
     elif kind == "literal_error":
         near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
         choices = context["expected"].replace("'", "")

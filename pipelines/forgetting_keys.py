@@ -104,8 +104,12 @@ class Guard(Section):
 
     @model_validator(mode="after")
     def _a_task_has_templates(self) -> Self:
-        if (self.kind == "task") != (self.prompt is not None) or (self.kind == "task") != (self.completion is not None):
-            raise ValueError("prompt and completion go with kind: task, and kind: task needs both")
+        templates = {"prompt": self.prompt, "completion": self.completion}
+        missing = [name for name, template in templates.items() if template is None]
+        if self.kind == "task" and missing:
+            raise ValueError(f"kind: task needs {' and '.join(missing)} as well, as a task does")
+        if self.kind != "task" and len(missing) < 2:
+            raise ValueError(f"{next(name for name in templates if name not in missing)} goes with kind: task alone; take it out")
         return self
 
 
@@ -156,6 +160,8 @@ class Forgetting(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_word(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | Forgetting):
+            raise ValueError("expected a strategy, as in forgetting: ewc, or a section, as in {strategy: ewc, every: 20}")
         return {"strategy": value} if isinstance(value, str) else value
 
     @field_validator("strategy")
@@ -164,7 +170,8 @@ class Forgetting(Section):
         for word in re.split(r"\s*\+\s*", strategy.strip()):
             if word not in STRATEGIES:
                 near = did_you_mean(word, STRATEGIES)
-                advice = f"did you mean {near}?" if near else f"write one or, joined by +, several of {', '.join(STRATEGIES)}"
+                alone = f"write auto, none, or one or more of {', '.join([*SETTINGS, *DESCRIPTIVE])}, joined by +"
+                advice = f"did you mean {near}?" if near else alone
                 raise ValueError(f"unknown strategy {word!r}; {advice}")
         return strategy
 
@@ -172,12 +179,15 @@ class Forgetting(Section):
     def _every_setting_has_its_use(self) -> Self:
         for name in SETTINGS:
             if getattr(self, name) is not None and name not in self.strategies:
-                raise ValueError(f"{name} has settings but is not used; write strategy: {self._with(name)}")
+                both = f"write strategy: {self._with(name)} to use it"
+                raise ValueError(f"{name} has settings, but strategy is {self.strategy}; take {name} out, or {both}")
         if self.budget and self.every is None:
-            raise ValueError("budget is looked at every so many steps; write every: 20")
+            raise ValueError("budget needs every, the steps between two looks at the guards, as in every: 20")
         if strange := set(self.budget) - set(self.guard_names):
-            known = ", ".join(self.guard_names) or "none"
-            raise ValueError(f"budget names the guard {sorted(strange)[0]}; the guards are {known}")
+            name = sorted(strange)[0]
+            near = did_you_mean(name, self.guard_names)
+            advice = f"did you mean {near}?" if near else f"the guards are {', '.join(self.guard_names) or 'none'}"
+            raise ValueError(f"budget.{name}: there is no such guard; {advice}")
         return self
 
     def _with(self, name: str) -> str:

@@ -90,7 +90,7 @@ def compare_models(
         one, two = replace(one, name=one.place), replace(two, name=two.place)
     job = one.job or two.job
     if prompts is None and job is None:
-        raise RunError("neither of the two is a run that could say what to ask; give a file of prompts with --prompts FILE")
+        raise RunError("two models that are no runs need prompts to be compared on; add --prompts FILE")
     with machine_errors(folder):
         aside = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)

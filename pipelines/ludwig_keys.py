@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.errors import Problem
 from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES
 from pipelines.yaml_lines import Document
-from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, unknown_key, wrong_type
+from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
 
 
 @cache
@@ -60,6 +60,8 @@ class _Checker:
 
     def walk(self, node: Mapping[str, Any], value: Any, path: KeyPath) -> None:
         name = dotted(path)
+        if path in self.document.unreadable:
+            return None
         if reason := _match(REFUSED, name):
             return self.report(f"{name} would have no effect: {reason}", *path)
         node = _match(NARROWED, name) or node
@@ -98,6 +100,7 @@ class _Checker:
                 self.only_with(section, key, (*path, key))
             else:
                 usable = [name for name in fields if not _match(REFUSED, dotted((*path, name)))]
+                usable = usable if path else ["pipeline", *usable]
                 self.report(unknown_key((*path, key), fields, self.homes, usable), *path, key)
 
     def variant(self, variants: Mapping[str, Any], section: Mapping[str, Any], path: KeyPath) -> None:
@@ -113,7 +116,8 @@ class _Checker:
         for key in [key for key in section if key not in fields]:
             owners = [other for other in variants if key in variants[other]]
             if owners and not did_you_mean(key, fields):
-                message = f"{dotted((*path, key))} is no key of {kind}; it is one of {', '.join(owners)}"
+                others = f"type: {owners[0]}" if len(owners) == 1 else f"a type that has it ({', '.join(owners)})"
+                message = f"{dotted((*path, key))}: {kind} has no such key; take it out, or write {others}"
                 self.report(message, *path, key)
                 fields[key] = {}  # said once
         return self.fields(fields, section, path)
@@ -147,7 +151,7 @@ class _Checker:
         ):
             if bound in node and not holds(value, node[bound]):
                 found = self.document.found(value, *path)
-                self.report(f"{dotted(path)} must be {words} {node[bound]:g}, found {found}", *path)
+                self.report(f"{dotted(path)} must be {words} {number(node[bound])}, found {found}", *path)
 
     def only_with(self, section: Mapping[str, Any], key: str, path: KeyPath) -> None:
         if (rule := _match(ONLY_WITH, dotted(path))) is None or section[key] is None:
@@ -155,10 +159,9 @@ class _Checker:
         neighbour, default, values = rule
         if (actual := section.get(neighbour, default)) not in values:
             needed = " or ".join("null" if value is None else str(value) for value in values)
-            self.report(
-                f"{dotted(path)} has no effect unless {neighbour} is {needed} (it is {actual or 'not set'})",
-                *path,
-            )
+            found = f"it is {actual or 'not set'}"
+            message = f"{dotted(path)} has no effect unless {neighbour} is {needed} ({found}); take it out, or change {neighbour}"
+            self.report(message, *path)
 
     def across(self, config: Mapping[str, Any]) -> None:
         """Rules that take two sections or keys."""
@@ -174,7 +177,7 @@ class _Checker:
             self.report(message, "trainer", "checkpoints_per_epoch")
         if trainer.get("batch_size") == "auto":
             if trainer.get("effective_batch_size") is None:
-                message = "trainer.batch_size: auto needs the rows of a step, as in effective_batch_size: 16"
+                message = "trainer.batch_size: auto also needs the rows of an optimiser step, as in effective_batch_size: 16"
                 self.report(message, "trainer", "batch_size")
             if "gradient_accumulation_steps" in trainer:
                 message = "trainer.gradient_accumulation_steps has no effect beside batch_size: auto; leave it out"
@@ -185,7 +188,7 @@ class _Checker:
             try:
                 re.compile(regex)
             except re.error as error:
-                message = f"trainer.layers_to_freeze_regex is not a regular expression: {error}"
+                message = f"trainer.layers_to_freeze_regex is not a regular expression ({error}); write \\( for a bracket as such"
                 self.report(message, "trainer", "layers_to_freeze_regex")
         if generation.get("do_sample") is True and generation.get("temperature") == 0:
             message = "generation.temperature must be above 0 to sample; else write do_sample: false"

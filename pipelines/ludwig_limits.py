@@ -68,14 +68,17 @@ REFUSED: dict[str, str] = {
 """Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
 
 REFUSED_VALUES: dict[tuple[str, Any], str] = {
-    ("trust_remote_code", True): "alfine runs no code out of a model's folder; take a model that transformers knows by itself",
+    ("trust_remote_code", True): "alfine runs no code out of a model's folder; take the line out (models that transformers knows "
+    "do not need it)",
+    ("adapter.target_modules", "all-linear"): "name the matrices, as in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+    "down_proj]",
     ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
     ("trainer.gradient_accumulation_steps", "auto"): "nothing is tuned by itself; write a number, or leave it out for 1",
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
     ("trainer.optimizer.type", "lbfgs"): "it repeats each step's rows, which alfine's trainer does not; write adamw",
     ("trainer.optimizer.type", "schedule_free_adamw"): "it needs a package that alfine does not bring; write adamw",
-    ("adapter.init_lora_weights", "eva"): "Ludwig does not run the pass over the data that EVA needs; write pissa or default",
-    ("adapter.init_lora_weights", "corda"): "Ludwig does not run the pass that CorDA needs; write pissa or default",
+    ("adapter.init_lora_weights", "eva"): "the pass over the data that EVA needs is not run here; write pissa or default",
+    ("adapter.init_lora_weights", "corda"): "the pass over the data that CorDA needs is not run here; write pissa or default",
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
 }
 
@@ -109,6 +112,7 @@ NARROWED: dict[str, dict[str, Any]] = {
     "trainer.gradient_clipping.*": {"types": ["number", "null"], "min": 0},
     "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "max": 1},
     "trainer.learning_rate_scheduler.reduce_eval_split": {"enum": ["training", "validation"]},
+    "trainer.optimizer.betas": {"types": ["list"], "length": 2, "items": {"types": ["number"], "min": 0, "below": 1}},
     "adapter.*dropout": {"types": ["number"], "min": 0, "below": 1},
     "generation.max_new_tokens": {"types": ["integer"], "min": 1},
     "generation.early_stopping": {"enum": [True, False, "never", None]},

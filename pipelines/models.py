@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from pipelines.errors import MachineError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pipelines.config import Job
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,36 @@ def cache_folder() -> Path:
 
 def find_base_model(name: str) -> Path:
     """The folder of an embedded model, a folder on disk, or a hub id. Raises ModelError in one line."""
+    check_base_model(name)
     if name in EMBEDDED:
         return embedded_model(EMBEDDED[name])
-    folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "/", "~")):
-        return _checked_folder(folder)
+    if _is_folder(name):
+        return Path(name).expanduser().resolve()
+    return _hub_snapshot(name)
+
+
+@contextlib.contextmanager
+def at_key(job: Job, *path: str) -> Iterator[None]:
+    """A ModelError inside names the line of the key that names the model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(job.problem(str(error), *path)) from None
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).exists()
+
+
+def check_base_model(name: str) -> None:
+    """Raises ModelError for a name that cannot be a model's, and for a folder that holds none. Fetches nothing."""
+    if name in EMBEDDED:
+        return
+    if _is_folder(name):
+        _check_folder(Path(name).expanduser())
+        return
     if name.count("/") == 1:
-        return _hub_snapshot(name)
+        return
     import difflib
 
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.4)
@@ -86,18 +112,25 @@ def find_base_model(name: str) -> Path:
     )
 
 
-def _checked_folder(folder: Path) -> Path:
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise ModelError(f"base_model {str(folder)!r}: there is no such folder")
+        found = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
+        raise ModelError(f"base_model {str(folder)!r}: {found}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"base_model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        found = f"only {pickled[0]}, a pickle, which could run code" if pickled else "no weights"
-        raise ModelError(f"base_model {str(folder)!r} holds {found}; alfine reads weights from .safetensors files")
+        found = "no .safetensors file with weights; was the download complete?"
+        if pickled:
+            found = (
+                f"its weights in {pickled[0]} alone, a format (pickle) that can run code when it is opened, so alfine does not; "
+                f"where you trust it, save it anew with save_pretrained, which writes .safetensors, and name that folder"
+            )
+        raise ModelError(f"base_model {str(folder)!r} holds {found}")
     _refuse_links_out(folder)
     _refuse_code(folder)
-    return folder.resolve()
+    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in folder.glob(pattern)):
+        raise ModelError(f"base_model {str(folder)!r} holds no tokenizer (tokenizer.json); save it there with save_pretrained")
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -112,7 +145,7 @@ def _refuse_code(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise ModelError(f"base_model {str(folder)!r}: its config.json is not JSON") from None
+        raise ModelError(f"base_model {str(folder)!r}: its config.json is not JSON; download or save it again") from None
     if not isinstance(config, dict) or "auto_map" not in config:
         return
     from transformers import CONFIG_MAPPING
@@ -124,17 +157,22 @@ def _refuse_code(folder: Path) -> None:
         )
 
 
+def _checked(snapshot: Path) -> Path:
+    _check_folder(snapshot)
+    return snapshot.resolve()
+
+
 def _hub_snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return _checked_folder(Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True)))
+        return _checked(Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True)))
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     try:
-        return _checked_folder(Path(snapshot_download(name, allow_patterns=wanted)))
+        return _checked(Path(snapshot_download(name, allow_patterns=wanted)))
     except RepositoryNotFoundError:
         raise ModelError(f"base_model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import __version__
 from pipelines.config import Job
-from pipelines.errors import DataError, Problem, RunError
+from pipelines.errors import RunError
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
 from pipelines.screen import Screen, quiet_libraries
 
@@ -82,6 +82,8 @@ class Stages:
     def _inputs(self) -> dict[str, str]:
         """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
         bound for no new training, and a changed seed for no new base pass."""
+        from pipelines.tasks import named_files
+
         pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
         probes = pipeline.report.prompts
         tasks = pipeline.tasks.items()
@@ -89,8 +91,7 @@ class Stages:
             "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True, "on_nan": True,
             "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
         }  # fmt: skip
-        task_files = self._task_files()
-        data = {file: sha256 for file, sha256 in files.items() if file in task_files}
+        data = {file: files[file] for where, file in named_files(self.job) if "tasks" in where}
         tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
         shared = [PREPARED_FORMAT, self.model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
         bounds = {name: task.max_new_tokens for name, task in tasks}
@@ -114,19 +115,14 @@ class Stages:
             self.screen.note(f"{name}: done already")
 
     def _data_files(self) -> dict[str, str]:
-        """sha256 of every file that the job names. Raises DataError for each that is missing."""
-        probes, replay = self.job.pipeline.report.prompts, self.job.pipeline.forgetting.replay
-        named = [*self._task_files(), *([probes] if probes else []), *([replay.data] if replay and replay.data else [])]
-        missing = [Problem("there is no such file", file) for file in named if not Path(file).is_file()]
-        if missing:
-            raise DataError(missing)
-        return {file: file_digest(Path(file)) for file in named}
+        """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
+        that are none."""
+        from pipelines.tasks import check_files, named_files, read_probes
 
-    def _task_files(self) -> list[str]:
-        named: list[str] = []
-        for task in self.job.pipeline.tasks.values():
-            named += [task.data] if isinstance(task.data, str) else [v for v in task.data.model_dump().values() if v]
-        return named
+        check_files(self.job)
+        if self.job.pipeline.report.prompts:
+            read_probes(Path(self.job.pipeline.report.prompts))
+        return {file: file_digest(Path(file)) for where, file in named_files(self.job) if "guards" not in where}
 
     def _guard_files(self) -> list[Any]:
         """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
@@ -146,14 +142,12 @@ class Stages:
     def prepare(self) -> None:
         from pipelines.models import context_length
         from pipelines.preflight import Preflight, refuse_serious
-        from pipelines.prepare import prepare_rows, read_probes, write_rows
+        from pipelines.prepare import prepare_rows, write_rows
         from pipelines.prompts import PromptFormat
         from pipelines.tasks import SPLITS, load_examples
 
         with self.screen.working("Preparing rows"):
             prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
-            if self.job.pipeline.report.prompts:
-                read_probes(Path(self.job.pipeline.report.prompts))
             preflight = Preflight(self.job, prompts, context_length(self.base_folder))
             rows = prepare_rows(load_examples(self.job.pipeline), prompts)
             write_rows(preflight.watch(rows), self.run.path("data"))
@@ -270,8 +264,8 @@ class Stages:
         ]  # fmt: skip
 
     def _write_probes(self, model: Pass, folder: Path) -> None:
-        from pipelines.prepare import read_probes
         from pipelines.prompts import PromptFormat
+        from pipelines.tasks import read_probes
 
         if not self.job.pipeline.report.prompts:
             return

@@ -32,7 +32,7 @@ class Question:
 def tuned_job(run: Run) -> Job:
     """The job of a run whose training is done. Raises RunError where it is not."""
     if "train" not in run.manifest["stages"]:
-        raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.manifest.get('command', 'alfine run')}")
+        raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.command}")
     return load_job(run.path("config.yaml"))
 
 

@@ -122,8 +122,6 @@ def refuse_serious(findings: Sequence[Finding]) -> None:
 def _text_checks(prompts: PromptFormat) -> list[RowCheck]:
     special = [token for token in prompts.tokenizer.all_special_tokens if len(token) > 3]
     return [
-        RowCheck("the prompt is empty; check its column", lambda row: not row.example.prompt.strip()),
-        RowCheck("the completion is empty; check its column", lambda row: not row.example.completion.strip()),
         RowCheck(
             "the row's text holds a special token of this model (such as an end of turn), which would be read as one; "
             "take it out of the row",

@@ -10,9 +10,7 @@ from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import DataError, Problem
 from pipelines.prompts import PromptFormat
-from pipelines.row_files import read_rows
 from pipelines.tasks import SPLITS, Example
 
 if TYPE_CHECKING:
@@ -119,17 +117,3 @@ def read_table(folder: Path, split: str) -> list[dict[str, Any]]:
         if "fields" in row:
             row["fields"] = json.loads(row["fields"])
     return rows
-
-
-def read_probes(path: Path) -> list[dict[str, Any]]:
-    """Free prompts: rows with `prompt` and, if wished, `title` and `max_new_tokens`."""
-    probes = read_rows(path)
-    for number, probe in enumerate(probes, start=1):
-        if not isinstance(probe.get("prompt"), str) or not probe["prompt"].strip():
-            raise DataError(Problem("a probe needs a text in `prompt`", str(path), number))
-        unknown = set(probe) - {"prompt", "title", "max_new_tokens"}
-        if unknown:
-            raise DataError(
-                Problem(f"unknown key {sorted(unknown)[0]!r}; a probe has prompt, title, max_new_tokens", str(path), number)
-            )
-    return probes

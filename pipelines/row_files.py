@@ -29,6 +29,7 @@ def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(Problem(f"files end in .jsonl, .csv or .parquet, not {suffix or 'nothing'!r}", str(path)))
     empty = True
     try:
+        _refuse_other_forms(path, suffix)
         for row in readers[suffix](path):
             empty = False
             yield row
@@ -40,6 +41,24 @@ def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(Problem("may not be read (permission denied)", str(path))) from None
     if empty:
         raise DataError(Problem("has no rows", str(path)))
+
+
+def _refuse_other_forms(path: Path, suffix: str) -> None:
+    """Raises DataError for a file that its first bytes give away."""
+    if suffix == ".parquet" or not path.is_file():
+        return
+    with path.open("rb") as file:
+        begin = file.read(4)
+    for sign, found in _SIGNS.items():
+        if begin.startswith(sign):
+            raise DataError(Problem(f"is {found}, whatever its name says", str(path)))
+
+
+_SIGNS = {
+    b"PK\x03\x04": "a zip archive (or .xlsx); unpack it, or save it as CSV",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PAR1": "a Parquet file; name it .parquet",
+}
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -62,12 +81,29 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise DataError(Problem(f"is not JSON ({reason}); each line holds one object", str(path), number)) from None
+        except json.JSONDecodeError as error:
+            raise DataError(Problem(f"is not JSON: {_mend(error, number == 1)}", str(path), number)) from None
+        except RecursionError:
+            raise DataError(Problem("is not JSON that can be read: nested too deeply", str(path), number)) from None
         if not isinstance(row, dict):
-            raise DataError(Problem("holds no object; write one {...} a line", str(path), number))
+            raise DataError(Problem('is no object; write {"column": "value", ...} on each line', str(path), number))
         yield row
+
+
+def _mend(error: json.JSONDecodeError, first: bool) -> str:
+    """What to do about a line, for what the parser ran into."""
+    line, rest = error.doc, error.doc[error.pos :].strip()
+    if first and line.lstrip().startswith("["):
+        return "each line holds one object, {...}, not a list over all lines (jq -c '.[]' FILE writes them so)"
+    if "Extra data" in error.msg and rest.startswith(","):
+        return "a comma stands behind the object; take it out"
+    if "Extra data" in error.msg:
+        return f"a second value begins in column {error.colno}; put it on a line of its own"
+    if "'" in line[error.pos : error.pos + 1]:
+        return "names and texts stand in double quotes, not in single ones"
+    if "Unterminated" in error.msg or not rest:
+        return "the line ends before its object does; is the file cut off?"
+    return f"{error.msg[0].lower()}{error.msg[1:]} in column {error.colno}; each line holds one object, {{...}}"
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
@@ -79,6 +115,11 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise DataError(Problem(f"two columns have the name {repeated[0]!r}", str(path), 1))
+        if "" in header:
+            raise DataError(Problem(f"column {header.index('') + 1} has no name in the header", str(path), 1))
+        if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+            message = f"its header is one column, {header[0]!r}; separate cells with commas, not with {other!r}"
+            raise DataError(Problem(message, str(path), 1))
         for cells in reader:
             if not cells:
                 continue
@@ -92,7 +133,8 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(Problem(f"is not CSV ({error})", str(path), reader.line_num)) from None
+        cause = "a quote is not closed" if "end of data" in str(error) else str(error)
+        raise DataError(Problem(f"is not CSV ({cause})", str(path), reader.line_num)) from None
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,11 @@ class Run:
     def manifest_path(self) -> Path:
         return self.folder / "manifest.json"
 
+    @property
+    def command(self) -> str:
+        """What starts the run, or goes on with it."""
+        return str(self.manifest.get("command") or f"alfine run {self.manifest.get('config', 'CONFIG')} --name {self.name}")
+
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
 
@@ -61,13 +67,15 @@ class Run:
         try:
             manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
             if manifest["format_version"] != FORMAT_VERSION:
+                written, newer = manifest["format_version"], manifest["format_version"] > FORMAT_VERSION
                 raise RunError(
-                    f"{self.manifest_path} has format version {manifest['format_version']}, this alfine writes "
-                    f"{FORMAT_VERSION}; take another --name"
+                    f"{self.manifest_path} was written by {'a newer' if newer else 'an older'} alfine (format {written}, this "
+                    f"one reads {FORMAT_VERSION}); {'update alfine' if newer else 'run the job again under another --name'}"
                 )
             manifest["stages"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise RunError(f"{self.manifest_path} is damaged; take another --name, or remove the folder") from None
+            mend = "nothing else in the folder was touched; run the job again under another --name"
+            raise RunError(f"{self.manifest_path} is damaged; {mend}") from None
         return dict(manifest)
 
     def update(self, **values: Any) -> None:
@@ -147,8 +155,9 @@ def machine_errors(folder: Path) -> Iterator[None]:
     """Disk and permission trouble as one line, exit code 1."""
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
+    except Exception as raised:
+        error = _cause(raised)
+        if error is None or error.errno is None:
             raise
         advice = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -156,7 +165,15 @@ def machine_errors(folder: Path) -> Iterator[None]:
             advice = f" ({free / 1e9:.1f} GB free); make room, then the same command goes on from here"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "; run where you may write, or give yourself the right to"
-        raise MachineError(f"{error.filename or folder}: {str(error.strerror).lower()}{advice}") from error
+        raise MachineError(f"{error.filename or folder}: {str(error.strerror).lower()}{advice}") from raised
+
+
+def _cause(error: Exception) -> OSError | None:
+    """The system's own error; copies of folders and safetensors hide it in a text."""
+    hidden = isinstance(error, shutil.Error) or type(error).__name__ == "SafetensorError"
+    if hidden and (number := re.search(r"(?:\[Errno |\(os error )(\d+)[\])]", str(error))):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return error if isinstance(error, OSError) else None
 
 
 def hardware() -> dict[str, Any]:

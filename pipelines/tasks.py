@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DataError, Problem
-from pipelines.row_files import stream_rows
+from pipelines.row_files import read_rows, stream_rows
+from pipelines.yaml_wording import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.config import Pipeline, Task
+    from pipelines.config import Job, Pipeline, Task
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMN = "split"
@@ -58,6 +59,35 @@ def load_examples(pipeline: Pipeline) -> Iterator[Example]:
         raise DataError(problems)
 
 
+def named_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every file of rows that a job names, with the key that names it."""
+    pipeline = job.pipeline
+    for name, task in pipeline.tasks.items():
+        where = ("pipeline", "tasks", name, "data")
+        if isinstance(task.data, str):
+            yield where, task.data
+        else:
+            yield from (((*where, split), file) for split, file in task.data.model_dump().items() if file is not None)
+    if pipeline.report.prompts:
+        yield ("pipeline", "report", "prompts"), pipeline.report.prompts
+    if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
+        yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
+    guards = pipeline.forgetting.guards
+    if isinstance(guards, dict):
+        yield from ((("pipeline", "forgetting", "guards", name, "data"), guard.data) for name, guard in guards.items())
+
+
+def check_files(job: Job) -> None:
+    """Raises DataError, with the config's lines, for each file of rows that is not there; reads none."""
+    problems = [
+        job.problem(f"{'.'.join(where)}: there is no file {file!r}; paths begin where alfine is started", *where)
+        for where, file in named_files(job)
+        if not Path(file).exists()
+    ]
+    if problems:
+        raise DataError(problems)
+
+
 def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
     """The examples of one task, each with its split; at the end DataError for the rows that gave none."""
     wrong: dict[tuple[str, str], list[int]] = {}
@@ -65,7 +95,7 @@ def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
     system = task.system if task.system is not None else pipeline.system
     for file, split, row, fields in _rows_with_split(task, pipeline):
         try:
-            prompt, completion = fill(task.prompt, fields), fill(task.completion, fields)
+            prompt, completion = _filled(task.prompt, fields, "prompt"), _filled(task.completion, fields, "completion")
         except DataError as error:
             wrong.setdefault((file, str(error)), []).append(row)
             continue
@@ -84,11 +114,18 @@ def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
             files = task.data if isinstance(task.data, str) else task.data.train
             raise DataError(
                 Problem(
-                    f"task {name}: no row is left for the {split} split ({found.total()} rows in all); "
+                    f"task {name}: no row is left for the {split} split (it has {found.total()} in all); "
                     f"give it more rows, or a `split` column, or change pipeline.split",
                     files,
                 )
             )
+
+
+def _filled(template: str, fields: Mapping[str, Any], what: str) -> str:
+    text = fill(template, fields)
+    if not text.strip():
+        raise DataError(f"the {what} is empty; give its column a value, or drop the row")
+    return text
 
 
 def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
@@ -100,20 +137,21 @@ def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str,
                     yield file, split, row, fields
         return
     # Read twice rather than held: whether any row names its split is known behind the last one.
-    count, named = 0, False
-    for fields in stream_rows(Path(task.data)):
-        count, named = count + 1, named or SPLIT_COLUMN in fields
+    count, named = 0, 0
+    for count, fields in enumerate(stream_rows(Path(task.data)), start=1):
+        named = named or (SPLIT_COLUMN in fields and count)
     splits = [] if named else random_splits(count, pipeline.split.validation, pipeline.split.test)
     for row, fields in enumerate(stream_rows(Path(task.data)), start=1):
         if row > count:
             raise DataError(Problem("has grown while it was read; start again when it is complete", task.data, row))
-        yield task.data, _named_split(fields, task.data, row) if named else splits[row - 1], row, fields
+        yield task.data, _named_split(fields, task.data, row, named) if named else splits[row - 1], row, fields
 
 
-def _named_split(fields: Mapping[str, Any], file: str, row: int) -> str:
+def _named_split(fields: Mapping[str, Any], file: str, row: int, first: int) -> str:
+    """`first`: a row that names its split."""
     split = fields.get(SPLIT_COLUMN)
     if split not in SPLITS:
-        found = "has no split, though other rows have one" if split is None else f"split is {split!r}"
+        found = f"has no split, though row {first} has one" if split is None else f"split is {split!r}"
         raise DataError(Problem(f"{found}; write one of train, validation, test", file, row))
     return str(split)
 
@@ -153,14 +191,17 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
             continue
         if name not in fields:
             known = ", ".join(key for key in fields if key != SPLIT_COLUMN)
-            raise DataError(f"the template names the column {{{name}}}, the row has: {known}")
+            near = did_you_mean(name, fields)
+            advice = f"; did you mean {{{near}}}?" if near else ""
+            raise DataError(f"the template names the column {{{name}}}, the row has: {known}{advice}")
         parts.append(_as_text(name, fields[name]))
     return "".join(parts)
 
 
 def _as_text(name: str, value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise DataError(f"column {name} has no value")
+        found = "has no value" if value is None else "is NaN, as pandas writes an empty cell"
+        raise DataError(f"column {name} {found}; give it a text, or drop the row")
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -216,3 +257,17 @@ def _quotas(exact: Mapping[str, float]) -> dict[str, int]:
     for task in sorted(exact, key=lambda task: quotas[task] - exact[task])[:missing]:
         quotas[task] += 1
     return quotas
+
+
+def read_probes(path: Path) -> list[dict[str, Any]]:
+    """Free prompts: rows with `prompt` and, if wished, `title` and `max_new_tokens`."""
+    probes = read_rows(path)
+    for number, probe in enumerate(probes, start=1):
+        if not isinstance(probe.get("prompt"), str) or not probe["prompt"].strip():
+            raise DataError(Problem("a probe needs a text in `prompt`", str(path), number))
+        unknown = set(probe) - {"prompt", "title", "max_new_tokens"}
+        if unknown:
+            raise DataError(
+                Problem(f"unknown key {sorted(unknown)[0]!r}; a probe has prompt, title, max_new_tokens", str(path), number)
+            )
+    return probes

@@ -41,6 +41,8 @@ class Document:
     value: Any = None
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unreadable: set[KeyPath] = field(default_factory=set)
+    """Where a value could not be made; what stands there now is no finding of its own."""
 
     def place(self, *path: str | int) -> Place | None:
         """Where `path` stands, or its nearest parent that does."""
@@ -83,6 +85,7 @@ class Document:
                 return
         section[path[-1]] = new.value
         self.problems.extend(new.problems)
+        self.unreadable |= {path + at for at in new.unreadable}
         self.places = {at: place for at, place in self.places.items() if at[: len(path)] != path}
         self.places |= {path + at: place for at, place in new.places.items()}
 
@@ -124,14 +127,14 @@ def parse(text: str, file: str, *, numbered: bool = True) -> Document:
         line = _line(error, text)
         raise ConfigError(Problem(_explain(error), file, line if numbered else None)) from None
     except RecursionError:
-        raise ConfigError(Problem("is nested too deeply", file)) from None
+        raise ConfigError(Problem("has lists or sections nested too deeply; is a ] or } missing?", file)) from None
     except (ValueError, OverflowError):  # from chr(), for an escape such as "\UFFFFFFFF"
         line = loader.line + 1 if numbered else None
         raise ConfigError(Problem("is not valid YAML: there is no character of this number", file, line)) from None
     finally:
         if loader is not None:
             loader.dispose()
-    return Document(value, builder.places, builder.problems)
+    return Document(value, builder.places, builder.problems, builder.unreadable)
 
 
 class _Loader(yaml.SafeLoader):
@@ -165,13 +168,14 @@ class _Builder:
         self.numbered = numbered
         self.places: dict[KeyPath, Place] = {}
         self.problems: list[Problem] = []
+        self.unreadable: set[KeyPath] = set()
         self.nodes = 0
         self.open: set[int] = set()
 
     def build(self, node: yaml.Node, path: KeyPath, line: int) -> Any:
         self.count(line)
         if id(node) in self.open:
-            raise ConfigError(self.problem("an alias holds itself", line))
+            raise ConfigError(self.problem("an alias (*) stands inside what it is a name for (&); write the value out", line))
         text = node.value if isinstance(node, yaml.ScalarNode) else None
         self.places[path] = Place(self.file, line if self.numbered else None, text)
         if isinstance(node, yaml.ScalarNode):
@@ -183,7 +187,7 @@ class _Builder:
         else:
             value = {key: self.build(item, (*path, key), at) for key, (item, at) in self.items(node, path).items()}
         if node.tag not in {_TAG + "seq", _TAG + "map"}:
-            self.problems.append(self.problem(f"{dotted(path)}: the tag {node.tag} is not allowed", line))
+            self.problems.append(self.problem(f"{dotted(path)}: {_tag(node)} is not allowed; write a plain value", line))
         self.open.discard(id(node))
         return value
 
@@ -207,8 +211,8 @@ class _Builder:
                 continue
             key = key_node.value
             if key_node.tag != _TAG + "str":
-                kind = key_node.tag.removeprefix(_TAG)
-                message = f'the key {key} is read as {kind}, not as text: put it in quotes, "{key}":'
+                kind = {"bool": "true or false", "null": "nothing"}.get(key_node.tag.removeprefix(_TAG), "a number")
+                message = f'YAML reads the key {key} as {kind}: put it in quotes, "{key}":'
                 self.problems.append(self.problem(message, line))
             if key in own:
                 message = f"{dotted((*path, key))} stands twice, here and in line {own[key][1]}; keep one"
@@ -236,27 +240,35 @@ class _Builder:
                         raise ValueError
                     return number
                 case _:
-                    message = f"the tag {node.tag} is not allowed"
+                    message = f"{_tag(node)} is not allowed; write a plain value"
         except UnicodeEncodeError:
             message = "half a character (an unpaired surrogate) stands in this text"
         except (ValueError, KeyError):
             message = f"{shorten(text)} is not a number that can be used"
         self.problems.append(self.problem(f"{dotted(path)}: {message}", line))
+        self.unreadable.add(path)
         return text.encode(errors="replace").decode()
 
     def count(self, line: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise ConfigError(self.problem(f"makes more than {MAX_NODES} values, by its aliases perhaps", line))
+            message = f"its aliases (& and *) make more than {MAX_NODES} values; write the values out"
+            raise ConfigError(self.problem(message, line))
 
     def problem(self, message: str, line: int) -> Problem:
         return Problem(message, self.file, line if self.numbered else None)
+
+
+def _tag(node: yaml.Node) -> str:
+    return str(node.tag).replace(_TAG, "!!")
 
 
 def _line(error: yaml.YAMLError, text: str) -> int | None:
     marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
     if "end of stream" in str(error):
         marks.reverse()  # where the quote was opened, not where the file ends
+    if "flow" in str(getattr(error, "context", "")):
+        marks.reverse()  # where the bracket was opened, not what made it plain that it is not closed
     mark = marks[0] or marks[1]
     if mark is not None:
         return int(mark.line) + 1
@@ -266,6 +278,9 @@ def _line(error: yaml.YAMLError, text: str) -> int | None:
 
 # What PyYAML says, and what usually is the matter.
 _HINTS = {
+    "while parsing a flow mapping": "a { that is opened here is not closed by }, or a comma is missing",
+    "while parsing a flow sequence": "a [ that is opened here is not closed by ], or a comma is missing",
+    "while parsing a flow node": "a { or [ is not closed; where an override has spaces, put quotes around the whole of it",
     "'\\t'": "indent with spaces, not with a tab",
     "mapping values are not allowed": 'put a text that holds ": " in quotes, or check the indentation',
     "expected <block end>": "check the indentation, and put a text that starts with { or [ in quotes",
@@ -282,7 +297,7 @@ def _explain(error: yaml.YAMLError) -> str:
     parts = [getattr(error, part, None) for part in ("context", "problem", "reason")]
     said = ", ".join(" ".join(part.split()) for part in parts if part) or " ".join(str(error).split())
     hint = next((hint for sign, hint in _HINTS.items() if sign in said), None)
-    return f"is not valid YAML: {said}" + (f"; {hint}" if hint else "")
+    return f"is not valid YAML: {hint or said}"
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:

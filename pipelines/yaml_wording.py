@@ -9,6 +9,21 @@ from typing import Any
 
 KeyPath = tuple[str | int, ...]
 
+ELSEWHERE = {
+    "batch": "batch_size", "dataset": "data", "datasets": "data", "instruction": "prompt", "lora_alpha": "alpha",
+    "lora_dropout": "dropout", "lora_r": "r", "lora_rank": "r", "lr": "learning_rate", "lr_scheduler": "learning_rate_scheduler",
+    "max_steps": "train_steps", "max_tokens": "max_new_tokens", "model": "base_model", "model_name": "base_model",
+    "model_name_or_path": "base_model", "num_epochs": "epochs", "num_train_epochs": "epochs", "output": "completion",
+    "per_device_train_batch_size": "batch_size", "rank": "r", "warmup_ratio": "warmup_fraction",
+}  # fmt: skip
+"""What other tools call a key, and what it is called here."""
+EXPECTED_NAMES = {
+    "base_model": "a model: smollm2-135m-instruct, a hub id (owner/name) or a folder",
+    "data": "a file, as in data/reviews.jsonl, or {train: a.jsonl, test: b.jsonl}",
+    "metric": "a metric, as in label or rouge",
+}
+"""What a text at these keys names."""
+
 TYPE_WORDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "text": "text",
     "list": "a list", "mapping": "a section of keys", "null": "null",
@@ -46,10 +61,22 @@ def value_words(value: Any, written: str | None) -> str:
             return shorten(written or str(value))
 
 
+def number(value: float) -> str:
+    """As it would be typed: 4294967296, 0.5."""
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
 def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None) -> str:
     """`trainer.learning_rate: expected a number, found the text 'fast'`, and a word on the quotes."""
     expected = " or ".join(TYPE_WORDS[kind] for kind in types if kind != "null" or len(types) == 1)
-    message = f"{dotted(path)}: expected {expected}, found {value_words(value, written)}"
+    found = value_words(value, written)
+    if types == ["mapping"] and value is None:
+        return f"{dotted(path)} is empty; indent its keys beneath it, or take the line out"
+    if types == ["mapping"] and isinstance(value, list):
+        return f"{dotted(path)}: expected keys, found a list; write `name:` in place of each dash"
+    if types == ["text"] and path[-1] in EXPECTED_NAMES:
+        return f"{dotted(path)}: expected {EXPECTED_NAMES[str(path[-1])]}; found {found}"
+    message = f"{dotted(path)}: expected {expected}, found {found}"
     if "text" in types and written:
         return f'{message}; put it in quotes: "{shorten(written)}"'
     if "text" in types and isinstance(value, Mapping) and len(value) == 1 and None in value.values():
@@ -68,7 +95,9 @@ def _reads_as(text: str, types: list[str]) -> bool:
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The known word nearest to `word`, if any is near."""
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1)
+    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1, cutoff=0.65 if len(word) > 3 else 0.7)
+    if not near:
+        near = [name for name in by_lower if sorted(name) == sorted(word.lower())]  # ecw: ewc
     if not near and len(word) > 3:
         near = [name for name in by_lower if name.startswith(word.lower())]  # warmup: warmup_fraction, warmup_…
     return " or ".join(by_lower[name] for name in near) or None
@@ -79,9 +108,17 @@ def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str], u
     that are not refused."""
     name = str(path[-1])
     known = list(known)
-    if name in homes:
+    near = did_you_mean(name, known)
+    same = ELSEWHERE.get(name.lower(), "")
+    if same in known:
+        advice = f"did you mean {same}?"
+    elif near and difflib.SequenceMatcher(None, name, near).ratio() > 0.9:
+        advice = f"did you mean {near}?"
+    elif name in homes:
         advice = f"it belongs in {homes[name]}"
-    elif near := did_you_mean(name, known):
+    elif same in homes:
+        advice = f"did you mean {same}, which belongs in {homes[same]}?"
+    elif near:
         advice = f"did you mean {near}?"
     elif near := did_you_mean(name, homes):
         advice = f"did you mean {near}, which belongs in {homes[near]}?"

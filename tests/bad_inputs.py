@@ -18,6 +18,8 @@ from unittest import mock
 from click.testing import CliRunner
 
 from pipelines.cli import main
+from tests.bad_configs import GOOD as GOOD_CONFIG
+from tests.bad_configs import MISTAKES
 
 PAGE = Path(__file__).parent.parent / "docs" / "bad_inputs.md"
 
@@ -44,10 +46,11 @@ class Case:
     """Files in an empty folder, a command in it; `fault` is what the machine does wrong, for no other cause."""
 
     title: str
-    command: str
+    command: str | list[str]
     config: str | bytes | None = GOOD
     rows: str | bytes | None = ROWS
     others: dict[str, str | bytes] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
     fault: OSError | None = None
 
 
@@ -60,6 +63,30 @@ def forgetting(value: str) -> str:
     return GOOD.replace("  tasks:", f"  forgetting: {value}\n  tasks:")
 
 
+def guard(kind: str, rows: str = "", more: str = "") -> dict[str, Any]:
+    """A config with one guard, and the guard's file."""
+    return {"config": forgetting(f"{{guards: {{mine: {{kind: {kind}, data: guard.jsonl{more}}}}}}}"), "others": {"guard.jsonl": rows}}
+
+
+def model(**files: str | bytes) -> dict[str, Any]:
+    """A config whose base model is a folder with these files: `config` is config.json, `weights` model.safetensors."""
+    names = {"config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py"}
+    return {"config": changed("smollm2-135m-instruct", "./model"), "others": {f"model/{names[key]}": text for key, text in files.items()}}
+
+
+def base(name: str) -> str:
+    return changed("smollm2-135m-instruct", name)
+
+
+def csv(text: str | bytes) -> dict[str, Any]:
+    return {"config": changed("rows.jsonl", "rows.csv"), "rows": None, "others": {"rows.csv": text}}
+
+
+def probes(rows: str) -> dict[str, Any]:
+    return {"config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"), "others": {"probes.jsonl": rows}}
+
+
+ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
 CASES = [
@@ -110,6 +137,75 @@ CASES = [
     Case("damaged manifest", RUN, others={"runs/mine/manifest.json": "{"}),
     Case("report of no run", "report runs/none"),
     Case("predict with a run that has no model", "predict runs/mine rows.jsonl", others={"runs/mine/manifest.json": MANIFEST}),
+    # the config's own file
+    Case("config is a folder", CHECK, config=None, others={"job.yaml/x": ""}),
+    Case("an override without a value", "check job.yaml trainer.epochs"),
+    Case("an override that is no YAML", "check job.yaml adapter={type:"),
+    Case("an override below a value", "check job.yaml trainer.epochs.more=1"),
+    Case("an override of the wrong type", "check job.yaml trainer.learning_rate=fast"),
+    Case("a config of another tool", CHECK, config="model: llama\ndatasets: [{path: x, type: alpaca}]\nlora_r: 8\n"),
+    Case("an alias bomb", CHECK, config="a: &a [x, x]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}x]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))),
+    # rows
+    Case("data is a folder", CHECK, rows=None, others={"rows.jsonl/x": ""}),
+    Case("JSON array instead of lines", CHECK, rows=json.dumps([{"review": "Fine.", "label": "good"}] * 3, indent=1)),
+    Case("single quotes", CHECK, rows=ROWS + "{'review': 'Fine.', 'label': 'good'}\n"),
+    Case("comma behind the object", CHECK, rows=ROWS + ROW.replace("}", "},")),
+    Case("two objects on a line", CHECK, rows=ROWS + ROW.strip() + ROW),
+    Case("a line cut off", CHECK, rows=ROWS + ROW[:-12]),
+    Case("not a number", CHECK, rows=ROWS + '{"review": NaN, "label": "good"}\n'),
+    Case("an empty prompt", CHECK, config=changed("Positive or negative?\\n", ""), rows=ROWS + '{"review": "  ", "label": "good"}\n'),
+    Case("an empty completion", CHECK, rows=ROWS + '{"review": "Fine.", "label": ""}\n'),
+    Case("a column of another case", CHECK, config=changed("{review}", "{Review}")),
+    Case("every row lacks the column", CHECK, rows="".join('{"text": "Fine.", "label": "good"}\n' for _ in range(9))),
+    Case("a zip file named JSONL", CHECK, rows=b"PK\x03\x04\x14\x00\x00\x00\x08\x00\xd5\xa3"),
+    Case("UTF-16 rows", CHECK, rows=ROWS.encode("utf-16")),
+    Case("a missing split file", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl, test: test.jsonl}")),
+    Case("CSV without a header's name", CHECK, **csv("review,\nFine,good\n")),
+    Case("CSV with a name twice", CHECK, **csv("review,review\nFine,good\n")),
+    Case("CSV with a header alone", CHECK, **csv("review,label\n")),
+    Case("CSV with semicolons", CHECK, **csv("review;label\nFine;good\n")),
+    Case("CSV with a quote left open", CHECK, **csv('review,label\n"Fine,good\nBad,bad\n')),
+    Case("CSV in Latin-1", CHECK, **csv("review,label\nCaf\xe9,good\n".encode("latin-1"))),
+    Case("CSV with tabs", CHECK, **csv("review\tlabel\nFine\tgood\n")),
+    # models
+    Case("a model name with a typo", CHECK, config=base("smollm2-135m-instrct")),
+    Case("a model folder that is not there", CHECK, config=base("./model")),
+    Case("a model's file instead of its folder", CHECK, config=base("./rows.jsonl")),
+    Case("a model folder without weights", CHECK, **model(config="{}")),
+    Case("weights in a pickle", CHECK, **model(config="{}", pickle=b"\x80\x04K\x01.")),
+    Case("config.json is none", CHECK, **model(config="{", weights=b"")),
+    Case(
+        "a model that brings code", CHECK,
+        **model(config='{"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.M"}}', weights=b"", code="print(1)"),
+    ),
+    Case("weights that are a link out", CHECK, **model(config="{}"), links={"model/model.safetensors": "/etc/hostname"}),
+    Case("a model without a tokenizer", "preview job.yaml", **model(config='{"model_type": "llama"}', weights=b"x")),
+    Case("trust_remote_code", CHECK, config=GOOD + "trust_remote_code: true\n"),
+    # guards, probes
+    Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
+    Case("a guard of an unknown kind", CHECK, **guard("chioces", ROW)),
+    Case("a text guard without texts", CHECK, **guard("text", ROW)),
+    Case("an answers guard without instructions", CHECK, **guard("answers", ROW)),
+    Case("a choice that is not among them", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n')),
+    Case("a single choice", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["2"], "answer": 0}\n')),
+    Case("an answer as text", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": "2"}\n')),
+    Case("a task guard without a prompt", CHECK, **guard("task", ROW)),
+    Case("a task guard of another column", CHECK, **guard("task", ROW, ', prompt: "{text}", completion: "{label}"')),
+    Case("probes without a prompt", CHECK, **probes('{"title": "free"}\n')),
+    Case("probes with an unknown key", CHECK, **probes('{"prompt": "Why?", "max_tokens": 3}\n')),
+    # commands
+    Case("predict with no run", "predict runs/none rows.jsonl"),
+    Case("show of no run", "show runs/none"),
+    Case("compare of no run", "compare runs/none"),
+    Case("compare of two models and no prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
+    Case("compare with a metric that is not there", "compare runs/a runs/b --metric rogue"),
+    Case("compare of one run with a task", "compare runs/none --task reviews"),
+    Case("manifest of another version", "report runs/mine", others={"runs/mine/manifest.json": '{"format_version": 9, "stages": {}}'}),
+    Case("manifest is a list", "report runs/mine", others={"runs/mine/manifest.json": "[]"}),
+    Case("a manifest without its entries", "report runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("an empty name", ["run", "job.yaml", "--name", ""]),
+    Case("a hidden name", "run job.yaml --name .mine"),
+    # the machine
     Case("no disk space", RUN, fault=OSError(28, "No space left on device", "runs/mine/config.yaml.partial")),
     Case("no write permission", RUN, fault=PermissionError(13, "Permission denied", "runs/mine")),
 ]  # fmt: skip
@@ -132,8 +228,10 @@ def outcome(case: Case) -> Outcome:
             if content is not None:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        result = CliRunner().invoke(main, case.command.split())
-        left = sorted(str(path) for path in Path().rglob("*") if path.is_file() and str(path) not in files)
+        for name, target in case.links.items():
+            Path(name).symlink_to(target)
+        result = CliRunner().invoke(main, case.command if isinstance(case.command, list) else case.command.split())
+        left = sorted(str(path) for path in Path().rglob("*") if path.is_file() and str(path) not in {**files, **case.links})
     exception = None if isinstance(result.exception, SystemExit) else result.exception
     lines = [line for line in result.stderr.splitlines() if line and not line.startswith("✓")]  # ✓: what was done before
     return Outcome(result.exit_code, lines, left, exception)
@@ -154,19 +252,43 @@ def _fault(error: OSError | None) -> Iterator[None]:
         yield
 
 
+def written(config: str | bytes) -> str:
+    """The lines that differ from the good config."""
+    if isinstance(config, bytes):
+        return repr(config)[:60] + "…"
+    good = GOOD_CONFIG.splitlines()
+    differing = [line.strip() for line in config.splitlines() if line not in good] or config.splitlines()
+    return " ⏎ ".join(line if len(line) < 90 else line[:87] + "…" for line in differing[:4])
+
+
+def cell(text: str) -> str:
+    """Text as it is, in a table of Markdown."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*").replace("`", "\\`")
+
+
 def page() -> str:
-    """The table as Markdown."""
+    """The tables as Markdown."""
     lines = [
         "# What a mistake prints", "",
         "Every row is run by the tests: one line for each mistake, on stderr, nothing half-written. "
         "Exit code 2 is the user's mistake, 1 the machine's.", "",
         "Written by `python -m tests.bad_inputs`.", "",
+        "## Rows, models, guards, commands", "",
         "| what is wrong | command | it prints | exit |", "|---|---|---|---|",
     ]  # fmt: skip
     for case in CASES:
         done = outcome(case)
-        printed = "<br>".join(line.replace("|", "\\|").replace("<", "&lt;") for line in done.lines)
-        lines.append(f"| {case.title} | `alfine {case.command}` | {printed} | {done.exit_code} |")
+        command = case.command if isinstance(case.command, str) else " ".join(word or "''" for word in case.command)
+        lines.append(f"| {case.title} | `alfine {command}` | {'<br>'.join(map(cell, done.lines))} | {done.exit_code} |")
+    lines += [
+        "", "## The YAML", "", "One change each in this config, then `alfine check job.yaml`; every exit code is 2.", "",
+        "```yaml", GOOD_CONFIG.rstrip(), "```", "", "| what is wrong | the lines changed | it prints |", "|---|---|---|",
+    ]  # fmt: skip
+    for title, (config, _, _) in MISTAKES.items():
+        done = outcome(Case(title, CHECK, config=config))
+        assert done.exit_code == 2 and done.lines, title
+        lines.append(f"| {title} | {cell(written(config))} | {'<br>'.join(map(cell, done.lines))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -48,7 +48,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
     ("change", "message"),
     [
         ({"prompt": "{nothing}"}, "the template names the column {nothing}, the row has: q, l"),
-        ({"data": "nowhere.jsonl"}, "there is no such file"),
+        ({"data": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
         ({"metric": "rogue"}, "did you mean rouge"),
         ({"rows": '{"q": 1\n'}, "rows.jsonl:1: is not JSON"),
         ({"rows": ""}, "has no rows"),
@@ -62,10 +62,13 @@ def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):
     assert all(line.startswith("error: ") for line in result.output.splitlines())
 
 
-@pytest.mark.parametrize("name", ["a/b", "", "../x", ".hidden", "a b"])
-def test_names_of_runs(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a/b", "no slash"), ("a b", "no slash"), ("", "--name is empty"), ("../x", "begins with a letter"), (".hidden", "as in --name hidden")],
+)
+def test_names_of_runs(tmp_path, name, message):
     result = call("run", write_job(tmp_path), "--name", name)
-    assert (result.exit_code, "no slash" in result.output) == (2, True)
+    assert (result.exit_code, message in result.output) == (2, True)
 
 
 def test_missing_config_and_run(tmp_path):

@@ -72,13 +72,13 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["./base", "./base"], "neither of the two is a run"),
+        (["./base", "./base"], "two models that are no runs need prompts"),
         (["runs/one", "runs/none"], "there is no such folder"),
         (["runs/one", "runs/two", "--prompts", "none.jsonl"], "none.jsonl: there is no such file"),
         (["runs/one", "runs/two", "--prompts", "odd.jsonl", "--task", "even"], "has no task 'even'"),
         (["runs/one", "runs/two", "--metric", "rogue"], "did you mean rouge"),
-        (["runs/one", "--prompts", "odd.jsonl"], "--prompts is for two models"),
-        (["runs/one", "runs/two", "runs/one", "--ratings", "a.json"], "--ratings is for one run"),
+        (["runs/one", "--prompts", "odd.jsonl"], "--prompts goes with two models"),
+        (["runs/one", "runs/two", "runs/one", "--ratings", "a.json"], "--ratings goes with a single run"),
     ],
 )
 def test_what_cannot_be_compared(project, arguments, message):

@@ -35,10 +35,10 @@ def test_folders_without_weights_or_with_pickles(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
         find_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no weights"):
+    with pytest.raises(ModelError, match="no .safetensors file with weights"):
         find_base_model(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin alone, a format .pickle."):
         find_base_model(str(tmp_path))
 
 

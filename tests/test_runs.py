@@ -41,7 +41,7 @@ def test_two_processes_of_one_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is damaged"), ('{"format_version": 99}', "format version 99"), ("[]", "is damaged")]
+    ("text", "message"), [("{", "is damaged"), ('{"format_version": 99}', "written by a newer alfine .format 99"), ("[]", "is damaged")]
 )
 def test_damaged_manifests(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)

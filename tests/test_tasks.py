@@ -21,7 +21,7 @@ def write(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"a": 1}\n{"a": \n', ":2: is not JSON"),
-        ("a.jsonl", "[1, 2]\n", ":1: holds no object"),
+        ("a.jsonl", "[1, 2]\n", ":1: is no object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2: is not UTF-8"),
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", "[" * 100_000, ":1: is not JSON"),
@@ -71,7 +71,7 @@ def test_fill():
     assert fill("{{{a}}} {b} {c}", {"a": "x", "b": 2.5, "c": ["é"]}) == '{x} 2.5 ["é"]'
     with pytest.raises(DataError, match="names the column {z}, the row has: a"):
         fill("{z}", {"a": 1, "split": "train"})
-    with pytest.raises(DataError, match="has no value"):
+    with pytest.raises(DataError, match="has no value|is NaN"):
         fill("{a}", {"a": float("nan")})
     # A column's text is never taken for a template.
     assert fill("{a}", {"a": "{b}"}) == "{b}"
@@ -96,6 +96,8 @@ def test_examples_carry_their_place_and_split(tmp_path):
     [
         ([{"q": "1", "a": "2"}], "no row is left for the train split"),
         ([{"q": "1", "a": "2", "split": "dev"}], ":1: split is 'dev'"),
+        ([{"q": "1", "a": " "}] * 9, r"rows.jsonl:1: task t: the completion is empty; .* \(9 such rows\)"),
+        ([{"q": "1", "a": "2"}] * 8 + [{"q": "1", "a": "2", "split": "test"}], ":1: has no split, though row 9 has one"),
         ([{"q": "1"}] * 9, "rows.jsonl:1: task t: the template names the column {a}"),
         ([{"q": "1", "a": "2", "split": "train"}], "no row is left for the test split"),
     ],

@@ -24,7 +24,7 @@ from pipelines.forgetting.replay import Replay
 from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.teacher import check_teacher, teach
-from pipelines.models import cache_folder, fingerprint
+from pipelines.models import at_key, cache_folder, fingerprint
 from pipelines.prepare import open_table
 from pipelines.prompts import PromptFormat
 from pipelines.runs import Run, digest, read_jsonl
@@ -120,7 +120,8 @@ def _distill(start: Start, task_rows: Rows) -> Distill:
     if settings.rows != "tasks":
         message = "pipeline.forgetting.distill.teacher knows the tasks' rows alone; write rows: tasks"
         raise ConfigError(start.job.problem(message, "pipeline", "forgetting", "distill"))
-    teacher = check_teacher(settings, start.folder)
+    with at_key(start.job, "pipeline", "forgetting", "distill", "teacher"):
+        teacher = check_teacher(settings, start.folder)
     return Distill(settings, teach(settings, teacher, task_rows, start.run.path("training", "teacher.safetensors")))
 
 

@@ -75,10 +75,23 @@ def read_choices(file: Path) -> list[Choice]:
     for number, row in enumerate(read_rows(file), start=1):
         try:
             items.append(Choice.model_validate(row))
-        except ValidationError:
-            message = "a row needs `question`, a list `choices` of two texts or more, and `answer`, the right one's number from 0"
-            raise DataError(Problem(message, str(file), number)) from None
+        except ValidationError as error:
+            raise DataError(Problem(_what_is_wrong(row, error), str(file), number)) from None
     return items
+
+
+def _what_is_wrong(row: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    choices, key = row.get("choices"), first["loc"][0] if first["loc"] else "answer"
+    if first["type"] == "missing":
+        return f"{key} is missing; a row has question, choices and answer, this one: {', '.join(row)}"
+    if key == "answer" and not first["loc"]:
+        return f"answer is {row['answer']}, choices has {len(row['choices'])} entries; the first is 0"
+    if key == "answer":
+        return "answer is the number of the right entry of choices, counted from 0, as in 0"
+    if key == "choices" and isinstance(choices, list) and len(choices) < 2:
+        return f"choices needs two texts or more, found {len(choices)}"
+    return "choices is a list of texts, none of them empty" if key == "choices" else f"{key} is a text, not empty"
 
 
 def check_guards(forgetting: Forgetting) -> None:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from pipelines.engine.packing import Rows, micro_batches, supervised_logits
 from pipelines.engine.strategy import trained_weights
@@ -20,11 +19,15 @@ from pipelines.forgetting.penalty import Factored, lora_pairs
 MICRO_BATCH = 8
 
 
-def sampled_loss(model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> torch.Tensor:
-    """The loss, summed over `rows`' supervised tokens, of labels drawn from what the model itself predicts there."""
-    logits, _ = supervised_logits(model, rows)
-    labels = torch.multinomial(logits.detach().float().softmax(dim=-1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The gradient by `logits` [tokens, vocabulary] of the summed loss of labels drawn from what they predict: what is
+    predicted, less one at the label."""
+    predicted = logits.detach().float().softmax(dim=-1)
+    # torch.multinomial would draw a random number for every word of the vocabulary.
+    reached = predicted.cumsum(dim=-1)
+    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * reached[:, -1:]
+    labels = torch.searchsorted(reached, drawn, right=True).clamp(max=logits.shape[-1] - 1)
+    return predicted.scatter_add_(1, labels, torch.full_like(drawn, -1)).to(logits.dtype)
 
 
 def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: bool = False) -> dict[str, Factored]:
@@ -32,17 +35,32 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
     the summed loss by its output. Rows do not see each other, so packing them changes nothing.
-    The adapter must still be at its start, where it adds nothing.
+    Measured without the adapter: of the model that the job starts from, and three times fewer products.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     sums = _Sums(kronecker)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model), sums.watching(model, set(pairs)):
+    with _evaluating(model), _without_adapter(model), sums.watching(model, set(pairs)):
         for part in micro_batches(rows, MICRO_BATCH):
-            sampled_loss(model, part, generator).backward()
-            model.zero_grad(set_to_none=True)
+            logits, _ = supervised_logits(model, part)
+            logits.backward(sampled_gradient(logits, generator))
     predicted, seen = rows.supervised_tokens, rows.tokens
     return {name: Factored(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}
+
+
+@contextlib.contextmanager
+def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
+    """Gradients still flow: not from a weight, from what the tokens' embeddings give."""
+
+    def begin(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.requires_grad_(True)
+
+    hook = model.get_input_embeddings().register_forward_hook(begin)  # type: ignore[operator]
+    try:
+        with model.disable_adapter():  # type: ignore[operator]
+            yield
+    finally:
+        hook.remove()
 
 
 class _Sums:
@@ -87,7 +105,8 @@ def weight_fisher(model: torch.nn.Module, rows: Rows, seed: int) -> dict[str, to
     generator = torch.Generator().manual_seed(seed)
     with _evaluating(model):
         for number in range(len(rows)):
-            gradients = torch.autograd.grad(sampled_loss(model, rows[number : number + 1], generator), weights)
+            logits, _ = supervised_logits(model, rows[number : number + 1])
+            gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))
             for total, gradient in zip(sums, gradients, strict=True):
                 total.addcmul_(gradient, gradient)
     return {name: total / rows.supervised_tokens for name, total in zip(names, sums, strict=True)}

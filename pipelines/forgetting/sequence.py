@@ -11,7 +11,7 @@ from pipelines.errors import ConfigError
 from pipelines.forgetting.files import Question
 from pipelines.forgetting.guards import PreparedGuard
 from pipelines.metrics import resolve
-from pipelines.models import find_base_model, load_tokenizer
+from pipelines.models import at_key, find_base_model, load_tokenizer
 from pipelines.prepare import read_table
 from pipelines.runs import Run, read_jsonl, replace_folder
 
@@ -31,7 +31,8 @@ def starting_model(job: Job, run: Run) -> Path:
     """
     after = job.pipeline.after
     if after is None:
-        return find_base_model(job.ludwig["base_model"])
+        with at_key(job, "base_model"):
+            return find_base_model(job.ludwig["base_model"])
     earlier = _finished(job, Path(after))
     left = earlier.path("model")
     if not (left / "adapter_config.json").exists():
@@ -48,10 +49,12 @@ def _finished(job: Job, folder: Path) -> Run:
         return ConfigError(job.problem(f"pipeline.after: {message}", "pipeline", "after"))
 
     if not (folder / "manifest.json").is_file():
-        raise refuse(f"{folder} is no run folder; name one, such as runs/first")
+        runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
+        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: alfine run CONFIG --name {folder.name}"
+        raise refuse(f"{folder} holds no run; {there}")
     earlier = Run.open(folder)
     if "tuned" not in earlier.manifest["stages"]:
-        raise refuse(f"{folder} is not finished; finish it with: {earlier.manifest.get('command', 'alfine run')}")
+        raise refuse(f"{folder} is not finished; finish it with: {earlier.command}")
     base = earlier.manifest["base_model"]
     if base != job.ludwig["base_model"]:
         raise refuse(f"{folder} is tuned from {base}; write base_model: {base}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.errors import Problem, RunError
 
 FORMAT_VERSION = 1
-AGAIN = "delete the folder {} and run the job again"
+AGAIN = "nothing else in {} was touched; run the job again under another --name"
 
 
 class Record(BaseModel):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pipelines.engine.packing import Rows, supervised_logits
 from pipelines.forgetting.distill import divergence
-from pipelines.forgetting.fisher import lora_fisher, weight_fisher
+from pipelines.forgetting.fisher import lora_fisher, sampled_gradient, weight_fisher
 from pipelines.forgetting.penalty import lora_pairs
 from tests.forgetting.tiny_lora import base, lora, rows
 
@@ -77,6 +77,16 @@ def test_sampled_fisher_foresees_the_divergence(tmp_path):
     assert np.mean(foreseen) / np.mean(found) == pytest.approx(1, abs=0.25)
 
 
+def test_labels_are_drawn_from_what_is_predicted():
+    logits = torch.tensor([[0.0, 1.0, -2.0, 3.0, -40.0]]).repeat(40_000, 1)
+    gradient = sampled_gradient(logits, torch.Generator().manual_seed(0))
+    predicted = logits[0].softmax(-1)
+    drawn = (predicted - gradient).mean(0)  # how often each was the label
+    error = (predicted * (1 - predicted) / len(logits)).sqrt()
+    assert ((drawn - predicted).abs() <= 4 * error + 1e-6).all()
+    torch.testing.assert_close(gradient.sum(-1), torch.zeros(len(logits)), rtol=0, atol=1e-5)
+
+
 def test_the_batch_does_not_change_it(tmp_path, monkeypatch):
     data = rows(6)
     found = []
@@ -100,7 +110,8 @@ def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     module.register_forward_hook(lambda _, inputs, output: (kept.update(x=inputs[0][0].detach()), output.retain_grad(), kept.update(y=output))[0])
     generator = torch.Generator().manual_seed(5)
     logits, _ = supervised_logits(plain, data)
-    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    drawn = torch.rand(len(logits), 1, generator=generator).double()
+    labels = (logits.detach().double().softmax(-1).cumsum(-1) <= drawn).sum(-1)
     F.cross_entropy(logits, labels, reduction="sum").backward()
     x, g = kept["x"], kept["y"].grad[0]
     inputs, outputs = (x.T @ x, g.T @ g) if kronecker else (x.square().sum(0), g.square().sum(0))

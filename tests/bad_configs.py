@@ -1,0 +1,270 @@
+"""Mistakes in a config, each made in one place of a good one: name → (config, the line to be named, a part of the message).
+
+test_config.py checks each; docs/bad_inputs.md shows what is printed for them (bad_inputs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+GOOD = """\
+pipeline:
+  tasks:
+    sentiment:
+      data: data/sentiment.jsonl
+      prompt: "Is this review positive or negative?\\n{review}"
+      completion: "{label}"
+      metric: label
+base_model: smollm2-135m-instruct
+adapter: {type: lora, r: 16}
+trainer:
+  epochs: 2
+  learning_rate: 2e-4
+generation:
+  max_new_tokens: 8
+"""
+
+
+def with_line(old: str, new: str) -> str:
+    """GOOD with another text in one place."""
+    assert GOOD.count(old) == 1
+    return GOOD.replace(old, new)
+
+
+def instead_of(old: str) -> Callable[[str], str]:
+    return lambda new: with_line(old, new)
+
+
+data = instead_of("data/sentiment.jsonl")  # line 4
+prompt = instead_of("{review}")  # line 5
+completion = instead_of('"{label}"')  # line 6
+base_model = instead_of("smollm2-135m-instruct")  # line 8
+adapter = instead_of("{type: lora, r: 16}")  # line 9
+rank = instead_of("r: 16")
+trainer = instead_of("epochs: 2")  # line 11
+rate = instead_of("2e-4")  # line 12
+generation = instead_of("max_new_tokens: 8")  # line 14
+
+
+def pipeline(line: str) -> str:
+    """GOOD with a line more in its pipeline section: line 2."""
+    return with_line("  tasks:", f"  {line}\n  tasks:")
+
+
+def task(line: str) -> str:
+    """GOOD with a line more in its task: line 8."""
+    return with_line("metric: label", f"metric: label\n      {line}")
+
+
+def section(text: str) -> str:
+    """GOOD with a section more at its end: line 15."""
+    return GOOD + text
+
+
+MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
+    # YAML itself
+    "empty": ("", 1, "found nothing"),
+    "only a comment": ("# pipeline\n", 1, "found nothing"),
+    "a list": ("- a\n- b\n", 1, "expected sections such as `pipeline:`, found a list"),
+    "a text": ("hello\n", 1, "found the text 'hello'"),
+    "tab": (with_line("  epochs: 2", "\tepochs: 2"), 11, "indent with spaces, not with a tab"),
+    "colon in text": (completion("The answer: {label}"), 6, 'put a text that holds ": " in quotes'),
+    "brace first": (completion("{label} it is"), 6, "put a text that starts with {"),
+    "quote not closed": (completion('"{label}'), 6, "a quote is not closed"),
+    "bracket not closed": (with_line("r: 16}", "r: 16"), 9, "a { that is opened here is not closed"),
+    "indentation": (with_line("  learning_rate", "   learning_rate"), 12, "check the indentation"),
+    "at sign": (base_model("@model"), 8, "put the text in quotes"),
+    "asterisk": (completion("*label"), 6, "put a text that starts with * in quotes"),
+    "two documents": (section("---\na: 1\n"), 15, "a second `---` starts another document"),
+    "not UTF-8": (GOOD.encode().replace(b"Is this", b"\xe9 this"), 5, "is not UTF-8 here"),
+    "UTF-16": (GOOD.encode("utf-16"), 1, "is not UTF-8 here"),
+    "control character": (with_line("Is this", "Is\x07this"), 5, "a control character stands here"),
+    "surrogate": (with_line("Is this", "\\ud800"), 5, "half a character"),
+    "impossible escape": (with_line("Is this", "\\UFFFFFFFF"), 5, "there is no character of this number"),
+    "python object": (section("x: !!python/object/apply:os.system [ls]\n"), 15, "is not allowed"),
+    "binary": (trainer("epochs: !!binary aGk="), 11, "is not allowed"),
+    "not a number": (rate(".nan"), 12, ".nan is not a number that can be used"),
+    "infinite": (rate("1e999"), 12, "1e999 is not a number that can be used"),
+    "deep": ("a: " + "[" * 2000 + "]" * 2000, None, "nested too deeply; is a ] or } missing?"),
+    "holds itself": ("a: &a [*a]\n", 1, "an alias (*) stands inside what it is a name for"),
+    "twice": (section("trainer: {epochs: 3}\n"), 15, "trainer stands twice, here and in line 10; keep one"),
+    "twice inside": (with_line("  epochs: 2\n", "  epochs: 2\n  epochs: 3\n"), 12, "epochs stands twice, here and in line 11"),
+    "key read as yes": (with_line("    sentiment:", "    yes:"), 3, 'put it in quotes, "yes":'),
+    "key read as number": (with_line("    sentiment:", "    1:"), 3, 'put it in quotes, "1":'),
+    "key is a list": (section("? [a]\n: b\n"), 15, "a key must be text"),
+    # pipeline:
+    "no pipeline": ("base_model: x\n", 1, "pipeline.tasks is missing"),
+    "pipeline is null": ("pipeline:\nbase_model: x\n", 1, "pipeline is empty; indent its keys beneath it"),
+    "pipeline is text": ("pipeline: yes please\nbase_model: x\n", 1, "expected a section of keys, found the text"),
+    "no tasks": ("pipeline: {tasks: {}}\nbase_model: x\n", 1, "pipeline.tasks is empty; write tasks:"),
+    "tasks is a list": ("pipeline:\n  tasks: [a]\nbase_model: x\n", 2, "pipeline.tasks: expected keys, found a list; write `name:`"),
+    "task is text": ("pipeline:\n  tasks:\n    a: b\nbase_model: x\n", 3, "expected a section of keys, found the text 'b'"),
+    "task name": (with_line("sentiment:", "the task:"), 3, "has letters, digits, _ and - only"),
+    "task name with newline": (with_line("    sentiment:", '    "a\\n":'), 3, "has letters, digits, _ and - only"),
+    "misspelt section": (with_line("  tasks:", "  task:"), 2, "pipeline.task: unknown key; did you mean tasks?"),
+    "misspelt key": (with_line("prompt:", "promt:"), 5, "sentiment.promt: unknown key; did you mean prompt?"),
+    "unknown key": (task("zzz: 1"), 8, "unknown key; known here: data, prompt, completion"),
+    "key of the trainer": (task("learning_rate: 1"), 8, "unknown key; it belongs in trainer"),
+    "task key too far up": (pipeline("prompt: x"), 2, "it belongs in pipeline.tasks.NAME"),
+    "missing data": (with_line("      data: data/sentiment.jsonl\n", ""), 3, "data is missing, as in data: data/"),
+    "missing prompt": (with_line("prompt:", "system:"), 3, "prompt is missing, as in prompt:"),
+    "missing completion": (with_line('      completion: "{label}"\n', ""), 3, "completion is missing, as in completion:"),
+    "empty data": (data('""'), 4, "sentiment.data is empty"),
+    "data is a list": (data("[a, b]"), 4, "data: expected a file, as in data/reviews.jsonl, or {train"),
+    "data is a number": (data("7"), 4, "data: expected a file, as in data/reviews.jsonl"),
+    "data without train": (data("{test: a.csv}"), 4, "data.train is missing, as in train:"),
+    "gate of no task": (
+        pipeline("report: {gates: {sentimant: {least_gain: 1}}}"), 2,
+        "pipeline.report.gates.sentimant: there is no such task; did you mean sentiment?",
+    ),
+    "gate without a gain": (
+        pipeline("report: {gates: {sentiment: {of: value}}}"), 2,
+        "a task needs least_gain, as in least_gain: 5, a guard greatest_loss",
+    ),
+    "gate of a misspelt kind": (
+        pipeline("report: {gates: {sentiment: {least_gain: 1, of: intervall}}}"), 2,
+        "expected one of interval or value, found the text 'intervall'; did you mean interval?",
+    ),
+    "unknown key of a gate": (
+        pipeline("report: {gates: {sentiment: {least_gian: 1}}}"), 2, "least_gian: unknown key; did you mean least_gain?",
+    ),
+    "misspelt split of data": (data("{train: a, valid: b}"), 4, "data.valid: unknown key; did you mean validation?"),
+    "empty prompt": (completion('""'), 6, "sentiment.completion is empty"),
+    "prompt not in quotes": (completion("{label}"), 6, 'put a text that starts with { in quotes: "{label}"'),
+    "brace not closed": (prompt("{review"), 5, "'{review' is not closed; write"),
+    "brace not opened": (prompt("review}"), 5, "a } has no { before it; write"),
+    "no column in braces": (prompt("{}"), 5, "'{}' is not a column"),
+    "format in braces": (prompt("{review:>10}"), 5, "'{review:>10}' is not a column"),
+    "conversion in braces": (prompt("{review!r}"), 5, "'{review!r}' is not a column"),
+    "JSON in a template": (prompt("{'a': 1} {review}"), 5, '"{{" and "}}" for braces'),
+    "completion without a column": (with_line("{label}", "positive"), 6, "names no column"),
+    "completion with braces only": (with_line("{label}", "{{label}}"), 6, "names no column"),
+    "metric": (with_line("metric: label", "metric: labels"), 7, "unknown metric 'labels'; did you mean label?"),
+    "far metric": (with_line("metric: label", "metric: xyzzy"), 7, "write one of label, rouge, chrf"),
+    "metric as a path": (with_line("metric: label", "metric: a/b.py:f"), 7, "unknown metric 'a/b.py:f'"),
+    "metric is a boolean": (with_line("metric: label", "metric: off"), 7, "found off, which YAML reads as false"),
+    "system is a boolean": (task("system: no"), 8, 'found no, which YAML reads as false; put it in quotes: "no"'),
+    "weight zero": (task("weight: 0"), 8, "weight must be greater than 0, found 0"),
+    "weight text": (task("weight: heavy"), 8, "weight: expected a number, found the text 'heavy'"),
+    "weight quoted": (task('weight: "2"'), 8, "found the text '2'; leave out the quotes"),
+    "tokens zero": (task("max_new_tokens: 0"), 8, "max_new_tokens must be at least 1, found 0"),
+    "tokens half": (task("max_new_tokens: 1.5"), 8, "max_new_tokens: expected a whole number, found 1.5"),
+    "mix": (pipeline("mix: equl"), 2, "found the text 'equl'; did you mean equal?"),
+    "mix is far": (pipeline("mix: 3"), 2, "expected one of proportional, equal or temperature, found 3"),
+    "temperature for nothing": (pipeline("temperature: 2"), 2, "has no effect unless mix is temperature"),
+    "temperature zero": (pipeline("mix: temperature\n  temperature: 0"), 3, "must be greater than 0"),
+    "seed negative": (pipeline("seed: -1"), 2, "seed must be at least 0, found -1"),
+    "seed huge": (pipeline("seed: 4294967296"), 2, "seed must be less than"),
+    "seed is true": (pipeline("seed: true"), 2, "seed: expected a whole number, found true"),
+    "chat template": (pipeline("chat_template: chatml"), 2, "expected true or false, found the text 'chatml'"),
+    "split too large": (pipeline("split: {test: 0.5, validation: 0.5}"), 2, "leave no row to train on"),
+    "split over 1": (pipeline("split: {test: 20}"), 2, "split.test must be less than 1, found 20"),
+    "split misspelt": (pipeline("split: {tset: 0.1}"), 2, "split.tset: unknown key; did you mean test?"),
+    "report misspelt": (pipeline("report: {prompt: a}"), 2, "pipeline.report.prompt: unknown key"),
+    # the Ludwig part
+    "no base model": (with_line("base_model: smollm2-135m-instruct\n", ""), 1, "base_model is missing: write"),
+    "empty base model": (base_model('" "'), 8, "base_model is empty"),
+    "null base model": (with_line(" smollm2-135m-instruct", ""), 8, "base_model: expected a model: smollm2-135m-instruct, a hub id"),
+    "number as base model": (base_model("135"), 8, "a hub id (owner/name) or a folder; found 135"),
+    "unknown section": (section("trianer: {}\n"), 15, "trianer: unknown key; did you mean trainer?"),
+    "section of pipeline": (section("tasks: {}\n"), 15, "tasks: unknown key; it belongs in pipeline"),
+    "key at the top": (section("epochs: 3\n"), 15, "epochs: unknown key; it belongs in trainer"),
+    "misspelt rate": (with_line("learning_rate", "lerning_rate"), 12, "unknown key; did you mean learning_rate?"),
+    "deep misspelt": (trainer("learning_rate_scheduler: {dcay: linear}"), 11, "did you mean decay?"),
+    "key of the scheduler": (trainer("warmup_fraction: 0.1"), 11, "it belongs in trainer.learning_rate_scheduler"),
+    "key of the optimizer": (trainer("weight_decay: 0.1"), 11, "it belongs in trainer.optimizer"),
+    "section is null": (with_line("  epochs: 2\n  learning_rate: 2e-4\n", ""), 10, "trainer is empty; indent its keys beneath it"),
+    "section is text": (section("preprocessing: none\n"), 15, "preprocessing: expected a section of keys, found the text 'none'"),
+    "rate text": (rate("fast"), 12, "trainer.learning_rate: expected a number, found the text 'fast'"),
+    "rate zero": (rate("0"), 12, "trainer.learning_rate must be greater than 0, found 0"),
+    "rate negative": (rate("-1e-4"), 12, "must be greater than 0, found -1e-4"),
+    "rate above 1": (rate("2"), 12, "trainer.learning_rate must be at most 1, found 2"),
+    "rate auto": (rate("auto"), 12, "write a number, such as 0.0002"),
+    "rate quoted": (rate('"0.1"'), 12, "leave out the quotes"),
+    "epochs zero": (trainer("epochs: 0"), 11, "trainer.epochs must be at least 1, found 0"),
+    "epochs half": (trainer("epochs: 1.5"), 11, "trainer.epochs: expected a whole number, found 1.5"),
+    "epochs true": (trainer("epochs: true"), 11, "expected a whole number, found true"),
+    "epochs and steps": (trainer("epochs: 2\n  train_steps: 9"), 11, "no effect beside trainer.train_steps"),
+    "early stop": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
+    "code of strangers": (section("trust_remote_code: true\n"), 15, "true is not possible: alfine runs no code out of a model's folder"),
+    "batch auto alone": (trainer("batch_size: auto"), 11, "auto also needs the rows of an optimiser step, as in effective_batch_size: 16"),
+    "batch of a step": (trainer("effective_batch_size: 16"), 11, "has no effect unless batch_size is auto"),
+    "batch a word": (trainer("batch_size: big"), 11, "expected a whole number, found the text 'big'"),
+    "batch zero": (trainer("batch_size: 0"), 11, "trainer.batch_size must be at least 1"),
+    "accumulation auto": (trainer("gradient_accumulation_steps: auto"), 11, "or leave it out for 1"),
+    "shuffle text": (trainer('should_shuffle: "no"'), 11, "expected true or false, found the text 'no'; leave out the quotes"),
+    "scaling": (trainer("learning_rate_scaling: linar"), 11, "found the text 'linar'; did you mean linear?"),
+    "two paces": (trainer("steps_per_checkpoint: 5\n  checkpoints_per_epoch: 2"), 12, "exclude each other; keep one"),
+    "regex": (trainer("layers_to_freeze_regex: '('"), 11, "is not a regular expression"),
+    "trainer type": (trainer("type: none"), 11, "with none nothing is trained"),
+    "other trainer": (trainer("type: dpo"), 11, "trainer.type: expected finetune, found the text 'dpo'"),
+    "optimizer as text": (trainer("optimizer: adamw"), 11, "write optimizer: {type: adamw}"),
+    "optimizer type": (trainer("optimizer: {type: AdamW}"), 11, "found the text 'AdamW'; did you mean adamw?"),
+    "optimizer without type": (trainer("optimizer: {eps: 1e-8}"), 11, "type is missing: write type: adamw, or sgd"),
+    "optimizer key": (trainer("optimizer: {type: adamw, momentum: 0.9}"), 11, "momentum: adamw has no such key; take it out, or write a type that has it (sgd"),
+    "optimizer typo": (trainer("optimizer: {type: adamw, weight_decy: 0}"), 11, "did you mean weight_decay?"),
+    "betas": (trainer("optimizer: {type: adamw, betas: [0.9]}"), 11, "optimizer.betas: expected 2 values, found 1"),
+    "beta range": (trainer("optimizer: {type: adamw, betas: [0.9, 2]}"), 11, "optimizer.betas[1] must be less than 1, found 2"),
+    "decay": (trainer("learning_rate_scheduler: {decay: cosin}"), 11, "did you mean cosine?"),
+    "decay none": (trainer("learning_rate_scheduler: {decay: none}"), 11, "found the text 'none'; did you mean null?"),
+    "decay knob": (trainer("learning_rate_scheduler: {decay: cosine, decay_rate: 0.5}"), 11, "is exponential (it is cosine)"),
+    "warmup": (trainer("learning_rate_scheduler: {warmup_fraction: 10}"), 11, "warmup_fraction must be at most 1, found 10"),
+    "warmup twice": (trainer("learning_rate_scheduler: {decay: wsd, warmup_fraction: 0.1}"), 11, "unless decay is linear or"),
+    "clipping": (trainer("gradient_clipping: {clipnorm: -1}"), 11, "clipnorm must be at least 0, found -1"),
+    "adapter as text": (adapter("lora"), 9, "write adapter: {type: lora}"),
+    "adapter without type": (adapter("{r: 16}"), 9, "adapter.type is missing: write type: lora, or adalora"),
+    "adapter type": (with_line("type: lora", "type: lorra"), 9, "adapter.type: found the text 'lorra'; did you mean lora?"),
+    "key of another adapter": (with_line("type: lora", "type: ia3"), 9, "adapter.r: ia3 has no such key; take it out, or write a type that has it (lora, adalora"),
+    "rank": (rank("r: 0"), 9, "adapter.r must be at least 1, found 0"),
+    "rank misspelt": (rank("rank: 16"), 9, "adapter.rank: unknown key"),
+    "modules as text": (rank("target_modules: all-linear"), 9, "name the matrices, as in [q_proj"),
+    "modules as numbers": (rank("target_modules: [1]"), 9, "adapter.target_modules[0]: expected text, found 1"),
+    "dropout": (rank("dropout: 1"), 9, "adapter.dropout must be less than 1, found 1"),
+    "eva": (rank("init_lora_weights: eva"), 9, "the pass over the data that EVA needs is not run here"),
+    "loftq": (rank("init_lora_weights: loftq"), 9, "loftq needs loftq_config"),
+    "quantization without adapter": (adapter("null\nquantization: {bits: 4}"), 10, "needs an adapter of type lora"),
+    "quantization of another adapter": (adapter("{type: ia3}\nquantization: {bits: 4}"), 10, "needs an adapter of type lora"),
+    "bits": (section("quantization: {bits: 3}\n"), 15, "quantization.bits: expected one of 4, 8, found 3"),
+    "knob of 8 bits": (section("quantization: {bits: 4, llm_int8_threshold: 6}\n"), 15, "no effect unless bits is 8 (it is 4)"),
+    "torchao": (section("quantization: {backend: torchao}\n"), 15, "write bitsandbytes, or leave it out"),
+    "noise": (section("model_parameters: {neftune_noise_alpha: 5.5}\n"), 15, "expected a whole number, found 5.5"),
+    "length": (section("preprocessing: {global_max_sequence_length: 0}\n"), 15, "must be at least 1, found 0"),
+    "backend": (section("backend: dask\n"), 15, "backend: expected a section of keys, found the text 'dask'"),
+    "backend type": (section("backend: {type: dask}\n"), 15, "backend.type: expected one of local, ray, found the text 'dask'"),
+    "backend without type": (section("backend: {trainer: {num_workers: 2}}\n"), 15, "write type: local, or ray"),
+    "workers of a local backend": (section("backend: {type: local, trainer: {num_workers: 2}}\n"), 15, "local has no such key; take it out, or write type: ray"),
+    "no workers": (section("backend: {type: ray, trainer: {num_workers: 0}}\n"), 15, "num_workers must be at least 1, found 0"),
+    "worker misspelt": (section("backend: {type: ray, trainer: {num_worker: 2}}\n"), 15, "did you mean num_workers?"),
+    "resource unknown": (section("backend: {type: ray, trainer: {resources_per_worker: {TPU: 1}}}\n"), 15, "TPU"),
+    "strategy misspelt": (pipeline("forgetting: ecw"), 2, "unknown strategy 'ecw'; did you mean ewc?"),
+    "strategy unknown": (pipeline("forgetting: xyzzy+ewc"), 2, "unknown strategy 'xyzzy'; write auto, none, or one or more of ewc"),
+    "strategy a number": (pipeline("forgetting: 3"), 2, "pipeline.forgetting: expected a strategy, as in forgetting: ewc"),
+    "knob misspelt": (pipeline("forgetting: {strategy: ewc, ewc: {strenght: 1}}"), 2, "did you mean strength?"),
+    "knob unused": (pipeline("forgetting: {strategy: ewc, si: {strength: 1}}"), 2, "si has settings, but strategy is ewc; take si out, or write strategy: ewc+si to use it"),
+    "knob negative": (pipeline("forgetting: {strategy: ewc, ewc: {strength: -1}}"), 2, "ewc.strength must be at least 0, found -1"),
+    "share of all": (pipeline("forgetting: {strategy: replay, replay: {share: 1}}"), 2, "replay.share must be less than 1, found 1"),
+    "fisher": (pipeline("forgetting: {strategy: ewc, ewc: {fisher: full}}"), 2, "expected one of factored or kronecker"),
+    "full with adapter": (pipeline("forgetting: full"), 2, "full trains every weight; take the section adapter out"),
+    "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask needs two tasks or more"),
+    "peft without": (with_line("adapter: {type: lora, r: 16}", "").replace("  tasks:", "  forgetting: peft\n  tasks:"), 2, "peft needs the section adapter"),
+    "ewc on ia3": (adapter("{type: ia3}").replace("  tasks:", "  forgetting: ewc\n  tasks:"), 2, "ewc works under adapter: {type: lora} or without one"),
+    "ewc with dora": (adapter("{type: lora, use_dora: true}").replace("  tasks:", "  forgetting: ewc\n  tasks:"), 2, "ewc does not know DoRA's magnitudes"),
+    "si quantized": (section("quantization: {bits: 4}\n").replace("  tasks:", "  forgetting: si\n  tasks:"), 2, "si moves the base's weights"),
+    "guards word": (pipeline("forgetting: {guards: all}"), 2, "guards: expected bundled, none or guards of your own"),
+    "guard kind": (pipeline("forgetting: {guards: {g: {kind: story, data: a.jsonl}}}"), 2, "expected one of choices, text, answers or task"),
+    "guard without data": (pipeline("forgetting: {guards: {g: {kind: text}}}"), 2, "guards.g.data is missing"),
+    "guard's templates": (pipeline("forgetting: {guards: {g: {kind: task, data: a.jsonl}}}"), 2, "kind: task needs prompt and completion as well"),
+    "budget unwatched": (pipeline("forgetting: {budget: {text: 0.1}}"), 2, "budget needs every, the steps between two looks at the guards, as in every: 20"),
+    "budget spent at once": (pipeline("forgetting: {every: 5, budget: {text: 0}}"), 2, "must be greater than 0, found 0"),
+    "budget of nothing": (pipeline("forgetting: {every: 5, budget: {txt: 1}}"), 2, "budget.txt: there is no such guard; did you mean text?"),
+    "gate on no guard": (pipeline("report: {gates: {txt: {greatest_loss: 1}}}"), 2, "there is no such guard; did you mean text?"),
+    "gate of two": (pipeline("report: {gates: {text: {greatest_loss: 1, least_gain: 1}}}"), 2, "least_gain is for a task, greatest_loss for a guard; take out"),
+    "gate of nothing": (pipeline("report: {gates: {text: {of: value}}}"), 2, "a task needs least_gain, as in least_gain: 5"),
+    "model type": (section("model_type: ecd\n"), 15, "model_type: expected llm, found the text 'ecd'"),
+    "tokens null": (generation("max_new_tokens: null"), 14, "expected a whole number, found null"),
+    "tokens misspelt": (generation("max_new_token: 8"), 14, "did you mean max_new_tokens?"),
+    "top_p": (generation("top_p: 1.5"), 14, "generation.top_p must be at most 1, found 1.5"),
+    "cold sampling": (generation("do_sample: true\n  temperature: 0"), 15, "must be above 0 to sample"),
+    "early stopping": (generation("early_stopping: maybe"), 14, "expected one of true, false, never, null"),
+    "control character in a key": (section('"a\\e[31m": 1\n'), 15, "a\\x1b[31m: unknown key"),
+}  # fmt: skip

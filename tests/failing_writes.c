@@ -1,0 +1,166 @@
+/* Preloaded into a process, makes one call that writes below a folder fail: the first whose key is not yet in a list.
+ *
+ * A key is the call, the file and how often this process has made it on that file. The key of a call that was made to fail is
+ * appended to the list, so that the same program, started again and again, fails at every write once. See failing_writes.py.
+ *
+ *   cc -shared -fPIC -O1 -o failing_writes.so failing_writes.c -ldl -lpthread
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define KEYS 20000
+#define LENGTH 512
+
+static char folder[PATH_MAX];
+static char (*failed)[LENGTH]; /* keys of earlier processes */
+static char (*made)[LENGTH];   /* "call path" of this one, with how often: times */
+static int failed_count, made_count, times[KEYS], list, error, hits, armed;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* From here on the first new write below `where` fails with `with`; the keys are kept in `keys`. */
+void arm(const char *where, const char *keys, int with) {
+    failed = calloc(KEYS, LENGTH);
+    made = calloc(KEYS, LENGTH);
+    FILE *file = fopen(keys, "r");
+    while (file && failed_count < KEYS && fgets(failed[failed_count], LENGTH, file)) {
+        failed[failed_count][strcspn(failed[failed_count], "\n")] = 0;
+        failed_count++;
+    }
+    if (file) fclose(file);
+    list = syscall(SYS_openat, AT_FDCWD, keys, O_WRONLY | O_CREAT | O_APPEND, 0644);
+    snprintf(folder, sizeof folder, "%s/", where);
+    error = with;
+    armed = 1;
+}
+
+int fails_so_far(void) { return hits; }
+
+/* Whether this call is the one. Temporary names differ from run to run, so digits and letters behind the last dash or dot of a
+ * name that begins with a dot or with tmp count as one. */
+static int must_fail(const char *call, const char *path) {
+    if (!armed || hits || strncmp(path, folder, strlen(folder))) return 0;
+    char name[LENGTH], key[LENGTH];
+    snprintf(name, sizeof name, "%s %.400s", call, path + strlen(folder));
+    char *temporary = strstr(name, "/.unpacking-");
+    if (!temporary) temporary = strstr(name, "/tmp");
+    if (temporary) strcpy(temporary + 4, "…");
+    int answer = 0;
+    pthread_mutex_lock(&lock);
+    int at = 0;
+    while (at < made_count && strcmp(made[at], name)) at++;
+    if (at == made_count && made_count < KEYS - 1) strcpy(made[made_count++], name);
+    snprintf(key, sizeof key, "%.480s #%d", name, ++times[at]);
+    int known = 0;
+    for (int n = 0; n < failed_count && !known; n++) known = !strcmp(failed[n], key);
+    if (!known && !hits) {
+        hits = answer = 1;
+        strcat(key, "\n");
+        syscall(SYS_write, list, key, strlen(key));
+        syscall(SYS_fsync, list);
+        errno = error;
+    }
+    pthread_mutex_unlock(&lock);
+    return answer;
+}
+
+static int fd_must_fail(const char *call, int fd) {
+    if (!armed || hits) return 0;
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    if (size < 0) return 0;
+    path[size] = 0;
+    return must_fail(call, path);
+}
+
+static int name_must_fail(const char *call, int at, const char *name) {
+    if (!armed || hits || !name) return 0;
+    char path[PATH_MAX * 2], base[PATH_MAX], link[64];
+    if (name[0] == '/') {
+        snprintf(path, sizeof path, "%s", name);
+    } else {
+        if (at == AT_FDCWD) {
+            if (!getcwd(base, sizeof base)) return 0;
+        } else {
+            snprintf(link, sizeof link, "/proc/self/fd/%d", at);
+            ssize_t size = readlink(link, base, sizeof base - 1);
+            if (size < 0) return 0;
+            base[size] = 0;
+        }
+        snprintf(path, sizeof path, "%s/%s", base, name);
+    }
+    return must_fail(call, path);
+}
+
+#define REAL(name, type, ...) \
+    static type (*real)(__VA_ARGS__); \
+    if (!real) real = dlsym(RTLD_NEXT, name)
+
+#define ON_FD(name, type, call, parameters, arguments, ...) \
+    type name parameters { \
+        REAL(#name, type, __VA_ARGS__); \
+        return fd_must_fail(call, fd) ? -1 : real arguments; \
+    }
+
+ON_FD(write, ssize_t, "write", (int fd, const void *data, size_t size), (fd, data, size), int, const void *, size_t)
+ON_FD(writev, ssize_t, "write", (int fd, const struct iovec *parts, int count), (fd, parts, count), int, const struct iovec *, int)
+ON_FD(pwrite, ssize_t, "write", (int fd, const void *data, size_t size, off_t at), (fd, data, size, at), int, const void *, size_t, off_t)
+ON_FD(pwrite64, ssize_t, "write", (int fd, const void *data, size_t size, off64_t at), (fd, data, size, at), int, const void *, size_t, off64_t)
+ON_FD(sendfile, ssize_t, "write", (int fd, int from, off_t *at, size_t size), (fd, from, at, size), int, int, off_t *, size_t)
+ON_FD(sendfile64, ssize_t, "write", (int fd, int from, off64_t *at, size_t size), (fd, from, at, size), int, int, off64_t *, size_t)
+ON_FD(fsync, int, "fsync", (int fd), (fd), int)
+ON_FD(fdatasync, int, "fsync", (int fd), (fd), int)
+ON_FD(ftruncate, int, "truncate", (int fd, off_t size), (fd, size), int, off_t)
+ON_FD(ftruncate64, int, "truncate", (int fd, off64_t size), (fd, size), int, off64_t)
+
+int mkdir(const char *path, mode_t mode) {
+    REAL("mkdir", int, const char *, mode_t);
+    /* One that is there already is no write. */
+    return access(path, F_OK) && name_must_fail("mkdir", AT_FDCWD, path) ? -1 : real(path, mode);
+}
+
+int rename(const char *from, const char *to) {
+    REAL("rename", int, const char *, const char *);
+    return name_must_fail("rename", AT_FDCWD, to) ? -1 : real(from, to);
+}
+
+int renameat(int from_at, const char *from, int to_at, const char *to) {
+    REAL("renameat", int, int, const char *, int, const char *);
+    return name_must_fail("rename", to_at, to) ? -1 : real(from_at, from, to_at, to);
+}
+
+#define OPEN(name) \
+    int name(const char *path, int flags, ...) { \
+        REAL(#name, int, const char *, int, ...); \
+        va_list rest; \
+        va_start(rest, flags); \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+        va_end(rest); \
+        return flags & O_CREAT && name_must_fail("create", AT_FDCWD, path) ? -1 : real(path, flags, mode); \
+    }
+OPEN(open)
+OPEN(open64)
+
+#define OPENAT(name) \
+    int name(int at, const char *path, int flags, ...) { \
+        REAL(#name, int, int, const char *, int, ...); \
+        va_list rest; \
+        va_start(rest, flags); \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+        va_end(rest); \
+        return flags & O_CREAT && name_must_fail("create", at, path) ? -1 : real(at, path, flags, mode); \
+    }
+OPENAT(openat)
+OPENAT(openat64)
