@@ -215,6 +215,16 @@ def test_hostile_code_fails_in_time(code: str) -> None:
     assert 0 < len(result.message) <= MAX_MESSAGE
 
 
+def test_of_the_machine_the_clock_alone_gets_through() -> None:
+    seen = "import os, sys\nx = [os.getcwd(), sys.argv, sys.platform]"
+    expected = ["/", ["main.py"], "monty"]
+    assert run_tests(seen, [f"assert x == {expected}"]).passed == 1
+    now = time.time()
+    assert run_tests("import time", [f"assert {now - 5} < time.time() < {now + 60}"]).passed == 1
+    for hidden in ("os.environ", "os.getenv('HOME')", "os.urandom(4)", "os.listdir('/')", "os.path.exists('/')", "os.getpid()"):
+        assert run_tests(f"import os\nx = {hidden}", ["assert True"]).passed == 0, hidden
+
+
 @pytest.mark.parametrize(
     ("code", "tests", "passed"),
     [
