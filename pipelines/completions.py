@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pipelines.engine.packing import Rows
 
-BATCH_ROWS = 64
+BATCH_ROWS = 128
 """Prompts answered together; sorted by length first, so that little is padding."""
 BATCH_TOKENS = 32_768
 """Tokens, with those to come, whose keys and values are held at once."""

@@ -225,6 +225,10 @@ def _strategies_without_ground(pipeline: Pipeline, ludwig: dict[str, Any], docum
             wrong[name] = f"{name} does not know DoRA's magnitudes; write use_dora: false"
     if ludwig.get("quantization"):
         wrong["si"] = "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
+    workers = ludwig["backend"].get("trainer") if isinstance(ludwig.get("backend"), dict) else None
+    if isinstance(workers, dict) and workers.get("shard_base"):
+        moves = "si moves the base's weights for a while, of which no worker holds all under shard_base"
+        wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no shard_base"
     return [
         document.problem(f"pipeline.forgetting.strategy: {message}", "pipeline", "forgetting", "strategy")
         for name in pipeline.forgetting.strategies

@@ -172,6 +172,10 @@ class _Checker:
         if quantization and (config.get("adapter") is None or adapter.get("type", "lora") != "lora"):
             message = "quantization needs an adapter of type lora: 4-bit and 8-bit weights cannot be trained"
             self.report(message, "quantization")
+        workers = backend.get("trainer") if isinstance(backend := config.get("backend"), Mapping) else None
+        if isinstance(workers, Mapping) and workers.get("shard_base") and (quantization or config.get("adapter") is None):
+            needed = "an adapter: it shares out the weights that are not trained" if not quantization else "no quantization"
+            self.report(f"backend.trainer.shard_base needs {needed}", "backend", "trainer", "shard_base")
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
             message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")

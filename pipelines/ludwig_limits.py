@@ -98,6 +98,7 @@ NARROWED: dict[str, dict[str, Any]] = {
                             "types": ["mapping"],
                             "fields": {"CPU": {"types": ["number"], "min": 0}, "GPU": {"types": ["number"], "min": 0}},
                         },
+                        "shard_base": {"types": ["boolean"]},
                         "max_failures": {"types": ["integer"], "min": 0},
                     },
                 },

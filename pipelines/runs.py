@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import MachineError, RunError
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 1
 
@@ -131,6 +134,29 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def save_tensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None, path: Path) -> None:
+    """A safetensors file that is on the disk, not only in its cache; else gone, and OSError raised."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise (_cause(error) or error) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """As `write_text`. Workers that write the same file do not meet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    save_tensors(tensors, metadata, aside)
+    aside.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -169,8 +195,8 @@ def machine_errors(folder: Path) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> OSError | None:
-    """The system's own error; copies of folders and safetensors hide it in a text."""
-    hidden = isinstance(error, shutil.Error) or type(error).__name__ == "SafetensorError"
+    """The system's own error; copies of folders and what is written in Rust (safetensors, tokenizers) hide it in a text."""
+    hidden = isinstance(error, shutil.Error) or "(os error " in str(error)
     if hidden and (number := re.search(r"(?:\[Errno |\(os error )(\d+)[\])]", str(error))):
         return OSError(int(number[1]), os.strerror(int(number[1])))
     return error if isinstance(error, OSError) else None

@@ -52,6 +52,12 @@ def fits_memory(job: Job) -> bool:
     return bool(job.ludwig["trainer"]["batch_size"] == "auto")
 
 
+def shares_base(job: Job) -> bool:
+    """Whether each worker holds a part of the frozen weights alone."""
+    backend = job.ludwig.get("backend")
+    return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
+
+
 def rows_per_step(job: Job) -> int:
     """Rows of an optimiser step, however many go through the model at once."""
     trainer = job.ludwig["trainer"]
@@ -87,7 +93,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         with workers.coordinator_first():
             strategies = build(start, training.data.rows)
             may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
-            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip)
+            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shares_base(job))
         backend = WorkersBackend() if workers.count > 1 else None
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
         model.train(

@@ -148,7 +148,7 @@ def trials(kills: int, embedded: bool, seed: int, say: Callable[[str], None] = p
                 name = f"run{number}"
                 _one(name, Path(cache or f"cache-{number}"), whole, draw, hits)
                 found = outcome(Path("runs") / name)
-                assert found == expected, f"{name} (seed {seed}) ended otherwise: {_differences(expected, found)}"
+                assert found == expected, f"{name} (seed {seed}) ended otherwise: {differences(expected, found)}"
                 say(f"{name}: the same; {hits.total()} kills so far")
         finally:
             os.chdir(before)
@@ -167,10 +167,10 @@ def _one(name: str, cache: Path, whole: float, draw: random.Random, hits: Counte
         hits["behind " + (list(stages)[-1] if stages else "nothing")] += 1
 
 
-def _differences(expected: Any, found: Any, where: str = "") -> list[str]:
+def differences(expected: Any, found: Any, where: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(found, dict):
         keys = sorted({*expected, *found})
-        return [line for key in keys for line in _differences(expected.get(key), found.get(key), f"{where}/{key}")]
+        return [line for key in keys for line in differences(expected.get(key), found.get(key), f"{where}/{key}")]
     return [] if expected == found else [f"{where}: {str(expected)[:80]} is {str(found)[:80]}"]
 
 

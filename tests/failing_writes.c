@@ -47,21 +47,25 @@ void arm(const char *where, const char *keys, int with) {
 
 int fails_so_far(void) { return hits; }
 
-/* Whether this call is the one. Temporary names differ from run to run, so digits and letters behind the last dash or dot of a
- * name that begins with a dot or with tmp count as one. */
+/* Whether this call is the one. Temporary names differ from run to run and count as one; of the lines of a log, which nothing
+ * depends on, the first three. */
 static int must_fail(const char *call, const char *path) {
     if (!armed || hits || strncmp(path, folder, strlen(folder))) return 0;
     char name[LENGTH], key[LENGTH];
     snprintf(name, sizeof name, "%s %.400s", call, path + strlen(folder));
-    char *temporary = strstr(name, "/.unpacking-");
+    char *temporary = strstr(name, "/.tmp");
     if (!temporary) temporary = strstr(name, "/tmp");
-    if (temporary) strcpy(temporary + 4, "…");
+    if (temporary) strcpy(temporary + 1, "tmp…");
     int answer = 0;
     pthread_mutex_lock(&lock);
     int at = 0;
     while (at < made_count && strcmp(made[at], name)) at++;
     if (at == made_count && made_count < KEYS - 1) strcpy(made[made_count++], name);
     snprintf(key, sizeof key, "%.480s #%d", name, ++times[at]);
+    if (strstr(name, ".log") && times[at] > 3) {
+        pthread_mutex_unlock(&lock);
+        return 0;
+    }
     int known = 0;
     for (int n = 0; n < failed_count && !known; n++) known = !strcmp(failed[n], key);
     if (!known && !hits) {

@@ -26,8 +26,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.chaos import IMPORTED, in_a_child, make_project, outcome
+from tests.chaos import IMPORTED, differences, in_a_child, make_project, outcome
 
 SHIM = Path(__file__).with_suffix(".c")
 ERRORS = {errno.ENOSPC: "no space left on device", errno.EIO: "input/output error"}
@@ -97,6 +98,11 @@ def start(name: str, keys: Path, how: int) -> int:
     return int(ended)
 
 
+def same(expected: dict[str, Any], found: dict[str, Any], keys: Path) -> None:
+    last = keys.read_text(encoding="utf-8").splitlines()[-1]
+    assert found == expected, f"behind a failure of {last!r} it ended otherwise: {differences(expected, found)}"
+
+
 def trials(each: int, say: Callable[[str], None]) -> None:
     warnings.filterwarnings("ignore", message=".*use of fork")
     for name in IMPORTED:
@@ -118,10 +124,10 @@ def trials(each: int, say: Callable[[str], None]) -> None:
         number += 1
         if code == 40:
             # It got through all the same: the writes behind that one are reached by a run from the start.
-            assert outcome(Path("work/runs/often")) == expected
+            same(expected, outcome(Path("work/runs/often")), keys)
             shutil.rmtree("work/runs/often")
             shutil.rmtree("work/cache-often")
-    assert outcome(Path("work/runs/often")) == expected
+    same(expected, outcome(Path("work/runs/often")), keys)
     calls = keys.read_text(encoding="utf-8").splitlines()
     kinds = Counter(call.split()[0] for call in calls)
     say(f"{len(calls)} writes failed once each: {ended[41]} stopped with one line, {ended[40]} were not needed; the same end")
@@ -133,7 +139,7 @@ def trials(each: int, say: Callable[[str], None]) -> None:
         others.write_text("".join(f"{call}\n".replace("often", name) for call in calls if call != chosen), encoding="utf-8")
         while start(name, others, draw.choice(list(ERRORS))):
             whole_files(Path("work"))
-        assert outcome(Path("work/runs") / name) == expected, chosen
+        same(expected, outcome(Path("work/runs") / name), others)
     if each:
         say(f"{min(each, len(calls))} of them failed alone, in a run of its own: the same end")
 

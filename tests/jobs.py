@@ -33,7 +33,7 @@ def make_job(tmp_path, monkeypatch):
     ]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def make(adapter=None, kind="pad_is_eos", name="run", forgetting="none", **trainer):
+    def make(adapter=None, kind="pad_is_eos", name="run", forgetting="none", backend=None, **trainer):
         base = make_model(tmp_path / f"base_{kind}", kind)
         config = {
             "pipeline": {"seed": 3, "forgetting": forgetting, "tasks": {"t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}",
@@ -45,6 +45,8 @@ def make_job(tmp_path, monkeypatch):
         }  # fmt: skip
         if adapter:
             config["adapter"] = adapter
+        if backend:
+            config["backend"] = backend
         (tmp_path / "job.yaml").write_text(json.dumps(config))
         job = load_job(tmp_path / "job.yaml")
         run = Run(tmp_path / name)

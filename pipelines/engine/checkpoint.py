@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +14,11 @@ from ludwig.utils.checkpoint_utils import Checkpoint
 from ludwig.utils.data_utils import NumpyEncoder
 from ludwig.utils.trainer_utils import ProgressTracker
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.engine.strategy import trained_weights
 from pipelines.errors import MachineError
+from pipelines.runs import save_tensors
 
 WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
@@ -89,7 +87,7 @@ class SafetensorsCheckpoint(Checkpoint):
         }
         whole = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
         path = Path(save_path)
-        _write(whole, {"state": json.dumps(state), "sha256": _checksum(whole)}, path.with_suffix(".partial"))
+        save_tensors(whole, {"state": json.dumps(state), "sha256": _checksum(whole)}, path.with_suffix(".partial"))
         if path.name == LATEST and path.exists():
             path.replace(path.with_name(PREVIOUS))
         path.with_suffix(".partial").replace(path)
@@ -184,18 +182,3 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         found.update(name.encode())
         found.update(memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
     return found.hexdigest()
-
-
-def _write(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> None:
-    """The file is on the disk, not only in its cache, or gone and OSError raised."""
-    try:
-        save_file(tensors, path, metadata=metadata)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        number = re.search(r"os error (\d+)", str(error))
-        if isinstance(error, OSError) or not number:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.engine.packing import attention_for
+from pipelines.runs import replace_folder
 
 
 def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None) -> PreTrainedModel:
@@ -49,5 +51,12 @@ class FineTunedLLM(LLM):
             super().__init__(config_obj, *args, **kwargs)
 
     def save(self, save_path: str) -> None:
-        """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture."""
-        self.model.save_pretrained(Path(save_path) / MODEL_WEIGHTS_FILE_NAME)
+        """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.
+
+        Into an empty folder: PEFT adds to what a save that was cut off has left.
+        """
+        target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
+        aside = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.model.save_pretrained(aside)
+        replace_folder(aside, target)

@@ -19,6 +19,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "alfine_rows"
 """Name under which transformers knows `row_attention`."""
+PACK_TOKENS = 4096
+"""Tokens that go through the model at once where nothing is kept for a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,14 @@ def packs(rows: Rows, batch_tokens: int) -> Iterator[list[int]]:
         yield pack
 
 
-def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> Iterator[float]:
+def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:
     """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
     for numbers in packs(rows, batch_tokens):
-        yield from _pack_means(model, rows.take(numbers))
+        yield from pack_means(model, rows.take(numbers))
 
 
-def _pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:
+def pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:
+    """Mean loss of each row's supervised tokens, all in one pass."""
     with torch.no_grad():
         losses = token_losses(model, rows).split(rows.supervised_lengths)
     return [float(loss.double().mean()) for loss in losses]

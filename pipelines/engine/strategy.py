@@ -32,7 +32,7 @@ class Strategy:
         """Chooses the rows that this step gets beside `inputs`; how many supervised tokens they add to its mean."""
         return 0
 
-    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: int) -> torch.Tensor | None:
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor | None:
         """A term of the loss on a micro-batch of the tasks' rows: scalar, to be added to their cross entropy, which
         is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
         return None

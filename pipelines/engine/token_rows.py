@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines.engine.packing import Rows, row_losses
+from pipelines.engine.packing import PACK_TOKENS, Rows, pack_means, packs
 from pipelines.engine.workers import Workers
 
 
@@ -66,7 +66,10 @@ def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers 
     rows = data.rows.take(mine)
     sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
     counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
-    for number, mean, length in zip(mine, row_losses(model, rows), rows.supervised_lengths, strict=True):
+    parts = [rows.take(numbers) for numbers in packs(rows, PACK_TOKENS)]
+    passes = [(counts, pack_means(model, part)) for part, counts in workers.rounds(parts, data.rows[0:1])]
+    means = [mean for counts, found in passes if counts for mean in found]
+    for number, mean, length in zip(mine, means, rows.supervised_lengths, strict=True):
         sums[data.tasks[number]] += mean * length
         counts[data.tasks[number]] += length
     sums = dict(zip(sums, workers.total(list(sums.values())), strict=True))

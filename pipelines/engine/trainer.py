@@ -72,7 +72,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         strategies' terms beside it."""
         self.dist_model.train()
         supervised = inputs.supervised_tokens + sum(strategy.draw(inputs) for strategy in self.strategies)
-        loss = self._backward_rows(self.workers.part(inputs), supervised)
+        loss = self._backward_rows(self.workers.part(inputs), inputs[0:1], supervised)
         self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
         loss = loss * (supervised / inputs.supervised_tokens)
@@ -107,27 +107,29 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """The number of the step at hand, from 1."""
         return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
-    def _backward_rows(self, rows: Rows, supervised: int) -> torch.Tensor:
+    def _backward_rows(self, rows: Rows, filler: Rows, supervised: int) -> torch.Tensor:
         """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
-        smaller ones."""
+        smaller ones. `filler`: what goes through the model where another worker has more parts."""
         random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        if self.micro_batches.size is None and len(rows):
-            with self.micro_batches.measured(rows, self.model.model) as longest:
+        if self.micro_batches.size is None and (len(rows) or self.workers.bound):
+            with self.micro_batches.measured(rows if len(rows) else filler, self.model.model) as longest:
                 self._backward_tasks(longest, supervised)
             self._start_anew(*random)
         while True:
             loss = torch.zeros((), device=self.device)
             try:
-                for part in self.micro_batches.parts(rows) if len(rows) else ():
-                    loss += self._backward_tasks(part, supervised)
+                parts = self.micro_batches.parts(rows) if len(rows) else ()
+                for part, counts in self.workers.rounds(parts, filler):
+                    # Of infinitely many tokens each is worth nothing.
+                    loss += self._backward_tasks(part, supervised if counts else math.inf)
                 return loss
             except torch.OutOfMemoryError:
                 pass  # the traceback holds what the pass had kept, so what follows stands behind it
-            if not self.micro_batches.halve(rows):
+            if self.workers.bound or not self.micro_batches.halve(rows):
                 longest_row = max(map(len, rows.input_ids))
                 raise MachineError(
-                    f"memory is too small for one row of {longest_row} tokens; take shorter rows, a smaller base_model, "
-                    f"an adapter, or quantization"
+                    f"memory is too small for {'these rows' if self.workers.bound else 'one row'} of up to {longest_row} tokens; "
+                    f"take a smaller batch_size, shorter rows, a smaller base_model, an adapter, or quantization"
                 )
             self._start_anew(*random)
 
@@ -141,7 +143,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             torch.cuda.set_rng_state(cuda)
             torch.cuda.empty_cache()
 
-    def _backward_tasks(self, rows: Rows, supervised: int) -> torch.Tensor:
+    def _backward_tasks(self, rows: Rows, supervised: float) -> torch.Tensor:
         """Adds the gradients of one micro-batch; its share of the step's mean loss."""
         with self._autocast():
             logits, targets = supervised_logits(self.model.model, rows)

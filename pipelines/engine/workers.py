@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ class Workers:
 
     rank: int = 0
     count: int = 1
+    bound: bool = False
+    """Whether a pass through the model takes all workers, since each holds a part of its weights."""
 
     @classmethod
     def here(cls) -> Workers:
@@ -37,6 +39,19 @@ class Workers:
             shares[least].append(number)
             tokens[least] += len(rows.input_ids[number])
         return rows.take(sorted(shares[self.rank]))
+
+    def rounds(self, parts: Iterable[Rows], filler: Rows) -> Iterator[tuple[Rows, bool]]:
+        """The parts that go through the model here, one after the other, each with True. Bound workers make as many passes as the
+        busiest of them: with `filler` and False, which the caller must let count for nothing."""
+        parts = list(parts)
+        fillers = 0
+        if self.bound:
+            # Before the first pass: a worker that asked behind its last would wait while others want its weights.
+            most = torch.tensor(len(parts), device=self._device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            fillers = int(most) - len(parts)
+        yield from ((part, True) for part in parts)
+        yield from ((filler, False) for _ in range(fillers))
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Each tensor becomes its sum over the workers, in place; one message for all of a kind."""
@@ -58,10 +73,11 @@ class Workers:
         return [float(value) for value in message]
 
     def agreed(self, find: Callable[[], Any]) -> Any:
-        """What the coordinator finds, told to all."""
+        """What the coordinator finds, told to all; bound workers look for it together."""
         if self.count == 1:
             return find()
-        told = [find() if self.rank == 0 else None]
+        found = find() if self.rank == 0 or self.bound else None
+        told = [found if self.rank == 0 else None]
         dist.broadcast_object_list(told, src=0, device=self._device)
         return told[0]
 
@@ -73,13 +89,15 @@ class Workers:
 
     @contextlib.contextmanager
     def coordinator_first(self) -> Iterator[None]:
-        """What is measured once and kept in a file: the coordinator measures, the others read."""
-        if self.count > 1 and self.rank:
+        """What is measured once and kept in a file: the coordinator measures, the others read. Bound workers measure
+        together, and each keeps the same."""
+        alone = self.count == 1 or self.bound
+        if self.rank and not alone:
             dist.barrier()
         try:
             yield
         finally:
-            if self.count > 1 and not self.rank:
+            if not self.rank and not alone:
                 dist.barrier()
 
     @property

@@ -95,7 +95,7 @@ class Distill(Strategy):
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
         return divergence(self.base.logits(rows), logits, self.settings.temperature)
 
-    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: int) -> torch.Tensor | None:
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor | None:
         if not self.settings.strength or (self.settings.rows == "replay" and self.taught is None):
             return None
         if self.taught is None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pipelines.errors import RunError
 from pipelines.forgetting.penalty import Factored
+from pipelines.runs import write_tensors
 
 FORMAT = "1"
 ROWS, COLUMNS = "/rows", "/columns"
@@ -27,11 +26,8 @@ def save_importance(path: Path, importance: Importance, model: str) -> None:
             tensors |= {name + ROWS: value.rows, name + COLUMNS: value.columns}
         else:
             tensors[name] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.partial")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, aside, metadata={"format": FORMAT, "model": model})
-    aside.replace(path)
+    write_tensors(path, whole, {"format": FORMAT, "model": model})
 
 
 def load_importance(path: Path, model: str) -> Importance:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.engine.model import load_causal_lm
 from pipelines.engine.packing import Rows, row_losses
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.forgetting_keys import Interpolate as Settings
+from pipelines.runs import write_tensors
 
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
@@ -88,8 +89,6 @@ def _names(path: Path) -> list[str]:
 def _rewrite(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    aside = path.with_suffix(".partial")
-    save_file({name: change(name, value).contiguous() for name, value in load_file(path).items()}, aside, metadata=metadata)
-    aside.replace(path)
+    write_tensors(path, {name: change(name, value).contiguous() for name, value in load_file(path).items()}, metadata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,19 +59,19 @@ class Replay(Strategy):
         self.model = model
 
     def terms(self, supervised: int) -> Iterator[torch.Tensor]:
-        for rows in micro_batches(self.workers.part(self.now), MICRO_BATCH):
+        for rows, counts in self.workers.rounds(micro_batches(self.workers.part(self.now), MICRO_BATCH), self.rows[0:1]):
             logits, targets = supervised_logits(self.model, rows)
             term = torch.zeros((), device=logits.device)
             if self.learn:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()
-                term = term + losses.sum() / supervised
-                self.sums["replay"] += float(losses.sum())
+                term = term + losses.sum() / (supervised if counts else math.inf)
+                self.sums["replay"] += float(losses.sum()) * counts
             if self.distill is not None and self.distill.settings.strength:
                 # Divided by the tokens that a step should have, not by those it happens to have: over the steps that
                 # is the mean over general tokens, which α is measured in.
                 each = self.distill.general(rows, logits)
-                term = term + self.distill.settings.strength * each.sum() / self.expected
-                self.sums["distill"] += float(each.sum())
+                term = term + self.distill.settings.strength * each.sum() / (self.expected if counts else math.inf)
+                self.sums["distill"] += float(each.sum()) * counts
             yield term
 
     def measured(self) -> dict[str, float]:

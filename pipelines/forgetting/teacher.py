@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.engine.model import load_causal_lm
 from pipelines.engine.packing import Rows, micro_batches, supervised_logits
@@ -13,6 +13,7 @@ from pipelines.errors import ModelError
 from pipelines.forgetting.distill import TopK
 from pipelines.forgetting_keys import Distill as Settings
 from pipelines.models import find_base_model, load_tokenizer
+from pipelines.runs import write_tensors
 
 MICRO_BATCH = 8
 
@@ -35,10 +36,7 @@ def teach(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[byt
     """The teacher's distributions at each row's supervised tokens, by the bytes of the row's tokens; kept in a file, so
     that a training that goes on does not ask again."""
     if not keep.exists():
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        aside = keep.with_suffix(".partial")
-        save_file(_asked(settings, teacher, rows), aside)
-        aside.replace(keep)
+        write_tensors(keep, _asked(settings, teacher, rows))
     kept = load_file(keep)
     parts = zip(
         rows.input_ids,

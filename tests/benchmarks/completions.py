@@ -1,6 +1,6 @@
 """How fast prompts are answered: alfine, stock Ludwig's predict, transformers' generate one row at a time and in a plain batch.
 
-    python -m tests.benchmarks.completions [--tokens 64] [--rows 64] [--rounds 3]
+    python -m tests.benchmarks.completions [--tokens 64] [--rows 128] [--rounds 3]
 
 Prompts are this repository's general instructions and sentiment rows. Every engine makes up to `tokens` greedy tokens a row, in
 turn, after one row to warm up. Ludwig and generate, which take a row at a time, are given an eighth of the rows.
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one")
     given = parser.parse_args()

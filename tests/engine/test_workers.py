@@ -39,6 +39,10 @@ CASES = {
     "lora-accumulate": {"adapter": LORA, "batch_size": 3, "gradient_accumulation_steps": 2},
     "full-accumulate": {"adapter": None, "batch_size": 1, "gradient_accumulation_steps": 5},
     "lora-strategies": {"adapter": LORA, "forgetting": STRATEGIES, "optimizer": {"type": "adamw"}, "learning_rate": 0.001},
+    "lora-sharded": {
+        "adapter": LORA, "batch_size": 1, "gradient_accumulation_steps": 7, "backend": {"type": "ray", "trainer": {"shard_base": True}},
+        "forgetting": {"strategy": STRATEGIES.removesuffix("+si"), "every": 2, "distill": {"rows": "both"}, "guards": {"t": {"kind": "text", "data": "guard.jsonl"}}},
+    },
     "full-strategies": {"adapter": None, "forgetting": "replay+distill+l2sp", "learning_rate": 0.001},
 }
 
@@ -46,13 +50,17 @@ CASES = {
 @pytest.mark.ludwig
 def test_two_processes_end_with_the_weights_of_one(make_job, tmp_path, monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "guard.jsonl").write_text('{"text": "tea in a net"}\n{"text": "nine gates and thin ice"}\n')
     folders = {}
     for name, settings in CASES.items():
         job, run, base = make_job(name=f"{name}-alone", checkpoints_per_epoch=2, **settings)
         folder = folders[name] = tmp_path / name
         folder.mkdir()
         shutil.copy("job.yaml", folder)
-        shutil.copytree(run.path("data"), folder / "run" / "data")
+        run.path("guards").mkdir()
+        run.path("guards", "base.jsonl").write_text('{"guard": "t", "score": 4.0}\n')
+        for part in ("data", "guards"):
+            shutil.copytree(run.path(part), folder / "run" / part)
         train(job, run, base, lambda done, total, loss: None)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.engine.two_workers"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -69,5 +77,7 @@ def test_two_processes_end_with_the_weights_of_one(make_job, tmp_path, monkeypat
         assert [entry["loss"] for entry in two["train_loss"]] == pytest.approx([entry["loss"] for entry in one["train_loss"]], abs=1e-5)
         assert [entry["loss"] for entry in two["validation_loss"]] == pytest.approx([entry["loss"] for entry in one["validation_loss"]], abs=1e-5)
         assert (two["rows"], two["supervised_tokens"], two["best_step"]) == (one["rows"], one["supervised_tokens"], one["best_step"])
+        for mine, its in zip(two.get("guards", []), one.get("guards", []), strict=True):
+            assert mine["scores"] == pytest.approx(its["scores"], abs=1e-5)
         for mine, its in zip(two.get("forgetting", []), one.get("forgetting", []), strict=True):
             assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
