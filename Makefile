@@ -66,9 +66,10 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 	@$(BIN)/python -m tests.benchmarks.workers
 	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
 
-chaos: $(READY) ## kill a hundred runs at random moments; each must end as if nothing had been
+chaos: $(READY) ## kill a hundred runs at random moments, make every write fail once; each must end as if nothing had been
 	@$(BIN)/python -m tests.chaos --kills 100
 	@$(BIN)/python -m tests.chaos --kills 5 --embedded
+	@$(BIN)/python -m tests.failing_writes --each 12
 
 clean: ## remove the runs' scratch files and caches (runs and .venv stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/*/*.partial

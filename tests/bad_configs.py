@@ -235,6 +235,16 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "workers of a local backend": (section("backend: {type: local, trainer: {num_workers: 2}}\n"), 15, "local has no such key; take it out, or write type: ray"),
     "no workers": (section("backend: {type: ray, trainer: {num_workers: 0}}\n"), 15, "num_workers must be at least 1, found 0"),
     "worker misspelt": (section("backend: {type: ray, trainer: {num_worker: 2}}\n"), 15, "did you mean num_workers?"),
+    "shared base without adapter": (
+        adapter("null") + "backend: {type: ray, trainer: {shard_base: true}}\n", 15,
+        "backend.trainer.shard_base needs an adapter: it shares out the weights that are not trained",
+    ),
+    "shared base quantized": (
+        section("quantization: {bits: 4}\nbackend: {type: ray, trainer: {shard_base: true}}\n"), 16, "shard_base needs no quantization",
+    ),
+    "si on a shared base": (
+        pipeline("forgetting: si") + "backend: {type: ray, trainer: {shard_base: true}}\n", 2, "of which no worker holds all under shard_base",
+    ),
     "resource unknown": (section("backend: {type: ray, trainer: {resources_per_worker: {TPU: 1}}}\n"), 15, "TPU"),
     "strategy misspelt": (pipeline("forgetting: ecw"), 2, "unknown strategy 'ecw'; did you mean ewc?"),
     "strategy unknown": (pipeline("forgetting: xyzzy+ewc"), 2, "unknown strategy 'xyzzy'; write auto, none, or one or more of ewc"),

@@ -47,8 +47,8 @@ void arm(const char *where, const char *keys, int with) {
 
 int fails_so_far(void) { return hits; }
 
-/* Whether this call is the one. Temporary names differ from run to run and count as one; of the lines of a log, which nothing
- * depends on, the first three. */
+/* Whether this call is the one. Names that differ from run to run (temporary ones, the number of a process in them) count as one; of
+ * the lines of a log, which nothing depends on, the first three. */
 static int must_fail(const char *call, const char *path) {
     if (!armed || hits || strncmp(path, folder, strlen(folder))) return 0;
     char name[LENGTH], key[LENGTH];
@@ -56,6 +56,9 @@ static int must_fail(const char *call, const char *path) {
     char *temporary = strstr(name, "/.tmp");
     if (!temporary) temporary = strstr(name, "/tmp");
     if (temporary) strcpy(temporary + 1, "tmp…");
+    char *partial = strstr(name, ".partial"), *digits = partial; /* x.PID.partial is x.partial */
+    while (digits && digits[-1] >= '0' && digits[-1] <= '9') digits--;
+    if (digits != partial && digits[-1] == '.') memmove(digits - 1, partial, strlen(partial) + 1);
     int answer = 0;
     pthread_mutex_lock(&lock);
     int at = 0;

@@ -1,12 +1,12 @@
 """Every write of a run made to fail once, with a full disk and a failing one in turn: nothing is lost, nothing half-written is
 taken for whole, and the same command, given again and again, ends with what the undisturbed run ends with.
 
-    python -m tests.failing_writes [--each N]
+    python -m tests.failing_writes [--first N] [--each N]
 
 The run goes through a library in C, preloaded, since Python, Rust and Arrow all write through libc: creating, writing, flushing,
 renaming a file, making a folder, in the run's folder and in the cache. The command is started until it gets through without a
-failure; each start fails at the first write that has not failed before. With --each, N of those writes, drawn at random, also fail
-alone, each in a run of its own from an empty folder.
+failure; each start fails at the first write that has not failed before (with --first, until N have). With --each, N of those writes, drawn
+at random, also fail alone, each in a run of its own from an empty folder.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def same(expected: dict[str, Any], found: dict[str, Any], keys: Path) -> None:
     assert found == expected, f"behind a failure of {last!r} it ended otherwise: {differences(expected, found)}"
 
 
-def trials(each: int, say: Callable[[str], None]) -> None:
+def trials(first: int | None, each: int, say: Callable[[str], None]) -> None:
     warnings.filterwarnings("ignore", message=".*use of fork")
     for name in IMPORTED:
         importlib.import_module(name)
@@ -115,7 +115,7 @@ def trials(each: int, say: Callable[[str], None]) -> None:
     assert in_a_child(lambda: command("whole", None)) == 0, Path("log").read_text()
     expected = outcome(Path("work/runs/whole"))
     keys, number, ended = Path("keys"), 0, Counter[int]()
-    while True:
+    while number != first:
         how = list(ERRORS)[number % 2]
         ended[code := start("often", keys, how)] += 1
         whole_files(Path("work"))
@@ -127,6 +127,7 @@ def trials(each: int, say: Callable[[str], None]) -> None:
             same(expected, outcome(Path("work/runs/often")), keys)
             shutil.rmtree("work/runs/often")
             shutil.rmtree("work/cache-often")
+    assert in_a_child(lambda: command("often", None)) == 0, Path("log").read_text()
     same(expected, outcome(Path("work/runs/often")), keys)
     calls = keys.read_text(encoding="utf-8").splitlines()
     kinds = Counter(call.split()[0] for call in calls)
@@ -146,13 +147,14 @@ def trials(each: int, say: Callable[[str], None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--first", type=int)
     parser.add_argument("--each", type=int, default=0)
-    each = parser.parse_args().each
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if "ALFINE_PRELOADED" not in os.environ:
             return preloaded(sys.argv[1:], Path(folder))
         os.chdir(folder)
-        trials(each, lambda line: print(line, flush=True))
+        trials(given.first, given.each, lambda line: print(line, flush=True))
     return 0
 
 

@@ -24,16 +24,26 @@ SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 def largest_scale(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, list[tuple[float, float]]]:
     """The largest of SCALES whose loss on general text exceeds that at 0 by no more than the budget, and what was
-    measured: [(scale, loss in nats per token)]."""
+    measured: [(scale, loss in nats per token)]. Found by halving: the loss is taken to grow where it is past the budget."""
     if settings.scale is not None:
         return settings.scale, []
     base = loss_at(0.0)
     measured = [(0.0, base)]
-    for scale in SCALES[:-1]:
-        measured.append((scale, loss_at(scale)))
-        if measured[-1][1] - base <= settings.budget:
-            return scale, measured
-    return 0.0, measured
+
+    def within(place: int) -> bool:
+        measured.append((SCALES[place], loss_at(SCALES[place])))
+        return measured[-1][1] - base <= settings.budget
+
+    if within(0):
+        return SCALES[0], measured
+    beyond, good = 0, len(SCALES) - 1
+    while good - beyond > 1:
+        middle = (beyond + good) // 2
+        if within(middle):
+            good = middle
+        else:
+            beyond = middle
+    return SCALES[good], measured
 
 
 def general_losses(base: Path, tuned: Path, text: Rows) -> Callable[[float], float]:

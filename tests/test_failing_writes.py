@@ -1,0 +1,17 @@
+"""A short form of `python -m tests.failing_writes`."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.ludwig
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the library that makes writes fail")
+def test_a_run_whose_writes_fail_ends_as_the_undisturbed_one():
+    command = [sys.executable, "-m", "tests.failing_writes", "--first", "40"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "40 writes failed once each" in done.stdout
