@@ -127,11 +127,11 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        aside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
-    aside.replace(path)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None, path: Path) -> None:
@@ -153,8 +153,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     """As `write_text`. Workers that write the same file do not meet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.partial")
-    save_tensors(tensors, metadata, aside)
-    aside.replace(path)
+    try:
+        save_tensors(tensors, metadata, aside)
+        aside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from pipelines.errors import MachineError
-from pipelines.report.analysis import Analysis, analyse
+from pipelines.report.analysis import analyse
+from pipelines.report.results import Analysis
 
 __all__ = ["Analysis", "analyse", "write_report"]
 

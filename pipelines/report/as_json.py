@@ -15,8 +15,8 @@ from pipelines.report.findings import headline, sentence
 from pipelines.report.run_files import Hardware, Stage, TaskData, Training
 
 if TYPE_CHECKING:
-    from pipelines.report.analysis import Analysis, TaskResult
     from pipelines.report.guards import GuardResult
+    from pipelines.report.results import Analysis, TaskResult
 
 FORMAT_VERSION = 3
 """Stands in `Report.format_version` as well, where a reader of the schema looks for it."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import Problem, RunError
 from pipelines.report import plots
-from pipelines.report.analysis import Analysis, analyse
+from pipelines.report.analysis import analyse
+from pipelines.report.results import Analysis
 from pipelines.report.wording import count, duration, interval, number, one_line, signed
 from pipelines.runs import write_text
 from pipelines.statistics import crossed_interval
@@ -224,7 +225,7 @@ def _html(found: BakeOff) -> str:
         headings=HEADINGS,
         rows=rows(found),
         about=_about(found),
-        figure=Markup(plots.front(found)),
+        figure=Markup(plots.front(points(found))),
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
     )
 

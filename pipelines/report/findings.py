@@ -11,8 +11,8 @@ from pipelines.report.run_files import Completion
 from pipelines.report.wording import BASE_AND_TUNED, count, heading, interval, joined, number, one_line, signed, unit_name
 
 if TYPE_CHECKING:
-    from pipelines.report.analysis import Analysis, Example, TaskResult
     from pipelines.report.guards import BackwardTransfer
+    from pipelines.report.results import Analysis, Example, TaskResult
 
 FEW_ROWS = 30
 """Below this the interval is wide and its form uncertain."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipelines.report.guards import GuardResult
+from pipelines.report.results import GateResult, TaskResult
 from pipelines.report.wording import interval, number, signed, unit_name
-
-if TYPE_CHECKING:
-    from pipelines.report.analysis import GateResult, TaskResult
-    from pipelines.report.guards import GuardResult
 
 
 def judge(
@@ -27,8 +25,6 @@ def judge(
 
 
 def _judge_guard(name: str, guard: GuardResult | None, greatest_loss: float, of: str) -> GateResult:
-    from pipelines.report.analysis import GateResult
-
     if guard is None:
         return GateResult(name, False, "the guard was not measured in this run.")
     reached = guard.loss if of == "value" else guard.greatest_loss
@@ -40,8 +36,6 @@ def _judge_guard(name: str, guard: GuardResult | None, greatest_loss: float, of:
 
 
 def _judge(task: TaskResult, least_gain: float, of: str) -> GateResult:
-    from pipelines.report.analysis import GateResult
-
     low, high = task.ci95
     reached = task.gain if of == "value" else low if task.higher_is_better else -high
     passed = reached >= least_gain

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.report import findings, plots, wording
 
 if TYPE_CHECKING:
-    from pipelines.report.analysis import Analysis
+    from pipelines.report.results import Analysis
 
 HERE = Path(__file__).parent
 

@@ -19,7 +19,7 @@ from pipelines.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.report.analysis import Analysis, Example, TaskResult
+    from pipelines.report.results import Analysis, Example, TaskResult
 
 TEXT_WIDTH = 160
 

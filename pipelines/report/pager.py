@@ -10,7 +10,7 @@ from pipelines.report.wording import heading, printable, score
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from pipelines.report.analysis import Analysis, Example
+    from pipelines.report.results import Analysis, Example
 
 MOST_LINES = 30
 """Of one text; the whole text stands in report.json."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipelines.report.wording import one_line, signed
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipelines.report.analysis import Analysis, TaskResult
-    from pipelines.report.bakeoff import BakeOff
+    from pipelines.report.results import Analysis, TaskResult
     from pipelines.report.run_files import Training
 
 # Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
@@ -116,12 +115,11 @@ def guard_curve(analysis: Analysis) -> str:
     return _svg("guards", "What the guards lost over the steps of training", 2.9, draw)
 
 
-def front(found: BakeOff) -> str:
+def front(points: Sequence[Mapping[str, Any]]) -> str:
     """Gain against forgetting, a point a strategy, with both intervals."""
-    from pipelines.report.bakeoff import points
 
     def draw(figure: Figure, axes: Axes) -> None:
-        for point in points(found):
+        for point in points:
             x, y, color = point["x"], point["y"], TUNED if point["front"] else BASE
             axes.plot(point["x_ci"], (y, y), color=color, lw=1.2, alpha=0.6)
             axes.plot((x, x), point["y_ci"], color=color, lw=1.2, alpha=0.6)

@@ -15,7 +15,7 @@ from pipelines.errors import Problem, RunError
 from pipelines.statistics import Comparison, compare
 
 if TYPE_CHECKING:
-    from pipelines.report.analysis import Analysis
+    from pipelines.report.results import Analysis
 
 FORMAT_VERSION = 1
 TIE, BOTH_BAD = "tie", "both bad"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.report.analysis import SIGNIFICANCE
 from pipelines.report.findings import bwt_sentence, headline, notes
+from pipelines.report.results import SIGNIFICANCE
 from pipelines.report.wording import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.report.analysis import Analysis
     from pipelines.report.ratings import Preference
+    from pipelines.report.results import Analysis
 
 WIDE = 100
 """Columns from which on the p value stands in the table too; the report has it in any case."""

@@ -105,7 +105,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
 
 def test_a_run_that_is_not_there_or_not_finished_or_of_another_base(guarded):
     second_job("runs/none")
-    with pytest.raises(ConfigError, match=r"second.yaml:1: pipeline.after: runs/none is no run folder"):
+    with pytest.raises(ConfigError, match=r"second.yaml:1: pipeline.after: runs/none holds no run"):
         run_second()
     first = run()
     stages = first.manifest["stages"]

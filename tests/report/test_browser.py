@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.report import analyse, html
-from pipelines.report.analysis import GateResult
+from pipelines.report.results import GateResult
 from tests.report.run_folder import demo_run, line, make_run, write_lines, write_run
 
 SHOWN = "#list > .pair:not([hidden])"

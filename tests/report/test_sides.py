@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.report import analyse, as_json, html, markdown
-from pipelines.report.analysis import GateResult
+from pipelines.report.results import GateResult
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import line, make_run, write_run
 
