@@ -93,6 +93,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
     assert lines and all(line["own"] == line["score"] for line in lines)
     analysis = analyse(second.folder)
     assert analysis.bwt is not None and analysis.bwt.tasks == 2
+    assert "./base, as runs/one left it, was tuned on" in second.path("report.html").read_text(encoding="utf-8")
     load_causal_lm(start, frozen=True)
     Path("new.jsonl").write_text('{"text": "the 3"}\n')
     predicted = predict(second, Path("new.jsonl"), "say", QUIET)
