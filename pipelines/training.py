@@ -86,7 +86,6 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         from pipelines.forgetting.build import Start, build
 
         register()
-        set_disable_progressbar(True)
         training, validation = _datasets(job, run)
         workers = Workers.here()
         start = Start(job, run, base_model)
@@ -96,6 +95,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
             callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shares_base(job))
         backend = WorkersBackend() if workers.count > 1 else None
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
+        set_disable_progressbar(True)  # behind the constructor, which switches it on again
         model.train(
             training_set=training,
             validation_set=validation,
