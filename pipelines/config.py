@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from pipelines import ludwig_keys
 from pipelines.errors import ConfigError, Problem
-from pipelines.forgetting_keys import SETTINGS, Forgetting, Guard
+from pipelines.forgetting_keys import SETTINGS, Forgetting, Guard, auto_word
 from pipelines.sections import Count, Fraction, Positive, Section, Text
 from pipelines.yaml_lines import Document, in_order, read
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
@@ -179,7 +179,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     problems = list(document.problems)
     pipeline = None
     try:
-        pipeline = Pipeline.model_validate(section)
+        pipeline = Pipeline.model_validate(_auto_written_out(section, ludwig))
     except ValidationError as error:
         found = [(_path(details), details) for details in error.errors(include_url=False)]
         problems += [_translate(details, document) for path, details in found if path not in document.unreadable]
@@ -195,6 +195,19 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     if problems or pipeline is None:
         raise ConfigError(in_order(problems))
     return Job(path, pipeline, _with_defaults(ludwig), document)
+
+
+def _auto_written_out(section: Any, ludwig: dict[str, Any]) -> Any:
+    """`pipeline:` with its `auto` in place of which another word stands for this job."""
+    if not isinstance(section, dict):
+        return section
+    forgetting = section.get("forgetting", {})
+    forgetting = {"strategy": forgetting} if isinstance(forgetting, str) else forgetting
+    strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else None
+    if not isinstance(strategy, str):
+        return section
+    word = auto_word(adapter=ludwig.get("adapter") is not None, after=section.get("after") is not None)
+    return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", word, strategy)}}
 
 
 def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]:

@@ -126,7 +126,7 @@ SETTINGS: dict[str, type[Section]] = {
 DESCRIPTIVE = ("multitask", "full", "peft")
 """What a job's tasks and adapter already are, named so that they can be compared."""
 AUTO: dict[str, Section] = {"replay": Replay(share=0.1), "distill": Distill(strength=3.0)}
-"""What `auto` stands for; docs/forgetting.md has the measurement."""
+"""What `auto` stands for, but where `auto_word` says otherwise; docs/forgetting.md has the measurements."""
 STRATEGIES = ("auto", "none", *SETTINGS, *DESCRIPTIVE)
 
 
@@ -134,6 +134,11 @@ def named(strategy: str) -> list[str]:
     """The strategies that a word of the YAML names, `auto` and `none` resolved: `ewc+replay` are two."""
     words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
+
+
+def auto_word(adapter: bool, after: bool) -> str:
+    """How a job's `auto` is written out. Where every weight of a base is trained, going back afterwards keeps more for less."""
+    return "auto" if adapter or after else "interpolate"
 
 
 class Forgetting(Section):

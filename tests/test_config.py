@@ -54,6 +54,16 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
     assert (job.pipeline.split.validation, job.pipeline.split.test, job.pipeline.seed) == (0.1, 0.1, 42)
 
 
+def test_auto_is_written_out_for_the_job(write: Write) -> None:
+    under_adapter, full = load_job(write(GOOD)), load_job(write(GOOD), ["adapter=null"])
+    assert under_adapter.pipeline.forgetting.strategies == ["replay", "distill"]
+    assert full.resolved()["pipeline"]["forgetting"]["strategy"] == "interpolate"
+    behind = load_job(write(GOOD), ["adapter=null", "pipeline.after=runs/one"])
+    assert behind.pipeline.forgetting.strategies == ["replay", "distill"]
+    (problem,) = problems(write(GOOD), "adapter=null", "pipeline.forgetting={replay: {share: 0.2}}")
+    assert "replay has settings, but strategy is interpolate" in problem.message
+
+
 def test_the_least_config_gets_its_sections(write: Write) -> None:
     tail = 'completion: "{b}"}}}\nbase_model: ./model\n'
     job = load_job(write('pipeline: {tasks: {t: {data: rows.csv, prompt: "{a}", ' + tail))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.forgetting_keys import AUTO, SETTINGS, Forgetting, named
+from pipelines.forgetting_keys import AUTO, SETTINGS, Forgetting, auto_word, named
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,13 @@ from pipelines.forgetting_keys import AUTO, SETTINGS, Forgetting, named
 )  # fmt: skip
 def test_a_word_names_strategies(word, strategies):
     assert named(word) == strategies == Forgetting.model_validate(word).strategies
+
+
+@pytest.mark.parametrize(
+    ("adapter", "after", "word"), [(True, False, "auto"), (True, True, "auto"), (False, False, "interpolate"), (False, True, "auto")]
+)
+def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, after, word):
+    assert auto_word(adapter=adapter, after=after) == word
 
 
 def test_auto_has_knobs_of_its_own_unless_they_are_given():
