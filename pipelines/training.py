@@ -93,7 +93,8 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
             strategies = build(start, training.data.rows)
             may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
             callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shares_base(job))
-        backend = WorkersBackend() if workers.count > 1 else None
+        # Named, since Ludwig would join any Ray cluster that it finds on the machine.
+        backend = WorkersBackend() if workers.count > 1 else "local"
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
         set_disable_progressbar(True)  # behind the constructor, which switches it on again
         model.train(

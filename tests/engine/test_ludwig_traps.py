@@ -128,3 +128,14 @@ def test_generation_settings_of_ludwig_cannot_be_saved(tmp_path):
     model.generation_config = GenerationConfig(**settings)
     with pytest.raises(ValueError, match="Fix these issues to save"):
         model.save_pretrained(tmp_path / "saved")
+
+
+def test_any_ray_cluster_on_the_machine_is_joined(monkeypatch):
+    """The reason for the backend that `train` names."""
+    import ludwig.backend
+
+    joined = []
+    monkeypatch.setattr(ludwig.backend, "_has_ray", lambda: True)
+    monkeypatch.setitem(ludwig.backend.backend_registry, ludwig.backend.RAY, lambda **_: joined.append("ray"))
+    ludwig.backend.create_backend(None)
+    assert joined == ["ray"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import ludwig.backend
 import numpy as np
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_a_resumed_run_equals_the_undisturbed_one(make_job):
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
     assert json.loads(again.path("model", "training.json").read_text())["train_loss"] == history["train_loss"]
+
+
+def test_a_ray_cluster_on_the_machine_is_left_alone(make_job, monkeypatch):
+    joined = []
+    monkeypatch.setattr("ludwig.backend._has_ray", lambda: True)
+    monkeypatch.setitem(ludwig.backend.backend_registry, "ray", lambda **_: joined.append("ray"))
+    run_training(*make_job(LORA))
+    assert not joined
 
 
 def test_the_ludwig_part_is_accepted_by_stock_ludwig(make_job):
