@@ -14,6 +14,12 @@ MOST_BYTES = 64 << 20
 """Of a line."""
 PARQUET_ROWS = 1024
 """Rows of a Parquet file decoded at once."""
+_SIGNS = {
+    b"PK\x03\x04": "a zip archive (or .xlsx); unpack it, or save it as CSV",
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PAR1": "a Parquet file; name it .parquet",
+}
+"""What a file begins with that is none of the forms of text."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -52,13 +58,6 @@ def _refuse_other_forms(path: Path, suffix: str) -> None:
     for sign, found in _SIGNS.items():
         if begin.startswith(sign):
             raise DataError(Problem(f"is {found}, whatever its name says", str(path)))
-
-
-_SIGNS = {
-    b"PK\x03\x04": "a zip archive (or .xlsx); unpack it, or save it as CSV",
-    b"\x1f\x8b": "compressed with gzip; unpack it",
-    b"PAR1": "a Parquet file; name it .parquet",
-}
 
 
 def _lines(path: Path) -> Iterator[str]:
