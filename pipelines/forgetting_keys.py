@@ -87,6 +87,10 @@ class Interpolate(Section):
     """This scale instead, whatever it loses."""
 
 
+HUB = "hub:"
+"""What the data of a guard begin with that are a file of a data set on the hub: hub:OWNER/NAME/FILE."""
+
+
 class Guard(Section):
     """Rows that tell whether something the base could do is still there."""
 

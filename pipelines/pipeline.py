@@ -126,11 +126,11 @@ class Stages:
 
     def _guard_files(self) -> list[Any]:
         """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
-        from pipelines.forgetting.files import check_guards, guards_of
+        from pipelines.forgetting.files import check_guards, guard_file, guards_of
 
         check_guards(self.job.pipeline.forgetting)
         guards = guards_of(self.job.pipeline.forgetting).items()
-        return [[name, guard.model_dump(exclude={"data"}), file_digest(Path(guard.data))] for name, guard in guards]
+        return [[name, guard.model_dump(exclude={"data"}), file_digest(guard_file(guard))] for name, guard in guards]
 
     def _write_config(self) -> None:
         import yaml

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DataError, Problem
+from pipelines.forgetting_keys import HUB
 from pipelines.row_files import read_rows, stream_rows
 from pipelines.yaml_wording import did_you_mean
 
@@ -73,8 +74,9 @@ def named_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
         yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
     guards = pipeline.forgetting.guards
-    if isinstance(guards, dict):
-        yield from ((("pipeline", "forgetting", "guards", name, "data"), guard.data) for name, guard in guards.items())
+    for name, guard in guards.items() if isinstance(guards, dict) else ():
+        if not guard.data.startswith(HUB):
+            yield ("pipeline", "forgetting", "guards", name, "data"), guard.data
 
 
 def check_files(job: Job) -> None:

@@ -127,9 +127,11 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
                 pass  # the traceback holds what the pass had kept, so what follows stands behind it
             if self.workers.bound or not self.micro_batches.halve(rows):
                 longest_row = max(map(len, rows.input_ids))
+                what, mend = f"one row of {longest_row} tokens", "shorter rows"
+                if self.workers.bound:
+                    what, mend = f"rows of up to {longest_row} tokens", "a smaller trainer.batch_size, shorter rows"
                 raise MachineError(
-                    f"memory is too small for {'these rows' if self.workers.bound else 'one row'} of up to {longest_row} tokens; "
-                    f"take a smaller batch_size, shorter rows, a smaller base_model, an adapter, or quantization"
+                    f"memory is too small for {what}; take {mend}, a smaller base_model, an adapter, or quantization"
                 )
             self._start_anew(*random)
 

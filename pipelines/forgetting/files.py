@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import DataError, Problem
-from pipelines.forgetting_keys import BUNDLED, Forgetting, Guard
+from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
 from pipelines.row_files import read_rows
 from pipelines.tasks import fill
 
@@ -69,10 +69,49 @@ def guards_of(forgetting: Forgetting) -> dict[str, Guard]:
     return dict(forgetting.guards)
 
 
+def guard_file(guard: Guard) -> Path:
+    """Where the guard's rows lie; what is on the hub is fetched once. Raises DataError."""
+    if not guard.data.startswith(HUB):
+        return Path(guard.data)
+    owner, name, file = [*guard.data.removeprefix(HUB).split("/", 2), "", ""][:3]
+    if not file:
+        example = "hub:allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
+        raise DataError(Problem(f"write hub:OWNER/NAME/FILE, as in {example}", guard.data))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = {"repo_id": f"{owner}/{name}", "filename": file, "repo_type": "dataset"}
+    try:
+        return Path(hf_hub_download(**where, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(hf_hub_download(**where))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")[:120]
+        message = f"cannot be had from the hub ({reason}); download the file and name it here"
+        raise DataError(Problem(message, guard.data)) from None
+
+
+def _as_choice(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a public benchmark (ARC, OpenBookQA, CommonsenseQA; PIQA; HellaSwag) in our form; any other as it is."""
+    match row:
+        case {"choices": {"text": list(texts), "label": list(labels)}, "answerKey": key}:
+            question = row.get("question", row.get("question_stem"))
+            return {"question": question, "choices": texts, "answer": labels.index(key) if key in labels else None}
+        case {"goal": question, "sol1": one, "sol2": two, "label": label}:
+            return {"question": question, "choices": [one, two], "answer": label}
+        case {"ctx": question, "endings": list(endings), "label": label}:
+            return {"question": question, "choices": endings, "answer": int(label) if str(label).isdigit() else label}
+    return row
+
+
 def read_choices(file: Path) -> list[Choice]:
-    """Rows with `question`, `choices` and `answer`, the number of the right one from 0. Raises DataError."""
+    """Rows with `question`, `choices` and `answer`, the number of the right one from 0, or in the form of a public benchmark.
+    Raises DataError."""
     items = []
-    for number, row in enumerate(read_rows(file), start=1):
+    for number, given in enumerate(read_rows(file), start=1):
+        row = _as_choice(given)
         try:
             items.append(Choice.model_validate(row))
         except ValidationError as error:
@@ -98,18 +137,18 @@ def check_guards(forgetting: Forgetting) -> None:
     """Raises DataError for a guard whose file is missing, empty or of another form. Loads no model."""
     for guard in guards_of(forgetting).values():
         if guard.kind == "choices":
-            read_choices(Path(guard.data))
+            read_choices(guard_file(guard))
         elif guard.kind == "task":
             read_questions(guard)
         else:
-            column(Path(guard.data), "text" if guard.kind == "text" else "instruction")
+            column(guard_file(guard), "text" if guard.kind == "text" else "instruction")
 
 
 def read_questions(guard: Guard) -> list[Question]:
     """The rows of a guard of kind task, its templates filled. Raises DataError."""
     assert guard.prompt is not None and guard.completion is not None
     questions = []
-    for number, row in enumerate(read_rows(Path(guard.data)), start=1):
+    for number, row in enumerate(read_rows(guard_file(guard)), start=1):
         try:
             prompt, reference = fill(guard.prompt, row), fill(guard.completion, row)
         except DataError as error:

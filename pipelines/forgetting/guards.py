@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipelines.completions import LoadedModel, complete
 from pipelines.engine.branches import Branches, continuation_losses
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
 from pipelines.forgetting.distill import divergence
-from pipelines.forgetting.files import Choice, Question, guards_of, read_choices, read_questions
+from pipelines.forgetting.files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.forgetting.general import answer_rows, answered, passages
 from pipelines.forgetting_keys import Forgetting
 from pipelines.metrics import resolve
@@ -70,7 +69,7 @@ def prepare_guards(
     """The guards of the config as tokens; `answers` asks the base, which `load` gives, once for a model."""
     prepared = []
     for name, guard in guards_of(forgetting).items():
-        file = Path(guard.data)
+        file = guard_file(guard)
         match guard.kind:
             case "choices":
                 items = read_choices(file)[: guard.rows]

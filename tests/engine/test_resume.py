@@ -8,11 +8,11 @@ import signal
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.engine import checkpoint
 from pipelines.engine.trainer import FineTuneTrainer
 from pipelines.errors import MachineError, RunError
 from pipelines.training import train
@@ -157,7 +157,7 @@ def test_without_any_readable_checkpoint_nothing_is_trained_anew(jobs):
 def test_a_full_disk_loses_nothing(jobs, whole, monkeypatch, failing):
     undisturbed = whole()
     job, run, base = jobs()
-    save_file, count = checkpoint.save_file, [0]
+    save_file, count = safetensors.torch.save_file, [0]
 
     def full(tensors, path, metadata):
         count[0] += 1
@@ -166,7 +166,7 @@ def test_a_full_disk_loses_nothing(jobs, whole, monkeypatch, failing):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left") as caught:
         train(job, run, base, report)
     assert caught.value.errno == errno.ENOSPC

@@ -1,19 +1,21 @@
 """Guards: what their rows become, what they score, and what is said of bad ones."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pipelines.completions import LoadedModel
 from pipelines.engine.packing import supervised_logits
 from pipelines.errors import DataError
 from pipelines.forgetting.distill import BaseModel, divergence
-from pipelines.forgetting.files import check_guards, read_choices
+from pipelines.forgetting.files import check_guards, guard_file, read_choices
 from pipelines.forgetting.guards import guard_lines, prepare_guards, score_guard
-from pipelines.forgetting_keys import Forgetting
+from pipelines.forgetting_keys import Forgetting, Guard
 from pipelines.prompts import PromptFormat
 from tests.forgetting.tiny_lora import lora
 
@@ -114,6 +116,57 @@ def test_bad_rows_are_named(files, rows, kind, words):
     with pytest.raises(DataError, match=None) as error:
         check_guards(Forgetting.model_validate({"guards": {"g": {"kind": kind, "data": "rows.jsonl"}}}))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"question_stem": "a", "choices": {"text": ["b", "c"], "label": ["1", "2"]}, "answerKey": "2"},
+        {"goal": "a", "sol1": "b", "sol2": "c", "label": 1},
+        {"ctx": "a", "endings": ["b", "c"], "label": "1", "ind": 4},
+    ],
+    ids=["arc", "openbookqa", "piqa", "hellaswag"],
+)
+def test_a_public_benchmark_is_read_as_it_comes(files, row):
+    (files / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (item,) = read_choices(files / "rows.jsonl")
+    assert (item.question, item.choices, item.answer) == ("a", ["b", "c"], 1)
+
+
+def test_a_benchmark_row_without_its_answer_is_named(files):
+    (files / "rows.jsonl").write_text('{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": ""}\n')
+    with pytest.raises(DataError, match="rows.jsonl:1: answer is the number"):
+        read_choices(files / "rows.jsonl")
+
+
+def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypatch):
+    guard = Guard(kind="choices", data="hub:some/benchmark/easy/test.jsonl")
+    (files / "test.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}\n')
+    asked = []
+
+    def download(local_files_only=False, **where):
+        asked.append((local_files_only, where))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        return str(files / "test.jsonl")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert len(read_choices(guard_file(guard))) == 1
+    where = {"repo_id": "some/benchmark", "filename": "easy/test.jsonl", "repo_type": "dataset"}
+    assert asked == [(True, where), (False, where)]
+
+
+@pytest.mark.parametrize("data", ["hub:some", "hub:some/benchmark", "hub:"])
+def test_a_name_that_is_no_file_of_the_hub(data):
+    with pytest.raises(DataError, match="write hub:OWNER/NAME/FILE"):
+        check_guards(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": data}}}))
+
+
+def test_a_hub_out_of_reach_costs_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", mock.Mock(side_effect=LocalEntryNotFoundError("no connection\nmore")))
+    with pytest.raises(DataError, match=r"hub:a/b/c.jsonl: cannot be had from the hub \(no connection\); download the file"):
+        check_guards(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": "hub:a/b/c.jsonl"}}}))
 
 
 def test_a_missing_column_of_a_task_guard_is_named(files):
