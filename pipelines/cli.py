@@ -150,7 +150,7 @@ def _run_name(name: str) -> str:
     if not name:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):
-        raise RunError(f"--name {name!r}: a run's name begins with a letter or digit, as in --name {name.lstrip('.') or 'first'}")
+        raise RunError(f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}")
     if not all(letter.isalnum() or letter in "-_." for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
     return name

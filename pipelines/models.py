@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import MachineError, ModelError
 
@@ -77,7 +77,9 @@ def find_base_model(name: str) -> Path:
         return embedded_model(EMBEDDED[name])
     if _is_folder(name):
         return Path(name).expanduser().resolve()
-    return _hub_snapshot(name)
+    snapshot = _hub_snapshot(name)
+    _check_folder(snapshot)
+    return snapshot.resolve()
 
 
 @contextlib.contextmanager
@@ -107,7 +109,7 @@ def check_base_model(name: str) -> None:
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
-        f"base_model {name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder on disk and no hub id "
+        f"model {name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder on disk and no hub id "
         f"(owner/name); {hint}`alfine models` lists what is there"
     )
 
@@ -115,9 +117,9 @@ def check_base_model(name: str) -> None:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         found = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
-        raise ModelError(f"base_model {str(folder)!r}: {found}")
+        raise ModelError(f"model {str(folder)!r}: {found}")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"base_model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
+        raise ModelError(f"model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
         found = "no .safetensors file with weights; was the download complete?"
@@ -126,11 +128,11 @@ def _check_folder(folder: Path) -> None:
                 f"its weights in {pickled[0]} alone, a format (pickle) that can run code when it is opened, so alfine does not; "
                 f"where you trust it, save it anew with save_pretrained, which writes .safetensors, and name that folder"
             )
-        raise ModelError(f"base_model {str(folder)!r} holds {found}")
+        raise ModelError(f"model {str(folder)!r} holds {found}")
     _refuse_links_out(folder)
     _refuse_code(folder)
     if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in folder.glob(pattern)):
-        raise ModelError(f"base_model {str(folder)!r} holds no tokenizer (tokenizer.json); save it there with save_pretrained")
+        raise ModelError(f"model {str(folder)!r} holds no tokenizer (tokenizer.json); save it there with save_pretrained")
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -138,28 +140,33 @@ def _refuse_links_out(folder: Path) -> None:
     inside = [folder.resolve(), *([folder.resolve().parents[1] / "blobs"] if folder.resolve().parent.name == "snapshots" else [])]
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
-            raise ModelError(f"base_model {str(folder)!r}: {path.name} is a link to a place outside of it; copy the file there")
+            raise ModelError(f"model {str(folder)!r}: {path.name} is a link to a place outside of it; copy the file there")
 
 
 def _refuse_code(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise ModelError(f"base_model {str(folder)!r}: its config.json is not JSON; download or save it again") from None
+        raise ModelError(f"model {str(folder)!r}: its config.json is not JSON; download or save it again") from None
     if not isinstance(config, dict) or "auto_map" not in config:
         return
     from transformers import CONFIG_MAPPING
 
     if config.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(
-            f"base_model {str(folder)!r} brings code of its own (auto_map in config.json), which alfine does not run; "
+            f"model {str(folder)!r} brings code of its own (auto_map in config.json), which alfine does not run; "
             f"take a model that transformers knows by itself"
         )
 
 
-def _checked(snapshot: Path) -> Path:
-    _check_folder(snapshot)
-    return snapshot.resolve()
+def from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
+    """What a download function of huggingface_hub gives: from the disk where it is there, else from the hub."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(download(*args, **kwargs, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return Path(download(*args, **kwargs))
 
 
 def _hub_snapshot(name: str) -> Path:
@@ -168,17 +175,13 @@ def _hub_snapshot(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return _checked(Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True)))
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    try:
-        return _checked(Path(snapshot_download(name, allow_patterns=wanted)))
+        return from_hub(snapshot_download, name, allow_patterns=wanted)
     except RepositoryNotFoundError:
-        raise ModelError(f"base_model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
+        raise ModelError(f"model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ModelError(
-            f"base_model {name!r} is not on this disk and the hub cannot be reached ({reason}); "
+            f"model {name!r} is not on this disk and the hub cannot be reached ({reason}); "
             f"{next(iter(EMBEDDED))} needs no hub"
         ) from None
 

@@ -120,13 +120,18 @@ class Run:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written aside, flushed to disk, renamed."""
+    with _renamed(path.with_name(path.name + ".partial"), path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _renamed(aside: Path, path: Path) -> Iterator[Path]:
+    """`aside` is to be written; it gets its name behind the block, or is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
         aside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -151,15 +156,8 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] |
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """As `write_text`. Workers that write the same file do not meet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with _renamed(path.with_suffix(f".{os.getpid()}.partial"), path) as aside:
         save_tensors(tensors, metadata, aside)
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

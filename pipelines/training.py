@@ -52,7 +52,7 @@ def fits_memory(job: Job) -> bool:
     return bool(job.ludwig["trainer"]["batch_size"] == "auto")
 
 
-def shares_base(job: Job) -> bool:
+def shards_base(job: Job) -> bool:
     """Whether each worker holds a part of the frozen weights alone."""
     backend = job.ludwig.get("backend")
     return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
@@ -92,7 +92,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         with workers.coordinator_first():
             strategies = build(start, training.data.rows)
             may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
-            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shares_base(job))
+            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shards_base(job))
         # Named, since Ludwig would join any Ray cluster that it finds on the machine.
         backend = WorkersBackend() if workers.count > 1 else "local"
         model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)

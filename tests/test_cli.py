@@ -64,7 +64,7 @@ def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a/b", "no slash"), ("a b", "no slash"), ("", "--name is empty"), ("../x", "begins with a letter"), (".hidden", "as in --name hidden")],
+    [("a/b", "no slash"), ("a b", "no slash"), ("", "--name is empty"), ("../x", "does not begin with a dot"), (".hidden", "write --name hidden")],
 )
 def test_names_of_runs(tmp_path, name, message):
     result = call("run", write_job(tmp_path), "--name", name)

@@ -10,7 +10,6 @@ from ludwig.callbacks import Callback
 
 from pipelines.engine.checkpoint import check_disk
 from pipelines.engine.micro_batches import MicroBatches
-from pipelines.engine.sharding import share_out_base
 from pipelines.engine.strategy import Strategy
 
 
@@ -40,13 +39,13 @@ class StepCallback(Callback):
         hook: StepHook | None = None,
         fit_memory: bool = False,
         may_skip: int = 0,
-        share_base: bool = False,
+        shard_base: bool = False,
     ) -> None:
         """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them.
-        `may_skip`: steps without a finite loss that are passed over. `share_base`: each worker holds a part of the frozen
+        `may_skip`: steps without a finite loss that are passed over. `shard_base`: each worker holds a part of the frozen
         weights."""
         self.report, self.strategies, self.hook = report, strategies, hook
-        self.fit_memory, self.may_skip, self.share_base = fit_memory, may_skip, share_base
+        self.fit_memory, self.may_skip, self.shard_base = fit_memory, may_skip, shard_base
         self.history: dict[str, Any] | None = None
         self._seen = time.monotonic()
 
@@ -56,8 +55,11 @@ class StepCallback(Callback):
         trainer.hook, trainer.may_skip = self.hook, self.may_skip
         if self.fit_memory:
             trainer.micro_batches = MicroBatches(None, trainer.history)
-        if self.share_base:
-            trainer.workers = share_out_base(trainer.model.model, trainer.workers)
+        if self.shard_base:
+            # torch's FSDP is a second to import, and few want it.
+            from pipelines.engine.sharding import shard_base
+
+            trainer.workers = shard_base(trainer.model.model, trainer.workers)
         with trainer.workers.coordinator_first():
             for strategy in self.strategies:
                 strategy.workers = trainer.workers

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from pipelines.engine.workers import Workers
 
 
-def share_out_base(model: torch.nn.Module, workers: Workers) -> Workers:
+def shard_base(model: torch.nn.Module, workers: Workers) -> Workers:
     """Each layer's frozen weights become this worker's part of them. Returns the workers, bound to each other's passes."""
     if workers.count == 1:
         return workers
@@ -25,7 +24,6 @@ def share_out_base(model: torch.nn.Module, workers: Workers) -> Workers:
     mesh = init_device_mesh(device, (workers.count,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, ignored_params={weight for weight in layer.parameters() if weight.requires_grad})
-    dist.barrier()
     return replace(workers, bound=True)
 
 

@@ -67,8 +67,8 @@ def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers 
     sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
     counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
     parts = [rows.take(numbers) for numbers in packs(rows, PACK_TOKENS)]
-    passes = [(counts, pack_means(model, part)) for part, counts in workers.rounds(parts, data.rows[0:1])]
-    means = [mean for counts, found in passes if counts for mean in found]
+    passes = [(real, pack_means(model, part)) for part, real in workers.rounds(parts, data.rows[0:1])]
+    means = [mean for real, found in passes if real for mean in found]
     for number, mean, length in zip(mine, means, rows.supervised_lengths, strict=True):
         sums[data.tasks[number]] += mean * length
         counts[data.tasks[number]] += length

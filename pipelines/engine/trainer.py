@@ -126,7 +126,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             except torch.OutOfMemoryError:
                 pass  # the traceback holds what the pass had kept, so what follows stands behind it
             if self.workers.bound or not self.micro_batches.halve(rows):
-                longest_row = max(map(len, rows.input_ids))
+                longest_row = max(map(len, [*rows.input_ids, *filler.input_ids]))
                 what, mend = f"one row of {longest_row} tokens", "shorter rows"
                 if self.workers.bound:
                     what, mend = f"rows of up to {longest_row} tokens", "a smaller trainer.batch_size, shorter rows"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
+from pipelines.models import from_hub
 from pipelines.row_files import read_rows
 from pipelines.tasks import fill
 
@@ -78,15 +79,10 @@ def guard_file(guard: Guard) -> Path:
         example = "hub:allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
         raise DataError(Problem(f"write hub:OWNER/NAME/FILE, as in {example}", guard.data))
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    where = {"repo_id": f"{owner}/{name}", "filename": file, "repo_type": "dataset"}
     try:
-        return Path(hf_hub_download(**where, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    try:
-        return Path(hf_hub_download(**where))
+        return from_hub(hf_hub_download, f"{owner}/{name}", file, repo_type="dataset")
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = next(iter(str(error).splitlines()), "no reason given")[:120]
         message = f"cannot be had from the hub ({reason}); download the file and name it here"

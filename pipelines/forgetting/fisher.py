@@ -35,7 +35,7 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
     the summed loss by its output. Rows do not see each other, so packing them changes nothing.
-    Measured without the adapter: of the model that the job starts from, and three times fewer products.
+    Measured with the adapter switched off: of the model that the job starts from, and without the adapter's own products.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     sums = _Sums(kronecker)

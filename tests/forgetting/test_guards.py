@@ -145,16 +145,16 @@ def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypat
     (files / "test.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}\n')
     asked = []
 
-    def download(local_files_only=False, **where):
-        asked.append((local_files_only, where))
+    def download(*where, repo_type, local_files_only=False):
+        asked.append((local_files_only, *where, repo_type))
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
         return str(files / "test.jsonl")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert len(read_choices(guard_file(guard))) == 1
-    where = {"repo_id": "some/benchmark", "filename": "easy/test.jsonl", "repo_type": "dataset"}
-    assert asked == [(True, where), (False, where)]
+    where = ("some/benchmark", "easy/test.jsonl", "dataset")
+    assert asked == [(True, *where), (False, *where)]
 
 
 @pytest.mark.parametrize("data", ["hub:some", "hub:some/benchmark", "hub:"])
