@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
-from pipelines.engine.packing import ATTENTION, Rows, packs, supervised_logits
+from pipelines.engine.layout import lay_out
+from pipelines.engine.packing import ATTENTION, Rows, packed_logits, packs
 
 ROOM = 32
 """Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
@@ -83,26 +84,30 @@ def read(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> tuple[
     losses: list[float | None] = []
     for numbers in packs(rows, batch_tokens):
         pack, cache = rows.take(numbers), Cache(layer_class_to_replicate=RoomyLayer)
+        layout = lay_out(pack.input_ids)
         with torch.no_grad():
-            logits, targets = supervised_logits(model, pack, past_key_values=cache, use_cache=True)
+            logits, targets = packed_logits(model, pack, layout, past_key_values=cache, use_cache=True)
             each = F.cross_entropy(logits, targets, reduction="none").float().split(pack.supervised_lengths)
         losses += [float(one.double().mean()) if len(one) else None for one in each]
-        _spread(pack, numbers, cache, layers, len(rows), width)
+        prompts = [layout.places(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
+        _spread(prompts, numbers, cache, layers, len(rows), width)
     return losses, Cache(layers=layers)
 
 
-def _spread(pack: Rows, numbers: Sequence[int], packed: Cache, layers: list[RoomyLayer], rows: int, width: int) -> None:
-    """Each prompt of the pack to its row of `layers`, its last token but one at the right end."""
-    starts = np.cumsum([0, *(len(ids) for ids in pack.input_ids[:-1])])
+def _spread(
+    prompts: Sequence[np.ndarray], numbers: Sequence[int], packed: Cache, layers: list[RoomyLayer], rows: int, width: int
+) -> None:
+    """Each prompt, given as the places of its tokens in `packed`, to its row of `layers`, its last token at the right end."""
     for layer, source in zip(layers, packed.layers, strict=True):
         keys, values = source.keys, source.values
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
             layer.hold(keys.expand(rows, -1, -1, -1), 0, width)
-        for number, start, prompt in zip(numbers, starts, pack.supervised_from, strict=True):
-            if prompt > 1:
-                layer.keys[number, :, width - prompt + 1 :] = keys[0, :, start : start + prompt - 1]
-                layer.values[number, :, width - prompt + 1 :] = values[0, :, start : start + prompt - 1]
+        for number, places in zip(numbers, prompts, strict=True):
+            if len(places):
+                spots = torch.from_numpy(places).to(keys.device)
+                layer.keys[number, :, width - len(places) :] = keys[0, :, spots]
+                layer.values[number, :, width - len(places) :] = values[0, :, spots]
 
 
 def continuations(

@@ -1,4 +1,5 @@
-"""Rows laid end to end through the model: no padding, and the vocabulary projection only where the loss counts.
+"""Rows laid end to end through the model: no padding, what they have in common read once, and the vocabulary projection only
+where the loss counts.
 
 The numbers are those of a padded batch: attention stays within each row and positions restart with it.
 """
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from pipelines.engine.layout import Layout, lay_out
 
 ATTENTION = "alfine_rows"
 """Name under which transformers knows `row_attention`."""
@@ -58,35 +61,35 @@ def row_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    row_lengths: tuple[int, ...] | None = None,
-    row_masks: tuple[torch.Tensor, ...] | None = None,
+    layout: Layout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row of a packed sequence.
 
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim]; `row_lengths` adds up to tokens;
-    `row_masks` says who looks at whom where that is not simply causal. Without lengths (a model that generates, or scores
-    one row) this is transformers' SDPA attention.
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], the tokens as `layout` has them.
+    Without one (a model that generates) this is transformers' SDPA attention.
     Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
-    if row_lengths is None:
+    if layout is None:
         answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return answer, None
-    answers = []
     # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every row.
-    rows = zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    for number, (length, (its_query, its_key, its_value)) in enumerate(zip(row_lengths, rows, strict=True)):
-        mask = row_masks[number] if row_masks is not None else None
-        if mask is None and sliding_window is not None and length > sliding_window:
+    pieces = [tensor.split(layout.lengths, dim=2) for tensor in (query, key, value)]
+    answers: dict[int, torch.Tensor] = {}
+    for path in layout.paths:
+        its_query, its_key, its_value = (
+            torch.cat([parts[segment] for segment in path], dim=2) if len(path) > 1 else parts[path[0]] for parts in pieces
+        )
+        length, mask = its_query.shape[2], None
+        if sliding_window is not None and length > sliding_window:
             position = torch.arange(length, device=query.device)
             distance = position[:, None] - position[None, :]
             mask = ((distance >= 0) & (distance < sliding_window))[None, None]
-        answer, _ = sdpa_attention_forward(
-            module, its_query, its_key, its_value, mask, is_causal=mask is None, **kwargs
-        )
-        answers.append(answer)
-    return torch.cat(answers, dim=1), None
+        answer, _ = sdpa_attention_forward(module, its_query, its_key, its_value, mask, is_causal=mask is None, **kwargs)
+        # Each of the rows that share a segment has computed the same there.
+        answers = dict(zip(path, answer.split([layout.lengths[segment] for segment in path], dim=1), strict=True)) | answers
+    return torch.cat([answers[segment] for segment in range(len(layout.segments))], dim=1), None
 
 
 AttentionInterface.register(ATTENTION, row_attention)
@@ -111,35 +114,49 @@ def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     return F.cross_entropy(logits, targets, reduction="none").float()
 
 
-def supervised_logits(model: torch.nn.Module, rows: Rows, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits that predict each supervised token, row after row, and those tokens:
-    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens]. `arguments` go to the model."""
-    if getattr(model.config, "_attn_implementation", None) == ATTENTION:
-        return _packed_logits(model, rows, **arguments)
-    parts = [_packed_logits(model, rows[n : n + 1]) for n in range(len(rows))]
-    logits, targets = zip(*parts, strict=True)
-    return torch.cat(logits), torch.cat(targets)
+    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens].
+
+    Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
+    """
+    if not packs_rows(model):
+        parts = [packed_logits(model, rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows))]
+        logits, targets = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(targets)
+    return packed_logits(model, rows, lay_out(rows.input_ids, share=share and not _drops_out(model)))
 
 
-def _packed_logits(model: torch.nn.Module, rows: Rows, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def packs_rows(model: torch.nn.Module) -> bool:
+    """Whether its attention knows rows."""
+    return getattr(model.config, "_attn_implementation", None) == ATTENTION
+
+
+def _drops_out(model: torch.nn.Module) -> bool:
+    """Whether the model now draws random numbers: each row has its own."""
+    if not model.training:
+        return False
+    layers = (module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
+
+
+def packed_logits(
+    model: torch.nn.Module, rows: Rows, layout: Layout, **arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `supervised_logits`, of rows laid out; `arguments` go to the model."""
     device = next(model.parameters()).device
-    lengths = [len(ids) for ids in rows.input_ids]
-    tokens = torch.from_numpy(np.concatenate(rows.input_ids).astype(np.int64)).to(device)
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
-    # The logits at position p predict the token at p + 1.
-    starts = np.cumsum([0, *lengths[:-1]])
-    targets = torch.from_numpy(
-        np.concatenate(
-            [start + np.arange(first, length) for start, first, length in zip(starts, rows.supervised_from, lengths, strict=True)]
-        )
-    ).to(device)
-    arguments: dict[str, Any] = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False, **more}
+    tokens = torch.from_numpy(layout.tokens).to(device)
+    arguments = {"position_ids": torch.from_numpy(layout.positions).to(device)[None], "use_cache": False, **arguments}
     if len(rows) > 1:
-        arguments["row_lengths"] = tuple(lengths)
-    return logits_at(model, targets - 1, **arguments), tokens[targets]
+        arguments["layout"] = layout
+    # The logits at one token predict the next.
+    spots = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
+    targets = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
+    places, following = (torch.from_numpy(np.concatenate(one).astype(np.int64)).to(device) for one in (spots, targets))
+    return _logits_at(model, places, input_ids=tokens[None], **arguments), following
 
 
-def logits_at(model: torch.nn.Module, places: torch.Tensor, **arguments: Any) -> torch.Tensor:
+def _logits_at(model: torch.nn.Module, places: torch.Tensor, **arguments: Any) -> torch.Tensor:
     """The logits of a forward pass over one packed sequence, at `places` alone: [places, vocabulary]."""
     if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
         return torch.as_tensor(model(**arguments, logits_to_keep=places).logits[0])

@@ -34,7 +34,7 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
     """Fisher information of every adapted matrix, by module, in two factors.
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
-    the summed loss by its output. Rows do not see each other, so packing them changes nothing.
+    the summed loss by its output. Rows do not see each other, so packing them changes nothing; a beginning that they share has its own gradient in each.
     Measured with the adapter switched off: of the model that the job starts from, and without the adapter's own products.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
@@ -42,7 +42,7 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
     generator = torch.Generator().manual_seed(seed)
     with _evaluating(model), _without_adapter(model), sums.watching(model, set(pairs)):
         for part in micro_batches(rows, MICRO_BATCH):
-            logits, _ = supervised_logits(model, part)
+            logits, _ = supervised_logits(model, part, share=False)
             logits.backward(sampled_gradient(logits, generator))
     predicted, seen = rows.supervised_tokens, rows.tokens
     return {name: Factored(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from pipelines.completions import LoadedModel, complete
-from pipelines.engine.branches import Branches, continuation_losses
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
 from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import Choice, Question, guard_file, guards_of, read_choices, read_questions
@@ -35,14 +34,14 @@ BaseLogits = Callable[[Rows], torch.Tensor]
 
 @dataclass(frozen=True)
 class PreparedGuard:
-    """A guard's rows; as tokens, `rows` are documents or base answers, `branches` questions with their choices."""
+    """A guard's rows; as tokens, `rows` are documents or base answers, `question_rows` each question with each of its choices."""
 
     name: str
     kind: str
     file: str
     rows: Rows = field(default_factory=lambda: Rows([], []))
     choices: Sequence[Choice] = ()
-    branches: Sequence[Branches] = ()
+    question_rows: Sequence[Rows] = ()
     questions: Sequence[Question] = ()
     metric: str = ""
     own_scores: Sequence[float | None] = ()
@@ -58,7 +57,7 @@ class PreparedGuard:
         for start in range(0, max(len(self.rows), len(self.choices), len(self.questions)), items):
             piece = slice(start, start + items)
             yield replace(
-                self, rows=self.rows[piece], choices=self.choices[piece], branches=self.branches[piece],
+                self, rows=self.rows[piece], choices=self.choices[piece], question_rows=self.question_rows[piece],
                 questions=self.questions[piece],
             )  # fmt: skip
 
@@ -73,7 +72,7 @@ def prepare_guards(
         match guard.kind:
             case "choices":
                 items = read_choices(file)[: guard.rows]
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, branches=_branches(prompts, items)))
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=_question_rows(prompts, items)))
             case "text":
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
             case "answers":
@@ -85,14 +84,14 @@ def prepare_guards(
     return prepared
 
 
-def _branches(prompts: PromptFormat, items: Sequence[Choice]) -> list[Branches]:
+def _question_rows(prompts: PromptFormat, items: Sequence[Choice]) -> list[Rows]:
     """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice"."""
     found = []
     for item in items:
         texts = [f"Question: {item.question}\nAnswer:", *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices)]
         question, *wholes = (prompts.plain_ids(text) for text in texts)
         shared = len(os.path.commonprefix([question, *wholes]))
-        found.append(Branches(question[:shared], [whole[shared:] for whole in wholes]))
+        found.append(Rows([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
     return found
 
 
@@ -111,8 +110,14 @@ def score_guard(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogi
 
 
 def _choice_scores(model: torch.nn.Module, guard: PreparedGuard) -> Iterator[float]:
-    for item, losses in zip(guard.choices, continuation_losses(model, guard.branches), strict=True):
-        likely = [-loss / len(choice) for loss, choice in zip(losses, item.choices, strict=True)]
+    rows = Rows(
+        [ids for one in guard.question_rows for ids in one.input_ids],
+        [start for one in guard.question_rows for start in one.supervised_from],
+    )
+    summed = [mean * length for mean, length in zip(row_losses(model, rows), rows.supervised_lengths, strict=True)]
+    losses = iter(summed)
+    for item in guard.choices:
+        likely = [-next(losses) / len(choice) for choice in item.choices]
         yield 100.0 if int(np.argmax(likely)) == item.answer else 0.0
 
 
