@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
+from pipelines.engine.attention import reads_beginnings_once
 from pipelines.engine.layout import lay_out
-from pipelines.engine.packing import ATTENTION, Rows, packed_logits, packs
+from pipelines.engine.packing import Rows, packed_logits, packs
 
 ROOM = 32
 """Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
@@ -73,7 +74,7 @@ def reads_once(model: torch.nn.Module) -> bool:
     config: PretrainedConfig = model.config.get_text_config()  # type: ignore[operator, union-attr]
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return config._attn_implementation == ATTENTION and windows is None and kinds == {"full_attention"}
+    return reads_beginnings_once(model) and windows is None and kinds == {"full_attention"}
 
 
 def read(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> tuple[list[float | None], Cache]:

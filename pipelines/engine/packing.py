@@ -14,14 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PretrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipelines.engine.attention import reads_beginnings_once, reads_rows_together
 from pipelines.engine.layout import Layout, lay_out
 
-ATTENTION = "alfine_rows"
-"""Name under which transformers knows `row_attention`."""
 PACK_TOKENS = 4096
 """Tokens that go through the model at once where nothing is kept for a backward pass."""
 
@@ -55,59 +51,6 @@ class Rows:
         return Rows([self.input_ids[n] for n in numbers], [self.supervised_from[n] for n in numbers])
 
 
-def row_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    layout: Layout | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each row of a packed sequence.
-
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], the tokens as `layout` has them.
-    Without one (a model that generates) this is transformers' SDPA attention.
-    Returns ([1, tokens, heads, head_dim], None), as transformers expects.
-    """
-    if layout is None:
-        answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return answer, None
-    # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every row.
-    pieces = [tensor.split(layout.lengths, dim=2) for tensor in (query, key, value)]
-    answers: dict[int, torch.Tensor] = {}
-    for path in layout.paths:
-        its_query, its_key, its_value = (
-            torch.cat([parts[segment] for segment in path], dim=2) if len(path) > 1 else parts[path[0]] for parts in pieces
-        )
-        length, mask = its_query.shape[2], None
-        if sliding_window is not None and length > sliding_window:
-            position = torch.arange(length, device=query.device)
-            distance = position[:, None] - position[None, :]
-            mask = ((distance >= 0) & (distance < sliding_window))[None, None]
-        answer, _ = sdpa_attention_forward(module, its_query, its_key, its_value, mask, is_causal=mask is None, **kwargs)
-        # Each of the rows that share a segment has computed the same there.
-        answers = dict(zip(path, answer.split([layout.lengths[segment] for segment in path], dim=1), strict=True)) | answers
-    return torch.cat([answers[segment] for segment in range(len(layout.segments))], dim=1), None
-
-
-AttentionInterface.register(ATTENTION, row_attention)
-# Left-padded prompts need SDPA's mask; without a mask function of the same name transformers would pass none.
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def attention_for(model_class: type, config: PretrainedConfig) -> str:
-    """`ATTENTION` where the model takes a pluggable attention that SDPA can compute exactly, else its own eager one.
-
-    Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) are beyond SDPA.
-    """
-    text_config = config.get_text_config()
-    pluggable = getattr(model_class, "_supports_attention_backend", False)
-    capped = getattr(text_config, "attn_logit_softcapping", None) is not None
-    return ATTENTION if pluggable and not capped and text_config.model_type != "gpt_oss" else "eager"
-
-
 def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
     logits, targets = supervised_logits(model, rows)
@@ -120,16 +63,12 @@ def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True)
 
     Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
     """
-    if not packs_rows(model):
+    if not reads_rows_together(model):
         parts = [packed_logits(model, rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows))]
         logits, targets = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(targets)
-    return packed_logits(model, rows, lay_out(rows.input_ids, share=share and not _drops_out(model)))
-
-
-def packs_rows(model: torch.nn.Module) -> bool:
-    """Whether its attention knows rows."""
-    return getattr(model.config, "_attn_implementation", None) == ATTENTION
+    share = share and reads_beginnings_once(model) and not _drops_out(model)
+    return packed_logits(model, rows, lay_out(rows.input_ids, share=share))
 
 
 def _drops_out(model: torch.nn.Module) -> bool:
@@ -140,14 +79,12 @@ def _drops_out(model: torch.nn.Module) -> bool:
     return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
 
 
-def packed_logits(
-    model: torch.nn.Module, rows: Rows, layout: Layout, **arguments: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_logits(model: torch.nn.Module, rows: Rows, layout: Layout, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """As `supervised_logits`, of rows laid out; `arguments` go to the model."""
     device = next(model.parameters()).device
     tokens = torch.from_numpy(layout.tokens).to(device)
     arguments = {"position_ids": torch.from_numpy(layout.positions).to(device)[None], "use_cache": False, **arguments}
-    if len(rows) > 1:
+    if reads_rows_together(model):
         arguments["layout"] = layout
     # The logits at one token predict the next.
     spots = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
@@ -159,7 +96,7 @@ def packed_logits(
 def _logits_at(model: torch.nn.Module, places: torch.Tensor, **arguments: Any) -> torch.Tensor:
     """The logits of a forward pass over one packed sequence, at `places` alone: [places, vocabulary]."""
     if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
-        return torch.as_tensor(model(**arguments, logits_to_keep=places).logits[0])
+        return torch.as_tensor(model(**arguments, logits_to_keep=places).logits.squeeze(0))
     return torch.as_tensor(model(**arguments).logits[0, places])
 
 

@@ -34,7 +34,8 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
     """Fisher information of every adapted matrix, by module, in two factors.
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
-    the summed loss by its output. Rows do not see each other, so packing them changes nothing; a beginning that they share has its own gradient in each.
+    the summed loss by its output. Rows do not see each other, so packing them changes nothing; what they begin with is
+    read in each, since it has another gradient there.
     Measured with the adapter switched off: of the model that the job starts from, and without the adapter's own products.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}

@@ -51,7 +51,6 @@ class PreparedGuard:
     def higher_is_better(self) -> bool:
         return self.kind == "choices" or (self.kind == "task" and resolve(self.metric).higher_is_better)
 
-
     def parts(self, items: int) -> Iterator[PreparedGuard]:
         """The guard in pieces of so many items, in order, for several to score."""
         for start in range(0, max(len(self.rows), len(self.choices), len(self.questions)), items):
@@ -72,7 +71,8 @@ def prepare_guards(
         match guard.kind:
             case "choices":
                 items = read_choices(file)[: guard.rows]
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=_question_rows(prompts, items)))
+                rows = _question_rows(prompts, items)
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=rows))
             case "text":
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
             case "answers":

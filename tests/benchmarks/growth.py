@@ -34,14 +34,15 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.engine.packing import ATTENTION, Rows, token_losses
+    from pipelines.engine.attention import BEGINNINGS_ONCE
+    from pipelines.engine.packing import Rows, token_losses
 
     hidden, layers, heads, kv_heads, width = SHAPES[size]
     config = LlamaConfig(
         vocab_size=49152, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
         intermediate_size=width, tie_word_embeddings=True, max_position_embeddings=8192,
     )  # fmt: skip
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = BEGINNINGS_ONCE
     base = LlamaForCausalLM(config)
     weights = sum(weight.numel() for weight in base.parameters())
     model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()

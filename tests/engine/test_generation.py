@@ -6,8 +6,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from pipelines.engine.attention import attention_for
 from pipelines.engine.generation import ENDED_EVERY, continuations, read, reads_once
-from pipelines.engine.packing import Rows, attention_for, row_losses
+from pipelines.engine.packing import Rows, row_losses
 from tests.engine.test_packing import ARCHITECTURES
 
 STOPS = [7, 8, 9]

@@ -8,7 +8,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.engine.packing import ATTENTION, Rows, attention_for, row_losses, supervised_logits, token_losses
+from pipelines.engine.attention import BEGINNINGS_ONCE, attention_for
+from pipelines.engine.packing import Rows, row_losses, supervised_logits, token_losses
 from tests.tiny import make_model
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 128}
@@ -66,7 +67,7 @@ def test_packed_losses_and_gradients_equal_rows_alone(architecture, rows):
 
 
 def test_no_row_sees_another(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).eval()
     rows = some_rows()
     alone = token_losses(model, rows[1:2])
     beside = token_losses(model, rows).split(rows.supervised_lengths)[1]
@@ -78,7 +79,7 @@ def count_tokens(model, seen):
 
 
 def test_what_rows_begin_with_is_read_once(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION).train()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).train()
     rows, seen = rows_that_begin_alike(), []
     count_tokens(model, seen)
     token_losses(model, rows)
@@ -87,7 +88,7 @@ def test_what_rows_begin_with_is_read_once(tmp_path):
 
 
 def test_under_dropout_each_row_draws_its_own(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION)
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"))
     rows, seen = rows_that_begin_alike(), []
     count_tokens(model, seen)
@@ -97,7 +98,7 @@ def test_under_dropout_each_row_draws_its_own(tmp_path):
 
 
 def test_row_losses_are_means_whatever_the_pack(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=ATTENTION).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).eval()
     rows = some_rows()
     small, large = list(row_losses(model, rows, batch_tokens=8)), list(row_losses(model, rows, batch_tokens=4096))
     assert small == pytest.approx(large, abs=1e-6)
