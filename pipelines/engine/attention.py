@@ -5,6 +5,7 @@ A model takes it where it gives, on a few rows, what the model's own attention g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,22 +42,33 @@ def row_attention(
     if layout is None:
         answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return answer, None
-    # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every row.
-    pieces = [tensor.split(layout.lengths, dim=2) for tensor in (query, key, value)]
-    answers: dict[int, torch.Tensor] = {}
-    for path in layout.paths:
-        its_query, its_key, its_value = (
-            torch.cat([parts[segment] for segment in path], dim=2) if len(path) > 1 else parts[path[0]] for parts in pieces
+    # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every segment.
+    queries, keys, values = (tensor.split(layout.lengths, dim=2) for tensor in (query, key, value))
+    answers = []
+    for segment, before in enumerate(layout.before):
+        length, depth, path = layout.lengths[segment], layout.depths[segment], (*before, segment)
+        mask, asked = None, path
+        if depth > length or (sliding_window is not None and depth + length > sliding_window):
+            mask, asked = _mask(depth, length, sliding_window, query.device), (segment,)
+        # Without a mask attention is causal from the first token on, so what comes before is asked again: up to as many
+        # tokens as the segment's own that is faster.
+        answer, _ = sdpa_attention_forward(
+            module, _joined(queries, asked), _joined(keys, path), _joined(values, path), mask, is_causal=mask is None, **kwargs
         )
-        length, mask = its_query.shape[2], None
-        if sliding_window is not None and length > sliding_window:
-            position = torch.arange(length, device=query.device)
-            distance = position[:, None] - position[None, :]
-            mask = ((distance >= 0) & (distance < sliding_window))[None, None]
-        answer, _ = sdpa_attention_forward(module, its_query, its_key, its_value, mask, is_causal=mask is None, **kwargs)
-        # Each of the rows that share a segment has computed the same there.
-        answers = dict(zip(path, answer.split([layout.lengths[segment] for segment in path], dim=1), strict=True)) | answers
-    return torch.cat([answers[segment] for segment in range(len(layout.segments))], dim=1), None
+        answers.append(answer if answer.shape[1] == length else answer.split([depth, length], dim=1)[1])
+    return torch.cat(answers, dim=1), None
+
+
+def _joined(parts: Sequence[torch.Tensor], path: Sequence[int]) -> torch.Tensor:
+    return torch.cat([parts[segment] for segment in path], dim=2) if len(path) > 1 else parts[path[0]]
+
+
+def _mask(depth: int, length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
+    """[1, 1, length, depth + length]: whom the last `length` of a row's first tokens may look at."""
+    position = torch.arange(depth + length, device=device)
+    distance = position[depth:, None] - position[None, :]
+    seen = distance >= 0
+    return (seen if sliding_window is None else seen & (distance < sliding_window))[None, None]
 
 
 for _name in (BEGINNINGS_ONCE, TOGETHER):

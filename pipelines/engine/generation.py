@@ -16,7 +16,7 @@ from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
 from pipelines.engine.attention import reads_beginnings_once
 from pipelines.engine.layout import lay_out
-from pipelines.engine.packing import Rows, packed_logits, packs
+from pipelines.engine.packing import Rows, packed_losses, packs
 
 ROOM = 32
 """Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
@@ -87,8 +87,7 @@ def read(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> tuple[
         pack, cache = rows.take(numbers), Cache(layer_class_to_replicate=RoomyLayer)
         layout = lay_out(pack.input_ids)
         with torch.no_grad():
-            logits, targets = packed_logits(model, pack, layout, past_key_values=cache, use_cache=True)
-            each = F.cross_entropy(logits, targets, reduction="none").float().split(pack.supervised_lengths)
+            each = packed_losses(model, pack, layout, past_key_values=cache, use_cache=True).split(pack.supervised_lengths)
         losses += [float(one.double().mean()) if len(one) else None for one in each]
         prompts = [layout.places(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
         _spread(prompts, numbers, cache, layers, len(rows), width)

@@ -27,19 +27,25 @@ class Layout:
     depths: Sequence[int]
     paths: Sequence[tuple[int, ...]]
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         return tuple(map(len, self.segments))
 
     @property
     def tokens(self) -> np.ndarray:
-        """int64 [tokens]"""
-        return np.concatenate(self.segments).astype(np.int64)
+        """int32 [tokens]"""
+        return np.concatenate(self.segments)
 
     @property
     def positions(self) -> np.ndarray:
         """int64 [tokens]: of each token within its rows."""
         return np.concatenate([depth + np.arange(length) for depth, length in zip(self.depths, self.lengths, strict=True)])
+
+    @cached_property
+    def before(self) -> tuple[tuple[int, ...], ...]:
+        """For each segment those that come before it in its rows, in order."""
+        found = {segment: path[:place] for path in self.paths for place, segment in enumerate(path)}
+        return tuple(found[segment] for segment in range(len(self.segments)))
 
     @cached_property
     def _starts(self) -> np.ndarray:

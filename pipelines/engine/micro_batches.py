@@ -33,13 +33,13 @@ class MicroBatches:
         return self.history.get("micro_batch", self.first)
 
     def parts(self, rows: Rows) -> Iterator[Rows]:
-        """All rows, each once; by tokens the long ones together."""
+        """All rows, each once; those that begin alike together, since what they share is read once a part."""
         size = self.size
         assert size is not None
+        rows = rows.take(sorted(range(len(rows)), key=lambda number: rows.input_ids[number].tobytes()))
         if "rows" in size:
             yield from micro_batches(rows, size["rows"])
             return
-        rows = rows.take(sorted(range(len(rows)), key=lambda number: (-len(rows.input_ids[number]), number)))
         for numbers in packs(rows, size["tokens"]):
             yield rows.take(numbers)
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
-from pipelines.engine.packing import Rows, supervised_logits
+from pipelines.engine.packing import Rows, supervised_logits, token_losses
 from pipelines.runs import replace_folder
 
 
@@ -42,6 +42,7 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
     if quantization is None and cuda:
         model.to("cuda")  # type: ignore[arg-type]
     settle_attention(model)
+    settle_head(model)
     return model
 
 
@@ -57,14 +58,13 @@ def settle_attention(model: PreTrainedModel) -> None:
     rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
     model.eval().set_attn_implementation(ALONE)
     expected, _ = supervised_logits(model, rows)
-    exact = model.dtype == torch.float32 and model.device.type == "cpu" and not getattr(model, "is_quantized", False)
     for name in (BEGINNINGS_ONCE, TOGETHER):
         model.set_attn_implementation(name)
         try:
             found, _ = supervised_logits(model, rows)
         except (TypeError, ValueError, RuntimeError):
             continue  # a forward pass that knows neither rows nor their positions
-        if _alike(found.float(), expected.float(), exact):
+        if _alike(found.float(), expected.float(), _is_exact(model)):
             break
     else:
         model.set_attn_implementation(ALONE)
@@ -74,11 +74,30 @@ def settle_attention(model: PreTrainedModel) -> None:
     model.train(training)
 
 
+@torch.no_grad()
+def settle_head(model: PreTrainedModel) -> None:
+    """Notes whether the loss may be worked out of the last hidden states (`pipelines.engine.output_loss`).
+
+    Not where logits are scaled, capped or shifted behind the output layer.
+    """
+    rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
+    model.eval().has_plain_head = False  # type: ignore[assignment]
+    expected = token_losses(model, rows)
+    model.has_plain_head = True  # type: ignore[assignment]
+    model.has_plain_head = _alike(token_losses(model, rows), expected, _is_exact(model))  # type: ignore[assignment]
+    model.train(training)
+
+
 def _trial_rows(vocabulary: int) -> Rows:
     """Rows of which some begin alike; tokens from the middle of the vocabulary, where none is special."""
     random = np.random.default_rng(0)
     beginning, *ends = (random.integers(vocabulary // 8, vocabulary // 2, length).astype(np.int32) for length in (8, 9, 5, 13))
     return Rows([*(np.concatenate([beginning, end]) for end in ends[:2]), ends[2]], [2, 9, 1])
+
+
+def _is_exact(model: PreTrainedModel) -> bool:
+    """Whether it calculates in fp32 throughout."""
+    return model.dtype == torch.float32 and model.device.type == "cpu" and not getattr(model, "is_quantized", False)
 
 
 def _alike(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> bool:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from pipelines.engine.attention import reads_beginnings_once, reads_rows_together
 from pipelines.engine.layout import Layout, lay_out
+from pipelines.engine.output_loss import losses_of
 
 PACK_TOKENS = 4096
 """Tokens that go through the model at once where nothing is kept for a backward pass."""
@@ -53,8 +54,7 @@ class Rows:
 
 def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
-    logits, targets = supervised_logits(model, rows)
-    return F.cross_entropy(logits, targets, reduction="none").float()
+    return torch.cat([packed_losses(model, part, layout) for part, layout in _laid_out(model, rows)])
 
 
 def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,12 +63,17 @@ def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True)
 
     Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
     """
-    if not reads_rows_together(model):
-        parts = [packed_logits(model, rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows))]
-        logits, targets = zip(*parts, strict=True)
-        return torch.cat(logits), torch.cat(targets)
-    share = share and reads_beginnings_once(model) and not _drops_out(model)
-    return packed_logits(model, rows, lay_out(rows.input_ids, share=share))
+    passes = [packed_logits(model, part, layout) for part, layout in _laid_out(model, rows, share)]
+    logits, targets = zip(*passes, strict=True)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _laid_out(model: torch.nn.Module, rows: Rows, share: bool = True) -> Iterator[tuple[Rows, Layout]]:
+    """The passes that the model takes for `rows`: one, or one a row."""
+    if reads_rows_together(model):
+        yield rows, lay_out(rows.input_ids, share=share and reads_beginnings_once(model) and not _drops_out(model))
+    else:
+        yield from ((rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows)))
 
 
 def _drops_out(model: torch.nn.Module) -> bool:
@@ -79,28 +84,49 @@ def _drops_out(model: torch.nn.Module) -> bool:
     return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
 
 
-def packed_logits(model: torch.nn.Module, rows: Rows, layout: Layout, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `supervised_logits`, of rows laid out; `arguments` go to the model."""
+def packed_losses(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> torch.Tensor:
+    """As `token_losses`, of rows laid out; `more` goes to the model."""
+    head = plain_head(model)
+    if head is None:
+        logits, targets = packed_logits(model, rows, layout, **more)
+        return F.cross_entropy(logits, targets, reduction="none").float()
+    inputs, places, targets = _inputs(model, rows, layout)
+    hidden = transformers_model(model).get_decoder()(**{**inputs, **more}).last_hidden_state  # type: ignore[operator]
+    return losses_of(hidden.squeeze(0).index_select(0, places), head, targets)
+
+
+def packed_logits(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `supervised_logits`, of rows laid out; `more` goes to the model."""
+    inputs, places, targets = _inputs(model, rows, layout)
+    if "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
+        return model(**{**inputs, **more}, logits_to_keep=places).logits.squeeze(0), targets
+    return model(**{**inputs, **more}).logits[0, places], targets
+
+
+def _inputs(model: torch.nn.Module, rows: Rows, layout: Layout) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What the model is given, the places whose logits count, each predicting the next token, and those tokens."""
     device = next(model.parameters()).device
-    tokens = torch.from_numpy(layout.tokens).to(device)
-    arguments = {"position_ids": torch.from_numpy(layout.positions).to(device)[None], "use_cache": False, **arguments}
-    if reads_rows_together(model):
-        arguments["layout"] = layout
-    # The logits at one token predict the next.
-    spots = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
-    targets = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
-    places, following = (torch.from_numpy(np.concatenate(one).astype(np.int64)).to(device) for one in (spots, targets))
-    return _logits_at(model, places, input_ids=tokens[None], **arguments), following
+    # As int64, which is what torch looks tokens up by.
+    wanted = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
+    following = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
+    tokens, positions, places, targets = (
+        torch.from_numpy(numbers.astype(np.int64)).to(device)
+        for numbers in (layout.tokens, layout.positions, np.concatenate(wanted), np.concatenate(following))
+    )
+    inputs = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
+    return inputs | ({"layout": layout} if reads_rows_together(model) else {}), places, targets
 
 
-def _logits_at(model: torch.nn.Module, places: torch.Tensor, **arguments: Any) -> torch.Tensor:
-    """The logits of a forward pass over one packed sequence, at `places` alone: [places, vocabulary]."""
-    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
-        return torch.as_tensor(model(**arguments, logits_to_keep=places).logits.squeeze(0))
-    return torch.as_tensor(model(**arguments).logits[0, places])
+def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """The output layer where logits are its product with the decoder's last hidden states and nothing more (which
+    `settle_head` finds out), and where no gradient of its own is asked for."""
+    inner = transformers_model(model)
+    head = inner.get_output_embeddings() if getattr(inner, "has_plain_head", False) else None  # type: ignore[operator]
+    trained = torch.is_grad_enabled() and head is not None and any(weight.requires_grad for weight in head.parameters())
+    return head if type(head) is torch.nn.Linear and not trained else None
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if inner is not None else model

@@ -25,6 +25,9 @@ class Strategy:
     pull: float = 0.0
     """Norm of the gradient that stands for what `after_step` does, where that is no gradient itself."""
 
+    reads_logits: bool = False
+    """Whether it has a `task_term`. Where none has, the logits of the tasks' rows are never held together."""
+
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step, and before a checkpoint is put back: weights stand where the job starts."""
 
@@ -32,10 +35,10 @@ class Strategy:
         """Chooses the rows that this step gets beside `inputs`; how many supervised tokens they add to its mean."""
         return 0
 
-    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor | None:
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
         """A term of the loss on a micro-batch of the tasks' rows: scalar, to be added to their cross entropy, which
         is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
-        return None
+        raise NotImplementedError
 
     def start_anew(self) -> None:
         """Memory ran out; the step's `task_term`s are asked for again, in smaller parts."""

@@ -25,7 +25,7 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 from pipelines.engine.checkpoint import SafetensorsCheckpoint, Unreadable
 from pipelines.engine.dataset import TokenDataset
 from pipelines.engine.micro_batches import MicroBatches
-from pipelines.engine.packing import Rows, supervised_logits
+from pipelines.engine.packing import Rows, supervised_logits, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.engine.token_rows import validation_losses
 from pipelines.engine.workers import Workers
@@ -148,10 +148,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def _backward_tasks(self, rows: Rows, supervised: float) -> torch.Tensor:
         """Adds the gradients of one micro-batch; its share of the step's mean loss."""
         with self._autocast():
-            logits, targets = supervised_logits(self.model.model, rows)
-            part = F.cross_entropy(logits, targets, reduction="none").float().sum() / supervised
-            terms = [strategy.task_term(rows, logits, supervised) for strategy in self.strategies]
-        self.distributed.backward(sum((term for term in terms if term is not None), part), self.dist_model)
+            if any(strategy.reads_logits for strategy in self.strategies):
+                logits, targets = supervised_logits(self.model.model, rows)
+                part = F.cross_entropy(logits, targets, reduction="none").float().sum() / supervised
+                terms = [strategy.task_term(rows, logits, supervised) for strategy in self.strategies if strategy.reads_logits]
+            else:
+                part, terms = token_losses(self.model.model, rows).sum() / supervised, []
+        self.distributed.backward(sum(terms, part), self.dist_model)
         return part.detach()
 
     def _backward_strategies(self, supervised: int) -> list[torch.Tensor]:

@@ -78,6 +78,7 @@ class Distill(Strategy):
     def __init__(self, settings: Settings, taught: Mapping[bytes, TopK] | None = None) -> None:
         """`taught`: another teacher's distributions for the tasks' rows, by the bytes of a row's tokens."""
         self.settings, self.taught = settings, taught
+        self.reads_logits = bool(settings.strength) and (settings.rows != "replay" or taught is not None)
         self.task_divergence = 0.0
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -95,9 +96,7 @@ class Distill(Strategy):
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
         return divergence(self.base.logits(rows), logits, self.settings.temperature)
 
-    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor | None:
-        if not self.settings.strength or (self.settings.rows == "replay" and self.taught is None):
-            return None
+    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
         if self.taught is None:
             each = divergence(self.base.logits(rows), logits, self.settings.temperature)
         else:

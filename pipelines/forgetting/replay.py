@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import Rows, micro_batches, supervised_logits
+from pipelines.engine.packing import Rows, micro_batches, supervised_logits, token_losses
 from pipelines.engine.strategy import Strategy
 from pipelines.forgetting.distill import Distill
 
@@ -60,19 +60,25 @@ class Replay(Strategy):
 
     def terms(self, supervised: int) -> Iterator[torch.Tensor]:
         for rows, counts in self.workers.rounds(micro_batches(self.workers.part(self.now), MICRO_BATCH), self.rows[0:1]):
+            if self.distill is None or not self.distill.settings.strength:
+                if self.learn:
+                    yield self._learned(token_losses(self.model, rows), supervised, counts)
+                continue
             logits, targets = supervised_logits(self.model, rows)
-            term = torch.zeros((), device=logits.device)
+            # Divided by the tokens that a step should have, not by those it happens to have: over the steps that
+            # is the mean over general tokens, which α is measured in.
+            each = self.distill.general(rows, logits)
+            term = self.distill.settings.strength * each.sum() / (self.expected if counts else math.inf)
+            self.sums["distill"] += float(each.sum()) * counts
             if self.learn:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()
-                term = term + losses.sum() / (supervised if counts else math.inf)
-                self.sums["replay"] += float(losses.sum()) * counts
-            if self.distill is not None and self.distill.settings.strength:
-                # Divided by the tokens that a step should have, not by those it happens to have: over the steps that
-                # is the mean over general tokens, which α is measured in.
-                each = self.distill.general(rows, logits)
-                term = term + self.distill.settings.strength * each.sum() / (self.expected if counts else math.inf)
-                self.sums["distill"] += float(each.sum()) * counts
+                term = term + self._learned(losses, supervised, counts)
             yield term
+
+    def _learned(self, losses: torch.Tensor, supervised: int, counts: bool) -> torch.Tensor:
+        """The rows' share of the step's mean loss."""
+        self.sums["replay"] += float(losses.sum()) * counts
+        return losses.sum() / (supervised if counts else math.inf)
 
     def measured(self) -> dict[str, float]:
         """Means over the step's general tokens."""

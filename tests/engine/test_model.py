@@ -5,12 +5,13 @@ import logging
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for
-from pipelines.engine.model import load_causal_lm, settle_attention
-from pipelines.engine.packing import token_losses
-from tests.engine.test_packing import SMALL, losses_one_by_one, rows_that_begin_alike, some_rows
+from pipelines.engine.model import load_causal_lm, settle_attention, settle_head
+from pipelines.engine.packing import plain_head, token_losses
+from tests.engine.test_packing import ARCHITECTURES, SMALL, losses_one_by_one, rows_that_begin_alike, some_rows
 from tests.tiny import make_model
 
 GROUPED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -61,3 +62,45 @@ def test_a_model_that_cannot_take_rows_reads_them_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(kind, "forward", forward)
     assert load_causal_lm(folder, frozen=True).config._attn_implementation == ALONE
+
+
+HEADS = {
+    "llama": ("LlamaConfig", GROUPED, True),
+    "gpt2": (*ARCHITECTURES["gpt2"], True),
+    "phi, with a bias": (*ARCHITECTURES["phi"], True),
+    "granite, scaled": ("GraniteConfig", {**GROUPED, "logits_scaling": 8.0}, False),
+    "cohere, scaled": ("CohereConfig", GROUPED, False),
+    "gemma2, capped": ("Gemma2Config", {**GROUPED, "head_dim": 8, "final_logit_softcapping": 0.5}, False),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind, monkeypatch):
+    name, settings, plain = HEADS[kind]
+    monkeypatch.setattr("pipelines.engine.output_loss.LEAST_POSITIONS", 3)
+    monkeypatch.setattr("pipelines.engine.output_loss.PART", 1)
+    torch.manual_seed(0)
+    attention = ALONE if "capped" in kind else BEGINNINGS_ONCE
+    model = AutoModelForCausalLM.from_config(getattr(transformers, name)(**settings), attn_implementation=attention).eval()
+    model.get_output_embeddings().requires_grad_(False)
+    settle_head(model)
+    assert (plain_head(model) is not None) == plain
+    rows, found = rows_that_begin_alike(), {}
+    for model.has_plain_head in (True, False):
+        losses = token_losses(model, rows)
+        (losses * torch.linspace(1, 2, len(losses))).sum().backward()
+        found[model.has_plain_head] = [losses.detach(), *(one.grad for one in model.parameters() if one.grad is not None)]
+        model.zero_grad()
+    if plain:
+        torch.testing.assert_close(found[True], found[False], atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_is_trained_or_adapted_has_its_logits_computed(tmp_path):
+    model = load_causal_lm(make_model(tmp_path / "m"), frozen=True)
+    assert plain_head(model.requires_grad_(False)) is not None
+    with torch.no_grad():
+        assert plain_head(model.requires_grad_(True)) is not None
+    assert plain_head(model) is None
+    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        assert plain_head(adapted) is None
