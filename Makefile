@@ -61,6 +61,7 @@ lint: $(READY) ## ruff, mypy, import layers
 benchmark: $(READY) ## speed of steps, completions and preparation, against stock Ludwig and TRL (an hour on two cores)
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python "trl>=1,<2"
 	@$(BIN)/python -m tests.benchmarks.throughput $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.templates
 	@$(BIN)/python -m tests.benchmarks.completions
 	@$(BIN)/python -m tests.benchmarks.preparation
 	@$(BIN)/python -m tests.benchmarks.workers

@@ -64,6 +64,8 @@ def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True)
     Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
     """
     passes = [packed_logits(model, part, layout) for part, layout in _laid_out(model, rows, share)]
+    if len(passes) == 1:
+        return passes[0]  # joining would copy what is the largest thing of a step
     logits, targets = zip(*passes, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
