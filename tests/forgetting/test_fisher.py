@@ -127,3 +127,15 @@ def test_it_leaves_no_trace(tmp_path):
     lora_fisher(model, rows(2), seed=0)
     assert torch.equal(state, torch.get_rng_state()) and model.training
     assert all(weight.grad is None and torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_a_beginning_that_rows_share_counts_in_each(tmp_path, monkeypatch):
+    model = lora(tmp_path / "m", moved=True)
+    random = np.random.default_rng(0)
+    beginning = random.integers(5, 200, 10)
+    rows = Rows([np.concatenate([beginning, random.integers(5, 200, 3)]).astype(np.int32) for _ in range(3)], [10] * 3)
+    together = lora_fisher(model, rows, seed=0)
+    monkeypatch.setattr("pipelines.forgetting.fisher.MICRO_BATCH", 1)
+    for name, alone in lora_fisher(model, rows, seed=0).items():
+        torch.testing.assert_close(together[name].rows, alone.rows)
+        torch.testing.assert_close(together[name].columns, alone.columns)
