@@ -184,6 +184,15 @@ def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
     return function
 
 
+def metric_source(name: str) -> str | None:
+    """The source of a user's metric: a score is stale when it changes. None for a metric of alfine's, and where the
+    module's file is not there."""
+    module, colon, _ = name.partition(":")
+    place = Path.cwd().joinpath(*module.split("."))
+    file = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    return file.read_text(encoding="utf-8", errors="replace") if colon and file is not None else None
+
+
 def _check_place(name: str, module: str, here: Path) -> None:
     """A config may come from elsewhere, so it names no code but the project's own: `os:system` is none."""
     if not module:

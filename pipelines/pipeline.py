@@ -39,8 +39,8 @@ class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
+        from pipelines.content_hash import fingerprint
         from pipelines.forgetting.sequence import starting_model
-        from pipelines.models import fingerprint
 
         quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
@@ -50,11 +50,13 @@ class Stages:
         self.generation = dict(job.ludwig["generation"])
 
     def all(self) -> None:
+        from pipelines.content_hash import fingerprint
+
         pipeline, ludwig = self.job.pipeline, self.job.ludwig
         inputs = self._inputs()
         self.run.update(
             name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
-            base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self.generation,
+            base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self._decoding(),
             versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
@@ -64,16 +66,25 @@ class Stages:
             self._stage("base", inputs["base"], lambda: self.complete("base"))
             self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
         self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
+        tuned_id = fingerprint(self.run.path("model"))
         with self._asking():
-            self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
-            self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
-        self._stage("report", inputs["report"], self.report)
+            self._stage("tuned", digest(inputs["tuned"], tuned_id), lambda: self.complete("tuned"))
+            self._stage("tuned guards", digest(inputs["tuned guards"], tuned_id), lambda: self.guard("tuned"))
+        self._stage("report", digest(inputs["report"], tuned_id), self.report)
 
     def _say_changed_data(self) -> None:
         for name, prepared in self.run.manifest.get("data", {}).items():
             file = Path(prepared["file"])
             if file.is_file() and file_digest(file) != prepared["sha256"]:
                 self.screen.warn(f"{file} has changed since task {name} was prepared; what depends on it is done again")
+
+    def _decoding(self) -> dict[str, Any]:
+        from pipelines.completions import decoding
+        from pipelines.prompts import PromptFormat
+
+        bounds = {name: self._bound(name) for name in self.job.pipeline.tasks}
+        own = {"max_new_tokens": bounds if len(set(bounds.values())) > 1 else next(iter(bounds.values()))}
+        return decoding({**self.generation, **own}, PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template))
 
     def _revision(self) -> str:
         """The hub's commit where the base came from there, else the digest of its files."""
@@ -82,6 +93,7 @@ class Stages:
     def _inputs(self) -> dict[str, str]:
         """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
         bound for no new training, and a changed seed for no new base pass."""
+        from pipelines.metrics import metric_source
         from pipelines.tasks import named_files
 
         pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
@@ -97,18 +109,30 @@ class Stages:
         bounds = {name: task.max_new_tokens for name, task in tasks}
         mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
         training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
-        scoring = {name: [task.metric, task.group] for name, task in tasks}
+        scoring = {name: [task.metric, metric_source(task.metric), task.group] for name, task in tasks}
         prepare = digest(*shared, files, scoring)
         base = digest(*shared, self.generation, bounds, files.get(probes or ""))
         guards = digest(self.model_id, pipeline.system, pipeline.chat_template, self._guard_files(), pipeline.after)
         forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
-        train = digest(*shared, mix, training, forgetting, pipeline.forgetting.every and guards)
+        others = [self._teacher(), [files[file] for where, file in named_files(self.job) if "replay" in where]]
+        train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.every and guards)
         tuned, tuned_guards = digest(train, base), digest(train, guards)
         report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
         return {
             "prepare": prepare, "base": base, "base guards": guards, "train": train,
             "tuned": tuned, "tuned guards": tuned_guards, "report": report,
         }  # fmt: skip
+
+    def _teacher(self) -> str | None:
+        """The content of the teacher that distillation names."""
+        from pipelines.content_hash import fingerprint
+        from pipelines.models import at_key, find_base_model
+
+        distill = self.job.pipeline.forgetting.distill
+        if distill is None or distill.teacher is None:
+            return None
+        with at_key(self.job, "pipeline", "forgetting", "distill", "teacher"):
+            return fingerprint(find_base_model(distill.teacher))
 
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
         if not self.run.stage(name, inputs, work):
@@ -127,10 +151,14 @@ class Stages:
     def _guard_files(self) -> list[Any]:
         """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
         from pipelines.forgetting.files import check_guards, guard_file, guards_of
+        from pipelines.metrics import metric_source
 
         check_guards(self.job.pipeline.forgetting)
         guards = guards_of(self.job.pipeline.forgetting).items()
-        return [[name, guard.model_dump(exclude={"data"}), file_digest(guard_file(guard))] for name, guard in guards]
+        return [
+            [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(guard_file(guard))]
+            for name, guard in guards
+        ]
 
     def _write_config(self) -> None:
         import yaml

@@ -79,8 +79,9 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict
         loaded = load_tuned(run, job)
     with screen.bar("Completions", len(asked), "rows") as progress:
         answers = complete(
-            loaded, prompt_ids(loaded, asked), job.ludwig["generation"], [one.max_new_tokens for one in asked], progress
-        )
+            loaded, prompt_ids(loaded, asked), job.ludwig["generation"], [one.max_new_tokens for one in asked], progress,
+            seed=job.pipeline.seed,
+        )  # fmt: skip
     return [
         {**one.row, "completion": answer.text, "finished": answer.finished}
         for one, answer in zip(asked, answers, strict=True)

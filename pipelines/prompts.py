@@ -5,6 +5,7 @@ One `PromptFormat` serves training and both completion passes, so that the promp
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
-from pipelines.models import load_tokenizer
+from pipelines.models import context_length, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,9 @@ class PromptFormat:
     Raises ConfigError where the YAML asks for what the template cannot do.
     """
 
+    context_length: int = sys.maxsize
+    """Tokens that the model can attend to; known where the format is a folder's."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: bool | None = None) -> None:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template and not has_template:
@@ -52,7 +56,9 @@ class PromptFormat:
 
     @classmethod
     def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
-        return cls(load_tokenizer(folder), chat_template)
+        prompts = cls(load_tokenizer(folder), chat_template)
+        prompts.context_length = context_length(folder)
+        return prompts
 
     # --- text ---
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
+from pipelines.content_hash import fingerprint
 from pipelines.errors import MachineError, RunError
-from pipelines.models import fingerprint
 from pipelines.prepare import open_table
 from pipelines.runs import Run, replace_folder, write_json
 from pipelines.tasks import epoch_order, task_shares

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import load_job
+from pipelines.content_hash import fingerprint
 from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
 from pipelines.forgetting.files import check_guards
-from pipelines.models import find_base_model, fingerprint, load_tokenizer
+from pipelines.models import find_base_model, load_tokenizer
 from pipelines.row_files import read_rows
 from pipelines.tasks import load_examples
 from tests.tiny import make_model

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.completions import LoadedModel, quantization_of
 from pipelines.config import Job
+from pipelines.content_hash import fingerprint
 from pipelines.engine.packing import Rows
 from pipelines.engine.strategy import Strategy
 from pipelines.engine.token_rows import TokenRows
@@ -24,10 +25,10 @@ from pipelines.forgetting.replay import Replay
 from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.teacher import check_teacher, teach
-from pipelines.models import at_key, cache_folder, fingerprint
+from pipelines.models import at_key, cache_folder
 from pipelines.prepare import open_table
 from pipelines.prompts import PromptFormat
-from pipelines.runs import Run, digest, read_jsonl
+from pipelines.runs import Run, digest, read_jsonl, versions
 
 SI_FILE = "si.safetensors"
 
@@ -43,7 +44,10 @@ class Start:
 
     @cached_property
     def model_id(self) -> str:
-        return fingerprint(self.folder)
+        """The content of the model as it is loaded: quantized weights answer differently."""
+        quantization = self.job.ludwig.get("quantization")
+        own = fingerprint(self.folder)
+        return digest(own, quantization)[:16] if quantization else own
 
     @cached_property
     def prompts(self) -> PromptFormat:
@@ -162,5 +166,6 @@ def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = start.job.ludwig.get("adapter")
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
-    key = digest(start.model_id, text, how, start.job.pipeline.seed, adapter and adapter.get("target_modules"), bool(adapter))
+    targets = adapter and [adapter.get("type"), adapter.get("target_modules")]
+    key = digest(start.model_id, text, how, start.job.pipeline.seed, targets, bool(adapter), versions())
     return cache_folder() / "importance" / f"{name}-{key[:32]}.safetensors"

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows
+from pipelines.errors import DataError, Problem
 from pipelines.forgetting.files import column
 from pipelines.models import cache_folder
 from pipelines.prompts import PromptFormat
@@ -22,7 +23,8 @@ PASSAGE_TOKENS = 192
 
 def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> Rows:
     """Plain texts (column `text`), of which every token but the first is predicted."""
-    found = [prompts.plain_ids(text)[:PASSAGE_TOKENS] for text in column(file, "text")[:rows]]
+    most = min(PASSAGE_TOKENS, prompts.context_length)
+    found = [prompts.plain_ids(text)[:most] for text in column(file, "text")[:rows]]
     return Rows([np.asarray(ids) for ids in found], [1] * len(found))
 
 
@@ -55,12 +57,18 @@ def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system
         if not row["completion"]:
             continue
         encoded = prompts.encode(prompts.prompt_text(row["prompt"], system), row["completion"])
-        ids.append(np.asarray(encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]))
+        whole = encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]
+        ids.append(np.asarray(whole[: prompts.context_length]))
         supervised_from.append(encoded.supervised_from)
     return Rows(ids, supervised_from)
 
 
 def users_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
-    texts = zip(column(file, "prompt"), column(file, "completion"), strict=True)
+    texts = list(zip(column(file, "prompt"), column(file, "completion"), strict=True))
+    for number, (prompt, completion) in enumerate(texts, start=1):
+        length = len(prompts.encode(prompts.prompt_text(prompt, system), completion).input_ids)
+        if length > prompts.context_length:
+            message = f"has {length:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
+            raise DataError(Problem(message, str(file), number))
     return answer_rows(prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system)

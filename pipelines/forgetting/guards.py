@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.errors import DataError, Problem
 from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.forgetting.general import answer_rows, answered, passages
@@ -71,7 +73,7 @@ def prepare_guards(
         match guard.kind:
             case "choices":
                 items = read_choices(file)[: guard.rows]
-                rows = _question_rows(prompts, items)
+                rows = _question_rows(prompts, items, file)
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=rows))
             case "text":
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
@@ -84,12 +86,15 @@ def prepare_guards(
     return prepared
 
 
-def _question_rows(prompts: PromptFormat, items: Sequence[Choice]) -> list[Rows]:
-    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice"."""
+def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -> list[Rows]:
+    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice". Raises DataError."""
     found = []
-    for item in items:
+    for number, item in enumerate(items, start=1):
         texts = [f"Question: {item.question}\nAnswer:", *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices)]
         question, *wholes = (prompts.plain_ids(text) for text in texts)
+        if (longest := max(map(len, wholes))) > prompts.context_length:
+            message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
+            raise DataError(Problem(message, str(file), number))
         shared = len(os.path.commonprefix([question, *wholes]))
         found.append(Rows([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
     return found

@@ -62,13 +62,11 @@ def _finished(job: Job, folder: Path) -> Run:
 
 
 def _fold(base: Path, adapter: Path, target: Path) -> None:
-    from peft import PeftModel
-
-    from pipelines.engine.model import load_causal_lm
+    from pipelines.engine.model import attach_adapter, load_causal_lm
 
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    PeftModel.from_pretrained(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
+    attach_adapter(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
     load_tokenizer(base).save_pretrained(aside)
     replace_folder(aside, target)
 
