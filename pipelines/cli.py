@@ -64,11 +64,12 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     Example:
       alfine check ludwig_configs/quickstart.yaml
     """
+    from pipelines.chat_template import check_rendering
     from pipelines.config import load_job
     from pipelines.forgetting.files import check_guards
     from pipelines.metrics import unresolved
-    from pipelines.models import at_key, check_base_model
-    from pipelines.tasks import check_files, load_examples, read_probes
+    from pipelines.models import at_key, check_base_model, local_folder
+    from pipelines.tasks import Example, check_files, load_examples, read_probes
 
     job = load_job(config, overrides)
     check_files(job)
@@ -76,7 +77,17 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         raise ConfigError(problems)
     with at_key(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
-    count = sum(1 for _ in load_examples(job.pipeline))
+    distill = job.pipeline.forgetting.distill
+    if distill is not None and distill.teacher is not None:
+        with at_key(job, "pipeline", "forgetting", "distill", "teacher"):
+            check_base_model(distill.teacher)
+    firsts: dict[str, Example] = {}
+    count = 0
+    for example in load_examples(job.pipeline):
+        count += 1
+        firsts.setdefault(example.task, example)
+    if (folder := local_folder(job.ludwig["base_model"])) is not None:
+        check_rendering(job, folder, firsts)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))

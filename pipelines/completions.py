@@ -180,6 +180,12 @@ def _answer(
 
 
 def _completion(prompts: PromptFormat, tokens: list[int], loss: float | None) -> Completion:
-    finished = bool(tokens) and tokens[-1] in prompts.stop_ids
-    text = prompts.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
-    return Completion(str(text), len(tokens), finished, loss)
+    text, finished = answer_text(prompts, tokens)
+    return Completion(text, len(tokens), finished, loss)
+
+
+def answer_text(prompts: PromptFormat, tokens: list[int]) -> tuple[str, bool]:
+    """How the tokens of an answer are read, up to the first that ends it, and whether one does."""
+    end = next((place for place, token in enumerate(tokens) if token in prompts.stop_ids), None)
+    text = prompts.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return str(text), end is not None

@@ -114,6 +114,22 @@ def check_base_model(name: str) -> None:
     )
 
 
+def local_folder(name: str) -> Path | None:
+    """Where the model lies on this disk, as `find_base_model` would find it; None where it would have to be fetched."""
+    if name in EMBEDDED:
+        folder = cache_folder() / "models" / f"{name}-{CONVERSION_FORMAT}"
+    elif _is_folder(name):
+        folder = Path(name).expanduser()
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        config, tokenizer = (try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json"))
+        if not isinstance(config, str) or not isinstance(tokenizer, str):
+            return None
+        folder = Path(config).parent
+    return folder if (folder / "config.json").is_file() else None
+
+
 def from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
     """What a download function of huggingface_hub gives: from the disk where it is there, else from the hub."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

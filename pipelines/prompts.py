@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
 from pipelines.models import context_length, load_tokenizer
@@ -46,7 +46,7 @@ class PromptFormat:
     context_length: int = sys.maxsize
     """Tokens that the model can attend to; known where the format is a folder's."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: bool | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | Any, chat_template: bool | None = None) -> None:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template and not has_template:
             raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
@@ -70,17 +70,33 @@ class PromptFormat:
             self._frames[system] = self._frame(system)
         frame = self._frames[system]
         if frame is None:
-            return self._render(self._messages(prompt, system), add_generation_prompt=True)
+            text = self._render(self._messages(prompt, system), add_generation_prompt=True)
+            self._must_hold(text, prompt, "a prompt")
+            return text
         return f"{frame[0]}{prompt}{frame[1]}"
 
     def _frame(self, system: str | None) -> tuple[str, str] | None:
         """What the template puts before and behind a prompt, where that is all it does: rendering each of a million rows
         would take longer than their tokens."""
-        before, _, behind = self._render(self._messages(PROBE, system), add_generation_prompt=True).rpartition(PROBE)
+        text = self._render(self._messages(PROBE, system), add_generation_prompt=True)
+        self._must_hold(text, PROBE, "the prompt")
+        if system:
+            self._must_hold(text, system, "the system turn", "leave out `system`, put its text into the prompt, or ")
+        turns = [*self._messages("?", system), {"role": "assistant", "content": PROBE}]
+        self._must_hold(self._render(turns, add_generation_prompt=False), PROBE, "the assistant's answer")
+        before, _, behind = text.rpartition(PROBE)
         for probe in (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f "):
             if self._render(self._messages(probe, system), add_generation_prompt=True) != f"{before}{probe}{behind}":
                 return None
         return before, behind
+
+    def _must_hold(self, text: str, part: str, what: str, advice: str = "") -> None:
+        """A template that wants its messages in another form drops their text without a word."""
+        if part.strip() not in text:
+            raise ConfigError(
+                f"this model's chat template drops {what} (the rendered text does not hold it); "
+                f"{advice}set pipeline.chat_template: false"
+            )
 
     def _messages(self, prompt: str, system: str | None) -> list[dict[str, str]]:
         system_turn = [{"role": "system", "content": system}] if system else []
