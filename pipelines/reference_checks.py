@@ -124,6 +124,7 @@ class ReferenceChecks:
             none_reaches = sum(count.rows for count in counts.values()) == self.rows[task]
             for kind, count in counts.items():
                 advice = f": write max_new_tokens: {count.needed_tokens}" if kind == "length" else ""
-                message = f"task {task}: the reference {count.first.cause}{advice} ({count.rows:,} of {self.rows[task]:,} test rows)"
+                share = f"({count.rows:,} of {self.rows[task]:,} test rows)"
+                message = f"task {task}: the reference {count.first.cause}{advice} {share}"
                 serious = none_reaches or (kind != "score" and self.metrics[task].binary)
                 yield serious, Problem(message, count.file, count.row)

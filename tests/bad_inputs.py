@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from click.testing import CliRunner
+from safetensors.numpy import save
 
 from pipelines.cli import main
 from tests.bad_configs import GOOD as GOOD_CONFIG
@@ -70,8 +72,24 @@ def guard(kind: str, rows: str = "", more: str = "") -> dict[str, Any]:
 
 def model(**files: str | bytes) -> dict[str, Any]:
     """A config whose base model is a folder with these files: `config` is config.json, `weights` model.safetensors."""
-    names = {"config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py"}
+    names = {
+        "config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py",
+        "tokenizer": "tokenizer.json", "tokenizer_config": "tokenizer_config.json", "template": "chat_template.jinja",
+        "index": "model.safetensors.index.json", "shard": "model-00001-of-00002.safetensors",
+    }  # fmt: skip
     return {"config": changed("smollm2-135m-instruct", "./model"), "others": {f"model/{names[key]}": text for key, text in files.items()}}
+
+
+def llama(weights: str | bytes | None = None, settings: dict[str, Any] | None = None, **files: str | bytes) -> dict[str, Any]:
+    """A config whose base model is a folder that could be a Llama of two layers, but for what is given."""
+    config = json.dumps({"model_type": "llama", "vocab_size": 8, "num_hidden_layers": 2, **(settings or {})})
+    shapes = {"model.embed_tokens.weight": (8, 2), **{f"model.layers.{layer}.mlp.up_proj.weight": (2, 2) for layer in range(2)}}
+    whole = save({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()})
+    parts = {"weights": whole if weights is None else weights, "tokenizer": "{}", **files}
+    return model(config=config, **{name: part for name, part in parts.items() if part != b""})
+
+
+WEIGHTS = save({"model.embed_tokens.weight": np.zeros((8, 2), dtype=np.float16)})
 
 
 def base(name: str) -> str:
@@ -180,6 +198,31 @@ CASES = [
     ),
     Case("weights that are a link out", CHECK, **model(config="{}"), links={"model/model.safetensors": "/etc/hostname"}),
     Case("a model without a tokenizer", "preview job.yaml", **model(config='{"model_type": "llama"}', weights=b"x")),
+    Case("weights that are a Git LFS pointer", CHECK, **llama("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    Case("weights cut off", CHECK, **llama(WEIGHTS[:-5])),
+    Case("weights that are none", CHECK, **llama(b"not weights at all")),
+    Case("shards without their index", CHECK, **llama(b"", shard=WEIGHTS)),
+    Case(
+        "a shard missing", CHECK,
+        **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a.weight": "model-00002-of-00002.safetensors"}}'),
+    ),
+    Case("a shard that lacks a tensor", CHECK, **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')),
+    Case("a layer without weights", CHECK, **llama(settings={"num_hidden_layers": 3})),
+    Case("weights of another vocabulary", CHECK, **llama(settings={"vocab_size": 9})),
+    Case("weights of a compiled model", CHECK, **llama(save({"_orig_mod.a": np.zeros(2)}))),
+    Case("a GPTQ model", CHECK, **llama(settings={"quantization_config": {"quant_method": "gptq", "bits": 4}})),
+    Case("an encoder-decoder", CHECK, **llama(settings={"model_type": "t5", "is_encoder_decoder": True})),
+    Case("a model type that nobody knows", CHECK, **llama(settings={"model_type": "brandnew"})),
+    Case("a tokenizer that brings code", CHECK, **llama(tokenizer_config='{"auto_map": {"AutoTokenizer": ["tokenizing.T", null]}}')),
+    Case("attention from the hub", CHECK, **llama(settings={"_attn_implementation": "owner/kernel"})),
+    Case("a chat template that drops the prompt", CHECK, **llama(tokenizer_config="{}", template="{{ messages[0]['role'] }}")),
+    Case(
+        "a chat template that drops the system turn", CHECK,
+        **{**llama(tokenizer_config="{}", template="{{ messages[-1]['content'] }}"),
+           "config": changed("smollm2-135m-instruct", "./model").replace("  tasks:", "  system: Be brief.\n  tasks:")},
+    ),
+    Case("a teacher without weights", CHECK,
+         **{**model(config="{}"), "config": forgetting("{strategy: distill, distill: {teacher: ./model, rows: tasks}}")}),
     Case("trust_remote_code", CHECK, config=GOOD + "trust_remote_code: true\n"),
     # guards, probes
     Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
