@@ -6,11 +6,12 @@ import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import click
 
 from pipelines import __version__
-from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.errors import AlfineError, ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
@@ -66,20 +67,28 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     """
     from pipelines.config import load_job
     from pipelines.forgetting.files import check_guards
-    from pipelines.metrics import unresolved
     from pipelines.models import at_key, check_base_model
+    from pipelines.score_checks import ScoreChecks
     from pipelines.tasks import check_files, load_examples, read_probes
 
     job = load_job(config, overrides)
     check_files(job)
-    if problems := unresolved(job):
+    scores = ScoreChecks(job)
+    if problems := scores.errors():
         raise ConfigError(problems)
     with at_key(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
-    count = sum(1 for _ in load_examples(job.pipeline))
+    count = 0
+    for example in load_examples(job.pipeline):
+        scores.see(example)
+        count += 1
+    if problems := scores.errors():
+        raise DataError(problems)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))
+    for problem in scores.warnings():
+        click.echo(f"warning: {problem}", err=True)
     click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {count:,} rows)")
 
 
@@ -151,7 +160,8 @@ def _run_name(name: str) -> str:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):
         raise RunError(f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}")
-    if not all(letter.isalnum() or letter in "-_." for letter in name):
+    # Vowel signs of Hindi, Thai and others are no letters, but parts of them.
+    if not all(letter.isalnum() or letter in "-_." or category(letter)[0] == "M" for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
     return name
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.metrics import METRICS, Score, loose_label, resolve
+from pipelines.metrics import LABEL_AS_WRITTEN, METRICS, Score, resolve, scored_by
+from pipelines.unicode_text import label_finder, normalise_label
 
 
 def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: Any) -> dict[str, Any]:
@@ -61,6 +62,10 @@ def test_label(completion: str, reference: str, right: bool) -> None:
     assert value("label", completion, reference) == (100.0 if right else 0.0)
 
 
+def loose(completion: str, reference: str, labels: list[str]) -> bool:
+    return label_finder([reference, *labels], normalise_label)(completion) == {normalise_label(reference)}
+
+
 LOOSE = [
     ("positive", "positive", True),
     ("I think this one is Positive, clearly.", "positive", True),
@@ -79,13 +84,13 @@ LOOSE = [
 
 @pytest.mark.parametrize(("completion", "reference", "right"), LOOSE)
 def test_loose_label(completion: str, reference: str, right: bool) -> None:
-    assert loose_label(completion, reference, ["positive", "negative", "very positive"]) is right
+    assert loose(completion, reference, ["positive", "negative", "very positive"]) is right
 
 
 def test_loose_label_with_signs_and_without_labels() -> None:
-    assert loose_label("It costs C++ (really)", "c++", ["c", "c++"])
-    assert loose_label("yes it is", "yes", [])
-    assert not loose_label("", "", [])
+    assert loose("It costs C++ (really)", "c++", ["c", "c++"])
+    assert loose("yes it is", "yes", [])
+    assert not loose("", "", [])
 
 
 def test_rouge_l_by_hand() -> None:
@@ -151,7 +156,7 @@ def test_loss_that_is_no_number(loss: Any) -> None:
 
 
 def test_every_metric_knows_its_scale() -> None:
-    assert list(METRICS) == ["label", "rouge", "chrf", "unit_tests", "perplexity"]
+    assert list(METRICS) == ["label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity"]
     assert {name for name, metric in METRICS.items() if metric.binary} == {"label", "unit_tests"}
     assert {metric.unit for metric in METRICS.values()} == {"%", "points", "nats/token"}
     assert all(metric.name == name and metric.title for name, metric in METRICS.items())
