@@ -116,6 +116,8 @@ def _check_place(name: str, module: str, here: Path) -> None:
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"metric {name}: is asynchronous, so it returns no number; write def without async")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # written in C, some tell nothing; the first call will

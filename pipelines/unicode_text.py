@@ -46,7 +46,7 @@ def folded(text: str) -> str:
     decomposed = unicodedata.normalize("NFD", text).casefold()
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", decomposed).casefold())
     decomposed = unicodedata.normalize("NFKD", _UNSEEN.sub("", decomposed)) or decomposed
-    return unicodedata.normalize("NFC", decomposed.replace("i\u0307", "i"))
+    return unicodedata.normalize("NFC", regex.sub("i\u0307+", "i", decomposed))
 
 
 def tokens(text: str) -> list[str]:
@@ -59,7 +59,7 @@ def tokens(text: str) -> list[str]:
 def normalise_label(text: str) -> str:
     """The form in which labels are compared: what `folded` takes away, quotes around it, punctuation at its end and the
     amount of white space do not count. A text of nothing else stays as it is."""
-    form = " ".join(folded(text.replace("´", "'")).split())
+    form = " ".join(folded(unicodedata.normalize("NFC", text).replace("´", "'")).split())
     return _CLOSING.sub("", _OPENING.sub("", form)) or form or text.strip()
 
 
