@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import click
 
@@ -64,34 +65,14 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     Example:
       alfine check ludwig_configs/quickstart.yaml
     """
-    from pipelines.chat_template import check_rendering
+    from pipelines.check import check_job
     from pipelines.config import load_job
-    from pipelines.forgetting.files import check_guards
-    from pipelines.metrics import unresolved
-    from pipelines.models import at_key, check_base_model, local_folder
-    from pipelines.tasks import Example, check_files, load_examples, read_probes
 
     job = load_job(config, overrides)
-    check_files(job)
-    if problems := unresolved(job):
-        raise ConfigError(problems)
-    with at_key(job, "base_model"):
-        check_base_model(job.ludwig["base_model"])
-    distill = job.pipeline.forgetting.distill
-    if distill is not None and distill.teacher is not None:
-        with at_key(job, "pipeline", "forgetting", "distill", "teacher"):
-            check_base_model(distill.teacher)
-    firsts: dict[str, Example] = {}
-    count = 0
-    for example in load_examples(job.pipeline):
-        count += 1
-        firsts.setdefault(example.task, example)
-    if (folder := local_folder(job.ludwig["base_model"])) is not None:
-        check_rendering(job, folder, firsts)
-    check_guards(job.pipeline.forgetting)
-    if job.pipeline.report.prompts:
-        read_probes(Path(job.pipeline.report.prompts))
-    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {count:,} rows)")
+    checked = check_job(job)
+    for problem in checked.warnings:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {checked.rows:,} rows)")
 
 
 @main.command()
@@ -162,7 +143,8 @@ def _run_name(name: str) -> str:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):
         raise RunError(f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}")
-    if not all(letter.isalnum() or letter in "-_." for letter in name):
+    # Vowel signs of Hindi, Thai and others are no letters, but parts of them.
+    if not all(letter.isalnum() or letter in "-_." or category(letter)[0] == "M" for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
     return name
 

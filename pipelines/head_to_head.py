@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import Job
+from pipelines.config import Job, Task
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.predict import Question, load_tuned, prompt_ids, questions, tuned_job
 from pipelines.runs import (
@@ -117,7 +117,12 @@ def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any
     write_jsonl(folder / "base" / "completions.jsonl", [left[key] for key in shared])
     write_jsonl(folder / "tuned" / "completions.jsonl", [{**right[key], "row": left[key]["row"]} for key in shared])
     tasks = tuned_job(one).pipeline.tasks
-    return {name: {"metric": tasks[name].metric, "group": tasks[name].group} for name in dict.fromkeys(key[0] for key in shared)}
+    return {name: _scoring(tasks[name]) for name in dict.fromkeys(key[0] for key in shared)}
+
+
+def _scoring(task: Task) -> dict[str, Any]:
+    """What the report must know of a task."""
+    return {"metric": task.metric, "normalize": task.normalize, "group": task.group}
 
 
 def _new_answers(
@@ -138,8 +143,7 @@ def _new_answers(
     named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
     known = job.pipeline.tasks if job else {}
     return {
-        name: {"metric": known[name].metric, "group": known[name].group} if name in known else {"metric": metric, "group": None}
-        for name in named
+        name: _scoring(known[name]) if name in known else {"metric": metric, "group": None} for name in named
     }
 
 

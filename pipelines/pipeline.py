@@ -93,7 +93,8 @@ class Stages:
     def _inputs(self) -> dict[str, str]:
         """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
         bound for no new training, and a changed seed for no new base pass."""
-        from pipelines.metrics import metric_source
+        from pipelines.metrics import scored_by
+        from pipelines.own_metrics import metric_source
         from pipelines.tasks import named_files
 
         pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
@@ -101,7 +102,7 @@ class Stages:
         tasks = pipeline.tasks.items()
         not_in_tokens: dict[str, Any] = {
             "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True, "on_nan": True,
-            "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
+            "tasks": {"__all__": {"metric", "normalize", "group", "max_new_tokens", "weight"}},
         }  # fmt: skip
         data = {file: files[file] for where, file in named_files(self.job) if "tasks" in where}
         tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
@@ -109,7 +110,9 @@ class Stages:
         bounds = {name: task.max_new_tokens for name, task in tasks}
         mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
         training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
-        scoring = {name: [task.metric, metric_source(task.metric), task.group] for name, task in tasks}
+        scoring = {
+            name: [scored_by(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
+        }
         prepare = digest(*shared, files, scoring)
         base = digest(*shared, self.generation, bounds, files.get(probes or ""))
         guards = digest(self.model_id, pipeline.system, pipeline.chat_template, self._guard_files(), pipeline.after)
@@ -151,7 +154,7 @@ class Stages:
     def _guard_files(self) -> list[Any]:
         """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
         from pipelines.forgetting.files import check_guards, guard_file, guards_of
-        from pipelines.metrics import metric_source
+        from pipelines.own_metrics import metric_source
 
         check_guards(self.job.pipeline.forgetting)
         guards = guards_of(self.job.pipeline.forgetting).items()
@@ -187,7 +190,7 @@ class Stages:
         for name, task in self.job.pipeline.tasks.items():
             file = task.data if isinstance(task.data, str) else task.data.train
             counts = {split: preflight.counts[name, split] for split in SPLITS}
-            data[name] = {**counts, "file": file, "sha256": file_digest(Path(file))}
+            data[name] = {**counts, "file": file, "sha256": file_digest(Path(file)), "notes": preflight.scores.notes(name)}
         self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
 
     def complete(self, which: str) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem
-from pipelines.metrics import unresolved
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
+from pipelines.reference_checks import ReferenceChecks
+from pipelines.score_checks import ScoreChecks
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Preflight:
         self.checks = [*_text_checks(prompts), *_token_checks(prompts, limit), _unit_tests(job)]
         self.counts: Counter[tuple[str, str]] = Counter()
         self.without_group: dict[str, PreparedRow] = {}
-        self.labels: dict[tuple[str, str], set[str]] = {}
+        self.scores = ScoreChecks(job)
+        self.references = ReferenceChecks(job, prompts, context_length)
         self.leaks = _Leaks()
 
     def watch(self, rows: Iterable[PreparedRow]) -> Iterator[PreparedRow]:
@@ -72,19 +74,18 @@ class Preflight:
             check.see(row)
         if task.group and task.group not in example.fields:
             self.without_group.setdefault(example.task, row)
-        if task.metric == "label":
-            labels = self.labels.setdefault((example.task, example.split), set())
-            if len(labels) < 2:
-                labels.add(example.completion)
+        self.scores.see(example)
+        self.references.see(row)
         self.leaks.see(row)
 
     def findings(self) -> list[Finding]:
         """All of them, the serious ones first."""
         found = [
-            *(Finding(True, problem) for problem in unresolved(self.job)),
+            *(Finding(True, problem) for problem in self.scores.errors()),
+            *(Finding(False, problem) for problem in self.scores.warnings()),
             *(finding for check in self.checks for finding in check.findings()),
+            *(Finding(serious, problem) for serious, problem in self.references.findings()),
             *self._groups(),
-            *self._one_class(),
             *self.leaks.findings(),
             *self._no_validation(),
         ]
@@ -95,15 +96,6 @@ class Preflight:
             columns = ", ".join(row.example.fields)
             message = f"task {name}: group names the column {self.job.pipeline.tasks[name].group}, the row has: {columns}"
             yield Finding(True, self.job.problem(message, "pipeline", "tasks", name, "group"))
-
-    def _one_class(self) -> Iterator[Finding]:
-        for (name, split), labels in self.labels.items():
-            if len(labels) == 1 and split != "validation":
-                message = (
-                    f"task {name}: every {split} row has the label {next(iter(labels))!r}; there is nothing to learn or "
-                    f"to compare: shuffle the rows or set their `split`"
-                )
-                yield Finding(True, self.job.problem(message, "pipeline", "tasks", name))
 
     def _no_validation(self) -> Iterator[Finding]:
         for name in self.job.pipeline.tasks:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
 from pipelines.models import from_hub
+from pipelines.own_metrics import try_out
 from pipelines.row_files import read_rows
 from pipelines.tasks import fill
 
@@ -130,12 +131,15 @@ def _what_is_wrong(row: Mapping[str, Any], error: ValidationError) -> str:
 
 
 def check_guards(forgetting: Forgetting) -> None:
-    """Raises DataError for a guard whose file is missing, empty or of another form. Loads no model."""
-    for guard in guards_of(forgetting).values():
+    """Raises DataError for a guard whose file is missing, empty or of another form, or whose metric of the user's fails on its
+    first row. Loads no model."""
+    for name, guard in guards_of(forgetting).items():
         if guard.kind == "choices":
             read_choices(guard_file(guard))
         elif guard.kind == "task":
-            read_questions(guard)
+            first = read_questions(guard)[0]
+            if ":" in guard.metric and (wrong := try_out(guard.metric, first.reference, first.fields)):
+                raise DataError(Problem(f"guard {name}: {wrong}", guard.data, 1))
         else:
             column(guard_file(guard), "text" if guard.kind == "text" else "instruction")
 

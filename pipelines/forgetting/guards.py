@@ -131,10 +131,11 @@ def _task_scores(loaded: LoadedModel, guard: PreparedGuard) -> list[float | None
     texts = [loaded.prompts.prompt_text(question.prompt, question.system) for question in guard.questions]
     bounds = [question.max_new_tokens for question in guard.questions]
     answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], {"do_sample": False}, bounds)
-    return [
-        metric.score({"reference": question.reference, "completion": answer.text, "fields": dict(question.fields)}).value
-        for question, answer in zip(guard.questions, answers, strict=True)
+    lines = [
+        {"task": guard.name, "row": row, "reference": question.reference, "completion": answer.text, "fields": question.fields}
+        for row, (question, answer) in enumerate(zip(guard.questions, answers, strict=True), start=1)
     ]
+    return [metric.score(line).value for line in lines]
 
 
 def _divergences(model: torch.nn.Module, rows: Rows, base_logits: BaseLogits) -> Iterator[float]:

@@ -10,7 +10,7 @@ from pipelines.config import Job, load_job
 from pipelines.errors import ConfigError
 from pipelines.forgetting.files import Question
 from pipelines.forgetting.guards import PreparedGuard
-from pipelines.metrics import resolve
+from pipelines.metrics import resolve, scored_by
 from pipelines.models import at_key, find_base_model, load_tokenizer
 from pipelines.prepare import read_table
 from pipelines.runs import Run, read_jsonl, replace_folder
@@ -81,15 +81,16 @@ def earlier_tasks(run: Run) -> list[PreparedGuard]:
         left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             system = task.system if task.system is not None else job.pipeline.system
+            metric = scored_by(task.metric, task.normalize)
             mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
             guards.append(
                 PreparedGuard(
-                    f"{earlier.name}/{name}", "task", str(earlier.folder), metric=task.metric,
+                    f"{earlier.name}/{name}", "task", str(earlier.folder), metric=metric,
                     questions=[
                         Question(row["prompt"], system, row["completion"], row["fields"], task.max_new_tokens or default)
                         for row, _ in mine
                     ],
-                    own_scores=[resolve(task.metric).score(answer).value for _, answer in mine],
+                    own_scores=[resolve(metric).score(answer).value for _, answer in mine],
                 )
             )  # fmt: skip
     return guards

@@ -73,6 +73,8 @@ def _table(analysis: Analysis) -> Iterable[str]:
         "Paired on test rows that no training row repeats; p corrected for the number of tasks (Holm). *Better* means better "
         "than before, not good enough: that is for gates to say."
     )
+    for title, scoring in analysis.scoring.items():
+        yield from ("", f"*{_escape(title)}:* {_escape(scoring)}")
 
 
 def _guards(analysis: Analysis) -> Iterable[str]:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
+from pipelines.metrics import scored_by
 
 FORMAT_VERSION = 1
 AGAIN = "nothing else in {} was touched; run the job again under another --name"
@@ -112,6 +113,8 @@ class TaskData(Record):
     validation: int
     test: int
     file: str = ""
+    notes: list[str] = []
+    """What preflight found in its labels, in sentences."""
 
 
 class Hardware(Record):
@@ -157,8 +160,8 @@ class RunFiles:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The metric's name of each task, in the order of the config."""
-        return {name: task["metric"] for name, task in self.config["pipeline"]["tasks"].items()}
+        """The name for `metrics.resolve` of each task's metric, in the order of the config."""
+        return {name: scored_by(task["metric"], task.get("normalize")) for name, task in self.config["pipeline"]["tasks"].items()}
 
     def group_column(self, task: str) -> str | None:
         """The column by which the task's rows belong together, if the config names one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pipelines.unicode_text import cut
+
 BASE_AND_TUNED = ("base", "tuned")
 """The two sides of a run; those of a comparison of two runs have the runs' names."""
 
@@ -75,9 +77,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, width: int) -> str:
-    """The text on one line, cut with … where it is longer than `width` characters."""
-    line = " ".join(printable(text[: 20 * width]).split())
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+    """The text on one line, cut with … where it takes more than `width` columns of a terminal."""
+    return cut(" ".join(printable(text[: 20 * width]).split()), width)
 
 
 def heading(side: str) -> str:
