@@ -107,7 +107,8 @@ class Document:
                 self.places[path[:depth]] = Place(label)
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
-                self.problems.append(Problem(f"{dotted(path[:depth])} is {self.found(section, *path[:depth])}, not a section", label))
+                what, found = dotted(path[:depth]), self.found(section, *path[:depth])
+                self.problems.append(Problem(f"{what} is {found}, not a section; give the whole of it: {what}={{…}}", label))
                 return
         section[path[-1]] = new.value
         self.problems.extend(new.problems)
