@@ -11,14 +11,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, Problem
 from pipelines.models import load_tokenizer
+from pipelines.yaml_wording import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipelines.config import Job
+
+PLAINLY = "set pipeline.chat_template: false to write prompts without it"
 PROBE = "alfine"
 """Stands for an assistant's answer when the chat template is asked how it ends a turn."""
+
+
+class ChatTemplateError(ConfigError):
+    """A chat template that cannot be rendered. `key` is what to change: `chat_template`, or `system`."""
+
+    def __init__(self, problems: str | Problem, key: str = "chat_template") -> None:
+        super().__init__(problems)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,25 @@ class PromptFormat:
     def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
         return cls(load_tokenizer(folder), chat_template)
 
+    @classmethod
+    def for_job(cls, job: Job, folder: Path) -> PromptFormat:
+        """The format of a job's prompts, tried once for each task. Raises ConfigError with the line to change."""
+        pipeline = job.pipeline
+        at_template = ("pipeline", "chat_template") if job.document.written("pipeline", "chat_template") else ("base_model",)
+        try:
+            prompts = cls.of_folder(folder, pipeline.chat_template)
+        except ConfigError as error:
+            raise ConfigError(job.problem(str(error), *at_template)) from None
+        for name, task in pipeline.tasks.items():
+            own = task.system is not None
+            try:
+                prompts.prompt_text(PROBE, task.system if own else pipeline.system)
+                prompts.end_id  # noqa: B018 - it renders an answer
+            except ChatTemplateError as error:
+                at_system = ("pipeline", "tasks", name, "system") if own else ("pipeline", "system")
+                raise ConfigError(job.problem(str(error), *(at_system if error.key == "system" else at_template))) from None
+        return prompts
+
     # --- text ---
 
     def prompt_text(self, prompt: str, system: str | None = None) -> str:
@@ -81,19 +112,38 @@ class PromptFormat:
         return [*system_turn, {"role": "user", "content": prompt}]
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            raise ConfigError(
-                f"this model's chat template refuses the messages ({error}); "
-                f"leave out `system`, or set pipeline.chat_template: false"
-            ) from None
+            return self._rendered(messages, add_generation_prompt)
+        except Exception as error:  # a template is a program: whatever it raises, TypeError and AttributeError among it
+            cause = self._cause(messages, add_generation_prompt, error)
+        raise cause from None
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        whole = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(whole)
+
+    def _cause(self, messages: list[dict[str, str]], add_generation_prompt: bool, error: Exception) -> ChatTemplateError:
+        """Why the template could not be rendered, and what helps."""
+        from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+
+        said = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
+        if isinstance(named := self.tokenizer.chat_template, dict) and "default" not in named:
+            return ChatTemplateError(f"this model has several chat templates ({', '.join(named)}) and no default; {PLAINLY}")
+        if isinstance(error, TemplateSyntaxError):
+            return ChatTemplateError(f"this model's chat template is not valid Jinja (its line {error.lineno}: {said}); {PLAINLY}")
+        if messages[0]["role"] == "system" and self._renders(messages[1:], add_generation_prompt):
+            advice = "leave `system` out (write it into the task's prompt)"
+            return ChatTemplateError(f"this model's chat template takes no system turn ({said}); {advice}, or {PLAINLY}", "system")
+        if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
+            return ChatTemplateError(f"this model's chat template refuses a user turn and its answer ({said}); {PLAINLY}")
+        return ChatTemplateError(f"this model's chat template fails ({type(error).__name__}: {said}); {PLAINLY}")
+
+    def _renders(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> bool:
+        try:
+            self._rendered(messages, add_generation_prompt)
+        except Exception:
+            return False
+        return True
 
     # --- tokens ---
 
