@@ -27,41 +27,32 @@ class TemplateOnly:
         self.special_tokens = {key: _text(value) for key, value in merged.items() if key.endswith("_token") and _text(value)}
 
     @staticmethod
-    def _template(folder: Path, in_config: Any) -> str | None:
+    def _template(folder: Path, in_config: Any) -> str | dict[str, str] | None:
+        """One template, or several by name."""
         if (folder / "chat_template.jinja").is_file():
             return (folder / "chat_template.jinja").read_text(encoding="utf-8")
         if isinstance(in_config, list):  # [{"name": "default", "template": …}, …]
-            named = {one.get("name"): one.get("template") for one in in_config if isinstance(one, dict)}
-            if "default" not in named:
-                raise ConfigError(
-                    f"this model has chat templates named {', '.join(map(str, named))} and none named default; "
-                    f"set pipeline.chat_template: false"
-                )
-            in_config = named["default"]
+            return {str(one.get("name")): str(one.get("template")) for one in in_config if isinstance(one, dict)}
         return in_config if isinstance(in_config, str) and in_config else None
 
     def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:
         """The text that the template makes of `messages`. Raises jinja2.TemplateError where it refuses them."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        template = self.chat_template["default"] if isinstance(self.chat_template, dict) else self.chat_template
         (text,), _ = render_jinja_template(
-            [messages], chat_template=self.chat_template, add_generation_prompt=add_generation_prompt, **self.special_tokens
+            [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **self.special_tokens
         )
         return str(text)
 
 
 def check_rendering(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
-    """Raises ConfigError, with the line of the key, for each task whose first row the model's chat template cannot render."""
-    problems = []
-    for name, example in examples.items():
-        try:
-            PromptFormat(TemplateOnly(folder), job.pipeline.chat_template).prompt_text(example.prompt, example.system)
-        except ConfigError as error:
-            own = ("pipeline", "tasks", name, "system") if job.pipeline.tasks[name].system else ("pipeline", "system")
-            key = own if example.system and "system" in str(error) else ("pipeline", "chat_template")
-            problems.append(job.problem(f"task {name}: {error}", *key))
-    if problems:
-        raise ConfigError(problems)
+    """Renders the first row of each task with the model's own chat template. Raises ConfigError with the line to change."""
+    try:
+        prompts = PromptFormat(TemplateOnly(folder), job.pipeline.chat_template)
+    except ConfigError as error:
+        raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
+    prompts.try_tasks(job, {name: example.prompt for name, example in examples.items()})
 
 
 def _text(value: Any) -> str | None:

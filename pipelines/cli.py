@@ -103,7 +103,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     quiet_libraries()
     with at_key(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
-    prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
+    prompts = PromptFormat.for_job(job, folder)
     preflight = Preflight(job, prompts, context_length(folder))
     prepared = list(preflight.watch(prepare_rows(examples, prompts)))
     show_rows(prepared, prompts, Console(highlight=False), rows)

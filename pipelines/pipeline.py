@@ -178,7 +178,7 @@ class Stages:
         from pipelines.tasks import SPLITS, load_examples
 
         with self.screen.working("Preparing rows"):
-            prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+            prompts = PromptFormat.for_job(self.job, self.base_folder)
             preflight = Preflight(self.job, prompts, context_length(self.base_folder))
             rows = prepare_rows(load_examples(self.job.pipeline), prompts)
             write_rows(preflight.watch(rows), self.run.path("data"))

@@ -52,8 +52,8 @@ def test_the_places_of_a_template(tmp_path, how):
 
 def test_named_templates_without_default(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "rag", "template": CHATML}]}))
-    with pytest.raises(ConfigError, match="named rag and none named default"):
-        TemplateOnly(tmp_path)
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag\) and no default"):
+        PromptFormat(TemplateOnly(tmp_path)).prompt_text("is it?")
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,6 @@ def test_a_template_that_loses_text(tmp_path, template, system, message):
         PromptFormat(folder_with(tmp_path, template)).prompt_text("is it?", system)
 
 
-def test_a_template_that_changes_a_prompt(tmp_path):
-    """Found at the row, where a probe has passed."""
-    template = CHATML.replace("m['content']", "m['content'].split('SECRET')[0]")
-    prompts = PromptFormat(folder_with(tmp_path, template))
-    assert "plain" in prompts.prompt_text("plain")
-
-
 @pytest.mark.parametrize(
     ("template", "key"), [(REFUSES_SYSTEM, "pipeline.tasks.t.system"), (WANTS_PARTS, "pipeline.chat_template")]
 )
@@ -85,7 +78,7 @@ def test_check_names_task_and_line(tmp_path, monkeypatch, template, key):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}?", "a": "yn"[n % 2]}) + "\n" for n in range(9)))
     (tmp_path / "job.yaml").write_text(
-        "base_model: smollm2-135m-instruct\nadapter: {type: lora}\npipeline:\n  chat_template: null\n  tasks:\n    t:\n"
+        "base_model: smollm2-135m-instruct\nadapter: {type: lora}\npipeline:\n  chat_template: true\n  tasks:\n    t:\n"
         "      data: rows.jsonl\n      prompt: '{q}'\n      completion: '{a}'\n      system: Be brief.\n"
     )
     job = load_job(tmp_path / "job.yaml")
