@@ -243,7 +243,8 @@ def print_bake_off(found: BakeOff, console: Console) -> None:
     console.print(Text(found.headline, style="bold"))
     console.print()
     console.print(table)
-    console.print(Text(f"{found.yaml_line}\n{_about(found)}"))
+    console.print(Text(found.yaml_line), soft_wrap=True)  # whole, to be pasted
+    console.print(Text(_about(found)))
 
 
 def points(found: BakeOff) -> list[dict[str, Any]]:
