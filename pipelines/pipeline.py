@@ -46,9 +46,9 @@ def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
 def _refuse_other_config(job: Job, run: Run) -> None:
     owner = run.config
     if owner is not None and not _same_file(owner, job.path):
-        shown = run.manifest["config"] if owner.exists() else f"{run.manifest['config']}, which is gone from {owner.parent}"
-        moved = "" if owner.exists() else f", or, if that is the same config in a new place, put it back to {owner}"
-        raise RunError(f"{run.folder} belongs to {shown}; take another name (--name, NAME= with make) for {job.path}{moved}")
+        moved = "" if owner.exists() else f"; where that is the same config in a new place, put it back to {owner}"
+        message = f"{run.folder} belongs to {run.manifest['config']}; take another name (--name, NAME= with make) for {job.path}"
+        raise RunError(f"{message}{moved}")
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -60,12 +60,13 @@ class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
-        from pipelines.forgetting.sequence import starting_model
-        from pipelines.models import fingerprint
-
-        quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
+            quiet_libraries()
+            # torch is imported here, which takes half a minute on a busy machine.
+            from pipelines.forgetting.sequence import starting_model
+            from pipelines.models import fingerprint
+
             self.base_folder = starting_model(job, run)
             self.model_id = fingerprint(self.base_folder)
         self.generation = dict(job.ludwig["generation"])

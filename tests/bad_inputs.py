@@ -87,7 +87,7 @@ def probes(rows: str) -> dict[str, Any]:
     return {"config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"), "others": {"probes.jsonl": rows}}
 
 
-PROGRESS = re.compile(r": (started|done in \d|broken off after \d)")
+PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: broken off after \d| so far|still at work)")
 """What was done before the mistake was found."""
 ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
