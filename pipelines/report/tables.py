@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GAP = 2
 """Cells between two columns."""
-LONGEST = 40
+LONGEST = 56
 """Cells of a name; what is longer is cut with …"""
 NARROWEST = 8
 """Cells of a column of words, however short its words are."""
@@ -24,7 +24,7 @@ NARROWEST = 8
 @dataclass(frozen=True)
 class Column:
     """A column: of `words`, which may go on in the next line between two of them, or of numbers, which stay whole. Where there
-    is no room, the `optional` ones are left out first."""
+    is no room for all on one line, the `optional` ones are left out first."""
 
     heading: str
     words: bool = False
@@ -47,10 +47,11 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]],
     from rich.text import Text
 
     texts = [[one if isinstance(one, Text) else Text(one) for one in row] for row in rows]
-    for wanted in (list(range(len(columns))), [n for n, column in enumerate(columns) if not column.optional]):
+    needed = [n for n, column in enumerate(columns) if not column.optional]
+    for wanted in (list(range(len(columns))), needed):
         chosen = [columns[n] for n in wanted]
         cells = [[row[n] for n in wanted] for row in texts]
-        widths = _widths(chosen, cells, console.width)
+        widths = _widths(chosen, cells, console.width, broken=wanted == needed)
         if widths is not None:
             console.print(_table(chosen, cells, widths))
             return
@@ -58,20 +59,19 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]],
         _print_block(columns, row, console)
 
 
-def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int] | None:
-    """The cells of each column; None where no line of `width` cells holds them."""
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int, broken: bool) -> list[int] | None:
+    """The cells of each column; None where no line of `width` cells holds them. `broken`: words may go on in the next line."""
     from rich.cells import cell_len
 
     natural, least = [], []
     for number, column in enumerate(columns):
         cells = [row[number].plain for row in rows]
         natural.append(max(map(cell_len, [column.heading, *cells])))
-        broken = [column.heading, *(cells if column.words else ())]
-        words = [cell_len(word) for text in broken for word in text.split()]
+        words = [cell_len(word) for text in (column.heading, *cells) for word in text.split()]
         whole = [] if column.words else [cell_len(text) for text in cells]
         least.append(min(natural[-1], max([NARROWEST if column.words else 1, *words, *whole])))
     room = width - GAP * (len(columns) - 1)
-    if sum(least) > room:
+    if sum(least if broken else natural) > room:
         return None
     found = list(least)
     for number, most in enumerate(natural):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.report.findings import bwt_sentence, headline, notes
 from pipelines.report.results import SIGNIFICANCE
-from pipelines.report.tables import Column, cell, print_table
+from pipelines.report.tables import LONGEST, Column, cell, print_table
 from pipelines.report.wording import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
             verdict = Text(task.verdict, style=STYLES[task.verdict])
             rows.append([cell(name, "bold"), cell(task.name), cell(task.title), *_numbers(task), verdict])
             name = ""
-    print_table([*columns, Column("verdict", left=True)], rows, console)
+    print_table([*columns, Column("verdict", words=True)], rows, console)
 
 
 def print_preference(preference: Preference, analysis: Analysis, console: Console) -> None:
@@ -61,7 +61,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
 
     columns = [Column("task", words=True), Column("metric", words=True)]
     columns += [Column(heading) for heading in ("rows", *_sides(analysis), "change", "95 % interval")]
-    columns += [Column("p (Holm)", optional=True), Column("verdict", left=True)]
+    columns += [Column("p (Holm)", optional=True), Column("verdict", words=True)]
     rows: list[list[str | Text]] = [
         [
             cell(task.name, "bold"), cell(task.title), *_numbers(task), p_value(task.p_holm),
@@ -80,7 +80,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     _print_guards(analysis, console)
     for task in analysis.tasks.values():
         for note in notes(task):
-            console.print(Text.assemble((f"{one_line(task.name, 40)}: ", "bold"), one_line(note, 500)))
+            console.print(Text.assemble((f"{one_line(task.name, LONGEST)}: ", "bold"), one_line(note, 500)))
     console.print()
 
 
@@ -97,13 +97,13 @@ def _print_guards(analysis: Analysis, console: Console) -> None:
         for guard in analysis.guards.values()
     ]
     console.print()
-    print_table([*columns, Column("verdict", left=True)], rows, console)
+    print_table([*columns, Column("verdict", words=True)], rows, console)
     console.print(Text(one_line(analysis.learned_and_lost, 500), style="bold"))
     if analysis.bwt is not None:
         console.print(Text(one_line(bwt_sentence(analysis.bwt), 500)))
     for guard in analysis.guards.values():
         for flag in guard.flags:
-            console.print(Text.assemble((f"{one_line(guard.name, 40)}: ", "bold"), one_line(flag, 500)))
+            console.print(Text.assemble((f"{one_line(guard.name, LONGEST)}: ", "bold"), one_line(flag, 500)))
 
 
 def _sides(analysis: Analysis) -> list[str]:

@@ -64,7 +64,7 @@ def whole(text, width, wanted):
 
 def numbers_of(found):
     values = (number(found.base, found.unit), number(found.tuned, found.unit), signed(found.delta, found.unit), interval(found.ci95, found.unit))
-    return [f"{found.n:,}", *values, found.verdict]
+    return [f"{found.n:,}", *values, *found.verdict.split()]
 
 
 def words_of(names):
