@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.activity import doing
 from pipelines.chat_template import check_rendering
 from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
@@ -34,10 +35,11 @@ def check_job(job: Job) -> Checked:
     _check_models(job)
     firsts: dict[str, Example] = {}
     rows = 0
-    for example in load_examples(job.pipeline):
-        rows += 1
-        firsts.setdefault(example.task, example)
-        scores.see(example)
+    with doing("reading the rows"):
+        for example in load_examples(job.pipeline):
+            rows += 1
+            firsts.setdefault(example.task, example)
+            scores.see(example)
     if problems := scores.errors():
         raise DataError(problems)
     if (folder := local_folder(job.ludwig["base_model"])) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -11,13 +13,17 @@ from unicodedata import category
 import click
 
 from pipelines import __version__
+from pipelines.activity import HEARTBEAT, Unfailing, draws
+from pipelines.cache import settle_home
 from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.plain_text import make_readable, speaks_unicode
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
     from pipelines.report.pager import Wanted
 
 RUNS = Path("runs")
+DEFAULT_METRIC = "rouge"
 GATE_FAILED = 3
 """Exit code of `run`, `compare` and `report` where the YAML demands more than was reached, so that CI can use it."""
 
@@ -25,11 +31,20 @@ GATE_FAILED = 3
 class Alfine(click.Group):
     """Turns the library's errors into lines on stderr."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            make_readable(stream)
+        return super().main(*args, **kwargs)
+
     def invoke(self, context: click.Context) -> Any:
         # A cluster or a shutdown ends a process so; what is to be put away is put away as on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        settle_home()
+        # Over all of a command, so that nothing in it is silent for long where no terminal shows that it lives.
+        lines = contextlib.nullcontext() if draws(sys.stderr) else HEARTBEAT.beating(Unfailing(sys.stderr).line)
         try:
-            return super().invoke(context)
+            with lines:
+                return super().invoke(context)
         except AlfineError as error:
             for problem in error.problems:
                 click.echo(f"error: {problem}", err=True)
@@ -101,16 +116,18 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     check_files(job)
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
-    with at_key(job, "base_model"):
+    screen = Screen()
+    with screen.working(f"Base model {job.ludwig['base_model']}"), at_key(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
-    prompts = PromptFormat.for_job(job, folder)
-    preflight = Preflight(job, prompts, context_length(folder))
-    prepared = list(preflight.watch(prepare_rows(examples, prompts)))
+    with screen.working("Preparing rows"):
+        prompts = PromptFormat.for_job(job, folder)
+        preflight = Preflight(job, prompts, context_length(folder))
+        prepared = list(preflight.watch(prepare_rows(examples, prompts)))
     show_rows(prepared, prompts, Console(highlight=False), rows)
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:
-            Screen().warn(str(finding.problem))
+            screen.warn(str(finding.problem))
     refuse_serious(findings)
 
 
@@ -133,7 +150,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
 
     folder = RUNS / _run_name(name if name is not None else config.stem)
     job = load_job(config, overrides)
-    command = " ".join(["alfine", "run", str(config), "--name", folder.name, *overrides])
+    command = shlex.join(["alfine", "run", str(config), "--name", folder.name, *overrides])
     run_job(job, Run(folder), command, Screen())
     _summary(folder, analyse(folder))
 
@@ -169,7 +186,9 @@ def predict(run: Path, file: Path, task: str | None, output: Path | None) -> Non
 
     quiet_libraries()
     rows = complete_rows(Run.open(run), file, task, Screen())
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # In a terminal's own encoding what it lacks is escaped, so that each line is still JSON.
+    escaped = output is None and not speaks_unicode(sys.stdout)
+    text = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -181,7 +200,7 @@ def predict(run: Path, file: Path, task: str | None, output: Path | None) -> Non
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows.")
 @click.option("--task", help="Two models: the task that the rows of --prompts belong to.")
-@click.option("--metric", default="rouge", show_default=True, help="Two models: for prompts with a reference and no task.")
+@click.option("--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for prompts with a reference and no task.")
 @click.option("--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]")
 @click.option("--ratings", multiple=True, type=click.Path(path_type=Path), help="One run: blind ratings from its page.")
 def compare(
@@ -204,6 +223,7 @@ def compare(
     from pipelines.report.terminal import print_preference, print_runs
 
     if len(runs) == 2:
+        _refuse({"--ratings": ratings}, "a single run")
         _head_to_head((runs[0], runs[1]), prompts, task, metric, output)
         return
     _refuse({"--prompts": prompts, "--task": task, "--output": output}, "two models to compare")
@@ -233,8 +253,9 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
         raise ConfigError(f"--metric: {error}") from None
     quiet_libraries()
     folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
-    options = {"--prompts": prompts, "--task": task, "--output": output}
-    command = " ".join(["alfine", "compare", *places, *(f"{name} {value}" for name, value in options.items() if value)])
+    options = {"--prompts": prompts, "--task": task, "--metric": None if metric == DEFAULT_METRIC else metric, "--output": output}
+    given = [word for name, value in options.items() if value for word in (name, str(value))]
+    command = shlex.join(["alfine", "compare", *places, *given])
     compare_models(places, prompts, task, metric, folder, command, Screen())
     _summary(folder, write_report(folder))
 

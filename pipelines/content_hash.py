@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.models import TRAINING, cache_folder
+from pipelines.cache import cache_folder
+from pipelines.models import TRAINING
 
 IGNORED_NAMES = {TRAINING, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md"}
 """Files that change nothing in what a model computes: documentation, and how a tuned model was trained."""

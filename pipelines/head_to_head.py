@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.activity import doing
 from pipelines.config import Job, Task
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.predict import Question, load_tuned, prompt_ids, questions, tuned_job
@@ -85,7 +86,8 @@ def compare_models(
     Without `prompts` the test rows of the first run are asked; two runs that both have answered them are not asked
     again. Raises RunError where no side is a run that could say what to ask, or where two runs share no test row.
     """
-    one, two = Side.of(places[0]), Side.of(places[1])
+    with screen.working("Models"):
+        one, two = Side.of(places[0]), Side.of(places[1])
     if one.name == two.name:
         one, two = replace(one, name=one.place), replace(two, name=two.place)
     job = one.job or two.job
@@ -202,11 +204,12 @@ def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], scre
 
     with screen.working(f"Loading {side.name}"):
         loaded = side.load()
-    ids = prompt_ids(loaded, [one.question for one in asked])
-    references: list[list[int]] = []
-    for one in asked:
-        text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
-        references.append([] if one.reference is None else loaded.prompts.encode(text, one.reference).supervised)
+    with doing("reading the prompts as tokens"):
+        ids = prompt_ids(loaded, [one.question for one in asked])
+        references: list[list[int]] = []
+        for one in asked:
+            text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
+            references.append([] if one.reference is None else loaded.prompts.encode(text, one.reference).supervised)
     bounds = [one.question.max_new_tokens for one in asked]
     with screen.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
         answers = complete(loaded, ids, generation, bounds, progress, references)

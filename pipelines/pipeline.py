@@ -10,9 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import __version__
+from pipelines.activity import doing
+from pipelines.cache import cache_folder, cached, check_cache, unwritable
 from pipelines.config import Job
 from pipelines.errors import RunError
-from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
+from pipelines.runs import (
+    Run,
+    config_entries,
+    digest,
+    file_digest,
+    hardware,
+    machine_errors,
+    versions,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from pipelines.screen import Screen, quiet_libraries
 
 if TYPE_CHECKING:
@@ -26,27 +39,36 @@ def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
     with machine_errors(run.folder), run.locked():
         _refuse_other_config(job, run)
+        check_cache()
         Stages(job, run, command, screen).all()
 
 
 def _refuse_other_config(job: Job, run: Run) -> None:
-    owner = run.manifest.get("config")
-    if owner is not None and owner != str(job.path):
-        raise RunError(f"{run.folder} belongs to {owner}; take another name (--name, NAME= with make) for {job.path}")
+    owner = run.config
+    if owner is not None and not _same_file(owner, job.path):
+        moved = "" if owner.exists() else f"; where that is the same config in a new place, put it back to {owner}"
+        message = f"{run.folder} belongs to {run.manifest['config']}; take another name (--name, NAME= with make) for {job.path}"
+        raise RunError(f"{message}{moved}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """However each is written: with `./`, from the root, through a link."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
-        from pipelines.content_hash import fingerprint
-        from pipelines.forgetting.sequence import starting_model
-
-        quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
+            quiet_libraries()
+            # torch is imported here, which takes half a minute on a busy machine.
+            from pipelines.content_hash import fingerprint
+            from pipelines.forgetting.sequence import starting_model
+
             self.base_folder = starting_model(job, run)
-        self.model_id = fingerprint(self.base_folder)
+            self.model_id = fingerprint(self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 
     def all(self) -> None:
@@ -55,7 +77,7 @@ class Stages:
         pipeline, ludwig = self.job.pipeline, self.job.ludwig
         inputs = self._inputs()
         self.run.update(
-            name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
+            name=self.run.name, **config_entries(self.job.path, self.run.folder), command=self.command, seed=pipeline.seed,
             base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self._decoding(),
             versions=versions(), hardware=hardware(),
         )  # fmt: skip
@@ -97,7 +119,9 @@ class Stages:
         from pipelines.own_metrics import metric_source
         from pipelines.tasks import named_files
 
-        pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
+        pipeline, ludwig = self.job.pipeline, self.job.ludwig
+        with doing("reading the data files"):
+            files = self._data_files()
         probes = pipeline.report.prompts
         tasks = pipeline.tasks.items()
         not_in_tokens: dict[str, Any] = {
@@ -200,14 +224,15 @@ class Stages:
         folder = self.run.path(f"{which}.partial")
         shutil.rmtree(folder, ignore_errors=True)
         table = read_table(self.run.path("data"), "test")
-        cached = self._base_cache(table) if which == "base" else None
-        if cached is not None and cached.exists():
-            shutil.copytree(cached, folder)
+        kept = self._base_cache(table) if which == "base" else None
+        if kept is not None and kept.exists():
+            shutil.copytree(kept, folder)
             self.screen.note("base: this model has answered these prompts before; taken from the cache")
         else:
             self._answer(which, table, folder)
-            if cached is not None:
-                self._keep(folder, cached)
+            if kept is not None:
+                with self._keeping():
+                    self._keep(folder, kept)
         self._publish(folder, which)
 
     @contextlib.contextmanager
@@ -237,22 +262,30 @@ class Stages:
         from pipelines.prepare import open_table
 
         model = self._model(which)
-        self._write_probes(model, folder)
+        self._write_probes(model, folder, which)
         write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
         validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.screen.working("Validation loss of the base"):
                 write_json(folder / "validation.json", model.validation_losses(validation))
 
-    def _keep(self, folder: Path, cached: Path) -> None:
+    def _keep(self, folder: Path, kept: Path) -> None:
         """Copies the base pass into the cache, for every later run of the same model and prompts."""
-        aside = cached.with_name(f"{cached.name}.{self.run.name}.partial")
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f"{kept.name}.{self.run.name}.partial")
+        kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, aside, dirs_exist_ok=True)
-        if cached.exists():
+        if kept.exists():
             shutil.rmtree(aside)
         else:
-            aside.rename(cached)
+            aside.rename(kept)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Writes into the cache what the run has in its own folder already: a cache that is full does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.screen.warn(f"{unwritable(cache_folder(), error)}. Other runs will not find what this one has answered")
 
     def _publish(self, folder: Path, which: str) -> None:
         from pipelines.runs import replace_folder
@@ -260,7 +293,6 @@ class Stages:
         replace_folder(folder, self.run.path(which))
 
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
-        from pipelines.models import cache_folder
         from pipelines.prepare import read_table
 
         prompts = [[row["task"], row["input_ids"], row["supervised_from"], self._bound(row["task"])] for row in table]
@@ -272,7 +304,7 @@ class Stages:
             file_digest(Path(probes)) if probes else None, self.job.pipeline.system, self.job.pipeline.chat_template,
             __version__, versions(), hardware()["gpu"],
         )  # fmt: skip
-        return cache_folder() / "completions" / key[:32]
+        return cached("completions", key[:32])
 
     def _bound(self, task: str) -> int:
         bound = self.job.pipeline.tasks[task].max_new_tokens
@@ -294,7 +326,7 @@ class Stages:
             for row, answer in zip(table, answers, strict=True)
         ]  # fmt: skip
 
-    def _write_probes(self, model: Pass, folder: Path) -> None:
+    def _write_probes(self, model: Pass, folder: Path, which: str) -> None:
         from pipelines.prompts import PromptFormat
         from pipelines.tasks import read_probes
 
@@ -304,7 +336,8 @@ class Stages:
         prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
         texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
-        answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds)
+        with self.screen.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
+            answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
         write_jsonl(
             folder / "probes.jsonl",
             [
@@ -335,20 +368,20 @@ class Stages:
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""
         from pipelines.forgetting.build import Start
+        from pipelines.forgetting.files import guards_of
         from pipelines.forgetting.guards import guard_lines
-        from pipelines.models import cache_folder
 
         start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
-        quantization = self.job.ludwig.get("quantization")
-        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
-        cached = cache_folder() / "guards" / f"{key[:32]}.jsonl"
-        if which == "base" and cached.exists():
-            write_text(target, cached.read_text(encoding="utf-8"))
-            return
-        guards = start.guards
-        if not guards:
+        if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
+        quantization = self.job.ludwig.get("quantization")
+        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
+        kept = cached("guards", f"{key[:32]}.jsonl") if which == "base" else None
+        if kept is not None and kept.exists():
+            write_text(target, kept.read_text(encoding="utf-8"))
+            return
+        guards = start.guards
         lines: list[dict[str, Any]] = []
         model = self._model(which)
         with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
@@ -356,8 +389,9 @@ class Stages:
                 lines += guard_lines(guard, model.score_guard(guard))
                 progress(1)
         write_jsonl(target, lines)
-        if which == "base":
-            write_jsonl(cached, lines)
+        if kept is not None:
+            with self._keeping():
+                write_jsonl(kept, lines)
 
     def report(self) -> None:
         from pipelines.report import write_report

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.activity import doing
 from pipelines.config import Job, load_job
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.row_files import read_rows
@@ -74,14 +75,16 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict
     from pipelines.completions import complete
 
     job = tuned_job(run)
-    asked = questions(job, file, task, str(run.folder))
+    with doing(f"reading {file}"):
+        asked = questions(job, file, task, str(run.folder))
     with screen.working("Loading the tuned model"):
         loaded = load_tuned(run, job)
+    with doing("reading the prompts as tokens"):
+        ids = prompt_ids(loaded, asked)
     with screen.bar("Completions", len(asked), "rows") as progress:
         answers = complete(
-            loaded, prompt_ids(loaded, asked), job.ludwig["generation"], [one.max_new_tokens for one in asked], progress,
-            seed=job.pipeline.seed,
-        )  # fmt: skip
+            loaded, ids, job.ludwig["generation"], [one.max_new_tokens for one in asked], progress, seed=job.pipeline.seed
+        )
     return [
         {**one.row, "completion": answer.text, "finished": answer.finished}
         for one, answer in zip(asked, answers, strict=True)

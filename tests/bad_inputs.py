@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -104,6 +105,8 @@ def probes(rows: str) -> dict[str, Any]:
     return {"config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"), "others": {"probes.jsonl": rows}}
 
 
+PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: broken off after \d| so far|still at work)")
+"""What was done before the mistake was found."""
 ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
@@ -276,7 +279,7 @@ def outcome(case: Case) -> Outcome:
         result = CliRunner().invoke(main, case.command if isinstance(case.command, list) else case.command.split())
         left = sorted(str(path) for path in Path().rglob("*") if path.is_file() and str(path) not in {**files, **case.links})
     exception = None if isinstance(result.exception, SystemExit) else result.exception
-    lines = [line for line in result.stderr.splitlines() if line and not line.startswith("✓")]  # ✓: what was done before
+    lines = [line for line in result.stderr.splitlines() if line and not PROGRESS.search(line)]
     return Outcome(result.exit_code, lines, left, exception)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.cache import cached
 from pipelines.completions import LoadedModel, quantization_of
 from pipelines.config import Job
 from pipelines.content_hash import fingerprint
@@ -25,7 +26,7 @@ from pipelines.forgetting.replay import Replay
 from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.teacher import check_teacher, teach
-from pipelines.models import at_key, cache_folder
+from pipelines.models import at_key
 from pipelines.prepare import open_table
 from pipelines.prompts import PromptFormat
 from pipelines.runs import Run, digest, read_jsonl, versions
@@ -168,4 +169,4 @@ def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
     targets = adapter and [adapter.get("type"), adapter.get("target_modules")]
     key = digest(start.model_id, text, how, start.job.pipeline.seed, targets, bool(adapter), versions())
-    return cache_folder() / "importance" / f"{name}-{key[:32]}.safetensors"
+    return cached("importance", f"{name}-{key[:32]}.safetensors")

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.activity import doing
+from pipelines.cache import cached
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting.files import column
-from pipelines.models import cache_folder
 from pipelines.prompts import PromptFormat
 from pipelines.runs import digest, file_digest, read_jsonl, versions, write_jsonl
 
@@ -35,18 +36,19 @@ def answered(
     Answered once for a model, then taken from the cache; `load` is called where it is not there yet."""
     instructions = column(file, "instruction")[:rows]
     key = digest(model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions())
-    cached = cache_folder() / "general" / f"{key[:32]}.jsonl"
-    if not cached.exists():
+    kept = cached("general", f"{key[:32]}.jsonl")
+    if not kept.exists():
         ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
-        answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids))
+        with doing("the base's own answers to general instructions", len(ids)) as activity:
+            answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids), activity.advance)
         write_jsonl(
-            cached,
+            kept,
             [
                 {"prompt": text, "completion": answer.text, "finished": answer.finished}
                 for text, answer in zip(instructions, answers, strict=True)
             ],
         )
-    return read_jsonl(cached)
+    return read_jsonl(kept)
 
 
 def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.activity import doing
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
 from pipelines.errors import DataError, Problem
@@ -103,6 +104,11 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -
 def score_guard(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
     """A score for each item: nats per token for text and answers, the metric's for a task (None where it can give
     none), 100 or 0 for choices."""
+    with doing(f"guard {guard.name}"):
+        return _scores(loaded, guard, base_logits)
+
+
+def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
     match guard.kind:
         case "answers":
             return list(_divergences(loaded.model, guard.rows, base_logits))

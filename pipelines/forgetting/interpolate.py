@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pipelines.activity import doing
 from pipelines.engine.model import attach_adapter, load_causal_lm
 from pipelines.engine.packing import Rows, row_losses
 from pipelines.forgetting.penalty import lora_pairs
@@ -66,7 +67,8 @@ def general_losses(base: Path, tuned: Path, text: Rows) -> Callable[[float], flo
 
     def loss_at(scale: float) -> float:
         set_scale(scale)
-        losses, lengths = list(row_losses(model, text)), text.supervised_lengths
+        with doing(f"the loss on general text at scale {scale:g}"):
+            losses, lengths = list(row_losses(model, text)), text.supervised_lengths
         return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
 
     return loss_at

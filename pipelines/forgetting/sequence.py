@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.activity import doing
 from pipelines.config import Job, load_job
 from pipelines.errors import ConfigError
 from pipelines.forgetting.files import Question
@@ -50,7 +52,8 @@ def _finished(job: Job, folder: Path) -> Run:
 
     if not (folder / "manifest.json").is_file():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
-        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: alfine run CONFIG --name {folder.name}"
+        make = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
+        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: {make}"
         raise refuse(f"{folder} holds no run; {there}")
     earlier = Run.open(folder)
     if "tuned" not in earlier.manifest["stages"]:
@@ -66,8 +69,9 @@ def _fold(base: Path, adapter: Path, target: Path) -> None:
 
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    attach_adapter(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
-    load_tokenizer(base).save_pretrained(aside)
+    with doing("folding the earlier run's adapter into its base"):
+        attach_adapter(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
+        load_tokenizer(base).save_pretrained(aside)
     replace_folder(aside, target)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ class RunFiles:
 def read_run(run: Path) -> RunFiles:
     """Raises RunError for anything missing, broken, of another format, or not the same on both sides."""
     if not run.is_dir():
-        raise RunError(f"{run}: there is no such run folder; `alfine run CONFIG --name {run.name}` makes it")
+        make = shlex.join(["alfine", "run", "CONFIG", "--name", run.name])
+        raise RunError(f"{run}: there is no such run folder; `{make}` makes it")
     manifest = _manifest(run / "manifest.json")
     is_run = manifest.sides is None
     training = run / "model" / "training.json"
