@@ -122,7 +122,7 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
     command = shlex.join(["alfine", "run", str(config), "--name", run.name.replace("+", "-"), *given])
     run_job(load_job(config, given), run, command, screen)
     training = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
-    task = min((entry["loss"] for entry in training["validation_loss"]), default=0.0)
+    task = min((float(entry["loss"]) for entry in training["validation_loss"]), default=0.0)
     general = list(_development(run))
     loss = sum(general) / len(general)
     return {"task": task, "general": loss, "sum": task + loss}
@@ -131,4 +131,4 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
 def _development(run: Run) -> Iterator[float]:
     for line in read_jsonl(run.path("guards", "tuned.jsonl")):
         if line["guard"] == DEVELOPMENT:
-            yield line["score"]
+            yield float(line["score"])

@@ -13,9 +13,10 @@ from pipelines.chat_template import check_rendering
 from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.forgetting.files import check_guards
+from pipelines.free_prompts import read_probes
 from pipelines.models import at_key, check_base_model, local_folder
 from pipelines.score_checks import ScoreChecks
-from pipelines.tasks import Example, check_files, load_examples, read_probes
+from pipelines.tasks import Example, check_files, load_examples
 
 
 @dataclass(frozen=True)

@@ -169,43 +169,49 @@ def _run_name(name: str) -> str:
 @main.command()
 @RUN
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--task", help="The task that the rows belong to, where they have no column `task`.")
+@click.option("--task", help="The task that the rows belong to. [default: the run's only one, or the column `task`]")
+@click.option("--raw", is_flag=True, help="Ask the column `prompt` as it stands, without a task's template.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here. [default: the terminal]")
-def predict(run: Path, file: Path, task: str | None, output: Path | None) -> None:
-    """Complete new rows with a tuned model; JSON Lines come out.
+def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | None) -> None:
+    """Complete new rows with a tuned model, in the template of their task. JSON Lines come out: each row's own columns, the
+    answer in `prediction`, and in `prediction_finished` whether it came to its end within max_new_tokens.
 
     \b
     Example:
       alfine predict runs/quickstart new_reviews.jsonl --task sentiment
     """
-    import json
-
+    from pipelines.predict import check_output, write_predictions
     from pipelines.predict import predict as complete_rows
-    from pipelines.runs import Run, machine_errors, write_text
+    from pipelines.runs import Run
     from pipelines.screen import Screen, quiet_libraries
+    from pipelines.strict_json import dump
 
     quiet_libraries()
-    rows = complete_rows(Run.open(run), file, task, Screen())
+    if output is not None:
+        check_output(output, file)
+    screen = Screen()
+    rows = complete_rows(Run.open(run), file, task, screen, raw)
+    if output is not None:
+        write_predictions(rows, output, screen)
+        return
     # In a terminal's own encoding what it lacks is escaped, so that each line is still JSON.
-    escaped = output is None and not speaks_unicode(sys.stdout)
-    text = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        with machine_errors(output.parent):
-            write_text(output, text)
+    escaped = not speaks_unicode(sys.stdout)
+    for row in rows:
+        click.echo(dump(row, ascii_only=escaped))
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows.")
-@click.option("--task", help="Two models: the task that the rows of --prompts belong to.")
-@click.option("--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for prompts with a reference and no task.")
+@click.option("--task", help="Two models: the task that the rows of --prompts belong to, as for predict.")
+@click.option("--raw", is_flag=True, help="Two models: ask the column `prompt` of --prompts as it stands.")
+@click.option("--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for raw prompts with a `reference`.")
 @click.option("--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]")
 @click.option("--ratings", multiple=True, type=click.Path(path_type=Path), help="One run: blind ratings from its page.")
 def compare(
-    runs: tuple[str, ...], prompts: Path | None, task: str | None, metric: str, output: Path | None, ratings: tuple[Path, ...]
-) -> None:
+    runs: tuple[str, ...], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None,
+    ratings: tuple[Path, ...],
+) -> None:  # fmt: skip
     """One run: its verdict and gates; exit code 3 where a gate failed. Two models (runs, folders or hub ids):
     both on the same prompts. More runs: a table.
 
@@ -214,7 +220,7 @@ def compare(
       alfine compare runs/quickstart
       alfine compare runs/quickstart --ratings anna.json --ratings ben.json
       alfine compare runs/quickstart runs/second
-      alfine compare runs/quickstart smollm2-135m-instruct --prompts new.jsonl
+      alfine compare runs/quickstart smollm2-135m-instruct --prompts new.jsonl --raw
       alfine compare runs/*
     """
     from rich.console import Console
@@ -224,9 +230,9 @@ def compare(
 
     if len(runs) == 2:
         _refuse({"--ratings": ratings}, "a single run")
-        _head_to_head((runs[0], runs[1]), prompts, task, metric, output)
+        _head_to_head((runs[0], runs[1]), prompts, task, raw, metric, output)
         return
-    _refuse({"--prompts": prompts, "--task": task, "--output": output}, "two models to compare")
+    _refuse({"--prompts": prompts, "--task": task, "--raw": raw, "--output": output}, "two models to compare")
     console = Console(highlight=False)
     if len(runs) > 2:
         _refuse({"--ratings": ratings}, "a single run")
@@ -241,7 +247,9 @@ def compare(
     _summary(folder, analysis)
 
 
-def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | None, metric: str, output: Path | None) -> None:
+def _head_to_head(
+    places: tuple[str, str], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None
+) -> None:
     from pipelines.head_to_head import compare_models
     from pipelines.metrics import resolve
     from pipelines.report import write_report
@@ -255,8 +263,8 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
     folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
     options = {"--prompts": prompts, "--task": task, "--metric": None if metric == DEFAULT_METRIC else metric, "--output": output}
     given = [word for name, value in options.items() if value for word in (name, str(value))]
-    command = shlex.join(["alfine", "compare", *places, *given])
-    compare_models(places, prompts, task, metric, folder, command, Screen())
+    command = shlex.join(["alfine", "compare", *places, *given, *(["--raw"] if raw else [])])
+    compare_models(places, prompts, task, raw, metric, folder, command, Screen())
     _summary(folder, write_report(folder))
 
 

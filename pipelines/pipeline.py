@@ -168,7 +168,8 @@ class Stages:
     def _data_files(self) -> dict[str, str]:
         """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
         that are none."""
-        from pipelines.tasks import check_files, named_files, read_probes
+        from pipelines.free_prompts import read_probes
+        from pipelines.tasks import check_files, named_files
 
         check_files(self.job)
         if self.job.pipeline.report.prompts:
@@ -327,8 +328,8 @@ class Stages:
         ]  # fmt: skip
 
     def _write_probes(self, model: Pass, folder: Path, which: str) -> None:
+        from pipelines.free_prompts import read_probes
         from pipelines.prompts import PromptFormat
-        from pipelines.tasks import read_probes
 
         if not self.job.pipeline.report.prompts:
             return

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cache import NAMED, cache_folder
 from pipelines.errors import MachineError, RunError
+from pipelines.strict_json import dump
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ FORMAT_VERSION = 1
 def digest(*parts: Any) -> str:
     """sha256 over JSON-able values: what a stage depends on, in one word."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -182,11 +183,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, dump(value, indent=1) + "\n")
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(dump(row) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

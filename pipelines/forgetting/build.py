@@ -77,7 +77,7 @@ class Start:
         sums: dict[str, list[float]] = {}
         for line in read_jsonl(self.run.path("guards", "base.jsonl")):
             if line["score"] is not None:
-                sums.setdefault(line["guard"], []).append(line["score"])
+                sums.setdefault(line["guard"], []).append(float(line["score"]))
         return {name: sum(scores) / len(scores) for name, scores in sums.items()}
 
     @cached_property

@@ -16,6 +16,7 @@ from pipelines.report.tables import Column, print_table
 from pipelines.report.wording import count, duration, interval, number, one_line, signed
 from pipelines.runs import write_text
 from pipelines.statistics import crossed_interval
+from pipelines.strict_json import dump
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,7 +168,7 @@ def write_bake_off(folder: Path) -> BakeOff:
     """bakeoff.html, bakeoff.md and bakeoff.json in the bake-off's folder."""
     found = read_bake_off(folder)
     whole = {**asdict(found), "headline": found.headline, "yaml": found.yaml_line}
-    write_text(folder / "bakeoff.json", json.dumps(whole, indent=2) + "\n")
+    write_text(folder / "bakeoff.json", dump(whole, indent=2) + "\n")
     write_text(folder / "bakeoff.md", _markdown(found))
     write_text(folder / "bakeoff.html", _html(found))
     return found

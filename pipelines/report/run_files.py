@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -257,34 +256,25 @@ def _validate[R: Record](raw: Any, kind: type[R], path: Path, line: int | None =
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "finite_number":
+            # Scores and losses only: what else a row holds is the user's and means nothing here.
+            message = f"{key} is no finite number: the training diverged; lower trainer.learning_rate and run the job again"
+            raise RunError(Problem(message, str(path), line)) from error
         message = f"{key or 'the line'}: {first['msg'].lower()}; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error
 
 
 def _json(text: str, path: Path, line: int | None = None) -> Any:
-    """JSON without NaN and infinity, and without the halves of surrogate pairs that a model can write."""
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise _NotFinite(text)
-        return value
+    """JSON without the halves of surrogate pairs that a model can write."""
 
     def clean(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: _whole(value) if isinstance(value, str) else value for key, value in pairs}
 
     try:
-        return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=clean)
-    except _NotFinite as error:
-        message = f"a value is {error}: the training diverged; lower trainer.learning_rate and run the job again"
-        raise RunError(Problem(message, str(path), line)) from error
+        return json.loads(text, object_pairs_hook=clean)
     except (ValueError, RecursionError) as error:
         message = f"broken JSON, the file may be cut off; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error
-
-
-class _NotFinite(Exception):
-    pass
 
 
 def _whole(text: str) -> str:
