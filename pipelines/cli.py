@@ -67,7 +67,8 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     from pipelines.config import load_job
     from pipelines.forgetting.files import check_guards
     from pipelines.metrics import unresolved
-    from pipelines.models import at_key, check_base_model
+    from pipelines.models import at_key, check_base_model, folder_on_disk
+    from pipelines.module_names import check_names
     from pipelines.tasks import check_files, load_examples, read_probes
 
     job = load_job(config, overrides)
@@ -76,6 +77,8 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         raise ConfigError(problems)
     with at_key(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
+    if (base := folder_on_disk(job.ludwig["base_model"])) is not None:
+        check_names(job, base)
     count = sum(1 for _ in load_examples(job.pipeline))
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:

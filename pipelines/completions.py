@@ -65,16 +65,21 @@ class LoadedModel:
         return isinstance(self.model, PeftModel)
 
     def attach(self, tuned: Path) -> LoadedModel:
-        """The tuned model in `tuned`: its adapter over these weights, or its own full weights."""
+        """The tuned model in `tuned`: its adapter over these weights, or its own full weights. Raises RunError where it is not
+        the model that training left."""
+        from pipelines.engine.adapters import check_saved
         from pipelines.engine.model import load_causal_lm
 
-        if not (tuned / "adapter_config.json").exists():
-            return LoadedModel(load_causal_lm(tuned, frozen=True), self.prompts)
-        from peft import PeftModel
+        if (tuned / "adapter_config.json").exists():
+            from peft import PeftModel
 
-        if self.has_adapter:
-            raise RunError("an adapter is attached already")
-        return LoadedModel(PeftModel.from_pretrained(self.model, tuned), self.prompts)
+            if self.has_adapter:
+                raise RunError("an adapter is attached already")
+            model: torch.nn.Module = PeftModel.from_pretrained(self.model, tuned)
+        else:
+            model = load_causal_lm(tuned, frozen=True)
+        check_saved(model, tuned)
+        return LoadedModel(model, self.prompts)
 
 
 def quantization_of(job: Job) -> Any:

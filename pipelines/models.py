@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import MachineError, ModelError
+from pipelines.module_names import refuse_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,10 +115,24 @@ def check_base_model(name: str) -> None:
     )
 
 
+def folder_on_disk(name: str) -> Path | None:
+    """The folder of a base model that is here already; None where it would have to be fetched or unpacked."""
+    if name in EMBEDDED:
+        folder = cache_folder() / "models" / f"{name}-{CONVERSION_FORMAT}"
+        return folder if (folder / "config.json").is_file() else None
+    if _is_folder(name):
+        return Path(name).expanduser()
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         found = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
         raise ModelError(f"model {str(folder)!r}: {found}")
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
     if not any(folder.glob("*.safetensors")):

@@ -41,11 +41,13 @@ class Stages:
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
         from pipelines.forgetting.sequence import starting_model
         from pipelines.models import fingerprint
+        from pipelines.module_names import check_names
 
         quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
             self.base_folder = starting_model(job, run)
+        check_names(job, self.base_folder)
         self.model_id = fingerprint(self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 

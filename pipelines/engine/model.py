@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from ludwig.globals import MODEL_WEIGHTS_FILE_NAME
 from ludwig.models.llm import LLM
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from pipelines.engine.adapters import (
+    Untouched,
+    attaching,
+    begins_at_base,
+    check_adapter,
+    check_freezing,
+    off_is_base,
+    save_adapter,
+    taken_out,
+)
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
-from pipelines.engine.packing import Rows, supervised_logits, token_losses
+from pipelines.engine.packing import supervised_logits, token_losses
+from pipelines.engine.trial import agree, is_exact, trial_logits, trial_losses, trial_rows
 from pipelines.runs import replace_folder
 
 
@@ -43,6 +54,7 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
         model.to("cuda")  # type: ignore[arg-type]
     settle_attention(model)
     settle_head(model)
+    model.untouched = Untouched(Path(folder), quantization, trial_logits(model))  # type: ignore[assignment]
     return model
 
 
@@ -55,7 +67,7 @@ def settle_attention(model: PreTrainedModel) -> None:
     """
     if not reads_rows_together(model):
         return
-    rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
+    rows, training = trial_rows(model), model.training
     model.eval().set_attn_implementation(ALONE)
     expected, _ = supervised_logits(model, rows)
     for name in (BEGINNINGS_ONCE, TOGETHER):
@@ -64,7 +76,7 @@ def settle_attention(model: PreTrainedModel) -> None:
             found, _ = supervised_logits(model, rows)
         except (TypeError, ValueError, RuntimeError):
             continue  # a forward pass that knows neither rows nor their positions
-        if _alike(found.float(), expected.float(), _is_exact(model)):
+        if agree(found.float(), expected.float(), is_exact(model)):
             break
     else:
         model.set_attn_implementation(ALONE)
@@ -80,34 +92,23 @@ def settle_head(model: PreTrainedModel) -> None:
 
     Not where logits are scaled, capped or shifted behind the output layer.
     """
-    rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
+    rows, training = trial_rows(model), model.training
     model.eval().has_plain_head = False  # type: ignore[assignment]
     expected = token_losses(model, rows)
     model.has_plain_head = True  # type: ignore[assignment]
-    model.has_plain_head = _alike(token_losses(model, rows), expected, _is_exact(model))  # type: ignore[assignment]
+    model.has_plain_head = agree(token_losses(model, rows), expected, is_exact(model))  # type: ignore[assignment]
     model.train(training)
 
 
-def _trial_rows(vocabulary: int) -> Rows:
-    """Rows of which some begin alike; tokens from the middle of the vocabulary, where none is special."""
-    random = np.random.default_rng(0)
-    beginning, *ends = (random.integers(vocabulary // 8, vocabulary // 2, length).astype(np.int32) for length in (8, 9, 5, 13))
-    return Rows([*(np.concatenate([beginning, end]) for end in ends[:2]), ends[2]], [2, 9, 1])
-
-
-def _is_exact(model: PreTrainedModel) -> bool:
-    """Whether it calculates in fp32 throughout."""
-    return model.dtype == torch.float32 and model.device.type == "cpu" and not getattr(model, "is_quantized", False)
-
-
-def _alike(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> bool:
-    """But for rounding, which is a few hundredths on average where numbers are not kept in fp32 throughout."""
-    apart = (found - expected).abs() / expected.std()
-    return bool(apart.max() < 1e-4 if exact else apart.mean() < 0.1)
-
-
 class FineTunedLLM(LLM):
-    """Ludwig's LLM, but for how the base is loaded: Ludwig takes fp32 and its own choice of attention."""
+    """Ludwig's LLM, but for how the base is loaded (Ludwig takes fp32 and its own choice of attention), and for what is asked
+    of an adapter."""
+
+    begins_elsewhere = False
+    """Whether the model with its new adapter was not the base."""
+    initial: Mapping[str, torch.Tensor] = {}
+    """What the adapter took out of the base's weights: its matrices at the start, by name."""
+    trial_losses: list[float] | None = None
 
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
         def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
@@ -117,13 +118,47 @@ class FineTunedLLM(LLM):
         with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):
             super().__init__(config_obj, *args, **kwargs)
 
+    def initialize_adapter(self) -> None:
+        """As Ludwig's; raises ConfigError for names that match no module, and finds out what the adapter does to the base."""
+        adapter = self.config_obj.adapter
+        if adapter is None or self._adapter_initialized:
+            super().initialize_adapter()
+            return
+        check_adapter(self.model, adapter)
+        with attaching(self.model, adapter):
+            super().initialize_adapter()
+        off_is_base(self.model)
+        self.begins_elsewhere = not begins_at_base(self.model)
+        self.initial = taken_out(self.model)
+
+    def prepare_for_training(self) -> None:
+        super().prepare_for_training()
+        check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
+
     def save(self, save_path: str) -> None:
         """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.
 
-        Into an empty folder: PEFT adds to what a save that was cut off has left.
+        Into an empty folder: PEFT adds to what a save that was cut off has left. `trial_losses` are then those of what was
+        saved; none where each worker holds a part of the weights.
         """
         target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
-        aside = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.model.save_pretrained(aside)
-        replace_folder(aside, target)
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        if self.config_obj.adapter is not None:
+            save_adapter(self.model, partial, self.initial)
+        else:
+            settle_generation(self.model)
+            self.model.save_pretrained(partial)
+        replace_folder(partial, target)
+        shared_out = any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
+        self.trial_losses = None if shared_out else trial_losses(self.model).tolist()
+
+
+def settle_generation(model: PreTrainedModel) -> None:
+    """Settings for generation that transformers would refuse to save become the model's special tokens and nothing more."""
+    settings = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        tokens = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**tokens)

@@ -62,15 +62,17 @@ def _finished(job: Job, folder: Path) -> Run:
 
 
 def _fold(base: Path, adapter: Path, target: Path) -> None:
-    from peft import PeftModel
-
+    """Raises RunError where merging would change the model."""
+    from pipelines.engine.adapters import check_merged, merged
     from pipelines.engine.model import load_causal_lm
 
-    aside = target.with_name(target.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    PeftModel.from_pretrained(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
-    load_tokenizer(base).save_pretrained(aside)
-    replace_folder(aside, target)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    whole = merged(load_causal_lm(base, frozen=True), adapter)
+    whole.save_pretrained(partial)  # type: ignore[operator]
+    load_tokenizer(base).save_pretrained(partial)
+    check_merged(partial, whole, load_causal_lm(partial, frozen=True))
+    replace_folder(partial, target)
 
 
 def earlier_tasks(run: Run) -> list[PreparedGuard]:
