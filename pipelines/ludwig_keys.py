@@ -199,9 +199,12 @@ class _Checker:
         if generation.get("do_sample") is True and generation.get("temperature") == 0:
             message = "generation.temperature must be above 0 to sample; else write do_sample: false"
             self.report(message, "generation", "temperature")
-        if adapter.get("init_lora_weights") == "loftq" and not adapter.get("loftq_config"):
-            message = "adapter.init_lora_weights: loftq needs loftq_config: {loftq_bits: 4}"
-            self.report(message, "adapter", "init_lora_weights")
+        if quantization and (begins := adapter.get("init_lora_weights")) in ("pissa", "olora"):
+            message = f"adapter.init_lora_weights: {begins} takes a part out of the base's weights, not of quantized ones"
+            self.report(f"{message}; write default", "adapter", "init_lora_weights")
+        if adapter.get("layer_replication"):
+            message = "adapter.layer_replication changes the base itself, so the tuned model has no base to be compared with"
+            self.report(f"{message}; take it out", "adapter", "layer_replication")
 
 
 def _kind(value: Any) -> str:
