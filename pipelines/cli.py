@@ -64,11 +64,14 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     Example:
       alfine check ludwig_configs/quickstart.yaml
     """
+    from collections import Counter
+
     from pipelines.config import load_job
     from pipelines.forgetting.files import check_guards
     from pipelines.metrics import unresolved
     from pipelines.models import at_key, check_base_model
     from pipelines.tasks import check_files, load_examples, read_probes
+    from pipelines.trainer_keys import of_rows
 
     job = load_job(config, overrides)
     check_files(job)
@@ -76,11 +79,13 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         raise ConfigError(problems)
     with at_key(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
-    count = sum(1 for _ in load_examples(job.pipeline))
+    counts = Counter(example.split for example in load_examples(job.pipeline))
+    if problems := list(of_rows(job, counts["train"], counts["validation"])):
+        raise ConfigError(problems)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))
-    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {count:,} rows)")
+    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {counts.total():,} rows)")
 
 
 @main.command()
@@ -100,7 +105,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.models import at_key, context_length, find_base_model
     from pipelines.preflight import Preflight, refuse_serious
     from pipelines.prepare import prepare_rows
-    from pipelines.preview import show_rows
+    from pipelines.preview import show_rows, show_schedule
     from pipelines.prompts import PromptFormat
     from pipelines.screen import Screen, quiet_libraries
     from pipelines.tasks import check_files, load_examples
@@ -114,7 +119,9 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
     preflight = Preflight(job, prompts, context_length(folder))
     prepared = list(preflight.watch(prepare_rows(examples, prompts)))
-    show_rows(prepared, prompts, Console(highlight=False), rows)
+    console = Console(highlight=False)
+    show_rows(prepared, prompts, console, rows)
+    show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:

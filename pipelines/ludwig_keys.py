@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES
+from pipelines.ludwig_limits import NARROWED, NEEDS, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES
+from pipelines.trainer_keys import contradictions
 from pipelines.yaml_lines import Document
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
 
@@ -64,6 +65,8 @@ class _Checker:
             return None
         if reason := _match(REFUSED, name):
             return self.report(f"{name} would have no effect: {reason}", *path)
+        if value and (reason := _match(NOT_POSSIBLE, name)):
+            return self.report(f"{name} is not possible: {reason}", *path)
         node = _match(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
@@ -154,14 +157,19 @@ class _Checker:
                 self.report(f"{dotted(path)} must be {words} {number(node[bound])}, found {found}", *path)
 
     def only_with(self, section: Mapping[str, Any], key: str, path: KeyPath) -> None:
+        needed = _match(NEEDS, dotted(path))
+        if needed and section[key] is not None and not section.get(needed):
+            message = f"{dotted(path)} has no effect without {needed}; take it out, or write {needed} beside it"
+            return self.report(message, *path)
         if (rule := _match(ONLY_WITH, dotted(path))) is None or section[key] is None:
-            return
+            return None
         neighbour, default, values = rule
         if (actual := section.get(neighbour, default)) not in values:
             needed = " or ".join("null" if value is None else str(value) for value in values)
             found = f"it is {actual or 'not set'}"
             message = f"{dotted(path)} has no effect unless {neighbour} is {needed} ({found}); take it out, or change {neighbour}"
             self.report(message, *path)
+        return None
 
     def across(self, config: Mapping[str, Any]) -> None:
         """Rules that take two sections or keys."""
@@ -176,6 +184,8 @@ class _Checker:
         if isinstance(workers, Mapping) and workers.get("shard_base") and (quantization or config.get("adapter") is None):
             needed = "an adapter: it shares out the weights that are not trained" if not quantization else "no quantization"
             self.report(f"backend.trainer.shard_base needs {needed}", "backend", "trainer", "shard_base")
+        for message, path in contradictions(trainer):
+            self.report(message, *path)
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
             message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")

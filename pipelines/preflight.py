@@ -15,6 +15,7 @@ from pipelines.errors import DataError, Problem
 from pipelines.metrics import unresolved
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
+from pipelines.trainer_keys import of_rows
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Preflight:
             *self._groups(),
             *self._one_class(),
             *self.leaks.findings(),
+            *(Finding(True, problem) for problem in of_rows(self.job, self._rows_of("train"), self._rows_of("validation"))),
             *self._no_validation(),
         ]
         return sorted(found, key=lambda finding: not finding.serious)
@@ -104,6 +106,9 @@ class Preflight:
                     f"to compare: shuffle the rows or set their `split`"
                 )
                 yield Finding(True, self.job.problem(message, "pipeline", "tasks", name))
+
+    def _rows_of(self, split: str) -> int:
+        return sum(count for (_, of), count in self.counts.items() if of == split)
 
     def _no_validation(self) -> Iterator[Finding]:
         for name in self.job.pipeline.tasks:

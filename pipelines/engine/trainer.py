@@ -296,8 +296,6 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if pending is None:
             return
         self.scheduler.load_state_dict(pending["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, pending["learning_rates"], strict=True):
-            group["lr"] = rate
         torch.set_rng_state(pending["random"]["cpu"])
         if "cuda" in pending["random"]:
             torch.cuda.set_rng_state(pending["random"]["cuda"])
