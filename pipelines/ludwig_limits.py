@@ -54,6 +54,8 @@ REFUSED: dict[str, str] = {
     "trainer.learning_rate_scheduler.max_lr": "one_cycle rises to trainer.learning_rate; write it there",
     "trainer.gradient_clipping.clipnorm": "Ludwig's clipnorm is clipglobalnorm once more; write clipglobalnorm",
     "trainer.optimizer.lr": "write trainer.learning_rate",
+    "trainer.optimizer.block_wise": "bitsandbytes no longer has it; leave it out",
+    "trainer.optimizer.percentile_clipping": "bitsandbytes no longer has it; write trainer.gradient_clipping",
     "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
     "generation.bos_token_id": TOKENS,
     "generation.eos_token_id": TOKENS,

@@ -376,7 +376,9 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
 @pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
 def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
     key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_keys._match({pattern: True}, key))
-    kind = ["trainer.optimizer.type=adafactor"] if key == "trainer.optimizer.lr" else []
+    kinds = {"lr": "adafactor", "block_wise": "lion", "percentile_clipping": "lion"}
+    name = key.removeprefix("trainer.optimizer.")
+    kind = [f"trainer.optimizer.type={kinds[name]}"] if name in kinds else []
     found = problems(write(GOOD), *kind, f"{key}=1")
     assert [problem.message for problem in found] == [f"{key} would have no effect: {ludwig_limits.REFUSED[pattern]}"]
 

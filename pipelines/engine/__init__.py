@@ -9,6 +9,7 @@ def register() -> None:
     from ludwig.models.registry import model_type_registry
     from ludwig.trainers.registry import register_llm_trainer
 
+    from pipelines.engine import optimizer
     from pipelines.engine.model import FineTunedLLM
     from pipelines.engine.schedule import Schedule
     from pipelines.engine.trainer import FineTuneTrainer
@@ -17,3 +18,4 @@ def register() -> None:
     model_type_registry["llm"] = FineTunedLLM
     # Ludwig's registry of decays holds neither the warm-up nor one_cycle nor the plateau; its trainer finds the class here.
     ludwig.trainers.trainer.LRScheduler = Schedule
+    optimizer.register()

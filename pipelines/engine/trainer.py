@@ -25,6 +25,7 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 from pipelines.engine.checkpoint import SafetensorsCheckpoint, Unreadable
 from pipelines.engine.dataset import TokenDataset
 from pipelines.engine.micro_batches import MicroBatches
+from pipelines.engine.optimizer import check_freezing, check_optimizer
 from pipelines.engine.packing import Rows, supervised_logits, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.engine.token_rows import validation_losses
@@ -59,6 +60,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
+
+    def prepare(self) -> None:
+        """As Ludwig's, which logs a pattern that freezes nothing and trains every weight. Raises ConfigError, MachineError."""
+        check_optimizer(self.config.optimizer)
+        if self.config.layers_to_freeze_regex:
+            check_freezing(self.model, self.config.layers_to_freeze_regex)
+        super().prepare()
 
     # --- one step ---
 

@@ -235,6 +235,23 @@ def test_adafactor_takes_no_learning_rate():
     assert get_optimizer_class_and_kwargs(AdafactorOptimizerConfig(), 0.01)[1]["lr"] is None
 
 
+def test_settings_of_optimisers_that_bitsandbytes_has_not():
+    import inspect
+
+    from ludwig.schema.optimizers import optimizer_registry
+
+    kind, config = optimizer_registry["lion"]
+    assert {"percentile_clipping", "block_wise"} <= set(config.model_fields) - set(inspect.signature(kind).parameters)
+
+
+def test_a_pattern_that_freezes_nothing_is_logged():
+    import inspect
+
+    from ludwig.utils.trainer_utils import freeze_layers_regex
+
+    assert "logger.error" in inspect.getsource(freeze_layers_regex)
+
+
 def test_more_checkpoints_than_steps_give_one_an_epoch():
     from ludwig.utils.trainer_utils import get_final_steps_per_checkpoint
 
