@@ -5,6 +5,7 @@ Neither torch nor Ludwig is imported, so that a check takes seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipelines.models import at_key, check_base_model, local_folder
 from pipelines.module_names import check_names
 from pipelines.score_checks import ScoreChecks
 from pipelines.tasks import Example, check_files, load_examples
+from pipelines.trainer_keys import of_rows
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,22 @@ def check_job(job: Job) -> Checked:
     if folder is not None:
         check_names(job, folder)
     firsts: dict[str, Example] = {}
-    rows = 0
+    rows: Counter[str] = Counter()
     with doing("reading the rows"):
         for example in load_examples(job.pipeline):
-            rows += 1
+            rows[example.split] += 1
             firsts.setdefault(example.task, example)
             scores.see(example)
     if problems := scores.errors():
         raise DataError(problems)
+    if problems := list(of_rows(job, rows["train"], rows["validation"])):
+        raise ConfigError(problems)
     if folder is not None:
         check_rendering(job, folder, firsts)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))
-    return Checked(rows, scores.warnings())
+    return Checked(rows.total(), scores.warnings())
 
 
 def _check_models(job: Job) -> None:

@@ -107,7 +107,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.models import at_key, context_length, find_base_model
     from pipelines.preflight import Preflight, refuse_serious
     from pipelines.prepare import prepare_rows
-    from pipelines.preview import show_rows
+    from pipelines.preview import show_rows, show_schedule
     from pipelines.prompts import PromptFormat
     from pipelines.screen import Screen, quiet_libraries
     from pipelines.tasks import check_files, load_examples
@@ -123,7 +123,9 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         prompts = PromptFormat.for_job(job, folder)
         preflight = Preflight(job, prompts, context_length(folder))
         prepared = list(preflight.watch(prepare_rows(examples, prompts)))
-    show_rows(prepared, prompts, Console(highlight=False), rows)
+    console = Console(highlight=False)
+    show_rows(prepared, prompts, console, rows)
+    show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:

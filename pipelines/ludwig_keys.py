@@ -16,7 +16,8 @@ from typing import Any
 
 from pipelines.errors import Problem
 from pipelines.key_hints import Hints
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.ludwig_limits import NARROWED, NEEDS, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.trainer_keys import contradictions
 from pipelines.yaml_lines import Document
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, near_names, number, wrong_type
 
@@ -51,6 +52,8 @@ class _Checker:
             return None
         if reason := lookup(REFUSED, name):
             return self.report(f"{name} would have no effect: {reason}", *path)
+        if value and (reason := lookup(NOT_POSSIBLE, name)):
+            return self.report(f"{name} is not possible: {reason}", *path)
         node = lookup(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
@@ -154,16 +157,21 @@ class _Checker:
                 self.report(f"{dotted(path)} must be {words} {number(node[bound])}, found {found}", *path)
 
     def only_with(self, section: Mapping[str, Any], key: str, path: KeyPath) -> None:
+        needed = lookup(NEEDS, dotted(path))
+        if needed and section[key] is not None and not section.get(needed):
+            message = f"{dotted(path)} has no effect without {needed}; take it out, or write {needed} beside it"
+            return self.report(message, *path)
         if (rule := lookup(ONLY_WITH, dotted(path))) is None or section[key] is None:
-            return
+            return None
         if dotted(path) == "generation.temperature" and section[key] == 0:
-            return  # what others write for do_sample: false
+            return None  # what others write for do_sample: false
         neighbour, default, values = rule
         if (actual := section.get(neighbour, default)) not in values:
             needed = f"{values[0]} or more" if isinstance(values, range) else " or ".join(map(_plain, values))
             found = f"it is {'not set' if actual is None else _plain(actual)}"
             message = f"{dotted(path)} has no effect unless {neighbour} is {needed} ({found}); take it out, or change {neighbour}"
             self.report(message, *path)
+        return None
 
     def across(self, config: Mapping[str, Any]) -> None:
         """Rules that take two sections or keys."""
@@ -178,6 +186,8 @@ class _Checker:
         if isinstance(workers, Mapping) and workers.get("shard_base") and (quantization or config.get("adapter") is None):
             needed = "an adapter: it shares out the weights that are not trained" if not quantization else "no quantization"
             self.report(f"backend.trainer.shard_base needs {needed}", "backend", "trainer", "shard_base")
+        for message, path in contradictions(trainer):
+            self.report(message, *path)
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
             message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")

@@ -56,6 +56,11 @@ def task(line: str) -> str:
     return with_line("metric: label", f"metric: label\n      {line}")
 
 
+def scheduler(keys: str) -> str:
+    """GOOD with a section learning_rate_scheduler of these keys: line 11."""
+    return trainer(f"learning_rate_scheduler: {{{keys}}}")
+
+
 def section(text: str) -> str:
     """GOOD with a section more at its end: line 15."""
     return GOOD + text
@@ -193,7 +198,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "batch zero": (trainer("batch_size: 0"), 11, "trainer.batch_size must be at least 1"),
     "accumulation auto": (trainer("gradient_accumulation_steps: auto"), 11, "or leave it out for 1"),
     "shuffle text": (trainer('should_shuffle: "no"'), 11, "expected true or false, found the text 'no'; leave out the quotes"),
-    "scaling": (trainer("learning_rate_scaling: linar"), 11, "found the text 'linar'; did you mean linear?"),
+    "scaling": (trainer("learning_rate_scaling: linear"), 11, "workers share the rows of a step, so its rate is the same for any number"),
     "two paces": (trainer("steps_per_checkpoint: 5\n  checkpoints_per_epoch: 2"), 12, "exclude each other; keep one"),
     "regex": (trainer("layers_to_freeze_regex: '('"), 11, "is not a regular expression"),
     "trainer type": (trainer("type: none"), 11, "with none nothing is trained"),
@@ -208,9 +213,31 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "decay": (trainer("learning_rate_scheduler: {decay: cosin}"), 11, "did you mean cosine?"),
     "decay none": (trainer("learning_rate_scheduler: {decay: none}"), 11, "found the text 'none'; did you mean null?"),
     "decay knob": (trainer("learning_rate_scheduler: {decay: cosine, decay_rate: 0.5}"), 11, "is exponential (it is cosine)"),
-    "warmup": (trainer("learning_rate_scheduler: {warmup_fraction: 10}"), 11, "warmup_fraction must be at most 1, found 10"),
+    "warmup": (trainer("learning_rate_scheduler: {warmup_fraction: 10}"), 11, "warmup_fraction must be less than 1, found 10"),
+    "warmup of two kinds": (scheduler("warmup_fraction: 0.1, warmup_evaluations: 1"), 11, "warmup_fraction and warmup_evaluations are the same warm-up twice; keep one"),
+    "root without warmup": (scheduler("decay: inverse_sqrt"), 11, "it needs a warm-up; write warmup_fraction: 0.1"),
+    "root with two": (scheduler("decay: inverse_sqrt, warmup_fraction: 0.1, inverse_sqrt_warmup_steps: 9"), 11, "are the same warm-up twice"),
+    "exponential": (scheduler("decay: exponential"), 11, "also needs decay_steps, the steps in which the rate falls to decay_rate"),
+    "exponential to nothing": (scheduler("decay: exponential, decay_steps: 9, decay_rate: 0"), 11, "decay_rate must be greater than 0, found 0"),
+    "exponential growth": (scheduler("decay: exponential, decay_steps: 9, decay_rate: 1"), 11, "decay_rate must be less than 1, found 1"),
+    "wsd": (scheduler("decay: wsd, wsd_decay_fraction: 0.2"), 11, "must add up to 1, they are 0.1 + 0.8 + 0.2 = 1.1; write all three"),
+    "floor above the rate": (scheduler("decay: cosine, eta_min: 0.1"), 11, "eta_min is the rate at the end and must be below trainer.learning_rate (0.0002), found 0.1"),
+    "end above the rate": (scheduler("decay: polynomial, polynomial_end_lr: 0.0002"), 11, "must be below trainer.learning_rate (0.0002), found 0.0002"),
+    "power of nothing": (scheduler("decay: polynomial, polynomial_power: 0"), 11, "polynomial_power must be greater than 0, found 0"),
+    "cycle's own peak": (scheduler("decay: one_cycle, max_lr: 0.01"), 11, "one_cycle rises to trainer.learning_rate; write it there"),
+    "cycle without a rise": (scheduler("decay: one_cycle, pct_start: 0"), 11, "pct_start must be greater than 0, found 0"),
+    "cycle from above": (scheduler("decay: one_cycle, div_factor: 0.5"), 11, "div_factor must be at least 1, found 0.5"),
+    "restarts that do not come": (scheduler("decay: cosine, t_mult: 2"), 11, "t_mult has no effect without t_0; take it out, or write t_0 beside it"),
+    "patience without plateau": (scheduler("reduce_on_plateau_patience: 2"), 11, "has no effect without reduce_on_plateau"),
+    "split without plateau": (scheduler("reduce_on_plateau: 0, reduce_eval_split: training"), 11, "has no effect without reduce_on_plateau"),
+    "plateau without reduction": (scheduler("reduce_on_plateau: 1, reduce_on_plateau_rate: 1"), 11, "reduce_on_plateau_rate must be less than 1, found 1"),
     "warmup twice": (trainer("learning_rate_scheduler: {decay: wsd, warmup_fraction: 0.1}"), 11, "unless decay is linear or"),
-    "clipping": (trainer("gradient_clipping: {clipnorm: -1}"), 11, "clipnorm must be at least 0, found -1"),
+    "clipping": (trainer("gradient_clipping: {clipglobalnorm: 0}"), 11, "clipglobalnorm must be greater than 0, found 0"),
+    "clipping twice": (trainer("gradient_clipping: {clipnorm: 1}"), 11, "Ludwig's clipnorm is clipglobalnorm once more; write clipglobalnorm"),
+    "clipping after clipping": (trainer("gradient_clipping: {clipvalue: 1}"), 11, "write clipglobalnorm: null beside it, or a norm of yours"),
+    "stop at once": (trainer("early_stop: 0"), 11, "0 never ends a training; write -1 for that, or how many evaluations to wait"),
+    "rate of its own": (trainer("optimizer: {type: adafactor, relative_step: true}"), 11, "Adafactor would then choose its own rate"),
+    "warmup of its own": (trainer("optimizer: {type: adafactor, warmup_init: true}"), 11, "Adafactor warms up only with relative_step"),
     "adapter as text": (adapter("lora"), 9, "write adapter: {type: lora}"),
     "adapter without type": (adapter("{r: 16}"), 9, "adapter.type is missing: write type: lora, or adalora"),
     "adapter type": (with_line("type: lora", "type: lorra"), 9, "adapter.type: found the text 'lorra'; did you mean lora?"),
@@ -227,7 +254,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "bits": (section("quantization: {bits: 3}\n"), 15, "quantization.bits: expected one of 4, 8, found 3"),
     "knob of 8 bits": (section("quantization: {bits: 4, llm_int8_threshold: 6}\n"), 15, "no effect unless bits is 8 (it is 4)"),
     "torchao": (section("quantization: {backend: torchao}\n"), 15, "write bitsandbytes, or leave it out"),
-    "noise": (section("model_parameters: {neftune_noise_alpha: 5.5}\n"), 15, "expected a whole number, found 5.5"),
+    "noise": (section("model_parameters: {neftune_noise_alpha: 5}\n"), 15, "is not possible: its noise belongs to the length of a row"),
     "length": (section("preprocessing: {global_max_sequence_length: 0}\n"), 15, "must be at least 1, found 0"),
     "backend": (section("backend: dask\n"), 15, "backend: expected a section of keys, found the text 'dask'"),
     "backend type": (section("backend: {type: dask}\n"), 15, "backend.type: expected one of local, ray, found the text 'dask'"),

@@ -77,7 +77,14 @@ ACCEPTED = [
     "trainer.optimizer={type: adamw, betas: [0.9, 0.99], weight_decay: 0.01}",
     "trainer.learning_rate_scheduler={decay: cosine, warmup_fraction: 0.1, t_0: 50}",
     "trainer.learning_rate_scheduler={decay: null, warmup_evaluations: 1.0}",
-    "trainer.learning_rate_scheduler={decay: wsd, wsd_decay_fraction: 0.2, t_0: null}",
+    "trainer.learning_rate_scheduler={decay: wsd, wsd_stable_fraction: 0.7, wsd_decay_fraction: 0.2, t_0: null}",
+    "trainer.learning_rate_scheduler={decay: exponential, decay_steps: 10, staircase: true, warmup_evaluations: 1}",
+    "trainer.learning_rate_scheduler={decay: inverse_sqrt, inverse_sqrt_warmup_steps: 10}",
+    "trainer.learning_rate_scheduler={decay: polynomial, polynomial_power: 2, polynomial_end_lr: 1e-6, warmup_fraction: 0}",
+    "trainer.learning_rate_scheduler={decay: one_cycle, pct_start: 0.2, div_factor: 10, final_div_factor: 100}",
+    "trainer.learning_rate_scheduler={reduce_on_plateau: 2, reduce_on_plateau_patience: 1, reduce_eval_split: validation}",
+    "trainer.gradient_clipping={clipglobalnorm: null, clipvalue: 1}",
+    "trainer.optimizer={type: adafactor, scale_parameter: true, relative_step: false}",
     "trainer.gradient_clipping={clipglobalnorm: 1}",
     "trainer.gradient_clipping=null",
     "trainer.early_stop=-1",
@@ -95,7 +102,7 @@ ACCEPTED = [
     "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
     "quantization={bits: 8, llm_int8_threshold: 5}",
     "quantization=null",
-    "model_parameters={neftune_noise_alpha: 5}",
+    "model_parameters={neftune_noise_alpha: 0}",
     "preprocessing={global_max_sequence_length: 1024}",
     "backend=local",
     "backend={type: local}",
@@ -340,7 +347,7 @@ def _keys(fields: dict[str, dict], path: str = "") -> set[str]:  # type: ignore[
     return found
 
 
-@pytest.mark.parametrize("table", ["REFUSED", "NARROWED", "ONLY_WITH"])
+@pytest.mark.parametrize("table", ["REFUSED", "NOT_POSSIBLE", "NARROWED", "ONLY_WITH", "NEEDS"])
 def test_every_entry_of_the_tables_names_keys_of_ludwig(table: str) -> None:
     keys = _keys(ludwig_keys.schema())
     unknown = [
@@ -360,7 +367,7 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     refused = {name for name in names if ludwig_limits.lookup(ludwig_limits.REFUSED, f"trainer.{name}")}
     assert names - refused == {
         "type", "epochs", "train_steps", "batch_size", "effective_batch_size", "gradient_accumulation_steps",
-        "learning_rate", "learning_rate_scheduler", "learning_rate_scaling", "optimizer", "gradient_clipping",
+        "learning_rate", "learning_rate_scheduler", "optimizer", "gradient_clipping",
         "early_stop", "steps_per_checkpoint", "checkpoints_per_epoch", "should_shuffle",
         "enable_gradient_checkpointing", "layers_to_freeze_regex",
     }  # fmt: skip
@@ -369,7 +376,9 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
 @pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
 def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
     key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_limits.lookup({pattern: True}, key))
-    kind = ["trainer.optimizer.type=adafactor"] if key == "trainer.optimizer.lr" else []
+    kinds = {"lr": "adafactor", "block_wise": "lion", "percentile_clipping": "lion"}
+    name = key.removeprefix("trainer.optimizer.")
+    kind = [f"trainer.optimizer.type={kinds[name]}"] if name in kinds else []
     found = problems(write(GOOD), *kind, f"{key}=1")
     assert [problem.message for problem in found] == [f"{key} would have no effect: {ludwig_limits.REFUSED[pattern]}"]
 

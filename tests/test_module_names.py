@@ -1,6 +1,7 @@
 """Names of modules in the YAML: each matches the base, or is named with what was meant. No torch."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
