@@ -217,9 +217,12 @@ def compare(
     console = Console(highlight=False)
     if len(runs) > 2:
         _refuse({"--ratings": ratings}, "a single run")
-        print_runs([analyse(_run_folder(run)) for run in runs], console)
+        folders = [_run_folder(run) for run in runs]
+        _prepare_sandbox(*folders)
+        print_runs([analyse(folder) for folder in folders], console)
         return
     folder = _run_folder(runs[0])
+    _prepare_sandbox(folder)
     analysis = analyse(folder)
     if ratings:
         from pipelines.report.ratings import merge, read_ratings
@@ -243,6 +246,7 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
     options = {"--prompts": prompts, "--task": task, "--output": output}
     command = " ".join(["alfine", "compare", *places, *(f"{name} {value}" for name, value in options.items() if value)])
     compare_models(places, prompts, task, metric, folder, command, Screen())
+    _prepare_sandbox(folder)
     _summary(folder, write_report(folder))
 
 
@@ -250,6 +254,15 @@ def _refuse(options: dict[str, object], what_for: str) -> None:
     for name, value in options.items():
         if value:
             raise RunError(f"{name} goes with {what_for}; leave it out, or name {what_for}")
+
+
+def _prepare_sandbox(*folders: Path) -> None:
+    """What the runs' unit tests need, where they have any, with a line while it is compiled."""
+    from pipelines.report.run_files import read_run
+    from pipelines.sandbox import prepare_sandbox
+    from pipelines.screen import Screen
+
+    prepare_sandbox({metric for folder in folders for metric in read_run(folder).metrics.values()}, Screen().working)
 
 
 def _run_folder(place: str) -> Path:
@@ -279,6 +292,7 @@ def show(run: Path, task: str | None, wanted: Wanted) -> None:
     from pipelines.runs import Run
 
     Run.open(run)
+    _prepare_sandbox(run)
     analysis = analyse(run)
     if task is not None and task not in analysis.tasks:
         raise RunError(f"{run} has no task {task!r}; it has {', '.join(analysis.tasks)}")
@@ -301,6 +315,7 @@ def report(run: Path) -> None:
     from pipelines.runs import Run
 
     Run.open(run)
+    _prepare_sandbox(run)
     _summary(run, write_report(run))
 
 

@@ -60,6 +60,7 @@ class Stages:
         self._write_config()
         self._say_changed_data()
         self._stage("prepare", inputs["prepare"], self.prepare)
+        self._prepare_sandbox()
         with self._asking():
             self._stage("base", inputs["base"], lambda: self.complete("base"))
             self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
@@ -68,6 +69,14 @@ class Stages:
             self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
             self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
         self._stage("report", inputs["report"], self.report)
+
+    def _prepare_sandbox(self) -> None:
+        from pipelines.forgetting.files import guards_of
+        from pipelines.sandbox import prepare_sandbox
+
+        guards = guards_of(self.job.pipeline.forgetting).values()
+        metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {guard.metric or "" for guard in guards}
+        prepare_sandbox(metrics, self.screen.working)
 
     def _say_changed_data(self) -> None:
         for name, prepared in self.run.manifest.get("data", {}).items():

@@ -6,14 +6,17 @@ begin with a key that is made of the code and the tests. A code that ends the pr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import marshal
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.unit_tests import instrument
 from pipelines.wasm import Program, run_program
+from pipelines.wasm_module import compiled, is_compiled
 
 MAX_CHARS = 20_000
 """Longest code, and longest tests in sum, that are looked at: the parser's own time stays below a second."""
@@ -47,6 +50,11 @@ def run_tests(code: str, tests: Sequence[str]) -> TestResult:
     characters; "" when all pass. Tests that run no `assert` do not pass. The result is the same at every call. Nothing that the
     code does is raised from here; MachineError where the sandbox cannot be compiled.
     """
+    return _judged(code, tuple(tests))
+
+
+@functools.lru_cache(maxsize=10_000)  # base and tuned often write the same, and a report is written more than once
+def _judged(code: str, tests: tuple[str, ...]) -> TestResult:
     total = len(tests)
     if not tests:
         return TestResult(0, 0, "there are no tests", unsupported=False)
@@ -57,6 +65,16 @@ def run_tests(code: str, tests: Sequence[str]) -> TestResult:
     return judge.result(stopped)
 
 
+def prepare_sandbox(metrics: Iterable[str], working: Callable[[str], AbstractContextManager[None]]) -> None:
+    """Loads the sandbox where one of `metrics` is unit_tests, and compiles it where the cache holds none, while `working` (such
+    as `Screen.working`) says so. Raises MachineError where that fails."""
+    if "unit_tests" in metrics:
+        ready = is_compiled()
+        with working("Sandbox for unit tests" if ready else "Compiling the sandbox for unit tests (once, a minute or two)"):
+            compiled()
+
+
+@functools.cache
 def _driver() -> str:
     """The program inside, in a namespace whose builtins are its own."""
     text = Path(__file__).with_name("sandbox_driver.py").read_text(encoding="utf-8")

@@ -43,8 +43,8 @@ _WASI = "wasi_snapshot_preview1"
 # Of WASI, what it takes to read a file of the one folder that there is. All else is refused.
 _ALLOWED = {
     "args_get", "args_sizes_get", "environ_get", "environ_sizes_get", "clock_res_get", "fd_advise", "fd_close", "fd_fdstat_get",
-    "fd_fdstat_set_flags", "fd_filestat_get", "fd_pread", "fd_prestat_get", "fd_prestat_dir_name", "fd_read", "fd_seek", "fd_tell",
-    "path_filestat_get", "path_open", "proc_exit", "sched_yield",
+    "fd_fdstat_set_flags", "fd_filestat_get", "fd_pread", "fd_prestat_get", "fd_prestat_dir_name", "fd_read", "fd_seek",
+    "fd_tell", "path_filestat_get", "path_open", "proc_exit", "sched_yield",
 }  # fmt: skip
 _DONE, _REFUSED, _UNKNOWN, _NO_MESSAGE = 0, 58, 28, -2  # WASI's ENOTSUP and EINVAL; the message channel's failure
 
@@ -56,6 +56,8 @@ class Program:
     source: str
     answer: Callable[[bytes], bytes]
     calls: int = 0
+    instructions: int = 0
+    """What it executed, where the guard did not end it."""
     now: int = _START
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -68,8 +70,8 @@ _thread = threading.local()  # .program: what the instance of this thread runs
 
 
 def run_program(program: Program) -> str:
-    """Runs it to its end. Returns "" where it ended by itself, else what stopped it: "instructions", "memory", "stack", "wall clock"
-    or "crash". Raises MachineError where the interpreter cannot be compiled."""
+    """Runs it to its end. Returns "" where it ended by itself, else what stopped it: "instructions", "memory", "stack",
+    "wall clock" or "crash". Raises MachineError where the interpreter cannot be compiled."""
     template = _template()
     ended: list[str] = []
     before = threading.stack_size(2 * NATIVE_STACK)
@@ -110,6 +112,7 @@ def _run(template: wasmtime.InstancePre, program: Program) -> str:
         full = memory is not None and memory.data_len(store) > MEMORY - 2**20
         return stops.get(getattr(stopped, "trap_code", None), "memory" if full else "crash")
     finally:
+        program.instructions = INSTRUCTIONS - store.get_fuel()
         store.close()
     return ""
 

@@ -90,7 +90,7 @@ def compile_into(folder: Path) -> None:
 
 def _compile_apart(folder: Path) -> None:
     """In another process, so that its memory is given back and Ctrl-C ends it."""
-    program = "import sys; from pathlib import Path; from pipelines.wasm_module import compile_into; compile_into(Path(sys.argv[1]))"
+    program = "import sys, pathlib, pipelines.wasm_module as made; made.compile_into(pathlib.Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1][:200]

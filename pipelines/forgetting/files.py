@@ -14,6 +14,7 @@ from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
 from pipelines.models import from_hub
 from pipelines.row_files import read_rows
 from pipelines.tasks import fill
+from pipelines.unit_tests import tests_of
 
 
 class Choice(BaseModel):
@@ -147,6 +148,8 @@ def read_questions(guard: Guard) -> list[Question]:
     for number, row in enumerate(read_rows(guard_file(guard)), start=1):
         try:
             prompt, reference = fill(guard.prompt, row), fill(guard.completion, row)
+            if guard.metric == "unit_tests":
+                tests_of(row)
         except DataError as error:
             raise DataError(Problem(str(error), guard.data, number)) from None
         questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
