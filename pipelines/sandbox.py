@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.unit_tests import instrument
-from pipelines.wasm import Program, run_program
+from pipelines.wasm import run_program
+from pipelines.wasm_host import Program
 from pipelines.wasm_module import compiled, is_compiled
 
 MAX_CHARS = 20_000

