@@ -87,7 +87,11 @@ def _short(module: str) -> str:
 
 def _is_vocabulary(name: str) -> bool:
     """Whether a module's name is that of an embedding or an output layer, which few mean to adapt."""
-    return "embed" in name or name in ("wte", "wpe", "lm_head", "output")
+    return "embed" in name or name in ("wte", "wpe") or _is_head(name)
+
+
+def _is_head(name: str) -> bool:
+    return name in ("lm_head", "embed_out")
 
 
 def not_found(key: str, name: str, modules: Modules) -> str:
@@ -146,6 +150,14 @@ def no_default(kind: str, model_type: str, modules: Modules) -> str:
     return f"adapter.target_modules is missing, and PEFT has none for {kind} on {model_type}; write some of [{known}]"
 
 
+def no_longer_whole(init: str) -> str:
+    """The sentence on an initialisation that takes a part out of a matrix which another module uses too."""
+    return (
+        f"adapter.init_lora_weights: {init} takes a part out of the matrices of target_modules, and one of them is the base's "
+        f"tied embedding and output layer; take it out of target_modules, or write init_lora_weights: default"
+    )
+
+
 def freeze_problem(regex: str, trained: Sequence[str], names: Sequence[str]) -> str | None:
     """What is wrong with `layers_to_freeze_regex`. `trained`: weights that would be trained without it; `names`: all weights."""
     matched = [name for name in trained if re.search(regex, name)]
@@ -171,7 +183,7 @@ def check_names(job: Job, folder: Path) -> None:
     if not shapes or model_type in defaults()["renamed"]:
         return
     # An output layer that shares the embedding's matrix is a module, though the file does not have its name.
-    head = {} if any(name.startswith(("lm_head", "embed_out")) for name in shapes) else {"lm_head.weight": [0, 0]}
+    head = {} if any(_is_head(name.partition(".")[0]) for name in shapes) else {"lm_head.weight": [0, 0]}
     modules, adapter = Modules({**shapes, **head}), job.ludwig.get("adapter")
     problems: list[Problem] = []
     if isinstance(adapter, dict):
@@ -179,6 +191,9 @@ def check_names(job: Job, folder: Path) -> None:
         if not adapter.get("target_modules") and model_type not in defaults()["targets"].get(kind, [model_type]):
             problems.append(job.problem(no_default(kind, model_type, modules), "adapter"))
         problems += [job.problem(message, "adapter", key) for key, message in name_problems(adapter, modules)]
+        init, targets = adapter.get("init_lora_weights"), adapter.get("target_modules") or ()
+        if head and init in ("pissa", "olora") and any(_is_head(name.rpartition(".")[2]) for name in targets):
+            problems.append(job.problem(no_longer_whole(init), "adapter", "init_lora_weights"))
     elif regex := job.ludwig["trainer"].get("layers_to_freeze_regex"):
         names = _full_names(list(shapes))
         if message := freeze_problem(regex, names, names):

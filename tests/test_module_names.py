@@ -80,6 +80,7 @@ WRONG = {
     "a rank that is none": (lora(target_modules=["q_proj"], rank_pattern={"q_proj": 0}), "adapter.rank_pattern.q_proj: expected a whole number of at least 1, found 0"),
     "feedforward": ({"type": "ia3", "target_modules": ["q_proj"], "feedforward_modules": ["fc1"]}, "adapter.feedforward_modules: the base has no module fc1"),
     "modules_to_save": ({"type": "ia3", "target_modules": ["q_proj"], "feedforward_modules": [], "modules_to_save": ["lm_haed"]}, "adapter.modules_to_save: the base has no module lm_haed"),
+    "a part of a tied matrix": (lora(target_modules=["q_proj", "lm_head"], init_lora_weights="pissa"), "adapter.init_lora_weights: pissa takes a part out of the matrices of target_modules, and one of them is the base's tied"),
     "of another type": ({"type": "vera", "target_modules": ["q_proj", "k_porj"]}, "adapter.target_modules: the base has no module k_porj; did you mean k_proj?"),
 }  # fmt: skip
 

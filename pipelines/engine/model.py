@@ -29,7 +29,8 @@ from pipelines.engine.adapters import (
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
 from pipelines.engine.packing import supervised_logits, token_losses
 from pipelines.engine.trial import agree, is_exact, trial_logits, trial_losses, trial_rows
-from pipelines.errors import ModelError
+from pipelines.errors import ConfigError, ModelError
+from pipelines.module_names import no_longer_whole
 from pipelines.runs import replace_folder
 
 
@@ -156,6 +157,8 @@ class FineTunedLLM(LLM):
         off_is_base(self.model)
         self.begins_elsewhere = not begins_at_base(self.model)
         self.initial = taken_out(self.model)
+        if self.initial and self.begins_elsewhere:
+            raise ConfigError(no_longer_whole(adapter.init_lora_weights))
 
     def prepare_for_training(self) -> None:
         super().prepare_for_training()

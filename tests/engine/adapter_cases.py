@@ -23,7 +23,6 @@ OPTIONS = {
     "pissa, rslora": ("lora", {"init_lora_weights": "pissa", "use_rslora": True}),
     "pissa, ranks": ("lora", {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
     "pissa, dora": ("lora", {"init_lora_weights": "pissa", "use_dora": True}),
-    "pissa, head": ("lora", {"init_lora_weights": "pissa", "target_modules": ["lm_head", "q_proj"]}),
     "pissa, embedding": ("lora", {"init_lora_weights": "pissa", "target_modules": ["embed_tokens", "q_proj"]}),
     "olora": ("lora", {"init_lora_weights": "olora"}),
     "rslora": ("lora", {"use_rslora": True}),
