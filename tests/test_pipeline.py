@@ -89,7 +89,7 @@ def test_predict_gives_the_completions_of_the_report(project):
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = predict(done, Path("new.jsonl"), None, QUIET)
-    assert [row["completion"] for row in found] == [row["completion"] for row in tuned]
+    assert [row["prediction"] for row in found] == [row["completion"] for row in tuned]
 
 
 @pytest.mark.parametrize(
