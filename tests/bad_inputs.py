@@ -62,6 +62,11 @@ def changed(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
+def own_metric(module: str, body: str, takes: str = "completion, reference, row") -> dict[str, Any]:
+    """A config whose metric is a function of the folder. Python keeps a module, so each case has another."""
+    return {"config": changed("metric: label", f"metric: {module}:f"), "others": {f"{module}.py": f"def f({takes}):\n    {body}\n"}}
+
+
 def forgetting(value: str) -> str:
     return GOOD.replace("  tasks:", f"  forgetting: {value}\n  tasks:")
 
@@ -126,6 +131,12 @@ CASES = [
     Case("override of an unknown key", "run job.yaml trainer.epoch=2"),
     Case("unknown metric", CHECK, config=changed("metric: label", "metric: rogue")),
     Case("own metric that is not there", CHECK, config=changed("metric: label", "metric: mine:score")),
+    Case("own metric that raises", CHECK, **own_metric("raises", "return row['missing']")),
+    Case("own metric that returns a text", CHECK, **own_metric("a_text", "return 'good'")),
+    Case("own metric that returns NaN", CHECK, **own_metric("not_a_number", "return float('nan')")),
+    Case("own metric that fails on an empty completion", CHECK, **own_metric("share", "return len(reference) / len(completion)")),
+    Case("own metric that takes two arguments", CHECK, **own_metric("two", "return 1", "completion, reference")),
+    Case("normalize without labels", CHECK, config=changed("metric: label", "metric: rouge\n      normalize: false")),
     Case("unknown base model", RUN, config=changed("smollm2-135m-instruct", "smolm2-135m-instruct")),
     Case("base model is an empty folder", RUN, config=changed("smollm2-135m-instruct", "./model"), others={"model/x": ""}),
     Case("data file missing", CHECK, rows=None),
@@ -271,6 +282,8 @@ CASES = [
     Case("probes with half a character", CHECK, **probes('{"prompt": "Why \\ude00?"}\n')),
     Case("a guard with half a character", CHECK, **guard("text", '{"text": "\\ud83d"}\n')),
     Case("a replay file without answers", CHECK, config=forgetting("{strategy: replay, replay: {data: general.jsonl}}"), others={"general.jsonl": '{"prompt": "Why?"}\n'}),
+    Case("a guard with an unknown metric", CHECK, **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: rogue')),
+    Case("a guard with a loss as metric", CHECK, **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: perplexity')),
     Case("probes with an unknown key", CHECK, **probes('{"prompt": "Why?", "max_tokens": 3}\n')),
     # commands
     Case("predict with no run", "predict runs/none rows.jsonl"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from pipelines.cli import _run_name, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,6 +71,11 @@ def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):
 def test_names_of_runs(tmp_path, name, message):
     result = call("run", write_job(tmp_path), "--name", name)
     assert (result.exit_code, message in result.output) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["erster", "हिन्दी", "ครั้งที่1", "프로젝트-2", "a_b.c"])
+def test_names_of_runs_in_every_script(name):
+    assert _run_name(name) == name
 
 
 def test_missing_config_and_run(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 
 from pipelines import ludwig_keys, ludwig_limits
 from pipelines.config import METRICS, DataFiles, Job, check_template, load_job
@@ -113,6 +114,9 @@ ACCEPTED = [
     "generation={num_beams: 4, early_stopping: never, length_penalty: -1}",
     "generation={forced_eos_token_id: [1, 2], suppress_tokens: [3], bad_words_ids: [[1, 2], [3]]}",
     "pipeline.tasks.sentiment.metric=my_metrics.tone:score",
+    "pipeline.tasks.sentiment.metric=मापक.हिन्दी:अंक",
+    "pipeline.tasks.sentiment.normalize=false",
+    "pipeline.tasks.sentiment.normalize=true",
     "pipeline.tasks.sentiment.data={train: a.jsonl, test: b.jsonl}",
     "pipeline.tasks.sentiment.weight=2",
     "pipeline.tasks.sentiment.prompt='{{\"a\": 1}} {review}'",
@@ -134,6 +138,12 @@ ACCEPTED = [
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_what_ludwig_and_alfine_take_loads(write: Write, text: str) -> None:
     load_job(write(GOOD), [text])
+
+
+@pytest.mark.parametrize("text", ["pipeline.tasks.sentiment.metric=chrf", "pipeline.tasks.sentiment.normalize=false"])
+def test_a_job_written_out_loads_again(write: Write, text: str) -> None:
+    job = load_job(write(GOOD), [text])
+    assert load_job(write(yaml.safe_dump(job.resolved()))).pipeline == job.pipeline
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -43,8 +43,9 @@ class Watch:
         scores = trainer.workers.agreed(lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits))
         model.train()
         trainer.history.setdefault("guards", []).append({"step": step, "scores": scores})
-        lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in self.guards}
-        spent = [name for name, budget in self.budget.items() if lost[name] > budget]
+        measured = [guard for guard in self.guards if guard.name in scores and guard.name in self.base]
+        lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in measured}
+        spent = [name for name, budget in self.budget.items() if name in lost and lost[name] > budget]
         if not spent:
             self._keep(model)
             return

@@ -15,7 +15,7 @@ from pipelines.engine.reference import ReferenceModel
 from pipelines.errors import DataError
 from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import check_guards, guard_file, read_choices
-from pipelines.forgetting.guards import guard_lines, prepare_guards, score_guard
+from pipelines.forgetting.guards import PreparedGuard, guard_lines, mean_scores, prepare_guards, score_guard
 from pipelines.forgetting_keys import Forgetting, Guard
 from pipelines.prompts import PromptFormat
 from tests.forgetting.tiny_lora import lora
@@ -178,3 +178,20 @@ def test_a_missing_column_of_a_task_guard_is_named(files):
 
 def test_choices_are_read_as_they_stand(files):
     assert read_choices(files / "choices.jsonl")[4].answer == 1
+
+
+def test_a_guard_without_a_score_has_no_mean():
+    guards = [PreparedGuard("code", "task", "x"), PreparedGuard("text", "text", "x")]
+    found = {"code": [None, None], "text": [1.0, None, 2.0]}
+    with mock.patch("pipelines.forgetting.guards.score_guard", lambda _, guard, __: found[guard.name]):
+        assert mean_scores(None, guards, None) == {"text": 1.5}  # a mean of nothing would be NaN
+
+
+def test_an_own_metric_that_fails_on_an_answer_names_guard_and_row(files):
+    (files / "only_yes.py").write_text("def f(completion, reference, row): return {'yes': 1, '': 0}[completion]\n")
+    guard = {"kind": "task", "data": "task.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "only_yes:f", "max_new_tokens": 4}
+    check_guards(settings(task=guard))
+    loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.of_folder(files / "m"))
+    prepared = {one.name: one for one in prepare_guards(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)}
+    with pytest.raises(DataError, match="task 'task', row 1: metric only_yes:f raised KeyError"):
+        score_guard(loaded, prepared["task"], None)
