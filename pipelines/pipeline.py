@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import __version__
 from pipelines.config import Job
 from pipelines.errors import RunError
+from pipelines.extras import check_extras
 from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
 from pipelines.screen import Screen, quiet_libraries
 
@@ -24,6 +25,7 @@ PREPARED_FORMAT = 2
 
 def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
+    check_extras(job)
     with machine_errors(run.folder), run.locked():
         _refuse_other_config(job, run)
         Stages(job, run, command, screen).all()
