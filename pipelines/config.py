@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,7 +33,7 @@ from pipelines.sections import Count, Fraction, Positive, Section, Text
 from pipelines.yaml_lines import Document, in_order, read
 from pipelines.yaml_wording import did_you_mean
 
-METRICS = ("label", "rouge", "chrf", "unit_tests", "perplexity")
+METRICS = ("label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity")
 
 
 class DataFiles(Section):
@@ -53,6 +54,8 @@ class Task(Section):
     prompt: Text
     completion: Text
     metric: str = "rouge"
+    normalize: bool | None = None
+    """Of the metric `label`: false compares labels as they are written; None is true."""
     group: Text | None = None
     """The column that tells which rows belong together (the same document); the report's intervals mind it."""
     weight: Positive = 1.0
@@ -75,13 +78,23 @@ class Task(Section):
     @field_validator("metric")
     @classmethod
     def _metric(cls, metric: str) -> str:
-        if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
+        module, colon, function = metric.partition(":")
+        is_own = colon and all(part.isidentifier() for part in (*module.split("."), function))
+        if metric not in METRICS and not is_own:
             near = did_you_mean(metric, METRICS)
             advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
             if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
                 advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
+
+    @field_validator("normalize")
+    @classmethod
+    def _normalize(cls, normalize: bool | None, info: ValidationInfo) -> bool | None:
+        metric = info.data.get("metric", "label")  # an unknown one has its own message
+        if normalize is not None and metric != "label":
+            raise ValueError(f"it says how the metric label compares labels; the metric here is {metric}: take normalize out")
+        return normalize
 
 
 class Split(Section):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
+from pipelines.report.tables import Column, cell, print_table
 from pipelines.report.wording import printable
 
 
@@ -21,7 +21,7 @@ def show_rows(rows: Sequence[PreparedRow], prompts: PromptFormat, console: Conso
         for row in of_task[:per_task]:
             console.rule(Text(f"{task}  {row.example.place}"), align="left")
             console.print(_coloured(row, prompts))
-    console.print(_lengths(rows))
+    _print_lengths(rows, console)
 
 
 def _coloured(row: PreparedRow, prompts: PromptFormat) -> Text:
@@ -43,14 +43,15 @@ def _coloured(row: PreparedRow, prompts: PromptFormat) -> Text:
     return text
 
 
-def _lengths(rows: Sequence[PreparedRow]) -> Table:
-    table = Table(title="Lengths in tokens", title_justify="left")
-    for name in ("task", "split", "rows", "shortest", "median", "longest", "trained tokens"):
-        table.add_column(name, justify="left" if name in ("task", "split") else "right")
+def _print_lengths(rows: Sequence[PreparedRow], console: Console) -> None:
+    columns = [Column("task", words=True), Column("split", left=True)]
+    columns += [Column(name) for name in ("rows", "shortest", "median", "longest", "trained tokens")]
+    table: list[list[str | Text]] = []
     for task, split in dict.fromkeys((row.example.task, row.example.split) for row in rows):
         group = [row for row in rows if (row.example.task, row.example.split) == (task, split)]
         lengths = sorted(len(row.input_ids) for row in group)
         trained = sum(len(row.input_ids) - row.supervised_from for row in group)
         figures = (len(group), lengths[0], lengths[len(lengths) // 2], lengths[-1], trained)
-        table.add_row(task, split, *(f"{figure:,}" for figure in figures))
-    return table
+        table.append([cell(task), split, *(f"{figure:,}" for figure in figures)])
+    console.print(Text("Lengths in tokens", style="italic"))
+    print_table(columns, table, console)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from click.testing import CliRunner
+from safetensors.numpy import save
 
 from pipelines.cli import main
 from tests.bad_configs import GOOD as GOOD_CONFIG
@@ -70,8 +73,24 @@ def guard(kind: str, rows: str = "", more: str = "") -> dict[str, Any]:
 
 def model(**files: str | bytes) -> dict[str, Any]:
     """A config whose base model is a folder with these files: `config` is config.json, `weights` model.safetensors."""
-    names = {"config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py"}
+    names = {
+        "config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py",
+        "tokenizer": "tokenizer.json", "tokenizer_config": "tokenizer_config.json", "template": "chat_template.jinja",
+        "index": "model.safetensors.index.json", "shard": "model-00001-of-00002.safetensors",
+    }  # fmt: skip
     return {"config": changed("smollm2-135m-instruct", "./model"), "others": {f"model/{names[key]}": text for key, text in files.items()}}
+
+
+def llama(weights: str | bytes | None = None, settings: dict[str, Any] | None = None, **files: str | bytes) -> dict[str, Any]:
+    """A config whose base model is a folder that could be a Llama of two layers, but for what is given."""
+    config = json.dumps({"model_type": "llama", "vocab_size": 8, "num_hidden_layers": 2, **(settings or {})})
+    shapes = {"model.embed_tokens.weight": (8, 2), **{f"model.layers.{layer}.mlp.up_proj.weight": (2, 2) for layer in range(2)}}
+    whole = save({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()})
+    parts = {"weights": whole if weights is None else weights, "tokenizer": "{}", **files}
+    return model(config=config, **{name: part for name, part in parts.items() if part != b""})
+
+
+WEIGHTS = save({"model.embed_tokens.weight": np.zeros((8, 2), dtype=np.float16)})
 
 
 def base(name: str) -> str:
@@ -86,6 +105,8 @@ def probes(rows: str) -> dict[str, Any]:
     return {"config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"), "others": {"probes.jsonl": rows}}
 
 
+PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: broken off after \d| so far|still at work)")
+"""What was done before the mistake was found."""
 ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
@@ -175,6 +196,33 @@ CASES = [
     Case("CSV with a quote left open", CHECK, **csv('review,label\n"Fine,good\nBad,bad\n')),
     Case("CSV in Latin-1", CHECK, **csv("review,label\nCaf\xe9,good\n".encode("latin-1"))),
     Case("CSV with tabs", CHECK, **csv("review\tlabel\nFine\tgood\n")),
+    Case("CSV with a name twice but for a space", CHECK, **csv("review, review\nFine, good\n")),
+    Case("CSV of two files put together", CHECK, **csv("review,label\nFine,good\nreview,label\nBad,bad\n")),
+    Case("CSV with the line ends of old Macs", CHECK, **csv("review,label\rFine,good\r")),
+    Case("half a character", CHECK, rows=ROWS + '{"review": "Fine \\ud83d", "label": "good"}\n'),
+    Case("a NUL character", CHECK, rows=ROWS + '{"review": "F\\u0000i\\u0000n\\u0000e", "label": "good"}\n'),
+    Case("a raw tab in a text", CHECK, rows=ROWS + ROW.replace("Fine.", "Fine.\t")),
+    Case("a number of 5,000 digits", CHECK, rows=ROWS + ROW.replace('"Fine."', "9" * 5000)),
+    Case("a number beyond all floats", CHECK, rows=ROWS + ROW.replace('"Fine."', "1e999")),
+    Case("infinity", CHECK, rows=ROWS + ROW.replace('"Fine."', "-Infinity")),
+    Case("a name twice in one object", CHECK, rows=ROWS + ROW.replace("}", ', "label": "bad"}')),
+    Case("lists without end", CHECK, rows=ROWS + ROW.replace('"Fine."', "[" * 5000 + "]" * 5000)),
+    Case("a conversation in a column", CHECK, config=changed("{review}", "{messages}"), rows='{"messages": [{"role": "user", "content": "Fine?"}], "label": "good"}\n' * 9),
+    Case("a list in a column", CHECK, rows=ROWS + ROW.replace('"good"', '["good", "fair"]')),
+    Case("an object in a column", CHECK, rows=ROWS + ROW.replace('"good"', '{"team": "good"}')),
+    Case("a column's name that cannot stand in braces", CHECK, config=changed("{review}", "{time}"), rows='{"time:utc": "Fine.", "label": "good"}\n' * 9),
+    Case("a column in the system turn", CHECK, config=changed("metric: label", 'metric: label\n      system: "Judge {review}."')),
+    Case("the answer in the prompt", CHECK, config=changed("{review}", "{review} ({label})")),
+    Case("the answer in the prompt of a guard", CHECK, **guard("task", ROW, ', prompt: "{review} {label}", completion: "{label}"')),
+    Case("one file for two splits", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl, test: rows.jsonl}")),
+    Case("no file of test rows", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl}")),
+    Case("a split column in a file of another split", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl, test: test.jsonl}"), others={"test.jsonl": ROW.replace("}", ', "split": "train"}')}),
+    Case("a split by another name", CHECK, rows=ROWS.replace("}", ', "split": "val"}')),
+    Case("no row in the test split", CHECK, rows=ROWS.replace("}", ', "split": "train"}')),
+    Case("pipeline.split.test is 0", CHECK, config=GOOD.replace("  tasks:", "  split: {test: 0}\n  tasks:")),
+    Case("a group column that is not there", CHECK, config=changed("metric: label", "metric: label\n      group: cup")),
+    Case("a group column without a value", CHECK, config=changed("metric: label", "metric: label\n      group: cup"), rows=ROWS.replace("}", ', "cup": null}')),
+    Case("unit tests under another name", CHECK, config=changed("metric: label", "metric: unit_tests"), rows=ROWS.replace("}", ', "test": "assert f()"}')),
     # models
     Case("a model name with a typo", CHECK, config=base("smollm2-135m-instrct")),
     Case("a model folder that is not there", CHECK, config=base("./model")),
@@ -188,6 +236,31 @@ CASES = [
     ),
     Case("weights that are a link out", CHECK, **model(config="{}"), links={"model/model.safetensors": "/etc/hostname"}),
     Case("a model without a tokenizer", "preview job.yaml", **model(config='{"model_type": "llama"}', weights=b"x")),
+    Case("weights that are a Git LFS pointer", CHECK, **llama("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    Case("weights cut off", CHECK, **llama(WEIGHTS[:-5])),
+    Case("weights that are none", CHECK, **llama(b"not weights at all")),
+    Case("shards without their index", CHECK, **llama(b"", shard=WEIGHTS)),
+    Case(
+        "a shard missing", CHECK,
+        **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a.weight": "model-00002-of-00002.safetensors"}}'),
+    ),
+    Case("a shard that lacks a tensor", CHECK, **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')),
+    Case("a layer without weights", CHECK, **llama(settings={"num_hidden_layers": 3})),
+    Case("weights of another vocabulary", CHECK, **llama(settings={"vocab_size": 9})),
+    Case("weights of a compiled model", CHECK, **llama(save({"_orig_mod.a": np.zeros(2)}))),
+    Case("a GPTQ model", CHECK, **llama(settings={"quantization_config": {"quant_method": "gptq", "bits": 4}})),
+    Case("an encoder-decoder", CHECK, **llama(settings={"model_type": "t5", "is_encoder_decoder": True})),
+    Case("a model type that nobody knows", CHECK, **llama(settings={"model_type": "brandnew"})),
+    Case("a tokenizer that brings code", CHECK, **llama(tokenizer_config='{"auto_map": {"AutoTokenizer": ["tokenizing.T", null]}}')),
+    Case("attention from the hub", CHECK, **llama(settings={"_attn_implementation": "owner/kernel"})),
+    Case("a chat template that drops the prompt", CHECK, **llama(tokenizer_config="{}", template="{{ messages[0]['role'] }}")),
+    Case(
+        "a chat template that drops the system turn", CHECK,
+        **{**llama(tokenizer_config="{}", template="{{ messages[-1]['content'] }}"),
+           "config": changed("smollm2-135m-instruct", "./model").replace("  tasks:", "  system: Be brief.\n  tasks:")},
+    ),
+    Case("a teacher without weights", CHECK,
+         **{**model(config="{}"), "config": forgetting("{strategy: distill, distill: {teacher: ./model, rows: tasks}}")}),
     Case("trust_remote_code", CHECK, config=GOOD + "trust_remote_code: true\n"),
     # guards, probes
     Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
@@ -200,6 +273,12 @@ CASES = [
     Case("a task guard without a prompt", CHECK, **guard("task", ROW)),
     Case("a task guard of another column", CHECK, **guard("task", ROW, ', prompt: "{text}", completion: "{label}"')),
     Case("probes without a prompt", CHECK, **probes('{"title": "free"}\n')),
+    Case("probes with a bound that is a text", CHECK, **probes('{"prompt": "Why?", "max_new_tokens": "12"}\n')),
+    Case("probes with a bound below 1", CHECK, **probes('{"prompt": "Why?", "max_new_tokens": -1}\n')),
+    Case("probes with a title that is no text", CHECK, **probes('{"prompt": "Why?", "title": 1}\n')),
+    Case("probes with half a character", CHECK, **probes('{"prompt": "Why \\ude00?"}\n')),
+    Case("a guard with half a character", CHECK, **guard("text", '{"text": "\\ud83d"}\n')),
+    Case("a replay file without answers", CHECK, config=forgetting("{strategy: replay, replay: {data: general.jsonl}}"), others={"general.jsonl": '{"prompt": "Why?"}\n'}),
     Case("probes with an unknown key", CHECK, **probes('{"prompt": "Why?", "max_tokens": 3}\n')),
     # commands
     Case("predict with no run", "predict runs/none rows.jsonl"),
@@ -207,6 +286,7 @@ CASES = [
     Case("compare of no run", "compare runs/none"),
     Case("compare of two models and no prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
     Case("compare with a metric that is not there", "compare runs/a runs/b --metric rogue"),
+    Case("compare of two models with a task", "compare runs/a runs/b --task reviews"),
     Case("compare of one run with a task", "compare runs/none --task reviews"),
     Case("manifest of another version", "report runs/mine", others={"runs/mine/manifest.json": '{"format_version": 9, "stages": {}}'}),
     Case("manifest is a list", "report runs/mine", others={"runs/mine/manifest.json": "[]"}),
@@ -241,7 +321,7 @@ def outcome(case: Case) -> Outcome:
         result = CliRunner().invoke(main, case.command if isinstance(case.command, list) else case.command.split())
         left = sorted(str(path) for path in Path().rglob("*") if path.is_file() and str(path) not in {**files, **case.links})
     exception = None if isinstance(result.exception, SystemExit) else result.exception
-    lines = [line for line in result.stderr.splitlines() if line and not line.startswith("✓")]  # ✓: what was done before
+    lines = [line for line in result.stderr.splitlines() if line and not PROGRESS.search(line)]
     return Outcome(result.exit_code, lines, left, exception)
 
 
