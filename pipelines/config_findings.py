@@ -75,7 +75,7 @@ def _sentence(details: ErrorDetails, path: KeyPath, document: Document, hints: H
     kind, last = details["type"], str(path[-1])
     found = document.found(value, *path)
     if kind == "missing":
-        return _missing(path, document, hints)
+        return _missing(path, document)
     if kind == "extra_forbidden":
         return hints.unknown(path, value)
     if kind in _EXPECTED:
@@ -100,17 +100,19 @@ def _sentence(details: ErrorDetails, path: KeyPath, document: Document, hints: H
     return f"{name}: {context.get('error', details['msg'])}"
 
 
-def _missing(path: KeyPath, document: Document, hints: Hints) -> str:
+def _missing(path: KeyPath, document: Document) -> str:
     """A key that its section needs. Where only an override names the section, the name itself is what is wrong."""
     section, last = path[:-1], str(path[-1])
     if document.is_made_by_override(*section) and section[:-1] in _NAMED:
         what, known = _NAMED[section[:-1]], document.names_in_file(*section[:-1])
         near = did_you_mean(str(section[-1]), known)
-        advice = f"did you mean {near}?" if near else f"the {what}s are {', '.join(known) or 'none'}"
-        return f"{dotted(section)}: there is no {what} {section[-1]}; {advice}"
+        whole = f"write it in full, as in {_WHOLE[what]}"
+        advice = f"did you mean {near}?" if near else f"the {what}s are {', '.join(known)}" if known else whole
+        return f"{dotted(section)}: there is no {what} {section[-1]} in the file; {advice}"
     example = "data: data/guards/passages.jsonl" if "guards" in path and last == "data" else _EXAMPLES.get(last, f"{last}: …")
     return f"{dotted(path)} is missing, as in {example}"
 
 
 _NAMED: Mapping[KeyPath, str] = {("pipeline", "tasks"): "task", ("pipeline", "forgetting", "guards"): "guard"}
 """Sections whose keys are names of the user's."""
+_WHOLE = {"task": _EXAMPLES["tasks"], "guard": "guards: {mine: {kind: text, data: mine.jsonl}}"}

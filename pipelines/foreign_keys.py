@@ -93,7 +93,7 @@ _WRITTEN: dict[str, str] = {
     "adapter: {type: lora, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}":
         "lora_target_linear",
     "trainer: {learning_rate_scheduler: {decay: linear, warmup_fraction: 0.05}}":
-        "lr_warmup_steps warmup_steps",
+        "lr_warmup_steps num_warmup_steps warmup warmup_steps",
     "pipeline: {forgetting: {strategy: distill, distill: {teacher: OWNER/NAME, rows: tasks}}}":
         "teacher_model",
     "adapter: {type: lora, use_dora: true}":

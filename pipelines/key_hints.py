@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from pipelines.foreign_keys import SAME, WRITTEN, nothing_like
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, lookup
+from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
 from pipelines.yaml_wording import KeyPath, dotted, near_names
 
 Node = Mapping[str, Any]
@@ -44,8 +44,9 @@ class Hints:
                     self.homes.setdefault(key, section)
 
     def usable(self, section: KeyPath) -> list[str]:
-        """The keys that a section takes, those of its `type` where it has types."""
-        return [key for key in self._fields(section) if not lookup(REFUSED, dotted((*section, key)))]
+        """The keys that a section takes, those of its `type` where it has types. Not a switch that can only be off."""
+        names = {key: dotted((*section, key)) for key in self._fields(section)}
+        return [key for key, name in names.items() if not lookup(REFUSED, name) and (name, True) not in REFUSED_VALUES]
 
     def unknown(self, path: KeyPath, value: Any) -> str:
         """The sentence on a key that its section does not know."""
@@ -61,7 +62,7 @@ class Hints:
         section, name = path[:-1], str(path[-1])
         here = self.usable(section)
         near = near_names(name, here)
-        if near and _likeness(name, near[0]) > 0.9:
+        if near and (len(near) > 1 or _likeness(name, near[0]) > 0.9):
             return self._meant(section, near)
         if advice := self._of_another_tool(section, name.lower().replace("-", "_"), value):
             return advice
@@ -70,7 +71,7 @@ class Hints:
             return f"it belongs in {dotted(home[:-1]) if home[1:] else 'the top level'}{self._condition(home)}"
         if reason := self._refused(name):
             return reason
-        if near and (len(near) > 1 or self._fits((*section, near[0]), name, value)):
+        if near and self._fits((*section, near[0]), name, value):
             return self._meant(section, near)
         far = [key for key in near_names(name, self.homes, cutoff=0.8) if self._fits((*self.homes[key], key), name, value)]
         return self._elsewhere((*self.homes[far[0]], far[0])) if len(far) == 1 else f"known here: {', '.join(here) or 'nothing'}"

@@ -14,6 +14,7 @@ from pipelines.activity import doing
 from pipelines.cache import cache_folder, cached, check_cache, unwritable
 from pipelines.config import Job
 from pipelines.errors import RunError
+from pipelines.extras import check_extras
 from pipelines.runs import (
     Run,
     config_entries,
@@ -37,6 +38,7 @@ PREPARED_FORMAT = 2
 
 def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
+    check_extras(job)
     with machine_errors(run.folder), run.locked():
         _refuse_other_config(job, run)
         check_cache()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipelines.config import Job
 
+THEIRS = "this model's chat template"
 PLAINLY = "set pipeline.chat_template: false to write prompts without it"
 PROBE = "alfine"
 """Stands for an assistant's answer when the chat template is asked how it ends a turn."""
@@ -154,14 +155,13 @@ class PromptFormat:
         if isinstance(named := self.tokenizer.chat_template, dict) and "default" not in named:
             return ChatTemplateError(f"this model has several chat templates ({', '.join(named)}) and no default; {PLAINLY}")
         if isinstance(error, TemplateSyntaxError):
-            place = f"its line {error.lineno}: {said}"
-            return ChatTemplateError(f"this model's chat template is not valid Jinja ({place}); {PLAINLY}")
+            return ChatTemplateError(f"{THEIRS} is not valid Jinja (its line {error.lineno}: {said}); {PLAINLY}")
         if messages[0]["role"] == "system" and self._renders(messages[1:], add_generation_prompt):
-            advice = f"leave `system` out (write it into the task's prompt), or {PLAINLY}"
-            return ChatTemplateError(f"this model's chat template takes no system turn ({said}); {advice}", "system")
+            advice = "leave `system` out (write it into the task's prompt)"
+            return ChatTemplateError(f"{THEIRS} takes no system turn ({said}); {advice}, or {PLAINLY}", "system")
         if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
-            return ChatTemplateError(f"this model's chat template refuses a user turn and its answer ({said}); {PLAINLY}")
-        return ChatTemplateError(f"this model's chat template fails ({type(error).__name__}: {said}); {PLAINLY}")
+            return ChatTemplateError(f"{THEIRS} refuses a user turn and its answer ({said}); {PLAINLY}")
+        return ChatTemplateError(f"{THEIRS} fails ({type(error).__name__}: {said}); {PLAINLY}")
 
     def _renders(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> bool:
         try:

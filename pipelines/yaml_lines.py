@@ -108,7 +108,8 @@ class Document:
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
                 what, found = dotted(path[:depth]), self.found(section, *path[:depth])
-                self.problems.append(Problem(f"{what} is {found}, not a section; give the whole of it: {what}={{…}}", label))
+                advice = f"; to give it keys write {what}={{…}}" if isinstance(section, str) else ""
+                self.problems.append(Problem(f"{what} is {found}, not a section{advice}", label))
                 return
         section[path[-1]] = new.value
         self.problems.extend(new.problems)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from pipelines.config import load_job
 from pipelines.errors import ConfigError
-from pipelines.prompts import PromptFormat
+from pipelines.prompts import ChatTemplateError, PromptFormat
+from tests.bad_configs import GOOD, pipeline, task
 from tests.tiny import KINDS, make_tokenizer
 
 PROMPT, ANSWER = "Is the tea in?", "negative"
@@ -62,8 +64,53 @@ def test_a_template_that_is_not_there_is_refused():
 def test_a_template_without_a_system_turn_says_so():
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
-    with pytest.raises(ConfigError, match="takes no system turn .no system.; leave `system` out"):
+    with pytest.raises(ConfigError, match=r"takes no system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false"):
         PromptFormat(tokenizer).prompt_text("a", system="b")
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        ("{% if %}x", r"is not valid Jinja (its line 1: "),
+        ("a\n{{ messages", r"is not valid Jinja (its line 2: "),
+        ("{{ messages | tojsn }}", r"is not valid Jinja (its line 1: No filter named 'tojsn'"),
+        ("{{ raise_exception('only tools') }}", "refuses a user turn and its answer (only tools)"),
+        ("{{ messages[0].content + 1 }}", "fails (TypeError: "),
+        ("{{ documents[0].text }}", "fails (UndefinedError: "),
+        ("{{ messages[7].content.x }}", "fails (UndefinedError: "),
+        ("{{ 1 // 0 }}", "fails (ZeroDivisionError: "),
+        ("{% for m in messages %}{{ m.content | int + 'a' }}{% endfor %}", "fails (TypeError: "),
+        ({"tool_use": "x", "rag": "y"}, "this model has several chat templates (tool_use, rag) and no default"),
+    ],
+)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_broken_template_is_told_by_its_cause(template, cause, system):
+    tokenizer = make_tokenizer("pad_is_eos")
+    tokenizer.chat_template = template
+    with pytest.raises(ChatTemplateError) as caught:
+        PromptFormat(tokenizer).prompt_text("a", system=system)
+    (problem,) = caught.value.problems
+    assert cause in problem.message and "`system`" not in problem.message and "\n" not in problem.message
+    assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")
+
+
+def test_a_broken_template_names_the_line_that_helps(tmp_path):
+    tokenizer = make_tokenizer("pad_is_eos")
+
+    def refusal(template, *overrides, config=GOOD):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "m")
+        (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            PromptFormat.for_job(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    takes_none = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    assert refusal(takes_none, config=task("system: Be brief.")).startswith("job.yaml:8: this model's chat template takes no system turn")
+    assert refusal(takes_none, "pipeline.system=Be").startswith("override pipeline.system=Be: this model's chat template takes no system turn")
+    assert refusal("{{ 1 // 0 }}").startswith("job.yaml:8: this model's chat template fails (ZeroDivisionError")
+    assert refusal("{{ 1 // 0 }}", config=pipeline("chat_template: true")).startswith("job.yaml:2: this model's chat template fails")
+    assert refusal("{% if messages[-1].role == 'assistant' %}{{ x.y.z }}{% endif %}{{ messages[0].content }}").startswith("job.yaml:8: ")
 
 
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
