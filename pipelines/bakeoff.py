@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,11 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
     given.append(f"pipeline.forgetting.guards={json.dumps(wanted)}")
     run = Run(folder / f"{arm.folder}-seed{seed}")
     screen.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
-    run_job(load_job(config, given), run, " ".join(["alfine", "run", str(config), *given]), screen)
+    # As a run of its own, whose name `alfine run` takes.
+    command = shlex.join(["alfine", "run", str(config), "--name", run.name.replace("+", "-"), *given])
+    run_job(load_job(config, given), run, command, screen)
     training = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
-    task = min((entry["loss"] for entry in training["validation_loss"]), default=0.0)
+    task = min((float(entry["loss"]) for entry in training["validation_loss"]), default=0.0)
     general = list(_development(run))
     loss = sum(general) / len(general)
     return {"task": task, "general": loss, "sum": task + loss}
@@ -128,4 +131,4 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
 def _development(run: Run) -> Iterator[float]:
     for line in read_jsonl(run.path("guards", "tuned.jsonl")):
         if line["guard"] == DEVELOPMENT:
-            yield line["score"]
+            yield float(line["score"])

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import click
 
 from pipelines import __version__
+from pipelines.activity import HEARTBEAT, Unfailing, draws
+from pipelines.cache import settle_home
 from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.plain_text import make_readable, speaks_unicode
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
     from pipelines.report.pager import Wanted
 
 RUNS = Path("runs")
+DEFAULT_METRIC = "rouge"
 GATE_FAILED = 3
 """Exit code of `run`, `compare` and `report` where the YAML demands more than was reached, so that CI can use it."""
 
@@ -24,11 +31,20 @@ GATE_FAILED = 3
 class Alfine(click.Group):
     """Turns the library's errors into lines on stderr."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            make_readable(stream)
+        return super().main(*args, **kwargs)
+
     def invoke(self, context: click.Context) -> Any:
         # A cluster or a shutdown ends a process so; what is to be put away is put away as on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        settle_home()
+        # Over all of a command, so that nothing in it is silent for long where no terminal shows that it lives.
+        lines = contextlib.nullcontext() if draws(sys.stderr) else HEARTBEAT.beating(Unfailing(sys.stderr).line)
         try:
-            return super().invoke(context)
+            with lines:
+                return super().invoke(context)
         except AlfineError as error:
             for problem in error.problems:
                 click.echo(f"error: {problem}", err=True)
@@ -64,28 +80,14 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     Example:
       alfine check ludwig_configs/quickstart.yaml
     """
-    from collections import Counter
-
+    from pipelines.check import check_job
     from pipelines.config import load_job
-    from pipelines.forgetting.files import check_guards
-    from pipelines.metrics import unresolved
-    from pipelines.models import at_key, check_base_model
-    from pipelines.tasks import check_files, load_examples, read_probes
-    from pipelines.trainer_keys import of_rows
 
     job = load_job(config, overrides)
-    check_files(job)
-    if problems := unresolved(job):
-        raise ConfigError(problems)
-    with at_key(job, "base_model"):
-        check_base_model(job.ludwig["base_model"])
-    counts = Counter(example.split for example in load_examples(job.pipeline))
-    if problems := list(of_rows(job, counts["train"], counts["validation"])):
-        raise ConfigError(problems)
-    check_guards(job.pipeline.forgetting)
-    if job.pipeline.report.prompts:
-        read_probes(Path(job.pipeline.report.prompts))
-    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {counts.total():,} rows)")
+    checked = check_job(job)
+    for problem in checked.warnings:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {checked.rows:,} rows)")
 
 
 @main.command()
@@ -114,18 +116,20 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     check_files(job)
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
-    with at_key(job, "base_model"):
+    screen = Screen()
+    with screen.working(f"Base model {job.ludwig['base_model']}"), at_key(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
-    prompts = PromptFormat.of_folder(folder, job.pipeline.chat_template)
-    preflight = Preflight(job, prompts, context_length(folder))
-    prepared = list(preflight.watch(prepare_rows(examples, prompts)))
+    with screen.working("Preparing rows"):
+        prompts = PromptFormat.for_job(job, folder)
+        preflight = Preflight(job, prompts, context_length(folder))
+        prepared = list(preflight.watch(prepare_rows(examples, prompts)))
     console = Console(highlight=False)
     show_rows(prepared, prompts, console, rows)
     show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:
-            Screen().warn(str(finding.problem))
+            screen.warn(str(finding.problem))
     refuse_serious(findings)
 
 
@@ -148,7 +152,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
 
     folder = RUNS / _run_name(name if name is not None else config.stem)
     job = load_job(config, overrides)
-    command = " ".join(["alfine", "run", str(config), "--name", folder.name, *overrides])
+    command = shlex.join(["alfine", "run", str(config), "--name", folder.name, *overrides])
     run_job(job, Run(folder), command, Screen())
     _summary(folder, analyse(folder))
 
@@ -158,7 +162,8 @@ def _run_name(name: str) -> str:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):
         raise RunError(f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}")
-    if not all(letter.isalnum() or letter in "-_." for letter in name):
+    # Vowel signs of Hindi, Thai and others are no letters, but parts of them.
+    if not all(letter.isalnum() or letter in "-_." or category(letter)[0] == "M" for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
     return name
 
@@ -166,41 +171,49 @@ def _run_name(name: str) -> str:
 @main.command()
 @RUN
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--task", help="The task that the rows belong to, where they have no column `task`.")
+@click.option("--task", help="The task that the rows belong to. [default: the run's only one, or the column `task`]")
+@click.option("--raw", is_flag=True, help="Ask the column `prompt` as it stands, without a task's template.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here. [default: the terminal]")
-def predict(run: Path, file: Path, task: str | None, output: Path | None) -> None:
-    """Complete new rows with a tuned model; JSON Lines come out.
+def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | None) -> None:
+    """Complete new rows with a tuned model, in the template of their task. JSON Lines come out: each row's own columns, the
+    answer in `prediction`, and in `prediction_finished` whether it came to its end within max_new_tokens.
 
     \b
     Example:
       alfine predict runs/quickstart new_reviews.jsonl --task sentiment
     """
-    import json
-
+    from pipelines.predict import check_output, write_predictions
     from pipelines.predict import predict as complete_rows
-    from pipelines.runs import Run, machine_errors, write_text
+    from pipelines.runs import Run
     from pipelines.screen import Screen, quiet_libraries
+    from pipelines.strict_json import dump
 
     quiet_libraries()
-    rows = complete_rows(Run.open(run), file, task, Screen())
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        with machine_errors(output.parent):
-            write_text(output, text)
+    if output is not None:
+        check_output(output, file)
+    screen = Screen()
+    rows = complete_rows(Run.open(run), file, task, screen, raw)
+    if output is not None:
+        write_predictions(rows, output, screen)
+        return
+    # In a terminal's own encoding what it lacks is escaped, so that each line is still JSON.
+    escaped = not speaks_unicode(sys.stdout)
+    for row in rows:
+        click.echo(dump(row, ascii_only=escaped))
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows.")
-@click.option("--task", help="Two models: the task that the rows of --prompts belong to.")
-@click.option("--metric", default="rouge", show_default=True, help="Two models: for prompts with a reference and no task.")
+@click.option("--task", help="Two models: the task that the rows of --prompts belong to, as for predict.")
+@click.option("--raw", is_flag=True, help="Two models: ask the column `prompt` of --prompts as it stands.")
+@click.option("--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for raw prompts with a `reference`.")
 @click.option("--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]")
 @click.option("--ratings", multiple=True, type=click.Path(path_type=Path), help="One run: blind ratings from its page.")
 def compare(
-    runs: tuple[str, ...], prompts: Path | None, task: str | None, metric: str, output: Path | None, ratings: tuple[Path, ...]
-) -> None:
+    runs: tuple[str, ...], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None,
+    ratings: tuple[Path, ...],
+) -> None:  # fmt: skip
     """One run: its verdict and gates; exit code 3 where a gate failed. Two models (runs, folders or hub ids):
     both on the same prompts. More runs: a table.
 
@@ -209,7 +222,7 @@ def compare(
       alfine compare runs/quickstart
       alfine compare runs/quickstart --ratings anna.json --ratings ben.json
       alfine compare runs/quickstart runs/second
-      alfine compare runs/quickstart smollm2-135m-instruct --prompts new.jsonl
+      alfine compare runs/quickstart smollm2-135m-instruct --prompts new.jsonl --raw
       alfine compare runs/*
     """
     from rich.console import Console
@@ -218,9 +231,10 @@ def compare(
     from pipelines.report.terminal import print_preference, print_runs
 
     if len(runs) == 2:
-        _head_to_head((runs[0], runs[1]), prompts, task, metric, output)
+        _refuse({"--ratings": ratings}, "a single run")
+        _head_to_head((runs[0], runs[1]), prompts, task, raw, metric, output)
         return
-    _refuse({"--prompts": prompts, "--task": task, "--output": output}, "two models to compare")
+    _refuse({"--prompts": prompts, "--task": task, "--raw": raw, "--output": output}, "two models to compare")
     console = Console(highlight=False)
     if len(runs) > 2:
         _refuse({"--ratings": ratings}, "a single run")
@@ -235,7 +249,9 @@ def compare(
     _summary(folder, analysis)
 
 
-def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | None, metric: str, output: Path | None) -> None:
+def _head_to_head(
+    places: tuple[str, str], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None
+) -> None:
     from pipelines.head_to_head import compare_models
     from pipelines.metrics import resolve
     from pipelines.report import write_report
@@ -247,9 +263,10 @@ def _head_to_head(places: tuple[str, str], prompts: Path | None, task: str | Non
         raise ConfigError(f"--metric: {error}") from None
     quiet_libraries()
     folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
-    options = {"--prompts": prompts, "--task": task, "--output": output}
-    command = " ".join(["alfine", "compare", *places, *(f"{name} {value}" for name, value in options.items() if value)])
-    compare_models(places, prompts, task, metric, folder, command, Screen())
+    options = {"--prompts": prompts, "--task": task, "--metric": None if metric == DEFAULT_METRIC else metric, "--output": output}
+    given = [word for name, value in options.items() if value for word in (name, str(value))]
+    command = shlex.join(["alfine", "compare", *places, *given, *(["--raw"] if raw else [])])
+    compare_models(places, prompts, task, raw, metric, folder, command, Screen())
     _summary(folder, write_report(folder))
 
 

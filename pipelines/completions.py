@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job
-from pipelines.errors import RunError
+from pipelines.errors import DataError, RunError
+from pipelines.models import config_context_length
 from pipelines.prompts import PromptFormat
+from pipelines.runs import digest
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +62,11 @@ class LoadedModel:
             return supervised_logits(self.model, rows)[0]
 
     @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return config_context_length(self.model.config.to_dict())  # type: ignore[operator, union-attr]
+
+    @property
     def has_adapter(self) -> bool:
         from peft import PeftModel
 
@@ -66,15 +74,20 @@ class LoadedModel:
 
     def attach(self, tuned: Path) -> LoadedModel:
         """The tuned model in `tuned`: its adapter over these weights, or its own full weights."""
-        from pipelines.engine.model import load_causal_lm
+        from pipelines.engine.model import attach_adapter, load_causal_lm
 
         if not (tuned / "adapter_config.json").exists():
             return LoadedModel(load_causal_lm(tuned, frozen=True), self.prompts)
-        from peft import PeftModel
-
         if self.has_adapter:
             raise RunError("an adapter is attached already")
-        return LoadedModel(PeftModel.from_pretrained(self.model, tuned), self.prompts)
+        return LoadedModel(attach_adapter(self.model, tuned), self.prompts)
+
+
+def decoding(generation: dict[str, Any], prompts: PromptFormat) -> dict[str, Any]:
+    """Every setting that acts when answers are made: those of the YAML over neutral ones (a model folder's own are not
+    used), and the tokens at which an answer ends."""
+    given = {key: value for key, value in generation.items() if value is not None}
+    return {**given, "stop_tokens": [str(prompts.tokenizer.convert_ids_to_tokens(token)) for token in prompts.stop_ids]}
 
 
 def quantization_of(job: Job) -> Any:
@@ -94,13 +107,17 @@ def complete(
     max_new_tokens: Sequence[int],
     progress: Progress = lambda rows: None,
     references: Sequence[list[int]] | None = None,
+    seed: int = 0,
 ) -> list[Completion]:
     """A completion for each tokenised prompt, in the order given, and the loss of its reference, where there are any.
 
-    `generation` holds transformers' generation settings; `max_new_tokens` is per prompt. `references` are the tokens
-    that should follow each prompt, perhaps none. Rows are batched with rows of the same bound and about the same length.
+    `generation` holds transformers' generation settings; `max_new_tokens` is per prompt, and ends where the model's context
+    does. `references` are the tokens that should follow each prompt, perhaps none. Rows are batched with rows of the same
+    bound and about the same length. Sampling draws from `seed` and the prompts of a batch. Raises DataError for a prompt or
+    a reference that the context does not hold.
     """
     settings = {key: value for key, value in generation.items() if value is not None}
+    max_new_tokens = _within_context(loaded.context_length, prompts, max_new_tokens, references)
     order = sorted(range(len(prompts)), key=lambda n: (max_new_tokens[n], len(prompts[n]), n))
     answers: dict[int, Completion] = {}
     while order:
@@ -109,10 +126,35 @@ def complete(
         batch = batch[: max(1, BATCH_TOKENS // (len(prompts[batch[-1]]) + bound))]
         order = order[len(batch) :]
         whole = [[*prompts[n], *(references[n] if references else ())] for n in batch]
-        rows = _answer(loaded, whole, [len(prompts[n]) for n in batch], {**settings, "max_new_tokens": bound})
+        with _seeded(seed, whole) if settings.get("do_sample") else contextlib.nullcontext():
+            rows = _answer(loaded, whole, [len(prompts[n]) for n in batch], {**settings, "max_new_tokens": bound})
         answers.update(zip(batch, rows, strict=True))
         progress(len(batch))
     return [answers[n] for n in range(len(prompts))]
+
+
+def _within_context(
+    context: int, prompts: Sequence[list[int]], bounds: Sequence[int], references: Sequence[list[int]] | None
+) -> list[int]:
+    """The bounds, none beyond the context: some models end in an error there, others in nonsense."""
+    for number, prompt in enumerate(prompts):
+        held = len(prompt) + max(1, len(references[number]) if references else 0)
+        if held > context:
+            raise DataError(
+                f"prompt {number + 1} of {len(prompts)} has {held:,} tokens with its answer, this model's context holds "
+                f"{context:,}; shorten it"
+            )
+    return [min(bound, context - len(prompt)) for prompt, bound in zip(prompts, bounds, strict=True)]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, rows: Sequence[list[int]]) -> Iterator[None]:
+    """Random numbers that depend on the seed and on what is answered, not on what the process has drawn before."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(int(digest(seed, rows)[:15], 16))
+        yield
 
 
 def _answer(
@@ -138,6 +180,12 @@ def _answer(
 
 
 def _completion(prompts: PromptFormat, tokens: list[int], loss: float | None) -> Completion:
-    finished = bool(tokens) and tokens[-1] in prompts.stop_ids
-    text = prompts.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
-    return Completion(str(text), len(tokens), finished, loss)
+    text, finished = answer_text(prompts, tokens)
+    return Completion(text, len(tokens), finished, loss)
+
+
+def answer_text(prompts: PromptFormat, tokens: list[int]) -> tuple[str, bool]:
+    """How the tokens of an answer are read, up to the first that ends it, and whether one does."""
+    end = next((place for place, token in enumerate(tokens) if token in prompts.stop_ids), None)
+    text = prompts.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return str(text), end is not None

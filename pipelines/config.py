@@ -19,19 +19,21 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from pipelines import ludwig_keys
+from pipelines import foreign_keys, ludwig_keys
+from pipelines.config_findings import path_of, translate, tree_of
 from pipelines.errors import ConfigError, Problem
-from pipelines.forgetting_keys import SETTINGS, Forgetting, Guard, auto_word
+from pipelines.forgetting_keys import Forgetting, auto_word
+from pipelines.key_hints import Hints
 from pipelines.sections import Count, Fraction, Positive, Section, Text
 from pipelines.yaml_lines import Document, in_order, read
-from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
+from pipelines.yaml_wording import did_you_mean
 
-METRICS = ("label", "rouge", "chrf", "unit_tests", "perplexity")
+METRICS = ("label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity")
 
 
 class DataFiles(Section):
@@ -52,6 +54,8 @@ class Task(Section):
     prompt: Text
     completion: Text
     metric: str = "rouge"
+    normalize: bool | None = None
+    """Of the metric `label`: false compares labels as they are written; None is true."""
     group: Text | None = None
     """The column that tells which rows belong together (the same document); the report's intervals mind it."""
     weight: Positive = 1.0
@@ -74,13 +78,23 @@ class Task(Section):
     @field_validator("metric")
     @classmethod
     def _metric(cls, metric: str) -> str:
-        if metric not in METRICS and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", metric):
+        module, colon, function = metric.partition(":")
+        is_own = colon and all(part.isidentifier() for part in (*module.split("."), function))
+        if metric not in METRICS and not is_own:
             near = did_you_mean(metric, METRICS)
             advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
             if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
                 advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
+
+    @field_validator("normalize")
+    @classmethod
+    def _normalize(cls, normalize: bool | None, info: ValidationInfo) -> bool | None:
+        metric = info.data.get("metric", "label")  # an unknown one has its own message
+        if normalize is not None and metric != "label":
+            raise ValueError(f"it says how the metric label compares labels; the metric here is {metric}: take normalize out")
+        return normalize
 
 
 class Split(Section):
@@ -174,27 +188,61 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     document = read(path)
     for override in overrides:
         document.override(override)
+    hints = Hints({"pipeline": tree_of(Pipeline), **ludwig_keys.schema()}, document.value)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
-    section = document.value.get("pipeline", {})
-    problems = list(document.problems)
-    pipeline = None
-    try:
-        pipeline = Pipeline.model_validate(_auto_written_out(section, ludwig))
-    except ValidationError as error:
-        found = [(_path(details), details) for details in error.errors(include_url=False)]
-        problems += [_translate(details, document) for path, details in found if path not in document.unreadable]
-    if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
-        message = "pipeline.temperature has no effect unless mix is temperature"
-        problems.append(document.problem(message, "pipeline", "temperature"))
-    problems += _gates_without_task(pipeline, document) if pipeline else []
-    problems += _strategies_without_ground(pipeline, ludwig, document) if pipeline else []
-    problems += ludwig_keys.check(ludwig, document, _homes())
+    if tool := foreign_keys.tool_of(document.value):
+        raise ConfigError(_foreign(tool, ludwig, document, hints))
+    pipeline, problems = _pipeline(document, ludwig, hints)
+    problems = [*document.problems, *problems, *ludwig_keys.check(ludwig, document, hints)]
     if "base_model" not in ludwig:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
         problems.append(document.problem(message))
+    problems += document.left_empty(problems)
     if problems or pipeline is None:
         raise ConfigError(in_order(problems))
     return Job(path, pipeline, _with_defaults(ludwig), document)
+
+
+def _pipeline(document: Document, ludwig: dict[str, Any], hints: Hints) -> tuple[Pipeline | None, list[Problem]]:
+    """The section `pipeline:`, None where it cannot be made, and what is wrong with it."""
+    section = document.value.get("pipeline", {})
+    problems: list[Problem] = []
+    pipeline = None
+    context = {"refused": set(_strategies_without_ground(section, ludwig))}
+    try:
+        pipeline = Pipeline.model_validate(_auto_written_out(section, ludwig), context=context)
+    except ValidationError as error:
+        found = [(path_of(details), details) for details in error.errors(include_url=False)]
+        problems += [translate(details, document, hints) for path, details in found if path not in document.unreadable]
+    if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
+        message = "pipeline.temperature has no effect unless mix is temperature"
+        problems.append(document.problem(message, "pipeline", "temperature"))
+    if pipeline is not None:
+        problems += _gates_without_task(pipeline, document)
+        problems += _without_effect(pipeline, ludwig, document)
+    return pipeline, problems
+
+
+MOST_ANSWERS = 8
+"""Keys of another tool that are answered one by one."""
+
+
+def _foreign(tool: str, ludwig: dict[str, Any], document: Document, hints: Hints) -> list[Problem]:
+    """What to say of another tool's config: a word on the whole, then the keys that have a counterpart here."""
+    if tool == foreign_keys.LUDWIG:
+        advice = "write pipeline.tasks in place of the features and the prompt, and keep adapter, trainer and generation"
+        features = ("input_features", "output_features", "prompt", "model_type")
+        answers = ludwig_keys.check({key: value for key, value in ludwig.items() if key not in features}, document, hints)
+    else:
+        advice = "start from ludwig_configs/instruction.yaml and carry over what follows"
+        sentences = {key: hints.counterpart(key, value) for key, value in ludwig.items()}
+        answers = [document.problem(sentence, key) for key, sentence in sentences.items() if sentence]
+        answers += ludwig_keys.check({key: value for key, value in ludwig.items() if key in hints.tree}, document, hints)
+    whole = document.problem(f'this is {tool} config, which is read by another tool; {advice} (README, "Your own data")')
+    answers = in_order([*document.problems, *answers])
+    left = len(answers) - MOST_ANSWERS if tool == foreign_keys.LUDWIG else len(ludwig) - len(answers[:MOST_ANSWERS])
+    rest = [Problem(f"{left} more of its keys are not answered here", whole.file)] if left > 0 else []
+    return [whole, *answers[:MOST_ANSWERS], *rest]
 
 
 def _auto_written_out(section: Any, ludwig: dict[str, Any]) -> Any:
@@ -223,12 +271,13 @@ def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]
     return problems
 
 
-def _strategies_without_ground(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
-    """Strategies that this job's tasks or adapter contradict."""
+def _strategies_without_ground(section: Any, ludwig: dict[str, Any]) -> dict[str, str]:
+    """Strategies that this job's tasks or adapter contradict, and why."""
+    tasks = section.get("tasks") if isinstance(section, dict) else None
     adapter = ludwig.get("adapter")
     kind = adapter.get("type") if isinstance(adapter, dict) else None
-    wrong = {
-        "multitask": len(pipeline.tasks) < 2 and "multitask needs two tasks or more",
+    wrong: dict[str, str | bool] = {
+        "multitask": isinstance(tasks, dict) and len(tasks) < 2 and "multitask needs two tasks or more",
         "full": adapter is not None and "full trains every weight; take the section adapter out",
         "peft": adapter is None and "peft needs the section adapter, as in adapter: {type: lora, r: 16}",
     }
@@ -242,11 +291,30 @@ def _strategies_without_ground(pipeline: Pipeline, ludwig: dict[str, Any], docum
     if isinstance(workers, dict) and workers.get("shard_base"):
         moves = "si moves the base's weights for a while, of which no worker holds all under shard_base"
         wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no shard_base"
-    return [
-        document.problem(f"pipeline.forgetting.strategy: {message}", "pipeline", "forgetting", "strategy")
-        for name in pipeline.forgetting.strategies
-        if (message := wrong.get(name))
+    return {name: why for name, why in wrong.items() if isinstance(why, str)}
+
+
+def _without_effect(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
+    """What stands in `pipeline:` and contradicts the rest of the job, or would change nothing in it."""
+    forgetting, place = pipeline.forgetting, ("pipeline", "forgetting")
+    wrong = _strategies_without_ground(document.value["pipeline"], ludwig)
+    problems = [
+        document.problem(f"pipeline.forgetting.strategy: {wrong[name]}", *place, "strategy")
+        for name in forgetting.strategies
+        if name in wrong
     ]
+
+    def idle(key: str, why: str, *path: str) -> None:
+        problems.append(document.problem(f"pipeline.{key} has no effect {why}; take it out", "pipeline", *path))
+
+    if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
+        idle("split", "where every task names a file for each split", "split")
+    ewc = forgetting.ewc
+    if ewc and ewc.decay != 1 and pipeline.after is None:
+        idle("forgetting.ewc.decay", "without pipeline.after: it weighs the earlier jobs", "forgetting", "ewc", "decay")
+    if ewc and ewc.fisher == "kronecker" and ludwig.get("adapter") is None:
+        idle("forgetting.ewc.fisher", "without an adapter, where it is the diagonal", "forgetting", "ewc", "fisher")
+    return problems
 
 
 def check_template(template: str) -> None:
@@ -273,91 +341,3 @@ def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:
     filled["trainer"] = {"type": "finetune", **length, "batch_size": 8, **filled.get("trainer", {})}
     filled["generation"] = {"do_sample": False, "max_new_tokens": 128, **filled.get("generation", {})}
     return filled
-
-
-# --- pydantic's findings in sentences ----------------------------------------------------------------
-
-_EXAMPLES = {
-    "tasks": "tasks: {sentiment: {data: data/sentiment.jsonl, prompt: …, completion: …}}",
-    "data": "data: data/sentiment.jsonl",
-    "prompt": 'prompt: "Is this review positive or negative?\\n{review}"',
-    "completion": 'completion: "{label}"',
-    "least_gain": "least_gain: 5",
-    "train": "train: data/train.jsonl",
-    "kind": "kind: text",
-}
-_EXPECTED = {
-    "string_type": "text", "float_type": "number", "int_type": "integer", "int_from_float": "integer",
-    "bool_type": "boolean", "dict_type": "mapping", "model_type": "mapping",
-}  # fmt: skip
-_BOUNDS = {
-    "greater_than": ("greater than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-}
-
-
-def _path(details: ErrorDetails) -> KeyPath:
-    tags = ("<file>", "<files>", "<word>", "<guards>", "[key]")
-    return ("pipeline", *(part for part in details["loc"] if part not in tags))
-
-
-def _translate(details: ErrorDetails, document: Document) -> Problem:
-    path = _path(details)
-    name, value, context = dotted(path), details["input"], details.get("ctx", {})
-    kind = details["type"]
-    found = document.found(value, *path)
-    if kind == "missing":
-        example = "data: data/guards/passages.jsonl" if "guards" in path and path[-1] == "data" else _EXAMPLES[str(path[-1])]
-        message = f"{name} is missing, as in {example}"
-    elif kind == "extra_forbidden":
-        message = unknown_key(path, _section_at(path[1:]).model_fields, {**ludwig_keys.homes(), **_homes()})
-    elif kind in _EXPECTED:
-        message = wrong_type([_EXPECTED[kind]], value, path, document.written(*path))
-    elif kind in _BOUNDS:
-        words, bound = _BOUNDS[kind]
-        message = f"{name} must be {words} {number(context[bound])}, found {found}"
-    elif kind == "literal_error" and path[-1] == "guards":
-        own = "guards of your own, as in {mine: {kind: text, data: mine.jsonl}}"
-        message = f"{name}: expected bundled, none or {own}; found {found}"
-    elif kind == "literal_error":
-        near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
-        choices = context["expected"].replace("'", "")
-        message = f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
-    elif kind == "string_pattern_mismatch" and path[-1] == "on_nan":
-        message = f"{name}: expected stop, or skip and how many steps, as in skip 3; found {found}"
-    elif kind == "string_pattern_mismatch":
-        message = f"{name}: the name of a task has letters, digits, _ and - only"
-    elif kind in ("string_too_short", "too_short"):
-        message = f"{name} is empty" + (f"; write {_EXAMPLES['tasks']}" if path[-1] == "tasks" else "")
-    else:
-        message = f"{name}: {context.get('error', details['msg'])}"
-    return document.problem(message, *path)
-
-
-def _section_at(path: KeyPath) -> type[Section]:
-    """The section that the last key of `path` (below `pipeline`) stands in."""
-    match path:
-        case ("tasks", _, "data", _):
-            return DataFiles
-        case ("tasks", _, _):
-            return Task
-        case ("split", _):
-            return Split
-        case ("report", "gates", _, _):
-            return Gate
-        case ("report", _):
-            return Report
-        case ("forgetting", "guards", _, _):
-            return Guard
-        case ("forgetting", name, _) if name in SETTINGS:
-            return SETTINGS[str(name)]
-        case ("forgetting", _):
-            return Forgetting
-        case _:
-            return Pipeline
-
-
-def _homes() -> dict[str, str]:
-    """Where the keys of `pipeline:` belong, for one that stands elsewhere."""
-    return dict.fromkeys(Task.model_fields, "pipeline.tasks.NAME") | dict.fromkeys(Pipeline.model_fields, "pipeline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from pipelines.sections import Count, Fraction, NotNegative, Positive, Section, Text
 from pipelines.yaml_wording import did_you_mean
@@ -70,6 +70,17 @@ class Distill(Section):
     top_k: Count = 64
     """Tokens of a teacher's distribution that are kept; the rest is one bucket."""
 
+    @model_validator(mode="after")
+    def _every_setting_has_its_use(self) -> Self:
+        usual = type(self).model_fields
+        if self.teacher is not None and self.rows != "tasks":
+            raise ValueError("a teacher knows the tasks' rows only; write rows: tasks")
+        if self.teacher is None and self.top_k != usual["top_k"].default:
+            raise ValueError("top_k has no effect without a teacher; take it out")
+        if self.rows == "tasks" and self.share != usual["share"].default:
+            raise ValueError("share has no effect with rows: tasks, which draws no general rows; take it out")
+        return self
+
 
 class L2sp(Section):
     """Distance from the base's weights costs, alike for all. Li et al. 2018, arXiv:1802.01483."""
@@ -85,6 +96,12 @@ class Interpolate(Section):
     """Nats per token of loss on general text that may be lost; the largest scale within it is taken."""
     scale: Annotated[float, Field(ge=0, le=1)] | None = None
     """This scale instead, whatever it loses."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.scale is not None and self.budget != type(self)().budget:
+            raise ValueError("budget has no effect beside scale; take one of them out")
+        return self
 
 
 HUB = "hub:"
@@ -113,7 +130,11 @@ class Guard(Section):
         if self.kind == "task" and missing:
             raise ValueError(f"kind: task needs {' and '.join(missing)} as well, as a task does")
         if self.kind != "task" and len(missing) < 2:
-            raise ValueError(f"{next(name for name in templates if name not in missing)} goes with kind: task alone; take it out")
+            raise ValueError(f"{next(name for name in templates if name not in missing)} goes with kind: task only; take it out")
+        usual = type(self).model_fields
+        for name in ("metric", "system", "max_new_tokens"):
+            if self.kind != "task" and getattr(self, name) != usual[name].default:
+                raise ValueError(f"{name} goes with kind: task only; take it out")
         return self
 
 
@@ -175,11 +196,14 @@ class Forgetting(Section):
 
     @field_validator("strategy")
     @classmethod
-    def _known(cls, strategy: str) -> str:
+    def _known(cls, strategy: str, info: ValidationInfo) -> str:
+        """The context's `refused` are the strategies that the rest of the job contradicts: none of them is suggested."""
+        possible = [word for word in STRATEGIES if word not in (info.context or {}).get("refused", ())]
         for word in re.split(r"\s*\+\s*", strategy.strip()):
             if word not in STRATEGIES:
-                near = did_you_mean(word, STRATEGIES)
-                alone = f"write auto, none, or one or more of {', '.join([*SETTINGS, *DESCRIPTIVE])}, joined by +"
+                near = did_you_mean(word, possible)
+                named = ", ".join(word for word in possible if word not in ("auto", "none"))
+                alone = f"write auto, none, or one or more of {named}, joined by +"
                 advice = f"did you mean {near}?" if near else alone
                 raise ValueError(f"unknown strategy {word!r}; {advice}")
         return strategy
@@ -190,6 +214,12 @@ class Forgetting(Section):
             if getattr(self, name) is not None and name not in self.strategies:
                 both = f"write strategy: {self._with(name)} to use it"
                 raise ValueError(f"{name} has settings, but strategy is {self.strategy}; take {name} out, or {both}")
+        if "replay" in self.strategies and self.distill and self.distill.share != Distill().share:
+            raise ValueError("distill.share has no effect beside replay, whose rows it takes; write replay: {share: …}")
+        if self.guards == {}:
+            raise ValueError("guards is empty; write guards: none, or guards: bundled")
+        if self.every is not None and self.guards == "none":
+            raise ValueError("every has no effect with guards: none, since there is nothing to measure; take it out")
         if self.budget and self.every is None:
             raise ValueError("budget needs every, the steps between two looks at the guards, as in every: 20")
         if strange := set(self.budget) - set(self.guard_names):

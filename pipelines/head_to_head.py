@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import Job
-from pipelines.errors import DataError, Problem, RunError
-from pipelines.predict import Question, load_tuned, prompt_ids, questions, tuned_job
+from pipelines.config import Job, Task
+from pipelines.errors import DataError, RunError
+from pipelines.free_prompts import check_free_prompt
+from pipelines.predict import Question, check_lengths, load_tuned, questions, tuned_format, tuned_job
+from pipelines.row_files import Mistakes, numbered_rows
 from pipelines.runs import (
     Run,
     hardware,
@@ -22,9 +24,11 @@ from pipelines.runs import (
     write_jsonl,
     write_text,
 )
+from pipelines.templates import as_text, fill, template_columns
 
 if TYPE_CHECKING:
     from pipelines.completions import Completion, LoadedModel
+    from pipelines.prompts import PromptFormat
     from pipelines.screen import Screen
 
 REFERENCE = "reference"
@@ -57,6 +61,16 @@ class Side:
             raise RunError(f"{place}: there is no such folder")
         return cls(folder.name, place, None, None, find_base_model(place))
 
+    def format(self) -> tuple[PromptFormat, int]:
+        """How it writes prompts, and the tokens that it can read. Loads no model."""
+        from pipelines.models import context_length
+        from pipelines.prompts import PromptFormat
+
+        if self.model is not None:
+            return PromptFormat.of_folder(self.model), context_length(self.model)
+        assert self.run is not None and self.job is not None
+        return tuned_format(self.run, self.job)
+
     def load(self) -> LoadedModel:
         from pipelines.completions import LoadedModel
 
@@ -71,21 +85,24 @@ class Asked:
     """A question with what the report wants to know beside it."""
 
     question: Question
-    number: int
-    """Of the row in its file, from 1."""
     reference: str | None
     title: str | None = None
 
 
 def compare_models(
-    places: tuple[str, str], prompts: Path | None, task: str | None, metric: str, folder: Path, command: str, screen: Screen
-) -> Path:
+    places: tuple[str, str], prompts: Path | None, task: str | None, raw: bool, metric: str, folder: Path, command: str,
+    screen: Screen,
+) -> Path:  # fmt: skip
     """Puts the answers of both into `folder` and returns it.
 
     Without `prompts` the test rows of the first run are asked; two runs that both have answered them are not asked
-    again. Raises RunError where no side is a run that could say what to ask, or where two runs share no test row.
+    again. Every row is checked before a model is loaded. Raises RunError where no side is a run that could say what to ask,
+    or where two runs share no test row; DataError for rows that cannot be asked or scored.
     """
-    one, two = Side.of(places[0]), Side.of(places[1])
+    if prompts is None and (task is not None or raw):
+        raise RunError(f"{'--raw' if raw else '--task'} says how the rows of a file are asked; add --prompts FILE")
+    with screen.working("Models"):
+        one, two = Side.of(places[0]), Side.of(places[1])
     if one.name == two.name:
         one, two = replace(one, name=one.place), replace(two, name=two.place)
     job = one.job or two.job
@@ -97,7 +114,7 @@ def compare_models(
         if prompts is None and one.run is not None and two.run is not None:
             tasks = _stored_answers(one.run, two.run, aside)
         else:
-            tasks = _new_answers(one, two, job, prompts, task, metric, aside, screen)
+            tasks = _new_answers(one, two, job, prompts, task, raw, metric, aside, screen)
         _describe(one, two, job, tasks, folder, aside, command)
         replace_folder(aside, folder)
     return folder
@@ -117,30 +134,56 @@ def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any
     write_jsonl(folder / "base" / "completions.jsonl", [left[key] for key in shared])
     write_jsonl(folder / "tuned" / "completions.jsonl", [{**right[key], "row": left[key]["row"]} for key in shared])
     tasks = tuned_job(one).pipeline.tasks
-    return {name: {"metric": tasks[name].metric, "group": tasks[name].group} for name in dict.fromkeys(key[0] for key in shared)}
+    return {name: _scoring(tasks[name]) for name in dict.fromkeys(key[0] for key in shared)}
+
+
+def _scoring(task: Task) -> dict[str, Any]:
+    """What the report must know of a task."""
+    return {"metric": task.metric, "normalize": task.normalize, "group": task.group}
 
 
 def _new_answers(
-    one: Side, two: Side, job: Job | None, prompts: Path | None, task: str | None, metric: str, folder: Path, screen: Screen
-) -> dict[str, dict[str, Any]]:
+    one: Side, two: Side, job: Job | None, prompts: Path | None, task: str | None, raw: bool, metric: str, folder: Path,
+    screen: Screen,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     if prompts is None:
         owner = one.run or two.run
         assert owner is not None and job is not None
         asked = _test_rows(owner, job)
     else:
-        asked = _rows_of_file(job, prompts, task)
-    generation = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
-    left, right = (_answer(side, asked, generation, screen) for side in (one, two))
-    # A loss per token compares two models only where both cut the references into the same tokens.
-    same_tokens = all(one.reference_ids == other.reference_ids for one, other in zip(left, right, strict=True))
-    for answers, which in ((left, "base"), (right, "tuned")):
-        _write(asked, answers, folder / which, with_losses=same_tokens)
-    named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
+        asked = _rows_of_file(job, prompts, task, raw, one.place if one.job else two.place)
     known = job.pipeline.tasks if job else {}
-    return {
-        name: {"metric": known[name].metric, "group": known[name].group} if name in known else {"metric": metric, "group": None}
-        for name in named
+    named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
+    tasks = {
+        name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "group": None} for name in named
     }
+    _check_scores(asked, tasks)
+    generation = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
+    tokens = [_tokens(side, asked) for side in (one, two)]
+    # A loss per token compares two models only where both cut the references into the same tokens.
+    same_tokens = tokens[0].references == tokens[1].references
+    for side, given, which in ((one, tokens[0], "base"), (two, tokens[1], "tuned")):
+        _write(asked, _answer(side, asked, given, generation, screen), folder / which, with_losses=same_tokens)
+    return tasks
+
+
+def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> None:
+    """Raises DataError for the rows that their metric cannot score, found by scoring their references: after the answers it
+    would be too late."""
+    from pipelines.metrics import resolve, scored_by
+
+    mistakes = Mistakes()
+    for one in asked:
+        if one.reference is None:
+            continue
+        question, name = one.question, one.question.task or FREE
+        line = {"task": name, "row": question.number, "reference_loss": 0.0, "fields": question.row}
+        try:
+            metric = resolve(scored_by(tasks[name]["metric"], tasks[name]["normalize"]))
+            metric.score({**line, "reference": one.reference, "completion": one.reference})
+        except DataError as error:
+            mistakes.add(question.file, question.number, str(error))
+    mistakes.refuse()
 
 
 def _test_rows(run: Run, job: Job) -> list[Asked]:
@@ -151,78 +194,102 @@ def _test_rows(run: Run, job: Job) -> list[Asked]:
     for row in read_table(run.path("data"), "test"):
         task = job.pipeline.tasks[row["task"]]
         system = task.system if task.system is not None else job.pipeline.system
-        question = Question(row["task"], row["prompt"], system, task.max_new_tokens or default, row["fields"])
-        asked.append(Asked(question, row["row"], row["completion"]))
+        bound = task.max_new_tokens or default
+        question = Question(row["task"], row["prompt"], system, bound, row["fields"], row["file"], row["row"])
+        asked.append(Asked(question, row["completion"]))
     return asked
 
 
-def _rows_of_file(job: Job | None, file: Path, task: str | None) -> list[Asked]:
-    """Rows of a task of the run (its columns, the reference by its template) or free prompts with or without one."""
-    from pipelines.row_files import read_rows
-    from pipelines.tasks import fill
-
-    if job is None:
-        asked = []
-        for number, row in enumerate(read_rows(file), start=1):
-            if not isinstance(row.get("prompt"), str):
-                raise DataError(Problem("has no column `prompt`", str(file), number))
-            question = Question(None, row["prompt"], None, 128, row)
-            asked.append(Asked(question, number, _text(row.get(REFERENCE)), row.get("title")))
-        return asked
-    found = []
-    for number, question in enumerate(questions(job, file, task, str(file)), start=1):
-        reference = _text(question.row.get(REFERENCE))
-        if reference is None and question.task is not None:
-            try:
-                reference = fill(job.pipeline.tasks[question.task].completion, question.row)
-            except DataError:
-                reference = None  # the row has no answer: it is read, not scored
-        found.append(Asked(question, number, reference, question.row.get("title")))
+def _rows_of_file(job: Job | None, file: Path, task: str | None, raw: bool, place: str) -> list[Asked]:
+    """Rows of a task of the run (its columns, the reference by its template), or free prompts with or without a `reference`:
+    with `raw`, or where there is no run. Raises DataError for every row that cannot be asked."""
+    if job is None and task is not None:
+        raise RunError("--task: two models that are no runs have no task; leave it out")
+    asked = questions(job, file, task, place, raw) if job else _free_questions(file)
+    found, mistakes = [], Mistakes()
+    for question in asked:
+        try:
+            if job is not None and question.task is not None:
+                found.append(Asked(question, _reference(job.pipeline.tasks[question.task].completion, question.row)))
+            else:
+                reference = question.row.get(REFERENCE)
+                text = None if reference in (None, "") else as_text(REFERENCE, reference)
+                found.append(Asked(question, text, question.row.get("title") or None))
+        except DataError as error:
+            mistakes.add(question.file, question.number, str(error))
+    mistakes.refuse()
     return found
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _free_questions(file: Path) -> list[Question]:
+    found, mistakes = [], Mistakes()
+    for number, row in numbered_rows(file):
+        try:
+            prompt, bound = check_free_prompt(row, file)
+            found.append(Question(None, prompt, None, bound or 128, row, str(file), number))
+        except DataError as error:
+            mistakes.add(str(file), number, str(error))
+    mistakes.refuse()
+    return found
+
+
+def _reference(template: str, row: dict[str, Any]) -> str | None:
+    """The right answer of a row, None where a column of it is missing or empty: it is read, not scored."""
+    if any(row.get(name) in (None, "") for name in template_columns(template)):
+        return None
+    return fill(template, row)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One side's answer, and the tokens of the reference, where there is one."""
+class Tokens:
+    """What one side reads for each row: its prompt, and its reference, empty where there is none."""
 
-    completion: Completion
-    reference_ids: list[int]
+    prompts: list[list[int]]
+    references: list[list[int]]
 
 
-def _answer(side: Side, asked: Sequence[Asked], generation: dict[str, Any], screen: Screen) -> list[Answered]:
+def _tokens(side: Side, asked: Sequence[Asked]) -> Tokens:
+    """Raises DataError for rows that are longer than the side can read."""
+    prompts, context = side.format()
+    ids, references, mistakes = check_lengths(prompts, [one.question for one in asked], context), [], Mistakes()
+    for one, prompt in zip(asked, ids, strict=True):
+        question, reference = one.question, []
+        if one.reference is not None:
+            reference = prompts.encode(prompts.prompt_text(question.prompt, question.system), one.reference).supervised
+        if len(prompt) + len(reference) > context:
+            message = f"with its reference it is longer than the {context} tokens that {side.name} can read; drop the row"
+            mistakes.add(question.file, question.number, message)
+        references.append(reference)
+    mistakes.refuse()
+    return Tokens(ids, references)
+
+
+def _answer(
+    side: Side, asked: Sequence[Asked], tokens: Tokens, generation: dict[str, Any], screen: Screen
+) -> list[Completion]:
     from pipelines.completions import complete
 
     with screen.working(f"Loading {side.name}"):
         loaded = side.load()
-    ids = prompt_ids(loaded, [one.question for one in asked])
-    references: list[list[int]] = []
-    for one in asked:
-        text = loaded.prompts.prompt_text(one.question.prompt, one.question.system)
-        references.append([] if one.reference is None else loaded.prompts.encode(text, one.reference).supervised)
     bounds = [one.question.max_new_tokens for one in asked]
     with screen.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
-        answers = complete(loaded, ids, generation, bounds, progress, references)
-    return [Answered(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+        return complete(loaded, tokens.prompts, generation, bounds, progress, tokens.references)
 
 
-def _write(asked: Sequence[Asked], answers: Sequence[Answered], folder: Path, with_losses: bool) -> None:
+def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, with_losses: bool) -> None:
     """completions.jsonl for rows with a reference, probes.jsonl for those without."""
     scored: list[dict[str, Any]] = []
     free: list[dict[str, Any]] = []
     for one, answered in zip(asked, answers, strict=True):
         answer: dict[str, Any] = {
-            "prompt": one.question.prompt, "completion": answered.completion.text,
-            "new_tokens": answered.completion.new_tokens, "finished": answered.completion.finished,
+            "prompt": one.question.prompt, "completion": answered.text,
+            "new_tokens": answered.new_tokens, "finished": answered.finished,
         }  # fmt: skip
         if one.reference is None:
             free.append({"title": one.title, **answer})
         else:
-            answer |= {"reference": one.reference, "reference_loss": answered.completion.reference_loss if with_losses else None}
-            scored.append({"task": one.question.task or FREE, "row": one.number, "fields": one.question.row, **answer})
+            answer |= {"reference": one.reference, "reference_loss": answered.reference_loss if with_losses else None}
+            scored.append({"task": one.question.task or FREE, "row": one.question.number, "fields": one.question.row, **answer})
     for name, lines in (("completions.jsonl", scored), ("probes.jsonl", free)):
         if lines:
             write_jsonl(folder / name, lines)

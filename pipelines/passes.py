@@ -32,6 +32,7 @@ class LocalPass:
     def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
         """`tuned`: the folder of what was trained; None asks the base."""
         base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_of(job))
+        self.seed = job.pipeline.seed
         self.loaded = base if tuned is None else base.attach(tuned)
         self._base_logits = BaseModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
 
@@ -39,7 +40,7 @@ class LocalPass:
         self, prompts: Sequence[list[int]], generation: dict[str, Any], bounds: Sequence[int],
         progress: Progress = lambda rows: None, references: Sequence[list[int]] | None = None,
     ) -> list[Completion]:  # fmt: skip
-        return complete(self.loaded, prompts, generation, bounds, progress, references)
+        return complete(self.loaded, prompts, generation, bounds, progress, references, self.seed)
 
     def score_guard(self, guard: PreparedGuard) -> list[float | None]:
         return score_guard(self.loaded, guard, self._base_logits)

@@ -10,9 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import __version__
+from pipelines.activity import doing
+from pipelines.cache import cache_folder, cached, check_cache, unwritable
 from pipelines.config import Job
 from pipelines.errors import RunError
-from pipelines.runs import Run, digest, file_digest, hardware, machine_errors, versions, write_json, write_jsonl, write_text
+from pipelines.runs import (
+    Run,
+    config_entries,
+    digest,
+    file_digest,
+    hardware,
+    machine_errors,
+    versions,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from pipelines.screen import Screen, quiet_libraries
 
 if TYPE_CHECKING:
@@ -26,35 +39,46 @@ def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
     with machine_errors(run.folder), run.locked():
         _refuse_other_config(job, run)
+        check_cache()
         Stages(job, run, command, screen).all()
 
 
 def _refuse_other_config(job: Job, run: Run) -> None:
-    owner = run.manifest.get("config")
-    if owner is not None and owner != str(job.path):
-        raise RunError(f"{run.folder} belongs to {owner}; take another name (--name, NAME= with make) for {job.path}")
+    owner = run.config
+    if owner is not None and not _same_file(owner, job.path):
+        moved = "" if owner.exists() else f"; where that is the same config in a new place, put it back to {owner}"
+        message = f"{run.folder} belongs to {run.manifest['config']}; take another name (--name, NAME= with make) for {job.path}"
+        raise RunError(f"{message}{moved}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """However each is written: with `./`, from the root, through a link."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 class Stages:
     """The work of each stage and what it depends on."""
 
     def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
-        from pipelines.forgetting.sequence import starting_model
-        from pipelines.models import fingerprint
-
-        quiet_libraries()
         self.job, self.run, self.command, self.screen = job, run, command, screen
         with screen.working(f"Base model {job.ludwig['base_model']}"):
+            quiet_libraries()
+            # torch is imported here, which takes half a minute on a busy machine.
+            from pipelines.content_hash import fingerprint
+            from pipelines.forgetting.sequence import starting_model
+
             self.base_folder = starting_model(job, run)
-        self.model_id = fingerprint(self.base_folder)
+            self.model_id = fingerprint(self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 
     def all(self) -> None:
+        from pipelines.content_hash import fingerprint
+
         pipeline, ludwig = self.job.pipeline, self.job.ludwig
         inputs = self._inputs()
         self.run.update(
-            name=self.run.name, config=str(self.job.path), command=self.command, seed=pipeline.seed,
-            base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self.generation,
+            name=self.run.name, **config_entries(self.job.path, self.run.folder), command=self.command, seed=pipeline.seed,
+            base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self._decoding(),
             versions=versions(), hardware=hardware(),
         )  # fmt: skip
         self._write_config()
@@ -64,16 +88,25 @@ class Stages:
             self._stage("base", inputs["base"], lambda: self.complete("base"))
             self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
         self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
+        tuned_id = fingerprint(self.run.path("model"))
         with self._asking():
-            self._stage("tuned", inputs["tuned"], lambda: self.complete("tuned"))
-            self._stage("tuned guards", inputs["tuned guards"], lambda: self.guard("tuned"))
-        self._stage("report", inputs["report"], self.report)
+            self._stage("tuned", digest(inputs["tuned"], tuned_id), lambda: self.complete("tuned"))
+            self._stage("tuned guards", digest(inputs["tuned guards"], tuned_id), lambda: self.guard("tuned"))
+        self._stage("report", digest(inputs["report"], tuned_id), self.report)
 
     def _say_changed_data(self) -> None:
         for name, prepared in self.run.manifest.get("data", {}).items():
             file = Path(prepared["file"])
             if file.is_file() and file_digest(file) != prepared["sha256"]:
                 self.screen.warn(f"{file} has changed since task {name} was prepared; what depends on it is done again")
+
+    def _decoding(self) -> dict[str, Any]:
+        from pipelines.completions import decoding
+        from pipelines.prompts import PromptFormat
+
+        bounds = {name: self._bound(name) for name in self.job.pipeline.tasks}
+        own = {"max_new_tokens": bounds if len(set(bounds.values())) > 1 else next(iter(bounds.values()))}
+        return decoding({**self.generation, **own}, PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template))
 
     def _revision(self) -> str:
         """The hub's commit where the base came from there, else the digest of its files."""
@@ -82,14 +115,18 @@ class Stages:
     def _inputs(self) -> dict[str, str]:
         """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
         bound for no new training, and a changed seed for no new base pass."""
+        from pipelines.metrics import scored_by
+        from pipelines.own_metrics import metric_source
         from pipelines.tasks import named_files
 
-        pipeline, ludwig, files = self.job.pipeline, self.job.ludwig, self._data_files()
+        pipeline, ludwig = self.job.pipeline, self.job.ludwig
+        with doing("reading the data files"):
+            files = self._data_files()
         probes = pipeline.report.prompts
         tasks = pipeline.tasks.items()
         not_in_tokens: dict[str, Any] = {
             "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True, "on_nan": True,
-            "tasks": {"__all__": {"metric", "group", "max_new_tokens", "weight"}},
+            "tasks": {"__all__": {"metric", "normalize", "group", "max_new_tokens", "weight"}},
         }  # fmt: skip
         data = {file: files[file] for where, file in named_files(self.job) if "tasks" in where}
         tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
@@ -97,18 +134,32 @@ class Stages:
         bounds = {name: task.max_new_tokens for name, task in tasks}
         mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
         training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
-        scoring = {name: [task.metric, task.group] for name, task in tasks}
+        scoring = {
+            name: [scored_by(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
+        }
         prepare = digest(*shared, files, scoring)
         base = digest(*shared, self.generation, bounds, files.get(probes or ""))
         guards = digest(self.model_id, pipeline.system, pipeline.chat_template, self._guard_files(), pipeline.after)
         forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
-        train = digest(*shared, mix, training, forgetting, pipeline.forgetting.every and guards)
+        others = [self._teacher(), [files[file] for where, file in named_files(self.job) if "replay" in where]]
+        train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.every and guards)
         tuned, tuned_guards = digest(train, base), digest(train, guards)
         report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
         return {
             "prepare": prepare, "base": base, "base guards": guards, "train": train,
             "tuned": tuned, "tuned guards": tuned_guards, "report": report,
         }  # fmt: skip
+
+    def _teacher(self) -> str | None:
+        """The content of the teacher that distillation names."""
+        from pipelines.content_hash import fingerprint
+        from pipelines.models import at_key, find_base_model
+
+        distill = self.job.pipeline.forgetting.distill
+        if distill is None or distill.teacher is None:
+            return None
+        with at_key(self.job, "pipeline", "forgetting", "distill", "teacher"):
+            return fingerprint(find_base_model(distill.teacher))
 
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
         if not self.run.stage(name, inputs, work):
@@ -117,7 +168,8 @@ class Stages:
     def _data_files(self) -> dict[str, str]:
         """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
         that are none."""
-        from pipelines.tasks import check_files, named_files, read_probes
+        from pipelines.free_prompts import read_probes
+        from pipelines.tasks import check_files, named_files
 
         check_files(self.job)
         if self.job.pipeline.report.prompts:
@@ -127,10 +179,14 @@ class Stages:
     def _guard_files(self) -> list[Any]:
         """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
         from pipelines.forgetting.files import check_guards, guard_file, guards_of
+        from pipelines.own_metrics import metric_source
 
         check_guards(self.job.pipeline.forgetting)
         guards = guards_of(self.job.pipeline.forgetting).items()
-        return [[name, guard.model_dump(exclude={"data"}), file_digest(guard_file(guard))] for name, guard in guards]
+        return [
+            [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(guard_file(guard))]
+            for name, guard in guards
+        ]
 
     def _write_config(self) -> None:
         import yaml
@@ -147,7 +203,7 @@ class Stages:
         from pipelines.tasks import SPLITS, load_examples
 
         with self.screen.working("Preparing rows"):
-            prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+            prompts = PromptFormat.for_job(self.job, self.base_folder)
             preflight = Preflight(self.job, prompts, context_length(self.base_folder))
             rows = prepare_rows(load_examples(self.job.pipeline), prompts)
             write_rows(preflight.watch(rows), self.run.path("data"))
@@ -159,7 +215,7 @@ class Stages:
         for name, task in self.job.pipeline.tasks.items():
             file = task.data if isinstance(task.data, str) else task.data.train
             counts = {split: preflight.counts[name, split] for split in SPLITS}
-            data[name] = {**counts, "file": file, "sha256": file_digest(Path(file))}
+            data[name] = {**counts, "file": file, "sha256": file_digest(Path(file)), "notes": preflight.scores.notes(name)}
         self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
 
     def complete(self, which: str) -> None:
@@ -169,14 +225,15 @@ class Stages:
         folder = self.run.path(f"{which}.partial")
         shutil.rmtree(folder, ignore_errors=True)
         table = read_table(self.run.path("data"), "test")
-        cached = self._base_cache(table) if which == "base" else None
-        if cached is not None and cached.exists():
-            shutil.copytree(cached, folder)
+        kept = self._base_cache(table) if which == "base" else None
+        if kept is not None and kept.exists():
+            shutil.copytree(kept, folder)
             self.screen.note("base: this model has answered these prompts before; taken from the cache")
         else:
             self._answer(which, table, folder)
-            if cached is not None:
-                self._keep(folder, cached)
+            if kept is not None:
+                with self._keeping():
+                    self._keep(folder, kept)
         self._publish(folder, which)
 
     @contextlib.contextmanager
@@ -206,22 +263,30 @@ class Stages:
         from pipelines.prepare import open_table
 
         model = self._model(which)
-        self._write_probes(model, folder)
+        self._write_probes(model, folder, which)
         write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
         validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.screen.working("Validation loss of the base"):
                 write_json(folder / "validation.json", model.validation_losses(validation))
 
-    def _keep(self, folder: Path, cached: Path) -> None:
+    def _keep(self, folder: Path, kept: Path) -> None:
         """Copies the base pass into the cache, for every later run of the same model and prompts."""
-        aside = cached.with_name(f"{cached.name}.{self.run.name}.partial")
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f"{kept.name}.{self.run.name}.partial")
+        kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, aside, dirs_exist_ok=True)
-        if cached.exists():
+        if kept.exists():
             shutil.rmtree(aside)
         else:
-            aside.rename(cached)
+            aside.rename(kept)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Writes into the cache what the run has in its own folder already: a cache that is full does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.screen.warn(f"{unwritable(cache_folder(), error)}. Other runs will not find what this one has answered")
 
     def _publish(self, folder: Path, which: str) -> None:
         from pipelines.runs import replace_folder
@@ -229,7 +294,6 @@ class Stages:
         replace_folder(folder, self.run.path(which))
 
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
-        from pipelines.models import cache_folder
         from pipelines.prepare import read_table
 
         prompts = [[row["task"], row["input_ids"], row["supervised_from"], self._bound(row["task"])] for row in table]
@@ -241,7 +305,7 @@ class Stages:
             file_digest(Path(probes)) if probes else None, self.job.pipeline.system, self.job.pipeline.chat_template,
             __version__, versions(), hardware()["gpu"],
         )  # fmt: skip
-        return cache_folder() / "completions" / key[:32]
+        return cached("completions", key[:32])
 
     def _bound(self, task: str) -> int:
         bound = self.job.pipeline.tasks[task].max_new_tokens
@@ -263,9 +327,9 @@ class Stages:
             for row, answer in zip(table, answers, strict=True)
         ]  # fmt: skip
 
-    def _write_probes(self, model: Pass, folder: Path) -> None:
+    def _write_probes(self, model: Pass, folder: Path, which: str) -> None:
+        from pipelines.free_prompts import read_probes
         from pipelines.prompts import PromptFormat
-        from pipelines.tasks import read_probes
 
         if not self.job.pipeline.report.prompts:
             return
@@ -273,7 +337,8 @@ class Stages:
         prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
         texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
-        answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds)
+        with self.screen.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
+            answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
         write_jsonl(
             folder / "probes.jsonl",
             [
@@ -304,20 +369,20 @@ class Stages:
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""
         from pipelines.forgetting.build import Start
+        from pipelines.forgetting.files import guards_of
         from pipelines.forgetting.guards import guard_lines
-        from pipelines.models import cache_folder
 
         start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
-        quantization = self.job.ludwig.get("quantization")
-        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
-        cached = cache_folder() / "guards" / f"{key[:32]}.jsonl"
-        if which == "base" and cached.exists():
-            write_text(target, cached.read_text(encoding="utf-8"))
-            return
-        guards = start.guards
-        if not guards:
+        if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
+        quantization = self.job.ludwig.get("quantization")
+        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
+        kept = cached("guards", f"{key[:32]}.jsonl") if which == "base" else None
+        if kept is not None and kept.exists():
+            write_text(target, kept.read_text(encoding="utf-8"))
+            return
+        guards = start.guards
         lines: list[dict[str, Any]] = []
         model = self._model(which)
         with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
@@ -325,8 +390,9 @@ class Stages:
                 lines += guard_lines(guard, model.score_guard(guard))
                 progress(1)
         write_jsonl(target, lines)
-        if which == "base":
-            write_jsonl(cached, lines)
+        if kept is not None:
+            with self._keeping():
+                write_jsonl(kept, lines)
 
     def report(self) -> None:
         from pipelines.report import write_report

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import Job, load_job
-from pipelines.errors import DataError, Problem, RunError
-from pipelines.row_files import read_rows
-from pipelines.runs import Run
-from pipelines.tasks import fill
+from pipelines.errors import DataError, RunError
+from pipelines.free_prompts import check_free_prompt
+from pipelines.row_files import Mistakes, numbered_rows
+from pipelines.runs import Run, machine_errors
+from pipelines.strict_json import dump
+from pipelines.templates import filled
+from pipelines.yaml_wording import did_you_mean
 
 if TYPE_CHECKING:
     from pipelines.completions import LoadedModel
+    from pipelines.prompts import PromptFormat
     from pipelines.screen import Screen
+
+ANSWER, FINISHED = "prediction", "prediction_finished"
+"""The columns that `predict` adds."""
+ROWS_AT_ONCE = 512
+"""Rows answered, and then given out, together: what is lost where the process is killed."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A row to be answered: its prompt filled in, before any chat template. `task` is None for a free prompt."""
+    """A row to be answered: its prompt filled in, before any chat template. `task` is None for a free prompt.
+
+    `number` is the row's line in its file (of a Parquet file: its number from 1).
+    """
 
     task: str | None
     prompt: str
     system: str | None
     max_new_tokens: int
     row: dict[str, Any]
+    file: str
+    number: int
 
 
 def tuned_job(run: Run) -> Job:
@@ -36,28 +51,77 @@ def tuned_job(run: Run) -> Job:
     return load_job(run.path("config.yaml"))
 
 
-def questions(job: Job, file: Path, task: str | None, run: str) -> list[Question]:
-    """Each row of `file` is one of `task`, of its own `task` column, or, where it has a `prompt` and no task, a
-    free prompt. Raises DataError with file and row, RunError for a task that the run has not."""
+def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Question]:
+    """Each row of `file` in the template of its task: of `task`, of the job's only one, or of the row's column `task`. With
+    `raw` each row is a free prompt: its column `prompt` as it stands.
+
+    Raises DataError with file and row for every row that cannot be asked, RunError for a task that the run has not.
+    """
     tasks = job.pipeline.tasks
+    if raw and task is not None:
+        raise RunError("--raw asks the column `prompt` without a task's template; leave out --task, or --raw")
     if task is not None and task not in tasks:
-        raise RunError(f"{run} has no task {task!r}; it has {', '.join(tasks)}")
-    only = next(iter(tasks)) if len(tasks) == 1 else None
+        near = did_you_mean(task, tasks)
+        raise RunError(f"{run} has no task {task!r}; " + (f"did you mean {near}?" if near else f"it has {', '.join(tasks)}"))
+    only = task or (next(iter(tasks)) if len(tasks) == 1 else None)
     default = int(job.ludwig["generation"]["max_new_tokens"])
-    found = []
-    for number, row in enumerate(read_rows(file), start=1):
-        name = task or row.get("task") or (None if "prompt" in row else only)
-        if name is None and "prompt" not in row:
-            raise DataError(Problem(f"say which task it is: a column `task`, or --task ({', '.join(tasks)})", str(file), number))
-        if name is not None and name not in tasks:
-            raise DataError(Problem(f"has the task {name!r}; the run has {', '.join(tasks)}", str(file), number))
+    found, mistakes = [], Mistakes()
+    for number, row in numbered_rows(file):
         try:
-            prompt = fill(tasks[name].prompt, row) if name else str(row["prompt"])
+            if raw:
+                prompt, bound = check_free_prompt(row, file)
+                found.append(Question(None, prompt, job.pipeline.system, bound or default, row, str(file), number))
+                continue
+            name = only or _task_of(row, tasks)
+            system = tasks[name].system if tasks[name].system is not None else job.pipeline.system
+            prompt = _in_template(tasks[name].prompt, row)
+            bound = tasks[name].max_new_tokens
+            found.append(Question(name, prompt, system, int(bound or default), row, str(file), number))
         except DataError as error:
-            raise DataError(Problem(str(error), str(file), number)) from None
-        system = tasks[name].system if name and tasks[name].system is not None else job.pipeline.system
-        found.append(Question(name, prompt, system, int((tasks[name].max_new_tokens if name else None) or default), row))
+            mistakes.add(str(file), number, str(error))
+    mistakes.refuse()
     return found
+
+
+def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
+    name = row.get("task")
+    if name is None:
+        raw = "; --raw asks the column `prompt` as it stands" if "prompt" in row else ""
+        raise DataError(f"say which task it is: a column `task`, or --task ({', '.join(tasks)}){raw}")
+    if not isinstance(name, str) or name not in tasks:
+        near = did_you_mean(name, tasks) if isinstance(name, str) else None
+        advice = f"did you mean {near}?" if near else f"the run has {', '.join(tasks)}"
+        raise DataError(f"has the task {name!r:.60}; {advice}")
+    return name
+
+
+def _in_template(template: str, row: Mapping[str, Any]) -> str:
+    try:
+        return filled(template, row, "prompt")
+    except DataError as error:
+        # The likeliest reason for a column that is missing beside a `prompt`.
+        raw = "; --raw asks the column `prompt` as it stands" if "names the column" in str(error) and "prompt" in row else ""
+        raise DataError(f"{error}{raw}") from None
+
+
+def check_lengths(prompts: PromptFormat, asked: Sequence[Question], context: int) -> list[list[int]]:
+    """The tokens of each question in the model's own chat template. Raises DataError for those that, with the answer to come,
+    are longer than the `context` tokens that the model can read."""
+    ids, mistakes = [prompt_tokens(prompts, one) for one in asked], Mistakes()
+    for one, tokens in zip(asked, ids, strict=True):
+        if len(tokens) + one.max_new_tokens > context:
+            message = (
+                f"its prompt and max_new_tokens ({one.max_new_tokens}) are together longer than the {context} tokens that the "
+                f"model can read; shorten the row or drop it"
+            )
+            mistakes.add(one.file, one.number, message)
+    mistakes.refuse()
+    return ids
+
+
+def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
+    """The tokens of a question, in the model's own chat template."""
+    return prompts.prompt_ids(prompts.prompt_text(question.prompt, question.system))
 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
@@ -69,24 +133,78 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
     return LoadedModel.base(base, job.pipeline.chat_template, quantization_of(job)).attach(run.path("model"))
 
 
-def predict(run: Run, file: Path, task: str | None, screen: Screen) -> list[dict[str, Any]]:
-    """The rows of `file` with `completion` and `finished` added. See `questions` for what a row may be."""
+def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
+    """How the tuned model of a run writes prompts, and the tokens that it can read. Loads no model."""
+    from pipelines.forgetting.sequence import starting_model
+    from pipelines.models import context_length
+    from pipelines.prompts import PromptFormat
+
+    base = starting_model(job, run)
+    return PromptFormat.of_folder(base, job.pipeline.chat_template), context_length(base)
+
+
+def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of `file` in their order, with ANSWER and FINISHED (False where it was cut at max_new_tokens) added.
+
+    Every row is checked at once, before the model is loaded: see `questions` and `check_lengths`; DataError as well for rows
+    that have one of the two columns already. The iterator that comes back loads the model and gives rows as they are answered.
+    """
+    job = tuned_job(run)
+    asked = questions(job, file, task, str(run.folder), raw)
+    mistakes = Mistakes()
+    for one in asked:
+        for name in (ANSWER, FINISHED):
+            if name in one.row:
+                mistakes.add(one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept")
+    mistakes.refuse()
+    prompts, context = tuned_format(run, job)
+    return _answered(run, job, asked, check_lengths(prompts, asked, context), screen)
+
+
+def _answered(
+    run: Run, job: Job, asked: Sequence[Question], ids: Sequence[list[int]], screen: Screen
+) -> Iterator[dict[str, Any]]:
     from pipelines.completions import complete
 
-    job = tuned_job(run)
-    asked = questions(job, file, task, str(run.folder))
     with screen.working("Loading the tuned model"):
         loaded = load_tuned(run, job)
-    with screen.bar("Completions", len(asked), "rows") as progress:
-        answers = complete(
-            loaded, prompt_ids(loaded, asked), job.ludwig["generation"], [one.max_new_tokens for one in asked], progress
-        )
-    return [
-        {**one.row, "completion": answer.text, "finished": answer.finished}
-        for one, answer in zip(asked, answers, strict=True)
-    ]
+    for start in range(0, len(asked), ROWS_AT_ONCE):
+        some = asked[start : start + ROWS_AT_ONCE]
+        part = "" if len(some) == len(asked) else f", rows {start + 1} to {start + len(some)} of {len(asked)}"
+        # A bar for each part: nothing is drawn while its rows are written.
+        with screen.bar(f"Completions{part}", len(some), "rows") as progress:
+            bounds = [one.max_new_tokens for one in some]
+            part_ids = ids[start : start + ROWS_AT_ONCE]
+            answers = complete(loaded, part_ids, job.ludwig["generation"], bounds, progress, seed=job.pipeline.seed)
+        for one, answer in zip(some, answers, strict=True):
+            yield {**one.row, ANSWER: answer.text, FINISHED: answer.finished}
 
 
-def prompt_ids(loaded: LoadedModel, asked: Sequence[Question]) -> list[list[int]]:
-    """The tokens of each question, in the model's own chat template."""
-    return [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(one.prompt, one.system)) for one in asked]
+def check_output(output: Path, file: Path) -> None:
+    """Raises RunError for a place where predictions cannot or must not be written."""
+    if output.is_dir():
+        raise RunError(f"--output {output} is a folder; name a file")
+    if output.resolve() == file.resolve():
+        raise RunError(f"--output {output} is the file of the rows, which would be gone; name another")
+
+
+def write_predictions(rows: Iterator[dict[str, Any]], output: Path, screen: Screen) -> None:
+    """JSON Lines, row by row, under a name of their own until all are there. What is cut off keeps the rows that it has."""
+    partial = output.with_name(output.name + ".partial")
+    count = 0
+    with machine_errors(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as lines:
+                for row in rows:
+                    lines.write(dump(row) + "\n")
+                    count += 1
+                lines.flush()
+                os.fsync(lines.fileno())
+            partial.replace(output)
+        except BaseException:
+            if count:
+                screen.warn(f"the {count} rows that were answered are in {partial}")
+            else:
+                partial.unlink(missing_ok=True)
+            raise

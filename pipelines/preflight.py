@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem
-from pipelines.metrics import unresolved
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
+from pipelines.reference_checks import ReferenceChecks
+from pipelines.score_checks import ScoreChecks
 from pipelines.trainer_keys import of_rows
 
 
@@ -56,8 +57,8 @@ class Preflight:
         limit = min(context_length, int(asked)) if asked else context_length
         self.checks = [*_text_checks(prompts), *_token_checks(prompts, limit), _unit_tests(job)]
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.without_group: dict[str, PreparedRow] = {}
-        self.labels: dict[tuple[str, str], set[str]] = {}
+        self.scores = ScoreChecks(job)
+        self.references = ReferenceChecks(job, prompts, context_length)
         self.leaks = _Leaks()
 
     def watch(self, rows: Iterable[PreparedRow]) -> Iterator[PreparedRow]:
@@ -67,45 +68,26 @@ class Preflight:
             yield row
 
     def see(self, row: PreparedRow) -> None:
-        example, task = row.example, self.job.pipeline.tasks[row.example.task]
+        example = row.example
         self.counts[example.task, example.split] += 1
         for check in self.checks:
             check.see(row)
-        if task.group and task.group not in example.fields:
-            self.without_group.setdefault(example.task, row)
-        if task.metric == "label":
-            labels = self.labels.setdefault((example.task, example.split), set())
-            if len(labels) < 2:
-                labels.add(example.completion)
+        self.scores.see(example)
+        self.references.see(row)
         self.leaks.see(row)
 
     def findings(self) -> list[Finding]:
         """All of them, the serious ones first."""
         found = [
-            *(Finding(True, problem) for problem in unresolved(self.job)),
+            *(Finding(True, problem) for problem in self.scores.errors()),
+            *(Finding(False, problem) for problem in self.scores.warnings()),
             *(finding for check in self.checks for finding in check.findings()),
-            *self._groups(),
-            *self._one_class(),
+            *(Finding(serious, problem) for serious, problem in self.references.findings()),
             *self.leaks.findings(),
             *(Finding(True, problem) for problem in of_rows(self.job, self._rows_of("train"), self._rows_of("validation"))),
             *self._no_validation(),
         ]
         return sorted(found, key=lambda finding: not finding.serious)
-
-    def _groups(self) -> Iterator[Finding]:
-        for name, row in self.without_group.items():
-            columns = ", ".join(row.example.fields)
-            message = f"task {name}: group names the column {self.job.pipeline.tasks[name].group}, the row has: {columns}"
-            yield Finding(True, self.job.problem(message, "pipeline", "tasks", name, "group"))
-
-    def _one_class(self) -> Iterator[Finding]:
-        for (name, split), labels in self.labels.items():
-            if len(labels) == 1 and split != "validation":
-                message = (
-                    f"task {name}: every {split} row has the label {next(iter(labels))!r}; there is nothing to learn or "
-                    f"to compare: shuffle the rows or set their `split`"
-                )
-                yield Finding(True, self.job.problem(message, "pipeline", "tasks", name))
 
     def _rows_of(self, split: str) -> int:
         return sum(count for (_, of), count in self.counts.items() if of == split)
@@ -167,26 +149,31 @@ def _unit_tests(job: Job) -> RowCheck:
 
 
 class _Leaks:
-    """Test rows whose prompt also stands among the training rows. Prompts are held as their hashes, 8 bytes each."""
+    """Test rows whose prompt, but for white space, also stands among the training rows. Texts are held as their hashes, 8 bytes
+    each."""
 
     def __init__(self) -> None:
-        self.trained = array("q")
-        self.tested: list[tuple[int, str, str, int]] = []
+        self.trained, self.answers = array("q"), array("q")
+        self.tested: list[tuple[int, int, str, str, int]] = []
 
     def see(self, row: PreparedRow) -> None:
         example = row.example
-        key = hash((example.task, example.prompt))
+        key, answer = hash((example.task, *example.prompt.split())), hash(tuple(example.completion.split()))
         if example.split == "train":
             self.trained.append(key)
+            self.answers.append(answer)
         elif example.split == "test":
-            self.tested.append((key, example.task, example.file, example.row))
+            self.tested.append((key, answer, example.task, example.file, example.row))
 
     def findings(self) -> Iterator[Finding]:
         tested = {key for key, *_ in self.tested}
-        both = {key for key in self.trained if key in tested}
-        leaked = [one for one in self.tested if one[0] in both]
-        for task in dict.fromkeys(task for _, task, *_ in leaked):
-            of_task = [one for one in leaked if one[1] == task]
+        both = {(key, answer) for key, answer in zip(self.trained, self.answers, strict=True) if key in tested}
+        trained = {key for key, _ in both}
+        leaked = [one for one in self.tested if one[0] in trained]
+        for task in dict.fromkeys(one[2] for one in leaked):
+            of_task = [one for one in leaked if one[2] == task]
+            others = sum((key, answer) not in both for key, answer, *_ in of_task)
             more = f" ({len(of_task)} such rows)" if len(of_task) > 1 else ""
+            more += f"; {others} of them with another answer there, so that one of the two is wrong" if others else ""
             message = "this test row's prompt also stands among the training rows; the score would measure memory"
-            yield Finding(False, Problem(f"task {task}: {message}{more}", of_task[0][2], of_task[0][3]))
+            yield Finding(False, Problem(f"task {task}: {message}{more}", *of_task[0][3:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.prompts import PromptFormat
+from pipelines.strict_json import dump
 from pipelines.tasks import SPLITS, Example
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _Writer:
         for field in self.schema:
             values = [row[field.name] for row in self.rows]
             if field.name == "fields":
-                values = [json.dumps(dict(value), ensure_ascii=False, default=str) for value in values]
+                values = [dump(value) for value in values]
             columns.append(pa.array(values, field.type))
         self.file.write_batch(pa.record_batch(columns, schema=self.schema))
         self.rows = []

@@ -5,20 +5,33 @@ One `PromptFormat` serves training and both completion passes, so that the promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ConfigError
-from pipelines.models import load_tokenizer
+from pipelines.errors import ConfigError, Problem
+from pipelines.models import context_length, load_tokenizer
+from pipelines.yaml_wording import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipelines.config import Job
+
+PLAINLY = "set pipeline.chat_template: false to write prompts without it"
 PROBE = "alfine"
 """Stands for an assistant's answer when the chat template is asked how it ends a turn."""
+
+
+class ChatTemplateError(ConfigError):
+    """A chat template that cannot be rendered. `key` is what to change: `chat_template`, or `system`."""
+
+    def __init__(self, problems: str | Problem, key: str = "chat_template") -> None:
+        super().__init__(problems)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,10 @@ class PromptFormat:
     Raises ConfigError where the YAML asks for what the template cannot do.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: bool | None = None) -> None:
+    context_length: int = sys.maxsize
+    """Tokens that the model can attend to; known where the format is a folder's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | Any, chat_template: bool | None = None) -> None:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template and not has_template:
             raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
@@ -52,7 +68,31 @@ class PromptFormat:
 
     @classmethod
     def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
-        return cls(load_tokenizer(folder), chat_template)
+        prompts = cls(load_tokenizer(folder), chat_template)
+        prompts.context_length = context_length(folder)
+        return prompts
+
+    @classmethod
+    def for_job(cls, job: Job, folder: Path) -> PromptFormat:
+        """The format of a job's prompts, tried once for each task. Raises ConfigError with the line to change."""
+        try:
+            prompts = cls.of_folder(folder, job.pipeline.chat_template)
+        except ConfigError as error:
+            raise ConfigError(job.problem(str(error), *_template_key(job))) from None
+        prompts.try_tasks(job, dict.fromkeys(job.pipeline.tasks, PROBE))
+        return prompts
+
+    def try_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:
+        """Renders a prompt of each task. Raises ConfigError with the line to change."""
+        for name, prompt in prompts.items():
+            task = job.pipeline.tasks[name]
+            own = task.system is not None
+            try:
+                self.prompt_text(prompt, task.system if own else job.pipeline.system)
+            except ChatTemplateError as error:
+                at_system = ("pipeline", "tasks", name, "system") if own else ("pipeline", "system")
+                where = at_system if error.key == "system" else _template_key(job)
+                raise ConfigError(job.problem(f"task {name}: {error}", *where)) from None
 
     # --- text ---
 
@@ -64,36 +104,71 @@ class PromptFormat:
             self._frames[system] = self._frame(system)
         frame = self._frames[system]
         if frame is None:
-            return self._render(self._messages(prompt, system), add_generation_prompt=True)
+            text = self._render(self._messages(prompt, system), add_generation_prompt=True)
+            self._must_hold(text, prompt, "a prompt")
+            return text
         return f"{frame[0]}{prompt}{frame[1]}"
 
     def _frame(self, system: str | None) -> tuple[str, str] | None:
         """What the template puts before and behind a prompt, where that is all it does: rendering each of a million rows
         would take longer than their tokens."""
-        before, _, behind = self._render(self._messages(PROBE, system), add_generation_prompt=True).rpartition(PROBE)
+        text = self._render(self._messages(PROBE, system), add_generation_prompt=True)
+        self._must_hold(text, PROBE, "the prompt")
+        if system:
+            self._must_hold(text, system, "the system turn", "system")
+        turns = [*self._messages("?", system), {"role": "assistant", "content": PROBE}]
+        self._must_hold(self._render(turns, add_generation_prompt=False), PROBE, "the assistant's answer")
+        before, _, behind = text.rpartition(PROBE)
         for probe in (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f "):
             if self._render(self._messages(probe, system), add_generation_prompt=True) != f"{before}{probe}{behind}":
                 return None
         return before, behind
+
+    def _must_hold(self, text: str, part: str, what: str, key: str = "chat_template") -> None:
+        """A template that wants its messages in another form drops their text without a word."""
+        if part.strip() not in text:
+            advice = "leave `system` out (write it into the task's prompt), or " if key == "system" else ""
+            message = f"this model's chat template drops {what}: its text is not in the result; {advice}{PLAINLY}"
+            raise ChatTemplateError(message, key)
 
     def _messages(self, prompt: str, system: str | None) -> list[dict[str, str]]:
         system_turn = [{"role": "system", "content": system}] if system else []
         return [*system_turn, {"role": "user", "content": prompt}]
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            raise ConfigError(
-                f"this model's chat template refuses the messages ({error}); "
-                f"leave out `system`, or set pipeline.chat_template: false"
-            ) from None
+            return self._rendered(messages, add_generation_prompt)
+        except Exception as error:  # a template is a program: whatever it raises, TypeError and AttributeError among it
+            cause = self._cause(messages, add_generation_prompt, error)
+        raise cause from None
+
+    def _rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        whole = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(whole)
+
+    def _cause(self, messages: list[dict[str, str]], add_generation_prompt: bool, error: Exception) -> ChatTemplateError:
+        """Why the template could not be rendered, and what helps."""
+        from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+
+        said = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
+        if isinstance(named := self.tokenizer.chat_template, dict) and "default" not in named:
+            return ChatTemplateError(f"this model has several chat templates ({', '.join(named)}) and no default; {PLAINLY}")
+        if isinstance(error, TemplateSyntaxError):
+            place = f"its line {error.lineno}: {said}"
+            return ChatTemplateError(f"this model's chat template is not valid Jinja ({place}); {PLAINLY}")
+        if messages[0]["role"] == "system" and self._renders(messages[1:], add_generation_prompt):
+            advice = f"leave `system` out (write it into the task's prompt), or {PLAINLY}"
+            return ChatTemplateError(f"this model's chat template takes no system turn ({said}); {advice}", "system")
+        if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
+            return ChatTemplateError(f"this model's chat template refuses a user turn and its answer ({said}); {PLAINLY}")
+        return ChatTemplateError(f"this model's chat template fails ({type(error).__name__}: {said}); {PLAINLY}")
+
+    def _renders(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> bool:
+        try:
+            self._rendered(messages, add_generation_prompt)
+        except Exception:
+            return False
+        return True
 
     # --- tokens ---
 
@@ -163,3 +238,8 @@ class PromptFormat:
         backend.no_truncation()
         backend.no_padding()
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _template_key(job: Job) -> tuple[str, ...]:
+    """The key that decides on the template: chat_template where it is written, else the model that brings it."""
+    return ("pipeline", "chat_template") if job.document.written("pipeline", "chat_template") else ("base_model",)

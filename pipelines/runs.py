@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cache import NAMED, cache_folder
 from pipelines.errors import MachineError, RunError
+from pipelines.strict_json import dump
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +29,7 @@ FORMAT_VERSION = 1
 def digest(*parts: Any) -> str:
     """sha256 over JSON-able values: what a stage depends on, in one word."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -54,7 +57,17 @@ class Run:
     @property
     def command(self) -> str:
         """What starts the run, or goes on with it."""
-        return str(self.manifest.get("command") or f"alfine run {self.manifest.get('config', 'CONFIG')} --name {self.name}")
+        config = str(self.manifest.get("config", "CONFIG"))
+        return str(self.manifest.get("command") or shlex.join(["alfine", "run", config, "--name", self.name]))
+
+    @property
+    def config(self) -> Path | None:
+        """Where the run's config lies, None where no run has begun."""
+        place = self.manifest.get("config_from_run")
+        if place is not None:
+            return Path(os.path.normpath(self.folder.resolve() / place))
+        written = self.manifest.get("config")
+        return None if written is None else Path(written)
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
@@ -118,6 +131,13 @@ class Run:
             raise RunError(f"{self.folder} is in use by another alfine; wait for it, or take another --name") from None
 
 
+def config_entries(config: Path, folder: Path) -> dict[str, str]:
+    """What the manifest says of the run's config: as it was written, and from the run's folder on, so that a project that is
+    moved as a whole keeps its runs."""
+    from_run = os.path.relpath(config.resolve(), folder.resolve())
+    return {"config": str(config), "config_from_run": from_run}
+
+
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written aside, flushed to disk, renamed."""
     with _renamed(path.with_name(path.name + ".partial"), path) as aside, aside.open("w", encoding="utf-8") as file:
@@ -133,7 +153,9 @@ def _renamed(aside: Path, path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails knows of no name
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
@@ -161,11 +183,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, dump(value, indent=1) + "\n")
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(dump(row) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -189,11 +211,14 @@ def machine_errors(folder: Path) -> Iterator[None]:
         if error is None or error.errno is None:
             raise
         advice = ""
+        place = Path(error.filename or folder).absolute()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+            free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
             advice = f" ({free / 1e9:.1f} GB free); make room, then the same command goes on from here"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "; run where you may write, or give yourself the right to"
+        if cache_folder().absolute() in place.parents:
+            advice += f"; {NAMED}"
         raise MachineError(f"{error.filename or folder}: {str(error.strerror).lower()}{advice}") from raised
 
 
@@ -201,7 +226,8 @@ def _cause(error: Exception) -> OSError | None:
     """The system's own error; copies of folders and what is written in Rust (safetensors, tokenizers) hide it in a text."""
     hidden = isinstance(error, shutil.Error) or "(os error " in str(error)
     if hidden and (number := re.search(r"(?:\[Errno |\(os error )(\d+)[\])]", str(error))):
-        return OSError(int(number[1]), os.strerror(int(number[1])))
+        copied = error.args[0] if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else []
+        return OSError(int(number[1]), os.strerror(int(number[1])), *(str(target) for _, target, _ in copied[:1]))
     return error if isinstance(error, OSError) else None
 
 

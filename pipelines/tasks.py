@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import string
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import HUB
-from pipelines.row_files import read_rows, stream_rows
-from pipelines.yaml_wording import did_you_mean
+from pipelines.row_files import Mistakes, numbered_rows
+from pipelines.templates import SPLIT_COLUMN, check_system, filled, row_has, template_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,14 +23,19 @@ if TYPE_CHECKING:
     from pipelines.config import Job, Pipeline, Task
 
 SPLITS = ("train", "validation", "test")
-SPLIT_COLUMN = "split"
+_OTHER_WORDS = {
+    "train": ("training", "trn", "tr", "fit"),
+    "validation": ("val", "valid", "validate", "dev", "devel", "development", "eval", "evaluation"),
+    "test": ("testing", "tst", "heldout", "holdout"),
+}
+"""What other tools call the splits."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One row of one task, with its templates filled.
 
-    `row` counts the rows of `file` from 1; in JSON Lines that is the line. `fields` are the row's columns.
+    `row` is the line of `file` on which it begins; in a Parquet file, the row's number from 1. `fields` are its columns.
     """
 
     task: str
@@ -80,82 +84,156 @@ def named_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def check_files(job: Job) -> None:
-    """Raises DataError, with the config's lines, for each file of rows that is not there; reads none."""
+    """Raises DataError, with the config's lines, for what is wrong with the data before a row is read: a file that is not
+    there, one file for two splits, a prompt that holds the answer."""
     problems = [
         job.problem(f"{'.'.join(where)}: there is no file {file!r}; paths begin where alfine is started", *where)
         for where, file in named_files(job)
         if not Path(file).exists()
     ]
+    for name, task in job.pipeline.tasks.items():
+        if message := _same_file(task):
+            problems.append(job.problem(f"pipeline.tasks.{name}.data: {message}", "pipeline", "tasks", name, "data"))
+    for path, prompt, completion in _templates(job):
+        if message := given_away(prompt, completion):
+            problems.append(job.problem(f"{'.'.join(path)}.prompt: {message}", *path, "prompt"))
     if problems:
         raise DataError(problems)
 
 
+def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """The prompt and completion of every task and every guard that has them, with where they stand in the config."""
+    for name, task in job.pipeline.tasks.items():
+        yield ("pipeline", "tasks", name), task.prompt, task.completion
+    guards = job.pipeline.forgetting.guards
+    for name, guard in guards.items() if isinstance(guards, dict) else ():
+        if guard.prompt and guard.completion:
+            yield ("pipeline", "forgetting", "guards", name), guard.prompt, guard.completion
+
+
+def given_away(prompt: str, completion: str) -> str | None:
+    """What is wrong where every column of the completion stands in the prompt too, so that the answer can be read there."""
+    answer = list(dict.fromkeys(template_columns(completion)))
+    if not set(answer) <= set(template_columns(prompt)):
+        return None
+    named = " and ".join(f"{{{name}}}" for name in answer)
+    return f"it holds the answer, {named}, which the completion is made of; take {named} out of the prompt"
+
+
+def _same_file(task: Task) -> str | None:
+    if isinstance(task.data, str):
+        return None
+    seen: dict[Path, str] = {}
+    for split in SPLITS:
+        file = getattr(task.data, split)
+        if file is None:
+            continue
+        if (first := seen.setdefault(Path(file).resolve(), split)) != split:
+            both = f"{first} and {split} are the same file, {file!r}, so the model would be tested on rows that it has seen"
+            return f"{both}; name another file, or write data: {file} to split its rows"
+    return None
+
+
 def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
     """The examples of one task, each with its split; at the end DataError for the rows that gave none."""
-    wrong: dict[tuple[str, str], list[int]] = {}
+    mistakes = Mistakes(f"task {name}: ")
     found: Counter[str] = Counter()
     system = task.system if task.system is not None else pipeline.system
-    for file, split, row, fields in _rows_with_split(task, pipeline):
+    for file, row, fields, split in _rows_with_split(task, pipeline):
         try:
-            prompt, completion = _filled(task.prompt, fields, "prompt"), _filled(task.completion, fields, "completion")
+            if split not in SPLITS:
+                raise DataError(split)
+            check_system(system, fields)
+            prompt, completion = filled(task.prompt, fields, "prompt"), filled(task.completion, fields, "completion")
+            if split == "test":
+                _check_scored(task, fields)
         except DataError as error:
-            wrong.setdefault((file, str(error)), []).append(row)
+            mistakes.add(file, row, str(error))
             continue
         found[split] += 1
         kept = {key: value for key, value in fields.items() if key != SPLIT_COLUMN}
         yield Example(name, split, row, file, system, prompt, completion, kept)
-    if wrong:
-        raise DataError(
-            [
-                Problem(f"task {name}: {message}" + (f" ({len(rows)} such rows)" if len(rows) > 1 else ""), file, rows[0])
-                for (file, message), rows in wrong.items()
-            ]
-        )
+    mistakes.refuse()
     for split in ("train", "test"):
         if not found[split]:
-            files = task.data if isinstance(task.data, str) else task.data.train
-            raise DataError(
-                Problem(
-                    f"task {name}: no row is left for the {split} split (it has {found.total()} in all); "
-                    f"give it more rows, or a `split` column, or change pipeline.split",
-                    files,
-                )
-            )
+            file = task.data if isinstance(task.data, str) else task.data.train
+            raise DataError(Problem(f"task {name}: {_no_row(task, pipeline, split, found)}", file))
 
 
-def _filled(template: str, fields: Mapping[str, Any], what: str) -> str:
-    text = fill(template, fields)
-    if not text.strip():
-        raise DataError(f"the {what} is empty; give its column a value, or drop the row")
-    return text
+def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
+    """Raises DataError where a test row lacks a column, named by no template, that its score depends on."""
+    group = task.group
+    if group is not None:
+        if group not in fields:
+            raise DataError(f"group names the column {group}, {row_has(fields, group)}")
+        if not isinstance(fields[group], str | int | float) or not str(fields[group]).strip():
+            found = "no value" if fields[group] is None or isinstance(fields[group], str) else "a value that is no text or number"
+            raise DataError(f"group names the column {group}, which has {found} here; every test row needs one")
+    if task.metric == "unit_tests" and not fields.get("tests"):
+        found = "which is empty here" if "tests" in fields else row_has(fields, "tests")
+        raise DataError(f"metric unit_tests needs a column `tests` with assert lines in every test row, {found}")
 
 
-def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+def _no_row(task: Task, pipeline: Pipeline, split: str, found: Counter[str]) -> str:
+    """What to do about a split without rows."""
+    none = f"no row is left for the {split} split (it has {found.total()} in all)"
+    if not isinstance(task.data, str):
+        return f"data names no {split} file; write {split}: FILE beside train"
+    if any(SPLIT_COLUMN in row for _, row in islice(numbered_rows(Path(task.data)), 1)):
+        return f"{none}; write {split} in the column `split` of some rows, or take the column out for a random split"
+    if split == "test" and not pipeline.split.test:
+        return f"{none}, since pipeline.split.test is 0; write test: 0.1"
+    return f"{none}; give it more rows, or a `split` column, or change pipeline.split"
+
+
+def _rows_with_split(task: Task, pipeline: Pipeline) -> Iterator[tuple[str, int, dict[str, Any], str]]:
+    """File, row, columns, and the row's split or a sentence on why it has none."""
     if not isinstance(task.data, str):
         for split in SPLITS:
             file = getattr(task.data, split)
-            if file is not None:
-                for row, fields in enumerate(stream_rows(Path(file)), start=1):
-                    yield file, split, row, fields
+            for row, fields in numbered_rows(Path(file)) if file is not None else ():
+                yield file, row, fields, _split_of_its_file(fields, split)
         return
-    # Read twice rather than held: whether any row names its split is known behind the last one.
+    # Read twice rather than held: whether any row names its split is known at the last one.
     count, named = 0, 0
-    for count, fields in enumerate(stream_rows(Path(task.data)), start=1):
-        named = named or (SPLIT_COLUMN in fields and count)
+    for row, fields in numbered_rows(Path(task.data)):
+        count += 1
+        named = named or (row if _has_split(fields) else 0)
     splits = [] if named else random_splits(count, pipeline.split.validation, pipeline.split.test)
-    for row, fields in enumerate(stream_rows(Path(task.data)), start=1):
-        if row > count:
+    for number, (row, fields) in enumerate(numbered_rows(Path(task.data))):
+        if number >= count:
             raise DataError(Problem("has grown while it was read; start again when it is complete", task.data, row))
-        yield task.data, _named_split(fields, task.data, row, named) if named else splits[row - 1], row, fields
+        yield task.data, row, fields, _named_split(fields, named) if named else splits[number]
 
 
-def _named_split(fields: Mapping[str, Any], file: str, row: int, first: int) -> str:
-    """`first`: a row that names its split."""
+def _has_split(fields: Mapping[str, Any]) -> bool:
+    return fields.get(SPLIT_COLUMN) not in (None, "")
+
+
+def _named_split(fields: Mapping[str, Any], first: int) -> str:
+    """The split that a row names, or what is wrong with it; `first` is the first row that names one."""
     split = fields.get(SPLIT_COLUMN)
-    if split not in SPLITS:
-        found = f"has no split, though row {first} has one" if split is None else f"split is {split!r}"
-        raise DataError(Problem(f"{found}; write one of train, validation, test", file, row))
-    return str(split)
+    if split in SPLITS:
+        return str(split)
+    if not _has_split(fields):
+        return f"has no split, though row {first} has one; write one of {', '.join(SPLITS)}"
+    meant = _meant(split)
+    return f"split is {split!r:.60}; write {meant or f'one of {', '.join(SPLITS)}'}"
+
+
+def _split_of_its_file(fields: Mapping[str, Any], split: str) -> str:
+    """The split that the file was named for, unless the row's own column says another."""
+    own = _meant(fields.get(SPLIT_COLUMN))
+    if own in (None, split):
+        return split
+    both = f"its column `split` says {own}, but data names the file under {split}"
+    return f"{both}; take the column out, or name the file under {own}"
+
+
+def _meant(split: Any) -> str | None:
+    """The split that another word for it, or another way to write it, stands for."""
+    word = re.sub(r"[\W_]", "", split).casefold() if isinstance(split, str) else ""
+    return next((name for name, words in _OTHER_WORDS.items() if word == name or word in words), None)
 
 
 def random_splits(count: int, validation: float, test: float) -> list[str]:
@@ -169,44 +247,6 @@ def random_splits(count: int, validation: float, test: float) -> list[str]:
     for position, row in enumerate(order[: test_rows + validation_rows]):
         splits[row] = "test" if position < test_rows else "validation"
     return splits
-
-
-# --- templates ---------------------------------------------------------------------------------------
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns that a template names, in order. `{{` and `}}` stand for literal braces."""
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-
-
-@lru_cache(maxsize=256)
-def _parsed(template: str) -> tuple[tuple[str, str | None], ...]:
-    return tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(template))
-
-
-def fill(template: str, fields: Mapping[str, Any]) -> str:
-    """Puts a row's columns into a template. Raises DataError for a missing column or an empty value."""
-    parts: list[str] = []
-    for literal, name in _parsed(template):
-        parts.append(literal)
-        if name is None:
-            continue
-        if name not in fields:
-            known = ", ".join(key for key in fields if key != SPLIT_COLUMN)
-            near = did_you_mean(name, fields)
-            advice = f"; did you mean {{{near}}}?" if near else ""
-            raise DataError(f"the template names the column {{{name}}}, the row has: {known}{advice}")
-        parts.append(_as_text(name, fields[name]))
-    return "".join(parts)
-
-
-def _as_text(name: str, value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        found = "has no value" if value is None else "is NaN, as pandas writes an empty cell"
-        raise DataError(f"column {name} {found}; give it a text, or drop the row")
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 # --- mixing ------------------------------------------------------------------------------------------
@@ -259,17 +299,3 @@ def _quotas(exact: Mapping[str, float]) -> dict[str, int]:
     for task in sorted(exact, key=lambda task: quotas[task] - exact[task])[:missing]:
         quotas[task] += 1
     return quotas
-
-
-def read_probes(path: Path) -> list[dict[str, Any]]:
-    """Free prompts: rows with `prompt` and, if wished, `title` and `max_new_tokens`."""
-    probes = read_rows(path)
-    for number, probe in enumerate(probes, start=1):
-        if not isinstance(probe.get("prompt"), str) or not probe["prompt"].strip():
-            raise DataError(Problem("a probe needs a text in `prompt`", str(path), number))
-        unknown = set(probe) - {"prompt", "title", "max_new_tokens"}
-        if unknown:
-            raise DataError(
-                Problem(f"unknown key {sorted(unknown)[0]!r}; a probe has prompt, title, max_new_tokens", str(path), number)
-            )
-    return probes

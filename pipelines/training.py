@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.activity import doing
 from pipelines.config import Job
+from pipelines.content_hash import fingerprint
 from pipelines.errors import MachineError, RunError
-from pipelines.models import fingerprint
 from pipelines.prepare import open_table
 from pipelines.runs import Run, replace_folder, write_json
 from pipelines.schedules import Steps, learning_rate, rows_per_step
@@ -120,7 +121,8 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         base = run.path("base", "validation.json")
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
-        aside = _collect(model, workdir, base_model, history)
+        with doing("saving the model"):
+            aside = _collect(model, workdir, base_model, history)
         _after_training(start, strategies, aside, history)
         write_json(aside / "training.json", history)
         for strategy in strategies:

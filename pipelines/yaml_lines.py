@@ -21,6 +21,8 @@ from pipelines.yaml_wording import KeyPath, dotted, shorten, value_words
 
 MAX_BYTES = 100_000
 """No config is longer; whoever hands over a data file is told so at once."""
+MAX_DEPTH = 30
+"""Lists and sections below each other."""
 MAX_NODES = 20_000
 """Aliases multiply: nine lines of `[*a, *a, …]` make a billion values."""
 
@@ -43,6 +45,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     unreadable: set[KeyPath] = field(default_factory=set)
     """Where a value could not be made; what stands there now is no finding of its own."""
+    empty: set[KeyPath] = field(default_factory=set)
+    """Where nothing is written at all, which YAML reads as null."""
 
     def place(self, *path: str | int) -> Place | None:
         """Where `path` stands, or its nearest parent that does."""
@@ -63,11 +67,32 @@ class Document:
         """The scalar at `path` as it was typed, without its quotes; None for anything else."""
         return self.places[path].text if path in self.places else None
 
+    def left_empty(self, known: Iterable[Problem]) -> list[Problem]:
+        """A finding for each place where nothing stands, but where `known` has one already. What was to come after it may be
+        lost, and nothing has a meaning: no adapter, no system turn."""
+        said = {(problem.file, problem.line) for problem in known}
+        return [
+            self.problem(f"{dotted(path)}: nothing stands here; write a value, or null where there is to be none", *path)
+            for path in sorted(self.empty, key=lambda path: [str(part) for part in path])
+            if path and (self.places[path].file, self.places[path].line) not in said
+        ]
+
+    def is_made_by_override(self, *path: str | int) -> bool:
+        """Whether the file itself has nothing at `path`."""
+        return path not in self.places or self.places[path].line is None
+
+    def names_in_file(self, *path: str | int) -> list[str]:
+        """The keys of a section that the file itself has."""
+        return [str(at[-1]) for at in self.places if at[:-1] == path and at and not self.is_made_by_override(*at)]
+
     def override(self, text: str) -> None:
         """Set one key from `key.path=value`; the value is YAML. Findings on it then name the override."""
         label = f"override {shorten(text)}"
         name, equals, value = text.partition("=")
         path = tuple(name.split("."))
+        if len(path) > MAX_DEPTH:
+            self.problems.append(Problem(f"names {len(path)} keys below each other; a config has a few", label))
+            return
         if not equals or not all(path):
             self.problems.append(Problem("write key.path=value, as in trainer.epochs=1", label))
             return
@@ -78,14 +103,17 @@ class Document:
             return
         section = self.value
         for depth, key in enumerate(path[:-1], start=1):
+            if key not in section:
+                self.places[path[:depth]] = Place(label)
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
-                found = self.found(section, *path[:depth])
-                self.problems.append(Problem(f"{dotted(path[:depth])} is {found}, not a section", label))
+                what, found = dotted(path[:depth]), self.found(section, *path[:depth])
+                self.problems.append(Problem(f"{what} is {found}, not a section; give the whole of it: {what}={{…}}", label))
                 return
         section[path[-1]] = new.value
         self.problems.extend(new.problems)
         self.unreadable |= {path + at for at in new.unreadable}
+        self.empty = {at for at in self.empty if at[: len(path)] != path} | {path + at for at in new.empty}
         self.places = {at: place for at, place in self.places.items() if at[: len(path)] != path}
         self.places |= {path + at: place for at, place in new.places.items()}
 
@@ -121,7 +149,7 @@ def parse(text: str, file: str, *, numbered: bool = True) -> Document:
         node = loader.get_single_node()
         builder = _Builder(file, numbered)
         if node is None:  # nothing, or comments only
-            return Document(None, {(): Place(file, 1 if numbered else None)})
+            return Document(None, {(): Place(file, 1 if numbered else None)}, empty={()})
         value = builder.build(node, (), 1)
     except yaml.YAMLError as error:
         line = _line(error, text)
@@ -134,7 +162,7 @@ def parse(text: str, file: str, *, numbered: bool = True) -> Document:
     finally:
         if loader is not None:
             loader.dispose()
-    return Document(value, builder.places, builder.problems, builder.unreadable)
+    return Document(value, builder.places, builder.problems, builder.unreadable, builder.empty)
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,11 +197,14 @@ class _Builder:
         self.places: dict[KeyPath, Place] = {}
         self.problems: list[Problem] = []
         self.unreadable: set[KeyPath] = set()
+        self.empty: set[KeyPath] = set()
         self.nodes = 0
         self.open: set[int] = set()
 
     def build(self, node: yaml.Node, path: KeyPath, line: int) -> Any:
         self.count(line)
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(self.problem("has lists or sections nested too deeply; is a ] or } missing?", line))
         if id(node) in self.open:
             raise ConfigError(self.problem("an alias (*) stands inside what it is a name for (&); write the value out", line))
         text = node.value if isinstance(node, yaml.ScalarNode) else None
@@ -212,7 +243,7 @@ class _Builder:
             key = key_node.value
             if key_node.tag != _TAG + "str":
                 kind = {"bool": "true or false", "null": "nothing"}.get(key_node.tag.removeprefix(_TAG), "a number")
-                message = f'YAML reads the key {key} as {kind}: put it in quotes, "{key}":'
+                message = f'YAML reads the key {shorten(key)} as {kind}: put it in quotes, "{shorten(key)}":'
                 self.problems.append(self.problem(message, line))
             if key in own:
                 message = f"{dotted((*path, key))} stands twice, here and in line {own[key][1]}; keep one"
@@ -229,6 +260,7 @@ class _Builder:
                     text.encode()
                     return text
                 case "null":
+                    self.empty |= set() if text else {path}
                     return None
                 case "bool":
                     return yaml.SafeLoader.bool_values[text.lower()]

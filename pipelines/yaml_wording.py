@@ -9,14 +9,6 @@ from typing import Any
 
 KeyPath = tuple[str | int, ...]
 
-ELSEWHERE = {
-    "batch": "batch_size", "dataset": "data", "datasets": "data", "instruction": "prompt", "lora_alpha": "alpha",
-    "lora_dropout": "dropout", "lora_r": "r", "lora_rank": "r", "lr": "learning_rate", "lr_scheduler": "learning_rate_scheduler",
-    "max_steps": "train_steps", "max_tokens": "max_new_tokens", "model": "base_model", "model_name": "base_model",
-    "model_name_or_path": "base_model", "num_epochs": "epochs", "num_train_epochs": "epochs", "output": "completion",
-    "per_device_train_batch_size": "batch_size", "rank": "r", "warmup_ratio": "warmup_fraction",
-}  # fmt: skip
-"""What other tools call a key, and what it is called here."""
 EXPECTED_NAMES = {
     "base_model": "a model: smollm2-135m-instruct, a hub id (owner/name) or a folder",
     "data": "a file, as in data/reviews.jsonl, or {train: a.jsonl, test: b.jsonl}",
@@ -77,6 +69,8 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None)
     if types == ["text"] and path[-1] in EXPECTED_NAMES:
         return f"{dotted(path)}: expected {EXPECTED_NAMES[str(path[-1])]}; found {found}"
     message = f"{dotted(path)}: expected {expected}, found {found}"
+    if "null" in types and (value is False or (isinstance(value, str) and value.lower() in ("none", "no", "off", "false"))):
+        return f"{message}; write null where there is to be none"
     if "text" in types and written:
         return f'{message}; put it in quotes: "{shorten(written)}"'
     if "text" in types and isinstance(value, Mapping) and len(value) == 1 and None in value.values():
@@ -89,39 +83,22 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, written: str | None)
 def _reads_as(text: str, types: list[str]) -> bool:
     if "boolean" in types and text.lower() in ("true", "false", "yes", "no", "on", "off"):
         return True
-    return ("integer" in types or "number" in types) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?", text) is not None
+    number = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    return ("integer" in types or "number" in types) and re.fullmatch(number, text) is not None
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The known word nearest to `word`, if any is near."""
+def near_names(word: str, known: Iterable[str], cutoff: float | None = None) -> list[str]:
+    """The known words nearest to `word`: one as a rule, several where it is the beginning of several, none where none is near."""
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1, cutoff=0.65 if len(word) > 3 else 0.7)
+    least = cutoff or (0.65 if len(word) > 3 else 0.7)
+    near = difflib.get_close_matches(word.lower()[:100], by_lower, n=1, cutoff=least)
     if not near:
         near = [name for name in by_lower if sorted(name) == sorted(word.lower())]  # ecw: ewc
     if not near and len(word) > 3:
         near = [name for name in by_lower if name.startswith(word.lower())]  # warmup: warmup_fraction, warmup_…
-    return " or ".join(by_lower[name] for name in near) or None
+    return [by_lower[name] for name in near]
 
 
-def unknown_key(path: KeyPath, known: Iterable[str], homes: Mapping[str, str], usable: Iterable[str] | None = None) -> str:
-    """The sentence on a key that its section does not know; `homes` tells where such a key belongs. `usable`: the known ones
-    that are not refused."""
-    name = str(path[-1])
-    known = list(known)
-    near = did_you_mean(name, known)
-    same = ELSEWHERE.get(name.lower(), "")
-    if same in known:
-        advice = f"did you mean {same}?"
-    elif near and difflib.SequenceMatcher(None, name, near).ratio() > 0.9:
-        advice = f"did you mean {near}?"
-    elif name in homes:
-        advice = f"it belongs in {homes[name]}"
-    elif same in homes:
-        advice = f"did you mean {same}, which belongs in {homes[same]}?"
-    elif near:
-        advice = f"did you mean {near}?"
-    elif near := did_you_mean(name, homes):
-        advice = f"did you mean {near}, which belongs in {homes[near]}?"
-    else:
-        advice = f"known here: {', '.join(known if usable is None else usable)}"
-    return f"{dotted(path)}: unknown key; {advice}"
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known words nearest to `word` as they are printed (`a or b`), None where none is near."""
+    return " or ".join(near_names(word, known)) or None

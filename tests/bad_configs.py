@@ -145,7 +145,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "completion without a column": (with_line("{label}", "positive"), 6, "names no column"),
     "completion with braces only": (with_line("{label}", "{{label}}"), 6, "names no column"),
     "metric": (with_line("metric: label", "metric: labels"), 7, "unknown metric 'labels'; did you mean label?"),
-    "far metric": (with_line("metric: label", "metric: xyzzy"), 7, "write one of label, rouge, chrf"),
+    "far metric": (with_line("metric: label", "metric: xyzzy"), 7, "write one of label, multilabel_f1, rouge, chrf"),
     "metric as a path": (with_line("metric: label", "metric: a/b.py:f"), 7, "unknown metric 'a/b.py:f'"),
     "metric is a boolean": (with_line("metric: label", "metric: off"), 7, "found off, which YAML reads as false"),
     "system is a boolean": (task("system: no"), 8, 'found no, which YAML reads as false; put it in quotes: "no"'),

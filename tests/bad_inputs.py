@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from click.testing import CliRunner
+from safetensors.numpy import save
 
 from pipelines.cli import main
 from tests.bad_configs import GOOD as GOOD_CONFIG
@@ -70,8 +73,24 @@ def guard(kind: str, rows: str = "", more: str = "") -> dict[str, Any]:
 
 def model(**files: str | bytes) -> dict[str, Any]:
     """A config whose base model is a folder with these files: `config` is config.json, `weights` model.safetensors."""
-    names = {"config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py"}
+    names = {
+        "config": "config.json", "weights": "model.safetensors", "pickle": "pytorch_model.bin", "code": "modeling.py",
+        "tokenizer": "tokenizer.json", "tokenizer_config": "tokenizer_config.json", "template": "chat_template.jinja",
+        "index": "model.safetensors.index.json", "shard": "model-00001-of-00002.safetensors",
+    }  # fmt: skip
     return {"config": changed("smollm2-135m-instruct", "./model"), "others": {f"model/{names[key]}": text for key, text in files.items()}}
+
+
+def llama(weights: str | bytes | None = None, settings: dict[str, Any] | None = None, **files: str | bytes) -> dict[str, Any]:
+    """A config whose base model is a folder that could be a Llama of two layers, but for what is given."""
+    config = json.dumps({"model_type": "llama", "vocab_size": 8, "num_hidden_layers": 2, **(settings or {})})
+    shapes = {"model.embed_tokens.weight": (8, 2), **{f"model.layers.{layer}.mlp.up_proj.weight": (2, 2) for layer in range(2)}}
+    whole = save({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()})
+    parts = {"weights": whole if weights is None else weights, "tokenizer": "{}", **files}
+    return model(config=config, **{name: part for name, part in parts.items() if part != b""})
+
+
+WEIGHTS = save({"model.embed_tokens.weight": np.zeros((8, 2), dtype=np.float16)})
 
 
 def base(name: str) -> str:
@@ -86,6 +105,8 @@ def probes(rows: str) -> dict[str, Any]:
     return {"config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"), "others": {"probes.jsonl": rows}}
 
 
+PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: broken off after \d| so far|still at work)")
+"""What was done before the mistake was found."""
 ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
@@ -98,6 +119,11 @@ CASES = [
     Case("unknown key, top level", CHECK, config=changed("base_model:", "basemodel:")),
     Case("unknown key in trainer", CHECK, config=changed("epochs: 1", "epochs: 1, lerning_rate: 0.1")),
     Case("unknown key, deep", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {warmup: 0.1}")),
+    Case("a warm-up longer than the training", CHECK, config=changed("epochs: 1", "epochs: 2, learning_rate_scheduler: {warmup_evaluations: 9}")),
+    Case("a plateau that no evaluation can see", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {reduce_on_plateau: 1}")),
+    Case("a plateau without validation rows", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {reduce_on_plateau: 1}").replace("  tasks:", "  split: {validation: 0}\n  tasks:")),
+    Case("a cycle of one step", CHECK, config=changed("epochs: 1", "train_steps: 1, learning_rate_scheduler: {decay: one_cycle}")),
+    Case("an 8-bit optimiser's old setting", CHECK, config=changed("epochs: 1", "optimizer: {type: adamw_8bit, percentile_clipping: 100}")),
     Case("unknown key in a task", CHECK, config=changed("metric:", "metrics:")),
     Case("wrong type", CHECK, config=changed("epochs: 1", "epochs: many")),
     Case("wrong type in pipeline", CHECK, config=changed("metric: label", "metric: label\n      max_new_tokens: few")),
@@ -180,6 +206,31 @@ CASES = [
     ),
     Case("weights that are a link out", CHECK, **model(config="{}"), links={"model/model.safetensors": "/etc/hostname"}),
     Case("a model without a tokenizer", "preview job.yaml", **model(config='{"model_type": "llama"}', weights=b"x")),
+    Case("weights that are a Git LFS pointer", CHECK, **llama("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    Case("weights cut off", CHECK, **llama(WEIGHTS[:-5])),
+    Case("weights that are none", CHECK, **llama(b"not weights at all")),
+    Case("shards without their index", CHECK, **llama(b"", shard=WEIGHTS)),
+    Case(
+        "a shard missing", CHECK,
+        **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a.weight": "model-00002-of-00002.safetensors"}}'),
+    ),
+    Case("a shard that lacks a tensor", CHECK, **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')),
+    Case("a layer without weights", CHECK, **llama(settings={"num_hidden_layers": 3})),
+    Case("weights of another vocabulary", CHECK, **llama(settings={"vocab_size": 9})),
+    Case("weights of a compiled model", CHECK, **llama(save({"_orig_mod.a": np.zeros(2)}))),
+    Case("a GPTQ model", CHECK, **llama(settings={"quantization_config": {"quant_method": "gptq", "bits": 4}})),
+    Case("an encoder-decoder", CHECK, **llama(settings={"model_type": "t5", "is_encoder_decoder": True})),
+    Case("a model type that nobody knows", CHECK, **llama(settings={"model_type": "brandnew"})),
+    Case("a tokenizer that brings code", CHECK, **llama(tokenizer_config='{"auto_map": {"AutoTokenizer": ["tokenizing.T", null]}}')),
+    Case("attention from the hub", CHECK, **llama(settings={"_attn_implementation": "owner/kernel"})),
+    Case("a chat template that drops the prompt", CHECK, **llama(tokenizer_config="{}", template="{{ messages[0]['role'] }}")),
+    Case(
+        "a chat template that drops the system turn", CHECK,
+        **{**llama(tokenizer_config="{}", template="{{ messages[-1]['content'] }}"),
+           "config": changed("smollm2-135m-instruct", "./model").replace("  tasks:", "  system: Be brief.\n  tasks:")},
+    ),
+    Case("a teacher without weights", CHECK,
+         **{**model(config="{}"), "config": forgetting("{strategy: distill, distill: {teacher: ./model, rows: tasks}}")}),
     Case("trust_remote_code", CHECK, config=GOOD + "trust_remote_code: true\n"),
     # guards, probes
     Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
@@ -233,7 +284,7 @@ def outcome(case: Case) -> Outcome:
         result = CliRunner().invoke(main, case.command if isinstance(case.command, list) else case.command.split())
         left = sorted(str(path) for path in Path().rglob("*") if path.is_file() and str(path) not in {**files, **case.links})
     exception = None if isinstance(result.exception, SystemExit) else result.exception
-    lines = [line for line in result.stderr.splitlines() if line and not line.startswith("✓")]  # ✓: what was done before
+    lines = [line for line in result.stderr.splitlines() if line and not PROGRESS.search(line)]
     return Outcome(result.exit_code, lines, left, exception)
 
 

@@ -351,7 +351,7 @@ def _keys(fields: dict[str, dict], path: str = "") -> set[str]:  # type: ignore[
 def test_every_entry_of_the_tables_names_keys_of_ludwig(table: str) -> None:
     keys = _keys(ludwig_keys.schema())
     unknown = [
-        pattern for pattern in getattr(ludwig_limits, table) if not any(ludwig_keys._match({pattern: True}, key) for key in keys)
+        pattern for pattern in getattr(ludwig_limits, table) if not any(ludwig_limits.lookup({pattern: True}, key) for key in keys)
     ]
     assert unknown == []
 
@@ -364,7 +364,7 @@ def test_every_refused_value_is_one_that_ludwig_names() -> None:
 def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     """A new Ludwig may bring keys: each wants a decision."""
     names = set(ludwig_keys.schema()["trainer"]["fields"])
-    refused = {name for name in names if ludwig_keys._match(ludwig_limits.REFUSED, f"trainer.{name}")}
+    refused = {name for name in names if ludwig_limits.lookup(ludwig_limits.REFUSED, f"trainer.{name}")}
     assert names - refused == {
         "type", "epochs", "train_steps", "batch_size", "effective_batch_size", "gradient_accumulation_steps",
         "learning_rate", "learning_rate_scheduler", "optimizer", "gradient_clipping",
@@ -375,7 +375,7 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
 
 @pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
 def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
-    key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_keys._match({pattern: True}, key))
+    key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_limits.lookup({pattern: True}, key))
     kinds = {"lr": "adafactor", "block_wise": "lion", "percentile_clipping": "lion"}
     name = key.removeprefix("trainer.optimizer.")
     kind = [f"trainer.optimizer.type={kinds[name]}"] if name in kinds else []

@@ -1,18 +1,24 @@
 """Configs, rows and model folders edited at random: an answer or one clear error, never anything else."""
 
 import copy
+import datetime
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import load_job
+from pipelines import foreign_keys, ludwig_keys
+from pipelines.cli import main
+from pipelines.config import Pipeline, load_job
+from pipelines.config_findings import tree_of
+from pipelines.content_hash import fingerprint
 from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
 from pipelines.forgetting.files import check_guards
-from pipelines.models import find_base_model, fingerprint, load_tokenizer
+from pipelines.models import find_base_model, load_tokenizer
 from pipelines.row_files import read_rows
 from pipelines.tasks import load_examples
 from tests.tiny import make_model
@@ -100,6 +106,75 @@ def test_a_config_with_other_bytes_loads_or_is_refused(tmp_path, shipped, edits)
         load_job(path)
     except ConfigError as error:
         one_line_each(error, path)
+
+
+def keys_of(fields):
+    """Every key of a tree of fields, at any depth."""
+    for name, node in fields.items():
+        yield name
+        for inner in [node.get("fields", {}), *node.get("variants", {}).values(), node.get("each", {}).get("fields", {})]:
+            yield from keys_of(inner)
+
+
+KNOWN = sorted({"pipeline", "NAME", "sentiment", *keys_of(ludwig_keys.schema()), *keys_of(tree_of(Pipeline)["fields"])})
+OF_OTHERS = sorted({
+    *foreign_keys.SAME, *foreign_keys.WRITTEN, *foreign_keys.NOTHING, "_component_", "warmup", "warmup_min", "loss_balance", "combiner",
+    "category", "encoder", "decoder", "features", "hyperopt", "goal", "executor", "search_alg", "lora_qkv_kernel", "unfrozen_parameters",
+})  # fmt: skip
+ODD = ["", " ", "é", "\u202e", "a" * 300, "a.b", "a b", "{x}", "1", "yes", "null", "~", "<<x", "-", "\x1b[31m"]
+KEYS = st.one_of(st.sampled_from(KNOWN), st.sampled_from(KNOWN), st.sampled_from(OF_OTHERS), st.sampled_from(ODD), st.text(max_size=4))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 70), st.just(10**400), st.just(-(2**70)), st.floats(), st.dates(), st.just(datetime.datetime(2024, 1, 2, 3)),
+    st.sampled_from(["", "auto", "none", "lora", "adamw", "cosine", "ewc", "full", "yes", "1e-4", "0x10", "12:30", "{label}", "{", "local", "ray", "ewc+si"]),
+    st.sampled_from(KNOWN + OF_OTHERS), st.text(max_size=6),
+)  # fmt: skip
+NESTED = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=5)), max_leaves=12)
+
+
+@settings(FUZZ, max_examples=400)
+@given(st.dictionaries(KEYS, NESTED, min_size=1, max_size=8), st.sampled_from(["alone", "pipeline", "shipped", "shared"]), st.lists(KEYS, max_size=3))
+def test_no_yaml_ends_check_in_a_traceback(tmp_path, monkeypatch, config, where, path):
+    monkeypatch.chdir(tmp_path)
+    if where == "pipeline":
+        config = {"pipeline": config, "base_model": "x/y"}
+    elif where == "shared":  # written with an anchor and aliases
+        config = {"pipeline": config, "trainer": config, "adapter": config, **config}
+    elif where == "shipped":
+        shipped = yaml.safe_load(CONFIGS[0].read_text(encoding="utf-8"))
+        parent = shipped
+        for key in path:
+            parent[key] = parent[key] if isinstance(parent.get(key), dict) else {}
+            parent = parent[key]
+        parent.update(config)
+        config = shipped
+    Path("job.yaml").write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8", errors="replace")
+    done = CliRunner().invoke(main, ["check", "job.yaml"])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (0, 2) and (done.exit_code == 0 or done.stderr.startswith("error: job.yaml"))
+    assert all(line.isprintable() and len(line) < 1000 for line in done.stderr.splitlines())
+
+
+@settings(FUZZ, max_examples=200)
+@given(st.lists(KEYS, min_size=1, max_size=5), st.one_of(SCALARS.map(str), st.text(max_size=9), st.sampled_from(["{", "[", "*a", "&a [*a]", "!!x y"])))
+def test_no_override_ends_in_a_traceback(path, value):
+    try:
+        load_job(CONFIGS[0], [f"{'.'.join(path)}={value}"])
+    except ConfigError as error:
+        assert all(str(problem).strip() and "\n" not in str(problem) for problem in error.problems)
+
+
+@pytest.mark.parametrize("path", ["adapter.rank_pattern" + ".a" * 3000, "a" + ".a" * 3000, "pipeline.tasks" + ".a" * 3000])
+def test_an_override_of_any_depth_is_refused(path):
+    with pytest.raises(ConfigError, match="names .* keys below each other"):
+        load_job(CONFIGS[0], [f"{path}=1"])
+
+
+@pytest.mark.parametrize("depth", [20, 40, 200, 2000])
+@pytest.mark.parametrize("key", ["adapter: {type: lora, rank_pattern: ", "x: {y: ", "pipeline: {tasks: "])
+def test_a_config_of_any_depth_loads_or_is_refused(tmp_path, key, depth):
+    (tmp_path / "job.yaml").write_text(f"base_model: x/y\n{key}{'{a: ' * depth}1{'}' * depth}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_job(tmp_path / "job.yaml")
 
 
 ROWS = {

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.metrics import METRICS, Score, loose_label, resolve
+from pipelines.metrics import LABEL_AS_WRITTEN, METRICS, Score, resolve, scored_by
+from pipelines.unicode_text import label_finder, normalise_label
 
 
 def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: Any) -> dict[str, Any]:
@@ -61,6 +66,10 @@ def test_label(completion: str, reference: str, right: bool) -> None:
     assert value("label", completion, reference) == (100.0 if right else 0.0)
 
 
+def loose(completion: str, reference: str, labels: list[str]) -> bool:
+    return label_finder([reference, *labels], normalise_label)(completion) == {normalise_label(reference)}
+
+
 LOOSE = [
     ("positive", "positive", True),
     ("I think this one is Positive, clearly.", "positive", True),
@@ -79,13 +88,13 @@ LOOSE = [
 
 @pytest.mark.parametrize(("completion", "reference", "right"), LOOSE)
 def test_loose_label(completion: str, reference: str, right: bool) -> None:
-    assert loose_label(completion, reference, ["positive", "negative", "very positive"]) is right
+    assert loose(completion, reference, ["positive", "negative", "very positive"]) is right
 
 
 def test_loose_label_with_signs_and_without_labels() -> None:
-    assert loose_label("It costs C++ (really)", "c++", ["c", "c++"])
-    assert loose_label("yes it is", "yes", [])
-    assert not loose_label("", "", [])
+    assert loose("It costs C++ (really)", "c++", ["c", "c++"])
+    assert loose("yes it is", "yes", [])
+    assert not loose("", "", [])
 
 
 def test_rouge_l_by_hand() -> None:
@@ -109,6 +118,145 @@ def test_texts_alike_score_100_and_unlike_0(name: str) -> None:
     assert value(name, "xxx", "a good battery") == 0.0
     assert value(name, "", "a good battery") == 0.0
     assert value(name, "a good battery", "") == 0.0
+
+
+def test_ascii_texts_have_the_numbers_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    original = RougeScorer(["rougeL"], use_stemmer=True)
+    words = st.sampled_from(["The", "running", "dogs'", "U.S.", "e-mail_x", "3.5", "ponies", "happily,", "generously", "don't", "AGREED!", "is", "--"])
+    texts = st.text(st.characters(max_codepoint=127)) | st.lists(words).map(" ".join)
+
+    @given(texts, texts)
+    @settings(max_examples=500, deadline=None)
+    def same(one: str, other: str) -> None:
+        if re.search("[a-zA-Z0-9]", one):
+            assert value("rouge", one, other) == 100 * original.score(other, one)["rougeL"].fmeasure
+
+    same()
+
+
+TEXTS = {
+    "Chinese": ("这家餐厅的菜很好吃，2024年我们还会再来。", "服务太慢"),
+    "Japanese": ("この映画は本当に面白かったです。", "値段ガ高スギル"),
+    "Korean": ("이 식당은 정말 맛있습니다.", "가격 너무 비쌌다"),
+    "Thai": ("อาหารอร่อยมาก", "บริษัท"),
+    "Lao": ("ອາຫານ", "ລົດໃຫຍ່"),
+    "Khmer": ("ម្ហូបនេះ", "ចាស់ៗ"),
+    "Burmese": ("အစားအစာ", "ကောင်း"),
+    "Hindi": ("खाना बहुत स्वादिष्ट था।", "फिर मिले"),
+    "Arabic": ("كان الطعام لذيذًا", "غيّر"),
+    "Hebrew": ("האוכל היה טעים", "רכבנו"),
+    "Russian": ("Еда была очень вкусной.", "Пришли"),
+    "Greek": ("Το φαγητό ήταν", "μέγκδ"),
+    "Vietnamese": ("Món ăn này", "đẹp qúa"),
+    "Amharic": ("ምግቡ ጣፋጭ ነበር።", "ሰላም"),
+    "Tamil": ("உணவு மிகவும் சுவை", "நன்றி"),
+    "Tibetan": ("ཁ་ལག་ཞིམ་པོ།", "དཔེ་དེབ"),
+    "emoji": ("👍🏽🎉", "💔"),
+}
+
+
+@pytest.mark.parametrize("name", ["label", "multilabel_f1", "rouge", "chrf"])
+@pytest.mark.parametrize("script", TEXTS)
+def test_a_text_against_itself_and_against_another(name: str, script: str) -> None:
+    text = TEXTS[script][0]
+    used = set(unicodedata.normalize("NFKD", text).casefold())
+    other = "".join(letter for letter in unicodedata.normalize("NFKD", TEXTS[script][1]) if letter.casefold() not in used)
+    assert other.strip()
+    assert value(name, text, text) == 100.0
+    assert value(name, unicodedata.normalize("NFD", text), text) == 100.0  # as some tokenizers write it
+    assert value(name, other, text) == value(name, text, other) == 0.0
+
+
+def test_one_number_in_common_is_not_the_whole_text() -> None:
+    right, wrong = "公司在2023年盈利三百万元", "天气预报说2023年会更热"
+    # 10 and 11 tokens, of which 2023 and 年 are common; it was 100 when only the number was kept.
+    assert value("rouge", wrong, right) == pytest.approx(100 * 4 / 21)
+    assert value("rouge", "2023", right) == pytest.approx(100 * 2 / (1 + 11))
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "expected"),
+    [
+        ("今天天气好", "今天天气很好", 10 / 11),  # 5 of 5 and 5 of 6 characters
+        ("好天气今天", "今天天气好", 2 * 2 / 10),  # order counts
+        ("भारत एक देश", "भारत एक बड़ा देश", 6 / 7),
+        ("देशी", "देश", 0),  # another word: a vowel sign is no edge
+        ("Дом стоит", "дом стоял", 1 / 2),
+        ("مدرسة جَديدة", "مدرسة جديدة", 1),
+        ("GPT很强", "gpt 很强", 1),
+        ("สวัสดี", "สวัสดี ครับ", 8 / 11),
+        ("naïve idea", "naive idea", 1 / 2),
+    ],
+)
+def test_rouge_l_by_hand_in_other_scripts(completion: str, reference: str, expected: float) -> None:
+    assert value("rouge", completion, reference) == pytest.approx(100 * expected)
+
+
+LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Cn", "Co", "Zs", "Zl", "Zp"]), min_size=1)
+
+
+@given(LETTERS)
+@settings(max_examples=300, deadline=None)
+def test_identical_texts_have_the_full_score_in_every_metric(text: str) -> None:
+    for name in ("label", "label as written", "rouge", "chrf"):
+        assert value(name, text, text) == pytest.approx(100.0)
+
+
+@given(LETTERS, LETTERS)
+@settings(max_examples=300, deadline=None)
+def test_texts_without_a_common_character_score_nothing_and_order_of_sides_does_not_matter(one: str, other: str) -> None:
+    sides = [set(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())) for text in (one, other)]
+    for name in ("label", "rouge"):
+        assert value(name, one, other) == pytest.approx(value(name, other, one))
+    if not sides[0] & sides[1]:
+        assert [value(name, one, other) for name in ("label", "label as written", "rouge", "chrf")] == [0.0] * 4
+
+
+def test_chrf_does_not_see_where_khmer_words_end() -> None:
+    assert value("chrf", "ភាសា\u200bខ្មែរ", "ភាសាខ្មែរ") == 100.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "expected"),
+    [
+        ("b, a", "a,b", 100),
+        ("A；B", "a,b", 0),
+        ("a", "a, b", 100 * 2 / 3),
+        ("a, b, c, d", "a, b", 100 * 4 / 6),
+        ("a, a", "a", 100),
+        ("c", "a, b", 0),
+        ("", "a", 0),
+        ("“A”, b.", "b, a", 100),
+        ("电影，音乐", "音乐、电影", 100),
+        ("سينما، موسيقى", "موسيقى, سينما", 100),
+    ],
+)
+def test_label_sets(completion: str, reference: str, expected: float) -> None:
+    assert value("multilabel_f1", completion, reference) == pytest.approx(expected)
+
+
+@given(st.sets(st.sampled_from("abcdef"), min_size=1), st.sets(st.sampled_from("abcdef"), min_size=1))
+def test_label_sets_by_precision_and_recall(given_set: set[str], right: set[str]) -> None:
+    precision, recall = len(given_set & right) / len(given_set), len(given_set & right) / len(right)
+    expected = 200 * precision * recall / (precision + recall) if precision else 0
+    assert value("multilabel_f1", ", ".join(given_set), ", ".join(right)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "right"),
+    [("polish", "Polish", False), (" Polish\n", "Polish", True), ("Polish.", "Polish", False), ("cafe\u0301", "café", True), ("１", "1", False)],
+)
+def test_labels_as_written(completion: str, reference: str, right: bool) -> None:
+    metric = resolve(scored_by("label", False))
+    assert metric.score(line(completion, reference)).value == (100.0 if right else 0.0)
+    assert (metric.name, metric.title) == ("label", "exact match, as written")
+
+
+def test_normalize_changes_no_other_metric() -> None:
+    assert [scored_by("label", given) for given in (None, True, False)] == ["label", "label", LABEL_AS_WRITTEN]
+    assert scored_by("rouge", False) == "rouge"
 
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
@@ -151,7 +299,7 @@ def test_loss_that_is_no_number(loss: Any) -> None:
 
 
 def test_every_metric_knows_its_scale() -> None:
-    assert list(METRICS) == ["label", "rouge", "chrf", "unit_tests", "perplexity"]
+    assert list(METRICS) == ["label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity"]
     assert {name for name, metric in METRICS.items() if metric.binary} == {"label", "unit_tests"}
     assert {metric.unit for metric in METRICS.values()} == {"%", "points", "nats/token"}
     assert all(metric.name == name and metric.title for name, metric in METRICS.items())

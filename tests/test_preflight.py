@@ -38,7 +38,9 @@ def test_good_rows_have_no_findings(tmp_path):
     [
         (0, {"q": "x" * 300}, True, "rows.jsonl:1: task t: is longer than 200 tokens"),
         (0, {"q": "a<|im_end|>b"}, True, "holds a special token"),
-        (4, {"q": "q0"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows"),
+        (4, {"q": "q0"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows; the score would measure memory"),
+        (4, {"q": " q0\n"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows"),
+        (5, {"q": "q0"}, False, "measure memory; 1 of them with another answer there, so that one of the two is wrong"),
     ],
 )
 def test_rows(tmp_path, row, change, serious, message):

@@ -62,7 +62,7 @@ def test_a_template_that_is_not_there_is_refused():
 def test_a_template_without_a_system_turn_says_so():
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
-    with pytest.raises(ConfigError, match="leave out `system`"):
+    with pytest.raises(ConfigError, match="takes no system turn .no system.; leave `system` out"):
         PromptFormat(tokenizer).prompt_text("a", system="b")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,12 +13,17 @@ import numpy as np
 import torch
 from ludwig.globals import MODEL_WEIGHTS_FILE_NAME
 from ludwig.models.llm import LLM
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
 from pipelines.engine.packing import Rows, supervised_logits, token_losses
+from pipelines.errors import ModelError
+from pipelines.model_folder import refuse_code
 from pipelines.runs import replace_folder
+from pipelines.safetensors_header import read_header
 
 
 def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None) -> PreTrainedModel:
@@ -32,18 +38,77 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
     arguments: dict[str, Any] = {
         "dtype": torch.bfloat16 if cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
         "attn_implementation": attention_for(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config) if known else None,
-        "trust_remote_code": False,
-        "use_safetensors": True,
     }
     if quantization is not None:
         arguments["quantization_config"] = quantization.to_bitsandbytes()
         arguments["device_map"] = "auto"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    model = _load_complete(Path(folder), arguments)
     if quantization is None and cuda:
         model.to("cuda")  # type: ignore[arg-type]
+    model.generation_config = neutral_generation_config(model)
     settle_attention(model)
     settle_head(model)
     return model
+
+
+def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
+    """The model with every weight from the folder. Raises ModelError where it cannot be loaded, and where a weight is missing
+    (transformers would draw it at random), has another shape, or has no use in the model. What the architecture ties or
+    declares as ignorable is not counted by transformers."""
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **arguments
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a stranger's files make the parsers and the model's constructor raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise ModelError(f"model {str(folder)!r} cannot be loaded ({reason})") from error
+    mismatched = [f"{name} ({list(held)}, not {list(wanted)})" for name, held, wanted in loaded["mismatched_keys"]]
+    _refuse_incomplete(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
+    return model
+
+
+def _refuse_incomplete(what: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]) -> None:
+    findings = [
+        f"{problem}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for problem, names in (
+            ("weights are missing", missing),
+            ("weights have no use in this architecture", unexpected),
+            ("weights have another shape", mismatched),
+        )
+        if names
+    ]
+    if findings:
+        raise ModelError(f"{what}: {'; '.join(findings)}. Its files do not belong together; download or save them again")
+
+
+def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
+    """Only the ids of special tokens: what else a model folder's generation_config.json or config.json sets (sampling,
+    penalties, beams, no cache) would act in every later `generate` without standing in the YAML."""
+    own = model.generation_config
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder` over the weights of `model`, switched to evaluation. Raises ModelError where its file is
+    missing, cut off, or not the whole adapter of a model like this."""
+    refuse_code(folder)
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():
+        raise ModelError(f"adapter {str(folder)!r} holds no {weights.name}; train it again, or copy the whole folder")
+    held = read_header(weights)
+    try:
+        attached = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # sizes that do not fit, a config of another PEFT
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[:200]
+        raise ModelError(f"adapter {str(folder)!r} does not fit this base model ({reason})") from error
+    expected = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
+    unexpected = set(held) - expected - set(attached.state_dict())
+    _refuse_incomplete(f"adapter {str(folder)!r}", expected - set(held), unexpected, ())
+    return attached.eval()
 
 
 @torch.no_grad()

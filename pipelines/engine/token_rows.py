@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipelines.activity import doing
 from pipelines.engine.packing import PACK_TOKENS, Rows, pack_means, packs
 from pipelines.engine.workers import Workers
 
@@ -67,8 +68,12 @@ def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers 
     sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
     counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
     parts = [rows.take(numbers) for numbers in packs(rows, PACK_TOKENS)]
-    passes = [(real, pack_means(model, part)) for part, real in workers.rounds(parts, data.rows[0:1])]
-    means = [mean for real, found in passes if real for mean in found]
+    means: list[float] = []
+    with doing("loss of the validation rows", len(rows)) as activity:
+        for part, real in workers.rounds(parts, data.rows[0:1]):
+            found = pack_means(model, part)
+            means += found if real else ()
+            activity.advance(len(found) if real else 0)
     for number, mean, length in zip(mine, means, rows.supervised_lengths, strict=True):
         sums[data.tasks[number]] += mean * length
         counts[data.tasks[number]] += length

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.cache import cached
 from pipelines.completions import LoadedModel, quantization_of
 from pipelines.config import Job
+from pipelines.content_hash import fingerprint
 from pipelines.engine.packing import Rows
 from pipelines.engine.strategy import Strategy
 from pipelines.engine.token_rows import TokenRows
@@ -24,10 +26,10 @@ from pipelines.forgetting.replay import Replay
 from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.teacher import check_teacher, teach
-from pipelines.models import at_key, cache_folder, fingerprint
+from pipelines.models import at_key
 from pipelines.prepare import open_table
 from pipelines.prompts import PromptFormat
-from pipelines.runs import Run, digest, read_jsonl
+from pipelines.runs import Run, digest, read_jsonl, versions
 
 SI_FILE = "si.safetensors"
 
@@ -43,7 +45,10 @@ class Start:
 
     @cached_property
     def model_id(self) -> str:
-        return fingerprint(self.folder)
+        """The content of the model as it is loaded: quantized weights answer differently."""
+        quantization = self.job.ludwig.get("quantization")
+        own = fingerprint(self.folder)
+        return digest(own, quantization)[:16] if quantization else own
 
     @cached_property
     def prompts(self) -> PromptFormat:
@@ -72,7 +77,7 @@ class Start:
         sums: dict[str, list[float]] = {}
         for line in read_jsonl(self.run.path("guards", "base.jsonl")):
             if line["score"] is not None:
-                sums.setdefault(line["guard"], []).append(line["score"])
+                sums.setdefault(line["guard"], []).append(float(line["score"]))
         return {name: sum(scores) / len(scores) for name, scores in sums.items()}
 
     @cached_property
@@ -162,5 +167,6 @@ def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = start.job.ludwig.get("adapter")
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
-    key = digest(start.model_id, text, how, start.job.pipeline.seed, adapter and adapter.get("target_modules"), bool(adapter))
-    return cache_folder() / "importance" / f"{name}-{key[:32]}.safetensors"
+    targets = adapter and [adapter.get("type"), adapter.get("target_modules")]
+    key = digest(start.model_id, text, how, start.job.pipeline.seed, targets, bool(adapter), versions())
+    return cached("importance", f"{name}-{key[:32]}.safetensors")

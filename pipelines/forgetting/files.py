@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
 from pipelines.models import from_hub
-from pipelines.row_files import read_rows
-from pipelines.tasks import fill
+from pipelines.own_metrics import try_out
+from pipelines.row_files import Mistakes, numbered_rows, text_in
+from pipelines.templates import as_text, check_system, filled, row_has
+
+Visible = Annotated[str, Field(pattern=r"\S")]
 
 
 class Choice(BaseModel):
@@ -21,8 +24,8 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    question: Annotated[str, Field(min_length=1)]
-    choices: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2)]
+    question: Visible
+    choices: Annotated[list[Visible], Field(min_length=2)]
     answer: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
@@ -52,12 +55,17 @@ def bundled(name: str) -> Path:
 
 def column(file: Path, name: str) -> list[str]:
     """One column of a file, every row a text. Raises DataError with file and row."""
-    texts = []
-    for number, row in enumerate(read_rows(file), start=1):
-        text = row.get(name)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(Problem(f"a row here needs a text in `{name}`; it has: {', '.join(row)}", str(file), number))
-        texts.append(text)
+    texts, mistakes = [], Mistakes()
+    for number, row in numbered_rows(file):
+        text = text_in(row, name)
+        if text is None:
+            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name)}")
+            continue
+        try:
+            texts.append(as_text(name, text))
+        except DataError as error:
+            mistakes.add(str(file), number, str(error))
+    mistakes.refuse()
     return texts
 
 
@@ -98,7 +106,7 @@ def _as_choice(row: dict[str, Any]) -> dict[str, Any]:
         case {"goal": question, "sol1": one, "sol2": two, "label": label}:
             return {"question": question, "choices": [one, two], "answer": label}
         case {"ctx": question, "endings": list(endings), "label": label}:
-            return {"question": question, "choices": endings, "answer": int(label) if str(label).isdigit() else label}
+            return {"question": question, "choices": endings, "answer": int(label) if str(label).isdecimal() else label}
     return row
 
 
@@ -106,7 +114,7 @@ def read_choices(file: Path) -> list[Choice]:
     """Rows with `question`, `choices` and `answer`, the number of the right one from 0, or in the form of a public benchmark.
     Raises DataError."""
     items = []
-    for number, given in enumerate(read_rows(file), start=1):
+    for number, given in numbered_rows(file):
         row = _as_choice(given)
         try:
             items.append(Choice.model_validate(row))
@@ -130,12 +138,18 @@ def _what_is_wrong(row: Mapping[str, Any], error: ValidationError) -> str:
 
 
 def check_guards(forgetting: Forgetting) -> None:
-    """Raises DataError for a guard whose file is missing, empty or of another form. Loads no model."""
-    for guard in guards_of(forgetting).values():
+    """Raises DataError for a guard, or a replay file, that is missing, empty or of another form, or for a guard whose metric of
+    the user's fails on its first row. Loads no model."""
+    if forgetting.replay and forgetting.replay.data:
+        for name in ("prompt", "completion"):
+            column(Path(forgetting.replay.data), name)
+    for name, guard in guards_of(forgetting).items():
         if guard.kind == "choices":
             read_choices(guard_file(guard))
         elif guard.kind == "task":
-            read_questions(guard)
+            first = read_questions(guard)[0]
+            if ":" in guard.metric and (wrong := try_out(guard.metric, first.reference, first.fields)):
+                raise DataError(Problem(f"guard {name}: {wrong}", guard.data, 1))
         else:
             column(guard_file(guard), "text" if guard.kind == "text" else "instruction")
 
@@ -143,11 +157,13 @@ def check_guards(forgetting: Forgetting) -> None:
 def read_questions(guard: Guard) -> list[Question]:
     """The rows of a guard of kind task, its templates filled. Raises DataError."""
     assert guard.prompt is not None and guard.completion is not None
-    questions = []
-    for number, row in enumerate(read_rows(guard_file(guard)), start=1):
+    questions, mistakes = [], Mistakes()
+    for number, row in numbered_rows(guard_file(guard)):
         try:
-            prompt, reference = fill(guard.prompt, row), fill(guard.completion, row)
+            check_system(guard.system, row)
+            prompt, reference = filled(guard.prompt, row, "prompt"), filled(guard.completion, row, "completion")
+            questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
         except DataError as error:
-            raise DataError(Problem(str(error), guard.data, number)) from None
-        questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
+            mistakes.add(guard.data, number, str(error))
+    mistakes.refuse()
     return questions

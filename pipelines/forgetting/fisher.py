@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 import torch
 
+from pipelines.activity import doing
 from pipelines.engine.packing import Rows, micro_batches, supervised_logits
 from pipelines.engine.strategy import trained_weights
 from pipelines.forgetting.penalty import Factored, lora_pairs
 
 MICRO_BATCH = 8
+WHAT = "the Fisher information of what is to be kept"
+"""What a person reads while it is measured."""
 
 
 def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -41,10 +44,11 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     sums = _Sums(kronecker)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model), _without_adapter(model), sums.watching(model, set(pairs)):
+    with _evaluating(model), _without_adapter(model), sums.watching(model, set(pairs)), doing(WHAT, len(rows)) as activity:
         for part in micro_batches(rows, MICRO_BATCH):
             logits, _ = supervised_logits(model, part, share=False)
             logits.backward(sampled_gradient(logits, generator))
+            activity.advance(len(part))
     predicted, seen = rows.supervised_tokens, rows.tokens
     return {name: Factored(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}
 
@@ -104,12 +108,13 @@ def weight_fisher(model: torch.nn.Module, rows: Rows, seed: int) -> dict[str, to
     weights = trained_weights(model)
     sums = [torch.zeros_like(weight) for weight in weights]
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model):
+    with _evaluating(model), doing(WHAT, len(rows)) as activity:
         for number in range(len(rows)):
             logits, _ = supervised_logits(model, rows[number : number + 1])
             gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))
             for total, gradient in zip(sums, gradients, strict=True):
                 total.addcmul_(gradient, gradient)
+            activity.advance(1)
     return {name: total / rows.supervised_tokens for name, total in zip(names, sums, strict=True)}
 
 

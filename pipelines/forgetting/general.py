@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.activity import doing
+from pipelines.cache import cached
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows
+from pipelines.errors import DataError, Problem
 from pipelines.forgetting.files import column
-from pipelines.models import cache_folder
 from pipelines.prompts import PromptFormat
 from pipelines.runs import digest, file_digest, read_jsonl, versions, write_jsonl
 
@@ -22,7 +24,8 @@ PASSAGE_TOKENS = 192
 
 def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> Rows:
     """Plain texts (column `text`), of which every token but the first is predicted."""
-    found = [prompts.plain_ids(text)[:PASSAGE_TOKENS] for text in column(file, "text")[:rows]]
+    most = min(PASSAGE_TOKENS, prompts.context_length)
+    found = [prompts.plain_ids(text)[:most] for text in column(file, "text")[:rows]]
     return Rows([np.asarray(ids) for ids in found], [1] * len(found))
 
 
@@ -33,18 +36,19 @@ def answered(
     Answered once for a model, then taken from the cache; `load` is called where it is not there yet."""
     instructions = column(file, "instruction")[:rows]
     key = digest(model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions())
-    cached = cache_folder() / "general" / f"{key[:32]}.jsonl"
-    if not cached.exists():
+    kept = cached("general", f"{key[:32]}.jsonl")
+    if not kept.exists():
         ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
-        answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids))
+        with doing("the base's own answers to general instructions", len(ids)) as activity:
+            answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids), activity.advance)
         write_jsonl(
-            cached,
+            kept,
             [
                 {"prompt": text, "completion": answer.text, "finished": answer.finished}
                 for text, answer in zip(instructions, answers, strict=True)
             ],
         )
-    return read_jsonl(cached)
+    return read_jsonl(kept)
 
 
 def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:
@@ -55,12 +59,18 @@ def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system
         if not row["completion"]:
             continue
         encoded = prompts.encode(prompts.prompt_text(row["prompt"], system), row["completion"])
-        ids.append(np.asarray(encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]))
+        whole = encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]
+        ids.append(np.asarray(whole[: prompts.context_length]))
         supervised_from.append(encoded.supervised_from)
     return Rows(ids, supervised_from)
 
 
 def users_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
-    texts = zip(column(file, "prompt"), column(file, "completion"), strict=True)
+    texts = list(zip(column(file, "prompt"), column(file, "completion"), strict=True))
+    for number, (prompt, completion) in enumerate(texts, start=1):
+        length = len(prompts.encode(prompts.prompt_text(prompt, system), completion).input_ids)
+        if length > prompts.context_length:
+            message = f"has {length:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
+            raise DataError(Problem(message, str(file), number))
     return answer_rows(prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system)

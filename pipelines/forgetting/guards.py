@@ -12,13 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipelines.activity import doing
 from pipelines.completions import LoadedModel, complete
 from pipelines.engine.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.errors import DataError, Problem
 from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.forgetting.general import answer_rows, answered, passages
@@ -71,7 +74,7 @@ def prepare_guards(
         match guard.kind:
             case "choices":
                 items = read_choices(file)[: guard.rows]
-                rows = _question_rows(prompts, items)
+                rows = _question_rows(prompts, items, file)
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=rows))
             case "text":
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
@@ -84,12 +87,15 @@ def prepare_guards(
     return prepared
 
 
-def _question_rows(prompts: PromptFormat, items: Sequence[Choice]) -> list[Rows]:
-    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice"."""
+def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -> list[Rows]:
+    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice". Raises DataError."""
     found = []
-    for item in items:
+    for number, item in enumerate(items, start=1):
         texts = [f"Question: {item.question}\nAnswer:", *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices)]
         question, *wholes = (prompts.plain_ids(text) for text in texts)
+        if (longest := max(map(len, wholes))) > prompts.context_length:
+            message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
+            raise DataError(Problem(message, str(file), number))
         shared = len(os.path.commonprefix([question, *wholes]))
         found.append(Rows([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
     return found
@@ -98,6 +104,11 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice]) -> list[Rows]
 def score_guard(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
     """A score for each item: nats per token for text and answers, the metric's for a task (None where it can give
     none), 100 or 0 for choices."""
+    with doing(f"guard {guard.name}"):
+        return _scores(loaded, guard, base_logits)
+
+
+def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
     match guard.kind:
         case "answers":
             return list(_divergences(loaded.model, guard.rows, base_logits))
@@ -126,10 +137,11 @@ def _task_scores(loaded: LoadedModel, guard: PreparedGuard) -> list[float | None
     texts = [loaded.prompts.prompt_text(question.prompt, question.system) for question in guard.questions]
     bounds = [question.max_new_tokens for question in guard.questions]
     answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], {"do_sample": False}, bounds)
-    return [
-        metric.score({"reference": question.reference, "completion": answer.text, "fields": dict(question.fields)}).value
-        for question, answer in zip(guard.questions, answers, strict=True)
+    lines = [
+        {"task": guard.name, "row": row, "reference": question.reference, "completion": answer.text, "fields": question.fields}
+        for row, (question, answer) in enumerate(zip(guard.questions, answers, strict=True), start=1)
     ]
+    return [metric.score(line).value for line in lines]
 
 
 def _divergences(model: torch.nn.Module, rows: Rows, base_logits: BaseLogits) -> Iterator[float]:

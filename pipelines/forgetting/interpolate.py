@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.engine.model import load_causal_lm
+from pipelines.activity import doing
+from pipelines.engine.model import attach_adapter, load_causal_lm
 from pipelines.engine.packing import Rows, row_losses
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.forgetting_keys import Interpolate as Settings
@@ -48,9 +48,10 @@ def largest_scale(settings: Settings, loss_at: Callable[[float], float]) -> tupl
 
 def general_losses(base: Path, tuned: Path, text: Rows) -> Callable[[float], float]:
     """A function from a scale to the mean loss on `text`, in nats per token, with the weights loaded once."""
-    model = load_causal_lm(base, frozen=True)
+    base_model = load_causal_lm(base, frozen=True)
+    model: torch.nn.Module = base_model
     if (tuned / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(model, tuned).eval()
+        model = attach_adapter(base_model, tuned)
         full = [(pair.up, pair.up.detach().clone()) for pair in lora_pairs(model)]
 
         def set_scale(scale: float) -> None:
@@ -66,7 +67,8 @@ def general_losses(base: Path, tuned: Path, text: Rows) -> Callable[[float], flo
 
     def loss_at(scale: float) -> float:
         set_scale(scale)
-        losses, lengths = list(row_losses(model, text)), text.supervised_lengths
+        with doing(f"the loss on general text at scale {scale:g}"):
+            losses, lengths = list(row_losses(model, text)), text.supervised_lengths
         return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
 
     return loss_at

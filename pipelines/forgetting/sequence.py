@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.activity import doing
 from pipelines.config import Job, load_job
 from pipelines.errors import ConfigError
 from pipelines.forgetting.files import Question
 from pipelines.forgetting.guards import PreparedGuard
-from pipelines.metrics import resolve
+from pipelines.metrics import resolve, scored_by
 from pipelines.models import at_key, find_base_model, load_tokenizer
 from pipelines.prepare import read_table
 from pipelines.runs import Run, read_jsonl, replace_folder
@@ -50,7 +52,8 @@ def _finished(job: Job, folder: Path) -> Run:
 
     if not (folder / "manifest.json").is_file():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
-        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: alfine run CONFIG --name {folder.name}"
+        make = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
+        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: {make}"
         raise refuse(f"{folder} holds no run; {there}")
     earlier = Run.open(folder)
     if "tuned" not in earlier.manifest["stages"]:
@@ -62,14 +65,13 @@ def _finished(job: Job, folder: Path) -> Run:
 
 
 def _fold(base: Path, adapter: Path, target: Path) -> None:
-    from peft import PeftModel
-
-    from pipelines.engine.model import load_causal_lm
+    from pipelines.engine.model import attach_adapter, load_causal_lm
 
     aside = target.with_name(target.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    PeftModel.from_pretrained(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
-    load_tokenizer(base).save_pretrained(aside)
+    with doing("folding the earlier run's adapter into its base"):
+        attach_adapter(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
+        load_tokenizer(base).save_pretrained(aside)
     replace_folder(aside, target)
 
 
@@ -83,15 +85,16 @@ def earlier_tasks(run: Run) -> list[PreparedGuard]:
         left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             system = task.system if task.system is not None else job.pipeline.system
+            metric = scored_by(task.metric, task.normalize)
             mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
             guards.append(
                 PreparedGuard(
-                    f"{earlier.name}/{name}", "task", str(earlier.folder), metric=task.metric,
+                    f"{earlier.name}/{name}", "task", str(earlier.folder), metric=metric,
                     questions=[
                         Question(row["prompt"], system, row["completion"], row["fields"], task.max_new_tokens or default)
                         for row, _ in mine
                     ],
-                    own_scores=[resolve(task.metric).score(answer).value for _, answer in mine],
+                    own_scores=[resolve(metric).score(answer).value for _, answer in mine],
                 )
             )  # fmt: skip
     return guards

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipelines.activity import doing
 from pipelines.engine.packing import Rows, micro_batches, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
@@ -101,16 +102,19 @@ class Si(Strategy):
 
     def _warm_pass(self) -> Importance:
         names, weights = zip(*self._held(), strict=True)
-        with _unfrozen(self.model, weights):
+        steps = [part for _ in range(self.settings.warm_steps) for part in micro_batches(self.general, WARM_ROWS)]
+        steps = steps[: self.settings.warm_steps]
+        what = "the importance of the weights for general text"
+        with _unfrozen(self.model, weights), doing(what, len(steps), "steps") as activity:
             integral = PathIntegral(weights)
             optimizer = torch.optim.AdamW(weights, lr=WARM_RATE, weight_decay=0.0)
-            steps = [part for _ in range(self.settings.warm_steps) for part in micro_batches(self.general, WARM_ROWS)]
-            for rows in steps[: self.settings.warm_steps]:
+            for rows in steps:
                 optimizer.zero_grad()
                 token_losses(self.model, rows).mean().backward()
                 gradients = [weight.grad.clone() for weight in weights]
                 optimizer.step()
                 integral.add(gradients)
+                activity.advance(1)
             found = integral.importance(self.settings.damping)
         self.model.zero_grad(set_to_none=True)
         return {name: as_factors(omega) if self.pairs else omega for name, omega in zip(names, found, strict=True)}

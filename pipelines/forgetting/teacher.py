@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipelines.activity import doing
 from pipelines.engine.model import load_causal_lm
 from pipelines.engine.packing import Rows, micro_batches, supervised_logits
 from pipelines.errors import ModelError
@@ -49,10 +50,11 @@ def teach(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[byt
 
 @torch.no_grad()
 def _asked(settings: Settings, teacher: Path, rows: Rows) -> dict[str, torch.Tensor]:
-    model = load_causal_lm(teacher, frozen=True).eval()
-    parts = [
-        TopK.of(supervised_logits(model, part)[0], settings.top_k, settings.temperature)
-        for part in micro_batches(rows, MICRO_BATCH)
-    ]
+    parts = []
+    with doing("the teacher's predictions on the tasks' rows", len(rows)) as activity:
+        model = load_causal_lm(teacher, frozen=True).eval()
+        for part in micro_batches(rows, MICRO_BATCH):
+            parts.append(TopK.of(supervised_logits(model, part)[0], settings.top_k, settings.temperature))
+            activity.advance(len(part))
     tokens, log_probs = zip(*((part.tokens.int().cpu(), part.log_probs.cpu()) for part in parts), strict=True)
     return {"tokens": torch.cat(tokens), "log_probs": torch.cat(log_probs)}

@@ -118,7 +118,7 @@ def _task(
     tuned = [line for line in files.tuned if line.task == task]
     changes = [example.change for example in mine]
     losses = [(one.reference_loss, other.reference_loss) for one, other in zip(base, tuned, strict=True)]
-    loose = loose_scores(mine) if metric.name == "label" else None
+    loose = loose_scores(mine, metric.form) if metric.name == "label" else None
     result = TaskResult(
         name=task,
         metric=metric.name,
@@ -141,8 +141,11 @@ def _task(
         rows_needed=comparison.rows_needed,
         loss=_loss(losses),
         loose=Sides(*loose) if loose else None,
+        scoring=metric.note,
     )
-    result.flags.extend(flags(result, base, tuned, sides))
+    result.flags.extend(flags(result, base, tuned, sides, metric.form))
+    if rows := files.manifest.data.get(task):
+        result.flags.extend(rows.notes)
     return result
 
 

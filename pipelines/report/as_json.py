@@ -66,6 +66,7 @@ class TaskReport(Part):
     rows_needed: int | None = Field(description="about how many rows would tell the difference; null where it is told")
     loss: LossReport | None
     loose: SidesOf[float] | None = Field(description="label tasks: answers that name the right label, in whatever form")
+    scoring: str = Field(description="how the metric compares answers with references; empty where its title says it")
     flags: list[str] = Field(description="what makes these numbers worth less than they look")
     told_apart: bool
     verdict: Verdict

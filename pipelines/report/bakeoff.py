@@ -12,9 +12,11 @@ from pipelines.errors import Problem, RunError
 from pipelines.report import plots
 from pipelines.report.analysis import analyse
 from pipelines.report.results import Analysis
+from pipelines.report.tables import Column, print_table
 from pipelines.report.wording import count, duration, interval, number, one_line, signed
 from pipelines.runs import write_text
 from pipelines.statistics import crossed_interval
+from pipelines.strict_json import dump
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,7 +168,7 @@ def write_bake_off(folder: Path) -> BakeOff:
     """bakeoff.html, bakeoff.md and bakeoff.json in the bake-off's folder."""
     found = read_bake_off(folder)
     whole = {**asdict(found), "headline": found.headline, "yaml": found.yaml_line}
-    write_text(folder / "bakeoff.json", json.dumps(whole, indent=2) + "\n")
+    write_text(folder / "bakeoff.json", dump(whole, indent=2) + "\n")
     write_text(folder / "bakeoff.md", _markdown(found))
     write_text(folder / "bakeoff.html", _html(found))
     return found
@@ -232,18 +234,14 @@ def _html(found: BakeOff) -> str:
 
 def print_bake_off(found: BakeOff, console: Console) -> None:
     """The recommendation and the table."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for row in rows(found):
-        table.add_row(*map(Text, row))
+    columns = [Column(heading, words=heading in ("strategy", "knob"), left=True) for heading in HEADINGS]
     console.print(Text(found.headline, style="bold"))
     console.print()
-    console.print(table)
-    console.print(Text(f"{found.yaml_line}\n{_about(found)}"))
+    print_table(columns, rows(found), console)
+    console.print(Text(found.yaml_line), soft_wrap=True)  # whole, to be pasted
+    console.print(Text(_about(found)))
 
 
 def points(found: BakeOff) -> list[dict[str, Any]]:

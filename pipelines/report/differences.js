@@ -2,11 +2,23 @@
 // as it is, so searching and copying know nothing of it.
 (() => {
   const MOST_CELLS = 4e6; // of the table below, some 30 ms; longer pairs stay unmarked
-  const ONE_BY_ONE = "\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}"; // scripts that put no space between words
-  const WORD = new RegExp(`(?:[${ONE_BY_ONE}]|[\\p{L}\\p{N}\\p{M}_]+|\\S)\\s*|\\s+`, "gu"); // with the space behind it
   const toggle = document.getElementById("differences");
   const pairs = [...document.querySelectorAll("main .pair:has(> .sides > .base)")];
   const marked = new Set();
+
+  let segmenter = null;
+
+  /** The words of a text with the space behind them. The browser knows where words begin in every script, and splits no letter
+      from its marks. */
+  function wordsOf(text) {
+    segmenter ??= new Intl.Segmenter("und", { granularity: "word" });
+    const words = [];
+    for (const { segment } of segmenter.segment(text)) {
+      if (words.length && !segment.trim()) words[words.length - 1] += segment;
+      else words.push(segment);
+    }
+    return words;
+  }
 
   /** Which words of each list are not in their longest common subsequence; null where that is too much work. */
   function unmatched(one, other) {
@@ -78,7 +90,7 @@
     marked.add(pair);
     const saids = [".base .said", ".tuned .said"].map((part) => pair.querySelector(part));
     if (saids.includes(null)) return; // one side says nothing: all differs, and that is plain to see
-    const words = saids.map((said) => said.textContent.match(WORD) ?? []);
+    const words = saids.map((said) => wordsOf(said.textContent));
     const changed = unmatched(...words.map((list) => list.map((word) => word.trim())));
     if (!changed) return;
     saids.forEach((said, side) => {

@@ -8,16 +8,19 @@
   const worstFirst = [...list.children];
   const scored = worstFirst.filter((example) => example.dataset.change !== "unscored");
   const bestFirst = [...scored].reverse().concat(worstFirst.slice(scored.length));
-  let texts = null; // lower-cased text of each example, read when somebody first searches
+  let texts = null; // folded text of each example, read when somebody first searches
   let ordered = worstFirst;
   let limit = PAGE;
 
   const fits = (example, change) =>
     change === "all" || (change === "both-wrong" ? "bothWrong" in example.dataset : example.dataset.change === change);
 
+  /** In any case, width and composition of letters and their marks: what a reader types is found. */
+  const folded = (text) => text.normalize("NFKC").toUpperCase().toLowerCase().normalize("NFKC").replaceAll("ς", "σ");
+
   function searchable(example) {
     const { prompt, reference, base, tuned } = readPair(example);
-    return [example.querySelector("h3").textContent, prompt, reference, base, tuned].join("\n").toLowerCase();
+    return folded([example.querySelector("h3").textContent, prompt, reference, base, tuned].join("\n"));
   }
 
   function matches(task, words) {
@@ -34,7 +37,7 @@
   function show() {
     const { task, change, order, search } = form.elements;
     sort(order.value);
-    const found = ordered.filter(matches(task.value, search.value.trim().toLowerCase()));
+    const found = ordered.filter(matches(task.value, folded(search.value.trim())));
     for (const count of counts) {
       const number = found.filter((example) => fits(example, count.dataset.count)).length;
       const label = count.closest("label");

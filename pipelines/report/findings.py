@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.metrics import loose_label
 from pipelines.report.run_files import Completion
 from pipelines.report.wording import BASE_AND_TUNED, count, heading, interval, joined, number, one_line, signed, unit_name
+from pipelines.unicode_text import label_finder
 
 if TYPE_CHECKING:
     from pipelines.report.guards import BackwardTransfer
     from pipelines.report.results import Analysis, Example, TaskResult
+
+Form = Callable[[str], str]
+"""Of a label, by which labels are compared: `Metric.form`."""
 
 FEW_ROWS = 30
 """Below this the interval is wide and its form uncertain."""
@@ -82,20 +85,24 @@ def notes(task: TaskResult) -> list[str]:
     return task.flags
 
 
-def loose_scores(examples: Sequence[Example]) -> tuple[float, float]:
-    """Per side, the share (%) of answers that contain the right label and no other label of the task."""
-    labels = {example.reference for example in examples}
-    base = sum(loose_label(example.base, example.reference, labels) for example in examples)
-    tuned = sum(loose_label(example.tuned, example.reference, labels) for example in examples)
+def loose_scores(examples: Sequence[Example], form: Form) -> tuple[float, float]:
+    """Per side, the share (%) of answers that contain the right label and no other label of the task: a model that knows the
+    answer, whether or not it knows the format."""
+    named_in = label_finder({example.reference for example in examples}, form)
+    right = [{form(example.reference)} for example in examples]
+    base = sum(named_in(example.base) == label for example, label in zip(examples, right, strict=True))
+    tuned = sum(named_in(example.tuned) == label for example, label in zip(examples, right, strict=True))
     return 100 * base / len(examples), 100 * tuned / len(examples)
 
 
-def flags(task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str]) -> list[str]:
+def flags(
+    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str], form: Form
+) -> list[str]:
     """Sentences about what makes the numbers of this task worth less than they look."""
     return [
         *_too_few(task),
         *_format_only(task, sides),
-        *_one_answer(task, base, tuned, sides),
+        *_one_answer(task, base, tuned, sides, form),
         *_limits(task, sides),
         *_unscored(task, sides),
         *_empty_or_cut(task, sides[0], base),
@@ -118,17 +125,19 @@ def _format_only(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
 
 
 def _one_answer(
-    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str]
+    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str], form: Form
 ) -> Iterable[str]:
     if task.metric != "label":
         return
-    if len({_plain(line.reference) for line in base}) == 1:
-        yield f"Every reference is “{one_line(base[0].reference, 40)}”: always giving it would score 100 %."
+    references = Counter(form(line.reference) for line in base)
+    most, times = references.most_common(1)[0]
+    spelt = next(line.reference for line in base if form(line.reference) == most)
+    if len(references) == 1:
+        yield f"Every reference is “{one_line(spelt, 40)}”: always giving it would score 100 %."
         return
-    most, times = Counter(line.reference for line in base).most_common(1)[0]
-    yield f"Always answering “{one_line(most, 40)}” would score {number(100 * times / len(base))} %."
+    yield f"Always answering “{one_line(spelt, 40)}” would score {number(100 * times / len(base))} %."
     for side, lines in zip(sides, (base, tuned), strict=True):
-        answers = {_plain(line.completion) for line in lines}
+        answers = {form(line.completion) for line in lines}
         if len(answers) == 1 and len(lines) > 1 and answers != {""}:
             yield f"{heading(side)} always answers “{one_line(lines[0].completion, 40)}”: it does not look at the prompt."
 
@@ -160,7 +169,3 @@ def _empty_or_cut(task: TaskResult, side: str, lines: Sequence[Completion]) -> I
     if task.metric != "label" and len(cut) >= max(1, OFTEN * len(lines)):
         cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"
         yield f"{cut_off}: with more room they might score higher."
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

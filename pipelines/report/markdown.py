@@ -14,6 +14,7 @@ from pipelines.report.wording import (
     number,
     one_line,
     p_value,
+    printable,
     score,
     signed,
 )
@@ -73,6 +74,8 @@ def _table(analysis: Analysis) -> Iterable[str]:
         "Paired on test rows that no training row repeats; p corrected for the number of tasks (Holm). *Better* means better "
         "than before, not good enough: that is for gates to say."
     )
+    for title, scoring in analysis.scoring.items():
+        yield from ("", f"*{_escape(title)}:* {_escape(scoring)}")
 
 
 def _guards(analysis: Analysis) -> Iterable[str]:
@@ -143,7 +146,16 @@ def _run(analysis: Analysis) -> Iterable[str]:
         else ""
     )
     yield f"{_code(manifest.base_model)} {tuned}seed {manifest.seed}. {_escape(versions)}. Repeat it with"
-    yield from ("", f"    {one_line(manifest.command, 2000)}")
+    yield from ("", _command(manifest.command))
+
+
+def _command(text: str) -> str:
+    """A block that can be pasted: what stands in quotes stays as it is, spaces and line ends too."""
+    text = printable(text)
+    if "\n" not in text:
+        return f"    {text}"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _escape(text: str) -> str:

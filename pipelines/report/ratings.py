@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
 from pipelines.statistics import Comparison, compare
+from pipelines.strict_json import NotStrict, dump, parse
 
 if TYPE_CHECKING:
     from pipelines.report.results import Analysis
@@ -68,8 +68,8 @@ class Preference:
 def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
     """Raises RunError for a file that is none, is broken, or rates other completions."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        ratings = RatingsFile.model_validate_json(json.dumps(raw))
+        # As JSON, not as Python's values: strict as it is, pydantic takes a list for a tuple in JSON only.
+        ratings = RatingsFile.model_validate_json(dump(parse(path.read_text(encoding="utf-8-sig"))))
     except FileNotFoundError:
         raise RunError(Problem("there is no such file", str(path))) from None
     except OSError as error:
@@ -78,7 +78,9 @@ def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise RunError(Problem(f"{key or 'the file'}: {first['msg'].lower()}; {AGAIN}", str(path))) from None
-    except (ValueError, RecursionError):
+    except NotStrict as error:
+        raise RunError(Problem(f"{error}; {AGAIN}", str(path))) from None
+    except ValueError:
         raise RunError(Problem(f"is not the JSON that the report page exports; {AGAIN}", str(path))) from None
     if ratings.report != analysis.digest:
         about = f"rates the run {ratings.run!r}" if ratings.run != analysis.manifest.name else "rates other answers of this run"
@@ -89,7 +91,19 @@ def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
     for rating in ratings.ratings:
         if rating.choice not in known:
             raise RunError(Problem(f"has the choice {rating.choice!r}; known are {', '.join(sorted(known))}", str(path)))
+    _check_items(ratings, analysis, path)
     return ratings
+
+
+def _check_items(ratings: RatingsFile, analysis: Analysis, path: Path) -> None:
+    """Raises RunError for an item that the report has not, or that stands there twice: it would count, or hide the other."""
+    rows = {f"{example.task}/{example.row}" for example in analysis.examples}
+    known = rows | {f"prompt {number}" for number in range(len(analysis.probes))}
+    for item, count in Counter(rating.item for rating in ratings.ratings).items():
+        if item not in known:
+            raise RunError(Problem(f"rates {item}, which this run has not; {AGAIN}", str(path)))
+        if count > 1:
+            raise RunError(Problem(f"rates {item} {count} times; keep one of them, or {AGAIN}", str(path)))
 
 
 def merge(files: Sequence[RatingsFile]) -> Preference:

@@ -65,6 +65,8 @@ class TaskResult:
     """None where the two sides count in different tokens."""
     loose: Sides | None
     """Label tasks: share of answers (%) that name the right label and no other, whatever stands around it."""
+    scoring: str = ""
+    """How the metric compares answers, in sentences."""
     flags: list[str] = field(default_factory=list)
     """Sentences about what makes these numbers worth less than they look."""
 
@@ -169,6 +171,11 @@ class Analysis:
              if task.verdict == "better"],
             list(self.guards.values()),
         )  # fmt: skip
+
+    @property
+    def scoring(self) -> dict[str, str]:
+        """By the title of a metric, how it compares answers; metrics that need no such word are left out."""
+        return {task.title: task.scoring for task in self.tasks.values() if task.scoring}
 
     @property
     def digest(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
+from pipelines.metrics import scored_by
 
 FORMAT_VERSION = 1
 AGAIN = "nothing else in {} was touched; run the job again under another --name"
@@ -112,6 +113,8 @@ class TaskData(Record):
     validation: int
     test: int
     file: str = ""
+    notes: list[str] = []
+    """What preflight found in its labels, in sentences."""
 
 
 class Hardware(Record):
@@ -157,8 +160,8 @@ class RunFiles:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The metric's name of each task, in the order of the config."""
-        return {name: task["metric"] for name, task in self.config["pipeline"]["tasks"].items()}
+        """The name for `metrics.resolve` of each task's metric, in the order of the config."""
+        return {name: scored_by(task["metric"], task.get("normalize")) for name, task in self.config["pipeline"]["tasks"].items()}
 
     def group_column(self, task: str) -> str | None:
         """The column by which the task's rows belong together, if the config names one."""
@@ -169,7 +172,8 @@ class RunFiles:
 def read_run(run: Path) -> RunFiles:
     """Raises RunError for anything missing, broken, of another format, or not the same on both sides."""
     if not run.is_dir():
-        raise RunError(f"{run}: there is no such run folder; `alfine run CONFIG --name {run.name}` makes it")
+        make = shlex.join(["alfine", "run", "CONFIG", "--name", run.name])
+        raise RunError(f"{run}: there is no such run folder; `{make}` makes it")
     manifest = _manifest(run / "manifest.json")
     is_run = manifest.sides is None
     training = run / "model" / "training.json"
@@ -252,34 +256,25 @@ def _validate[R: Record](raw: Any, kind: type[R], path: Path, line: int | None =
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "finite_number":
+            # Scores and losses only: what else a row holds is the user's and means nothing here.
+            message = f"{key} is no finite number: the training diverged; lower trainer.learning_rate and run the job again"
+            raise RunError(Problem(message, str(path), line)) from error
         message = f"{key or 'the line'}: {first['msg'].lower()}; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error
 
 
 def _json(text: str, path: Path, line: int | None = None) -> Any:
-    """JSON without NaN and infinity, and without the halves of surrogate pairs that a model can write."""
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            raise _NotFinite(text)
-        return value
+    """JSON without the halves of surrogate pairs that a model can write."""
 
     def clean(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: _whole(value) if isinstance(value, str) else value for key, value in pairs}
 
     try:
-        return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=clean)
-    except _NotFinite as error:
-        message = f"a value is {error}: the training diverged; lower trainer.learning_rate and run the job again"
-        raise RunError(Problem(message, str(path), line)) from error
+        return json.loads(text, object_pairs_hook=clean)
     except (ValueError, RecursionError) as error:
         message = f"broken JSON, the file may be cut off; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error
-
-
-class _NotFinite(Exception):
-    pass
 
 
 def _whole(text: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from pipelines.plain_text import duration as duration
+from pipelines.plain_text import printable as printable
+from pipelines.unicode_text import cut
 
 BASE_AND_TUNED = ("base", "tuned")
 """The two sides of a run; those of a comparison of two runs have the runs' names."""
-
-# Control characters, bidirectional overrides and lone surrogates: they would move the text around them.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def number(value: float, unit: str = "%") -> str:
@@ -52,32 +51,9 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 5 min 3 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def printable(text: str) -> str:
-    """Model text with what cannot be seen made visible: ␀ for NUL, ⟨U+202E⟩ for a bidi override."""
-
-    def visible(match: re.Match[str]) -> str:
-        code = ord(match.group())
-        return chr(0x2400 + code) if code < 0x20 else f"\u27e8U+{code:04X}\u27e9"
-
-    return _INVISIBLE.sub(visible, text.replace("\r\n", "\n"))
-
-
 def one_line(text: str, width: int) -> str:
-    """The text on one line, cut with … where it is longer than `width` characters."""
-    line = " ".join(printable(text[: 20 * width]).split())
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+    """The text on one line, cut with … where it takes more than `width` columns of a terminal."""
+    return cut(" ".join(printable(text[: 20 * width]).split()), width)
 
 
 def heading(side: str) -> str:

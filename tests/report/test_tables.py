@@ -1,0 +1,141 @@
+"""Every table of the terminal at 60, 80 and 100 columns: numbers whole, words whole, no line too long."""
+
+import io
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from pipelines.preview import _print_lengths
+from pipelines.report.analysis import analyse
+from pipelines.report.bakeoff import ArmResult, BakeOff, Measure, print_bake_off, rows
+from pipelines.report.ratings import Preference
+from pipelines.report.tables import Column, cell, print_table
+from pipelines.report.terminal import print_preference, print_runs, print_summary
+from pipelines.report.wording import interval, number, signed
+from pipelines.statistics import compare
+from tests.report.run_folder import line, write_lines, write_run
+
+WIDTHS = (60, 80, 100)
+NAMES = {
+    "plain": ["sentiment", "summaries", "code"],
+    "long": ["customer_support_escalations_2024_quarter_3_v12", "b" * 60, "c"],
+    "wide": ["感情分析と要約の混合タスク第三版", "번역", "ترجمة"],
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def analysis(request, tmp_path_factory):
+    """Three tasks and four guards, one of a divergence, with numbers as long as they come."""
+    names = NAMES[request.param]
+    base, tuned = [], []
+    for task in names:
+        for row in range(60):
+            base.append(line(task, row, f"p{row}", f"right {row}", "wrong answer altogether" if row % 7 else f"right {row}"))
+            tuned.append(line(task, row, f"p{row}", f"right {row}", f"right {row}" if row % 5 else ""))
+    folder = write_run(tmp_path_factory.mktemp("runs") / f"{names[0][:30]} run", dict(zip(names, ("label", "rouge", "chrf"), strict=True)), base, tuned)
+    kinds = [("knowledge", "choices", ""), ("text", "text", ""), ("general answers", "answers", ""), (f"first/{names[0]}", "task", "rouge")]
+    for side, shift in (("base", 0), ("tuned", 12345.678)):
+        write_lines(folder / "guards" / f"{side}.jsonl", [
+            {"guard": name, "kind": kind, "metric": metric, "item": n, "chance": 25.0 if kind == "choices" else None,
+             "score": 100.0 * (n % 2) if kind == "choices" else shift + n}
+            for name, kind, metric in kinds for n in range(1, 40)
+        ])  # fmt: skip
+    return analyse(folder)
+
+
+def printed(width, show, *arguments):
+    out = io.StringIO()
+    show(*arguments, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def whole(text, width, wanted):
+    """Every line fits, and each of `wanted` stands whole on one line."""
+    lines = text.splitlines()
+    assert all(cell_len(one) <= width for one in lines), max(lines, key=cell_len)
+    squeezed = [re.sub(r" +", " ", one) for one in lines]
+    for one in wanted:
+        assert any(one in found for found in squeezed), f"{one!r} at {width}:\n{text}"
+
+
+def numbers_of(found):
+    values = (number(found.base, found.unit), number(found.tuned, found.unit), signed(found.delta, found.unit), interval(found.ci95, found.unit))
+    return [f"{found.n:,}", *values, *found.verdict.split()]
+
+
+def words_of(names):
+    return [word for name in names for word in cell(name).plain.split()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_summary(analysis, width):
+    text = printed(width, print_summary, analysis)
+    results = [*analysis.tasks.values(), *analysis.guards.values()]
+    whole(text, width, [one for found in results for one in numbers_of(found)])
+    whole(text, width, words_of([found.name for found in results] + [found.title for found in results]))
+    whole(text, width, ["divergence"])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_many_runs(analysis, width):
+    text = printed(width, print_runs, [analysis, analysis])
+    whole(text, width, [one for found in analysis.tasks.values() for one in numbers_of(found)])
+    whole(text, width, words_of([analysis.manifest.name, *analysis.tasks]))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_two_models_with_long_names(analysis, width):
+    sides = ("smollm2-135m-instruct-before-everything", "微調整済みモデル第二版")
+    text = printed(width, print_summary, replace(analysis, sides=sides))
+    whole(text, width, [one for found in analysis.tasks.values() for one in numbers_of(found)])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_preference(analysis, width):
+    comparison = compare([0.0] * 400, [100.0, -100.0] * 200, binary=False)
+    preference = Preference(["anna", "ben"], {"base": 12345, "tie": 2}, comparison, 0.812, 77)
+    whole(printed(width, print_preference, preference, analysis), width, ["0.81"])
+
+
+def bake_off_result():
+    def measure(value):
+        return Measure(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
+
+    arms = [
+        ArmResult("none", "learning_rate: 0.0002", measure(71.4), measure(0.02), measure(-3), None, 3725.0, 4_200_000_000),
+        ArmResult("replay+distill+interpolate", "interpolate.budget: 0.005", measure(69.1), measure(-0.001), None, measure(0.1), 95.0, 10**11, True),
+    ]
+    return BakeOff("job.yaml", 3, 4, arms, "none")
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, 160])
+def test_a_bake_off(width):
+    found = bake_off_result()
+    text = printed(width, print_bake_off, found)
+    lines = [one for one in text.splitlines() if one != found.yaml_line]
+    whole("\n".join(lines), width, [one for row in rows(found) for one in row])
+    assert found.yaml_line in text.splitlines()  # whole, however long, to be pasted
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", NAMES)
+def test_lengths_of_rows(width, kind):
+    prepared = [
+        SimpleNamespace(example=SimpleNamespace(task=task, split=split), input_ids=range(1_234_567), supervised_from=9)
+        for task in NAMES[kind] for split in ("train", "validation", "test")
+    ]  # fmt: skip
+    text = printed(width, _print_lengths, prepared)
+    whole(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
+
+
+def test_a_table_where_there_is_room_and_blocks_where_there_is_none():
+    columns = [Column("task", words=True), Column("note", words=True), Column("change"), Column("p", optional=True)]
+    table = [["tea", "two words", "+1.0", "0.001"]]
+    assert printed(40, print_table, columns, table).splitlines() == ["task  note       change      p", "tea   two words    +1.0  0.001"]
+    assert printed(28, print_table, columns, table).splitlines()[0].split() == ["task", "note", "change"]  # p is left out
+    assert printed(22, print_table, columns, table).splitlines()[1:] == ["tea   two         +1.0", "      words           "]
+    assert printed(16, print_table, columns, table).splitlines() == ["tea", "  note    ", "    two words", "  change  +1.0", "  p       0.001"]
