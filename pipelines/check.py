@@ -47,7 +47,7 @@ def check_job(job: Job) -> Checked:
             rows[example.split] += 1
             firsts.setdefault(example.task, example)
             scores.see(example)
-    if problems := scores.errors():
+    if problems := [*scores.errors(), *of_rows(job, rows["train"], rows["validation"])]:
         raise DataError(problems)
     if problems := list(of_rows(job, rows["train"], rows["validation"])):
         raise ConfigError(problems)

@@ -89,7 +89,6 @@ class Preflight:
         ]
         return sorted(found, key=lambda finding: not finding.serious)
 
-
     def _rows_of(self, split: str) -> int:
         return sum(count for (_, of), count in self.counts.items() if of == split)
 

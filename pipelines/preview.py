@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from pipelines.plain_text import speaks_unicode
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
 from pipelines.report.tables import Column, cell, print_table
@@ -60,7 +61,7 @@ def _print_lengths(rows: Sequence[PreparedRow], console: Console) -> None:
     print_table(columns, table, console)
 
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS, DIGITS = "▁▂▃▄▅▆▇█", "01234567"
 WIDTH = 40
 """Characters of the curve of the learning rate."""
 
@@ -72,16 +73,17 @@ def show_schedule(trainer: Mapping[str, Any], rows: int, console: Console) -> No
     peak = learning_rate(trainer)
     rates = [peak * factor(settings, steps, peak, step) for step in range(steps.total)]
     console.print(f"{steps.total:,} steps, {steps.per_epoch:,} an epoch, evaluated every {steps.per_evaluation:,}")
-    console.print(f"learning rate  {sparkline(rates)}  {settings.decay or 'constant'}")
+    curve = sparkline(rates, BARS if speaks_unicode(console.file) else DIGITS)
+    console.print(f"learning rate  {curve}  {settings.decay or 'constant'}")
     console.print(f"first {rates[0]:.3g}, peak {max(rates):.3g} at step {rates.index(max(rates)) + 1:,}, last {rates[-1]:.3g}")
     if settings.reduce_on_plateau:
         rate, times = settings.reduce_on_plateau_rate, settings.reduce_on_plateau
         console.print(f"times {rate:g} on each plateau, at most {times} times")
 
 
-def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+def sparkline(values: Sequence[float], bars: str = BARS, width: int = WIDTH) -> str:
     """One bar for each value, or for evenly spaced ones where there are more than `width`, with the first and the last; an
     empty bar is 0, a full one the largest value."""
     count, top = min(len(values), width), max(values) or 1.0
     chosen = [values[round(n * (len(values) - 1) / max(count - 1, 1))] for n in range(count)]
-    return "".join(BARS[min(int(value / top * len(BARS)), len(BARS) - 1)] for value in chosen)
+    return "".join(bars[min(int(value / top * len(bars)), len(bars) - 1)] for value in chosen)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.config import load_job
-from pipelines.preview import show_schedule, sparkline
+from pipelines.preview import DIGITS, show_schedule, sparkline
 from pipelines.trainer_keys import of_rows
 
 
@@ -73,6 +73,10 @@ def test_preview_shows_the_curve():
 @pytest.mark.parametrize(("values", "bars"), [([1.0], "█"), ([0.0, 1.0], "▁█"), ([0.0], "▁"), ([1.0] * 500, "█" * 40)])
 def test_sparkline(values, bars):
     assert sparkline(values) == bars
+
+
+def test_a_terminal_without_unicode_gets_digits():
+    assert sparkline([0.0, 0.5, 1.0], DIGITS) == "047"
 
 
 def test_sparkline_has_the_first_and_the_last():
