@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from pipelines.foreign_keys import SAME, WRITTEN, nothing_like
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.ludwig_limits import NARROWED, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
 from pipelines.yaml_wording import KeyPath, dotted, near_names
 
 Node = Mapping[str, Any]
@@ -46,7 +46,8 @@ class Hints:
     def usable(self, section: KeyPath) -> list[str]:
         """The keys that a section takes, those of its `type` where it has types. Not a switch that can only be off."""
         names = {key: dotted((*section, key)) for key in self._fields(section)}
-        return [key for key, name in names.items() if not lookup(REFUSED, name) and (name, True) not in REFUSED_VALUES]
+        refused = {name for name in names.values() if lookup(REFUSED, name) or lookup(NOT_POSSIBLE, name)}
+        return [key for key, name in names.items() if name not in refused and (name, True) not in REFUSED_VALUES]
 
     def unknown(self, path: KeyPath, value: Any) -> str:
         """The sentence on a key that its section does not know."""
