@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.sandbox import run_tests
-from pipelines.unit_tests import extract_code, tests_of
+from pipelines.unit_tests import extract_code, row_tests
 
 Line = Mapping[str, Any]
 """One line of `completions.jsonl`."""
@@ -115,7 +115,7 @@ def _chrf_scorer() -> Any:
 
 def _unit_tests(line: Line) -> Score:
     try:
-        tests = tests_of(line["fields"])
+        tests = row_tests(line["fields"])
     except DataError as error:
         raise DataError(f"{_place(line)}: {error}") from None
     result = run_tests(extract_code(line["completion"]), tests)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import HUB
 from pipelines.row_files import read_rows, stream_rows
-from pipelines.unit_tests import tests_of
+from pipelines.unit_tests import row_tests
 from pipelines.yaml_wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
         try:
             prompt, completion = _filled(task.prompt, fields, "prompt"), _filled(task.completion, fields, "completion")
             if task.metric == "unit_tests" and split == "test":
-                tests_of(fields)
+                row_tests(fields)
         except DataError as error:
             wrong.setdefault((file, str(error)), []).append(row)
             continue

@@ -62,7 +62,8 @@ def test_one_class(tmp_path):
 
 
 def test_unit_tests_need_tests(tmp_path):
-    assert "needs a column `tests`" in str(findings(tmp_path, good_rows(), metric="unit_tests")[0].problem)
+    with pytest.raises(DataError, match="rows.jsonl:5: task t: metric unit_tests needs a column `tests`.*2 such rows"):
+        findings(tmp_path, good_rows(), metric="unit_tests")
 
 
 def test_two_bos(tmp_path):

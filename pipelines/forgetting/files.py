@@ -14,7 +14,7 @@ from pipelines.forgetting_keys import BUNDLED, HUB, Forgetting, Guard
 from pipelines.models import from_hub
 from pipelines.row_files import read_rows
 from pipelines.tasks import fill
-from pipelines.unit_tests import tests_of
+from pipelines.unit_tests import row_tests
 
 
 class Choice(BaseModel):
@@ -149,7 +149,7 @@ def read_questions(guard: Guard) -> list[Question]:
         try:
             prompt, reference = fill(guard.prompt, row), fill(guard.completion, row)
             if guard.metric == "unit_tests":
-                tests_of(row)
+                row_tests(row)
         except DataError as error:
             raise DataError(Problem(str(error), guard.data, number)) from None
         questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
