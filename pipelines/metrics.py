@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.own_metrics import finite, own_function, own_value
 from pipelines.sandbox import run_tests
 from pipelines.unicode_text import normalise_label, split_labels, tokens, written_label
-from pipelines.unit_tests import extract_code, tests_of
+from pipelines.unit_tests import extract_code, row_tests
 
 Line = Mapping[str, Any]
 """One line of `completions.jsonl`."""
@@ -121,7 +121,7 @@ def _chrf_scorer() -> Any:
 
 def _unit_tests(line: Line) -> Score:
     try:
-        tests = tests_of(line["fields"])
+        tests = row_tests(line["fields"])
     except DataError as error:
         raise DataError(f"{_place(line)}: {error}") from None
     result = run_tests(extract_code(line["completion"]), tests)

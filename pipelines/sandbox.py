@@ -25,8 +25,8 @@ MAX_MESSAGE = 300
 
 _NO_THREADS = "RuntimeError: can't start new thread"
 _STOPPED = {
-    "": "the code ended the program", "instructions": "took too long", "memory": "used too much memory",
-    "stack": "RecursionError: the stack is used up", "crash": "crashed the sandbox",
+    "": "the code ended the program", "exit": "the code ended the program", "instructions": "took too long",
+    "memory": "used too much memory", "stack": "RecursionError: the stack is used up", "crash": "crashed the sandbox",
     "wall clock": "the machine was too slow to run it",
 }  # fmt: skip
 
@@ -94,6 +94,8 @@ class _Judge:
     ran: int = 0
     asserts: int = 0
     failure: str = ""
+    forged: bool = False
+    """More verdicts came than there are tests."""
 
     @property
     def key(self) -> bytes:
@@ -114,6 +116,8 @@ class _Judge:
         failure = "used too much memory" if outcome == "m" else text
         if about == "a":
             self.asserts = int(message[1:])
+        elif about == "t" and self.ran == len(self.tests):
+            self.forged = True
         elif about == "c":
             self.loaded = outcome == "p"
             self.failure = failure
@@ -135,6 +139,8 @@ class _Judge:
             self.failure = self.failure or _STOPPED[stopped]
         elif self.ran < total:
             self._fail(_STOPPED[stopped])
+        elif self.forged or stopped == "exit":
+            self.passed, self.failure = 0, "the code interferes with its tests"
         elif self.passed == total and not self.asserts:
             self.passed, self.failure = 0, "the tests ran no assert"
         unsupported = stopped == "wall clock" or self.failure.endswith(_NO_THREADS)

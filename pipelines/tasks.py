@@ -16,7 +16,7 @@ from pipelines.errors import DataError, Problem
 from pipelines.forgetting_keys import HUB
 from pipelines.row_files import Mistakes, numbered_rows
 from pipelines.templates import SPLIT_COLUMN, check_system, filled, row_has, template_columns
-from pipelines.unit_tests import tests_of
+from pipelines.unit_tests import row_tests
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +171,7 @@ def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
             found = "no value" if fields[group] is None or isinstance(fields[group], str) else "a value that is no text or number"
             raise DataError(f"group names the column {group}, which has {found} here; every test row needs one")
     if task.metric == "unit_tests":
-        tests_of(fields)
+        row_tests(fields)
 
 
 def _no_row(task: Task, pipeline: Pipeline, split: str, found: Counter[str]) -> str:

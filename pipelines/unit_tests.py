@@ -56,7 +56,7 @@ def split_tests(text: str) -> list[str]:
 # --- a row's tests -----------------------------------------------------------------------------------
 
 
-def tests_of(row: Mapping[str, Any]) -> list[str]:
+def row_tests(row: Mapping[str, Any]) -> list[str]:
     """The tests of a row's column `tests`: a text of Python, or a list of such, also where a CSV cell holds the list as text.
 
     Functions that nobody calls are called: `test_x()`, the methods of a test class, and `check(candidate)` with the function
@@ -70,14 +70,15 @@ def tests_of(row: Mapping[str, Any]) -> list[str]:
     _refuse_what_asserts_nothing(body)
     body += _calls(body, row.get("entry_point"))
     if not any(_asserts(node, _asserting_names(body)) for node in body if not isinstance(node, _DEFINITIONS)):
-        raise DataError(f"the tests assert nothing ({_shown(text)}); {_WRITE}")
+        raise DataError(f"the tests assert nothing; {_WRITE}")
     if not _unknown_names(body):
-        raise DataError(f"the tests name nothing that the code defines ({_shown(text)}); {_WRITE}")
+        raise DataError(f"the tests name nothing that the code under test defines; {_WRITE}")
     if body == tree.body:
         return split_tests(text)
     return split_tests(ast.unparse(ast.Module(body, [])))
 
 
+_KINDS = {type(None): "nothing", float: "a number", int: "a number", dict: "an object", list: "a list of something else"}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -91,7 +92,7 @@ def _texts(row: Mapping[str, Any]) -> list[str]:
     if isinstance(given, list | tuple) and given and all(isinstance(one, str) and one.strip() for one in given):
         return list(given)
     other = next((name for name in ("test", "test_list", "unit_tests") if name in row and "tests" not in row), None)
-    found = f"the row has {other!r}: rename it" if other else f"not {_shown(repr(given))}"
+    found = f"the row has {other!r}: rename it" if other else f"this one holds {_KINDS.get(type(given), 'something else')}"
     raise DataError(
         "metric unit_tests needs a column `tests` with one assert or more, as a list of strings or as lines of one "
         f"string; {found}"
@@ -122,10 +123,10 @@ def _refuse_what_asserts_nothing(body: list[ast.stmt]) -> None:
     """Raises DataError for what looks like a test and is none."""
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Name):
-            raise DataError(f"the tests hold `{_shown(ast.unparse(node))}`, which asserts nothing; write `assert` before it")
+            raise DataError("a line of the tests is a bare expression, such as `f(1) == 2`; write `assert` before it")
     for inner in ast.walk(ast.Module(body, [])):
         if isinstance(inner, ast.Assert) and isinstance(inner.test, ast.Tuple) and inner.test.elts:
-            raise DataError(f"`{_shown(ast.unparse(inner))}` is true whatever the code does; leave out the parentheses")
+            raise DataError("an assert in parentheses, such as `assert (f(1) == 2, 'wrong')`, never fails; leave them out")
         modules = [alias.name for alias in inner.names] if isinstance(inner, ast.Import) else []
         if isinstance(inner, ast.ImportFrom):
             modules = [inner.module or ""]
@@ -225,7 +226,8 @@ def _unknown_names(body: list[ast.stmt]) -> set[str]:
     model's function may have the name of one; what is imported from another module than the standard library's, too."""
     made: set[str] = set()
     for node in ast.walk(ast.Module(body, [])):
-        made |= {name for name in (getattr(node, "name", None), getattr(node, "arg", None)) if isinstance(name, str)}
+        named = [] if isinstance(node, ast.alias) else [getattr(node, "name", None), getattr(node, "arg", None)]
+        made |= {name for name in named if isinstance(name, str)}
         if isinstance(node, ast.Import):
             made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in sys.stdlib_module_names:
@@ -326,8 +328,3 @@ def _longest_that_parses(text: str) -> str:
 def _lines(text: str) -> list[str]:
     """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
     return re.split(r"\r\n?|\n", text)
-
-
-def _shown(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else line[:79] + "…"

@@ -37,8 +37,8 @@ _thread = threading.local()  # .program: what the instance of this thread runs
 
 
 def run_program(program: Program) -> str:
-    """Runs it to its end. Returns "" where it ended by itself, else what stopped it: "instructions", "memory", "stack",
-    "wall clock" or "crash". Raises MachineError where the interpreter cannot be compiled."""
+    """Runs it to its end. Returns "" where it came there, else what stopped it: "exit" (its own call), "instructions", "memory",
+    "stack", "wall clock" or "crash". Raises MachineError where the interpreter cannot be compiled."""
     template = _template()
     ended: list[str] = []
     before = threading.stack_size(2 * NATIVE_STACK)
@@ -69,7 +69,7 @@ def _run(template: wasmtime.InstancePre, program: Program) -> str:
         _widen_stack(memory, store)
         exports["run"](store)
     except Exit:
-        return ""
+        return "exit"
     except TooManyCalls:
         return "instructions"
     except Exception as stopped:  # the instance's trap, or one of the functions below was given nonsense

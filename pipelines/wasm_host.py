@@ -250,8 +250,8 @@ def _proc_exit(program: Program, memory: Memory, code: int) -> int:
 
 _FUNCTIONS: dict[str, Callable[..., int]] = {
     "call": _message, "args_sizes_get": _args_sizes_get, "args_get": _args_get, "environ_sizes_get": _environ_sizes_get,
-    "environ_get": _nothing, "clock_time_get": _clock_time_get, "clock_res_get": _clock_res_get,
-    "random_get": _random_get, "poll_oneoff": _poll_oneoff, "sched_yield": _nothing, "proc_exit": _proc_exit, "fd_prestat_get": _fd_prestat_get,
+    "environ_get": _nothing, "clock_time_get": _clock_time_get, "clock_res_get": _clock_res_get, "random_get": _random_get,
+    "poll_oneoff": _poll_oneoff, "sched_yield": _nothing, "proc_exit": _proc_exit, "fd_prestat_get": _fd_prestat_get,
     "fd_prestat_dir_name": _fd_prestat_dir_name, "fd_fdstat_get": _fd_fdstat_get, "fd_fdstat_set_flags": _nothing,
     "fd_filestat_get": _fd_filestat_get, "path_filestat_get": _path_filestat_get, "path_open": _path_open,
     "fd_close": _fd_close, "fd_read": _fd_read, "fd_write": _fd_write, "fd_seek": _fd_seek, "fd_tell": _fd_tell,

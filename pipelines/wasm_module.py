@@ -75,7 +75,8 @@ def compile_into(folder: Path) -> None:
     with FileLock(folder.with_suffix(".lock")):
         if _is_whole(folder):
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in (folder, *folder.parent.glob(".compiling-*")):  # what a killed process left
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".compiling-") as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
@@ -87,7 +88,7 @@ def compile_into(folder: Path) -> None:
 def _compile_apart(folder: Path) -> None:
     """In another process, so that its memory is given back and Ctrl-C ends it."""
     program = "import sys, pathlib, pipelines.wasm_module as made; made.compile_into(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", program, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1][:200]
         raise MachineError(f"the sandbox for unit tests cannot be compiled into {folder.parent} ({reason}); {_NEEDS}")

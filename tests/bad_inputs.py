@@ -44,6 +44,11 @@ ROWS = "".join(
 )
 
 
+def tested(tests: Any) -> str:
+    """The good rows with that column `tests` in each."""
+    return "".join(json.dumps({**json.loads(line), "tests": tests}) + "\n" for line in ROWS.splitlines())
+
+
 @dataclass(frozen=True)
 class Case:
     """Files in an empty folder, a command in it; `fault` is what the machine does wrong, for no other cause."""
@@ -155,6 +160,20 @@ CASES = [
     Case("Parquet that is none", CHECK, config=changed("rows.jsonl", "rows.parquet"), rows=None, others={"rows.parquet": "x"}),
     Case("data in a form not read", CHECK, config=changed("rows.jsonl", "rows.xlsx"), rows=None, others={"rows.xlsx": "x"}),
     Case("missing column", CHECK, config=changed("{review}", "{text}")),
+    *(
+        Case(f"unit tests: {title}", CHECK, config=changed("metric: label", "metric: unit_tests"), rows=rows)
+        for title, rows in {
+            "none": ROWS,
+            "a bare comparison": tested("f(1) == 2"),
+            "a list of bare comparisons in a cell": tested("['f(1) == 2', 'f(2) == 3']"),
+            "check that nobody calls": tested("def check(candidate):\n    assert candidate(1) == 2"),
+            "an assert in parentheses": tested(["assert (f(1) == 2, 'wrong')"]),
+            "asserts about their own values": tested("x = 2\nassert x == 2"),
+            "inputs and outputs": tested({"inputs": ["1"], "outputs": ["2"]}),
+            "pytest": tested("import pytest\ndef test_f():\n    with pytest.raises(ValueError):\n        f(-1)"),
+            "no Python": tested(">>> f(1)\n2"),
+        }.items()
+    ),
     Case("no rows", CHECK, rows=""),
     Case("one row", CHECK, rows=ROWS.split("\n")[0] + "\n"),
     Case("a row of 100 kB", "preview job.yaml", rows=ROWS + json.dumps({"review": "word " * 20_000, "label": "good"}) + "\n"),

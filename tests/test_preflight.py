@@ -63,6 +63,11 @@ def test_one_class(tmp_path):
     assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
 
 
+def test_unit_tests_need_tests(tmp_path):
+    with pytest.raises(DataError, match="rows.jsonl:5: task t: metric unit_tests needs a column `tests`.*2 such rows"):
+        findings(tmp_path, good_rows(), metric="unit_tests")
+
+
 def test_two_bos(tmp_path):
     rows = good_rows()
     rows[0]["q"] = "<bos><bos>x"

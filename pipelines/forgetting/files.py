@@ -15,7 +15,7 @@ from pipelines.models import from_hub
 from pipelines.own_metrics import try_out
 from pipelines.row_files import Mistakes, numbered_rows, text_in
 from pipelines.templates import as_text, check_system, filled, row_has
-from pipelines.unit_tests import tests_of
+from pipelines.unit_tests import row_tests
 
 Visible = Annotated[str, Field(pattern=r"\S")]
 
@@ -164,7 +164,7 @@ def read_questions(guard: Guard) -> list[Question]:
             check_system(guard.system, row)
             prompt, reference = filled(guard.prompt, row, "prompt"), filled(guard.completion, row, "completion")
             if guard.metric == "unit_tests":
-                tests_of(row)
+                row_tests(row)
             questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
         except DataError as error:
             mistakes.add(guard.data, number, str(error))

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.sandbox import run_tests
-from pipelines.unit_tests import tests_of
+from pipelines.unit_tests import row_tests
 from pipelines.wasm_module import compiled
 
 SECONDS = 60
@@ -69,7 +69,7 @@ def main() -> None:
     for (name, code, given, _), right in zip(every, expected, strict=True):
         started, cpu = time.perf_counter(), time.process_time()
         try:
-            result = run_tests(code, tests_of(given))
+            result = run_tests(code, row_tests(given))
             verdict, message = result.passed == result.total, result.message
         except DataError as error:
             verdict, message = False, str(error)

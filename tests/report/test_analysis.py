@@ -55,9 +55,10 @@ def test_a_lower_loss_is_better(tmp_path):
     assert not task.percent_scale and task.loss.delta == pytest.approx(-1)
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
     fields = {"tests": ["assert one() == 1"]}
-    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import socket\ndef one():\n    return 1"
+    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import threading\nthreading.Thread(target=print).start()"
     sides = [
         [line("code", n, "p", right, answer, fields=fields) for n, answer in enumerate(answers)]
         for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
