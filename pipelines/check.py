@@ -16,6 +16,7 @@ from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.forgetting.files import check_guards
 from pipelines.free_prompts import read_probes
 from pipelines.models import at_key, check_base_model, local_folder
+from pipelines.module_names import check_names
 from pipelines.score_checks import ScoreChecks
 from pipelines.tasks import Example, check_files, load_examples
 from pipelines.trainer_keys import of_rows
@@ -36,6 +37,9 @@ def check_job(job: Job) -> Checked:
     if problems := scores.errors():
         raise ConfigError(problems)
     _check_models(job)
+    folder = local_folder(job.ludwig["base_model"])
+    if folder is not None:
+        check_names(job, folder)
     firsts: dict[str, Example] = {}
     rows: Counter[str] = Counter()
     with doing("reading the rows"):
@@ -45,7 +49,7 @@ def check_job(job: Job) -> Checked:
             scores.see(example)
     if problems := [*scores.errors(), *of_rows(job, rows["train"], rows["validation"])]:
         raise DataError(problems)
-    if (folder := local_folder(job.ludwig["base_model"])) is not None:
+    if folder is not None:
         check_rendering(job, folder, firsts)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:

@@ -20,8 +20,6 @@ _SAME: dict[str, str] = {
         "tokenizer_name tokenizer_name_or_path",
     "generation.max_new_tokens":
         "max_completion_length max_generated_tokens max_tokens",
-    "model_parameters.neftune_noise_alpha":
-        "neftune_alpha",
     "pipeline.split.test":
         "test_size",
     "pipeline.split.validation":
@@ -150,6 +148,8 @@ _NOTHING: dict[str, str] = {
     "the tokenizer and its special tokens are taken from base_model; leave it out":
         "added_tokens* eot_tokens processor_type resize_* special_tokens stop_token_ids tokenizer tokenizer_* tokens "
         "use_fast_tokenizer",
+    "noise on embeddings would depend on which rows are read together; leave it out":
+        "neftune*",
     "under an adapter only the adapter is trained; leave it out":
         "lora_modules_to_save modules_to_save",
 }  # fmt: skip

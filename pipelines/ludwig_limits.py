@@ -34,6 +34,7 @@ REFUSED: dict[str, str] = {
     "preprocessing.split": "alfine splits the rows itself; write pipeline.split, or give them a split column",
     "adapter.pretrained_adapter_weights": "Ludwig loads such an adapter frozen, and nothing would be trained",
     "adapter.postprocessor": "base and tuned are compared with the adapter apart; merge it later with peft",
+    "adapter.loftq_config": "alfine does not take LoftQ, see adapter.init_lora_weights",
     "adapter.eva_config": "Ludwig does not run the pass over the data that EVA needs",
     "trainer.validation_*": VALIDATION,
     "trainer.evaluate_training_set": "the training loss of each step is kept anyway; leave it out",
@@ -100,6 +101,13 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     "schedule would have no effect; leave it out",
     ("trainer.optimizer.warmup_init", True): "Adafactor warms up only with relative_step, which leaves trainer.learning_rate "
     "without effect; write trainer.learning_rate_scheduler.warmup_fraction",
+    ("adapter.type", "adalora"): "its ranks are shared out by a call after each step which Ludwig does not make, and Ludwig "
+    "drops its target_modules; write lora",
+    ("adapter.init_lora_weights", "loftq"): "it replaces the base's weights by 4-bit approximations, so the tuned model would "
+    "not be one of this base; write pissa or default, with quantization where memory is short",
+    ("adapter.init_ia3_weights", False): "training would start from random scales in place of the base; take the line out",
+    ("adapter.apply_GS", True): "made orthogonal, the reflections do not cancel at the start, so training would not start from "
+    "the base; take the line out",
     ("adapter.init_lora_weights", "eva"): "the pass over the data that EVA needs is not run here; write pissa or default",
     ("adapter.init_lora_weights", "corda"): "the pass over the data that CorDA needs is not run here; write pissa or default",
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
@@ -166,7 +174,6 @@ ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "trainer.learning_rate_scheduler.wsd_*": (_DECAY, None, ["wsd"]),
     "trainer.learning_rate_scheduler.warmup_*": (_DECAY, None, _WARMUP),
     "trainer.effective_batch_size": ("batch_size", 8, ["auto"]),
-    "adapter.loftq_config": ("init_lora_weights", "default", ["loftq"]),
     "quantization.bnb_4bit_*": ("bits", 4, [4]),
     "quantization.llm_int8_*": ("bits", 4, [8]),
     "generation.temperature": _SAMPLED,
@@ -190,3 +197,11 @@ NEEDS: dict[str, str] = {
 def lookup(table: Mapping[str, Any], name: str) -> Any:
     """What a table says of a dotted key, by its name or by a pattern with `*`; None where nothing is said."""
     return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
+
+
+def refusal(name: str) -> tuple[str, str] | None:
+    """What would become of a dotted key that is not taken, and why; None where it is taken."""
+    for table, fate in ((REFUSED, "would have no effect"), (NOT_POSSIBLE, "is not possible")):
+        if reason := lookup(table, name):
+            return fate, reason
+    return None

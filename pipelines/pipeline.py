@@ -66,9 +66,11 @@ class Stages:
             # torch is imported here, which takes half a minute on a busy machine.
             from pipelines.content_hash import fingerprint
             from pipelines.forgetting.sequence import starting_model
+            from pipelines.module_names import check_names
 
             self.base_folder = starting_model(job, run)
             self.model_id = fingerprint(self.base_folder)
+        check_names(job, self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 
     def all(self) -> None:

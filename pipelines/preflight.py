@@ -55,7 +55,7 @@ class Preflight:
         self.job = job
         asked = job.ludwig.get("preprocessing", {}).get("global_max_sequence_length")
         limit = min(context_length, int(asked)) if asked else context_length
-        self.checks = [*_text_checks(prompts), *_token_checks(prompts, limit), _unit_tests(job)]
+        self.checks = [*_text_checks(prompts), *_token_checks(prompts, limit)]
         self.counts: Counter[tuple[str, str]] = Counter()
         self.scores = ScoreChecks(job)
         self.references = ReferenceChecks(job, prompts, context_length)
@@ -138,14 +138,6 @@ def _token_checks(prompts: PromptFormat, limit: int) -> list[RowCheck]:
         message = f"the prompt starts with {prompts.tokenizer.bos_token} twice; take it out of the template"
         checks.append(RowCheck(message, lambda row: row.input_ids[:2] == [bos, bos]))
     return checks
-
-
-def _unit_tests(job: Job) -> RowCheck:
-    scored = {name for name, task in job.pipeline.tasks.items() if task.metric == "unit_tests"}
-    return RowCheck(
-        "metric unit_tests needs a column `tests` with assert lines in every test row",
-        lambda row: row.example.task in scored and row.example.split == "test" and not row.example.fields.get("tests"),
-    )
 
 
 class _Leaks:

@@ -97,10 +97,11 @@ def _advice(name: str, value: list[Any] | dict[str, Any]) -> str:
     if isinstance(value, dict):
         return "holds an object, not a text; write the part that is meant as a column of its own"
     if value and all(isinstance(one, dict) and {"content", "value"} & set(one) for one in value):
+        text = "content" if "content" in value[0] else "value"
         return (
-            "holds a conversation (a list of messages), which is not read yet; write the user's message as one column and the "
-            "assistant's answer as another, each as text (jq: .messages[0].content)"
-        ).replace(".messages", f".{name}")
+            f"holds a conversation (a list of messages), which is not read yet; write the user's message as one column and the "
+            f"assistant's answer as another, each as text (jq: .{name}[0].{text})"
+        )
     if all(isinstance(one, str) for one in value):
         return f'holds a list, not a text; join it (jq: .{name} | join("\\n")), or write one of its texts as a column of its own'
     return "holds a list, not a text; write the part that is meant as a column of its own"

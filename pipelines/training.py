@@ -122,7 +122,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
         with doing("saving the model"):
-            aside = _collect(model, workdir, base_model, history)
+            aside = _collect(model, workdir, start, history)
         _after_training(start, strategies, aside, history)
         write_json(aside / "training.json", history)
         for strategy in strategies:
@@ -145,11 +145,13 @@ def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, h
     """What is decided on the finished weights, in the folder `tuned`."""
     if "interpolate" not in start.job.pipeline.forgetting.strategies:
         return
-    from pipelines.forgetting.interpolate import general_losses, largest_scale, scale_model
+    from pipelines.forgetting.interpolate import Between, largest_scale
 
     settings = start.job.pipeline.forgetting.settings("interpolate")
-    scale, measured = largest_scale(settings, general_losses(start.folder, tuned, start.passages))
-    scale_model(start.folder, tuned, scale)
+    between = Between(start.folder, tuned)
+    scale, measured = largest_scale(settings, between.general_loss(start.passages))
+    between.save(scale)
+    history["trial_losses"] = between.trial_losses(scale)
     history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
 
 
@@ -186,16 +188,24 @@ def _metadata() -> dict[str, Any]:
     return {"prompt": dict(feature), "completion": dict(feature)}
 
 
-def _collect(model: Any, workdir: Path, base_model: Path, history: dict[str, Any]) -> Path:
+def _collect(model: Any, workdir: Path, start: Start, history: dict[str, Any]) -> Path:
     """The folder with the saved weights and the tokenizer, not yet under its name."""
+    from pipelines.model_card import portable
     from pipelines.models import load_tokenizer
 
     aside = workdir.with_name("model.partial")
     if aside.exists():
         shutil.rmtree(aside)
     shutil.move(workdir / "model" / "model_weights", aside)
-    load_tokenizer(base_model).save_pretrained(aside)
-    parameters = list(model.model.model.parameters())
+    load_tokenizer(start.folder).save_pretrained(aside)
+    portable(aside, start.job, start.folder, start.model_id)
+    llm = model.model
+    if llm.begins_elsewhere:
+        kind = start.job.ludwig["adapter"]["type"]
+        note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
+        history.setdefault("notes", []).append(note)
+    history["trial_losses"] = llm.trial_losses
+    parameters = list(llm.model.parameters())
     history["parameters"] = sum(p.numel() for p in parameters)
     history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     history["peak_memory_bytes"] = _peak_memory()

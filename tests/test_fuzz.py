@@ -20,6 +20,7 @@ from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
 from pipelines.forgetting.files import check_guards
 from pipelines.models import find_base_model, load_tokenizer
 from pipelines.row_files import read_rows
+from pipelines.strict_json import dump
 from pipelines.tasks import load_examples
 from tests.tiny import make_model
 
@@ -73,7 +74,7 @@ def one_line_each(error, file):
     assert error.problems
     for problem in error.problems:
         text = str(problem)
-        assert text.strip() and "\n" not in text and "Traceback" not in text, text
+        assert text.strip() and text.isprintable() and "Traceback" not in text, text
         assert len(text) < 1000, text
         assert problem.file is None or Path(problem.file).name == Path(file).name or "data" in str(problem.file), text
 
@@ -203,6 +204,32 @@ def test_rows_with_other_bytes_are_read_or_refused(tmp_path, name, edits):
         assert list(load_examples(job.pipeline))
     except DataError as error:
         one_line_each(error, path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(categories=None)),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(st.characters(categories=None), max_size=3), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@FUZZ
+@given(st.lists(st.fixed_dictionaries({"q": JSON | st.just("q"), "other": JSON, "a": st.just("yes")}), min_size=4, max_size=6), st.booleans())
+def test_rows_of_any_values_are_refused_or_come_out_as_strict_json(tmp_path, rows, escaped):
+    """Python's own writer makes NaN, halves of characters (as escapes) and whole numbers of any size."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows), encoding="utf-8", errors="surrogatepass")
+    config = {"base_model": "x/y", "pipeline": {"tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "label"}}}}
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    try:
+        examples = list(load_examples(load_job(tmp_path / "job.yaml").pipeline))
+    except DataError as error:
+        one_line_each(error, path)
+        return
+    assert len(examples) == len(rows)
+    for example in examples:
+        example.prompt.encode()
+        json.loads(dump(example.fields).encode(), parse_constant=pytest.fail)
 
 
 @FUZZ

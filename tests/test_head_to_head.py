@@ -46,14 +46,24 @@ def test_a_run_against_its_base_gives_its_own_report_again(two_runs):
     assert [losses[0]["base"], *losses[0]["ci95"]] == pytest.approx([losses[1]["base"], *losses[1]["ci95"]])
 
 
-def test_prompts_with_and_without_a_reference_and_rows_of_a_task(two_runs):
-    rows = [{"prompt": "the tea"}, {"prompt": "one", "reference": "two"}, {"task": "odd", "q": "is 3 odd", "a": "yes"}, {"task": "odd", "q": "is 5 odd"}]
+def test_raw_prompts_with_and_without_a_reference(two_runs):
+    rows = [{"prompt": "the tea"}, {"prompt": "one", "reference": "two", "task": "odd", "nan": float("nan")}]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = compare("runs/one", "runs/two", "--prompts", "new.jsonl", "--metric", "chrf")
+    result = compare("runs/one", "runs/two", "--prompts", "new.jsonl", "--metric", "chrf", "--raw")
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
-    assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {"prompts": ("chrf", 1), "odd": ("label", 1)}
-    assert [probe["prompt"] for probe in report["probes"]] == ["the tea", "is 5 odd?"]
+    assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {"prompts": ("chrf", 1)}
+    assert [probe["prompt"] for probe in report["probes"]] == ["the tea"]
+
+
+def test_rows_of_tasks_with_and_without_an_answer(two_runs):
+    rows = [{"task": "odd", "q": "is 3 odd", "a": "yes", "prompt": "x"}, {"task": "odd", "q": "is 5 odd"}, {"task": "say", "text": "the 3", "out": "a 3"}]
+    Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = compare("runs/one", "runs/two", "--prompts", "new.jsonl")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("runs/one-vs-two/report.json").read_text())
+    assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {"odd": ("label", 1), "say": ("chrf", 1)}
+    assert [probe["prompt"] for probe in report["probes"]] == ["is 5 odd?"]
 
 
 def test_prompts_alone_are_shown_without_scores(two_runs):
@@ -78,6 +88,11 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
         (["runs/one", "runs/two", "--prompts", "odd.jsonl", "--task", "even"], "has no task 'even'"),
         (["runs/one", "runs/two", "--metric", "rogue"], "did you mean rouge"),
         (["runs/one", "--prompts", "odd.jsonl"], "--prompts goes with two models"),
+        (["runs/one", "--raw"], "--raw goes with two models"),
+        (["runs/one", "runs/two", "--task", "odd"], "--task says how the rows of a file are asked; add --prompts FILE"),
+        (["runs/one", "runs/two", "--prompts", "odd.jsonl"], "odd.jsonl:1: say which task it is"),
+        (["./base", "./base", "--prompts", "odd.jsonl", "--task", "odd"], "two models that are no runs have no task"),
+        (["./base", "./base", "--prompts", "odd.jsonl"], "odd.jsonl:1: a free prompt needs a text in `prompt`; the row has: q, a, split"),
         (["runs/one", "runs/two", "runs/one", "--ratings", "a.json"], "--ratings goes with a single run"),
     ],
 )

@@ -63,10 +63,6 @@ def test_one_class(tmp_path):
     assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
 
 
-def test_unit_tests_need_tests(tmp_path):
-    assert "needs a column `tests`" in str(findings(tmp_path, good_rows(), metric="unit_tests")[0].problem)
-
-
 def test_two_bos(tmp_path):
     rows = good_rows()
     rows[0]["q"] = "<bos><bos>x"

@@ -30,7 +30,7 @@ def test_values_as_json_writes_them(written, text):
         (float("inf"), "column a is Infinity, which no text stands for"),
         ("x\0y", "column a holds a NUL character, as UTF-16 and binary files do"),
         ([{"role": "user", "content": "x"}], r"column a holds a conversation \(a list of messages\), which is not read yet; write the user's message as one column .*jq: .a\[0\].content"),
-        ([{"from": "human", "value": "x"}], "holds a conversation"),
+        ([{"from": "human", "value": "x"}], r"holds a conversation .*jq: .a\[0\].value"),
         (["x", "y"], r'column a holds a list, not a text; join it \(jq: .a | join\("'),
         ([], "holds a list"),
         ([1, 2], "holds a list, not a text; write the part"),

@@ -17,7 +17,7 @@ from pipelines.activity import doing
 from pipelines.engine.packing import Rows, micro_batches, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
-from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, lora_pairs, spring
+from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, spring, trained_pairs
 from pipelines.forgetting_keys import Si as Settings
 
 WARM_RATE = 5e-5
@@ -87,7 +87,7 @@ class Si(Strategy):
         self.carried, self.keep = carried, keep
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.pairs = model, list(lora_pairs(model))
+        self.model, self.pairs = model, [pair for pair in trained_pairs(model) if pair.down.requires_grad]
         self.springs: list[LoraSpring | WeightSpring] = []
         # The penalty has no ½ before it, the springs have.
         strength = 2 * self.settings.strength

@@ -257,8 +257,8 @@ def _validate[R: Record](raw: Any, kind: type[R], path: Path, line: int | None =
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "finite_number":
-            # Scores and losses only: what else a row holds is the user's and means nothing here.
-            message = f"{key} is no finite number: the training diverged; lower trainer.learning_rate and run the job again"
+            # Scores and losses only: a row's own columns are the user's, and not looked at.
+            message = f"{key} is {first['input']}: the training diverged; lower trainer.learning_rate and run the job again"
             raise RunError(Problem(message, str(path), line)) from error
         message = f"{key or 'the line'}: {first['msg'].lower()}; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error

@@ -11,8 +11,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pipelines.completions import LoadedModel
 from pipelines.engine.packing import supervised_logits
+from pipelines.engine.reference import ReferenceModel
 from pipelines.errors import DataError
-from pipelines.forgetting.distill import BaseModel, divergence
+from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import check_guards, guard_file, read_choices
 from pipelines.forgetting.guards import guard_lines, prepare_guards, score_guard
 from pipelines.forgetting_keys import Forgetting, Guard
@@ -45,7 +46,7 @@ def test_each_kind_scores_every_item(files):
     loaded = LoadedModel(moved, PromptFormat.of_folder(files / "m"))
     with moved.disable_adapter():
         guards = {guard.name: guard for guard in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None)}
-    base = BaseModel(moved)
+    base = ReferenceModel(moved)
     scores = {name: score_guard(loaded, guard, base.logits) for name, guard in guards.items()}
     assert {name: len(found) for name, found in scores.items()} == {"choices": 9, "text": 4, "answers": 3, "task": 2}
     assert set(scores["choices"]) <= {0.0, 100.0} and set(scores["task"]) <= {0.0, 100.0}
@@ -66,7 +67,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     model = lora(files / "m", moved=True).eval()
     loaded = LoadedModel(model, PromptFormat.of_folder(files / "m"))
     guard = next(g for g in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None) if g.kind == "choices")
-    found = score_guard(loaded, guard, BaseModel(model).logits)
+    found = score_guard(loaded, guard, ReferenceModel(model).logits)
     for item, score in zip(ITEMS, found, strict=True):
         likely = []
         for choice in item["choices"]:

@@ -102,3 +102,23 @@ def test_on_the_command_line(run):
     result = CliRunner().invoke(main, ["compare", str(run), "--ratings", str(paths[0]), "--ratings", str(paths[1])])
     assert result.exit_code == 0
     assert "2 raters prefer tuned." in result.output and "Krippendorff" in result.output
+
+
+def test_an_item_twice_or_of_another_run_does_not_count(run):
+    entry = {"task": "mood", "row": 0, "prompt_number": None, "choice": "tuned"}
+    for items, message in (
+        ([entry, {**entry, "choice": "base"}], "rates mood/0 2 times"),
+        ([{**entry, "row": 999}], "rates mood/999, which this run has not"),
+        ([{**entry, "task": None, "row": None, "prompt_number": 1}], "rates prompt 1, which this run has not"),
+    ):
+        with pytest.raises(RunError, match=message):
+            merged(run, ratings(run, "anna", [], ratings=items))
+    path = ratings(run, "ben", ["tuned"])
+    for text, message in (
+        (path.read_text().replace('"choice"', '"choice": "base", "choice"'), "the name 'choice' stands twice"),
+        (path.read_text().replace('"ben"', '"b\\ud800"'), "half of a character"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RunError, match=message):
+            merged(run, path)
+        path = ratings(run, "ben", ["tuned"])

@@ -26,6 +26,21 @@ def test_json_has_what_is_promised(tmp_path):
     assert report["probes"][0]["tuned"] == "tuned"
 
 
+def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_path):
+    run = make_run(tmp_path / "r")
+    write_report(run)
+    tasks = json.loads((run / "report.json").read_text())["tasks"]
+    for side in ("base", "tuned"):
+        lines = [json.loads(text) for text in (run / side / "completions.jsonl").read_text().splitlines()]
+        odd = {"a": float("nan"), "b": float("inf"), "c": [float("nan")], "d": None}
+        (run / side / "completions.jsonl").write_text("".join(json.dumps({**one, "fields": odd}) + "\n" for one in lines))
+    for name, entry in (("config.yaml", "trainer: {learning_rate: .nan, other: [-.inf]}\n"),):
+        (run / name).write_text((run / name).read_text() + entry)
+    write_report(run)
+    report = json.loads((run / "report.json").read_text(), parse_constant=pytest.fail)
+    assert report["tasks"] == tasks and report["config"]["trainer"]["learning_rate"] is None
+
+
 def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
@@ -95,8 +110,9 @@ DAMAGE = {
     "other order": ("tuned/completions.jsonl", lambda text: "".join(text.splitlines(True)[::-1]), "jsonl:1: not the row"),
     "no rows": ("base/completions.jsonl", lambda text: "", "no rows"),
     "no rows of the task": ("config.yaml", lambda text: text.replace("mood:", "other:"), "'other' has no rows"),
-    "NaN": ("base/completions.jsonl", lambda text: text.replace("1.5", "NaN", 1), "jsonl:1: a value is NaN"),
-    "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "1e999"),
+    "NaN": ("base/completions.jsonl", lambda text: text.replace("1.5", "NaN", 1), "jsonl:1: reference_loss is nan: the training diverged"),
+    "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "seconds is inf"),
+    "a loss as this program writes it": ("tuned/completions.jsonl", lambda text: re.sub('"reference_loss": [0-9.]+', '"reference_loss": "NaN"', text, count=1), "reference_loss is NaN: the training diverged"),
     "wrong type": ("tuned/completions.jsonl", lambda text: text.replace('"row": 7', '"row": "x"'), "jsonl:8: row"),
     "empty answers": ("tuned/completions.jsonl", lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text), "every completion is empty"),
     "not UTF-8": ("tuned/probes.jsonl", None, "not UTF-8"),
