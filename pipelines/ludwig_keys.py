@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.errors import Problem
 from pipelines.key_hints import Hints
-from pipelines.ludwig_limits import NARROWED, NEEDS, NOT_POSSIBLE, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.ludwig_limits import NARROWED, NEEDS, ONLY_WITH, REFUSED_VALUES, lookup, refusal
 from pipelines.trainer_keys import contradictions
 from pipelines.yaml_lines import Document
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, near_names, number, wrong_type
@@ -50,10 +50,8 @@ class _Checker:
         name = dotted(path)
         if path in self.document.unreadable:
             return None
-        if reason := lookup(REFUSED, name):
-            return self.report(f"{name} would have no effect: {reason}", *path)
-        if value and (reason := lookup(NOT_POSSIBLE, name)):
-            return self.report(f"{name} is not possible: {reason}", *path)
+        if refused := refusal(name):
+            return self.report(f"{name} {refused[0]}: {refused[1]}", *path)
         node = lookup(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
@@ -110,7 +108,7 @@ class _Checker:
         fields = dict(variants[kind])
         for key in [key for key in section if key not in fields]:
             owners = [other for other in usable if key in variants[other]]
-            if owners and not lookup(REFUSED, dotted((*path, key))) and not near_names(key, self.hints.usable(path)):
+            if owners and not refusal(dotted((*path, key))) and not near_names(key, self.hints.usable(path)):
                 others = f"type: {owners[0]}" if len(owners) == 1 else f"a type that has it ({', '.join(owners)})"
                 message = f"{dotted((*path, key))}: {kind} has no such key; take it out, or write {others}"
                 self.report(message, *path, key)

@@ -97,6 +97,10 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
     ("trainer.optimizer.type", "lbfgs"): "it repeats each step's rows, which alfine's trainer does not; write adamw",
     ("trainer.optimizer.type", "schedule_free_adamw"): "it needs a package that alfine does not bring; write adamw",
+    ("trainer.optimizer.relative_step", True): "Adafactor would then choose its own rate, and trainer.learning_rate with its "
+    "schedule would have no effect; leave it out",
+    ("trainer.optimizer.warmup_init", True): "Adafactor warms up only with relative_step, which leaves trainer.learning_rate "
+    "without effect; write trainer.learning_rate_scheduler.warmup_fraction",
     ("adapter.type", "adalora"): "its ranks are shared out by a call after each step which Ludwig does not make, and Ludwig "
     "drops its target_modules; write lora",
     ("adapter.init_lora_weights", "loftq"): "it replaces the base's weights by 4-bit approximations, so the tuned model would "
@@ -104,10 +108,6 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("adapter.init_ia3_weights", False): "training would start from random scales in place of the base; take the line out",
     ("adapter.apply_GS", True): "made orthogonal, the reflections do not cancel at the start, so training would not start from "
     "the base; take the line out",
-    ("trainer.optimizer.relative_step", True): "Adafactor would then choose its own rate, and trainer.learning_rate with its "
-    "schedule would have no effect; leave it out",
-    ("trainer.optimizer.warmup_init", True): "Adafactor warms up only with relative_step, which leaves trainer.learning_rate "
-    "without effect; write trainer.learning_rate_scheduler.warmup_fraction",
     ("adapter.init_lora_weights", "eva"): "the pass over the data that EVA needs is not run here; write pissa or default",
     ("adapter.init_lora_weights", "corda"): "the pass over the data that CorDA needs is not run here; write pissa or default",
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
@@ -197,3 +197,11 @@ NEEDS: dict[str, str] = {
 def lookup(table: Mapping[str, Any], name: str) -> Any:
     """What a table says of a dotted key, by its name or by a pattern with `*`; None where nothing is said."""
     return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
+
+
+def refusal(name: str) -> tuple[str, str] | None:
+    """What would become of a dotted key that is not taken, and why; None where it is taken."""
+    for table, fate in ((REFUSED, "would have no effect"), (NOT_POSSIBLE, "is not possible")):
+        if reason := lookup(table, name):
+            return fate, reason
+    return None

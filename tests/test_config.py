@@ -102,7 +102,6 @@ ACCEPTED = [
     "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
     "quantization={bits: 8, llm_int8_threshold: 5}",
     "quantization=null",
-    "model_parameters={neftune_noise_alpha: 0}",
     "preprocessing={global_max_sequence_length: 1024}",
     "backend=local",
     "backend={type: local}",
