@@ -42,6 +42,7 @@ def test_only_what_changed_is_done_again(project):
         "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
         "pipeline.tasks.odd.max_new_tokens=5": {"base", "tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
+        "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
         "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
     }.items():
         overrides.append(override)
