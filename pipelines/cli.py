@@ -39,10 +39,10 @@ class Alfine(click.Group):
     def invoke(self, context: click.Context) -> Any:
         # A cluster or a shutdown ends a process so; what is to be put away is put away as on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        settle_home()
         # Over all of a command, so that nothing in it is silent for long where no terminal shows that it lives.
         lines = contextlib.nullcontext() if draws(sys.stderr) else HEARTBEAT.beating(Unfailing(sys.stderr).line)
         try:
+            settle_home()
             with lines:
                 return super().invoke(context)
         except AlfineError as error:
