@@ -170,7 +170,7 @@ def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
             found = "no value" if fields[group] is None or isinstance(fields[group], str) else "a value that is no text or number"
             raise DataError(f"group names the column {group}, which has {found} here; every test row needs one")
     if task.metric == "unit_tests" and not fields.get("tests"):
-        found = "which is empty here" if "tests" in fields else row_has(fields, "tests")
+        found = "which is empty here" if "tests" in fields else row_has(fields, "tests", fixed=True)
         raise DataError(f"metric unit_tests needs a column `tests` with assert lines in every test row, {found}")
 
 

@@ -85,7 +85,7 @@ def task_job(tmp_path, rows, **task):
         ({"document": float("nan")}, {"group": "document"}, "which has no value here"),
         ({"document": ["d"]}, {"group": "document"}, "a value that is no text or number"),
         ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with assert lines in every test row, the row has: q, a"),
-        ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "did you mean test[?]"),
+        ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has: q, a, test; if test is meant, rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "in every test row, which is empty here"),
         ({"team": "x"}, {"system": "You work for {team}."}, r"system holds \{team\}, a column of the rows"),
         ({"team": "x"}, {"system": "You work for { team }."}, r"write \{team\} in prompt instead"),
