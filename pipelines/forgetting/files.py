@@ -60,7 +60,7 @@ def column(file: Path, name: str) -> list[str]:
     for number, row in numbered_rows(file):
         text = text_in(row, name)
         if text is None:
-            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name)}")
+            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name, fixed=True)}")
             continue
         try:
             texts.append(as_text(name, text))

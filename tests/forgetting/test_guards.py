@@ -105,7 +105,7 @@ def test_the_base_is_asked_once(files):
         ('{"question": "a", "choices": ["b"], "answer": 0}', "choices", "rows.jsonl:1: choices needs two texts or more, found 1"),
         ('{"question": "a", "choices": ["b", "c"], "answer": 2}', "choices", "rows.jsonl:1"),
         ('{"question": "a", "choices": ["b", "c"], "answer": "b"}', "choices", "the number of the right entry of choices, counted from 0"),
-        ('{"txt": "a"}', "text", "needs a text in `text`; it has: txt"),
+        ('{"txt": "a"}', "text", "needs a text in `text`; the row has: txt; if txt is meant, rename it"),
         ('{"text": ""}', "text", "rows.jsonl:1"),
         ("", "text", "has no rows"),
         ("", "choices", "has no rows"),
