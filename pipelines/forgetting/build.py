@@ -162,6 +162,7 @@ def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = start.job.ludwig.get("adapter")
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
-    measured = [adapter and adapter.get("target_modules"), bool(adapter), start.job.ludwig["trainer"].get("layers_to_freeze_regex")]
-    key = digest(start.model_id, text, how, start.job.pipeline.seed, *measured)
+    frozen = start.job.ludwig["trainer"].get("layers_to_freeze_regex")
+    held = [adapter and adapter.get("target_modules"), bool(adapter), frozen]
+    key = digest(start.model_id, text, how, start.job.pipeline.seed, *held)
     return cache_folder() / "importance" / f"{name}-{key[:32]}.safetensors"
