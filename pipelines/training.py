@@ -145,10 +145,11 @@ def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, h
     """What is decided on the finished weights, in the folder `tuned`."""
     if "interpolate" not in start.job.pipeline.forgetting.strategies:
         return
+    from pipelines.completions import quantization_of
     from pipelines.forgetting.interpolate import Between, largest_scale
 
     settings = start.job.pipeline.forgetting.settings("interpolate")
-    between = Between(start.folder, tuned)
+    between = Between(start.folder, tuned, quantization_of(start.job))
     scale, measured = largest_scale(settings, between.general_loss(start.passages))
     between.save(scale)
     history["trial_losses"] = between.trial_losses(scale)

@@ -101,6 +101,13 @@ def llama(weights: str | bytes | None = None, settings: dict[str, Any] | None = 
 
 
 WEIGHTS = save({"model.embed_tokens.weight": np.zeros((8, 2), dtype=np.float16)})
+def with_module(name: str) -> dict[str, Any]:
+    """A config whose adapter names q_proj and another module, and a base with the headers of its weights."""
+    names = [f"model.layers.0.self_attn.{one}.weight" for one in ("q_proj", "v_proj")]
+    header = json.dumps({one: {"dtype": "F32", "shape": [0, 8], "data_offsets": [0, 0]} for one in names}).encode()
+    files = model(config='{"model_type": "llama"}', weights=len(header).to_bytes(8, "little") + header)
+    config = files["config"].replace("{type: lora}", f"{{type: lora, target_modules: [q_proj, {name}]}}")
+    return {"config": config, "others": {**files["others"], "model/tokenizer.json": "{}"}}
 
 
 def base(name: str) -> str:
@@ -264,6 +271,16 @@ CASES = [
     Case("a model's file instead of its folder", CHECK, config=base("./rows.jsonl")),
     Case("a model folder without weights", CHECK, **model(config="{}")),
     Case("weights in a pickle", CHECK, **model(config="{}", pickle=b"\x80\x04K\x01.")),
+    Case(
+        "an adapter beside a base", CHECK, config=base("./model"),
+        others={"model/config.json": "{}", "model/model.safetensors": "", "model/adapter_config.json": "{}"},
+    ),
+    Case(
+        "an adapter as a base", CHECK, config=base("./model"),
+        others={"model/adapter_config.json": '{"base_model_name_or_path": "owner/name"}', "model/adapter_model.safetensors": ""},
+    ),
+    Case("a module that the base does not have", CHECK, **with_module("q_prj")),
+    Case("a block as a module", CHECK, **with_module("self_attn")),
     Case("config.json is none", CHECK, **model(config="{", weights=b"")),
     Case(
         "a model that brings code", CHECK,

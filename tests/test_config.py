@@ -98,6 +98,7 @@ ACCEPTED = [
     "adapter=null",
     "adapter={type: ia3, feedforward_modules: [down_proj]}",
     "adapter={type: lora, target_modules: [q_proj], rank_pattern: {layers.0.q_proj: 4}}",
+    "adapter={type: lora, init_lora_weights: pissa}",
     "adapter={type: lora, alpha: 32, dropout: 0, use_dora: true, loraplus_lr_ratio: 8}",
     "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
     "quantization={bits: 8, llm_int8_threshold: 5}",

@@ -108,6 +108,8 @@ def attaching(model: torch.nn.Module, adapter: Any) -> Iterator[None]:
     """A ConfigError of one line where PEFT cannot adapt the model as asked."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError, RuntimeError) as error:
         modules = modules_of(transformers_model(model))
         if not getattr(adapter, "target_modules", None) and "target_modules" in str(error):

@@ -136,6 +136,7 @@ class FineTunedLLM(LLM):
     initial: Mapping[str, torch.Tensor] = {}
     """What the adapter took out of the base's weights: its matrices at the start, by name."""
     trial_losses: list[float] | None = None
+    checked = False
 
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
         def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
@@ -162,7 +163,9 @@ class FineTunedLLM(LLM):
 
     def prepare_for_training(self) -> None:
         super().prepare_for_training()
-        check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
+        if not self.checked:  # Ludwig may call it again, and has frozen the weights by then
+            check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
+            self.checked = True
 
     def save(self, save_path: str) -> None:
         """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -51,11 +52,11 @@ def largest_scale(settings: Settings, loss_at: Callable[[float], float]) -> tupl
 class Between:
     """Base and tuned model loaded once, to be set to any point between them."""
 
-    def __init__(self, base: Path, tuned: Path) -> None:
-        """`tuned`: an adapter's folder, or a whole model's. Raises ConfigError for an adapter of which not all can be scaled,
-        RunError where scale 0 is not the base."""
+    def __init__(self, base: Path, tuned: Path, quantization: Any = None) -> None:
+        """`tuned`: an adapter's folder, or a whole model's; `quantization`: Ludwig's config of that name. Raises ConfigError
+        for an adapter of which not all can be scaled, RunError where scale 0 is not the base."""
         self.base, self.tuned = base, tuned
-        self.model: torch.nn.Module = load_causal_lm(base, frozen=True)
+        self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
         expected = untouched(self.model).logits
         exact = is_exact(self.model)
         self.ends: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
