@@ -317,6 +317,10 @@ CASES = [
     # guards, probes
     Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
     Case("a guard of an unknown kind", CHECK, **guard("chioces", ROW)),
+    Case(
+        "a task guard whose unit tests assert nothing", CHECK,
+        **guard("task", '{"q": "Add.", "a": "x", "tests": "f(1) == 2"}\n', ', prompt: "{q}", completion: "{a}", metric: unit_tests'),
+    ),
     Case("a text guard without texts", CHECK, **guard("text", ROW)),
     Case("an answers guard without instructions", CHECK, **guard("answers", ROW)),
     Case("a choice that is not among them", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n')),
