@@ -14,9 +14,11 @@ from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.forgetting.files import check_guards
 from pipelines.free_prompts import read_probes
+from pipelines.model_folder import read_config
 from pipelines.models import at_key, check_base_model, local_folder
 from pipelines.score_checks import ScoreChecks
 from pipelines.tasks import Example, check_files, load_examples
+from pipelines.token_ids import check_token_ids
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def check_job(job: Job) -> Checked:
         raise DataError(problems)
     if (folder := local_folder(job.ludwig["base_model"])) is not None:
         check_rendering(job, folder, firsts)
+        if isinstance(vocabulary := read_config(folder).get("vocab_size"), int):
+            check_token_ids(job, vocabulary)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))

@@ -70,6 +70,8 @@ class _Checker:
         elif kind == "mapping" and "fields" in node:
             self.fields(node["fields"], value, path)
         elif kind == "list":
+            if not value and node.get("nonempty"):
+                self.report(f"{name} is empty; take it out, or write what it is to hold", *path)
             if len(value) != node.get("length", len(value)):
                 self.report(f"{name}: expected {node['length']} values, found {len(value)}", *path)
             for position, item in enumerate(value):
@@ -199,6 +201,8 @@ class _Checker:
         if generation.get("do_sample") is True and generation.get("temperature") == 0:
             message = "generation.temperature must be above 0 to sample; else write do_sample: false"
             self.report(message, "generation", "temperature")
+        if generation.get("use_cache") is False and (generation.get("num_beams") or 1) != 1:
+            self.report("generation.use_cache: false is not possible with num_beams; take it out", "generation", "use_cache")
         if adapter.get("init_lora_weights") == "loftq" and not adapter.get("loftq_config"):
             message = "adapter.init_lora_weights: loftq needs loftq_config: {loftq_bits: 4}"
             self.report(message, "adapter", "init_lora_weights")
