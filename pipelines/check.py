@@ -15,10 +15,12 @@ from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.forgetting.files import check_guards
 from pipelines.free_prompts import read_probes
+from pipelines.model_folder import read_config, text_config
 from pipelines.models import at_key, check_base_model, local_folder
 from pipelines.module_names import check_names
 from pipelines.score_checks import ScoreChecks
 from pipelines.tasks import Example, check_files, load_examples
+from pipelines.token_ids import check_token_ids
 from pipelines.trainer_keys import of_rows
 
 
@@ -49,10 +51,10 @@ def check_job(job: Job) -> Checked:
             scores.see(example)
     if problems := [*scores.errors(), *of_rows(job, rows["train"], rows["validation"])]:
         raise DataError(problems)
-    if problems := list(of_rows(job, rows["train"], rows["validation"])):
-        raise ConfigError(problems)
     if folder is not None:
         check_rendering(job, folder, firsts)
+        if isinstance(vocabulary := text_config(read_config(folder)).get("vocab_size"), int):
+            check_token_ids(job, vocabulary)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))

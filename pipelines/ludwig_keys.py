@@ -71,6 +71,8 @@ class _Checker:
         elif kind == "mapping" and "fields" in node:
             self.fields(node["fields"], value, path)
         elif kind == "list":
+            if not value and node.get("nonempty"):
+                self.report(f"{name} is empty; take it out, or write what it is to hold", *path)
             if len(value) != node.get("length", len(value)):
                 self.report(f"{name}: expected {node['length']} values, found {len(value)}", *path)
             for position, item in enumerate(value):
@@ -213,6 +215,8 @@ class _Checker:
         if adapter.get("layer_replication"):
             message = "adapter.layer_replication changes the base itself, so the tuned model has no base to be compared with"
             self.report(f"{message}; take it out", "adapter", "layer_replication")
+        if generation.get("use_cache") is False and (generation.get("num_beams") or 1) != 1:
+            self.report("generation.use_cache: false is not possible with num_beams; take it out", "generation", "use_cache")
 
 
 def _kind(value: Any) -> str:

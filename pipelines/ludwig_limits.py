@@ -64,6 +64,7 @@ REFUSED: dict[str, str] = {
     "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
     "quantization.mode": TORCHAO,
     "quantization.qat": TORCHAO,
+    "generation.max_time": "a clock would decide where an answer ends, and no score could be had again; write max_new_tokens",
     "generation.min_length": "it counts the prompt's tokens as well; write min_new_tokens",
     "generation.forced_bos_token_id": "it acts where there is no prompt; leave it out",
     "generation.bos_token_id": TOKENS,
@@ -113,6 +114,9 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
 }
 
+_TOKEN_ID: dict[str, Any] = {"types": ["integer"], "min": 0}
+_TOKEN_IDS: dict[str, Any] = {"types": ["list", "null"], "items": _TOKEN_ID}
+
 NARROWED: dict[str, dict[str, Any]] = {
     "backend": {
         "types": ["mapping"],
@@ -154,7 +158,11 @@ NARROWED: dict[str, dict[str, Any]] = {
     "adapter.*dropout": {"types": ["number"], "min": 0, "below": 1},
     "generation.max_new_tokens": {"types": ["integer"], "min": 1},
     "generation.early_stopping": {"enum": [True, False, "never", None]},
-    "generation.repetition_penalty": {"types": ["number", "null"], "above": 0},
+    "generation.*repetition_penalty": {"types": ["number", "null"], "above": 0},
+    "generation.typical_p": {"types": ["number", "null"], "above": 0, "max": 1},
+    "generation.bad_words_ids": {"types": ["list", "null"], "nonempty": True, "items": {**_TOKEN_IDS, "nonempty": True}},
+    "generation.forced_eos_token_id": {"types": ["integer", "list", "null"], "min": 0, "nonempty": True, "items": _TOKEN_ID},
+    "generation.*suppress_tokens": _TOKEN_IDS,
 }
 """What Ludwig's schema leaves open, although only this makes sense."""
 

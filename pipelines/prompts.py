@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, Problem
 from pipelines.models import context_length, load_tokenizer
+from pipelines.token_ids import check_token_ids
 from pipelines.yaml_wording import shorten
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class PromptFormat:
         except ConfigError as error:
             raise ConfigError(job.problem(str(error), *_template_key(job))) from None
         prompts.try_tasks(job, dict.fromkeys(job.pipeline.tasks, PROBE))
+        check_token_ids(job, len(prompts.tokenizer))
         return prompts
 
     def try_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:

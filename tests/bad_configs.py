@@ -317,6 +317,12 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "top_p without sampling": (generation("do_sample: false\n  top_p: 0.9"), 15, "top_p has no effect unless do_sample is true (it is false)"),
     "length penalty of one beam": (generation("length_penalty: 2"), 14, "length_penalty has no effect unless num_beams is 2 or more (it is 1)"),
     "shortest text": (generation("min_length: 5"), 14, "it counts the prompt's tokens as well; write min_new_tokens"),
+    "a clock": (generation("max_time: 3"), 14, "a clock would decide where an answer ends"),
+    "beams without a cache": (generation("num_beams: 3\n  use_cache: false"), 15, "use_cache: false is not possible with num_beams"),
+    "no bad words": (generation("bad_words_ids: []"), 14, "generation.bad_words_ids is empty"),
+    "a token below 0": (generation("suppress_tokens: [-1]"), 14, "generation.suppress_tokens[0] must be at least 0, found -1"),
+    "no end": (generation("forced_eos_token_id: []"), 14, "forced_eos_token_id is empty"),
+    "typical_p of 0": (generation("do_sample: true\n  typical_p: 0"), 15, "typical_p must be greater than 0"),
     "torchao's mode": (section("quantization: {bits: 4, mode: float8}\n"), 15, "quantization.mode would have no effect: it belongs to torchao"),
     "compute type of 8 bits": (section("quantization: {bits: 8, bnb_4bit_compute_dtype: float32}\n"), 15, "no effect unless bits is 4 (it is 8)"),
     "shares of files": (

@@ -100,7 +100,7 @@ def test_a_broken_template_names_the_line_that_helps(tmp_path):
     def refusal(template, *overrides, config=GOOD):
         tokenizer.chat_template = template
         tokenizer.save_pretrained(tmp_path / "m")
-        (tmp_path / "m" / "config.json").write_text("{}")
+        (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
         (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
             PromptFormat.for_job(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
@@ -112,6 +112,8 @@ def test_a_broken_template_names_the_line_that_helps(tmp_path):
     assert refusal("{{ 1 // 0 }}").startswith("job.yaml:8: task sentiment: this model's chat template fails (ZeroDivisionError")
     assert refusal("{{ 1 // 0 }}", config=pipeline("chat_template: true")).startswith("job.yaml:2: task sentiment: this model's chat template fails")
     assert refusal("{% if messages[-1].role == 'assistant' %}{{ x.y.z }}{% endif %}{{ messages[0].content }}").startswith("job.yaml:8: ")
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert refusal(plain, "generation.suppress_tokens=[99999]").startswith("override generation.suppress_tokens=[99999]: generation.suppress_tokens")
 
 
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
