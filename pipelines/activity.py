@@ -164,7 +164,7 @@ def in_ci() -> bool:
 
 
 class Unfailing:
-    """A text stream for progress alone: a pipe that is closed, a terminal that is gone or a full disk does not end the work."""
+    """A stream that only shows progress: a closed pipe, a terminal that is gone or a full disk does not end the work."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

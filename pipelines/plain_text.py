@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     return _INVISIBLE.sub(visible, text.replace("\r\n", "\n"))
 
 
+def count(n: int, noun: str) -> str:
+    """1 row, 2 rows, 1,200 rows."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """0.4 s, 12 s, 5 min 3 s, 2 h 5 min."""
     if seconds < 10:

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pipelines.activity import HEARTBEAT, Activity, Heartbeat, Unfailing, doing, in_ci, inside
-from pipelines.plain_text import duration, printable, rate, speaks_unicode
+from pipelines.plain_text import count, duration, printable, rate, speaks_unicode
 
 
 def quiet_libraries() -> None:
@@ -94,7 +94,7 @@ class Screen:
 
     @contextlib.contextmanager
     def _lines(self, activity: Activity) -> Iterator[Callable[[], None]]:
-        counted = f", {activity.total:,} {activity.unit}" if activity.total is not None else ""
+        counted = "" if activity.total is None else f", {count(activity.total, activity.unit.removesuffix('s'))}"
         self._say(f"{activity.what}: started{counted}")
         with self.heartbeat.beating(self._say):
             try:

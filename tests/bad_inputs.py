@@ -51,7 +51,8 @@ def tested(tests: Any) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """Files in an empty folder, a command in it; `fault` is what the machine does wrong, for no other cause."""
+    """Files in an empty folder, a command in it; `fault` is what the machine does wrong, for no other cause, `machine` a
+    variable of its environment that is wrong."""
 
     title: str
     command: str | list[str]
@@ -60,6 +61,7 @@ class Case:
     others: dict[str, str | bytes] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     fault: OSError | None = None
+    machine: dict[str, str] = field(default_factory=dict)
 
 
 def changed(old: str, new: str) -> str:
@@ -345,6 +347,7 @@ CASES = [
     Case("compare of two models and no prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
     Case("compare with a metric that is not there", "compare runs/a runs/b --metric rogue"),
     Case("compare of two models with a task", "compare runs/a runs/b --task reviews"),
+    Case("ratings of two models", "compare runs/a runs/b --ratings anna.json"),
     Case("compare of one run with a task", "compare runs/none --task reviews"),
     Case("manifest of another version", "report runs/mine", others={"runs/mine/manifest.json": '{"format_version": 9, "stages": {}}'}),
     Case("manifest is a list", "report runs/mine", others={"runs/mine/manifest.json": "[]"}),
@@ -354,6 +357,9 @@ CASES = [
     # the machine
     Case("no disk space", RUN, fault=OSError(28, "No space left on device", "runs/mine/config.yaml.partial")),
     Case("no write permission", RUN, fault=PermissionError(13, "Permission denied", "runs/mine")),
+    Case("a cache that cannot be written", RUN, machine={"ALFINE_CACHE": "/proc/no/cache"}),
+    Case("a cache with a file in its way", RUN, machine={"ALFINE_CACHE": "rows.jsonl"}),
+    Case("a cache in nobody's home", RUN, machine={"ALFINE_CACHE": "~no-such-user/cache"}),
 ]  # fmt: skip
 
 
@@ -369,7 +375,7 @@ class Outcome:
 def outcome(case: Case) -> Outcome:
     """Runs the case in a folder of its own."""
     files: dict[str, str | bytes | None] = {"job.yaml": case.config, "rows.jsonl": case.rows, **case.others}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _fault(case.fault):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _fault(case.fault), mock.patch.dict(os.environ, case.machine):
         for name, content in files.items():
             if content is not None:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from tests.bad_inputs import CASES, PAGE, outcome, page
 def test_one_line_and_an_exit_code(case):
     done = outcome(case)
     assert done.exception is None
-    assert done.exit_code == (1 if case.fault else 2)
+    assert done.exit_code == (1 if case.fault or case.machine else 2)
     assert done.lines and all(line.startswith("error: ") and len(line) < 700 for line in done.lines)
     assert not [name for name in done.left if not name.endswith((".lock", "manifest.json", ".pyc"))]  # .pyc: Python's, of a metric
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.activity import doing
 from pipelines.errors import Problem, RunError
 from pipelines.metrics import Metric, resolve
 from pipelines.report.gates import judge
@@ -20,6 +21,7 @@ from pipelines.report.wording import BASE_AND_TUNED
 from pipelines.statistics import Comparison, bootstrap_interval, compare, holm
 
 
+@doing("reading the run and scoring its answers")
 def analyse(run: Path) -> Analysis:
     """Read the run folder and compare its two sides, row by row. Raises RunError."""
     files = read_run(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.plain_text import count as count
 from pipelines.plain_text import duration as duration
 from pipelines.plain_text import printable as printable
 from pipelines.unicode_text import cut
@@ -44,11 +45,6 @@ def p_value(p: float) -> str:
 def unit_name(unit: str) -> str:
     """The unit of a change: that of a percentage is told in points, as is that of ROUGE or chrF."""
     return "points" if unit == "%" else unit
-
-
-def count(n: int, noun: str) -> str:
-    """1 row, 2 rows, 1,200 rows."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def one_line(text: str, width: int) -> str:
