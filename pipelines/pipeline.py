@@ -32,7 +32,7 @@ from pipelines.screen import Screen, quiet_libraries
 if TYPE_CHECKING:
     from pipelines.passes import Pass
 
-PREPARED_FORMAT = 2
+PREPARED_FORMAT = 3
 """Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
 
 
