@@ -309,7 +309,8 @@ class Stages:
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
         from pipelines.prepare import read_table
 
-        prompts = [[row["task"], row["input_ids"], row["supervised_from"], self._bound(row["task"])] for row in table]
+        # The row's number stands in the answers: the same rows on other lines of their file are others.
+        prompts = [[row["task"], row["row"], row["input_ids"], row["supervised_from"], self._bound(row["task"])] for row in table]
         validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
         probes = self.job.pipeline.report.prompts
         key = digest(

@@ -67,12 +67,12 @@ def row_has(fields: Mapping[str, Any], wanted: str, braces: bool = False, fixed:
 
 
 def can_be_named(column: str) -> bool:
-    """Whether a template can name it: `{a:b}` or `{ a}` would mean something else."""
+    """Whether a template can name it: `{a:b}` or `{ a}` would mean something else, and what cannot be seen is not written."""
     try:
         check_template(f"{{{column}}}")
     except ValueError:
         return False
-    return True
+    return column.isprintable()
 
 
 def as_text(name: str, value: Any) -> str:

@@ -77,6 +77,14 @@ def test_a_run_cut_off_goes_on(project, monkeypatch):
     assert resumed.path("tuned", "completions.jsonl").read_text() == whole
 
 
+def test_the_same_rows_on_other_lines_take_no_answers_of_the_cache(project):
+    run()
+    Path("odd.jsonl").write_text("\n" + Path("odd.jsonl").read_text())
+    moved = run("two")
+    rows = [line["row"] for line in read_jsonl(moved.path("base", "completions.jsonl")) if line["task"] == "odd"]
+    assert rows[0] == 5 and moved.path("report.json").exists()
+
+
 def test_a_folder_belongs_to_its_config(project):
     run()
     Path("other.yaml").write_text(Path("job.yaml").read_text())
