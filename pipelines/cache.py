@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import stat
@@ -15,13 +17,24 @@ NAMED = "ALFINE_CACHE names another folder"
 
 def cache_folder() -> Path:
     """ALFINE_CACHE, or the user's cache folder; without a home (a container's bare user id) a folder of that id among the
-    machine's temporary ones."""
+    machine's temporary ones. Raises MachineError for an ALFINE_CACHE in the home of somebody unknown."""
     from platformdirs import user_cache_path
 
-    named = os.environ.get("ALFINE_CACHE")
-    folder = Path(os.path.expanduser(named)) if named else user_cache_path("alfine")
+    if named := os.environ.get("ALFINE_CACHE"):
+        folder = os.path.expanduser(named)
+        if folder.startswith("~"):
+            raise MachineError(f"ALFINE_CACHE is {named}, and there is no such home; name a folder from the root on")
+        return Path(folder)
+    try:
+        found = user_cache_path("alfine")
+    except RuntimeError:
+        return _temporary()
     # What cannot be expanded stays as it is, and would become a folder of that name right here.
-    return Path(tempfile.gettempdir()) / f"alfine-{os.getuid()}" if str(folder).startswith("~") else folder
+    return _temporary() if str(found).startswith("~") else found
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"alfine-{os.getuid()}"
 
 
 def cached(*parts: str) -> Path:
@@ -66,23 +79,36 @@ def unwritable(folder: Path, error: OSError) -> str:
 
 def _refuse_strangers(folder: Path) -> None:
     """Among the temporary folders anybody may make one of any name, and put a model of his own into it."""
-    if os.environ.get("ALFINE_CACHE") or folder.parent != Path(tempfile.gettempdir()):
+    if folder != _temporary() or os.environ.get("ALFINE_CACHE"):
         return
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(13, "it belongs to another user")
+        raise PermissionError(errno.EACCES, "it belongs to another user")
 
 
 def settle_home() -> None:
-    """For a user id that the system does not know, without HOME, as in containers: libraries ask for a home and a name, and
+    """For a user id that the system does not know, or without HOME, as in containers: libraries ask for a home and a name, and
     some of them end in a traceback where there is none."""
     try:
         import pwd
-
-        pwd.getpwuid(os.getuid())
     except ImportError:  # Windows has a home for everybody
         return
-    except KeyError:
+    home = None
+    with contextlib.suppress(KeyError):
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    if home is None:
         os.environ.setdefault("LOGNAME", f"uid-{os.getuid()}")
-        if not os.environ.get("HOME"):
-            os.environ["HOME"] = str(cache_folder())
+    if not os.path.isabs(os.environ.get("HOME", "")):
+        named = os.environ.get("ALFINE_CACHE", "")
+        os.environ["HOME"] = home or (named if os.path.isabs(named) else _made(_temporary()))
+
+
+def _made(folder: Path) -> str:
+    """Libraries would make it for everybody to read, and take it from whoever has made it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        _refuse_strangers(folder)
+    except OSError as error:
+        raise MachineError(f"{unwritable(folder, error)}, and so does HOME") from None
+    return str(folder)

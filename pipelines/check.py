@@ -5,6 +5,7 @@ Neither torch nor Ludwig is imported, so that a check takes seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.forgetting.files import check_guards
 from pipelines.free_prompts import read_probes
-from pipelines.model_folder import read_config
+from pipelines.model_folder import read_config, text_config
 from pipelines.models import at_key, check_base_model, local_folder
+from pipelines.module_names import check_names
 from pipelines.score_checks import ScoreChecks
 from pipelines.tasks import Example, check_files, load_examples
 from pipelines.token_ids import check_token_ids
+from pipelines.trainer_keys import of_rows
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,26 @@ def check_job(job: Job) -> Checked:
     if problems := scores.errors():
         raise ConfigError(problems)
     _check_models(job)
+    folder = local_folder(job.ludwig["base_model"])
+    if folder is not None:
+        check_names(job, folder)
     firsts: dict[str, Example] = {}
-    rows = 0
+    rows: Counter[str] = Counter()
     with doing("reading the rows"):
         for example in load_examples(job.pipeline):
-            rows += 1
+            rows[example.split] += 1
             firsts.setdefault(example.task, example)
             scores.see(example)
-    if problems := scores.errors():
+    if problems := [*scores.errors(), *of_rows(job, rows["train"], rows["validation"])]:
         raise DataError(problems)
-    if (folder := local_folder(job.ludwig["base_model"])) is not None:
+    if folder is not None:
         check_rendering(job, folder, firsts)
-        if isinstance(vocabulary := read_config(folder).get("vocab_size"), int):
+        if isinstance(vocabulary := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocabulary)
     check_guards(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))
-    return Checked(rows, scores.warnings())
+    return Checked(rows.total(), scores.warnings())
 
 
 def _check_models(job: Job) -> None:

@@ -39,10 +39,10 @@ class Alfine(click.Group):
     def invoke(self, context: click.Context) -> Any:
         # A cluster or a shutdown ends a process so; what is to be put away is put away as on Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        settle_home()
         # Over all of a command, so that nothing in it is silent for long where no terminal shows that it lives.
         lines = contextlib.nullcontext() if draws(sys.stderr) else HEARTBEAT.beating(Unfailing(sys.stderr).line)
         try:
+            settle_home()
             with lines:
                 return super().invoke(context)
         except AlfineError as error:
@@ -107,8 +107,9 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.models import at_key, context_length, find_base_model
     from pipelines.preflight import Preflight, refuse_serious
     from pipelines.prepare import prepare_rows
-    from pipelines.preview import show_rows
+    from pipelines.preview import show_rows, show_schedule
     from pipelines.prompts import PromptFormat
+    from pipelines.sandbox import prepare_sandbox
     from pipelines.screen import Screen, quiet_libraries
     from pipelines.tasks import check_files, load_examples
 
@@ -119,11 +120,14 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     screen = Screen()
     with screen.working(f"Base model {job.ludwig['base_model']}"), at_key(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
+    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, screen.working)
     with screen.working("Preparing rows"):
         prompts = PromptFormat.for_job(job, folder)
         preflight = Preflight(job, prompts, context_length(folder))
         prepared = list(preflight.watch(prepare_rows(examples, prompts)))
-    show_rows(prepared, prompts, Console(highlight=False), rows)
+    console = Console(highlight=False)
+    show_rows(prepared, prompts, console, rows)
+    show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:
@@ -236,9 +240,12 @@ def compare(
     console = Console(highlight=False)
     if len(runs) > 2:
         _refuse({"--ratings": ratings}, "a single run")
-        print_runs([analyse(_run_folder(run)) for run in runs], console)
+        folders = [_run_folder(run) for run in runs]
+        _prepare_sandbox(*folders)
+        print_runs([analyse(folder) for folder in folders], console)
         return
     folder = _run_folder(runs[0])
+    _prepare_sandbox(folder)
     analysis = analyse(folder)
     if ratings:
         from pipelines.report.ratings import merge, read_ratings
@@ -265,6 +272,7 @@ def _head_to_head(
     given = [word for name, value in options.items() if value for word in (name, str(value))]
     command = shlex.join(["alfine", "compare", *places, *given, *(["--raw"] if raw else [])])
     compare_models(places, prompts, task, raw, metric, folder, command, Screen())
+    _prepare_sandbox(folder)
     _summary(folder, write_report(folder))
 
 
@@ -272,6 +280,15 @@ def _refuse(options: dict[str, object], what_for: str) -> None:
     for name, value in options.items():
         if value:
             raise RunError(f"{name} goes with {what_for}; leave it out, or name {what_for}")
+
+
+def _prepare_sandbox(*folders: Path) -> None:
+    """What the runs' unit tests need, where they have any, with a line while it is compiled."""
+    from pipelines.report.run_files import read_run
+    from pipelines.sandbox import prepare_sandbox
+    from pipelines.screen import Screen
+
+    prepare_sandbox({metric for folder in folders for metric in read_run(folder).metrics.values()}, Screen().working)
 
 
 def _run_folder(place: str) -> Path:
@@ -301,6 +318,7 @@ def show(run: Path, task: str | None, wanted: Wanted) -> None:
     from pipelines.runs import Run
 
     Run.open(run)
+    _prepare_sandbox(run)
     analysis = analyse(run)
     if task is not None and task not in analysis.tasks:
         raise RunError(f"{run} has no task {task!r}; it has {', '.join(analysis.tasks)}")
@@ -323,6 +341,7 @@ def report(run: Path) -> None:
     from pipelines.runs import Run
 
     Run.open(run)
+    _prepare_sandbox(run)
     _summary(run, write_report(run))
 
 

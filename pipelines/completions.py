@@ -73,14 +73,19 @@ class LoadedModel:
         return isinstance(self.model, PeftModel)
 
     def attach(self, tuned: Path) -> LoadedModel:
-        """The tuned model in `tuned`: its adapter over these weights, or its own full weights."""
-        from pipelines.engine.model import attach_adapter, load_causal_lm
+        """The tuned model in `tuned`: its adapter over these weights, or its own full weights. Raises ModelError where it is not
+        whole, RunError where it is not the model that training left."""
+        from pipelines.engine.adapters import attach_adapter, check_saved
+        from pipelines.engine.model import load_causal_lm
 
-        if not (tuned / "adapter_config.json").exists():
-            return LoadedModel(load_causal_lm(tuned, frozen=True), self.prompts)
-        if self.has_adapter:
-            raise RunError("an adapter is attached already")
-        return LoadedModel(attach_adapter(self.model, tuned), self.prompts)
+        if (tuned / "adapter_config.json").exists():
+            if self.has_adapter:
+                raise RunError("an adapter is attached already")
+            model: torch.nn.Module = attach_adapter(self.model, tuned)
+        else:
+            model = load_causal_lm(tuned, frozen=True)
+        check_saved(model, tuned)
+        return LoadedModel(model, self.prompts)
 
 
 def decoding(generation: dict[str, Any], prompts: PromptFormat) -> dict[str, Any]:

@@ -285,6 +285,11 @@ def _strategies_without_ground(section: Any, ludwig: dict[str, Any]) -> dict[str
         wrong[name] = adapter is not None and kind != "lora" and f"{name} works under adapter: {{type: lora}} or without one"
         if isinstance(adapter, dict) and adapter.get("use_dora"):
             wrong[name] = f"{name} does not know DoRA's magnitudes; write use_dora: false"
+        elif isinstance(adapter, dict) and adapter.get("bias_type", "none") != "none":
+            wrong[name] = f"{name} does not hold the biases that bias_type: {adapter['bias_type']} trains; write bias_type: none"
+        elif isinstance(adapter, dict) and name != "interpolate" and adapter.get("init_lora_weights") in ("pissa", "olora"):
+            begins = f"{name} holds the adapter at nothing, which is the base only where it begins there"
+            wrong[name] = f"{begins}; write init_lora_weights: default"
     if ludwig.get("quantization"):
         wrong["si"] = "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
     workers = ludwig["backend"].get("trainer") if isinstance(ludwig.get("backend"), dict) else None

@@ -20,8 +20,6 @@ _SAME: dict[str, str] = {
         "tokenizer_name tokenizer_name_or_path",
     "generation.max_new_tokens":
         "max_completion_length max_generated_tokens max_tokens",
-    "model_parameters.neftune_noise_alpha":
-        "neftune_alpha",
     "pipeline.split.test":
         "test_size",
     "pipeline.split.validation":
@@ -106,6 +104,8 @@ _WRITTEN: dict[str, str] = {
 """A line to write here → the keys of other tools that say the same."""
 
 _NOTHING: dict[str, str] = {
+    "noise on embeddings (NEFTune) is not to be had: it would depend on how rows are packed; leave it out":
+        "neftune_alpha neftune_noise_alpha",
     "the hardware decides the precision (bf16 where it can); leave it out":
         "autocast bf16 cpu device device_map dtype float16 fp16 fp8* mixed_precision precision pure_bf16 tf32 torch_dtype",
     "alfine chooses attention and kernels itself; leave it out":
@@ -152,6 +152,8 @@ _NOTHING: dict[str, str] = {
     "the tokenizer and its special tokens are taken from base_model; leave it out":
         "added_tokens* eot_tokens processor_type resize_* special_tokens stop_token_ids tokenizer tokenizer_* tokens "
         "use_fast_tokenizer",
+    "noise on embeddings would depend on which rows are read together; leave it out":
+        "neftune*",
     "under an adapter only the adapter is trained; leave it out":
         "lora_modules_to_save modules_to_save",
 }  # fmt: skip

@@ -152,11 +152,14 @@ def _new_answers(
         asked = _test_rows(owner, job)
     else:
         asked = _rows_of_file(job, prompts, task, raw, one.place if one.job else two.place)
+    from pipelines.sandbox import prepare_sandbox
+
     known = job.pipeline.tasks if job else {}
     named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
     tasks = {
         name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "group": None} for name in named
     }
+    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, screen.working)
     _check_scores(asked, tasks)
     generation = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
     tokens = [_tokens(side, asked) for side in (one, two)]

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from pipelines.foreign_keys import SAME, WRITTEN, nothing_like
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.ludwig_limits import NARROWED, NEEDS, ONLY_WITH, lookup, refusal
 from pipelines.yaml_wording import KeyPath, dotted, near_names
 
 Node = Mapping[str, Any]
@@ -45,9 +45,8 @@ class Hints:
                     self.homes.setdefault(key, section)
 
     def usable(self, section: KeyPath) -> list[str]:
-        """The keys that a section takes, those of its `type` where it has types. Not a switch that can only be off."""
-        names = {key: dotted((*section, key)) for key in self._fields(section)}
-        return [key for key, name in names.items() if not lookup(REFUSED, name) and (name, True) not in REFUSED_VALUES]
+        """The keys that a section takes, those of its `type` where it has types."""
+        return [key for key in self._fields(section) if not refusal(dotted((*section, key)))]
 
     def unknown(self, path: KeyPath, value: Any) -> str:
         """The sentence on a key that its section does not know."""
@@ -90,8 +89,8 @@ class Hints:
     def _refused(self, name: str) -> str | None:
         """Why a key of Ludwig that stands in a wrong section would be refused in its own as well."""
         for section in _HOMES:
-            if name in self._fields(section) and (reason := lookup(REFUSED, dotted((*section, name)))):
-                return f"{dotted((*section, name))} would have no effect either: {reason}"
+            if name in self._fields(section) and (refused := refusal(dotted((*section, name)))):
+                return f"{dotted((*section, name))} {refused[0]} either: {refused[1]}"
         return None
 
     def _meant(self, section: KeyPath, keys: list[str]) -> str:
@@ -108,6 +107,8 @@ class Hints:
         usual = _USUAL.get(tuple(str(part) for part in section))
         if usual and (key not in self._fields(section) or "type" not in self._written(section)):
             return f" (with type: {usual})" if key != "type" else ""
+        if (needed := lookup(NEEDS, dotted(path))) and not self._written(section).get(needed):
+            return f" (with {needed})"
         rule = _IN_PIPELINE.get(dotted(path)) or lookup(ONLY_WITH, dotted(path))
         if rule is None or self._written(section).get(rule[0], rule[1]) in rule[2]:
             return ""

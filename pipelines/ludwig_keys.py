@@ -16,7 +16,8 @@ from typing import Any
 
 from pipelines.errors import Problem
 from pipelines.key_hints import Hints
-from pipelines.ludwig_limits import NARROWED, ONLY_WITH, REFUSED, REFUSED_VALUES, lookup
+from pipelines.ludwig_limits import NARROWED, NEEDS, ONLY_WITH, REFUSED_VALUES, lookup, refusal
+from pipelines.trainer_keys import contradictions
 from pipelines.yaml_lines import Document
 from pipelines.yaml_wording import KeyPath, did_you_mean, dotted, near_names, number, wrong_type
 
@@ -49,8 +50,8 @@ class _Checker:
         name = dotted(path)
         if path in self.document.unreadable:
             return None
-        if reason := lookup(REFUSED, name):
-            return self.report(f"{name} would have no effect: {reason}", *path)
+        if refused := refusal(name):
+            return self.report(f"{name} {refused[0]}: {refused[1]}", *path)
         node = lookup(NARROWED, name) or node
         if path == ("backend",) and value in ("local", "ray"):
             return None
@@ -109,7 +110,7 @@ class _Checker:
         fields = dict(variants[kind])
         for key in [key for key in section if key not in fields]:
             owners = [other for other in usable if key in variants[other]]
-            if owners and not lookup(REFUSED, dotted((*path, key))) and not near_names(key, self.hints.usable(path)):
+            if owners and not refusal(dotted((*path, key))) and not near_names(key, self.hints.usable(path)):
                 others = f"type: {owners[0]}" if len(owners) == 1 else f"a type that has it ({', '.join(owners)})"
                 message = f"{dotted((*path, key))}: {kind} has no such key; take it out, or write {others}"
                 self.report(message, *path, key)
@@ -156,16 +157,21 @@ class _Checker:
                 self.report(f"{dotted(path)} must be {words} {number(node[bound])}, found {found}", *path)
 
     def only_with(self, section: Mapping[str, Any], key: str, path: KeyPath) -> None:
+        needed = lookup(NEEDS, dotted(path))
+        if needed and section[key] is not None and not section.get(needed):
+            message = f"{dotted(path)} has no effect without {needed}; take it out, or write {needed} beside it"
+            return self.report(message, *path)
         if (rule := lookup(ONLY_WITH, dotted(path))) is None or section[key] is None:
-            return
+            return None
         if dotted(path) == "generation.temperature" and section[key] == 0:
-            return  # what others write for do_sample: false
+            return None  # what others write for do_sample: false
         neighbour, default, values = rule
         if (actual := section.get(neighbour, default)) not in values:
             needed = f"{values[0]} or more" if isinstance(values, range) else " or ".join(map(_plain, values))
             found = f"it is {'not set' if actual is None else _plain(actual)}"
             message = f"{dotted(path)} has no effect unless {neighbour} is {needed} ({found}); take it out, or change {neighbour}"
             self.report(message, *path)
+        return None
 
     def across(self, config: Mapping[str, Any]) -> None:
         """Rules that take two sections or keys."""
@@ -180,6 +186,8 @@ class _Checker:
         if isinstance(workers, Mapping) and workers.get("shard_base") and (quantization or config.get("adapter") is None):
             needed = "an adapter: it shares out the weights that are not trained" if not quantization else "no quantization"
             self.report(f"backend.trainer.shard_base needs {needed}", "backend", "trainer", "shard_base")
+        for message, path in contradictions(trainer):
+            self.report(message, *path)
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):
             message = "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint exclude each other; keep one"
             self.report(message, "trainer", "checkpoints_per_epoch")
@@ -201,11 +209,14 @@ class _Checker:
         if generation.get("do_sample") is True and generation.get("temperature") == 0:
             message = "generation.temperature must be above 0 to sample; else write do_sample: false"
             self.report(message, "generation", "temperature")
+        if quantization and (begins := adapter.get("init_lora_weights")) in ("pissa", "olora"):
+            message = f"adapter.init_lora_weights: {begins} takes a part out of the base's weights, not of quantized ones"
+            self.report(f"{message}; write default", "adapter", "init_lora_weights")
+        if adapter.get("layer_replication"):
+            message = "adapter.layer_replication changes the base itself, so the tuned model has no base to be compared with"
+            self.report(f"{message}; take it out", "adapter", "layer_replication")
         if generation.get("use_cache") is False and (generation.get("num_beams") or 1) != 1:
             self.report("generation.use_cache: false is not possible with num_beams; take it out", "generation", "use_cache")
-        if adapter.get("init_lora_weights") == "loftq" and not adapter.get("loftq_config"):
-            message = "adapter.init_lora_weights: loftq needs loftq_config: {loftq_bits: 4}"
-            self.report(message, "adapter", "init_lora_weights")
 
 
 def _kind(value: Any) -> str:

@@ -34,6 +34,7 @@ REFUSED: dict[str, str] = {
     "preprocessing.split": "alfine splits the rows itself; write pipeline.split, or give them a split column",
     "adapter.pretrained_adapter_weights": "Ludwig loads such an adapter frozen, and nothing would be trained",
     "adapter.postprocessor": "base and tuned are compared with the adapter apart; merge it later with peft",
+    "adapter.loftq_config": "alfine does not take LoftQ, see adapter.init_lora_weights",
     "adapter.eva_config": "Ludwig does not run the pass over the data that EVA needs",
     "trainer.validation_*": VALIDATION,
     "trainer.evaluate_training_set": "the training loss of each step is kept anyway; leave it out",
@@ -53,8 +54,13 @@ REFUSED: dict[str, str] = {
     "trainer.contrastive_pretrain_*": ENCODERS,
     "trainer.modality_dropout": ENCODERS,
     "trainer.model_soup*": "the checkpoint with the best validation loss is kept; leave it out",
+    "trainer.learning_rate_scaling": "workers share the rows of a step, so its rate is the same for any number; leave it out",
     "trainer.learning_rate_scheduler.reduce_eval_metric": "it is the loss; leave it out",
+    "trainer.learning_rate_scheduler.max_lr": "one_cycle rises to trainer.learning_rate; write it there",
+    "trainer.gradient_clipping.clipnorm": "Ludwig's clipnorm is clipglobalnorm once more; write clipglobalnorm",
     "trainer.optimizer.lr": "write trainer.learning_rate",
+    "trainer.optimizer.block_wise": "bitsandbytes no longer has it; leave it out",
+    "trainer.optimizer.percentile_clipping": "bitsandbytes no longer has it; write trainer.gradient_clipping",
     "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
     "quantization.mode": TORCHAO,
     "quantization.qat": TORCHAO,
@@ -76,6 +82,12 @@ REFUSED: dict[str, str] = {
 }
 """Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
 
+NOT_POSSIBLE: dict[str, str] = {
+    "model_parameters.neftune_noise_alpha": "its noise belongs to the length of a row (Jain et al. 2023), and Ludwig takes "
+    "the length of all rows that are read together, which memory decides; leave it out, or write adapter.dropout",
+}
+"""Keys of Ludwig that would act otherwise than they say, and why."""
+
 REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("trust_remote_code", True): "alfine runs no code out of a model's folder; take the line out (models that transformers knows "
     "do not need it)",
@@ -86,6 +98,17 @@ REFUSED_VALUES: dict[tuple[str, Any], str] = {
     ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
     ("trainer.optimizer.type", "lbfgs"): "it repeats each step's rows, which alfine's trainer does not; write adamw",
     ("trainer.optimizer.type", "schedule_free_adamw"): "it needs a package that alfine does not bring; write adamw",
+    ("trainer.optimizer.relative_step", True): "Adafactor would then choose its own rate, and trainer.learning_rate with its "
+    "schedule would have no effect; leave it out",
+    ("trainer.optimizer.warmup_init", True): "Adafactor warms up only with relative_step, which leaves trainer.learning_rate "
+    "without effect; write trainer.learning_rate_scheduler.warmup_fraction",
+    ("adapter.type", "adalora"): "its ranks are shared out by a call after each step which Ludwig does not make, and Ludwig "
+    "drops its target_modules; write lora",
+    ("adapter.init_lora_weights", "loftq"): "it replaces the base's weights by 4-bit approximations, so the tuned model would "
+    "not be one of this base; write pissa or default, with quantization where memory is short",
+    ("adapter.init_ia3_weights", False): "training would start from random scales in place of the base; take the line out",
+    ("adapter.apply_GS", True): "made orthogonal, the reflections do not cancel at the start, so training would not start from "
+    "the base; take the line out",
     ("adapter.init_lora_weights", "eva"): "the pass over the data that EVA needs is not run here; write pissa or default",
     ("adapter.init_lora_weights", "corda"): "the pass over the data that CorDA needs is not run here; write pissa or default",
     ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
@@ -122,8 +145,14 @@ NARROWED: dict[str, dict[str, Any]] = {
     "trainer.batch_size": {"types": ["integer"], "min": 1, "word": "auto"},
     "trainer.effective_batch_size": {"types": ["integer"], "min": 1},
     "trainer.gradient_accumulation_steps": {"types": ["integer"], "min": 1},
-    "trainer.gradient_clipping.*": {"types": ["number", "null"], "min": 0},
-    "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "max": 1},
+    "trainer.gradient_clipping.*": {"types": ["number", "null"], "above": 0},
+    "trainer.learning_rate_scheduler.warmup_fraction": {"types": ["number"], "min": 0, "below": 1},
+    "trainer.learning_rate_scheduler.decay_rate": {"types": ["number"], "above": 0, "below": 1},
+    "trainer.learning_rate_scheduler.reduce_on_plateau_rate": {"types": ["number"], "above": 0, "below": 1},
+    "trainer.learning_rate_scheduler.pct_start": {"types": ["number"], "above": 0, "below": 1},
+    "trainer.learning_rate_scheduler.*div_factor": {"types": ["number"], "min": 1},
+    "trainer.learning_rate_scheduler.polynomial_power": {"types": ["number"], "above": 0},
+    "trainer.learning_rate_scheduler.polynomial_end_lr": {"types": ["number"], "min": 0},
     "trainer.learning_rate_scheduler.reduce_eval_split": {"enum": ["training", "validation"]},
     "trainer.optimizer.betas": {"types": ["list"], "length": 2, "items": {"types": ["number"], "min": 0, "below": 1}},
     "adapter.*dropout": {"types": ["number"], "min": 0, "below": 1},
@@ -146,7 +175,6 @@ ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "trainer.learning_rate_scheduler.staircase": (_DECAY, None, ["exponential"]),
     "trainer.learning_rate_scheduler.t_*": (_DECAY, None, ["cosine"]),
     "trainer.learning_rate_scheduler.eta_min": (_DECAY, None, ["cosine"]),
-    "trainer.learning_rate_scheduler.max_lr": (_DECAY, None, ["one_cycle"]),
     "trainer.learning_rate_scheduler.pct_start": (_DECAY, None, ["one_cycle"]),
     "trainer.learning_rate_scheduler.*div_factor": (_DECAY, None, ["one_cycle"]),
     "trainer.learning_rate_scheduler.inverse_sqrt_*": (_DECAY, None, ["inverse_sqrt"]),
@@ -154,7 +182,6 @@ ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "trainer.learning_rate_scheduler.wsd_*": (_DECAY, None, ["wsd"]),
     "trainer.learning_rate_scheduler.warmup_*": (_DECAY, None, _WARMUP),
     "trainer.effective_batch_size": ("batch_size", 8, ["auto"]),
-    "adapter.loftq_config": ("init_lora_weights", "default", ["loftq"]),
     "quantization.bnb_4bit_*": ("bits", 4, [4]),
     "quantization.llm_int8_*": ("bits", 4, [8]),
     "generation.temperature": _SAMPLED,
@@ -167,7 +194,22 @@ ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
 }
 """Keys that need certain values of a neighbour: key → (neighbour, its default, values)."""
 
+NEEDS: dict[str, str] = {
+    "trainer.learning_rate_scheduler.reduce_on_plateau_*": "reduce_on_plateau",
+    "trainer.learning_rate_scheduler.reduce_eval_split": "reduce_on_plateau",
+    "trainer.learning_rate_scheduler.t_mult": "t_0",
+}
+"""Keys that need a neighbour that is written and not 0: key → neighbour."""
+
 
 def lookup(table: Mapping[str, Any], name: str) -> Any:
     """What a table says of a dotted key, by its name or by a pattern with `*`; None where nothing is said."""
     return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
+
+
+def refusal(name: str) -> tuple[str, str] | None:
+    """What would become of a dotted key that is not taken, and why; None where it is taken."""
+    for table, fate in ((REFUSED, "would have no effect"), (NOT_POSSIBLE, "is not possible")):
+        if reason := lookup(table, name):
+            return fate, reason
+    return None

@@ -11,9 +11,9 @@ from typing import Any
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.own_metrics import finite, own_function, own_value
-from pipelines.own_metrics import shown as _shown
-from pipelines.sandbox import extract_code, run_tests, split_tests
+from pipelines.sandbox import run_tests
 from pipelines.unicode_text import normalise_label, split_labels, tokens, written_label
+from pipelines.unit_tests import extract_code, row_tests
 
 Line = Mapping[str, Any]
 """One line of `completions.jsonl`."""
@@ -120,13 +120,10 @@ def _chrf_scorer() -> Any:
 
 
 def _unit_tests(line: Line) -> Score:
-    given = line["fields"].get("tests")
-    tests = split_tests(given) if isinstance(given, str) else given
-    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-        raise DataError(
-            f"{_place(line)}: metric unit_tests needs a column `tests` with one assert or more, "
-            f"as a list of strings or as lines of one string, not {_shown(given)}"
-        )
+    try:
+        tests = row_tests(line["fields"])
+    except DataError as error:
+        raise DataError(f"{_place(line)}: {error}") from None
     result = run_tests(extract_code(line["completion"]), tests)
     if result.unsupported:
         return Score(None, f"not supported by the sandbox: {result.message}")

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.errors import ModelError
 from pipelines.safetensors_header import INDEX, TensorInfo, read_headers
+from pipelines.yaml_wording import shorten
 
 CODE_KEYS = {"auto_map", "custom_pipelines", "custom_generate"}
 """Keys by which a JSON file of a model folder names Python code for transformers to run. An attention that is named as
@@ -38,6 +39,7 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         cause = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
         raise ModelError(f"model {str(folder)!r}: {cause}")
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
     if not any(folder.glob("*.safetensors")):
@@ -51,6 +53,31 @@ def check_model_folder(folder: Path) -> None:
     tensors = read_headers(folder)
     _check_names(folder, tensors)
     _check_shapes(folder, config, tensors)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises ModelError for an adapter where a model should be, and for one beside a model, which transformers would load
+    into the base without a word."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base = str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        base = ""
+    if (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {str(folder)!r} holds an adapter (adapter_config.json) beside the base's weights, which would be loaded into "
+            f"the base; name a copy of the folder without the files adapter_*"
+        )
+    of = f" of {shorten(base)}" if base else ""
+    if (folder.parent / "manifest.json").is_file():
+        advice = f"write the base as base_model, and pipeline.after: {folder.parent}"
+    else:
+        advice = f"write base_model: {shorten(base) if base else 'its base'}, or merge the adapter into its base (PEFT's "
+        advice += "merge_and_unload), save that with the tokenizer, and name its folder"
+    raise ModelError(f"model {str(folder)!r} is an adapter{of} (adapter_config.json), not a model; {advice}")
 
 
 def _no_weights(folder: Path) -> str:

@@ -18,38 +18,54 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1024
 """Rows decoded at once."""
+KNOWN = ("arrow.uuid", "arrow.json", "arrow.bool8")
+"""Extension types that have a value in JSON."""
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row with its number from 1. Raises DataError for a file that is none, or that names a column twice.
 
     Numbers, booleans, texts, lists and structs are JSON's own. A date, time or timestamp is its ISO 8601 text, a duration
-    as well (PT5400S), a decimal its digits, NaN no value. Bytes, and what Python has no value for, are a NotText.
+    as well (PT5400S), a decimal its digits, NaN no value. Bytes, extension types but for KNOWN, and what Python has no value
+    for, are a NotText.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise FileNotFoundError(path)
-    number = 0
     try:
         file = pq.ParquetFile(path)
-        names = list(file.schema_arrow.names)
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(Problem(f"two columns have the name {twice!r}; rename one", str(path)))
+    except (pa.ArrowException, OSError):
+        raise DataError(Problem("is not a Parquet file, or not a whole one; write it again", str(path))) from None
+    names = list(file.schema_arrow.names)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(Problem(f"two columns have the name {twice!r}; rename one", str(path)))
+    number = 0
+    try:
         for batch in file.iter_batches(ROWS_AT_ONCE):
-            columns = [_values(column) for column in batch.columns]
+            columns = [_values(column, _extension(field)) for column, field in zip(batch.columns, batch.schema, strict=True)]
             for values in zip(*columns, strict=True):
                 number += 1
                 yield number, dict(zip(names, values, strict=True))
-    except pa.ArrowNotImplementedError as error:
-        message = f"has a column of a type that cannot be read here ({error}); write it as text"
-        raise DataError(Problem(message.replace("\n", " "), str(path))) from None
-    except (pa.ArrowException, OSError):
-        raise DataError(Problem("is not a Parquet file, or not a whole one; write it again", str(path))) from None
+    except (pa.ArrowException, OSError) as error:
+        cause = " ".join(str(error).split())[:120]
+        message = f"its rows cannot be read from here on ({cause}); write the file again, a column of an unusual type as text"
+        raise DataError(Problem(message, str(path), number + 1)) from None
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _extension(field: pa.Field) -> str | None:
+    """The name of the column's extension type, where it is not one of KNOWN. Whether Arrow knows the type itself depends on
+    what else is imported: pandas' periods are then seen as the whole numbers that they are stored as."""
+    name = getattr(field.type, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
+    return None if name in ("", *KNOWN) else str(name)
+
+
+def _values(column: pa.Array, extension: str | None) -> list[Any]:
+    """`extension` is the type's name where its stored values say nothing: 652 for May 2024."""
+    if extension is not None:
+        why = f"is of the extension type {extension}, whose values have no text of their own; write them as text"
+        return [NotText(str(value), why) if value.is_valid else None for value in getattr(column, "storage", column)]
     try:
         found = column.to_pylist()
     except (ValueError, OverflowError, LookupError):  # one value that Python has no place for: the others are read

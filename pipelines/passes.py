@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from pipelines.completions import Completion, LoadedModel, Progress, complete, quantization_of
 from pipelines.config import Job
+from pipelines.engine.reference import ReferenceModel
 from pipelines.engine.token_rows import TokenRows, validation_losses
-from pipelines.forgetting.distill import BaseModel
 from pipelines.forgetting.guards import PreparedGuard, score_guard
 
 
@@ -34,7 +34,7 @@ class LocalPass:
         base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_of(job))
         self.seed = job.pipeline.seed
         self.loaded = base if tuned is None else base.attach(tuned)
-        self._base_logits = BaseModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
+        self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
 
     def complete(
         self, prompts: Sequence[list[int]], generation: dict[str, Any], bounds: Sequence[int],

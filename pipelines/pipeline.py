@@ -68,9 +68,11 @@ class Stages:
             # torch is imported here, which takes half a minute on a busy machine.
             from pipelines.content_hash import fingerprint
             from pipelines.forgetting.sequence import starting_model
+            from pipelines.module_names import check_names
 
             self.base_folder = starting_model(job, run)
             self.model_id = fingerprint(self.base_folder)
+        check_names(job, self.base_folder)
         self.generation = dict(job.ludwig["generation"])
 
     def all(self) -> None:
@@ -85,6 +87,7 @@ class Stages:
         )  # fmt: skip
         self._write_config()
         self._say_changed_data()
+        self._prepare_sandbox()
         self._stage("prepare", inputs["prepare"], self.prepare)
         with self._asking():
             self._stage("base", inputs["base"], lambda: self.complete("base"))
@@ -95,6 +98,14 @@ class Stages:
             self._stage("tuned", digest(inputs["tuned"], tuned_id), lambda: self.complete("tuned"))
             self._stage("tuned guards", digest(inputs["tuned guards"], tuned_id), lambda: self.guard("tuned"))
         self._stage("report", digest(inputs["report"], tuned_id), self.report)
+
+    def _prepare_sandbox(self) -> None:
+        from pipelines.forgetting.files import guards_of
+        from pipelines.sandbox import prepare_sandbox
+
+        guards = guards_of(self.job.pipeline.forgetting).values()
+        metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {guard.metric or "" for guard in guards}
+        prepare_sandbox(metrics, self.screen.working)
 
     def _say_changed_data(self) -> None:
         for name, prepared in self.run.manifest.get("data", {}).items():

@@ -127,19 +127,19 @@ def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """The base of the run with what was trained, as the run's own tuned pass loads it."""
     from pipelines.completions import LoadedModel, quantization_of
-    from pipelines.forgetting.sequence import starting_model
+    from pipelines.forgetting.sequence import trained_from
 
-    base = starting_model(job, run)
+    base = trained_from(job, run)
     return LoadedModel.base(base, job.pipeline.chat_template, quantization_of(job)).attach(run.path("model"))
 
 
 def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
     """How the tuned model of a run writes prompts, and the tokens that it can read. Loads no model."""
-    from pipelines.forgetting.sequence import starting_model
+    from pipelines.forgetting.sequence import trained_from
     from pipelines.models import context_length
     from pipelines.prompts import PromptFormat
 
-    base = starting_model(job, run)
+    base = trained_from(job, run)
     return PromptFormat.of_folder(base, job.pipeline.chat_template), context_length(base)
 
 

@@ -16,6 +16,7 @@ from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
 from pipelines.reference_checks import ReferenceChecks
 from pipelines.score_checks import ScoreChecks
+from pipelines.trainer_keys import of_rows
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,13 @@ class Preflight:
             *(finding for check in self.checks for finding in check.findings()),
             *(Finding(serious, problem) for serious, problem in self.references.findings()),
             *self.leaks.findings(),
+            *(Finding(True, problem) for problem in of_rows(self.job, self._rows_of("train"), self._rows_of("validation"))),
             *self._no_validation(),
         ]
         return sorted(found, key=lambda finding: not finding.serious)
 
+    def _rows_of(self, split: str) -> int:
+        return sum(count for (_, of), count in self.counts.items() if of == split)
 
     def _no_validation(self) -> Iterator[Finding]:
         for name in self.job.pipeline.tasks:

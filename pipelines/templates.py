@@ -51,12 +51,15 @@ def filled(template: str, fields: Mapping[str, Any], what: str) -> str:
     return text
 
 
-def row_has(fields: Mapping[str, Any], wanted: str, braces: bool = False) -> str:
-    """"the row has: a, b; did you mean b?": the second half of a message on a column that is not there."""
+def row_has(fields: Mapping[str, Any], wanted: str, braces: bool = False, fixed: bool = False) -> str:
+    """"the row has: a, b; did you mean b?": the second half of a message on a column that is not there. `fixed`: the name is
+    alfine's, so that it is the row's column that is to be renamed."""
     names = [name for name in fields if name != SPLIT_COLUMN]
     more = f", … ({len(names)} in all)" if len(names) > MOST_NAMES else ""
     near = did_you_mean(wanted, (name for name in names if can_be_named(name)))
     advice = f"; did you mean {f'{{{near}}}' if braces else near}?" if near else ""
+    if near and fixed:
+        advice = f"; if {near} is meant, rename it"
     strange = next((name for name in names if not can_be_named(name)), None)
     if not near and strange is not None:
         advice = f"; {strange!r} cannot stand in braces, rename it"

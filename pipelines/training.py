@@ -18,6 +18,7 @@ from pipelines.content_hash import fingerprint
 from pipelines.errors import MachineError, RunError
 from pipelines.prepare import open_table
 from pipelines.runs import Run, replace_folder, write_json
+from pipelines.schedules import Steps, learning_rate, rows_per_step
 from pipelines.tasks import epoch_order, task_shares
 
 if TYPE_CHECKING:
@@ -40,10 +41,16 @@ def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
     """The Ludwig config of the job: what the YAML says outside `pipeline:`, with the folder of the base model."""
     config = {**job.ludwig, **FEATURES, "base_model": str(base_model)}
     # Several workers share a step's rows, so the step is the same and so is its rate; Ludwig would multiply it.
-    config["trainer"] = {"learning_rate_scaling": "constant", **config["trainer"]}
+    config["trainer"] = trainer = {**config["trainer"], "learning_rate_scaling": "constant"}
+    if trainer.get("gradient_clipping", {}) is None:
+        trainer["gradient_clipping"] = {"clipglobalnorm": None}  # Ludwig would clip at 0.5
+    if trainer.get("optimizer", {}).get("type") == "adafactor":
+        # With Ludwig's own settings it takes no learning rate; these are what transformers' Trainer takes.
+        fixed = {"relative_step": False, "lr": learning_rate(trainer)}
+        trainer["optimizer"] = {"scale_parameter": False, **trainer["optimizer"], **fixed}
     if fits_memory(job):
         # Ludwig would try batch sizes with rows of its own making; ours finds its size within the first step.
-        config["trainer"] |= {"batch_size": rows_per_step(job), "effective_batch_size": "auto"}
+        trainer |= {"batch_size": rows_per_step(trainer), "effective_batch_size": "auto"}
     # The processes are ours to start (`pipelines.cluster`); Ludwig's part is the same in each.
     config.pop("backend", None)
     return config
@@ -57,14 +64,6 @@ def shards_base(job: Job) -> bool:
     """Whether each worker holds a part of the frozen weights alone."""
     backend = job.ludwig.get("backend")
     return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
-
-
-def rows_per_step(job: Job) -> int:
-    """Rows of an optimiser step, however many go through the model at once."""
-    trainer = job.ludwig["trainer"]
-    if fits_memory(job):
-        return int(trainer["effective_batch_size"])
-    return int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))
 
 
 def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
@@ -96,7 +95,11 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
             callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shards_base(job))
         # Named, since Ludwig would join any Ray cluster that it finds on the machine.
         backend = WorkersBackend() if workers.count > 1 else "local"
-        model = LudwigModel(ludwig_config(job, base_model), backend=backend, callbacks=[callback], logging_level=logging.INFO)
+        config = ludwig_config(job, base_model)
+        # Ludwig evaluates once an epoch where an epoch has fewer steps than `checkpoints_per_epoch`.
+        config["trainer"]["steps_per_checkpoint"] = Steps.of(job.ludwig["trainer"], len(training)).per_evaluation
+        config["trainer"].pop("checkpoints_per_epoch", None)
+        model = LudwigModel(config, backend=backend, callbacks=[callback], logging_level=logging.INFO)
         set_disable_progressbar(True)  # behind the constructor, which switches it on again
         model.train(
             training_set=training,
@@ -119,7 +122,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
         with doing("saving the model"):
-            aside = _collect(model, workdir, base_model, history)
+            aside = _collect(model, workdir, start, history)
         _after_training(start, strategies, aside, history)
         write_json(aside / "training.json", history)
         for strategy in strategies:
@@ -142,11 +145,14 @@ def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, h
     """What is decided on the finished weights, in the folder `tuned`."""
     if "interpolate" not in start.job.pipeline.forgetting.strategies:
         return
-    from pipelines.forgetting.interpolate import general_losses, largest_scale, scale_model
+    from pipelines.completions import quantization_of
+    from pipelines.forgetting.interpolate import Between, largest_scale
 
     settings = start.job.pipeline.forgetting.settings("interpolate")
-    scale, measured = largest_scale(settings, general_losses(start.folder, tuned, start.passages))
-    scale_model(start.folder, tuned, scale)
+    between = Between(start.folder, tuned, quantization_of(start.job))
+    scale, measured = largest_scale(settings, between.general_loss(start.passages))
+    between.save(scale)
+    history["trial_losses"] = between.trial_losses(scale)
     history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
 
 
@@ -155,7 +161,7 @@ def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
     from pipelines.engine.token_rows import TokenRows
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
-    rows = rows_per_step(job)
+    rows = rows_per_step(trainer)
     training, validation = (TokenRows.of(open_table(run.path("data"), split)) for split in ("train", "validation"))
     counts = Counter(training.tasks)
     weights = {name: task.weight for name, task in pipeline.tasks.items()}
@@ -183,16 +189,24 @@ def _metadata() -> dict[str, Any]:
     return {"prompt": dict(feature), "completion": dict(feature)}
 
 
-def _collect(model: Any, workdir: Path, base_model: Path, history: dict[str, Any]) -> Path:
+def _collect(model: Any, workdir: Path, start: Start, history: dict[str, Any]) -> Path:
     """The folder with the saved weights and the tokenizer, not yet under its name."""
+    from pipelines.model_card import portable
     from pipelines.models import load_tokenizer
 
     aside = workdir.with_name("model.partial")
     if aside.exists():
         shutil.rmtree(aside)
     shutil.move(workdir / "model" / "model_weights", aside)
-    load_tokenizer(base_model).save_pretrained(aside)
-    parameters = list(model.model.model.parameters())
+    load_tokenizer(start.folder).save_pretrained(aside)
+    portable(aside, start.job, start.folder, start.model_id)
+    llm = model.model
+    if llm.begins_elsewhere:
+        kind = start.job.ludwig["adapter"]["type"]
+        note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
+        history.setdefault("notes", []).append(note)
+    history["trial_losses"] = llm.trial_losses
+    parameters = list(llm.model.parameters())
     history["parameters"] = sum(p.numel() for p in parameters)
     history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     history["peak_memory_bytes"] = _peak_memory()

@@ -44,6 +44,11 @@ ROWS = "".join(
 )
 
 
+def tested(tests: Any) -> str:
+    """The good rows with that column `tests` in each."""
+    return "".join(json.dumps({**json.loads(line), "tests": tests}) + "\n" for line in ROWS.splitlines())
+
+
 @dataclass(frozen=True)
 class Case:
     """Files in an empty folder, a command in it; `fault` is what the machine does wrong, for no other cause."""
@@ -60,6 +65,11 @@ class Case:
 def changed(old: str, new: str) -> str:
     assert old in GOOD
     return GOOD.replace(old, new)
+
+
+def own_metric(module: str, body: str, takes: str = "completion, reference, row") -> dict[str, Any]:
+    """A config whose metric is a function of the folder. Python keeps a module, so each case has another."""
+    return {"config": changed("metric: label", f"metric: {module}:f"), "others": {f"{module}.py": f"def f({takes}):\n    {body}\n"}}
 
 
 def forgetting(value: str) -> str:
@@ -91,6 +101,13 @@ def llama(weights: str | bytes | None = None, settings: dict[str, Any] | None = 
 
 
 WEIGHTS = save({"model.embed_tokens.weight": np.zeros((8, 2), dtype=np.float16)})
+def with_module(name: str) -> dict[str, Any]:
+    """A config whose adapter names q_proj and another module, and a base with the headers of its weights."""
+    names = [f"model.layers.0.self_attn.{one}.weight" for one in ("q_proj", "v_proj")]
+    header = json.dumps({one: {"dtype": "F32", "shape": [0, 8], "data_offsets": [0, 0]} for one in names}).encode()
+    files = model(config='{"model_type": "llama"}', weights=len(header).to_bytes(8, "little") + header)
+    config = files["config"].replace("{type: lora}", f"{{type: lora, target_modules: [q_proj, {name}]}}")
+    return {"config": config, "others": {**files["others"], "model/tokenizer.json": "{}"}}
 
 
 def base(name: str) -> str:
@@ -119,6 +136,11 @@ CASES = [
     Case("unknown key, top level", CHECK, config=changed("base_model:", "basemodel:")),
     Case("unknown key in trainer", CHECK, config=changed("epochs: 1", "epochs: 1, lerning_rate: 0.1")),
     Case("unknown key, deep", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {warmup: 0.1}")),
+    Case("a warm-up longer than the training", CHECK, config=changed("epochs: 1", "epochs: 2, learning_rate_scheduler: {warmup_evaluations: 9}")),
+    Case("a plateau that no evaluation can see", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {reduce_on_plateau: 1}")),
+    Case("a plateau without validation rows", CHECK, config=changed("epochs: 1", "learning_rate_scheduler: {reduce_on_plateau: 1}").replace("  tasks:", "  split: {validation: 0}\n  tasks:")),
+    Case("a cycle of one step", CHECK, config=changed("epochs: 1", "train_steps: 1, learning_rate_scheduler: {decay: one_cycle}")),
+    Case("an 8-bit optimiser's old setting", CHECK, config=changed("epochs: 1", "optimizer: {type: adamw_8bit, percentile_clipping: 100}")),
     Case("unknown key in a task", CHECK, config=changed("metric:", "metrics:")),
     Case("wrong type", CHECK, config=changed("epochs: 1", "epochs: many")),
     Case("wrong type in pipeline", CHECK, config=changed("metric: label", "metric: label\n      max_new_tokens: few")),
@@ -126,6 +148,12 @@ CASES = [
     Case("override of an unknown key", "run job.yaml trainer.epoch=2"),
     Case("unknown metric", CHECK, config=changed("metric: label", "metric: rogue")),
     Case("own metric that is not there", CHECK, config=changed("metric: label", "metric: mine:score")),
+    Case("own metric that raises", CHECK, **own_metric("raises", "return row['missing']")),
+    Case("own metric that returns a text", CHECK, **own_metric("a_text", "return 'good'")),
+    Case("own metric that returns NaN", CHECK, **own_metric("not_a_number", "return float('nan')")),
+    Case("own metric that fails on an empty completion", CHECK, **own_metric("share", "return len(reference) / len(completion)")),
+    Case("own metric that takes two arguments", CHECK, **own_metric("two", "return 1", "completion, reference")),
+    Case("normalize without labels", CHECK, config=changed("metric: label", "metric: rouge\n      normalize: false")),
     Case("unknown base model", RUN, config=changed("smollm2-135m-instruct", "smolm2-135m-instruct")),
     Case("base model is an empty folder", RUN, config=changed("smollm2-135m-instruct", "./model"), others={"model/x": ""}),
     Case("data file missing", CHECK, rows=None),
@@ -139,6 +167,20 @@ CASES = [
     Case("Parquet that is none", CHECK, config=changed("rows.jsonl", "rows.parquet"), rows=None, others={"rows.parquet": "x"}),
     Case("data in a form not read", CHECK, config=changed("rows.jsonl", "rows.xlsx"), rows=None, others={"rows.xlsx": "x"}),
     Case("missing column", CHECK, config=changed("{review}", "{text}")),
+    *(
+        Case(f"unit tests: {title}", CHECK, config=changed("metric: label", "metric: unit_tests"), rows=rows)
+        for title, rows in {
+            "none": ROWS,
+            "a bare comparison": tested("f(1) == 2"),
+            "a list of bare comparisons in a cell": tested("['f(1) == 2', 'f(2) == 3']"),
+            "check that nobody calls": tested("def check(candidate):\n    assert candidate(1) == 2"),
+            "an assert in parentheses": tested(["assert (f(1) == 2, 'wrong')"]),
+            "asserts about their own values": tested("x = 2\nassert x == 2"),
+            "inputs and outputs": tested({"inputs": ["1"], "outputs": ["2"]}),
+            "pytest": tested("import pytest\ndef test_f():\n    with pytest.raises(ValueError):\n        f(-1)"),
+            "no Python": tested(">>> f(1)\n2"),
+        }.items()
+    ),
     Case("no rows", CHECK, rows=""),
     Case("one row", CHECK, rows=ROWS.split("\n")[0] + "\n"),
     Case("a row of 100 kB", "preview job.yaml", rows=ROWS + json.dumps({"review": "word " * 20_000, "label": "good"}) + "\n"),
@@ -229,6 +271,16 @@ CASES = [
     Case("a model's file instead of its folder", CHECK, config=base("./rows.jsonl")),
     Case("a model folder without weights", CHECK, **model(config="{}")),
     Case("weights in a pickle", CHECK, **model(config="{}", pickle=b"\x80\x04K\x01.")),
+    Case(
+        "an adapter beside a base", CHECK, config=base("./model"),
+        others={"model/config.json": "{}", "model/model.safetensors": "", "model/adapter_config.json": "{}"},
+    ),
+    Case(
+        "an adapter as a base", CHECK, config=base("./model"),
+        others={"model/adapter_config.json": '{"base_model_name_or_path": "owner/name"}', "model/adapter_model.safetensors": ""},
+    ),
+    Case("a module that the base does not have", CHECK, **with_module("q_prj")),
+    Case("a block as a module", CHECK, **with_module("self_attn")),
     Case("config.json is none", CHECK, **model(config="{", weights=b"")),
     Case(
         "a model that brings code", CHECK,
@@ -265,6 +317,10 @@ CASES = [
     # guards, probes
     Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
     Case("a guard of an unknown kind", CHECK, **guard("chioces", ROW)),
+    Case(
+        "a task guard whose unit tests assert nothing", CHECK,
+        **guard("task", '{"q": "Add.", "a": "x", "tests": "f(1) == 2"}\n', ', prompt: "{q}", completion: "{a}", metric: unit_tests'),
+    ),
     Case("a text guard without texts", CHECK, **guard("text", ROW)),
     Case("an answers guard without instructions", CHECK, **guard("answers", ROW)),
     Case("a choice that is not among them", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n')),
@@ -279,6 +335,8 @@ CASES = [
     Case("probes with half a character", CHECK, **probes('{"prompt": "Why \\ude00?"}\n')),
     Case("a guard with half a character", CHECK, **guard("text", '{"text": "\\ud83d"}\n')),
     Case("a replay file without answers", CHECK, config=forgetting("{strategy: replay, replay: {data: general.jsonl}}"), others={"general.jsonl": '{"prompt": "Why?"}\n'}),
+    Case("a guard with an unknown metric", CHECK, **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: rogue')),
+    Case("a guard with a loss as metric", CHECK, **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: perplexity')),
     Case("probes with an unknown key", CHECK, **probes('{"prompt": "Why?", "max_tokens": 3}\n')),
     # commands
     Case("predict with no run", "predict runs/none rows.jsonl"),

@@ -1,14 +1,19 @@
 """The command line: help for everything, one line for every mistake, quick to start."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from pipelines import activity
+from pipelines.cli import _run_name, main
+from tests.report.run_folder import demo_run, make_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,6 +78,11 @@ def test_names_of_runs(tmp_path, name, message):
     assert (result.exit_code, message in result.output) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["erster", "हिन्दी", "ครั้งที่1", "프로젝트-2", "a_b.c"])
+def test_names_of_runs_in_every_script(name):
+    assert _run_name(name) == name
+
+
 def test_missing_config_and_run(tmp_path):
     assert "no such file" in call("check", tmp_path / "none.yaml").output
     result = call("report", tmp_path)
@@ -88,3 +98,79 @@ def test_a_run_with_an_unknown_model_leaves_nothing(tmp_path, monkeypatch):
 
 def test_models():
     assert "smollm2-135m-instruct" in call("models").output
+
+
+HOSTILE = ['pipeline.tasks.t.prompt="{q}  what\'s $HOME * `id` \\"now\\"?"', "adapter={type: lora}", "pipeline.system=two  spaces;\nand a line"]
+
+
+def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my jobs").mkdir()
+    config = write_job(tmp_path / "my jobs").relative_to(tmp_path)
+    saved = []
+    monkeypatch.setattr("pipelines.pipeline.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
+    monkeypatch.setattr("pipelines.bakeoff.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
+    monkeypatch.setattr("pipelines.head_to_head.compare_models", lambda *given: saved.append(given[5]) or sys.exit(0))
+    call("run", config, *HOSTILE, "--name", "one")
+    assert shlex.split(saved[-1]) == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
+    call("bakeoff", config, *HOSTILE, "--strategies", "none")
+    words = shlex.split(saved[-1])
+    assert words[:5] == ["alfine", "run", str(config), "--name", "none-learning_rate-0.0002-seed42"] and words[5:8] == HOSTILE
+    call("compare", "runs/a b", "runs/c$d", "--prompts", "new rows.jsonl", "--metric", "chrf", "--output", "out *")
+    assert shlex.split(saved[-1]) == ["alfine", "compare", "runs/a b", "runs/c$d", "--prompts", "new rows.jsonl", "--metric", "chrf", "--output", "out *"]
+    # The shell itself agrees.
+    shown = subprocess.run(["sh", "-c", "printf '%s\\0' " + saved[0]], capture_output=True, text=True, check=True).stdout
+    assert shown.split("\0")[:-1] == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
+
+
+def test_advice_to_run_something_is_quoted(tmp_path):
+    result = call("predict", _begun(tmp_path / "my run"), tmp_path / "x.jsonl")
+    assert "finish it with: alfine run 'a b.yaml' --name 'my run'" in result.output
+
+
+def _begun(folder):
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "config": "a b.yaml", "stages": {}}))
+    return folder
+
+
+def test_ratings_are_of_one_run(tmp_path):
+    result = call("compare", "a", "b", "--ratings", tmp_path / "anna.json")
+    assert (result.exit_code, "--ratings goes with a single run" in result.output) == (2, True)
+
+
+def alfine(*arguments, **environment):
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["compare"], ["report"]], ids=lambda one: one[0])
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path, arguments):
+    process = alfine(*arguments, demo_run(tmp_path / "r", rows=40))
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == b"" and process.wait() in (0, 1)
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"}], ids=str)
+@pytest.mark.parametrize("command", ["show", "compare"])
+def test_an_encoding_that_lacks_characters_is_no_traceback(tmp_path, environment, command):
+    run = make_run(tmp_path / "r", rows=8, base_answer="▁tea … 中 {}")
+    process = alfine(command, run, **environment)
+    out, errors = process.communicate()
+    assert process.returncode == 0 and b"Traceback" not in errors
+    assert b"\\u4e2d" in out if command == "show" else b"mood" in out
+
+
+def test_no_pager_where_only_colour_is_forced(tmp_path):
+    process = alfine("show", make_run(tmp_path / "r", rows=4), FORCE_COLOR="1", PAGER="false")
+    out, _ = process.communicate()
+    assert process.returncode == 0 and b"mood, row" in out
+
+
+def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
+    slow = write_job(tmp_path)
+    monkeypatch.setattr(activity.HEARTBEAT, "every", 0.05)
+    monkeypatch.setattr("pipelines.tasks.load_examples", lambda pipeline: (time.sleep(0.1) for _ in range(5)))
+    result = call("check", slow)
+    assert "reading the rows: 0." in result.stderr and "fine" in result.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 
 from pipelines import ludwig_keys, ludwig_limits
 from pipelines.config import METRICS, DataFiles, Job, check_template, load_job
@@ -77,7 +78,14 @@ ACCEPTED = [
     "trainer.optimizer={type: adamw, betas: [0.9, 0.99], weight_decay: 0.01}",
     "trainer.learning_rate_scheduler={decay: cosine, warmup_fraction: 0.1, t_0: 50}",
     "trainer.learning_rate_scheduler={decay: null, warmup_evaluations: 1.0}",
-    "trainer.learning_rate_scheduler={decay: wsd, wsd_decay_fraction: 0.2, t_0: null}",
+    "trainer.learning_rate_scheduler={decay: wsd, wsd_stable_fraction: 0.7, wsd_decay_fraction: 0.2, t_0: null}",
+    "trainer.learning_rate_scheduler={decay: exponential, decay_steps: 10, staircase: true, warmup_evaluations: 1}",
+    "trainer.learning_rate_scheduler={decay: inverse_sqrt, inverse_sqrt_warmup_steps: 10}",
+    "trainer.learning_rate_scheduler={decay: polynomial, polynomial_power: 2, polynomial_end_lr: 1e-6, warmup_fraction: 0}",
+    "trainer.learning_rate_scheduler={decay: one_cycle, pct_start: 0.2, div_factor: 10, final_div_factor: 100}",
+    "trainer.learning_rate_scheduler={reduce_on_plateau: 2, reduce_on_plateau_patience: 1, reduce_eval_split: validation}",
+    "trainer.gradient_clipping={clipglobalnorm: null, clipvalue: 1}",
+    "trainer.optimizer={type: adafactor, scale_parameter: true, relative_step: false}",
     "trainer.gradient_clipping={clipglobalnorm: 1}",
     "trainer.gradient_clipping=null",
     "trainer.early_stop=-1",
@@ -90,12 +98,11 @@ ACCEPTED = [
     "adapter=null",
     "adapter={type: ia3, feedforward_modules: [down_proj]}",
     "adapter={type: lora, target_modules: [q_proj], rank_pattern: {layers.0.q_proj: 4}}",
-    "adapter={type: lora, init_lora_weights: loftq, loftq_config: {loftq_bits: 4}}",
+    "adapter={type: lora, init_lora_weights: pissa}",
     "adapter={type: lora, alpha: 32, dropout: 0, use_dora: true, loraplus_lr_ratio: 8}",
     "quantization={bits: 4, bnb_4bit_compute_dtype: bfloat16, bnb_4bit_quant_type: fp4}",
     "quantization={bits: 8, llm_int8_threshold: 5}",
     "quantization=null",
-    "model_parameters={neftune_noise_alpha: 5}",
     "preprocessing={global_max_sequence_length: 1024}",
     "backend=local",
     "backend={type: local}",
@@ -106,6 +113,9 @@ ACCEPTED = [
     "generation={num_beams: 4, early_stopping: never, length_penalty: -1}",
     "generation={forced_eos_token_id: [1, 2], suppress_tokens: [3], bad_words_ids: [[1, 2], [3]]}",
     "pipeline.tasks.sentiment.metric=my_metrics.tone:score",
+    "pipeline.tasks.sentiment.metric=मापक.हिन्दी:अंक",
+    "pipeline.tasks.sentiment.normalize=false",
+    "pipeline.tasks.sentiment.normalize=true",
     "pipeline.tasks.sentiment.data={train: a.jsonl, test: b.jsonl}",
     "pipeline.tasks.sentiment.weight=2",
     "pipeline.tasks.sentiment.prompt='{{\"a\": 1}} {review}'",
@@ -129,14 +139,23 @@ def test_what_ludwig_and_alfine_take_loads(write: Write, text: str) -> None:
     load_job(write(GOOD), [text])
 
 
+@pytest.mark.parametrize("text", ["pipeline.tasks.sentiment.metric=chrf", "pipeline.tasks.sentiment.normalize=false"])
+def test_a_job_written_out_loads_again(write: Write, text: str) -> None:
+    job = load_job(write(GOOD), [text])
+    assert load_job(write(yaml.safe_dump(job.resolved()))).pipeline == job.pipeline
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_loads(write: Write, metric: str) -> None:
     assert load_job(write(GOOD), [f"pipeline.tasks.sentiment.metric={metric}"])
 
 
 @pytest.mark.parametrize("name", sorted(ludwig_keys.schema()["adapter"]["variants"]))
-def test_every_adapter_of_ludwig_loads(write: Write, name: str) -> None:
-    assert load_job(write(GOOD), [f"adapter={{type: {name}}}"]).ludwig["adapter"] == {"type": name}
+def test_every_adapter_of_ludwig_loads_or_is_refused(write: Write, name: str) -> None:
+    if ("adapter.type", name) in ludwig_limits.REFUSED_VALUES:
+        assert "write lora" in str(problems(write(GOOD), f"adapter={{type: {name}}}")[0])
+    else:
+        assert load_job(write(GOOD), [f"adapter={{type: {name}}}"]).ludwig["adapter"] == {"type": name}
 
 
 @pytest.mark.parametrize("name", ludwig_keys.schema()["trainer"]["fields"]["optimizer"]["variants"])
@@ -340,7 +359,7 @@ def _keys(fields: dict[str, dict], path: str = "") -> set[str]:  # type: ignore[
     return found
 
 
-@pytest.mark.parametrize("table", ["REFUSED", "NARROWED", "ONLY_WITH"])
+@pytest.mark.parametrize("table", ["REFUSED", "NOT_POSSIBLE", "NARROWED", "ONLY_WITH", "NEEDS"])
 def test_every_entry_of_the_tables_names_keys_of_ludwig(table: str) -> None:
     keys = _keys(ludwig_keys.schema())
     unknown = [
@@ -360,7 +379,7 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     refused = {name for name in names if ludwig_limits.lookup(ludwig_limits.REFUSED, f"trainer.{name}")}
     assert names - refused == {
         "type", "epochs", "train_steps", "batch_size", "effective_batch_size", "gradient_accumulation_steps",
-        "learning_rate", "learning_rate_scheduler", "learning_rate_scaling", "optimizer", "gradient_clipping",
+        "learning_rate", "learning_rate_scheduler", "optimizer", "gradient_clipping",
         "early_stop", "steps_per_checkpoint", "checkpoints_per_epoch", "should_shuffle",
         "enable_gradient_checkpointing", "layers_to_freeze_regex",
     }  # fmt: skip
@@ -369,7 +388,9 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
 @pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
 def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
     key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_limits.lookup({pattern: True}, key))
-    kind = ["trainer.optimizer.type=adafactor"] if key == "trainer.optimizer.lr" else []
+    kinds = {"lr": "adafactor", "block_wise": "lion", "percentile_clipping": "lion"}
+    name = key.removeprefix("trainer.optimizer.")
+    kind = [f"trainer.optimizer.type={kinds[name]}"] if name in kinds else []
     found = problems(write(GOOD), *kind, f"{key}=1")
     assert [problem.message for problem in found] == [f"{key} would have no effect: {ludwig_limits.REFUSED[pattern]}"]
 

@@ -60,6 +60,7 @@ def test_sentiment_is_balanced_and_has_hard_cases():
     assert len({row["topic"] for row in rows}) >= 12
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_every_reference_passes_its_tests_in_the_sandbox():
     failed = []
     for number, row in enumerate(rows_of("code"), start=1):
@@ -69,6 +70,7 @@ def test_every_reference_passes_its_tests_in_the_sandbox():
     assert not failed
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_a_wrong_function_fails_every_row():
     for row in rows_of("code")[:40]:
         name = re.match(r"def (\w+)", row["code"]).group(1)

@@ -40,5 +40,5 @@ def test_a_run_on_the_embedded_model(tmp_path):
     assert len(report["examples"]) == 16
     found = alfine(tmp_path, "predict", "runs/real", "rows.jsonl")
     tuned = {example["prompt"].split("\n", 1)[1]: example["tuned"] for example in report["examples"]}
-    answers = {row["review"]: row["completion"] for row in map(json.loads, found.splitlines())}
+    answers = {row["review"]: row["prediction"] for row in map(json.loads, found.splitlines())}
     assert {review: answers[review] for review in tuned} == tuned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -263,25 +264,31 @@ ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 TESTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_unit_tests() -> None:
     score = resolve("unit_tests").score
     assert score(line(ADD, tests=TESTS)) == Score(100.0)
     assert score(line(ADD, tests="\n".join(TESTS))) == Score(100.0)
+    assert score(line(ADD, tests=json.dumps(TESTS))) == Score(100.0)
+    check = "def check(candidate):\n    assert candidate(1, 2) == 3"
+    assert score(line(ADD, tests=check, entry_point="add")) == Score(100.0)
     assert score(line(ADD, tests=[*TESTS, "assert add(1, 1) == 1"])) == Score(
         0.0, "2 of 3 tests pass; assert add(1, 1) == 1: got 2"
     )
     assert score(line("I cannot.", tests=TESTS)).value == 0.0
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_what_the_sandbox_lacks_is_not_scored() -> None:
-    score = resolve("unit_tests").score(line("class A(dict): pass", tests=["assert A() == {}"]))
-    assert score == Score(None, "not supported by the sandbox: class inheritance and metaclasses")
+    code = "import threading\ndef f(): threading.Thread(target=print).start()"
+    score = resolve("unit_tests").score(line(code, tests=["assert f() is None"]))
+    assert score == Score(None, "not supported by the sandbox: assert f() is None: RuntimeError: can't start new thread")
 
 
-@pytest.mark.parametrize("tests", [None, [], "", "# none", [1], {"a": 1}, 3])
+@pytest.mark.parametrize("tests", [None, [], "", "# none", [1], {"a": 1}, 3, "add(1, 2) == 3", "def check(c):\n    assert c(1, 2) == 3"])
 def test_rows_without_tests(tests: Any) -> None:
     fields = {} if tests is None else {"tests": tests}
-    with pytest.raises(DataError, match=r"task 'chores', row 7: metric unit_tests needs a column `tests`"):
+    with pytest.raises(DataError, match=r"task 'chores', row 7: .*(tests|def check)"):
         value("unit_tests", ADD, **fields)
 
 

@@ -1,6 +1,8 @@
 """Every type of a Parquet column: read as a JSON value or a NotText, and written again by any JSON writer."""
 
 import json
+import subprocess
+import sys
 import uuid
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -53,6 +55,7 @@ def first_value(tmp_path, column):
         (pa.array([True]), True),
         (pa.array([ID.bytes], pa.uuid()), str(ID)),
         (pa.array(['{"a": 1}'], pa.json_()), '{"a": 1}'),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1], pa.int8())), True),
         (pa.array(["x"], pa.string_view()), "x"),
         (pa.nulls(1), None),
     ],
@@ -87,6 +90,37 @@ def test_types_that_no_prompt_can_hold_matter_where_a_template_names_them(tmp_pa
     assert isinstance(value, NotText) and written in (None, value.written)
     with pytest.raises(DataError, match=message):
         fill("{c}", {"c": value})
+
+
+@pytest.mark.parametrize("imported", ["pass", "import pandas"])
+def test_pandas_periods_are_not_the_numbers_that_they_are_stored_as(tmp_path, imported):
+    import pandas as pd
+
+    pd.DataFrame({"month": pd.period_range("2024-05", periods=2, freq="M"), "c": pd.Categorical([7, 8])}).to_parquet(tmp_path / "a.parquet")
+    program = f"""
+{imported}
+from pathlib import Path
+from pipelines.parquet_rows import parquet_rows
+from pipelines.strict_json import dump
+from pipelines.templates import fill
+rows = [row for _, row in parquet_rows(Path("a.parquet"))]
+print(dump(rows[0]["c"]), len(dump(rows)) > 0)
+fill("{{month}}", rows[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "7 True\n" and "column month is of the extension type pandas.period, whose values" in done.stderr
+
+
+def test_tensors(tmp_path):
+    storage = pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2))
+    value = first_value(tmp_path, pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int32(), [2]), storage))
+    assert isinstance(value, NotText) and "arrow.fixed_shape_tensor" in value.why
+
+
+def test_what_arrow_itself_cannot_read_is_said(tmp_path):
+    pq.write_table(pa.table({"c": pa.array([[1, 2], None], pa.list_(pa.int32(), 2))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet:1: its rows cannot be read from here on \(Expected all lists .*write the file again"):
+        list(parquet_rows(tmp_path / "a.parquet"))
 
 
 def test_one_value_out_of_range_leaves_the_others(tmp_path):

@@ -42,6 +42,7 @@ def test_only_what_changed_is_done_again(project):
         "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
         "pipeline.tasks.odd.max_new_tokens=5": {"base", "tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
+        "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
         "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
     }.items():
         overrides.append(override)
@@ -89,7 +90,7 @@ def test_predict_gives_the_completions_of_the_report(project):
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = predict(done, Path("new.jsonl"), None, QUIET)
-    assert [row["completion"] for row in found] == [row["completion"] for row in tuned]
+    assert [row["prediction"] for row in found] == [row["completion"] for row in tuned]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def test_one_class(tmp_path):
     assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
 
 
+def test_unit_tests_need_tests(tmp_path):
+    with pytest.raises(DataError, match="rows.jsonl:5: task t: metric unit_tests needs a column `tests`.*2 such rows"):
+        findings(tmp_path, good_rows(), metric="unit_tests")
+
+
 def test_two_bos(tmp_path):
     rows = good_rows()
     rows[0]["q"] = "<bos><bos>x"
@@ -73,3 +78,17 @@ def test_no_validation_is_said(tmp_path):
     rows = [row for row in good_rows() if row["split"] != "validation"]
     found = findings(tmp_path, rows)
     assert [f.serious for f in found] == [False] and "no validation rows" in str(found[0].problem)
+
+
+def test_scores_are_looked_at_before_a_run_too(tmp_path, monkeypatch):
+    rows = good_rows()
+    rows[4]["a"], rows[5]["a"] = "maybe", "Y"
+    found = findings(tmp_path, rows)
+    assert [f.serious for f in found] == [False, False]
+    assert "are one label: 'y' and 'Y'" in str(found[0].problem)
+    assert "a label of the test rows has no training row: 'maybe' (1 row)" in str(found[1].problem)
+
+    (tmp_path / "counts_words.py").write_text("def f(completion, reference, row): return 1 / len(completion.split())\n")
+    monkeypatch.chdir(tmp_path)
+    (found,) = findings(tmp_path, good_rows(), metric="counts_words:f")
+    assert found.serious and "metric counts_words:f raised ZeroDivisionError" in str(found.problem)

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -11,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines.errors import MachineError, RunError
-from pipelines.runs import Run, digest, machine_errors, read_jsonl, write_jsonl, write_tensors, write_text
+from pipelines.pipeline import _refuse_other_config
+from pipelines.runs import Run, config_entries, digest, machine_errors, read_jsonl, write_jsonl, write_tensors, write_text
 
 
 def test_a_stage_is_done_once_and_again_when_its_inputs_change(tmp_path):
@@ -107,3 +110,74 @@ def test_tensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_digest_is_stable_and_sensitive():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
     assert json.dumps(digest("é"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a run of job.yaml; returns its folder, in which the process stands."""
+    folder = tmp_path / "project"
+    (folder / "runs" / "one").mkdir(parents=True)
+    for name in ("job.yaml", "other.yaml"):
+        (folder / name).write_text("pipeline: {}")
+    monkeypatch.chdir(folder)
+    Run(Path("runs/one")).update(**config_entries(Path("job.yaml"), Path("runs/one")))
+    return folder
+
+
+def claim(config, folder="runs/one"):
+    _refuse_other_config(SimpleNamespace(path=Path(config)), Run(Path(folder)))
+
+
+def test_the_same_config_however_it_is_written(project, tmp_path, monkeypatch):
+    Path("link.yaml").symlink_to("job.yaml")
+    (tmp_path / "alias").symlink_to(project)
+    Path("hard.yaml").hardlink_to("job.yaml")
+    for config in ("job.yaml", "./job.yaml", "runs/../job.yaml", project / "job.yaml", "link.yaml", tmp_path / "alias" / "job.yaml", "hard.yaml"):
+        claim(config)
+    monkeypatch.chdir(tmp_path)
+    claim("project/job.yaml", "project/runs/one")
+    monkeypatch.chdir(project / "runs")
+    claim("../job.yaml", "one")
+
+
+def test_another_config_of_the_same_name_in_another_folder(project, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "job.yaml").write_text("pipeline: {}")
+    (elsewhere / "runs").symlink_to(project / "runs")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(RunError, match=r"runs/one belongs to job\.yaml; take another name .* for job\.yaml$"):
+        claim("job.yaml")
+    claim(project / "job.yaml")
+
+
+def test_a_project_that_is_moved_keeps_its_runs(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    project.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    claim("job.yaml")
+    Path("runs/one").rename("runs/two")
+    claim("job.yaml", "runs/two")
+    with pytest.raises(RunError, match=r"belongs to job\.yaml; take another name"):
+        claim("other.yaml", "runs/two")
+
+
+def test_a_config_that_is_moved_alone_is_told_where_to_go(project):
+    Path("job.yaml").rename("new.yaml")
+    with pytest.raises(RunError, match=rf"for new\.yaml; where that is the same config in a new place, put it back to {project}/job\.yaml"):
+        claim("new.yaml")
+
+
+def test_a_manifest_of_before_names_its_config_as_it_was_written(project):
+    manifest = json.loads(Path("runs/one/manifest.json").read_text())
+    del manifest["config_from_run"]
+    Path("runs/one/manifest.json").write_text(json.dumps(manifest))
+    claim(project / "job.yaml")
+    with pytest.raises(RunError, match="belongs to"):
+        claim("other.yaml")
+
+
+def test_a_command_for_a_run_that_has_saved_none(tmp_path):
+    run = Run(tmp_path / "my run")
+    run.manifest["config"] = "a $b.yaml"
+    assert run.command == "alfine run 'a $b.yaml' --name 'my run'"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Registers our trainer for `trainer.type: finetune` and our model class for `model_type: llm`."""
+    """Registers our trainer for `trainer.type: finetune`, our model class for `model_type: llm`, and our schedule."""
+    import ludwig.trainers.trainer
     from ludwig.models.registry import model_type_registry
     from ludwig.trainers.registry import register_llm_trainer
 
+    from pipelines.engine import optimizer
     from pipelines.engine.model import FineTunedLLM
+    from pipelines.engine.schedule import Schedule
     from pipelines.engine.trainer import FineTuneTrainer
 
     register_llm_trainer("finetune")(FineTuneTrainer)
     model_type_registry["llm"] = FineTunedLLM
+    # Ludwig's registry of decays holds neither the warm-up nor one_cycle nor the plateau; its trainer finds the class here.
+    ludwig.trainers.trainer.LRScheduler = Schedule
+    optimizer.register()

@@ -140,7 +140,6 @@ class SafetensorsCheckpoint(Checkpoint):
                 carrier.restore(kept)
         self.pending = {
             "scheduler": state["scheduler"],
-            "learning_rates": [group["lr"] for group in state["param_groups"]],
             "random": _part(tensors, RANDOM),
         }
         return True

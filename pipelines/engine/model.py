@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from ludwig.globals import MODEL_WEIGHTS_FILE_NAME
 from ludwig.models.llm import LLM
-from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from pipelines.engine.adapters import (
+    Untouched,
+    attaching,
+    begins_at_base,
+    check_adapter,
+    check_freezing,
+    off_is_base,
+    refuse_incomplete,
+    save_adapter,
+    taken_out,
+)
 from pipelines.engine.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
-from pipelines.engine.packing import Rows, supervised_logits, token_losses
-from pipelines.errors import ModelError
-from pipelines.model_folder import refuse_code
+from pipelines.engine.packing import supervised_logits, token_losses
+from pipelines.engine.trial import agree, is_exact, trial_logits, trial_losses, trial_rows
+from pipelines.errors import ConfigError, ModelError
+from pipelines.module_names import no_longer_whole
 from pipelines.runs import replace_folder
-from pipelines.safetensors_header import read_header
 
 
 def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None) -> PreTrainedModel:
@@ -48,6 +56,7 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
     model.generation_config = neutral_generation_config(model)
     settle_attention(model)
     settle_head(model)
+    model.untouched = Untouched(Path(folder), quantization, trial_logits(model))  # type: ignore[assignment]
     return model
 
 
@@ -65,22 +74,8 @@ def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         raise ModelError(f"model {str(folder)!r} cannot be loaded ({reason})") from error
     mismatched = [f"{name} ({list(held)}, not {list(wanted)})" for name, held, wanted in loaded["mismatched_keys"]]
-    _refuse_incomplete(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
+    refuse_incomplete(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
     return model
-
-
-def _refuse_incomplete(what: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]) -> None:
-    findings = [
-        f"{problem}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for problem, names in (
-            ("weights are missing", missing),
-            ("weights have no use in this architecture", unexpected),
-            ("weights have another shape", mismatched),
-        )
-        if names
-    ]
-    if findings:
-        raise ModelError(f"{what}: {'; '.join(findings)}. Its files do not belong together; download or save them again")
 
 
 def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
@@ -88,27 +83,6 @@ def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
     penalties, beams, no cache) would act in every later `generate` without standing in the YAML."""
     own = model.generation_config
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
-
-
-def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter in `folder` over the weights of `model`, switched to evaluation. Raises ModelError where its file is
-    missing, cut off, or not the whole adapter of a model like this."""
-    refuse_code(folder)
-    weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file():
-        raise ModelError(f"adapter {str(folder)!r} holds no {weights.name}; train it again, or copy the whole folder")
-    held = read_header(weights)
-    try:
-        attached = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # sizes that do not fit, a config of another PEFT
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[:200]
-        raise ModelError(f"adapter {str(folder)!r} does not fit this base model ({reason})") from error
-    expected = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
-    unexpected = set(held) - expected - set(attached.state_dict())
-    _refuse_incomplete(f"adapter {str(folder)!r}", expected - set(held), unexpected, ())
-    return attached.eval()
 
 
 @torch.no_grad()
@@ -120,7 +94,7 @@ def settle_attention(model: PreTrainedModel) -> None:
     """
     if not reads_rows_together(model):
         return
-    rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
+    rows, training = trial_rows(model), model.training
     model.eval().set_attn_implementation(ALONE)
     expected, _ = supervised_logits(model, rows)
     for name in (BEGINNINGS_ONCE, TOGETHER):
@@ -129,7 +103,7 @@ def settle_attention(model: PreTrainedModel) -> None:
             found, _ = supervised_logits(model, rows)
         except (TypeError, ValueError, RuntimeError):
             continue  # a forward pass that knows neither rows nor their positions
-        if _alike(found.float(), expected.float(), _is_exact(model)):
+        if agree(found.float(), expected.float(), is_exact(model)):
             break
     else:
         model.set_attn_implementation(ALONE)
@@ -145,34 +119,24 @@ def settle_head(model: PreTrainedModel) -> None:
 
     Not where logits are scaled, capped or shifted behind the output layer.
     """
-    rows, training = _trial_rows(model.config.get_text_config().vocab_size), model.training
+    rows, training = trial_rows(model), model.training
     model.eval().has_plain_head = False  # type: ignore[assignment]
     expected = token_losses(model, rows)
     model.has_plain_head = True  # type: ignore[assignment]
-    model.has_plain_head = _alike(token_losses(model, rows), expected, _is_exact(model))  # type: ignore[assignment]
+    model.has_plain_head = agree(token_losses(model, rows), expected, is_exact(model))  # type: ignore[assignment]
     model.train(training)
 
 
-def _trial_rows(vocabulary: int) -> Rows:
-    """Rows of which some begin alike; tokens from the middle of the vocabulary, where none is special."""
-    random = np.random.default_rng(0)
-    beginning, *ends = (random.integers(vocabulary // 8, vocabulary // 2, length).astype(np.int32) for length in (8, 9, 5, 13))
-    return Rows([*(np.concatenate([beginning, end]) for end in ends[:2]), ends[2]], [2, 9, 1])
-
-
-def _is_exact(model: PreTrainedModel) -> bool:
-    """Whether it calculates in fp32 throughout."""
-    return model.dtype == torch.float32 and model.device.type == "cpu" and not getattr(model, "is_quantized", False)
-
-
-def _alike(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> bool:
-    """But for rounding, which is a few hundredths on average where numbers are not kept in fp32 throughout."""
-    apart = (found - expected).abs() / expected.std()
-    return bool(apart.max() < 1e-4 if exact else apart.mean() < 0.1)
-
-
 class FineTunedLLM(LLM):
-    """Ludwig's LLM, but for how the base is loaded: Ludwig takes fp32 and its own choice of attention."""
+    """Ludwig's LLM, but for how the base is loaded (Ludwig takes fp32 and its own choice of attention), and for what is asked
+    of an adapter."""
+
+    begins_elsewhere = False
+    """Whether the model with its new adapter was not the base."""
+    initial: Mapping[str, torch.Tensor] = {}
+    """What the adapter took out of the base's weights: its matrices at the start, by name."""
+    trial_losses: list[float] | None = None
+    checked = False
 
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
         def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
@@ -182,13 +146,41 @@ class FineTunedLLM(LLM):
         with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):
             super().__init__(config_obj, *args, **kwargs)
 
+    def initialize_adapter(self) -> None:
+        """As Ludwig's; raises ConfigError for names that match no module, and finds out what the adapter does to the base."""
+        adapter = self.config_obj.adapter
+        if adapter is None or self._adapter_initialized:
+            super().initialize_adapter()
+            return
+        check_adapter(self.model, adapter)
+        with attaching(self.model, adapter):
+            super().initialize_adapter()
+        off_is_base(self.model)
+        self.begins_elsewhere = not begins_at_base(self.model)
+        self.initial = taken_out(self.model)
+        if self.initial and self.begins_elsewhere:
+            raise ConfigError(no_longer_whole(adapter.init_lora_weights))
+
+    def prepare_for_training(self) -> None:
+        super().prepare_for_training()
+        if not self.checked:  # Ludwig may call it again, and has frozen the weights by then
+            check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
+            self.checked = True
+
     def save(self, save_path: str) -> None:
         """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.
 
-        Into an empty folder: PEFT adds to what a save that was cut off has left.
+        Into an empty folder: PEFT adds to what a save that was cut off has left. `trial_losses` are then those of what was
+        saved; none where each worker holds a part of the weights.
         """
         target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
-        aside = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.model.save_pretrained(aside)
-        replace_folder(aside, target)
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        if self.config_obj.adapter is not None:
+            save_adapter(self.model, partial, self.initial)
+        else:
+            self.model.generation_config = neutral_generation_config(self.model)
+            self.model.save_pretrained(partial)
+        replace_folder(partial, target)
+        shared_out = any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
+        self.trial_losses = None if shared_out else trial_losses(self.model).tolist()

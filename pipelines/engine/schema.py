@@ -13,6 +13,8 @@ A node of the snapshot describes one key. All parts are optional; an empty node 
     {"types": ["list"], "items": {...}, "length": 2}    a list
     {"types": ["mapping"], "fields": {...}}             a section with these keys
     {"types": ["mapping"], "variants": {"lora": {...fields}, ...}}   a section whose keys depend on its `type`
+
+Beside it, `pipelines/peft_defaults.json` keeps what a check of module names needs to know of PEFT and transformers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 SNAPSHOT = Path(__file__).parents[1] / "ludwig_schema.json"
+PEFT_DEFAULTS = SNAPSHOT.with_name("peft_defaults.json")
 
 # Sections that alfine writes or refuses as a whole (see ludwig_keys.py): their names suffice.
 NAMES_ONLY = {"input_features", "output_features", "prompt", "defaults", "hyperopt", "adapters", "backend"}
@@ -46,6 +49,21 @@ def snapshot() -> dict[str, Any]:
     # Not through the registry of trainers: the one `finetune` there may be ours by now.
     fields["trainer"] = _section(FineTuneTrainerConfig)
     return {"ludwig": LUDWIG_VERSION, "fields": dict(sorted(fields.items()))}
+
+
+def peft_defaults() -> dict[str, Any]:
+    """`targets`: for each type of adapter the model types whose target modules PEFT knows; `renamed`: the model types whose
+    weights transformers gives other names on loading."""
+    from ludwig.schema.llms.peft import adapter_registry
+    from peft.utils import constants
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = {kind: f"TRANSFORMERS_MODELS_TO_{kind.upper().replace('_', '')}_TARGET_MODULES_MAPPING" for kind in adapter_registry}
+    return {
+        "targets": {kind: sorted(getattr(constants, name)) for kind, name in names.items()},
+        "renamed": sorted(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if get_checkpoint_conversion_mapping(kind)),
+    }
 
 
 def _section(config_class: Any) -> dict[str, Any]:
@@ -148,4 +166,5 @@ def render(node: dict[str, Any], indent: str = "") -> str:
 
 if __name__ == "__main__":
     SNAPSHOT.write_text(render(snapshot()) + "\n", encoding="utf-8")
-    print(f"wrote {SNAPSHOT}")
+    PEFT_DEFAULTS.write_text(render(peft_defaults()) + "\n", encoding="utf-8")
+    print(f"wrote {SNAPSHOT} and {PEFT_DEFAULTS}")

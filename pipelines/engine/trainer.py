@@ -25,6 +25,7 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 from pipelines.engine.checkpoint import SafetensorsCheckpoint, Unreadable
 from pipelines.engine.dataset import TokenDataset
 from pipelines.engine.micro_batches import MicroBatches
+from pipelines.engine.optimizer import check_freezing, check_optimizer
 from pipelines.engine.packing import Rows, supervised_logits, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.engine.token_rows import validation_losses
@@ -59,6 +60,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
+
+    def prepare(self) -> None:
+        """As Ludwig's, which logs a pattern that freezes nothing and trains every weight. Raises ConfigError, MachineError."""
+        check_optimizer(self.config.optimizer)
+        if self.config.layers_to_freeze_regex:
+            check_freezing(self.model, self.config.layers_to_freeze_regex)
+        super().prepare()
 
     # --- one step ---
 
@@ -296,8 +304,6 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if pending is None:
             return
         self.scheduler.load_state_dict(pending["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, pending["learning_rates"], strict=True):
-            group["lr"] = rate
         torch.set_rng_state(pending["random"]["cpu"])
         if "cuda" in pending["random"]:
             torch.cuda.set_rng_state(pending["random"]["cuda"])

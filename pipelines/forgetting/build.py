@@ -167,6 +167,7 @@ def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = start.job.ludwig.get("adapter")
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
-    targets = adapter and [adapter.get("type"), adapter.get("target_modules")]
-    key = digest(start.model_id, text, how, start.job.pipeline.seed, targets, bool(adapter), versions())
+    frozen = start.job.ludwig["trainer"].get("layers_to_freeze_regex")
+    targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
+    key = digest(start.model_id, text, how, start.job.pipeline.seed, targets, frozen, versions())
     return cached("importance", f"{name}-{key[:32]}.safetensors")

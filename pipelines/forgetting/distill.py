@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import Rows, supervised_logits
+from pipelines.engine.packing import Rows
+from pipelines.engine.reference import ReferenceModel
 from pipelines.engine.strategy import Strategy
 from pipelines.forgetting_keys import Distill as Settings
 
@@ -50,26 +50,6 @@ def _rest(log_probs: torch.Tensor) -> torch.Tensor:
     return torch.log1p(-log_probs.exp().sum(dim=-1).clamp(max=1 - 1e-6))
 
 
-class BaseModel:
-    """The model as it stood when the job began: the adapter switched off, or a frozen copy of the weights."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.frozen = None if hasattr(model, "disable_adapter") else copy.deepcopy(model).requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def logits(self, rows: Rows) -> torch.Tensor:
-        """[rows.supervised_tokens, vocabulary]"""
-        if self.frozen is not None:
-            return supervised_logits(self.frozen, rows)[0]
-        training = self.model.training
-        self.model.eval()
-        with self.model.disable_adapter():  # type: ignore[operator]
-            logits, _ = supervised_logits(self.model, rows)
-        self.model.train(training)
-        return logits
-
-
 class Distill(Strategy):
     """α·KL to the base on general rows (through `Replay`, which draws them), on the tasks' rows, or on both."""
 
@@ -83,7 +63,7 @@ class Distill(Strategy):
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.taught is None:
-            self.base = BaseModel(model)
+            self.base = ReferenceModel(model)
 
     def draw(self, inputs: Rows) -> int:
         self.start_anew()

@@ -15,6 +15,7 @@ from pipelines.models import from_hub
 from pipelines.own_metrics import try_out
 from pipelines.row_files import Mistakes, numbered_rows, text_in
 from pipelines.templates import as_text, check_system, filled, row_has
+from pipelines.unit_tests import row_tests
 
 Visible = Annotated[str, Field(pattern=r"\S")]
 
@@ -59,7 +60,7 @@ def column(file: Path, name: str) -> list[str]:
     for number, row in numbered_rows(file):
         text = text_in(row, name)
         if text is None:
-            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name)}")
+            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name, fixed=True)}")
             continue
         try:
             texts.append(as_text(name, text))
@@ -162,6 +163,8 @@ def read_questions(guard: Guard) -> list[Question]:
         try:
             check_system(guard.system, row)
             prompt, reference = filled(guard.prompt, row, "prompt"), filled(guard.completion, row, "completion")
+            if guard.metric == "unit_tests":
+                row_tests(row)
             questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
         except DataError as error:
             mistakes.add(guard.data, number, str(error))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from pipelines.activity import doing
+from pipelines.engine.adapters import adapter_off
 from pipelines.engine.packing import Rows, micro_batches, supervised_logits
 from pipelines.engine.strategy import trained_weights
 from pipelines.forgetting.penalty import Factored, lora_pairs
@@ -62,7 +63,7 @@ def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
 
     hook = model.get_input_embeddings().register_forward_hook(begin)  # type: ignore[operator]
     try:
-        with model.disable_adapter():  # type: ignore[operator]
+        with adapter_off(model):
             yield
     finally:
         hook.remove()

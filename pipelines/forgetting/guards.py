@@ -167,6 +167,7 @@ def guard_lines(guard: PreparedGuard, scores: Sequence[float | None]) -> list[di
 
 
 def mean_scores(loaded: LoadedModel, guards: Sequence[PreparedGuard], base_logits: BaseLogits) -> dict[str, float]:
-    """Each guard's mean over the items that could be scored."""
+    """Each guard's mean over the items that could be scored; a guard without one is left out."""
     scores = {guard.name: score_guard(loaded, guard, base_logits) for guard in guards}
-    return {name: float(np.mean([one for one in found if one is not None])) for name, found in scores.items()}
+    known = {name: [one for one in found if one is not None] for name, found in scores.items()}
+    return {name: float(np.mean(found)) for name, found in known.items() if found}

@@ -5,17 +5,20 @@ Wortsman et al. 2022, arXiv:2109.01903 (WiSE-FT); for LoRA a scale on the adapte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipelines.activity import doing
-from pipelines.engine.model import attach_adapter, load_causal_lm
+from pipelines.engine.adapters import attach_adapter, untouched
+from pipelines.engine.model import load_causal_lm
 from pipelines.engine.packing import Rows, row_losses
-from pipelines.forgetting.penalty import lora_pairs
+from pipelines.engine.trial import agree, is_exact, trial_logits, trial_losses
+from pipelines.errors import ConfigError, RunError
 from pipelines.forgetting_keys import Interpolate as Settings
 from pipelines.runs import write_tensors
 
@@ -46,51 +49,100 @@ def largest_scale(settings: Settings, loss_at: Callable[[float], float]) -> tupl
     return SCALES[good], measured
 
 
-def general_losses(base: Path, tuned: Path, text: Rows) -> Callable[[float], float]:
-    """A function from a scale to the mean loss on `text`, in nats per token, with the weights loaded once."""
-    base_model = load_causal_lm(base, frozen=True)
-    model: torch.nn.Module = base_model
-    if (tuned / "adapter_config.json").exists():
-        model = attach_adapter(base_model, tuned)
-        full = [(pair.up, pair.up.detach().clone()) for pair in lora_pairs(model)]
+class Between:
+    """Base and tuned model loaded once, to be set to any point between them."""
 
-        def set_scale(scale: float) -> None:
-            for weight, value in full:
-                weight.data.copy_(value * scale)
-    else:
-        start = {name: value.detach().clone() for name, value in model.named_parameters()}
-        end = dict(load_causal_lm(tuned, frozen=True).named_parameters())
+    def __init__(self, base: Path, tuned: Path, quantization: Any = None) -> None:
+        """`tuned`: an adapter's folder, or a whole model's; `quantization`: Ludwig's config of that name. Raises ConfigError
+        for an adapter of which not all can be scaled, RunError where scale 0 is not the base."""
+        self.base, self.tuned = base, tuned
+        self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
+        expected = untouched(self.model).logits
+        exact = is_exact(self.model)
+        self.ends: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
+        """Each weight that differs, its value in the base and in the tuned model."""
+        if (tuned / "adapter_config.json").exists():
+            _refuse_unscaled(tuned)
+            self.model = attach_adapter(self.model, tuned)
+            for name, weight in self.model.named_parameters():
+                if _scales(name):
+                    self.ends.append((weight, torch.zeros_like(weight), weight.detach().clone()))
+        else:
+            end = dict(load_causal_lm(tuned, frozen=True).named_parameters())
+            for name, weight in self.model.named_parameters():
+                self.ends.append((weight, weight.detach().clone(), end[name].detach()))
+        self.set_scale(0.0)
+        if not agree(trial_logits(self.model), expected, exact):
+            raise RunError(f"{tuned}: at scale 0 interpolate does not give the base; leave interpolate out of the strategy")
 
-        def set_scale(scale: float) -> None:
-            for name, weight in model.named_parameters():
-                weight.data.copy_(torch.lerp(start[name], end[name].detach(), scale))
+    @torch.no_grad()
+    def set_scale(self, scale: float) -> None:
+        for weight, start, end in self.ends:
+            weight.copy_(torch.lerp(start, end, scale))
 
-    def loss_at(scale: float) -> float:
-        set_scale(scale)
-        with doing(f"the loss on general text at scale {scale:g}"):
-            losses, lengths = list(row_losses(model, text)), text.supervised_lengths
-        return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
+    def general_loss(self, text: Rows) -> Callable[[float], float]:
+        """A function from a scale to the mean loss on `text`, in nats per token."""
 
-    return loss_at
+        def loss_at(scale: float) -> float:
+            self.set_scale(scale)
+            with doing(f"the loss on general text at scale {scale:g}"):
+                losses, lengths = list(row_losses(self.model, text)), text.supervised_lengths
+            return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
+
+        return loss_at
+
+    def trial_losses(self, scale: float) -> list[float]:
+        """Of each token of the trial rows, in nats."""
+        self.set_scale(scale)
+        return [float(loss) for loss in trial_losses(self.model)]
+
+    def save(self, scale: float) -> None:
+        """Rewrites the weights of the tuned model's folder as base + scale · (tuned − base)."""
+        scale_model(self.base, self.tuned, scale)
+
+
+def _scales(name: str) -> bool:
+    """ΔW = s·B·A, and only B is scaled: the scale is in the weights, whatever reads them."""
+    return "lora_B" in name or "lora_embedding_B" in name
+
+
+def _refuse_unscaled(adapter: Path) -> None:
+    for name in _names(adapter / "adapter_model.safetensors"):
+        if not _scales(name) and "lora_A" not in name and "lora_embedding_A" not in name:
+            what = name.removeprefix("base_model.model.")
+            raise ConfigError(
+                f"pipeline.forgetting.strategy: interpolate scales LoRA's matrices, and {what} is trained as well; take "
+                f"replay+distill"
+            )
 
 
 def scale_model(base: Path, tuned: Path, scale: float) -> None:
     """Rewrites the weights in `tuned` (an adapter, or a whole model) as base + scale · (tuned − base)."""
     if (tuned / "adapter_config.json").exists():
-        # ΔW = s·B·A, and B alone is scaled: the scale is in the weights, whatever reads them.
-        _rewrite(tuned / "adapter_model.safetensors", lambda name, value: value * scale if "lora_B" in name else value)
+        _rewrite(tuned / "adapter_model.safetensors", lambda name, value: value * scale if _scales(name) else value)
         return
     places = {name: path for path in sorted(base.glob("*.safetensors")) for name in _names(path)}
 
     def between(name: str, value: torch.Tensor) -> torch.Tensor:
-        if name not in places or not value.is_floating_point():
+        if not value.is_floating_point():
             return value
-        with safe_open(places[name], framework="pt") as file:
-            start = file.get_tensor(name).to(value.dtype)
+        there = _place(name, places)
+        with safe_open(places[there], framework="pt") as file:
+            start = file.get_tensor(there).to(value.dtype)
         return torch.lerp(start, value, scale)
 
     for path in sorted(tuned.glob("*.safetensors")):
         _rewrite(path, between)
+
+
+def _place(name: str, places: Mapping[str, Path]) -> str:
+    """The name that the base's files have for a weight: some leave out the first part (`transformer.`)."""
+    if name in places:
+        return name
+    found = [place for place in places if name.endswith(f".{place}") or place.endswith(f".{name}")]
+    if len(found) != 1:
+        raise RunError(f"interpolate finds no weight {name} in the base's files; leave interpolate out of the strategy")
+    return found[0]
 
 
 def _names(path: Path) -> list[str]:

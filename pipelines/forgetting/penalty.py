@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.engine.adapters import off_is_base
 from pipelines.engine.strategy import Strategy
+from pipelines.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,29 @@ def lora_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
             )
 
 
+def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
+    """Those of `lora_pairs` that training moves; one that `layers_to_freeze_regex` holds stays at ΔW = 0 by itself."""
+    return (pair for pair in lora_pairs(model) if pair.up.requires_grad)
+
+
+def refuse_others(name: str, model: torch.nn.Module) -> None:
+    """Raises ConfigError where training moves something under an adapter that no spring would hold, or where the adapter does
+    not begin at ΔW = 0: `name` would then protect the base in appearance only."""
+    held = {id(weight) for pair in lora_pairs(model) for weight in (pair.up, pair.down)}
+    others = [place for place, weight in model.named_parameters() if weight.requires_grad and id(weight) not in held]
+    if others:
+        what = others[0].removeprefix("base_model.model.").replace(".default", "")
+        raise ConfigError(
+            f"pipeline.forgetting.strategy: {name} holds LoRA's matrices of linear layers, and {what} is trained as well; "
+            f"take it out of adapter.target_modules, or take replay+distill"
+        )
+    if not off_is_base(model):
+        raise ConfigError(
+            f"pipeline.forgetting.strategy: {name} needs an adapter that leaves the base's weights as they are; write "
+            f"init_lora_weights: default"
+        )
+
+
 def cost_and_gradients(
     up: torch.Tensor, down: torch.Tensor, scaling: float, importance: Factored
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,9 +106,10 @@ class LoraSpring(Strategy):
         self.cost = 0.0
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        refuse_others(self.name, model)
         # Matrices of a shape go through the arithmetic together: hundreds of small products would cost more than a step may.
         alike: dict[object, list[LoraPair]] = {}
-        for pair in lora_pairs(model):
+        for pair in trained_pairs(model):
             alike.setdefault((pair.up.shape, pair.down.shape, pair.scaling), []).append(pair)
         self.held = [(pairs, self._stacked(pairs)) for pairs in alike.values()]
 
@@ -105,7 +131,10 @@ class LoraSpring(Strategy):
             cost += part
             for weights, gradient in zip(_both(pairs), gradients, strict=True):
                 for weight, its in zip(weights, gradient, strict=True):
-                    assert weight.grad is not None
+                    if not weight.requires_grad:
+                        continue
+                    if weight.grad is None:  # no row of this step has used it
+                        weight.grad = torch.zeros_like(weight)
                     weight.grad.add_(its.to(weight.grad.dtype), alpha=self.strength)
         self.cost = float(cost) * self.strength
 

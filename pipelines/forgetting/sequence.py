@@ -9,13 +9,14 @@ from pathlib import Path
 
 from pipelines.activity import doing
 from pipelines.config import Job, load_job
+from pipelines.content_hash import fingerprint
 from pipelines.errors import ConfigError
 from pipelines.forgetting.files import Question
 from pipelines.forgetting.guards import PreparedGuard
 from pipelines.metrics import resolve, scored_by
 from pipelines.models import at_key, find_base_model, load_tokenizer
 from pipelines.prepare import read_table
-from pipelines.runs import Run, read_jsonl, replace_folder
+from pipelines.runs import Run, digest, read_jsonl, replace_folder
 from pipelines.yaml_wording import did_you_mean
 
 
@@ -42,9 +43,12 @@ def starting_model(job: Job, run: Run) -> Path:
     if not (left / "adapter_config.json").exists():
         return left
     target = run.path("start")
-    if not target.exists():
-        base = starting_model(load_job(earlier.path("config.yaml")), earlier)
+    base = trained_from(load_job(earlier.path("config.yaml")), earlier)
+    made_from = digest(fingerprint(base), fingerprint(left))
+    if run.manifest.get("start") != made_from or not target.exists():
+        # The earlier run may have been trained again since.
         _fold(base, left, target)
+        run.update(start=made_from)
     return target
 
 
@@ -61,6 +65,13 @@ def check_earlier_gates(job: Job, last: Run) -> None:
             problems.append(job.problem(message, "pipeline", "report", "gates", name))
     if problems:
         raise ConfigError(problems)
+
+
+def trained_from(job: Job, run: Run) -> Path:
+    """The folder of the model that a run was trained from: what `starting_model` gave then, whatever has become of an earlier
+    run since."""
+    start = run.path("start")
+    return start if job.pipeline.after is not None and start.exists() else starting_model(job, run)
 
 
 def _finished(job: Job, folder: Path) -> Run:
@@ -82,14 +93,18 @@ def _finished(job: Job, folder: Path) -> Run:
 
 
 def _fold(base: Path, adapter: Path, target: Path) -> None:
-    from pipelines.engine.model import attach_adapter, load_causal_lm
+    """Raises RunError where merging would change the model."""
+    from pipelines.engine.adapters import check_merged, merged
+    from pipelines.engine.model import load_causal_lm
 
-    aside = target.with_name(target.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with doing("folding the earlier run's adapter into its base"):
-        attach_adapter(load_causal_lm(base, frozen=True), adapter).merge_and_unload().save_pretrained(aside)
-        load_tokenizer(base).save_pretrained(aside)
-    replace_folder(aside, target)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with doing("merging the earlier run's adapter into its base"):
+        whole = merged(load_causal_lm(base, frozen=True), adapter)
+        whole.save_pretrained(partial)  # type: ignore[operator]
+        load_tokenizer(base).save_pretrained(partial)
+        check_merged(partial, whole, load_causal_lm(partial, frozen=True))
+    replace_folder(partial, target)
 
 
 def earlier_tasks(run: Run) -> list[PreparedGuard]:

@@ -17,7 +17,7 @@ from pipelines.activity import doing
 from pipelines.engine.packing import Rows, micro_batches, token_losses
 from pipelines.engine.strategy import Strategy, trained_weights
 from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
-from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, lora_pairs, spring
+from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, spring, trained_pairs
 from pipelines.forgetting_keys import Si as Settings
 
 WARM_RATE = 5e-5
@@ -87,7 +87,7 @@ class Si(Strategy):
         self.carried, self.keep = carried, keep
 
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.pairs = model, list(lora_pairs(model))
+        self.model, self.pairs = model, [pair for pair in trained_pairs(model) if pair.down.requires_grad]
         self.springs: list[LoraSpring | WeightSpring] = []
         # The penalty has no ½ before it, the springs have.
         strength = 2 * self.settings.strength
@@ -117,16 +117,22 @@ class Si(Strategy):
                 activity.advance(1)
             found = integral.importance(self.settings.damping)
         self.model.zero_grad(set_to_none=True)
-        return {name: as_factors(omega) if self.pairs else omega for name, omega in zip(names, found, strict=True)}
+        if not self.pairs:
+            return dict(zip(names, found, strict=True))
+        # GPT-2's Conv1D keeps its matrix as [in, out].
+        turned = {name for name, module in self._adapted() if getattr(module, "fan_in_fan_out", False)}
+        return {name: as_factors(omega.T if name in turned else omega) for name, omega in zip(names, found, strict=True)}
+
+    def _adapted(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        modules = dict(self.model.named_modules())
+        return ((pair.module, modules[f"base_model.model.{pair.module}"]) for pair in self.pairs)
 
     def _held(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The weights of the base that training moves: under LoRA the matrices that it adapts."""
         if not self.pairs:
             yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
             return
-        modules = dict(self.model.named_modules())
-        for pair in self.pairs:
-            yield pair.module, modules[f"base_model.model.{pair.module}"].base_layer.weight
+        yield from ((name, module.base_layer.weight) for name, module in self._adapted())
 
     def add_gradients(self) -> None:
         for one in self.springs:

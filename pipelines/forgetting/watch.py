@@ -9,8 +9,8 @@ import torch
 
 from pipelines.completions import LoadedModel
 from pipelines.engine.packing import Rows
+from pipelines.engine.reference import ReferenceModel
 from pipelines.engine.strategy import trained_weights
-from pipelines.forgetting.distill import BaseModel
 from pipelines.forgetting.guards import PreparedGuard, mean_scores
 from pipelines.prompts import PromptFormat
 
@@ -33,7 +33,7 @@ class Watch:
         self.within: list[torch.Tensor] = []
 
     def begin(self, model: torch.nn.Module) -> None:
-        self.start = BaseModel(model) if any(guard.kind == "answers" for guard in self.guards) else None
+        self.start = ReferenceModel(model) if any(guard.kind == "answers" for guard in self.guards) else None
         self._keep(model)
 
     def __call__(self, trainer: Any, step: int) -> None:
@@ -43,8 +43,9 @@ class Watch:
         scores = trainer.workers.agreed(lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits))
         model.train()
         trainer.history.setdefault("guards", []).append({"step": step, "scores": scores})
-        lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in self.guards}
-        spent = [name for name, budget in self.budget.items() if lost[name] > budget]
+        measured = [guard for guard in self.guards if guard.name in scores and guard.name in self.base]
+        lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in measured}
+        spent = [name for name, budget in self.budget.items() if name in lost and lost[name] > budget]
         if not spent:
             self._keep(model)
             return

@@ -16,7 +16,8 @@
     change === "all" || (change === "both-wrong" ? "bothWrong" in example.dataset : example.dataset.change === change);
 
   /** In any case, width and composition of letters and their marks: what a reader types is found. */
-  const folded = (text) => text.normalize("NFKC").toUpperCase().toLowerCase().normalize("NFKC").replaceAll("ς", "σ");
+  const folded = (text) =>
+    text.normalize("NFKC").toUpperCase().toLowerCase().normalize("NFKC").replaceAll("ς", "σ").replaceAll("i\u0307", "i");
 
   function searchable(example) {
     const { prompt, reference, base, tuned } = readPair(example);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +32,8 @@ def chosen(analysis: Analysis, task: str | None, wanted: Wanted) -> list[Example
 
 def show(analysis: Analysis, examples: Sequence[Example], console: Console) -> None:
     """Through the pager where the terminal is one, all at once into a pipe."""
-    if console.is_terminal:
+    if console.is_terminal and console.file.isatty():  # rich takes a pipe for a terminal where FORCE_COLOR is set
+        os.environ.setdefault("LESS", "-R")  # colours, which less would show as codes
         with console.pager(styles=True):
             for part in _parts(analysis, examples):
                 console.print(part)

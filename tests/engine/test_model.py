@@ -46,7 +46,7 @@ def test_every_model_settles_where_it_is_right(kind):
 def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, caplog):
     folder = make_model(tmp_path / "m")
     assert load_causal_lm(folder, frozen=True).config._attn_implementation == BEGINNINGS_ONCE
-    monkeypatch.setattr("pipelines.engine.model._alike", lambda *_: False)
+    monkeypatch.setattr("pipelines.engine.model.agree", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         model = load_causal_lm(folder, frozen=True)
     assert model.config._attn_implementation == ALONE and "read one at a time" in caplog.text

@@ -10,13 +10,14 @@ import pytest
 
 from pipelines import ludwig_keys
 from pipelines.config import load_job
-from pipelines.engine.schema import SNAPSHOT, _types, render, snapshot
+from pipelines.engine.schema import PEFT_DEFAULTS, SNAPSHOT, _types, peft_defaults, render, snapshot
 from pipelines.ludwig_limits import REFUSED_VALUES
 
 
 @pytest.mark.ludwig
 def test_the_snapshot_is_that_of_the_installed_ludwig() -> None:
     assert SNAPSHOT.read_text(encoding="utf-8") == render(snapshot()) + "\n", "run python -m pipelines.engine.schema"
+    assert PEFT_DEFAULTS.read_text(encoding="utf-8") == render(peft_defaults()) + "\n", "run python -m pipelines.engine.schema"
 
 
 @pytest.mark.ludwig

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipelines.engine.packing import supervised_logits
-from pipelines.forgetting.distill import BaseModel, Distill, TopK, divergence
+from pipelines.engine.reference import ReferenceModel
+from pipelines.forgetting.distill import Distill, TopK, divergence
 from pipelines.forgetting_keys import Distill as Settings
 from tests.forgetting.tiny_lora import base, lora, rows, sgd
 
@@ -49,7 +50,7 @@ def test_a_cut_teacher_has_a_bucket_for_the_rest(k):
 def test_the_base_is_the_model_with_its_adapter_off(tmp_path):
     moved, data = lora(tmp_path / "m", moved=True).train(), rows()
     expected = supervised_logits(base(tmp_path / "m").eval(), data)[0].detach()
-    found = BaseModel(moved).logits(data)
+    found = ReferenceModel(moved).logits(data)
     torch.testing.assert_close(found, expected)
     assert moved.training and all(weight.requires_grad == ("lora_" in name) for name, weight in moved.named_parameters())
     assert not torch.allclose(supervised_logits(moved, data)[0], expected, atol=1e-3)
@@ -57,7 +58,7 @@ def test_the_base_is_the_model_with_its_adapter_off(tmp_path):
 
 def test_without_an_adapter_it_is_a_frozen_copy(tmp_path):
     model, data = base(tmp_path / "m"), rows()
-    kept = BaseModel(model)
+    kept = ReferenceModel(model)
     expected = supervised_logits(model, data)[0].detach()
     with torch.no_grad():
         for weight in model.parameters():
@@ -72,7 +73,7 @@ def test_on_the_tasks_rows_the_term_is_the_mean_over_the_step(tmp_path):
     found, _ = supervised_logits(model, data)
     distill.draw(data)
     whole = distill.task_term(data, found, data.supervised_tokens)
-    expected = 0.3 * divergence(BaseModel(model).logits(data), found).mean()
+    expected = 0.3 * divergence(ReferenceModel(model).logits(data), found).mean()
     torch.testing.assert_close(whole, expected)
     parts = [
         distill.task_term(data[n : n + 2], supervised_logits(model, data[n : n + 2])[0], data.supervised_tokens) for n in (0, 2)

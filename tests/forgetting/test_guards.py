@@ -11,10 +11,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pipelines.completions import LoadedModel
 from pipelines.engine.packing import supervised_logits
+from pipelines.engine.reference import ReferenceModel
 from pipelines.errors import DataError
-from pipelines.forgetting.distill import BaseModel, divergence
+from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.files import check_guards, guard_file, read_choices
-from pipelines.forgetting.guards import guard_lines, prepare_guards, score_guard
+from pipelines.forgetting.guards import PreparedGuard, guard_lines, mean_scores, prepare_guards, score_guard
 from pipelines.forgetting_keys import Forgetting, Guard
 from pipelines.prompts import PromptFormat
 from tests.forgetting.tiny_lora import lora
@@ -45,7 +46,7 @@ def test_each_kind_scores_every_item(files):
     loaded = LoadedModel(moved, PromptFormat.of_folder(files / "m"))
     with moved.disable_adapter():
         guards = {guard.name: guard for guard in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None)}
-    base = BaseModel(moved)
+    base = ReferenceModel(moved)
     scores = {name: score_guard(loaded, guard, base.logits) for name, guard in guards.items()}
     assert {name: len(found) for name, found in scores.items()} == {"choices": 9, "text": 4, "answers": 3, "task": 2}
     assert set(scores["choices"]) <= {0.0, 100.0} and set(scores["task"]) <= {0.0, 100.0}
@@ -66,7 +67,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     model = lora(files / "m", moved=True).eval()
     loaded = LoadedModel(model, PromptFormat.of_folder(files / "m"))
     guard = next(g for g in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None) if g.kind == "choices")
-    found = score_guard(loaded, guard, BaseModel(model).logits)
+    found = score_guard(loaded, guard, ReferenceModel(model).logits)
     for item, score in zip(ITEMS, found, strict=True):
         likely = []
         for choice in item["choices"]:
@@ -104,7 +105,7 @@ def test_the_base_is_asked_once(files):
         ('{"question": "a", "choices": ["b"], "answer": 0}', "choices", "rows.jsonl:1: choices needs two texts or more, found 1"),
         ('{"question": "a", "choices": ["b", "c"], "answer": 2}', "choices", "rows.jsonl:1"),
         ('{"question": "a", "choices": ["b", "c"], "answer": "b"}', "choices", "the number of the right entry of choices, counted from 0"),
-        ('{"txt": "a"}', "text", "needs a text in `text`; it has: txt"),
+        ('{"txt": "a"}', "text", "needs a text in `text`; the row has: txt; if txt is meant, rename it"),
         ('{"text": ""}', "text", "rows.jsonl:1"),
         ("", "text", "has no rows"),
         ("", "choices", "has no rows"),
@@ -177,3 +178,20 @@ def test_a_missing_column_of_a_task_guard_is_named(files):
 
 def test_choices_are_read_as_they_stand(files):
     assert read_choices(files / "choices.jsonl")[4].answer == 1
+
+
+def test_a_guard_without_a_score_has_no_mean():
+    guards = [PreparedGuard("code", "task", "x"), PreparedGuard("text", "text", "x")]
+    found = {"code": [None, None], "text": [1.0, None, 2.0]}
+    with mock.patch("pipelines.forgetting.guards.score_guard", lambda _, guard, __: found[guard.name]):
+        assert mean_scores(None, guards, None) == {"text": 1.5}  # a mean of nothing would be NaN
+
+
+def test_an_own_metric_that_fails_on_an_answer_names_guard_and_row(files):
+    (files / "only_yes.py").write_text("def f(completion, reference, row): return {'yes': 1, '': 0}[completion]\n")
+    guard = {"kind": "task", "data": "task.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "only_yes:f", "max_new_tokens": 4}
+    check_guards(settings(task=guard))
+    loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.of_folder(files / "m"))
+    prepared = {one.name: one for one in prepare_guards(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)}
+    with pytest.raises(DataError, match="task 'task', row 1: metric only_yes:f raised KeyError"):
+        score_guard(loaded, prepared["task"], None)

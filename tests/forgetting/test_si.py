@@ -97,3 +97,19 @@ def test_its_state_comes_back(tmp_path):
     again.restore(si.state())
     for one, other in zip(si.path.omega, again.path.omega, strict=True):
         assert torch.equal(one, other) and one.any()
+
+
+def test_a_matrix_that_is_kept_the_other_way_round(tmp_path):
+    """GPT-2's c_attn is [in, out] in the file; importance is by ΔW's rows, which are outputs."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from pipelines.engine.model import load_causal_lm
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path / "gpt2")
+    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(load_causal_lm(tmp_path / "gpt2", frozen=True), config)
+    si = Si(Settings(strength=1.0, warm_steps=2), rows(), tmp_path / "warm.safetensors", "it", 0, None, tmp_path / "kept.safetensors")
+    si.begin(model, sgd(model))
+    (found,) = si.springs[0].importance.values()
+    assert found.rows.shape == (48,) and found.columns.shape == (16,)

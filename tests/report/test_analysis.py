@@ -1,6 +1,9 @@
 """What the analysis counts and says, on rows whose truth is plain."""
 
+import json
+
 import pytest
+import yaml
 
 from pipelines.errors import DataError
 from pipelines.report.analysis import analyse
@@ -52,9 +55,10 @@ def test_a_lower_loss_is_better(tmp_path):
     assert not task.percent_scale and task.loss.delta == pytest.approx(-1)
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
     fields = {"tests": ["assert one() == 1"]}
-    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import socket\ndef one():\n    return 1"
+    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import threading\nthreading.Thread(target=print).start()"
     sides = [
         [line("code", n, "p", right, answer, fields=fields) for n, answer in enumerate(answers)]
         for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
@@ -122,3 +126,46 @@ def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
         sides = [[line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)] for answer in ("no", "yes")]
         _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))
         assert any("40 of 40 tuned answers were cut at 128 tokens" in flag for flag in task.flags) == told
+
+
+def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
+    sides = [
+        [line("mood", n, "p", ["正面", "负面"][n % 2], form.format(["正面", "负面"][n % 2])) for n in range(40)]
+        for form in ("这条评论是{}的。", "{}")
+    ]
+    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    assert (task.base, task.tuned, task.loose.base, task.loose.tuned) == (0, 100, 100, 100)
+    assert any("Base names the right label and no other in 100.0 % of its answers" in flag for flag in task.flags)
+
+
+def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
+    references = ["Polish", "polish", "other", "other", "Polish"] * 8
+    sides = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
+    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    assert "Always answering “Polish” would score 60.0 %." in task.flags
+
+
+def test_labels_as_written_where_the_config_says_so(tmp_path):
+    sides = [[line("mood", n, "p", ["Polish", "polish"][n % 2], answer) for n in range(40)] for answer in ("polish", "I say Polish.")]
+    folder = write_run(tmp_path / "r", {"mood": "label"}, *sides)
+    for normalize, scores, loose in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["pipeline"]["tasks"]["mood"]["normalize"] = normalize
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        task = analyse(folder).tasks["mood"]
+        assert (task.base, task.tuned) == scores and (task.loose.base, task.loose.tuned) == loose
+        assert task.title == ("exact match" if normalize is None else "exact match, as written") and task.metric == "label"
+
+
+def test_what_preflight_found_in_the_labels_stands_among_the_notes(tmp_path):
+    folder = write_run(tmp_path / "r", *labels(["no"] * 40, ["yes"] * 40))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["data"]["mood"]["notes"] = ["A label of the test rows has no training row: 'yes' (40 rows)."]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert analyse(folder).tasks["mood"].flags[-1] == "A label of the test rows has no training row: 'yes' (40 rows)."
+
+
+def test_sets_of_labels(tmp_path):
+    sides = [[line("topics", n, "p", "a, b", answer) for n in range(40)] for answer in ("b", "b, a")]
+    analysis, task = task_of(tmp_path / "r", ({"topics": "multilabel_f1"}, *sides))
+    assert (task.base, task.tuned, task.verdict, task.loose) == (pytest.approx(200 / 3), 100, "better", None)

@@ -132,6 +132,29 @@ def test_differences_leave_the_common_words_and_the_text(demo, opened):
         page.wait_for_selector("#list ins")
 
 
+def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
+    answers = [
+        ("这个评论是正面的", "这个评论是负面的", "正面", "负面"), ("หนังดีมาก", "หนังแย่มาก", "ดี", "แย่"),
+        ("यह की है", "यह कि है", "की", "कि"), ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
+    ]  # fmt: skip
+    sides = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
+    with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+        page.keyboard.press("f")
+        for n, (_, _, out, new) in enumerate(answers):
+            page.locator(f"#mood-{n}").scroll_into_view_if_needed()
+            page.wait_for_selector(f"#mood-{n} ins")
+            assert page.locator(f"#mood-{n} del").all_inner_texts() == [out]
+            assert page.locator(f"#mood-{n} ins").all_inner_texts() == [new]
+
+
+@pytest.mark.parametrize(("text", "typed"), [("caf\u0065\u0301", "CAFÉ"), ("ΟΔΟΣ", "οδοσ"), ("straße", "STRASSE"), ("ｶﾞ", "ガ"), ("İyi", "iyi")])
+def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
+    sides = [[line("mood", n, f"{[text, 'other'][n]} {n}", "r", "c") for n in range(2)]] * 2
+    with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+        page.fill("[name=search]", typed)
+        assert shown(page, "row") == ["0"]
+
+
 def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
     answers = {0: ("the quick brown fox", "the slow brown foxes"), 1: ("?!" * 2000, "!?," * 1333), 2: ("", "x")}
     sides = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]

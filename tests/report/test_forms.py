@@ -33,6 +33,15 @@ def test_markdown_is_short_and_opens_with_the_verdict(analysis):
     assert f"    {analysis.manifest.command}\n" in text
 
 
+def test_every_form_says_how_answers_are_compared(analysis):
+    from pipelines.report import html
+
+    page, comment, data = html.render(analysis), markdown.render(analysis), json.loads(as_json.render(analysis))
+    for name, said in (("sentiment", "Case, white space, quotes around a label"), ("summaries", "of scripts without spaces between words")):
+        assert said in data["tasks"][name]["scoring"] and said in page and said in comment
+    assert data["tasks"]["code"]["scoring"] == ""
+
+
 def test_markdown_shows_the_worst_regression_first(analysis):
     shown = re.findall(r"\*\*code\*\*, row \d+, (\w+)", markdown.render(analysis))
     assert shown == ["worse", "better", "same"]
@@ -100,6 +109,8 @@ def test_a_long_run_is_drawn_with_few_points():
         (wording.joined(["a", "b", "c"]), "a, b and c"),
         (wording.one_line("a\n b\tc", 10), "a b c"),
         (wording.one_line("abcdef", 4), "abc…"),
+        (wording.one_line("中文\n字", 6), "中文…"),
+        (wording.one_line("हिन्दी", 2), "हि…"),
         (wording.printable("a\x00b\r\nc\td\x7f\ud800"), "a␀b\nc\td⟨U+007F⟩⟨U+D800⟩"),
     ],
 )
