@@ -82,6 +82,8 @@ _WRITTEN: dict[str, str] = {
         "finetuning_type lora lora_config peft peft_config use_lora use_peft",
     "trainer: {batch_size: auto, effective_batch_size: 32}":
         "global_batch_size",
+    "trainer: {enable_gradient_checkpointing: false}":
+        "disable_gradient_checkpointing no_gradient_checkpointing",
     "pipeline: {forgetting: distill}":
         "kd_ratio",
     "quantization: {bits: 4}":
@@ -105,7 +107,7 @@ _NOTHING: dict[str, str] = {
     "noise on embeddings (NEFTune) is not to be had: it would depend on how rows are packed; leave it out":
         "neftune_alpha neftune_noise_alpha",
     "the hardware decides the precision (bf16 where it can); leave it out":
-        "autocast bf16 device device_map dtype float16 fp16 fp8* mixed_precision precision pure_bf16 tf32 torch_dtype",
+        "autocast bf16 cpu device device_map dtype float16 fp16 fp8* mixed_precision precision pure_bf16 tf32 torch_dtype",
     "alfine chooses attention and kernels itself; leave it out":
         "*_kernel activation_offloading attn_implementation compile cut_cross_entropy enable_activation_offloading flash_att* "
         "flash_optimum flex_att* gradient_checkpointing_kwargs liger* optimizer_in_bwd plugins sdp_attention sdpa* "

@@ -26,6 +26,7 @@ _USUAL = {("adapter",): "lora", ("trainer", "optimizer"): "adamw", ("backend",):
 """The type of a section that has none yet."""
 _IN_PIPELINE = {"pipeline.temperature": ("mix", "proportional", ["temperature"])}
 """As ONLY_WITH."""
+_OPPOSITES = (("enable", "disable"), ("cpu", "gpu"), ("min", "max"), ("train", "test"), ("use", "no"), ("early", "late"))
 _KINDS: dict[type, set[str]] = {
     bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, str: {"text"}, list: {"list"}, dict: {"mapping"},
 }  # fmt: skip
@@ -60,7 +61,7 @@ class Hints:
     def _advice(self, path: KeyPath, value: Any) -> str:
         section, name = path[:-1], str(path[-1])
         here = self.usable(section)
-        near = near_names(name, here)
+        near = near_names(name, [key for key in here if not _opposite(name, key)])
         if near and (len(near) > 1 or _likeness(name, near[0]) > 0.9):
             return self._meant(section, near)
         if advice := self._of_another_tool(section, name.lower().replace("-", "_"), value):
@@ -72,7 +73,8 @@ class Hints:
             return reason
         if near and self._fits((*section, near[0]), name, value):
             return self._meant(section, near)
-        far = [key for key in near_names(name, self.homes, cutoff=0.8) if self._fits((*self.homes[key], key), name, value)]
+        far = near_names(name, [key for key in self.homes if not _opposite(name, key)], cutoff=0.8)
+        far = [key for key in far if self._fits((*self.homes[key], key), name, value)]
         return self._elsewhere((*self.homes[far[0]], far[0])) if len(far) == 1 else f"known here: {', '.join(here) or 'nothing'}"
 
     def _of_another_tool(self, section: KeyPath, key: str, value: Any) -> str | None:
@@ -143,6 +145,12 @@ class Hints:
             inner = node["each"] if "each" in node else self._fields(path[:depth]).get(str(part), {})
             node = lookup(NARROWED, dotted(path[: depth + 1])) or inner
         return node
+
+
+def _opposite(name: str, key: str) -> bool:
+    """Whether two names that look alike say the contrary: disable_… and enable_…"""
+    one, other = ({*text.lower().replace("-", "_").split("_")} for text in (name, key))
+    return any(pair[0] in one - other and pair[1] in other - one for a, b in _OPPOSITES for pair in ((a, b), (b, a)))
 
 
 def _likeness(one: str, other: str) -> float:

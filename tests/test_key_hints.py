@@ -187,12 +187,17 @@ def test_no_strategy_is_suggested_that_the_job_contradicts(tmp_path, word):
         (["trainer"], "weight_decay", "trainer.weight_decay: unknown key; it belongs in trainer.optimizer (with type: adamw)"),
         (["adapter"], "lora_alpha", "adapter.lora_alpha: unknown key; did you mean alpha?"),
         (["pipeline", "tasks", "sentiment"], "output", "pipeline.tasks.sentiment.output: unknown key; did you mean completion?"),
+        ([], "disable_gradient_checkpointing", "disable_gradient_checkpointing: unknown key; write trainer: {enable_gradient_checkpointing: false}"),
+        (["backend", "trainer"], "use_cpu", "backend.trainer.use_cpu: unknown key; known here: num_workers, use_gpu"),
+        (["generation"], "min_tokens", "generation.min_tokens: unknown key; did you mean min_new_tokens?"),
         ([], "do_train", "do_train: unknown key; alfine run trains; leave it out"),
     ],
 )
 def test_what_a_hint_says(tmp_path, section, key, message):
     config = copy.deepcopy(HERE)
-    put(config, [*section, key], True)
+    put(config, [*section, key], 5)
+    if section[:1] == ["backend"]:
+        config["backend"]["type"] = "ray"
     assert findings(tmp_path, config)[0].startswith(message)
 
 

@@ -17,6 +17,7 @@ from pipelines.metrics import resolve, scored_by
 from pipelines.models import at_key, find_base_model, load_tokenizer
 from pipelines.prepare import read_table
 from pipelines.runs import Run, digest, read_jsonl, replace_folder
+from pipelines.yaml_wording import did_you_mean
 
 
 def earlier_runs(run: Run) -> Iterator[Run]:
@@ -37,6 +38,7 @@ def starting_model(job: Job, run: Run) -> Path:
         with at_key(job, "base_model"):
             return find_base_model(job.ludwig["base_model"])
     earlier = _finished(job, Path(after))
+    check_earlier_gates(job, earlier)
     left = earlier.path("model")
     if not (left / "adapter_config.json").exists():
         return left
@@ -48,6 +50,21 @@ def starting_model(job: Job, run: Run) -> Path:
         _fold(base, left, target)
         run.update(start=made_from)
     return target
+
+
+def check_earlier_gates(job: Job, last: Run) -> None:
+    """Raises ConfigError for a gate RUN/TASK where no run up to `last` has such a task."""
+    runs = [last, *earlier_runs(last)]
+    known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
+    problems = []
+    for name in job.pipeline.report.gates:
+        if "/" in name and name not in known and name not in job.pipeline.forgetting.guard_names:
+            near = did_you_mean(name, known)
+            advice = f"did you mean {near}?" if near else f"the earlier tasks are {', '.join(known)}"
+            message = f"pipeline.report.gates.{name}: there is no such earlier task; {advice}"
+            problems.append(job.problem(message, "pipeline", "report", "gates", name))
+    if problems:
+        raise ConfigError(problems)
 
 
 def trained_from(job: Job, run: Run) -> Path:

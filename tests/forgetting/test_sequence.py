@@ -10,14 +10,30 @@ from pipelines.bakeoff import arms, bake_off, parse_strategies
 from pipelines.config import load_job
 from pipelines.engine.model import load_causal_lm
 from pipelines.errors import ConfigError, ModelError
+from pipelines.forgetting.sequence import check_earlier_gates
 from pipelines.predict import predict
 from pipelines.report import analyse
 from pipelines.report.bakeoff import read_bake_off, write_bake_off
-from pipelines.runs import read_jsonl
+from pipelines.runs import Run, read_jsonl
+from tests.bad_configs import GOOD, pipeline
 from tests.jobs import QUIET, run
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.ludwig
+
+
+def test_a_gate_on_an_earlier_task_names_one_that_is_there(tmp_path):
+    for name, after, task in (("one", None, "reviews"), ("two", str(tmp_path / "one"), "sums")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(GOOD.replace("sentiment:", f"{task}:"), encoding="utf-8")
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"format_version": 1, "stages": {}, "after": after}), encoding="utf-8")
+    gates = "report: {gates: {one/reviews: {greatest_loss: 1}, two/sums: {greatest_loss: 1}, two/suns: {greatest_loss: 1}}}"
+    (tmp_path / "job.yaml").write_text(pipeline(f"after: {tmp_path}/two").replace("  tasks:", f"  {gates}\n  tasks:"), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        check_earlier_gates(load_job(tmp_path / "job.yaml"), Run.open(tmp_path / "two"))
+    (problem,) = caught.value.problems
+    assert problem.line == 3
+    assert problem.message == "pipeline.report.gates.two/suns: there is no such earlier task; did you mean two/sums?"
 
 
 @pytest.fixture
