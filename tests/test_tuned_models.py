@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipelines.config import load_job
@@ -15,7 +16,8 @@ from pipelines.engine.model import load_causal_lm
 from pipelines.engine.trial import trial_logits
 from pipelines.errors import ConfigError, RunError
 from pipelines.passes import LocalPass
-from pipelines.runs import read_jsonl
+from pipelines.runs import Run, read_jsonl
+from pipelines.training import train
 from tests.engine.adapter_cases import make_biased
 from tests.forgetting.test_sequence import guarded, own_general_rows, run_second, second_job  # noqa: F401  # fixtures
 from tests.jobs import make_job, project, run, run_training  # noqa: F401  # fixtures
@@ -119,3 +121,23 @@ def test_generation_settings_that_cannot_be_saved_do_not_spoil_a_training(projec
     Path("base", "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.5, "eos_token_id": 2}))
     done = run("one", "adapter=null")
     assert json.loads(done.path("model", "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_pissa_training_that_was_cut_off_ends_as_the_undisturbed_one(make_job):  # noqa: F811
+    adapter = {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"}
+    job, whole, base = make_job(adapter, epochs=1, steps_per_checkpoint=1)
+    run_training(job, whole, base)
+    again = Run(whole.folder.with_name("again"))
+    shutil.copytree(whole.path("data"), again.path("data"))
+
+    def stop_after_two(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, again, base, stop_after_two)
+    run_training(job, again, base)
+    found, expected = (load_file(one.path("model", "adapter_model.safetensors")) for one in (again, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    config = json.loads(whole.path("model", "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True and config["r"] == 8
