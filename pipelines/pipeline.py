@@ -28,12 +28,11 @@ from pipelines.runs import (
     write_text,
 )
 from pipelines.screen import Screen, quiet_libraries
+from pipelines.stage_inputs import stage_inputs
 
 if TYPE_CHECKING:
     from pipelines.passes import Pass
 
-PREPARED_FORMAT = 3
-"""Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
 
 
 def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
@@ -79,7 +78,8 @@ class Stages:
         from pipelines.content_hash import fingerprint
 
         pipeline, ludwig = self.job.pipeline, self.job.ludwig
-        inputs = self._inputs()
+        with doing("reading the data files"):
+            inputs = stage_inputs(self.job, self.model_id)
         self.run.update(
             name=self.run.name, **config_entries(self.job.path, self.run.folder), command=self.command, seed=pipeline.seed,
             base_model=ludwig["base_model"], base_revision=self._revision(), after=pipeline.after, generation=self._decoding(),
@@ -125,81 +125,9 @@ class Stages:
         """The hub's commit where the base came from there, else the digest of its files."""
         return self.base_folder.name if self.base_folder.parent.name == "snapshots" else self.model_id
 
-    def _inputs(self) -> dict[str, str]:
-        """What each stage depends on, so that a changed gate asks for a new report alone, a changed metric, probe or
-        bound for no new training, and a changed seed for no new base pass."""
-        from pipelines.metrics import scored_by
-        from pipelines.own_metrics import metric_source
-        from pipelines.tasks import named_files
-
-        pipeline, ludwig = self.job.pipeline, self.job.ludwig
-        with doing("reading the data files"):
-            files = self._data_files()
-        probes = pipeline.report.prompts
-        tasks = pipeline.tasks.items()
-        not_in_tokens: dict[str, Any] = {
-            "seed": True, "mix": True, "temperature": True, "report": True, "forgetting": True, "after": True, "on_nan": True,
-            "tasks": {"__all__": {"metric", "normalize", "group", "max_new_tokens", "weight"}},
-        }  # fmt: skip
-        data = {file: files[file] for where, file in named_files(self.job) if "tasks" in where}
-        tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
-        shared = [PREPARED_FORMAT, self.model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
-        bounds = {name: task.max_new_tokens for name, task in tasks}
-        mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
-        training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
-        scoring = {
-            name: [scored_by(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
-        }
-        prepare = digest(*shared, files, scoring)
-        base = digest(*shared, self.generation, bounds, files.get(probes or ""))
-        guards = digest(self.model_id, pipeline.system, pipeline.chat_template, self._guard_files(), pipeline.after)
-        forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
-        others = [self._teacher(), [files[file] for where, file in named_files(self.job) if "replay" in where]]
-        train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.every and guards)
-        tuned, tuned_guards = digest(train, base), digest(train, guards)
-        report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
-        return {
-            "prepare": prepare, "base": base, "base guards": guards, "train": train,
-            "tuned": tuned, "tuned guards": tuned_guards, "report": report,
-        }  # fmt: skip
-
-    def _teacher(self) -> str | None:
-        """The content of the teacher that distillation names."""
-        from pipelines.content_hash import fingerprint
-        from pipelines.models import at_key, find_base_model
-
-        distill = self.job.pipeline.forgetting.distill
-        if distill is None or distill.teacher is None:
-            return None
-        with at_key(self.job, "pipeline", "forgetting", "distill", "teacher"):
-            return fingerprint(find_base_model(distill.teacher))
-
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
         if not self.run.stage(name, inputs, work):
             self.screen.note(f"{name}: done already")
-
-    def _data_files(self) -> dict[str, str]:
-        """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
-        that are none."""
-        from pipelines.free_prompts import read_probes
-        from pipelines.tasks import check_files, named_files
-
-        check_files(self.job)
-        if self.job.pipeline.report.prompts:
-            read_probes(Path(self.job.pipeline.report.prompts))
-        return {file: file_digest(Path(file)) for where, file in named_files(self.job) if "guards" not in where}
-
-    def _guard_files(self) -> list[Any]:
-        """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
-        from pipelines.forgetting.files import check_guards, guard_file, guards_of
-        from pipelines.own_metrics import metric_source
-
-        check_guards(self.job.pipeline.forgetting)
-        guards = guards_of(self.job.pipeline.forgetting).items()
-        return [
-            [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(guard_file(guard))]
-            for name, guard in guards
-        ]
 
     def _write_config(self) -> None:
         import yaml
@@ -390,8 +318,8 @@ class Stages:
         if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
-        quantization = self.job.ludwig.get("quantization")
-        key = digest(self._inputs()["base guards"], quantization, __version__, versions(), hardware()["gpu"])
+        inputs = stage_inputs(self.job, self.model_id)["base guards"]
+        key = digest(inputs, self.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
         kept = cached("guards", f"{key[:32]}.jsonl") if which == "base" else None
         if kept is not None and kept.exists():
             write_text(target, kept.read_text(encoding="utf-8"))

@@ -9,14 +9,20 @@ from rich.console import Console
 
 from pipelines import pipeline
 from pipelines.config import load_job
+from pipelines.content_hash import fingerprint
 from pipelines.errors import RunError
+from pipelines.forgetting import sequence
+from pipelines.models import find_base_model
 from pipelines.pipeline import run_job
 from pipelines.predict import predict
 from pipelines.runs import Run, read_jsonl
 from pipelines.screen import Screen
+from pipelines.stage_inputs import stage_inputs
 from tests.jobs import QUIET, run
+from tests.tiny import make_model
 
 pytestmark = pytest.mark.ludwig
+
 
 def test_a_run_leaves_everything_and_does_nothing_twice(project):
     first = run()
@@ -152,3 +158,65 @@ def test_changed_data_are_named(project):
     assert "odd.jsonl has changed since task odd was prepared" in said.getvalue()
     assert "say.csv has changed" not in said.getvalue()
     assert Run(Path("runs/one")).manifest["data"]["odd"]["train"] == 21
+
+
+def inputs(*overrides):
+    job = load_job(Path("job.yaml"), overrides)
+    return stage_inputs(job, fingerprint(find_base_model(job.ludwig["base_model"])))
+
+
+def changed(edit, *overrides):
+    """The stages that are done again after `edit`."""
+    before = inputs(*overrides)
+    edit()
+    after = inputs(*overrides)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+TRAINED_AGAIN = {"train", "tuned", "tuned guards", "report"}
+
+
+def test_a_users_metric_that_changes_scores_again(project):
+    Path("mine.py").write_text("def score(completion, reference, row):\n    return 1\n")
+    edit = lambda: Path("mine.py").write_text("def score(completion, reference, row):\n    return 2\n")  # noqa: E731
+    assert changed(edit, "pipeline.tasks.odd.metric=mine:score") == {"prepare", "report"}
+
+
+def test_replay_rows_that_change_train_again(project):
+    Path("general.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    overrides = ["pipeline.forgetting.strategy=replay", "pipeline.forgetting.replay={data: general.jsonl}"]
+    edit = lambda: Path("general.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')  # noqa: E731
+    assert changed(edit, *overrides) >= TRAINED_AGAIN
+
+
+def test_a_teacher_that_changes_trains_again(project):
+    make_model(project / "teacher", seed=1)
+    overrides = ["pipeline.forgetting.strategy=distill", "pipeline.forgetting.distill={teacher: ./teacher, rows: tasks}"]
+    assert changed(lambda: make_model(project / "teacher", seed=2), *overrides) == TRAINED_AGAIN
+
+
+def test_a_base_that_changes_does_all_again(project):
+    assert changed(lambda: make_model(project / "base", seed=5)) == set(inputs())
+
+
+def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
+    """An adapter is folded again once the earlier run has another one; a run that is done keeps what it was trained from."""
+    folded = []
+
+    def fold(base, adapter, target):
+        folded.append(adapter)
+        target.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(sequence, "_fold", fold)
+    job = load_job(Path("job.yaml"))
+    first = Run(Path("runs/first"))
+    (first.folder / "model").mkdir(parents=True)
+    (first.folder / "config.yaml").write_text(Path("job.yaml").read_text())
+    first.update(base_model=job.ludwig["base_model"], stages={"tuned": {"inputs": "", "seconds": 1}})
+    (first.folder / "model" / "adapter_config.json").write_text("{}")
+    second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.after=runs/first"])
+    start = sequence.starting_model(goes_on, second)
+    assert sequence.starting_model(goes_on, second) == start and len(folded) == 1
+    (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')
+    assert sequence.trained_from(goes_on, second) == start and len(folded) == 1
+    assert sequence.starting_model(goes_on, second) == start and len(folded) == 2
