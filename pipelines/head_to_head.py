@@ -137,6 +137,12 @@ def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any
     return {name: _scoring(tasks[name]) for name in dict.fromkeys(key[0] for key in shared)}
 
 
+def _generation(job: Job | None) -> dict[str, Any]:
+    """The settings that act when answers are made, over neutral ones."""
+    given = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def _scoring(task: Task) -> dict[str, Any]:
     """What the report must know of a task."""
     return {"metric": task.metric, "normalize": task.normalize, "group": task.group}
@@ -161,7 +167,7 @@ def _new_answers(
     }
     prepare_sandbox({str(task["metric"]) for task in tasks.values()}, screen.working)
     _check_scores(asked, tasks)
-    generation = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
+    generation = _generation(job)
     tokens = [_tokens(side, asked) for side in (one, two)]
     # A loss per token compares two models only where both cut the references into the same tokens.
     same_tokens = tokens[0].references == tokens[1].references
@@ -314,7 +320,7 @@ def _describe(
         {
             **manifest.manifest, "name": folder.name, "sides": [one.name, two.name], "command": command,
             "base_model": " and ".join(models), "seed": job.pipeline.seed if job else 0,
-            "generation": job.ludwig["generation"] if job else {},
+            "generation": _generation(job),
             "versions": versions(), "hardware": hardware(), "data": {},
         },
     )  # fmt: skip
