@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pipelines.config import Job
 from pipelines.errors import DataError, Problem
+from pipelines.forgetting.files import guards_of, read_questions
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
 from pipelines.reference_checks import ReferenceChecks
@@ -59,6 +60,9 @@ class Preflight:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.scores = ScoreChecks(job)
         self.references = ReferenceChecks(job, prompts, context_length)
+        for name, guard in guards_of(job.pipeline.forgetting).items():
+            if guard.kind == "task":
+                self.references.see_guard(name, guard, read_questions(guard)[: guard.rows])
         self.leaks = _Leaks()
 
     def watch(self, rows: Iterable[PreparedRow]) -> Iterator[PreparedRow]:

@@ -7,6 +7,7 @@ keeps every model from reaching it, and the difference between base and tuned sa
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from pipelines.completions import answer_text
 from pipelines.config import Job
 from pipelines.errors import ConfigError, DataError, Problem
+from pipelines.forgetting.files import Question
+from pipelines.forgetting_keys import Guard
 from pipelines.metrics import Metric, resolve, scored_by
 from pipelines.prepare import PreparedRow
 from pipelines.prompts import PromptFormat
@@ -86,30 +89,45 @@ class _Count:
 
 
 class ReferenceChecks:
-    """Sees the prepared rows in passing and counts the references that fall short, by task and kind of cause."""
+    """Sees the prepared rows in passing and counts the references that fall short, by task (or guard) and kind of cause."""
 
     def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
         self.job, self.prompts, self.context_length = job, prompts, context_length
-        self.rows: dict[str, int] = {}
+        self.rows: Counter[str] = Counter()
         self.counts: dict[str, dict[str, _Count]] = {}
         self.metrics: dict[str, Metric] = {}
         for name, task in job.pipeline.tasks.items():
             # A metric of the user's that cannot be imported is a finding of its own.
             with contextlib.suppress(ConfigError):
-                self.metrics[name] = resolve(scored_by(task.metric, task.normalize))
+                self.metrics[f"task {name}"] = resolve(scored_by(task.metric, task.normalize))
 
     def see(self, row: PreparedRow) -> None:
+        """Looks at the reference of a test row."""
         example = row.example
-        metric = self.metrics.get(example.task)
-        if example.split != "test" or metric is None or metric.unit == "nats/token":
+        if example.split == "test":
+            line = {"task": example.task, "row": example.row, "reference": example.completion, "fields": example.fields}
+            bound = min(self._max_new_tokens(example.task), self.context_length - row.supervised_from)
+            self._look(f"task {example.task}", line, row.input_ids[row.supervised_from :], bound, example.file)
+
+    def see_guard(self, name: str, guard: Guard, questions: Sequence[Question]) -> None:
+        """Looks at the references of a guard of kind task."""
+        with contextlib.suppress(ConfigError):
+            self.metrics[f"guard {name}"] = resolve(guard.metric)
+        for number, question in enumerate(questions, start=1):
+            text = self.prompts.prompt_text(question.prompt, question.system)
+            encoded = self.prompts.encode(text, question.reference)
+            line = {"task": name, "row": number, "reference": question.reference, "fields": question.fields}
+            bound = min(question.max_new_tokens, self.context_length - encoded.supervised_from)
+            self._look(f"guard {name}", line, encoded.supervised, bound, guard.data)
+
+    def _look(self, whose: str, line: Mapping[str, Any], ids: Sequence[int], bound: int, file: str) -> None:
+        metric = self.metrics.get(whose)
+        if metric is None or metric.unit == "nats/token":
             return
-        self.rows[example.task] = seen = self.rows.get(example.task, 0) + 1
-        line = {"task": example.task, "row": example.row, "reference": example.completion, "fields": example.fields}
-        bound = min(self._max_new_tokens(example.task), self.context_length - row.supervised_from)
-        found = shortfall(metric, self.prompts, line, row.input_ids[row.supervised_from :], bound, seen <= MAX_SCORED)
+        self.rows[whose] += 1
+        found = shortfall(metric, self.prompts, line, ids, bound, self.rows[whose] <= MAX_SCORED)
         if found is not None:
-            counts = self.counts.setdefault(example.task, {})
-            count = counts.setdefault(found.kind, _Count(found, example.file, example.row))
+            count = self.counts.setdefault(whose, {}).setdefault(found.kind, _Count(found, file, line["row"]))
             count.rows += 1
             count.needed_tokens = max(count.needed_tokens, found.needed_tokens)
 
@@ -120,11 +138,12 @@ class ReferenceChecks:
     def findings(self) -> Iterator[tuple[bool, Problem]]:
         """Each kind of cause with its first row. It is serious where no reference of the task reaches the full score, and
         where a score that is 0 or 100 is lost for certain, whatever the model answers."""
-        for task, counts in self.counts.items():
-            none_reaches = sum(count.rows for count in counts.values()) == self.rows[task]
+        for whose, counts in self.counts.items():
+            none_reaches = sum(count.rows for count in counts.values()) == self.rows[whose]
             for kind, count in counts.items():
                 advice = f": write max_new_tokens: {count.needed_tokens}" if kind == "length" else ""
-                share = f"({count.rows:,} of {self.rows[task]:,} test rows)"
-                message = f"task {task}: the reference {count.first.cause}{advice} {share}"
-                serious = none_reaches or (kind != "score" and self.metrics[task].binary)
+                rows = "test rows" if whose.startswith("task ") else "rows"
+                share = f"({count.rows:,} of {self.rows[whose]:,} {rows})"
+                message = f"{whose}: the reference {count.first.cause}{advice} {share}"
+                serious = none_reaches or (kind != "score" and self.metrics[whose].binary)
                 yield serious, Problem(message, count.file, count.row)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipelines.config import load_job
+from pipelines.preflight import Preflight
 from pipelines.prepare import prepare_rows
 from pipelines.prompts import PromptFormat
 from pipelines.reference_checks import ReferenceChecks
@@ -88,3 +89,20 @@ def test_code_that_fails_its_own_tests_is_named(tmp_path, monkeypatch):
     assert not others and not serious and row == 2
     assert message.startswith("task t: the reference gets 0 of 100 as its own answer: 0 of 2 tests pass; assert f(1) == 2: got 0")
     assert findings(tmp_path, monkeypatch, [bad, bad], "unit_tests", max_new_tokens=64, **tests)[0][0]
+
+
+def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "guard.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"q": "a?", "a": "y"}\n')
+    guard = {"kind": "task", "data": "guard.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "label", "max_new_tokens": 8}
+    task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
+    config = {"pipeline": {"tasks": {"t": task}, "forgetting": {"guards": {"mine": guard}}}, "base_model": "smollm2-135m-instruct",
+              "adapter": {"type": "lora"}}  # fmt: skip
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    preflight = Preflight(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
+    ((serious, problem),) = preflight.references.findings()
+    assert serious and str(problem) == (
+        "guard.jsonl:2: guard mine: the reference is longer than max_new_tokens 8, where an answer is cut: "
+        "write max_new_tokens: 15 (1 of 2 rows)"
+    )
