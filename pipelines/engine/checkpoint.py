@@ -123,10 +123,13 @@ class SafetensorsCheckpoint(Checkpoint):
             raise Unreadable(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
         if _checksum(tensors) != metadata.get("sha256"):
             raise Unreadable("its checksum is not that of what was written")
+        weights, trained = _part(tensors, WEIGHTS), self._trainable()
+        if different := sorted(set(weights) ^ set(trained)):
+            raise Unreadable(f"it holds other weights than are trained now, such as {different[0]}")
         self.history.update(state["history"])
         self.tracker = state["tracker"] and ProgressTracker.load(state["tracker"])
         self.global_step = state["global_step"]
-        self.model.load_state_dict(_part(tensors, WEIGHTS), strict=False)
+        self.model.load_state_dict(weights, strict=False)  # the frozen ones are not in the file
         optimizer_state: dict[int, dict[str, Any]] = {
             int(number): dict(scalars) for number, scalars in state["optimizer_scalars"].items()
         }
