@@ -78,7 +78,7 @@ def bwt_sentence(bwt: BackwardTransfer) -> str:
 
 def notes(task: TaskResult) -> list[str]:
     """What a reader should keep in mind about one task, the missing rows first."""
-    if task.rows_needed:
+    if task.rows_needed and not task.told_apart:
         enough = f"about {task.rows_needed:,} test rows would (80 % power)"
         missing = f"These rows cannot tell; {enough}, if the difference is as large as it seems."
         return [missing, *task.flags]
