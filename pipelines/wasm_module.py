@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NATIVE_STACK = 32 * 2**20
 """Bytes of the machine's stack that one program may use."""
 MODULE, SUM = "python.cwasm", "python.sha256"
-_CONFIG = {"fuel": True, "epoch_interruption": True}
+_CONFIG = {"fuel": True, "epoch_interruption": True, "signals_based_traps": False}
 _NEEDS = "it needs about 400 MB there, and 3 GB of memory while it compiles; ALFINE_CACHE names another folder"
 
 
@@ -39,6 +39,8 @@ def engine() -> wasmtime.Engine:
     config = wasmtime.Config()
     config.consume_fuel = True
     config.epoch_interruption = True
+    # A trap would be a signal, and whichever library of this process has taken the signals' handlers since would end the process.
+    config.signals_based_traps = False
     # wasmtime refuses a stack that is larger than this one, which its Python package has no property for.
     _ffi.wasmtime_config_async_stack_size_set(config.ptr(), NATIVE_STACK)
     config.max_wasm_stack = NATIVE_STACK
