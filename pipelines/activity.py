@@ -24,7 +24,7 @@ Clock = Callable[[], float]
 """Seconds since some moment."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Activity:
     """One thing that is being done; `total` None where nobody counts. `note` is what else there is to say, such as a loss."""
 

@@ -13,7 +13,6 @@ from pipelines import __version__
 from pipelines.activity import doing
 from pipelines.cache import cache_folder, cached, check_cache, unwritable
 from pipelines.config import Job
-from pipelines.errors import RunError
 from pipelines.extras import check_extras
 from pipelines.runs import (
     Run,
@@ -22,6 +21,7 @@ from pipelines.runs import (
     file_digest,
     hardware,
     machine_errors,
+    refuse_other_config,
     versions,
     write_json,
     write_jsonl,
@@ -39,22 +39,9 @@ def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
     check_extras(job)
     with machine_errors(run.folder), run.locked():
-        _refuse_other_config(job, run)
+        refuse_other_config(job.path, run)
         check_cache()
         Stages(job, run, command, screen).all()
-
-
-def _refuse_other_config(job: Job, run: Run) -> None:
-    owner = run.config
-    if owner is not None and not _same_file(owner, job.path):
-        moved = "" if owner.exists() else f"; where that is the same config in a new place, put it back to {owner}"
-        message = f"{run.folder} belongs to {run.manifest['config']}; take another name (--name, NAME= with make) for {job.path}"
-        raise RunError(f"{message}{moved}")
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    """However each is written: with `./`, from the root, through a link."""
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 class Stages:

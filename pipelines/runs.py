@@ -138,6 +138,20 @@ def config_entries(config: Path, folder: Path) -> dict[str, str]:
     return {"config": str(config), "config_from_run": from_run}
 
 
+def refuse_other_config(config: Path, run: Run) -> None:
+    """Raises RunError where the run has been made by another config."""
+    owner = run.config
+    if owner is not None and not _same_file(owner, config):
+        moved = "" if owner.exists() else f"; where that is the same config in a new place, put it back to {owner}"
+        message = f"{run.folder} belongs to {run.manifest['config']}; take another name (--name, NAME= with make) for {config}"
+        raise RunError(f"{message}{moved}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """However each is written: with `./`, from the root, through a link."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written aside, flushed to disk, renamed."""
     with _renamed(path.with_name(path.name + ".partial"), path) as aside, aside.open("w", encoding="utf-8") as file:

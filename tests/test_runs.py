@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,8 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines.errors import MachineError, RunError
-from pipelines.pipeline import _refuse_other_config
-from pipelines.runs import Run, config_entries, digest, machine_errors, read_jsonl, write_jsonl, write_tensors, write_text
+from pipelines.runs import (
+    Run,
+    config_entries,
+    digest,
+    machine_errors,
+    read_jsonl,
+    refuse_other_config,
+    write_jsonl,
+    write_tensors,
+    write_text,
+)
 
 
 def test_a_stage_is_done_once_and_again_when_its_inputs_change(tmp_path):
@@ -125,7 +133,7 @@ def project(tmp_path, monkeypatch):
 
 
 def claim(config, folder="runs/one"):
-    _refuse_other_config(SimpleNamespace(path=Path(config)), Run(Path(folder)))
+    refuse_other_config(Path(config), Run(Path(folder)))
 
 
 def test_the_same_config_however_it_is_written(project, tmp_path, monkeypatch):

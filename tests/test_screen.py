@@ -282,3 +282,11 @@ def test_an_ascii_terminal_gets_ascii_bars():
     with screen.bar("Base completions", 8, "rows") as progress:
         progress(8)
     assert "8/8 rows" in out.buffer.getvalue().decode("ascii")
+
+
+def test_two_activities_of_the_same_words_are_two():
+    clock = Clock()
+    with doing("x", clock=clock) as outer, doing("x", clock=clock):
+        clock.now = 5
+        assert outer.what == "x" and state() == "x: 5.0 s so far; x"
+    assert state() == "alfine: still at work"
