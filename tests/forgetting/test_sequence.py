@@ -112,7 +112,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
     assert "./base, as runs/one left it, was tuned on" in second.path("report.html").read_text(encoding="utf-8")
     load_causal_lm(start, frozen=True)
     Path("new.jsonl").write_text('{"text": "the 3"}\n')
-    predicted = predict(second, Path("new.jsonl"), "say", QUIET)
+    predicted = list(predict(second, Path("new.jsonl"), "say", QUIET))
     assert len(predicted) == 1
     # The third knows both.
     second_job("runs/two", strategy="ewc")
