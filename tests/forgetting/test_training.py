@@ -74,9 +74,7 @@ def test_each_holds_the_weights_back_and_says_by_how_much(make_job, adapter, str
 
 def _strong(strategy):
     strong = {"ewc": {"strength": 300.0}, "si": {"strength": 300.0}, "l2sp": {"strength": 30.0}, "replay": {"share": 0.3},
-              "distill": {"strength": 30.0, "share": 0.3}}  # fmt: skip
-    if "replay" in strategy:  # whose rows distillation takes
-        del strong["distill"]["share"]
+              "distill": {"strength": 30.0} if "replay" in strategy else {"strength": 30.0, "share": 0.3}}  # fmt: skip
     return {name: strong[name] for name in strategy.split("+")}
 
 
