@@ -6,6 +6,7 @@ begin with a key that is made of the code and the tests. A code that ends the pr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import marshal
@@ -70,8 +71,8 @@ def prepare_sandbox(metrics: Iterable[str], working: Callable[[str], AbstractCon
     """Loads the sandbox where one of `metrics` is unit_tests, and compiles it where the cache holds none, while `working` (such
     as `Screen.working`) says so. Raises MachineError where that fails."""
     if "unit_tests" in metrics:
-        ready = is_compiled()
-        with working("Sandbox for unit tests" if ready else "Compiling the sandbox for unit tests (once, a minute or two)"):
+        said = working("Compiling the sandbox for unit tests (once, a minute or two)")
+        with contextlib.nullcontext() if is_compiled() else said:
             compiled()
 
 

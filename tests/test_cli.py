@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipelines import activity
 from pipelines.cli import _run_name, main
+from pipelines.tasks import Example
 from tests.report.run_folder import demo_run, make_run
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +111,7 @@ def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr("pipelines.pipeline.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
     monkeypatch.setattr("pipelines.bakeoff.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
-    monkeypatch.setattr("pipelines.head_to_head.compare_models", lambda *given: saved.append(given[5]) or sys.exit(0))
+    monkeypatch.setattr("pipelines.head_to_head.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0))
     call("run", config, *HOSTILE, "--name", "one")
     assert shlex.split(saved[-1]) == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
     call("bakeoff", config, *HOSTILE, "--strategies", "none")
@@ -145,6 +146,7 @@ def alfine(*arguments, **environment):
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.usefixtures("compiled_sandbox")
 @pytest.mark.parametrize("arguments", [["show"], ["compare"], ["report"]], ids=lambda one: one[0])
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path, arguments):
     process = alfine(*arguments, demo_run(tmp_path / "r", rows=40))
@@ -171,6 +173,12 @@ def test_no_pager_where_only_colour_is_forced(tmp_path):
 def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
     slow = write_job(tmp_path)
     monkeypatch.setattr(activity.HEARTBEAT, "every", 0.05)
-    monkeypatch.setattr("pipelines.tasks.load_examples", lambda pipeline: (time.sleep(0.1) for _ in range(5)))
+
+    def slow_rows(pipeline):
+        for row in range(6):
+            time.sleep(0.1)
+            yield Example("t", ["train", "test", "validation"][row // 2], row, "rows.jsonl", None, "p", "yn"[row % 2], {})
+
+    monkeypatch.setattr("pipelines.check.load_examples", slow_rows)
     result = call("check", slow)
     assert "reading the rows: 0." in result.stderr and "fine" in result.stdout

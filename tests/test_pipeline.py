@@ -46,7 +46,7 @@ def test_only_what_changed_is_done_again(project):
         "trainer.learning_rate=0.02": {"train", "tuned", "tuned guards", "report"},
         "pipeline.tasks.odd.weight=2": {"train", "tuned", "tuned guards", "report"},
         "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
-        "pipeline.tasks.odd.max_new_tokens=5": {"base", "tuned", "report"},
+        "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "base", "tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
         "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
         "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
@@ -205,7 +205,7 @@ def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
 
     def fold(base, adapter, target):
         folded.append(adapter)
-        target.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(sequence, "_fold", fold)
     job = load_job(Path("job.yaml"))
