@@ -86,7 +86,7 @@ def task_job(tmp_path, rows, **task):
         ({"document": ["d"]}, {"group": "document"}, "a value that is no text or number"),
         ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
-        ({"tests": []}, {"metric": "unit_tests"}, "lines of one string; not \\[\\]"),
+        ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
         ({"team": "x"}, {"system": "You work for {team}."}, r"system holds \{team\}, a column of the rows"),
         ({"team": "x"}, {"system": "You work for { team }."}, r"write \{team\} in prompt instead"),
     ],
