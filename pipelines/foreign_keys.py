@@ -152,7 +152,7 @@ _NOTHING: dict[str, str] = {
     "the tokenizer and its special tokens are taken from base_model; leave it out":
         "added_tokens* eot_tokens processor_type resize_* special_tokens stop_token_ids tokenizer tokenizer_* tokens "
         "use_fast_tokenizer",
-    "noise on embeddings would depend on which rows are read together; leave it out":
+    "noise on embeddings would depend on which rows are packed; leave it out":
         "neftune*",
     "under an adapter only the adapter is trained; leave it out":
         "lora_modules_to_save modules_to_save",

@@ -148,7 +148,7 @@ class Hints:
 
 
 def _opposite(name: str, key: str) -> bool:
-    """Whether two names that look alike say the contrary: disable_… and enable_…"""
+    """Whether two similar names mean the opposite: disable_… and enable_…"""
     one, other = ({*text.lower().replace("-", "_").split("_")} for text in (name, key))
     return any(pair[0] in one - other and pair[1] in other - one for a, b in _OPPOSITES for pair in ((a, b), (b, a)))
 

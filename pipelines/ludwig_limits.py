@@ -84,7 +84,7 @@ REFUSED: dict[str, str] = {
 
 NOT_POSSIBLE: dict[str, str] = {
     "model_parameters.neftune_noise_alpha": "its noise belongs to the length of a row (Jain et al. 2023), and Ludwig takes "
-    "the length of all rows that are read together, which memory decides; leave it out, or write adapter.dropout",
+    "the length of the whole packed sequence, which memory decides; leave it out, or write adapter.dropout",
 }
 """Keys of Ludwig that would act otherwise than they say, and why."""
 

@@ -46,7 +46,7 @@ def own_function(name: str) -> OwnFunction:
 
 
 def own_value(function: OwnFunction, completion: str, reference: str, row: Mapping[str, Any]) -> float:
-    """What the function returns, True being 100 and False 0. Raises ValueError, with the words behind the metric's name, where
+    """What the function returns, True being 100 and False 0. Raises ValueError, with the rest of the message, where
     it raises or returns anything but a finite number."""
     try:
         value = function(completion, reference, dict(row))

@@ -105,16 +105,13 @@ def _in_template(template: str, row: Mapping[str, Any]) -> str:
 
 
 def check_lengths(prompts: PromptFormat, asked: Sequence[Question], context: int) -> list[list[int]]:
-    """The tokens of each question in the model's own chat template. Raises DataError for those that, with the answer to come,
-    are longer than the `context` tokens that the model can read."""
+    """The tokens of each question in the model's own chat template. Raises DataError for those that leave no room for an answer
+    in the model's `context` tokens; any other answer ends with the context at the latest, as in a run."""
     ids, mistakes = [prompt_tokens(prompts, one) for one in asked], Mistakes()
     for one, tokens in zip(asked, ids, strict=True):
-        if len(tokens) + one.max_new_tokens > context:
-            message = (
-                f"its prompt and max_new_tokens ({one.max_new_tokens}) are together longer than the {context} tokens that the "
-                f"model can read; shorten the row or drop it"
-            )
-            mistakes.add(one.file, one.number, message)
+        if len(tokens) >= context:
+            room = f"leaves no room for an answer in the {context} tokens that the model can read"
+            mistakes.add(one.file, one.number, f"its prompt {room}; shorten the row or drop it")
     mistakes.refuse()
     return ids
 

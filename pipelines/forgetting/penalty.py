@@ -67,7 +67,7 @@ def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
 
 
 def refuse_others(name: str, model: torch.nn.Module) -> None:
-    """Raises ConfigError where training moves something under an adapter that no spring would hold, or where the adapter does
+    """Raises ConfigError where an adapter trains something that the penalty would not hold, or where the adapter does
     not begin at ΔW = 0: `name` would then protect the base in appearance only."""
     held = {id(weight) for pair in lora_pairs(model) for weight in (pair.up, pair.down)}
     others = [place for place, weight in model.named_parameters() if weight.requires_grad and id(weight) not in held]
