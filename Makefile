@@ -68,8 +68,8 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
 
 chaos: $(READY) ## kill a hundred runs at random moments, make every write fail once; each must end as if nothing had been
-	@$(BIN)/python -m tests.chaos --kills 100
-	@$(BIN)/python -m tests.chaos --kills 5 --embedded
+	@$(BIN)/python -m tests.fault_injection --kills 100
+	@$(BIN)/python -m tests.fault_injection --kills 5 --embedded
 	@$(BIN)/python -m tests.failing_writes --each 12
 
 clean: ## remove the runs' scratch files and caches (runs and .venv stay)

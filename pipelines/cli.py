@@ -13,14 +13,14 @@ from unicodedata import category
 import click
 
 from pipelines import __version__
-from pipelines.activity import HEARTBEAT, Unfailing, draws
-from pipelines.cache import settle_home
+from pipelines.console.activity import HEARTBEAT, Unfailing, draws
+from pipelines.console.plain_text import make_readable, speaks_unicode
 from pipelines.errors import AlfineError, ConfigError, RunError
-from pipelines.plain_text import make_readable, speaks_unicode
+from pipelines.storage.cache import settle_home
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
-    from pipelines.report.pager import Wanted
+    from pipelines.report.examples import Wanted
 
 RUNS = Path("runs")
 DEFAULT_METRIC = "rouge"
@@ -80,8 +80,8 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     Example:
       alfine check ludwig_configs/quickstart.yaml
     """
-    from pipelines.check import check_job
-    from pipelines.config import load_job
+    from pipelines.checks.job import check_job
+    from pipelines.config.job import load_job
 
     job = load_job(config, overrides)
     checked = check_job(job)
@@ -103,15 +103,15 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     """
     from rich.console import Console
 
-    from pipelines.config import load_job
-    from pipelines.models import at_key, context_length, find_base_model
-    from pipelines.preflight import Preflight, refuse_serious
-    from pipelines.prepare import prepare_rows
-    from pipelines.preview import show_rows, show_schedule
-    from pipelines.prompts import PromptFormat
-    from pipelines.sandbox import prepare_sandbox
-    from pipelines.screen import Screen, quiet_libraries
-    from pipelines.tasks import check_files, load_examples
+    from pipelines.checks.rows import Preflight, refuse_serious
+    from pipelines.commands.preview import show_rows, show_schedule
+    from pipelines.config.job import load_job
+    from pipelines.console.reporter import Screen, quiet_libraries
+    from pipelines.data.examples import check_files, load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows
+    from pipelines.modeling.base_models import at_key, context_length, find_base_model
+    from pipelines.scoring.sandbox import prepare_sandbox
 
     job = load_job(config, overrides)
     check_files(job)
@@ -146,11 +146,11 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
     Example:
       alfine run ludwig_configs/quickstart.yaml --name first trainer.epochs=2
     """
-    from pipelines.config import load_job
-    from pipelines.pipeline import run_job
+    from pipelines.config.job import load_job
+    from pipelines.console.reporter import Screen
     from pipelines.report import analyse
-    from pipelines.runs import Run
-    from pipelines.screen import Screen
+    from pipelines.run import run_job
+    from pipelines.storage.run_folder import Run
 
     folder = RUNS / _run_name(name if name is not None else config.stem)
     job = load_job(config, overrides)
@@ -163,7 +163,9 @@ def _run_name(name: str) -> str:
     if not name:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):
-        raise RunError(f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}")
+        raise RunError(
+            f"--name {name!r}: a run's name does not begin with a dot; write --name {name.lstrip('.') or 'first'}"
+        )
     # Vowel signs of Hindi, Thai and others are no letters, but parts of them.
     if not all(letter.isalnum() or letter in "-_." or category(letter)[0] == "M" for letter in name):
         raise RunError(f"--name {name!r}: a run's name has letters, digits, - _ . and no slash")
@@ -184,11 +186,11 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
     Example:
       alfine predict runs/quickstart new_reviews.jsonl --task sentiment
     """
+    from pipelines.console.reporter import Screen, quiet_libraries
     from pipelines.predict import check_output, write_predictions
     from pipelines.predict import predict as complete_rows
-    from pipelines.runs import Run
-    from pipelines.screen import Screen, quiet_libraries
-    from pipelines.strict_json import dump
+    from pipelines.storage.run_folder import Run
+    from pipelines.storage.strict_json import dump
 
     quiet_libraries()
     if output is not None:
@@ -206,16 +208,27 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="Two models: ask them these rows instead of the test rows."
+)
 @click.option("--task", help="Two models: the task that the rows of --prompts belong to, as for predict.")
 @click.option("--raw", is_flag=True, help="Two models: ask the column `prompt` of --prompts as it stands.")
-@click.option("--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for raw prompts with a `reference`.")
-@click.option("--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]")
+@click.option(
+    "--metric", default=DEFAULT_METRIC, show_default=True, help="Two models: for raw prompts with a `reference`."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Two models: the folder of the report. [default: runs/A-vs-B]"
+)
 @click.option("--ratings", multiple=True, type=click.Path(path_type=Path), help="One run: blind ratings from its page.")
 def compare(
-    runs: tuple[str, ...], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None,
+    runs: tuple[str, ...],
+    prompts: Path | None,
+    task: str | None,
+    raw: bool,
+    metric: str,
+    output: Path | None,
     ratings: tuple[Path, ...],
-) -> None:  # fmt: skip
+) -> None:
     """One run: its verdict and gates; exit code 3 where a gate failed. Two models (runs, folders or hub ids):
     both on the same prompts. More runs: a table.
 
@@ -257,10 +270,10 @@ def compare(
 def _head_to_head(
     places: tuple[str, str], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None
 ) -> None:
-    from pipelines.head_to_head import compare_models
-    from pipelines.metrics import resolve
+    from pipelines.compare import compare_models
+    from pipelines.console.reporter import Screen, quiet_libraries
     from pipelines.report import write_report
-    from pipelines.screen import Screen, quiet_libraries
+    from pipelines.scoring.metrics import resolve
 
     try:
         resolve(metric)
@@ -268,7 +281,12 @@ def _head_to_head(
         raise ConfigError(f"--metric: {error}") from None
     quiet_libraries()
     folder = output or RUNS / "-vs-".join(Path(place).name for place in places)
-    options = {"--prompts": prompts, "--task": task, "--metric": None if metric == DEFAULT_METRIC else metric, "--output": output}
+    options = {
+        "--prompts": prompts,
+        "--task": task,
+        "--metric": None if metric == DEFAULT_METRIC else metric,
+        "--output": output,
+    }
     given = [word for name, value in options.items() if value for word in (name, str(value))]
     command = shlex.join(["alfine", "compare", *places, *given, *(["--raw"] if raw else [])])
     compare_models(places, prompts, task, raw, metric, folder, command, Screen())
@@ -284,15 +302,15 @@ def _refuse(options: dict[str, object], what_for: str) -> None:
 
 def _prepare_sandbox(*folders: Path) -> None:
     """What the runs' unit tests need, where they have any, with a line while it is compiled."""
+    from pipelines.console.reporter import Screen
     from pipelines.report.run_files import read_run
-    from pipelines.sandbox import prepare_sandbox
-    from pipelines.screen import Screen
+    from pipelines.scoring.sandbox import prepare_sandbox
 
     prepare_sandbox({metric for folder in folders for metric in read_run(folder).metrics.values()}, Screen().working)
 
 
 def _run_folder(place: str) -> Path:
-    from pipelines.runs import Run
+    from pipelines.storage.run_folder import Run
 
     return Run.open(Path(place)).folder
 
@@ -313,9 +331,9 @@ def show(run: Path, task: str | None, wanted: Wanted) -> None:
     from rich.console import Console
 
     from pipelines.report import analyse
-    from pipelines.report.pager import chosen
-    from pipelines.report.pager import show as show_examples
-    from pipelines.runs import Run
+    from pipelines.report.examples import chosen
+    from pipelines.report.examples import show as show_examples
+    from pipelines.storage.run_folder import Run
 
     Run.open(run)
     _prepare_sandbox(run)
@@ -338,7 +356,7 @@ def report(run: Path) -> None:
       alfine report runs/quickstart
     """
     from pipelines.report import write_report
-    from pipelines.runs import Run
+    from pipelines.storage.run_folder import Run
 
     Run.open(run)
     _prepare_sandbox(run)
@@ -349,10 +367,15 @@ def report(run: Path) -> None:
 @CONFIG
 @OVERRIDES
 @click.option(
-    "--strategies", default="none,ewc,si,replay,distill,replay+distill,l2sp,interpolate", show_default=True, help="The arms."
+    "--strategies",
+    default="none,ewc,si,replay,distill,replay+distill,l2sp,interpolate",
+    show_default=True,
+    help="The arms.",
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each arm.")
-@click.option("--tune", default=1, show_default=True, type=click.IntRange(1, 4), help="Settings that each arm's knob may try.")
+@click.option(
+    "--tune", default=1, show_default=True, type=click.IntRange(1, 4), help="Settings that each arm's knob may try."
+)
 @click.option("--name", help="The folder in runs/. [default: the config's name and -bakeoff]")
 def bakeoff(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, tune: int, name: str | None) -> None:
     """Strategies against forgetting on one job: the same data, steps, seeds and tries; what each gained and forgot.
@@ -363,9 +386,9 @@ def bakeoff(config: Path, overrides: tuple[str, ...], strategies: str, seeds: in
     """
     from rich.console import Console
 
-    from pipelines.bakeoff import bake_off, parse_strategies
-    from pipelines.report.bakeoff import print_bake_off, write_bake_off
-    from pipelines.screen import Screen
+    from pipelines.console.reporter import Screen
+    from pipelines.report.sweep import print_bake_off, write_bake_off
+    from pipelines.sweep import bake_off, parse_strategies
 
     folder = RUNS / _run_name(name if name is not None else f"{config.stem}-bakeoff")
     bake_off(config, overrides, parse_strategies(strategies), seeds, tune, folder, Screen())
@@ -381,7 +404,7 @@ def models() -> None:
     Example:
       alfine models
     """
-    from pipelines.models import CONVERSION_FORMAT, EMBEDDED, cache_folder
+    from pipelines.modeling.base_models import CONVERSION_FORMAT, EMBEDDED, cache_folder
 
     for model in EMBEDDED.values():
         ready = (cache_folder() / "models" / f"{model.name}-{CONVERSION_FORMAT}" / "config.json").exists()

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import Job, load_job
+from pipelines.config.job import Job, load_job
+from pipelines.config.messages import did_you_mean
+from pipelines.data.readers import Mistakes, numbered_rows
+from pipelines.data.sample_prompts import check_free_prompt
+from pipelines.data.templates import filled
 from pipelines.errors import DataError, RunError
-from pipelines.free_prompts import check_free_prompt
-from pipelines.row_files import Mistakes, numbered_rows
-from pipelines.runs import Run, machine_errors
-from pipelines.strict_json import dump
-from pipelines.templates import filled
-from pipelines.yaml_wording import did_you_mean
+from pipelines.storage.run_folder import Run, machine_errors
+from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:
-    from pipelines.completions import LoadedModel
-    from pipelines.prompts import PromptFormat
-    from pipelines.screen import Screen
+    from pipelines.console.reporter import Screen
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.evaluation.completions import LoadedModel
 
 ANSWER, FINISHED = "prediction", "prediction_finished"
 """The columns that `predict` adds."""
@@ -62,7 +62,9 @@ def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = Fals
         raise RunError("--raw asks the column `prompt` without a task's template; leave out --task, or --raw")
     if task is not None and task not in tasks:
         near = did_you_mean(task, tasks)
-        raise RunError(f"{run} has no task {task!r}; " + (f"did you mean {near}?" if near else f"it has {', '.join(tasks)}"))
+        raise RunError(
+            f"{run} has no task {task!r}; " + (f"did you mean {near}?" if near else f"it has {', '.join(tasks)}")
+        )
     only = task or (next(iter(tasks)) if len(tasks) == 1 else None)
     default = int(job.ludwig["generation"]["max_new_tokens"])
     found, mistakes = [], Mistakes()
@@ -100,7 +102,11 @@ def _in_template(template: str, row: Mapping[str, Any]) -> str:
         return filled(template, row, "prompt")
     except DataError as error:
         # The likeliest reason for a column that is missing beside a `prompt`.
-        raw = "; --raw asks the column `prompt` as it stands" if "names the column" in str(error) and "prompt" in row else ""
+        raw = (
+            "; --raw asks the column `prompt` as it stands"
+            if "names the column" in str(error) and "prompt" in row
+            else ""
+        )
         raise DataError(f"{error}{raw}") from None
 
 
@@ -123,8 +129,8 @@ def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """The base of the run with what was trained, as the run's own tuned pass loads it."""
-    from pipelines.completions import LoadedModel, quantization_of
-    from pipelines.forgetting.sequence import trained_from
+    from pipelines.evaluation.completions import LoadedModel, quantization_of
+    from pipelines.forgetting.continual import trained_from
 
     base = trained_from(job, run)
     return LoadedModel.base(base, job.pipeline.chat_template, quantization_of(job)).attach(run.path("model"))
@@ -132,9 +138,9 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
 
 def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
     """How the tuned model of a run writes prompts, and the tokens that it can read. Loads no model."""
-    from pipelines.forgetting.sequence import trained_from
-    from pipelines.models import context_length
-    from pipelines.prompts import PromptFormat
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.forgetting.continual import trained_from
+    from pipelines.modeling.base_models import context_length
 
     base = trained_from(job, run)
     return PromptFormat.of_folder(base, job.pipeline.chat_template), context_length(base)
@@ -152,7 +158,9 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = 
     for one in asked:
         for name in (ANSWER, FINISHED):
             if name in one.row:
-                mistakes.add(one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept")
+                mistakes.add(
+                    one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept"
+                )
     mistakes.refuse()
     prompts, context = tuned_format(run, job)
     return _answered(run, job, asked, check_lengths(prompts, asked, context), screen)
@@ -161,7 +169,7 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = 
 def _answered(
     run: Run, job: Job, asked: Sequence[Question], ids: Sequence[list[int]], screen: Screen
 ) -> Iterator[dict[str, Any]]:
-    from pipelines.completions import complete
+    from pipelines.evaluation.completions import complete
 
     with screen.working("Loading the tuned model"):
         loaded = load_tuned(run, job)

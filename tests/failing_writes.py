@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import IMPORTED, differences, in_a_child, make_project, outcome
+from tests.fault_injection import IMPORTED, differences, in_a_child, make_project, outcome
 
 SHIM = Path(__file__).with_suffix(".c")
 ERRORS = {errno.ENOSPC: "no space left on device", errno.EIO: "input/output error"}
@@ -39,7 +39,9 @@ def preloaded(arguments: list[str], folder: Path) -> int:
     library = folder / "failing_writes.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl", "-lpthread"], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(library), "ALFINE_PRELOADED": "yes"}
-    return subprocess.run([sys.executable, "-m", "tests.failing_writes", *arguments], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "tests.failing_writes", *arguments], env=environment, check=False
+    ).returncode
 
 
 def command(name: str, keys: Path | None, how: int = 0) -> None:
@@ -63,11 +65,13 @@ def whole_files(folder: Path) -> None:
     """Raises AssertionError for a file that stands under its final name and cannot be read."""
     from safetensors import safe_open
 
-    from pipelines.prepare import open_table
+    from pipelines.data.tokenize_rows import open_table
 
     for path in folder.rglob("*"):
         # training/ is scratch, Ludwig's own files among it, which a new start writes anew.
-        if not path.is_file() or any(part in str(path) for part in (".partial", ".unpacking", "/training/", "/.", "/tmp")):
+        if not path.is_file() or any(
+            part in str(path) for part in (".partial", ".unpacking", "/training/", "/.", "/tmp")
+        ):
             continue
         try:
             if path.suffix == ".json":
@@ -131,13 +135,17 @@ def trials(first: int | None, each: int, say: Callable[[str], None]) -> None:
     same(expected, outcome(Path("work/runs/often")), keys)
     calls = keys.read_text(encoding="utf-8").splitlines()
     kinds = Counter(call.split()[0] for call in calls)
-    say(f"{len(calls)} writes failed once each: {ended[41]} stopped with one line, {ended[40]} were not needed; the same end")
+    say(
+        f"{len(calls)} writes failed once each: {ended[41]} stopped with one line, {ended[40]} were not needed; the same end"
+    )
     say("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()))
     draw = random.Random(0)
     for which, chosen in enumerate(draw.sample(calls, min(each, len(calls)))):
         name = f"alone{which}"
         others = Path(f"keys-{name}")
-        others.write_text("".join(f"{call}\n".replace("often", name) for call in calls if call != chosen), encoding="utf-8")
+        others.write_text(
+            "".join(f"{call}\n".replace("often", name) for call in calls if call != chosen), encoding="utf-8"
+        )
         while start(name, others, draw.choice(list(ERRORS))):
             whole_files(Path("work"))
         same(expected, outcome(Path("work/runs") / name), others)

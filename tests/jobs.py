@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.config import load_job
-from pipelines.pipeline import run_job
-from pipelines.prepare import prepare_rows, write_rows
-from pipelines.prompts import PromptFormat
-from pipelines.runs import Run
-from pipelines.screen import Screen
-from pipelines.tasks import load_examples
-from pipelines.training import train
+from pipelines.config.job import load_job
+from pipelines.console.reporter import Screen
+from pipelines.data.examples import load_examples
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import prepare_rows, write_rows
+from pipelines.run import run_job
+from pipelines.storage.run_folder import Run
+from pipelines.training.train import train
 from tests.tiny import make_model
 
 QUIET = Screen(Console(file=io.StringIO()))
@@ -27,22 +27,38 @@ def make_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["tea", "the inn", "a gate", "nine", "thin ice", "in a net"]
     rows = [
-        {"text": f"{words[n % 6]} {n} " * (1 + n % 3), "label": ["yes", "no thanks", "maybe"][n % 3],
-         "split": ["train", "train", "validation", "test"][n % 4]}
+        {
+            "text": f"{words[n % 6]} {n} " * (1 + n % 3),
+            "label": ["yes", "no thanks", "maybe"][n % 3],
+            "split": ["train", "train", "validation", "test"][n % 4],
+        }
         for n in range(36)
-    ]  # fmt: skip
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(adapter=None, kind="pad_is_eos", name="run", forgetting="none", backend=None, **trainer):
         base = make_model(tmp_path / f"base_{kind}", kind)
         config = {
-            "pipeline": {"seed": 3, "forgetting": forgetting, "tasks": {"t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}",
-                                                     "metric": "label"}}},
+            "pipeline": {
+                "seed": 3,
+                "forgetting": forgetting,
+                "tasks": {
+                    "t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}", "metric": "label"}
+                },
+            },
             "base_model": str(base),
-            "trainer": {"type": "finetune", "epochs": 1, "batch_size": 6, "learning_rate": 0.01, "early_stop": -1,
-                        "optimizer": {"type": "sgd"}, "learning_rate_scheduler": {"decay": None},
-                        "gradient_clipping": {"clipglobalnorm": 0.5}, **trainer},
-        }  # fmt: skip
+            "trainer": {
+                "type": "finetune",
+                "epochs": 1,
+                "batch_size": 6,
+                "learning_rate": 0.01,
+                "early_stop": -1,
+                "optimizer": {"type": "sgd"},
+                "learning_rate_scheduler": {"decay": None},
+                "gradient_clipping": {"clipglobalnorm": 0.5},
+                **trainer,
+            },
+        }
         if adapter:
             config["adapter"] = adapter
         if backend:
@@ -68,7 +84,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     make_model(tmp_path / "base")
-    rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]} for n in range(40)]
+    rows = [
+        {"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]}
+        for n in range(40)
+    ]
     rows += [{"q": f"one {n} odd", "a": ["yes", "no"][n % 2], "split": "test"} for n in range(3)]
     Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("say.csv").write_text("text,out\n" + "".join(f"the {n},a {n}\n" for n in range(20)))
@@ -76,8 +95,20 @@ def project(tmp_path, monkeypatch):
     config = {
         "pipeline": {
             "tasks": {
-                "odd": {"data": "odd.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label", "max_new_tokens": 4},
-                "say": {"data": "say.csv", "prompt": "{text}", "completion": "{out}", "metric": "chrf", "max_new_tokens": 6},
+                "odd": {
+                    "data": "odd.jsonl",
+                    "prompt": "{q}?",
+                    "completion": "{a}",
+                    "metric": "label",
+                    "max_new_tokens": 4,
+                },
+                "say": {
+                    "data": "say.csv",
+                    "prompt": "{text}",
+                    "completion": "{out}",
+                    "metric": "chrf",
+                    "max_new_tokens": 6,
+                },
             },
             "report": {"prompts": "probes.jsonl"},
             "forgetting": {"strategy": "none", "guards": "none"},

@@ -11,7 +11,9 @@ def test_one_line_and_an_exit_code(case):
     assert done.exception is None
     assert done.exit_code == (1 if case.fault or case.machine else 2)
     assert done.lines and all(line.startswith("error: ") and len(line) < 700 for line in done.lines)
-    assert not [name for name in done.left if not name.endswith((".lock", "manifest.json", ".pyc"))]  # .pyc: Python's, of a metric
+    assert not [
+        name for name in done.left if not name.endswith((".lock", "manifest.json", ".pyc"))
+    ]  # .pyc: Python's, of a metric
 
 
 def test_the_page_shows_what_is_printed():

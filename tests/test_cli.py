@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines import activity
 from pipelines.cli import _run_name, main
-from pipelines.tasks import Example
+from pipelines.console import activity
+from pipelines.data.examples import Example
 from tests.report.run_folder import demo_run, make_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def call(*arguments):
@@ -72,7 +72,13 @@ def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a/b", "no slash"), ("a b", "no slash"), ("", "--name is empty"), ("../x", "does not begin with a dot"), (".hidden", "write --name hidden")],
+    [
+        ("a/b", "no slash"),
+        ("a b", "no slash"),
+        ("", "--name is empty"),
+        ("../x", "does not begin with a dot"),
+        (".hidden", "write --name hidden"),
+    ],
 )
 def test_names_of_runs(tmp_path, name, message):
     result = call("run", write_job(tmp_path), "--name", name)
@@ -101,7 +107,11 @@ def test_models():
     assert "smollm2-135m-instruct" in call("models").output
 
 
-HOSTILE = ['pipeline.tasks.t.prompt="{q}  what\'s $HOME * `id` \\"now\\"?"', "adapter={type: lora}", "pipeline.system=two  spaces;\nand a line"]
+HOSTILE = [
+    'pipeline.tasks.t.prompt="{q}  what\'s $HOME * `id` \\"now\\"?"',
+    "adapter={type: lora}",
+    "pipeline.system=two  spaces;\nand a line",
+]
 
 
 def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
@@ -109,18 +119,36 @@ def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
     (tmp_path / "my jobs").mkdir()
     config = write_job(tmp_path / "my jobs").relative_to(tmp_path)
     saved = []
-    monkeypatch.setattr("pipelines.pipeline.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
-    monkeypatch.setattr("pipelines.bakeoff.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
-    monkeypatch.setattr("pipelines.head_to_head.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0))
+    monkeypatch.setattr("pipelines.run.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
+    monkeypatch.setattr(
+        "pipelines.sweep.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0)
+    )
+    monkeypatch.setattr("pipelines.compare.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0))
     call("run", config, *HOSTILE, "--name", "one")
     assert shlex.split(saved[-1]) == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
     call("bakeoff", config, *HOSTILE, "--strategies", "none")
     words = shlex.split(saved[-1])
-    assert words[:5] == ["alfine", "run", str(config), "--name", "none-learning_rate-0.0002-seed42"] and words[5:8] == HOSTILE
+    assert (
+        words[:5] == ["alfine", "run", str(config), "--name", "none-learning_rate-0.0002-seed42"]
+        and words[5:8] == HOSTILE
+    )
     call("compare", "runs/a b", "runs/c$d", "--prompts", "new rows.jsonl", "--metric", "chrf", "--output", "out *")
-    assert shlex.split(saved[-1]) == ["alfine", "compare", "runs/a b", "runs/c$d", "--prompts", "new rows.jsonl", "--metric", "chrf", "--output", "out *"]
+    assert shlex.split(saved[-1]) == [
+        "alfine",
+        "compare",
+        "runs/a b",
+        "runs/c$d",
+        "--prompts",
+        "new rows.jsonl",
+        "--metric",
+        "chrf",
+        "--output",
+        "out *",
+    ]
     # The shell itself agrees.
-    shown = subprocess.run(["sh", "-c", "printf '%s\\0' " + saved[0]], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["sh", "-c", "printf '%s\\0' " + saved[0]], capture_output=True, text=True, check=True
+    ).stdout
     assert shown.split("\0")[:-1] == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
 
 
@@ -154,7 +182,15 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path, arguments):
     assert process.stderr.read() == b"" and process.wait() in (0, 1)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"}], ids=str)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "cp1252"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("command", ["show", "compare"])
 def test_an_encoding_that_lacks_characters_is_no_traceback(tmp_path, environment, command):
     run = make_run(tmp_path / "r", rows=8, base_answer="▁tea … 中 {}")
@@ -177,8 +213,10 @@ def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
     def slow_rows(pipeline):
         for row in range(6):
             time.sleep(0.1)
-            yield Example("t", ["train", "test", "validation"][row // 2], row, "rows.jsonl", None, "p", "yn"[row % 2], {})
+            yield Example(
+                "t", ["train", "test", "validation"][row // 2], row, "rows.jsonl", None, "p", "yn"[row % 2], {}
+            )
 
-    monkeypatch.setattr("pipelines.check.load_examples", slow_rows)
+    monkeypatch.setattr("pipelines.checks.job.load_examples", slow_rows)
     result = call("check", slow)
     assert "reading the rows: 0." in result.stderr and "fine" in result.stdout

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.model
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def alfine(folder, *arguments):
@@ -22,15 +22,28 @@ def alfine(folder, *arguments):
 
 def test_a_run_on_the_embedded_model(tmp_path):
     lines = [json.loads(line) for line in (DATA / "sentiment.jsonl").read_text(encoding="utf-8").splitlines()]
-    few = [row for split, count in (("train", 48), ("validation", 8), ("test", 16)) for row in [r for r in lines if r["split"] == split][:count]]
+    few = [
+        row
+        for split, count in (("train", 48), ("validation", 8), ("test", 16))
+        for row in [r for r in lines if r["split"] == split][:count]
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
     config = {
-        "pipeline": {"tasks": {"sentiment": {"data": "rows.jsonl", "prompt": "Is this review positive or negative?\n{review}",
-                                             "completion": "{label}", "metric": "label", "max_new_tokens": 6}}},
+        "pipeline": {
+            "tasks": {
+                "sentiment": {
+                    "data": "rows.jsonl",
+                    "prompt": "Is this review positive or negative?\n{review}",
+                    "completion": "{label}",
+                    "metric": "label",
+                    "max_new_tokens": 6,
+                }
+            }
+        },
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora", "r": 8},
         "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.001},
-    }  # fmt: skip
+    }
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     assert "sentiment" in alfine(tmp_path, "run", "job.yaml", "--name", "real")
     report = json.loads((tmp_path / "runs/real/report.json").read_text())

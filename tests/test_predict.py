@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from pipelines.config import load_job
+from pipelines.compare import _check_scores, _rows_of_file
+from pipelines.config.job import load_job
+from pipelines.console.reporter import Screen
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import AlfineError
-from pipelines.head_to_head import _check_scores, _rows_of_file
 from pipelines.predict import check_lengths, check_output, questions, write_predictions
-from pipelines.prompts import PromptFormat
-from pipelines.screen import Screen
 from tests.jobs import run
 from tests.tiny import make_tokenizer
 
@@ -29,10 +29,23 @@ def write(name, *rows):
 def job_of(tmp_path, *names, **task):
     """A job with these tasks; `odd` asks {q}, `echo` asks {prompt}."""
     tasks = {
-        "odd": {"data": "odd.jsonl", "prompt": "Is it? {q}", "completion": "{a}", "metric": "label", "max_new_tokens": 4, **task},
-        "echo": {"data": "echo.jsonl", "prompt": "Say: {prompt}", "completion": "{completion}", "system": "Be kind.", "metric": "chrf"},
+        "odd": {
+            "data": "odd.jsonl",
+            "prompt": "Is it? {q}",
+            "completion": "{a}",
+            "metric": "label",
+            "max_new_tokens": 4,
+            **task,
+        },
+        "echo": {
+            "data": "echo.jsonl",
+            "prompt": "Say: {prompt}",
+            "completion": "{completion}",
+            "system": "Be kind.",
+            "metric": "chrf",
+        },
         "code": {"data": "code.jsonl", "prompt": "Write {q}", "completion": "{a}", "metric": "unit_tests"},
-    }  # fmt: skip
+    }
     config = {"base_model": "x/y", "pipeline": {"system": "Be brief.", "tasks": {name: tasks[name] for name in names}}}
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     return load_job(tmp_path / "job.yaml")
@@ -44,7 +57,9 @@ def in_folder(tmp_path, monkeypatch):
 
 
 def asked(job, file, task=None, raw=False):
-    return [(one.task, one.prompt, one.system, one.max_new_tokens) for one in questions(job, file, task, "runs/one", raw)]
+    return [
+        (one.task, one.prompt, one.system, one.max_new_tokens) for one in questions(job, file, task, "runs/one", raw)
+    ]
 
 
 def test_the_template_applies_whatever_columns_a_row_has(tmp_path):
@@ -57,22 +72,63 @@ def test_the_template_applies_whatever_columns_a_row_has(tmp_path):
 
 def test_each_row_of_several_tasks_names_its_own(tmp_path):
     file = write("new.jsonl", {"task": "odd", "q": "3"}, {"task": "echo", "prompt": "x"})
-    assert [one[:2] for one in asked(job_of(tmp_path, "odd", "echo"), file)] == [("odd", "Is it? 3"), ("echo", "Say: x")]
+    assert [one[:2] for one in asked(job_of(tmp_path, "odd", "echo"), file)] == [
+        ("odd", "Is it? 3"),
+        ("echo", "Say: x"),
+    ]
 
 
 def test_a_raw_row_may_have_its_own_bound(tmp_path):
-    assert asked(job_of(tmp_path, "odd"), write("new.jsonl", {"prompt": "x", "max_new_tokens": 3, "more": [1]}), raw=True) == [(None, "x", "Be brief.", 3)]
+    assert asked(
+        job_of(tmp_path, "odd"), write("new.jsonl", {"prompt": "x", "max_new_tokens": 3, "more": [1]}), raw=True
+    ) == [(None, "x", "Be brief.", 3)]
 
 
 @pytest.mark.parametrize(
     ("names", "rows", "task", "raw", "messages"),
     [
-        (("odd",), [{"q": "3"}, {"Q": "3"}], None, False, ["new.jsonl:2: the template names the column {q}, the row has: Q; did you mean {Q}?"]),
-        (("odd",), [{"prompt": "3"}], None, False, ["the row has: prompt; --raw asks the column `prompt` as it stands"]),
-        (("odd",), [{"q": None}, {"q": "3"}, {"q": ["3"]}], None, False, ["new.jsonl:1: column q has no value", "new.jsonl:3: column q holds a list"]),
-        (("odd", "echo"), [{"q": "3"}], None, False, ["new.jsonl:1: say which task it is: a column `task`, or --task (odd, echo)"]),
-        (("odd", "echo"), [{"prompt": "3"}], None, False, ["--task (odd, echo); --raw asks the column `prompt` as it stands"]),
-        (("odd", "echo"), [{"q": "3", "task": "oddd"}], None, False, ["new.jsonl:1: has the task 'oddd'; did you mean odd?"]),
+        (
+            ("odd",),
+            [{"q": "3"}, {"Q": "3"}],
+            None,
+            False,
+            ["new.jsonl:2: the template names the column {q}, the row has: Q; did you mean {Q}?"],
+        ),
+        (
+            ("odd",),
+            [{"prompt": "3"}],
+            None,
+            False,
+            ["the row has: prompt; --raw asks the column `prompt` as it stands"],
+        ),
+        (
+            ("odd",),
+            [{"q": None}, {"q": "3"}, {"q": ["3"]}],
+            None,
+            False,
+            ["new.jsonl:1: column q has no value", "new.jsonl:3: column q holds a list"],
+        ),
+        (
+            ("odd", "echo"),
+            [{"q": "3"}],
+            None,
+            False,
+            ["new.jsonl:1: say which task it is: a column `task`, or --task (odd, echo)"],
+        ),
+        (
+            ("odd", "echo"),
+            [{"prompt": "3"}],
+            None,
+            False,
+            ["--task (odd, echo); --raw asks the column `prompt` as it stands"],
+        ),
+        (
+            ("odd", "echo"),
+            [{"q": "3", "task": "oddd"}],
+            None,
+            False,
+            ["new.jsonl:1: has the task 'oddd'; did you mean odd?"],
+        ),
         (("odd", "echo"), [{"q": "3", "task": ["odd"]}], None, False, ["has the task ['odd']; the run has odd, echo"]),
         (("odd",), [{"q": "3"}], "oddd", False, ["runs/one has no task 'oddd'; did you mean odd?"]),
         (("odd",), [{"q": "3"}], "odd", True, ["leave out --task, or --raw"]),
@@ -80,7 +136,7 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
         (("odd",), [{"prompt": "x", "max_new_tokens": "3"}], None, True, ["new.jsonl:1: max_new_tokens is '3'"]),
         (("odd",), ['{"q": "\\ud800"}'], None, False, ["new.jsonl:1: holds \\ud800, half of a character"]),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_asked(tmp_path, names, rows, task, raw, messages):
     with pytest.raises(AlfineError) as found:
         questions(job_of(tmp_path, *names), write("new.jsonl", *rows), task, "runs/one", raw)
@@ -91,25 +147,44 @@ def test_rows_that_cannot_be_asked(tmp_path, names, rows, task, raw, messages):
 
 def test_rows_that_are_too_long_are_named_without_a_model(tmp_path):
     prompts = PromptFormat(make_tokenizer("pad_is_eos"))
-    found = questions(job_of(tmp_path, "odd"), write("new.jsonl", {"q": "x"}, {"q": "y" * 300}, {"q": "z" * 300}), None, "runs/one")
+    found = questions(
+        job_of(tmp_path, "odd"), write("new.jsonl", {"q": "x"}, {"q": "y" * 300}, {"q": "z" * 300}), None, "runs/one"
+    )
     length = len(check_lengths(prompts, found, 1000)[1])
     assert check_lengths(prompts, found, length + 1)  # a run answers such a row too, up to the end of the context
-    with pytest.raises(AlfineError, match=f"new.jsonl:2: its prompt leaves no room for an answer in the {length} tokens"):
+    with pytest.raises(
+        AlfineError, match=f"new.jsonl:2: its prompt leaves no room for an answer in the {length} tokens"
+    ):
         check_lengths(prompts, found, length)
 
 
 def test_compare_takes_the_reference_from_the_template(tmp_path):
     job = job_of(tmp_path, "odd", "echo")
-    file = write("new.jsonl", {"task": "odd", "q": "3", "a": "yes", "reference": 4711, "title": 7}, {"task": "odd", "q": "5"}, {"task": "odd", "q": "5", "a": None})
+    file = write(
+        "new.jsonl",
+        {"task": "odd", "q": "3", "a": "yes", "reference": 4711, "title": 7},
+        {"task": "odd", "q": "5"},
+        {"task": "odd", "q": "5", "a": None},
+    )
     rows = _rows_of_file(job, file, None, False, "runs/one")
-    assert [(one.question.prompt, one.reference, one.title) for one in rows] == [("Is it? 3", "yes", None), ("Is it? 5", None, None), ("Is it? 5", None, None)]
+    assert [(one.question.prompt, one.reference, one.title) for one in rows] == [
+        ("Is it? 3", "yes", None),
+        ("Is it? 5", None, None),
+        ("Is it? 5", None, None),
+    ]
 
 
 def test_compare_of_raw_prompts(tmp_path):
-    file = write("new.jsonl", {"prompt": "x", "reference": 4, "title": "t"}, {"prompt": "y", "reference": None}, {"prompt": "z"})
+    file = write(
+        "new.jsonl", {"prompt": "x", "reference": 4, "title": "t"}, {"prompt": "y", "reference": None}, {"prompt": "z"}
+    )
     for job in (None, job_of(tmp_path, "odd")):
         rows = _rows_of_file(job, file, None, True, "runs/one")
-        assert [(one.question.task, one.question.prompt, one.reference, one.title) for one in rows] == [(None, "x", "4", "t"), (None, "y", None, None), (None, "z", None, None)]
+        assert [(one.question.task, one.question.prompt, one.reference, one.title) for one in rows] == [
+            (None, "x", "4", "t"),
+            (None, "y", None, None),
+            (None, "z", None, None),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +237,11 @@ def test_what_is_cut_off_keeps_what_was_answered(tmp_path, capsys, answered):
 
 def test_where_predictions_may_not_go(tmp_path):
     Path("rows.jsonl").write_text("{}\n")
-    for output, message in (("rows.jsonl", "is the file of the rows"), (f"../{tmp_path.name}/rows.jsonl", "is the file"), (".", "is a folder")):
+    for output, message in (
+        ("rows.jsonl", "is the file of the rows"),
+        (f"../{tmp_path.name}/rows.jsonl", "is the file"),
+        (".", "is a folder"),
+    ):
         with pytest.raises(AlfineError, match=message):
             check_output(Path(output), Path("rows.jsonl"))
 
@@ -180,10 +259,17 @@ def command(*words):
 def test_whatever_the_rows_hold_comes_out_again(project):
     done = run()
     rows = {
-        "q": ["is 1 odd", "is 2 odd"], "task": ["odd", "odd"], "completion": ["mine", "too"], "finished": [1, 2], "none": pa.nulls(2),
-        "when": pa.array([datetime.datetime(2024, 5, 1)] * 2), "bytes": [b"\xff", b""], "nan": [float("nan"), float("inf")],
-        "prompt": ["other", "other"], "deep": [{"day": datetime.date(2024, 5, 1)}] * 2,
-    }  # fmt: skip
+        "q": ["is 1 odd", "is 2 odd"],
+        "task": ["odd", "odd"],
+        "completion": ["mine", "too"],
+        "finished": [1, 2],
+        "none": pa.nulls(2),
+        "when": pa.array([datetime.datetime(2024, 5, 1)] * 2),
+        "bytes": [b"\xff", b""],
+        "nan": [float("nan"), float("inf")],
+        "prompt": ["other", "other"],
+        "deep": [{"day": datetime.date(2024, 5, 1)}] * 2,
+    }
     pq.write_table(pa.table(rows), "new.parquet")
     result = command("predict", "runs/one", "new.parquet", "--output", "out.jsonl")
     assert result.exit_code == 0, result.output
@@ -205,7 +291,8 @@ def test_rows_are_refused_before_the_model_is_loaded(project, monkeypatch):
     cases = {
         '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, where the answer goes",
         '{"q": "x", "prediction_finished": 1}\n': "new.jsonl:1: has a column `prediction_finished`",
-        json.dumps({"q": "word " * 500}) + "\n": "new.jsonl:1: its prompt leaves no room for an answer in the 512 tokens",
+        json.dumps({"q": "word " * 500})
+        + "\n": "new.jsonl:1: its prompt leaves no room for an answer in the 512 tokens",
         '{"q": "x"}\n{"q": ""}\n{"q": 1, "q": 2}\n': "new.jsonl:3: the name 'q' stands twice",
     }
     for text, message in cases.items():
@@ -223,7 +310,10 @@ def test_columns_that_no_template_uses_change_no_result(project):
     odd = [float("nan"), None, float("inf"), [1, {"x": None}], "\0\u2028", 10**30, -0.0]
     write("odd.jsonl", *({**line, "other": odd[n % len(odd)]} for n, line in enumerate(lines)))
     done = run("other")
-    results = [json.loads(Path(f"runs/{name}/report.json").read_text(), parse_constant=pytest.fail)["tasks"] for name in ("plain", "other")]
+    results = [
+        json.loads(Path(f"runs/{name}/report.json").read_text(), parse_constant=pytest.fail)["tasks"]
+        for name in ("plain", "other")
+    ]
     assert results[0] == results[1]
     for name in ("base", "tuned"):
         for line in done.path(name, "completions.jsonl").read_text().split("\n")[:-1]:

@@ -60,9 +60,12 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         )
     if kind == "bos_in_template":
         return PreTrainedTokenizerFast(
-            tokenizer_object=adding_bos(), bos_token="<bos>", eos_token="<|endoftext|>", pad_token="<pad>",
+            tokenizer_object=adding_bos(),
+            bos_token="<bos>",
+            eos_token="<|endoftext|>",
+            pad_token="<pad>",
             chat_template="{{ bos_token }}" + CHATML,
-        )  # fmt: skip
+        )
     if kind == "no_pad":
         return PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|endoftext|>", chat_template=CHATML)
     if kind == "no_template":
@@ -82,10 +85,19 @@ def make_model(folder: Path, kind: str = "pad_is_eos", seed: int = 0) -> Path:
     tokenizer = make_tokenizer(kind)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=None, tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=None,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,1 +1,4 @@
-"""What keeps a model from forgetting, one file a strategy, and what tells whether it did (guards)."""
+"""Strategies against forgetting, one file each, and what they are built from.
+
+Must not import `training` or Ludwig.
+"""

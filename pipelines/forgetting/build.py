@@ -8,28 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.cache import cached
-from pipelines.completions import LoadedModel, quantization_of
-from pipelines.config import Job
-from pipelines.content_hash import fingerprint
-from pipelines.engine.packing import Rows
-from pipelines.engine.strategy import Strategy
-from pipelines.engine.token_rows import TokenRows
+from pipelines.config.job import Job
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import open_table
 from pipelines.errors import ConfigError
+from pipelines.evaluation.completions import LoadedModel, quantization_of
+from pipelines.evaluation.general_text import answer_rows, answered, passages, users_rows
+from pipelines.evaluation.retention import PreparedGuard, prepare_guards
+from pipelines.evaluation.retention_files import bundled
+from pipelines.forgetting.continual import earlier_runs, earlier_tasks
 from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.ewc import Ewc
-from pipelines.forgetting.files import bundled
-from pipelines.forgetting.general import answer_rows, answered, passages, users_rows
-from pipelines.forgetting.guards import PreparedGuard, prepare_guards
 from pipelines.forgetting.l2sp import l2sp
 from pipelines.forgetting.replay import Replay
-from pipelines.forgetting.sequence import earlier_runs, earlier_tasks
 from pipelines.forgetting.si import Si
+from pipelines.forgetting.strategy import Strategy
 from pipelines.forgetting.teacher import check_teacher, teach
-from pipelines.models import at_key
-from pipelines.prepare import open_table
-from pipelines.prompts import PromptFormat
-from pipelines.runs import Run, digest, read_jsonl, versions
+from pipelines.modeling.base_models import at_key
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.modeling.packing import Rows
+from pipelines.modeling.token_dataset import TokenRows
+from pipelines.storage.cache import cached
+from pipelines.storage.run_folder import Run, digest, read_jsonl, versions
 
 SI_FILE = "si.safetensors"
 
@@ -88,7 +88,8 @@ class Start:
         """About as many passages as answers, `sequences` in all or as many as there are."""
         order = np.random.default_rng(self.job.pipeline.seed).permutation(len(self.passages) + len(self.answers))
         both = Rows(
-            [*self.passages.input_ids, *self.answers.input_ids], [*self.passages.supervised_from, *self.answers.supervised_from]
+            [*self.passages.input_ids, *self.answers.input_ids],
+            [*self.passages.supervised_from, *self.answers.supervised_from],
         )
         return both.take([int(number) for number in order[:sequences]])
 
@@ -134,7 +135,11 @@ def _replay(start: Start, distill: Distill | None) -> Replay:
     forgetting, seed = start.job.pipeline.forgetting, start.job.pipeline.seed
     learn = "replay" in forgetting.strategies
     settings = forgetting.settings("replay")
-    rows = users_rows(start.prompts, Path(settings.data), start.job.pipeline.system) if learn and settings.data else start.answers
+    rows = (
+        users_rows(start.prompts, Path(settings.data), start.job.pipeline.system)
+        if learn and settings.data
+        else start.answers
+    )
     for earlier in earlier_runs(start.run) if learn else ():
         past = rows_of(earlier, "train")
         rows = Rows([*rows.input_ids, *past.input_ids], [*rows.supervised_from, *past.supervised_from])
@@ -160,7 +165,9 @@ def _si(start: Start) -> Si:
     carried = None
     if last is not None and last.path("forgetting", SI_FILE).exists():
         carried = (last.path("forgetting", SI_FILE), fingerprint(last.path("model")))
-    return Si(settings, general, warm, start.model_id, start.job.pipeline.seed, carried, start.run.path("forgetting", SI_FILE))
+    return Si(
+        settings, general, warm, start.model_id, start.job.pipeline.seed, carried, start.run.path("forgetting", SI_FILE)
+    )
 
 
 def _importance_file(start: Start, name: str, rows: Rows, how: object) -> Path:

@@ -8,20 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import Rows
-from pipelines.engine.reference import ReferenceModel
-from pipelines.engine.strategy import Strategy
-from pipelines.forgetting_keys import Distill as Settings
-
-
-def divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of each position, in nats: [tokens] of two [tokens, vocabulary].
-
-    The factor T² keeps the gradient's size: it is T·(p_student − p_teacher). (Hinton et al. 2015, arXiv:1503.02531.)
-    """
-    wanted = F.log_softmax(teacher.float() / temperature, dim=-1)
-    found = F.log_softmax(student.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=-1)
+from pipelines.config.forgetting import Distill as Settings
+from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.kl_divergence import kl_divergence
+from pipelines.modeling.packing import Rows
+from pipelines.modeling.reference_model import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -74,16 +65,18 @@ class Distill(Strategy):
 
     def general(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
-        return divergence(self.base.logits(rows), logits, self.settings.temperature)
+        return kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
 
     def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
         if self.taught is None:
-            each = divergence(self.base.logits(rows), logits, self.settings.temperature)
+            each = kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
         else:
-            each = torch.cat([
-                self.taught[ids.tobytes()].divergence(part, self.settings.temperature)
-                for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
-            ])  # fmt: skip
+            each = torch.cat(
+                [
+                    self.taught[ids.tobytes()].divergence(part, self.settings.temperature)
+                    for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
+                ]
+            )
         term = self.settings.strength * each.sum() / supervised
         self.task_divergence += float(term)
         return term

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pipelines.engine.packing import Rows
-from pipelines.engine.strategy import Strategy
+from pipelines.config.forgetting import Ewc as Settings
 from pipelines.forgetting.fisher import lora_fisher, weight_fisher
 from pipelines.forgetting.importance import Importance, remembered
 from pipelines.forgetting.penalty import LoraSpring, WeightSpring, lora_pairs, spring
-from pipelines.forgetting_keys import Ewc as Settings
+from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.packing import Rows
 
 
 class Ewc(Strategy):

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines.activity import doing
-from pipelines.engine.adapters import adapter_off
-from pipelines.engine.packing import Rows, micro_batches, supervised_logits
-from pipelines.engine.strategy import trained_weights
+from pipelines.console.activity import doing
 from pipelines.forgetting.penalty import Factored, lora_pairs
+from pipelines.modeling.adapters import adapter_off, trained_weights
+from pipelines.modeling.packing import Rows, micro_batches, supervised_logits
 
 MICRO_BATCH = 8
 WHAT = "the Fisher information of what is to be kept"
@@ -45,7 +44,12 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     sums = _Sums(kronecker)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model), _without_adapter(model), sums.watching(model, set(pairs)), doing(WHAT, len(rows)) as activity:
+    with (
+        _evaluating(model),
+        _without_adapter(model),
+        sums.watching(model, set(pairs)),
+        doing(WHAT, len(rows)) as activity,
+    ):
         for part in micro_batches(rows, MICRO_BATCH):
             logits, _ = supervised_logits(model, part, share=False)
             logits.backward(sampled_gradient(logits, generator))

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
 from pipelines.forgetting.penalty import Factored
-from pipelines.runs import write_tensors
+from pipelines.storage.run_folder import write_tensors
 
 FORMAT = "1"
 ROWS, COLUMNS = "/rows", "/columns"
@@ -41,7 +41,9 @@ def load_importance(path: Path, model: str) -> Importance:
     if metadata.get("format") != FORMAT:
         raise RunError(f"{path}: is an importance file of another alfine; delete it and run the job again")
     if metadata.get("model") != model:
-        raise RunError(f"{path}: was measured on another model ({metadata.get('model')}, this one is {model}); leave it out")
+        raise RunError(
+            f"{path}: was measured on another model ({metadata.get('model')}, this one is {model}); leave it out"
+        )
     names = [name.removesuffix(ROWS) for name in tensors if name.endswith(ROWS)]
     if names:
         return {name: Factored(tensors[name + ROWS], tensors[name + COLUMNS]) for name in names}

@@ -13,14 +13,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.activity import doing
-from pipelines.engine.adapters import attach_adapter, untouched
-from pipelines.engine.model import load_causal_lm
-from pipelines.engine.packing import Rows, row_losses
-from pipelines.engine.trial import agree, is_exact, trial_logits, trial_losses
+from pipelines.config.forgetting import Interpolate as Settings
+from pipelines.console.activity import doing
 from pipelines.errors import ConfigError, RunError
-from pipelines.forgetting_keys import Interpolate as Settings
-from pipelines.runs import write_tensors
+from pipelines.modeling.adapters import attach_adapter, untouched
+from pipelines.modeling.equivalence import agree, is_exact, trial_logits, trial_losses
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.packing import Rows, row_losses
+from pipelines.storage.run_folder import write_tensors
 
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
@@ -73,7 +73,9 @@ class Between:
                 self.ends.append((weight, weight.detach().clone(), end[name].detach()))
         self.set_scale(0.0)
         if not agree(trial_logits(self.model), expected, exact):
-            raise RunError(f"{tuned}: at scale 0 interpolate does not give the base; leave interpolate out of the strategy")
+            raise RunError(
+                f"{tuned}: at scale 0 interpolate does not give the base; leave interpolate out of the strategy"
+            )
 
     @torch.no_grad()
     def set_scale(self, scale: float) -> None:
@@ -154,5 +156,3 @@ def _rewrite(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) ->
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     write_tensors(path, {name: change(name, value).contiguous() for name, value in load_file(path).items()}, metadata)
-
-

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines.engine.strategy import Strategy
+from pipelines.config.forgetting import L2sp as Settings
 from pipelines.forgetting.penalty import spring
-from pipelines.forgetting_keys import L2sp as Settings
+from pipelines.forgetting.strategy import Strategy
 
 
 def l2sp(settings: Settings, adapter: bool) -> Strategy:

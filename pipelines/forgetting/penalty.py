@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.engine.adapters import off_is_base
-from pipelines.engine.strategy import Strategy
 from pipelines.errors import ConfigError
+from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.adapters import off_is_base
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,11 @@ class WeightSpring(Strategy):
     def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.held = [
-            (weight, weight.detach().clone(), None if self.importance is None else self.importance[name].to(weight.device))
+            (
+                weight,
+                weight.detach().clone(),
+                None if self.importance is None else self.importance[name].to(weight.device),
+            )
             for name, weight in model.named_parameters()
             if weight.requires_grad and (self.importance is None or name in self.importance)
         ]
@@ -203,5 +207,3 @@ def spring(
 ) -> LoraSpring | WeightSpring:
     """The spring that fits the job: on ΔW under an adapter, on each weight without one."""
     return LoraSpring(name, strength, importance) if model_has_adapter else WeightSpring(name, strength, importance)
-
-

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import Rows, micro_batches, supervised_logits, token_losses
-from pipelines.engine.strategy import Strategy
 from pipelines.forgetting.distill import Distill
+from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.packing import Rows, micro_batches, supervised_logits, token_losses
 
 MICRO_BATCH = 8
 
@@ -59,7 +59,9 @@ class Replay(Strategy):
         self.model = model
 
     def terms(self, supervised: int) -> Iterator[torch.Tensor]:
-        for rows, counts in self.workers.rounds(micro_batches(self.workers.part(self.now), MICRO_BATCH), self.rows[0:1]):
+        for rows, counts in self.workers.rounds(
+            micro_batches(self.workers.part(self.now), MICRO_BATCH), self.rows[0:1]
+        ):
             if self.distill is None or not self.distill.settings.strength:
                 if self.learn:
                     yield self._learned(token_losses(self.model, rows), supervised, counts)

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from pipelines.activity import doing
-from pipelines.engine.packing import Rows, micro_batches, token_losses
-from pipelines.engine.strategy import Strategy, trained_weights
+from pipelines.config.forgetting import Si as Settings
+from pipelines.console.activity import doing
 from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
 from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, spring, trained_pairs
-from pipelines.forgetting_keys import Si as Settings
+from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.adapters import trained_weights
+from pipelines.modeling.packing import Rows, micro_batches, token_losses
 
 WARM_RATE = 5e-5
 WARM_ROWS = 8
@@ -78,9 +79,15 @@ class Si(Strategy):
     name = "si"
 
     def __init__(
-        self, settings: Settings, general: Rows, warm: Path, model_id: str, seed: int,
-        carried: tuple[Path, str] | None, keep: Path,
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        general: Rows,
+        warm: Path,
+        model_id: str,
+        seed: int,
+        carried: tuple[Path, str] | None,
+        keep: Path,
+    ) -> None:
         """`warm` keeps the importance that the pass over `general` finds; `carried`: that of the earlier job and its
         model's fingerprint; `keep`: where this job's is written."""
         self.settings, self.general, self.warm, self.model_id, self.seed = settings, general, warm, model_id, seed
@@ -121,7 +128,9 @@ class Si(Strategy):
             return dict(zip(names, found, strict=True))
         # GPT-2's Conv1D keeps its matrix as [in, out].
         turned = {name for name, module in self._adapted() if getattr(module, "fan_in_fan_out", False)}
-        return {name: as_factors(omega.T if name in turned else omega) for name, omega in zip(names, found, strict=True)}
+        return {
+            name: as_factors(omega.T if name in turned else omega) for name, omega in zip(names, found, strict=True)
+        }
 
     def _adapted(self) -> Iterator[tuple[str, torch.nn.Module]]:
         modules = dict(self.model.named_modules())
@@ -151,7 +160,10 @@ class Si(Strategy):
             place = {id(weight): number for number, weight in enumerate(self.path.weights)}
             found = {
                 pair.module: lora_factors(
-                    pair, self.path.omega[place[id(pair.up)]], self.path.omega[place[id(pair.down)]], self.settings.damping
+                    pair,
+                    self.path.omega[place[id(pair.up)]],
+                    self.path.omega[place[id(pair.down)]],
+                    self.settings.damping,
                 )
                 for pair in self.pairs
             }

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipelines.activity import doing
-from pipelines.engine.model import load_causal_lm
-from pipelines.engine.packing import Rows, micro_batches, supervised_logits
+from pipelines.config.forgetting import Distill as Settings
+from pipelines.console.activity import doing
 from pipelines.errors import ModelError
 from pipelines.forgetting.distill import TopK
-from pipelines.forgetting_keys import Distill as Settings
-from pipelines.models import find_base_model, load_tokenizer
-from pipelines.runs import write_tensors
+from pipelines.modeling.base_models import find_base_model, load_tokenizer
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.packing import Rows, micro_batches, supervised_logits
+from pipelines.storage.run_folder import write_tensors
 
 MICRO_BATCH = 8
 
@@ -25,7 +25,9 @@ def check_teacher(settings: Settings, base: Path) -> Path:
     folder = find_base_model(settings.teacher)
     ours, its = load_tokenizer(base).get_vocab(), load_tokenizer(folder).get_vocab()
     if ours != its:
-        token = next((token for token in ours if its.get(token) != ours[token]), None) or next(iter(set(its) - set(ours)))
+        token = next((token for token in ours if its.get(token) != ours[token]), None) or next(
+            iter(set(its) - set(ours))
+        )
         raise ModelError(
             f"pipeline.forgetting.distill.teacher {settings.teacher!r} has another tokenizer than the base (token {token!r} is "
             f"{its.get(token, 'unknown')} there, {ours.get(token, 'unknown')} here); name a model of the same family"

@@ -23,7 +23,8 @@ def write_report(run: Path) -> Analysis:
 
     Raises RunError for a run that cannot be read, MachineError where the folder cannot be written.
     """
-    from pipelines.report import as_json, html, markdown
+    from pipelines.report import html, markdown
+    from pipelines.report import json_report as as_json
 
     analysis = analyse(run)
     texts = {

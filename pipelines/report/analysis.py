@@ -6,19 +6,19 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.activity import doing
+from pipelines.console.activity import doing
 from pipelines.errors import Problem, RunError
-from pipelines.metrics import Metric, resolve
+from pipelines.report.formatting import BASE_AND_TUNED
 from pipelines.report.gates import judge
-from pipelines.report.guards import (
+from pipelines.report.results import Analysis, Change, Example, Loss, Probe, Sides, TaskResult
+from pipelines.report.retention import (
     backward_transfer,
     guard_changes,
     guard_results,
 )
-from pipelines.report.results import Analysis, Change, Example, Loss, Probe, Sides, TaskResult
 from pipelines.report.run_files import Completion, RunFiles, read_run
-from pipelines.report.wording import BASE_AND_TUNED
-from pipelines.statistics import Comparison, bootstrap_interval, compare, holm
+from pipelines.scoring.metrics import Metric, resolve
+from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 
 
 @doing("reading the run and scoring its answers")
@@ -113,7 +113,7 @@ def _task(
     examples: Sequence[Example],
     sides: tuple[str, str],
 ) -> TaskResult:
-    from pipelines.report.findings import flags, loose_scores
+    from pipelines.report.summaries import flags, loose_scores
 
     mine = [example for example in examples if example.task == task]
     base = [line for line in files.base if line.task == task]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.guards import GuardResult
+from pipelines.report.formatting import interval, number, signed, unit_name
 from pipelines.report.results import GateResult, TaskResult
-from pipelines.report.wording import interval, number, signed, unit_name
+from pipelines.report.retention import GuardResult
 
 
 def judge(

@@ -7,7 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.report import findings, plots, wording
+from pipelines.report import formatting as wording
+from pipelines.report import plots
+from pipelines.report import summaries as findings
 
 if TYPE_CHECKING:
     from pipelines.report.results import Analysis

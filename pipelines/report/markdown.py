@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pipelines.report.findings import bwt_sentence, headline, sentence
-from pipelines.report.wording import (
+from pipelines.report.formatting import (
     count,
     duration,
     interval,
@@ -18,6 +17,7 @@ from pipelines.report.wording import (
     score,
     signed,
 )
+from pipelines.report.summaries import bwt_sentence, headline, sentence
 
 if TYPE_CHECKING:
     from pipelines.report.results import Analysis, Example, TaskResult
@@ -100,7 +100,9 @@ def _guards(analysis: Analysis) -> Iterable[str]:
     yield ""
     if analysis.bwt is not None:
         yield from (f"{_escape(bwt_sentence(analysis.bwt))}", "")
-    yield from (f"- **{_escape(guard.name)}** {_escape(flag)}" for guard in analysis.guards.values() for flag in guard.flags)
+    yield from (
+        f"- **{_escape(guard.name)}** {_escape(flag)}" for guard in analysis.guards.values() for flag in guard.flags
+    )
     yield from (f"Trained as {_escape(analysis.strategies)}.", "")
 
 
@@ -111,7 +113,10 @@ def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:
 
 
 def _examples(analysis: Analysis) -> Iterable[str]:
-    yield from ("<details><summary>Examples: the worst regression, the greatest gain, one that both got wrong</summary>", "")
+    yield from (
+        "<details><summary>Examples: the worst regression, the greatest gain, one that both got wrong</summary>",
+        "",
+    )
     for name, task in analysis.tasks.items():
         mine = [example for example in analysis.worst_first if example.task == name]
         for example in _telling(mine):
@@ -128,7 +133,9 @@ def _telling(worst_first: list[Example]) -> Iterable[Example]:
 
 
 def _example(example: Example, task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
-    scores = f"{score(example.base_score, task.unit, task.binary)} → {score(example.tuned_score, task.unit, task.binary)}"
+    scores = (
+        f"{score(example.base_score, task.unit, task.binary)} → {score(example.tuned_score, task.unit, task.binary)}"
+    )
     yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {scores}"
     names = ("prompt", "reference", *map(_escape, sides))
     texts = (example.prompt, example.reference, example.base, example.tuned)

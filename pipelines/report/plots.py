@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.report.wording import one_line, signed
+from pipelines.report.formatting import one_line, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

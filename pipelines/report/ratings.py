@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
-from pipelines.statistics import Comparison, compare
-from pipelines.strict_json import NotStrict, dump, parse
+from pipelines.scoring.statistics import Comparison, compare
+from pipelines.storage.strict_json import NotStrict, dump, parse
 
 if TYPE_CHECKING:
     from pipelines.report.results import Analysis
@@ -83,14 +83,22 @@ def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
     except ValueError:
         raise RunError(Problem(f"is not the JSON that the report page exports; {AGAIN}", str(path))) from None
     if ratings.report != analysis.digest:
-        about = f"rates the run {ratings.run!r}" if ratings.run != analysis.manifest.name else "rates other answers of this run"
-        raise RunError(Problem(f"{about}, not the answers of {analysis.manifest.name!r} as they are now; {AGAIN}", str(path)))
+        about = (
+            f"rates the run {ratings.run!r}"
+            if ratings.run != analysis.manifest.name
+            else "rates other answers of this run"
+        )
+        raise RunError(
+            Problem(f"{about}, not the answers of {analysis.manifest.name!r} as they are now; {AGAIN}", str(path))
+        )
     if not ratings.ratings:
         raise RunError(Problem("holds no rating yet", str(path)))
     known = {*ratings.sides, TIE, BOTH_BAD}
     for rating in ratings.ratings:
         if rating.choice not in known:
-            raise RunError(Problem(f"has the choice {rating.choice!r}; known are {', '.join(sorted(known))}", str(path)))
+            raise RunError(
+                Problem(f"has the choice {rating.choice!r}; known are {', '.join(sorted(known))}", str(path))
+            )
     _check_items(ratings, analysis, path)
     return ratings
 
@@ -115,7 +123,9 @@ def merge(files: Sequence[RatingsFile]) -> Preference:
         raise RunError(f"two ratings files are of the rater {twice[0]!r}; give one of each rater, or another name")
     base, tuned = files[0].sides
     worth = {base: -100.0, tuned: 100.0, TIE: 0.0, BOTH_BAD: 0.0}
-    choices = {name: {rating.item: rating.choice for rating in file.ratings} for name, file in zip(names, files, strict=True)}
+    choices = {
+        name: {rating.item: rating.choice for rating in file.ratings} for name, file in zip(names, files, strict=True)
+    }
     by_item: dict[str, list[float]] = defaultdict(list)
     for one in choices.values():
         for item, choice in one.items():

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.forgetting_keys import DESCRIPTIVE, named
-from pipelines.report.guards import BackwardTransfer, GuardResult, learned_and_lost
+from pipelines.config.forgetting import DESCRIPTIVE, named
+from pipelines.report.formatting import BASE_AND_TUNED, signed, unit_name
+from pipelines.report.retention import BackwardTransfer, GuardResult, learned_and_lost
 from pipelines.report.run_files import Manifest, Stage, Training
-from pipelines.report.wording import BASE_AND_TUNED, signed, unit_name
 
 SIGNIFICANCE = 0.05
 
@@ -157,7 +157,10 @@ class Analysis:
     def strategies(self) -> str:
         """What the job's tasks and adapter already are, and what was done against forgetting."""
         pipeline = self.config["pipeline"]
-        already = ["peft" if self.config.get("adapter") else "full", *(["multitask"] if len(pipeline["tasks"]) > 1 else [])]
+        already = [
+            "peft" if self.config.get("adapter") else "full",
+            *(["multitask"] if len(pipeline["tasks"]) > 1 else []),
+        ]
         used = named(pipeline.get("forgetting", {}).get("strategy", "none"))
         return f"{', '.join(dict.fromkeys([*already, *(word for word in used if word in DESCRIPTIVE)]))}; " + (
             f"against forgetting: {', '.join(word for word in used if word not in DESCRIPTIVE) or 'nothing'}"
@@ -167,10 +170,13 @@ class Analysis:
     def learned_and_lost(self) -> str:
         """One line in plain words; "" without guards."""
         return learned_and_lost(
-            [f"{task.name} ({signed(task.delta, task.unit)} {unit_name(task.unit)})" for task in self.tasks.values()
-             if task.verdict == "better"],
+            [
+                f"{task.name} ({signed(task.delta, task.unit)} {unit_name(task.unit)})"
+                for task in self.tasks.values()
+                if task.verdict == "better"
+            ],
             list(self.guards.values()),
-        )  # fmt: skip
+        )
 
     @property
     def scoring(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
-from pipelines.metrics import scored_by
+from pipelines.scoring.metrics import scored_by
 
 FORMAT_VERSION = 1
 AGAIN = "nothing else in {} was touched; run the job again under another --name"
@@ -161,7 +161,10 @@ class RunFiles:
     @property
     def metrics(self) -> dict[str, str]:
         """The name for `metrics.resolve` of each task's metric, in the order of the config."""
-        return {name: scored_by(task["metric"], task.get("normalize")) for name, task in self.config["pipeline"]["tasks"].items()}
+        return {
+            name: scored_by(task["metric"], task.get("normalize"))
+            for name, task in self.config["pipeline"]["tasks"].items()
+        }
 
     def group_column(self, task: str) -> str | None:
         """The column by which the task's rows belong together, if the config names one."""
@@ -258,7 +261,9 @@ def _validate[R: Record](raw: Any, kind: type[R], path: Path, line: int | None =
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "finite_number":
             # Scores and losses only: a row's own columns are the user's, and not looked at.
-            message = f"{key} is {first['input']}: the training diverged; lower trainer.learning_rate and run the job again"
+            message = (
+                f"{key} is {first['input']}: the training diverged; lower trainer.learning_rate and run the job again"
+            )
             raise RunError(Problem(message, str(path), line)) from error
         message = f"{key or 'the line'}: {first['msg'].lower()}; {AGAIN.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error

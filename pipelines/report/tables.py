@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.report.wording import one_line
+from pipelines.report.formatting import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.report.findings import bwt_sentence, headline, notes
+from pipelines.report.formatting import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 from pipelines.report.results import SIGNIFICANCE
+from pipelines.report.summaries import bwt_sentence, headline, notes
 from pipelines.report.tables import LONGEST, Column, cell, print_table
-from pipelines.report.wording import BASE_AND_TUNED, count, interval, number, one_line, p_value, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.report.guards import GuardResult
     from pipelines.report.ratings import Preference
     from pipelines.report.results import Analysis, TaskResult
+    from pipelines.report.retention import GuardResult
 
 STYLES = {"better": "green", "worse": "red", "cannot tell": "yellow", "lost": "red", "gained": "green"}
 
@@ -49,7 +49,9 @@ def print_preference(preference: Preference, analysis: Analysis, console: Consol
     counts = ", ".join(f"{choice} {number_of:,}" for choice, number_of in preference.counts.items())
     console.print()
     console.print(Text(one_line(f"{count(len(preference.raters), 'rater')} {verdict}.", 200), style="bold"))
-    console.print(Text(f"{count(result.n, 'item')}: {counts}. On balance {share} (95 % interval {interval(result.ci95)})."))
+    console.print(
+        Text(f"{count(result.n, 'item')}: {counts}. On balance {share} (95 % interval {interval(result.ci95)}).")
+    )
     if preference.alpha is not None:
         items = count(preference.shared, "item")
         console.print(Text(f"Agreement on {items} rated more than once: Krippendorff's alpha {preference.alpha:.2f}."))
@@ -64,11 +66,14 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     columns += [Column("p (Holm)", optional=True), Column("verdict", words=True)]
     rows: list[list[str | Text]] = [
         [
-            cell(task.name, "bold"), cell(task.title), *_numbers(task), p_value(task.p_holm),
+            cell(task.name, "bold"),
+            cell(task.title),
+            *_numbers(task),
+            p_value(task.p_holm),
             Text(task.verdict, style=STYLES[task.verdict]),
         ]
         for task in analysis.tasks.values()
-    ]  # fmt: skip
+    ]
     console.print()
     console.print(Text(one_line(headline(analysis), 500), style="bold"))
     for gate in analysis.failed_first:
@@ -93,7 +98,12 @@ def _print_guards(analysis: Analysis, console: Console) -> None:
     columns = [Column("guard", words=True), Column("measure", words=True)]
     columns += [Column(heading) for heading in ("items", *_sides(analysis), "change", "95 % interval")]
     rows: list[list[str | Text]] = [
-        [cell(guard.name, "bold"), cell(guard.title), *_numbers(guard), Text(guard.verdict, style=STYLES.get(guard.verdict, ""))]
+        [
+            cell(guard.name, "bold"),
+            cell(guard.title),
+            *_numbers(guard),
+            Text(guard.verdict, style=STYLES.get(guard.verdict, "")),
+        ]
         for guard in analysis.guards.values()
     ]
     console.print()
@@ -113,5 +123,10 @@ def _sides(analysis: Analysis) -> list[str]:
 def _numbers(found: TaskResult | GuardResult) -> list[str]:
     """How many, both sides, the change and its interval."""
     unit = found.unit
-    values = (number(found.base, unit), number(found.tuned, unit), signed(found.delta, unit), interval(found.ci95, unit))
+    values = (
+        number(found.base, unit),
+        number(found.tuned, unit),
+        signed(found.delta, unit),
+        interval(found.ci95, unit),
+    )
     return [f"{found.n:,}", *values]

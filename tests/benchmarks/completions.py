@@ -20,17 +20,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.completions import LoadedModel, complete
-from pipelines.models import find_base_model
+from pipelines.evaluation.completions import LoadedModel, complete
+from pipelines.modeling.base_models import find_base_model
 
 ROOT = Path(__file__).parents[2]
 BATCH = 32
 
 
 def questions(count: int) -> list[str]:
-    general = [json.loads(line)["instruction"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()]
+    general = [
+        json.loads(line)["instruction"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()
+    ]
     reviews = [json.loads(line)["review"] for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
-    mixed = [text for pair in zip(general, (f"Positive or negative?\n{one}" for one in reviews), strict=False) for text in pair]
+    mixed = [
+        text
+        for pair in zip(general, (f"Positive or negative?\n{one}" for one in reviews), strict=False)
+        for text in pair
+    ]
     return mixed[:count]
 
 
@@ -49,7 +55,10 @@ def generate(model: Path, prompts: list[str], tokens: int, batch: int = 1) -> fl
 
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True) for one in prompts]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True)
+        for one in prompts
+    ]
 
     def some(rows: list[str]) -> None:
         encoded = tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -72,11 +81,15 @@ def ludwig(model: Path, prompts: list[str], tokens: int) -> float:
     from ludwig.api import LudwigModel
 
     config = {
-        "model_type": "llm", "base_model": str(model),
-        "input_features": [{"name": "prompt", "type": "text"}], "output_features": [{"name": "completion", "type": "text"}],
-        "generation": {"do_sample": False, "max_new_tokens": tokens}, "trainer": {"type": "none"}, "backend": {"type": "local"},
+        "model_type": "llm",
+        "base_model": str(model),
+        "input_features": [{"name": "prompt", "type": "text"}],
+        "output_features": [{"name": "completion", "type": "text"}],
+        "generation": {"do_sample": False, "max_new_tokens": tokens},
+        "trainer": {"type": "none"},
+        "backend": {"type": "local"},
         "preprocessing": {"split": {"type": "fixed"}},
-    }  # fmt: skip
+    }
     frame = pd.DataFrame({"prompt": prompts, "completion": "x"}).assign(split=2)
     stock = LudwigModel(config, logging_level=logging.ERROR)
     stock.train(dataset=frame.assign(split=0)[:4], output_directory=tempfile.mkdtemp(), skip_save_processed_input=True)
@@ -98,7 +111,7 @@ def main() -> None:
     given = parser.parse_args()
     model = find_base_model(given.model)
     if given.one:
-        from pipelines.screen import quiet_libraries
+        from pipelines.console.reporter import quiet_libraries
 
         os.environ["HF_HUB_OFFLINE"] = "1"
         quiet_libraries()

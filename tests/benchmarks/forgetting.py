@@ -26,11 +26,15 @@ def guards(folder: Path, workplace: Path) -> dict[str, dict[str, object]]:
     wikitext, arc = workplace / "wikitext2.jsonl", workplace / "arc_easy.jsonl"
     wikitext.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     rows = [
-        {"question": str(row["query"]).removeprefix("Question: "), "choices": row["choices"], "answer": int(str(row["gold"]))}
+        {
+            "question": str(row["query"]).removeprefix("Question: "),
+            "choices": row["choices"],
+            "answer": int(str(row["gold"])),
+        }
         for row in lines(folder / "multiple_choice" / "arc_easy.jsonl")[:300]
     ]
     arc.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    bundled = ROOT / "data" / "guards"
+    bundled = ROOT / "data" / "retention"
     return {
         "knowledge": {"kind": "choices", "data": str(bundled / "choices.jsonl")},
         "text": {"kind": "text", "data": str(bundled / "passages.jsonl")},
@@ -53,7 +57,11 @@ def main() -> None:
     make, task = JOBS["sentiment_uci"]
     data = workplace / "sentiment_uci.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in make(given.folder)), encoding="utf-8")
-    config = yaml.safe_load((ROOT / "ludwig_configs" / ("instruction" if given.adapter else "full_finetune")).with_suffix(".yaml").read_text())
+    config = yaml.safe_load(
+        (ROOT / "ludwig_configs" / ("instruction" if given.adapter else "full_finetune"))
+        .with_suffix(".yaml")
+        .read_text()
+    )
     config["pipeline"]["tasks"] = {"sentiment": {"data": str(data), **task, "max_new_tokens": 8}}
     config["trainer"]["learning_rate"] = given.rate
     config["pipeline"]["seed"] = given.seed

@@ -32,14 +32,14 @@ class Enough(Exception):
 
 def one(strategy: str, steps: int) -> None:
     """Prints the seconds of every step, of what came before the first, and the peak memory, as JSON."""
-    from pipelines.config import load_job
-    from pipelines.models import find_base_model
-    from pipelines.prepare import prepare_rows, write_rows
-    from pipelines.prompts import PromptFormat
-    from pipelines.runs import Run
-    from pipelines.screen import quiet_libraries
-    from pipelines.tasks import load_examples
-    from pipelines.training import train
+    from pipelines.config.job import load_job
+    from pipelines.console.reporter import quiet_libraries
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.modeling.base_models import find_base_model
+    from pipelines.storage.run_folder import Run
+    from pipelines.training.train import train
 
     quiet_libraries()
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", [f"pipeline.forgetting={strategy}"])
@@ -53,7 +53,11 @@ def one(strategy: str, steps: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
-        rows = [row for row in prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)) if row.example.split == "train"]
+        rows = [
+            row
+            for row in prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base))
+            if row.example.split == "train"
+        ]
         write_rows(rows, run.path("data"))
         with contextlib.suppress(Enough):
             train(job, run, base, report)
@@ -71,18 +75,20 @@ def fisher_seconds() -> float:
     """256 sequences of general text, LoRA, factored."""
     from peft import LoraConfig, get_peft_model
 
-    from pipelines.config import load_job
-    from pipelines.engine.model import load_causal_lm
+    from pipelines.config.job import load_job
     from pipelines.forgetting.build import Start
     from pipelines.forgetting.fisher import lora_fisher
-    from pipelines.models import find_base_model
-    from pipelines.runs import Run
+    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.loading import load_causal_lm
+    from pipelines.storage.run_folder import Run
 
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
     base = find_base_model(job.ludwig["base_model"])
     rows = Start(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).general(256)
     adapter = job.ludwig["adapter"]
-    config = LoraConfig(r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(load_causal_lm(base, frozen=True), config)
     started = time.monotonic()
     lora_fisher(model, rows, seed=0)
@@ -112,11 +118,16 @@ def main() -> None:
     table = Table("strategy", "step, s", "of the plain step", "peak memory, GB", "of the plain run")
     for name in strategies:
         table.add_row(
-            name, f"{times[name]:.3f}", f"{times[name] / times['none']:.3f}", f"{memory[name] / 1e9:.2f}",
+            name,
+            f"{times[name]:.3f}",
+            f"{times[name] / times['none']:.3f}",
+            f"{memory[name] / 1e9:.2f}",
             f"{memory[name] / memory['none']:.3f}",
-        )  # fmt: skip
+        )
     Console().print(table)
-    print(f"Fisher information of 256 sequences: {fisher:.1f} s; an epoch of the quickstart is 101 steps, {101 * times['none']:.0f} s")
+    print(
+        f"Fisher information of 256 sequences: {fisher:.1f} s; an epoch of the quickstart is 101 steps, {101 * times['none']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

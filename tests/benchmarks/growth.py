@@ -22,9 +22,12 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 SHAPES = {
     # millions of weights: hidden size, layers, heads, key and value heads, width of the feed-forward layer
-    10: (192, 4, 3, 1, 512), 30: (384, 8, 6, 2, 1024), 135: (576, 30, 9, 3, 1536), 360: (960, 32, 15, 5, 2560),
+    10: (192, 4, 3, 1, 512),
+    30: (384, 8, 6, 2, 1024),
+    135: (576, 30, 9, 3, 1536),
+    360: (960, 32, 15, 5, 2560),
     1000: (1792, 26, 28, 4, 6144),
-}  # fmt: skip
+}
 STEP_TOKENS = 2048
 
 
@@ -34,14 +37,20 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.engine.attention import BEGINNINGS_ONCE
-    from pipelines.engine.packing import Rows, token_losses
+    from pipelines.modeling.attention import BEGINNINGS_ONCE
+    from pipelines.modeling.packing import Rows, token_losses
 
     hidden, layers, heads, kv_heads, width = SHAPES[size]
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        intermediate_size=width, tie_word_embeddings=True, max_position_embeddings=8192,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=width,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )
     config._attn_implementation = BEGINNINGS_ONCE
     base = LlamaForCausalLM(config)
     weights = sum(weight.numel() for weight in base.parameters())
@@ -111,7 +120,9 @@ def main() -> None:
     by_size = {size: measure(size, 512, given.steps) for size in map(int, given.sizes.split(","))}
     table = Table("million weights", "tokens in a row", "tokens/s", "peak memory, GB")
     for length, found in by_length.items():
-        table.add_row(f"{found['weights'] / 1e6:.0f}", str(length), f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}")
+        table.add_row(
+            f"{found['weights'] / 1e6:.0f}", str(length), f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}"
+        )
     for found in by_size.values():
         table.add_row(f"{found['weights'] / 1e6:.0f}", "512", f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}")
     Console().print(table)

@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=8640)
     steps = parser.parse_args().steps
-    from pipelines.config import load_job
-    from pipelines.prepare import prepare_rows, write_rows
-    from pipelines.prompts import PromptFormat
-    from pipelines.runs import Run
-    from pipelines.screen import quiet_libraries
-    from pipelines.tasks import load_examples
-    from pipelines.training import train
+    from pipelines.config.job import load_job
+    from pipelines.console.reporter import quiet_libraries
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.storage.run_folder import Run
+    from pipelines.training.train import train
     from tests.tiny import make_model
 
     quiet_libraries()
@@ -37,14 +37,23 @@ def main() -> None:
         os.chdir(folder)
         os.environ["ALFINE_CACHE"] = folder
         base = make_model(Path("base"))
-        rows = [{"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "validation", "test"][n // 2 % 3]} for n in range(60)]
+        rows = [
+            {"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "validation", "test"][n // 2 % 3]}
+            for n in range(60)
+        ]
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         task = {"data": "rows.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label"}
         config = {
             "base_model": str(base),
             "pipeline": {"tasks": {"t": task}, "forgetting": {"strategy": "replay+distill", "guards": "none"}},
             "adapter": {"type": "lora", "r": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]},
-            "trainer": {"train_steps": steps, "batch_size": 4, "learning_rate": 0.0001, "steps_per_checkpoint": 20, "early_stop": -1},
+            "trainer": {
+                "train_steps": steps,
+                "batch_size": 4,
+                "learning_rate": 0.0001,
+                "steps_per_checkpoint": 20,
+                "early_stop": -1,
+            },
         }
         Path("job.yaml").write_text(json.dumps(config))
         job, run = load_job(Path("job.yaml")), Run(Path("run"))
@@ -68,7 +77,9 @@ def main() -> None:
             part = seen[start : start + tenth]
             step = statistics.median(later[0] - earlier[0] for earlier, later in zip(part, part[1:], strict=False))
             files = max(size for _, _, size in part)
-            table.add_row(f"{start} to {start + tenth}", f"{1000 * step:.1f}", f"{part[-1][1] / 1e6:.0f}", f"{files / 1e6:.2f}")
+            table.add_row(
+                f"{start} to {start + tenth}", f"{1000 * step:.1f}", f"{part[-1][1] / 1e6:.0f}", f"{files / 1e6:.2f}"
+            )
         Console().print(table)
 
 

@@ -31,9 +31,14 @@ def write_rows_file(path: Path, count: int) -> None:
 
 
 def job_of(file: Path):
-    from pipelines.config import load_job
+    from pipelines.config.job import load_job
 
-    task = {"data": str(file), "prompt": "Is this review positive or negative?\n{review}", "completion": "{label}", "metric": "rouge"}
+    task = {
+        "data": str(file),
+        "prompt": "Is this review positive or negative?\n{review}",
+        "completion": "{label}",
+        "metric": "rouge",
+    }
     config = {"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}}
     path = file.with_suffix(".yaml")
     path.write_text(json.dumps(config))
@@ -41,11 +46,11 @@ def job_of(file: Path):
 
 
 def prepare(file: Path) -> dict[str, float]:
-    from pipelines.models import context_length, find_base_model
-    from pipelines.preflight import Preflight
-    from pipelines.prepare import prepare_rows, write_rows
-    from pipelines.prompts import PromptFormat
-    from pipelines.tasks import load_examples
+    from pipelines.checks.rows import Preflight
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.modeling.base_models import context_length, find_base_model
 
     job, folder = job_of(file), find_base_model("smollm2-135m-instruct")
     prompts = PromptFormat.of_folder(folder)
@@ -58,9 +63,9 @@ def prepare(file: Path) -> dict[str, float]:
 
 
 def bare(file: Path) -> dict[str, float]:
-    from pipelines.models import find_base_model
-    from pipelines.prompts import PromptFormat
-    from pipelines.tasks import load_examples
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.modeling.base_models import find_base_model
 
     prompts = PromptFormat.of_folder(find_base_model("smollm2-135m-instruct"))
     examples = islice(load_examples(job_of(file).pipeline), 100_000)
@@ -73,10 +78,10 @@ def bare(file: Path) -> dict[str, float]:
 
 
 def first_step(file: Path) -> dict[str, float]:
-    from pipelines.engine.dataset import StepBatcher
-    from pipelines.engine.token_rows import TokenRows
-    from pipelines.prepare import open_table
-    from pipelines.tasks import epoch_order
+    from pipelines.data.examples import epoch_order
+    from pipelines.data.tokenize_rows import open_table
+    from pipelines.modeling.token_dataset import TokenRows
+    from pipelines.training.ludwig_dataset import StepBatcher
 
     started = time.perf_counter()
     data = TokenRows.of(open_table(file.with_name("data"), "train"))
@@ -113,9 +118,13 @@ def main() -> None:
                 found[part] = json.loads(done.stdout.splitlines()[-1])
         seconds = found["prepare"]["seconds"]
         table.add_row(
-            f"{count:,}", f"{seconds:.1f}", f"{count / seconds:,.0f}", f"{seconds / count / found['bare']['seconds']:.2f}",
-            f"{found['prepare']['memory'] / 1e9:.2f}", f"{found['first_step']['seconds']:.2f}",
-        )  # fmt: skip
+            f"{count:,}",
+            f"{seconds:.1f}",
+            f"{count / seconds:,.0f}",
+            f"{seconds / count / found['bare']['seconds']:.2f}",
+            f"{found['prepare']['memory'] / 1e9:.2f}",
+            f"{found['first_step']['seconds']:.2f}",
+        )
     Console().print(table)
 
 

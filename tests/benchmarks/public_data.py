@@ -55,15 +55,30 @@ def scitldr(folder: Path) -> Iterator[Row]:
 JOBS: dict[str, tuple[Callable[[Path], Iterator[Row]], dict[str, object]]] = {
     "sentiment_uci": (
         sentiment_uci,
-        {"prompt": "Is this review positive or negative?\n{text}", "completion": "{label}", "metric": "label", "max_new_tokens": 32},
+        {
+            "prompt": "Is this review positive or negative?\n{text}",
+            "completion": "{label}",
+            "metric": "label",
+            "max_new_tokens": 32,
+        },
     ),
     "mbpp": (
         mbpp,
-        {"prompt": "{text}\nIt must pass: {first_test}", "completion": "{code}", "metric": "unit_tests", "max_new_tokens": 128},
+        {
+            "prompt": "{text}\nIt must pass: {first_test}",
+            "completion": "{code}",
+            "metric": "unit_tests",
+            "max_new_tokens": 128,
+        },
     ),
     "scitldr": (
         scitldr,
-        {"prompt": "Summarise in one sentence.\n{text}", "completion": "{summary}", "metric": "rouge", "max_new_tokens": 48},
+        {
+            "prompt": "Summarise in one sentence.\n{text}",
+            "completion": "{summary}",
+            "metric": "rouge",
+            "max_new_tokens": 48,
+        },
     ),
 }
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
-from pipelines.sandbox import run_tests
-from pipelines.unit_tests import row_tests
-from pipelines.wasm_module import compiled
+from pipelines.scoring.sandbox import run_tests
+from pipelines.scoring.unit_tests import row_tests
+from pipelines.scoring.wasm_module import compiled
 
 SECONDS = 60
 PLAIN = """
@@ -41,7 +41,12 @@ def rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any], list[str]]]:
     for row in lines(folder / "mbpp" / "mbpp_std.jsonl"):
         call = [row["test"], f"check({row['entry_point']})"]
         yield f"MBPP list {row['task_id']}", row["code"], {"tests": row["test_list"]}, row["test_list"]
-        yield f"MBPP check {row['task_id']}", row["code"], {"tests": row["test"], "entry_point": row["entry_point"]}, call
+        yield (
+            f"MBPP check {row['task_id']}",
+            row["code"],
+            {"tests": row["test"], "entry_point": row["entry_point"]},
+            call,
+        )
     for row in lines(folder / "humaneval" / "HumanEval.jsonl"):
         call = [row["test"], f"check({row['entry_point']})"]
         given = {"tests": row["test"], "entry_point": row["entry_point"]}

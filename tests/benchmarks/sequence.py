@@ -29,7 +29,12 @@ def main() -> None:
     pipeline = config["pipeline"]
     pipeline["seed"], tasks = given.seed, pipeline["tasks"]
     pipeline["report"].pop("gates", None)
-    jobs = {f"sequence-first-s{given.seed}": {"tasks": {"sentiment": tasks["sentiment"]}, "forgetting": {"strategy": "si", "si": {"strength": 0}}}}
+    jobs = {
+        f"sequence-first-s{given.seed}": {
+            "tasks": {"sentiment": tasks["sentiment"]},
+            "forgetting": {"strategy": "si", "si": {"strength": 0}},
+        }
+    }
     for strategy in given.strategies:
         jobs["-".join(["sequence", *re.findall(r"\w+", strategy), f"s{given.seed}"])] = {
             "tasks": {name: tasks[name] for name in ("summaries", "code")},
@@ -39,7 +44,9 @@ def main() -> None:
     for name, changed in jobs.items():
         path = ROOT / "runs" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump({**config, "pipeline": {**pipeline, **changed}}, sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump({**config, "pipeline": {**pipeline, **changed}}, sort_keys=False), encoding="utf-8"
+        )
         command = [str(Path(sys.executable).parent / "alfine"), "run", str(path), "--name", name]
         if subprocess.run(command, cwd=ROOT, check=False).returncode not in (0, 3):
             sys.exit(1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.statistics import bootstrap_interval, compare, mcnemar, paired_interval, sign_flip_test
+from pipelines.scoring.statistics import bootstrap_interval, compare, mcnemar, paired_interval, sign_flip_test
 
 Floats = NDArray[np.float64]
 DATA_SETS = 4000
@@ -44,7 +44,9 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Floats],
 }
 
 
-def undecided(draw: Callable[[np.random.Generator, tuple[int, int]], Floats], rng: np.random.Generator) -> tuple[Floats, int]:
+def undecided(
+    draw: Callable[[np.random.Generator, tuple[int, int]], Floats], rng: np.random.Generator
+) -> tuple[Floats, int]:
     """Thirty rows that cannot tell, and how many like them would (at most 2,000, so that they can be simulated)."""
     while True:
         pilot = draw(rng, (1, 30))[0] * 0.6
@@ -68,7 +70,9 @@ def main() -> None:
             spans = np.array([paired_interval(int(up), int(down), n) for up, down, _ in drawn])
             truth = 100 * (rose - fell)
             holds = (spans[:, 0] <= truth) & (truth <= spans[:, 1])
-            table.add_row("interval holds the truth", f"right/wrong, {rose:.0%} up, {fell:.0%} down", str(n), "95", share(holds))
+            table.add_row(
+                "interval holds the truth", f"right/wrong, {rose:.0%} up, {fell:.0%} down", str(n), "95", share(holds)
+            )
     for n in (30, 66, 200):
         for name, (draw, truth) in KINDS.items():
             low, high = bootstrap_interval(draw(rng, (DATA_SETS, n)), resamples=RESAMPLES)
@@ -80,7 +84,9 @@ def main() -> None:
     for n in (30, 66):
         for name, (draw, _) in KINDS.items():
             alike = draw(rng, (DATA_SETS, n)) * rng.choice([-1, 1], (DATA_SETS, n))
-            table.add_row("false alarms of the test", name, str(n), "5", share(sign_flip_test(alike, resamples=999) <= 0.05))
+            table.add_row(
+                "false alarms of the test", name, str(n), "5", share(sign_flip_test(alike, resamples=999) <= 0.05)
+            )
     for gained, lost, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
         base = [0] * gained + [100] * (n - gained)
         tuned = [100] * gained + [0] * lost + [100] * (n - gained - lost)
@@ -88,7 +94,13 @@ def main() -> None:
         assert needed is not None
         drawn = rng.multinomial(needed, [gained / n, lost / n, 1 - (gained + lost) / n], size=DATA_SETS)
         found = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
-        table.add_row("the rows asked for find it", f"right/wrong, {gained} up, {lost} down of {n}", f"{needed:,}", "80", share(found))
+        table.add_row(
+            "the rows asked for find it",
+            f"right/wrong, {gained} up, {lost} down of {n}",
+            f"{needed:,}",
+            "80",
+            share(found),
+        )
     for name, (draw, _) in KINDS.items():
         pilot, needed = undecided(draw, rng)
         found_there = sign_flip_test(rng.choice(pilot, (1000, needed)), resamples=499) <= 0.05

@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.engine.attention import BEGINNINGS_ONCE, TOGETHER
-from pipelines.engine.model import load_causal_lm
-from pipelines.engine.packing import Rows, token_losses
-from pipelines.models import find_base_model
+from pipelines.modeling.attention import BEGINNINGS_ONCE, TOGETHER
+from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.packing import Rows, token_losses
 from tests.benchmarks.throughput import LORA, RATE
 
 ROWS, OWN, ANSWER = 8, 64, 16

@@ -26,11 +26,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.models import find_base_model
+from pipelines.modeling.base_models import find_base_model
 
 ROOT = Path(__file__).parents[2]
 RATE, RANK = 2e-4, 8
-LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+LORA: dict[str, Any] = {
+    "r": RANK,
+    "lora_alpha": 2 * RANK,
+    "target_modules": ["q_proj", "v_proj"],
+    "task_type": "CAUSAL_LM",
+}
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
@@ -46,7 +51,9 @@ def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
             if 20 < len(user) < 1200 and 5 < len(row["output"]) < 1200:
                 pairs.append((user, row["output"]))
     else:
-        passages = [json.loads(line)["text"] for line in (ROOT / "data/general/passages.jsonl").read_text().splitlines()]
+        passages = [
+            json.loads(line)["text"] for line in (ROOT / "data/general/passages.jsonl").read_text().splitlines()
+        ]
         reviews = [json.loads(line) for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
         pairs = [(f"Positive or negative?\n{row['review']}", row["label"]) for row in reviews[: count * 2 // 3]]
         for number in range(count // 3 + 1):
@@ -64,22 +71,34 @@ def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
 def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     import yaml
 
-    from pipelines.config import load_job
-    from pipelines.prepare import prepare_rows, write_rows
-    from pipelines.prompts import PromptFormat
-    from pipelines.runs import Run
-    from pipelines.tasks import load_examples
-    from pipelines.training import train
+    from pipelines.config.job import load_job
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.storage.run_folder import Run
+    from pipelines.training.train import train
 
     folder = Path(tempfile.mkdtemp())
     for name, some in (("train", pairs), ("test", pairs[:1])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in some), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in some), encoding="utf-8"
+        )
     data = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
     task = {"data": data, "prompt": "{p}", "completion": "{c}", "metric": "rouge"}
     config = {
         "base_model": str(model),
-        "pipeline": {"tasks": {"t": task}, "chat_template": False, "forgetting": {"strategy": "none", "guards": "none"}},
-        "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "dropout": 0.0, "target_modules": LORA["target_modules"]},
+        "pipeline": {
+            "tasks": {"t": task},
+            "chat_template": False,
+            "forgetting": {"strategy": "none", "guards": "none"},
+        },
+        "adapter": {
+            "type": "lora",
+            "r": RANK,
+            "alpha": 2 * RANK,
+            "dropout": 0.0,
+            "target_modules": LORA["target_modules"],
+        },
         "trainer": {"epochs": 1, "batch_size": batch, "learning_rate": RATE, "optimizer": {"type": "adamw"}},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -107,18 +126,29 @@ def ludwig(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
 
     clock = Clock()
     config = {
-        "model_type": "llm", "base_model": str(model),
+        "model_type": "llm",
+        "base_model": str(model),
         "input_features": [{"name": "prompt", "type": "text", "preprocessing": {"max_sequence_length": 2048}}],
         "output_features": [{"name": "completion", "type": "text", "preprocessing": {"max_sequence_length": 1024}}],
         "preprocessing": {"global_max_sequence_length": 3072, "split": {"type": "fixed"}},
         "adapter": {"type": "lora", "r": RANK, "alpha": 2 * RANK, "dropout": 0.0},
-        "trainer": {"type": "finetune", "epochs": 1, "batch_size": batch, "learning_rate": RATE, "skip_all_evaluation": True},
+        "trainer": {
+            "type": "finetune",
+            "epochs": 1,
+            "batch_size": batch,
+            "learning_rate": RATE,
+            "skip_all_evaluation": True,
+        },
         "backend": {"type": "local"},
-    }  # fmt: skip
+    }
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"]).assign(split=0)
     stock = LudwigModel(config, callbacks=[clock], logging_level=logging.ERROR)
     stock.train(
-        dataset=frame, output_directory=tempfile.mkdtemp(), skip_save_processed_input=True, skip_save_progress=True, skip_save_log=True
+        dataset=frame,
+        output_directory=tempfile.mkdtemp(),
+        skip_save_processed_input=True,
+        skip_save_progress=True,
+        skip_save_log=True,
     )
     return clock.seconds
 
@@ -143,14 +173,27 @@ def trl(model: Path, pairs: list[tuple[str, str]], batch: int, packing: bool = F
     clock, cuda = Clock(), torch.cuda.is_available()
     rows = Dataset.from_dict({"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs]})
     settings = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=RATE, max_length=3072,
-        logging_steps=10**9, save_strategy="no", report_to=[], packing=packing, bf16=cuda, use_cpu=not cuda, gradient_checkpointing=False,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=RATE,
+        max_length=3072,
+        logging_steps=10**9,
+        save_strategy="no",
+        report_to=[],
+        packing=packing,
+        bf16=cuda,
+        use_cpu=not cuda,
+        gradient_checkpointing=False,
+    )
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if cuda else torch.float32),
-        args=settings, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=LoraConfig(**LORA), callbacks=[clock],
-    )  # fmt: skip
+        args=settings,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(**LORA),
+        callbacks=[clock],
+    )
     trainer.train()
     return [later - earlier for earlier, later in zip(clock.stamps, clock.stamps[1:], strict=False)]
 
@@ -161,9 +204,9 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from pipelines.engine.model import load_causal_lm
-    from pipelines.engine.packing import Rows, token_losses
-    from pipelines.prompts import PromptFormat
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.modeling.loading import load_causal_lm
+    from pipelines.modeling.packing import Rows, token_losses
 
     encoded = PromptFormat.of_folder(model, False).encode_all(*zip(*pairs, strict=True))
     tuned = get_peft_model(load_causal_lm(model, frozen=True), LoraConfig(**LORA)).train()
@@ -199,13 +242,15 @@ def peak(model: Path) -> float:
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    weights = sum(weight.numel() for name, weight in shape.named_parameters() if weight.dim() == 2 and "embed" not in name)
+    weights = sum(
+        weight.numel() for name, weight in shape.named_parameters() if weight.dim() == 2 and "embed" not in name
+    )
     print(f"matrix product: {best / 1e9:.0f} GFLOP/s; {weights / 1e6:.0f} million weights behind the embedding")
     return best / (4 * weights)
 
 
 def one(engine: str, model: Path, rows: Path, batch: int) -> None:
-    from pipelines.screen import quiet_libraries
+    from pipelines.console.reporter import quiet_libraries
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     quiet_libraries()
@@ -232,7 +277,9 @@ def main() -> None:
     pairs = texts(given.rows, given.count)
     tokenizer = AutoTokenizer.from_pretrained(model)
     lengths = [len(tokenizer(p)["input_ids"]) + len(tokenizer(c)["input_ids"]) + 1 for p, c in pairs]
-    print(f"{len(pairs)} rows, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)}), {given.batch} rows a step; {os.cpu_count()} cores")
+    print(
+        f"{len(pairs)} rows, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)}), {given.batch} rows a step; {os.cpu_count()} cores"
+    )
     engines = given.engines.split(",")
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +293,9 @@ def main() -> None:
                 if done.returncode:
                     sys.exit(f"{engine}: {done.stderr[-2000:]}")
                 found[engine].append(json.loads(done.stdout.splitlines()[-1]))
-    speeds = {engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in found.items()}
+    speeds = {
+        engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in found.items()
+    }
     table = Table("engine", "tokens/s", *(f"× {engine}" for engine in engines if engine != "alfine"), "peak memory, GB")
     for engine, speed in speeds.items():
         ratios = [f"{speed / speeds[other]:.2f}" for other in engines if other != "alfine"]

@@ -34,11 +34,11 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
-    from pipelines.config import load_job
-    from pipelines.engine.workers import Workers
-    from pipelines.models import find_base_model
-    from pipelines.runs import Run
-    from pipelines.training import train
+    from pipelines.config.job import load_job
+    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.process_group import Workers
+    from pipelines.storage.run_folder import Run
+    from pipelines.training.train import train
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml", ["pipeline.forgetting=none"])
     stamps: list[float] = []
@@ -63,22 +63,37 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
         train(job, Run(run_folder), find_base_model(job.ludwig["base_model"]), report)
     if int(os.environ.get("RANK", "0")) == 0:
         seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
-        print("\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0] * steps, "bytes": max(sent, default=0)}))
+        print(
+            "\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0] * steps, "bytes": max(sent, default=0)})
+        )
 
 
 def measure(kind: str, workers: int, steps: int) -> dict:
-    from pipelines.config import load_job
-    from pipelines.models import find_base_model
-    from pipelines.prepare import prepare_rows, write_rows
-    from pipelines.prompts import PromptFormat
-    from pipelines.tasks import load_examples
+    from pipelines.config.job import load_job
+    from pipelines.data.examples import load_examples
+    from pipelines.data.prompt_format import PromptFormat
+    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.modeling.base_models import find_base_model
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml")
     with tempfile.TemporaryDirectory() as folder:
         prompts = PromptFormat.of_folder(find_base_model(job.ludwig["base_model"]))
         write_rows(prepare_rows(load_examples(job.pipeline), prompts), Path(folder) / "data")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
-        command = [sys.executable, *launcher, "-m", "tests.benchmarks.workers", "--one", kind, "--folder", folder, "--steps", str(steps)]
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
+        )
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            "tests.benchmarks.workers",
+            "--one",
+            kind,
+            "--folder",
+            folder,
+            "--steps",
+            str(steps),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

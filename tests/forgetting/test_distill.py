@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.engine.packing import supervised_logits
-from pipelines.engine.reference import ReferenceModel
-from pipelines.forgetting.distill import Distill, TopK, divergence
-from pipelines.forgetting_keys import Distill as Settings
+from pipelines.config.forgetting import Distill as Settings
+from pipelines.forgetting.distill import Distill, TopK
+from pipelines.modeling.kl_divergence import kl_divergence
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.reference_model import ReferenceModel
 from tests.forgetting.tiny_lora import base, lora, rows, sgd
 
 
@@ -18,7 +19,7 @@ def logits(seed, tokens=7, vocabulary=40):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_gradient_is_t_times_the_difference_of_probabilities(temperature):
     teacher, student = logits(0), logits(1).requires_grad_()
-    divergence(teacher, student, temperature).sum().backward()
+    kl_divergence(teacher, student, temperature).sum().backward()
     expected = temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1))
     torch.testing.assert_close(student.grad, expected.detach(), atol=1e-5, rtol=1e-4)
 
@@ -26,7 +27,7 @@ def test_the_gradient_is_t_times_the_difference_of_probabilities(temperature):
 def test_a_student_that_is_its_teacher_is_left_alone():
     teacher = logits(0)
     student = teacher.clone().requires_grad_()
-    loss = divergence(teacher, student)
+    loss = kl_divergence(teacher, student)
     loss.sum().backward()
     assert float(loss.detach().abs().max()) < 1e-6 and float(student.grad.abs().max()) < 1e-6
 
@@ -41,7 +42,7 @@ def test_a_cut_teacher_has_a_bucket_for_the_rest(k):
     assert float(loss.detach().abs().max()) < 1e-4 and float(student.grad.abs().max()) < 1e-4
     # Renormalising the k tokens instead would not have been at rest.
     other = logits(1).requires_grad_()
-    whole = divergence(teacher, other).detach()
+    whole = kl_divergence(teacher, other).detach()
     assert (cut.divergence(other).detach() <= whole + 1e-4).all()
     if k == 40:
         torch.testing.assert_close(cut.divergence(other).detach(), whole, atol=1e-3, rtol=1e-3)
@@ -52,7 +53,9 @@ def test_the_base_is_the_model_with_its_adapter_off(tmp_path):
     expected = supervised_logits(base(tmp_path / "m").eval(), data)[0].detach()
     found = ReferenceModel(moved).logits(data)
     torch.testing.assert_close(found, expected)
-    assert moved.training and all(weight.requires_grad == ("lora_" in name) for name, weight in moved.named_parameters())
+    assert moved.training and all(
+        weight.requires_grad == ("lora_" in name) for name, weight in moved.named_parameters()
+    )
     assert not torch.allclose(supervised_logits(moved, data)[0], expected, atol=1e-3)
 
 
@@ -73,10 +76,11 @@ def test_on_the_tasks_rows_the_term_is_the_mean_over_the_step(tmp_path):
     found, _ = supervised_logits(model, data)
     distill.draw(data)
     whole = distill.task_term(data, found, data.supervised_tokens)
-    expected = 0.3 * divergence(ReferenceModel(model).logits(data), found).mean()
+    expected = 0.3 * kl_divergence(ReferenceModel(model).logits(data), found).mean()
     torch.testing.assert_close(whole, expected)
     parts = [
-        distill.task_term(data[n : n + 2], supervised_logits(model, data[n : n + 2])[0], data.supervised_tokens) for n in (0, 2)
+        distill.task_term(data[n : n + 2], supervised_logits(model, data[n : n + 2])[0], data.supervised_tokens)
+        for n in (0, 2)
     ]
     torch.testing.assert_close(sum(parts), expected)
 
@@ -93,6 +97,6 @@ def test_another_teacher_teaches_row_by_row(tmp_path):
     distill.begin(model, sgd(model))
     found, _ = supervised_logits(model, data)
     distill.draw(data)
-    expected = divergence(told, found).mean()
+    expected = kl_divergence(told, found).mean()
     torch.testing.assert_close(distill.task_term(data, found, data.supervised_tokens), expected, atol=1e-4, rtol=1e-3)
     assert np.isclose(distill.measured()["distill on tasks"], float(expected), atol=1e-3)

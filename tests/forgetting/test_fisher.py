@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import Rows, supervised_logits
-from pipelines.forgetting.distill import divergence
 from pipelines.forgetting.fisher import lora_fisher, sampled_gradient, weight_fisher
 from pipelines.forgetting.penalty import lora_pairs
+from pipelines.modeling.kl_divergence import kl_divergence
+from pipelines.modeling.packing import Rows, supervised_logits
 from tests.forgetting.tiny_lora import base, lora, rows
 
 
@@ -55,7 +55,7 @@ def test_half_delta_f_delta_is_the_divergence_of_a_small_step():
     expected = 0.5 * (p * slopes**2).sum(-1).mean()
     kl = (p * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean()
     assert float(expected / kl) == pytest.approx(1, abs=0.02)
-    assert float(divergence(before, after).mean()) == pytest.approx(float(kl), rel=1e-2)
+    assert float(kl_divergence(before, after).mean()) == pytest.approx(float(kl), rel=1e-2)
 
 
 def test_sampled_fisher_foresees_the_divergence(tmp_path):
@@ -72,7 +72,7 @@ def test_sampled_fisher_foresees_the_divergence(tmp_path):
         foreseen.append(float((0.5 * fisher[name] * delta**2).sum()))
         with torch.no_grad():
             weight += delta
-            found.append(float(divergence(before, supervised_logits(model, data)[0]).mean()))
+            found.append(float(kl_divergence(before, supervised_logits(model, data)[0]).mean()))
             weight -= delta
     assert np.mean(foreseen) / np.mean(found) == pytest.approx(1, abs=0.25)
 
@@ -107,7 +107,9 @@ def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     plain = base(tmp_path / "m").eval()
     module = plain.model.layers[1].mlp.down_proj
     kept = {}
-    module.register_forward_hook(lambda _, inputs, output: (kept.update(x=inputs[0][0].detach()), output.retain_grad(), kept.update(y=output))[0])
+    module.register_forward_hook(
+        lambda _, inputs, output: (kept.update(x=inputs[0][0].detach()), output.retain_grad(), kept.update(y=output))[0]
+    )
     generator = torch.Generator().manual_seed(5)
     logits, _ = supervised_logits(plain, data)
     drawn = torch.rand(len(logits), 1, generator=generator).double()

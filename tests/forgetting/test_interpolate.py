@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipelines.config.forgetting import Interpolate
 from pipelines.forgetting.interpolate import SCALES, largest_scale
-from pipelines.forgetting_keys import Interpolate
 
 
 @pytest.mark.parametrize("best", SCALES)

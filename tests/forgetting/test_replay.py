@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.engine.packing import supervised_logits
-from pipelines.engine.reference import ReferenceModel
-from pipelines.forgetting.distill import Distill, divergence
+from pipelines.config.forgetting import Distill as DistillSettings
+from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.replay import Replay
-from pipelines.forgetting_keys import Distill as DistillSettings
+from pipelines.modeling.kl_divergence import kl_divergence
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.reference_model import ReferenceModel
 from tests.forgetting.tiny_lora import lora, rows, sgd
 
 
@@ -54,7 +55,7 @@ def test_its_terms_are_cross_entropy_and_divergence(tmp_path):
     batch = rows(8)
     supervised = batch.supervised_tokens + replay.draw(batch)
     found, targets = supervised_logits(model, replay.now)
-    each = divergence(ReferenceModel(model).logits(replay.now), found)
+    each = kl_divergence(ReferenceModel(model).logits(replay.now), found)
     expected = F.cross_entropy(found, targets, reduction="sum") / supervised
     expected = expected + 0.5 * each.sum() / (0.4 / 0.6 * batch.supervised_tokens)
     torch.testing.assert_close(sum(replay.terms(supervised)), expected)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from pipelines.config.forgetting import Si as Settings
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.forgetting.si import PathIntegral, Si, as_factors, lora_factors
-from pipelines.forgetting_keys import Si as Settings
 from tests.forgetting.tiny_lora import base, lora, rows, sgd
 
 
@@ -53,8 +53,15 @@ def test_factors_keep_the_row_and_column_sums():
 
 
 def make(tmp_path, strength=1.0, **more):
-    return Si(Settings(strength=strength, warm_steps=3, **more), rows(16), tmp_path / "warm.safetensors", "a model", 0, None,
-              tmp_path / "kept.safetensors")  # fmt: skip
+    return Si(
+        Settings(strength=strength, warm_steps=3, **more),
+        rows(16),
+        tmp_path / "warm.safetensors",
+        "a model",
+        0,
+        None,
+        tmp_path / "kept.safetensors",
+    )
 
 
 @pytest.mark.parametrize("build", [base, lora])
@@ -104,12 +111,22 @@ def test_a_matrix_that_is_kept_the_other_way_round(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from pipelines.engine.model import load_causal_lm
+    from pipelines.modeling.loading import load_causal_lm
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = get_peft_model(load_causal_lm(tmp_path / "gpt2", frozen=True), config)
-    si = Si(Settings(strength=1.0, warm_steps=2), rows(), tmp_path / "warm.safetensors", "it", 0, None, tmp_path / "kept.safetensors")
+    si = Si(
+        Settings(strength=1.0, warm_steps=2),
+        rows(),
+        tmp_path / "warm.safetensors",
+        "it",
+        0,
+        None,
+        tmp_path / "kept.safetensors",
+    )
     si.begin(model, sgd(model))
     (found,) = si.springs[0].importance.values()
     assert found.rows.shape == (48,) and found.columns.shape == (16,)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pipelines.engine.model import load_causal_lm
-from pipelines.engine.packing import Rows
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.packing import Rows
 from tests.tiny import make_model
 
 

@@ -14,9 +14,18 @@ DATA = Path(__file__).parents[2] / "data"
 def line(task: str, row: int, prompt: str, reference: str, completion: str, **more: Any) -> dict[str, Any]:
     """A line of completions.jsonl."""
     return {
-        "task": task, "row": row, "prompt": prompt, "reference": reference, "completion": completion,
-        "reference_loss": 1.5, "reference_tokens": 3, "new_tokens": 3, "finished": True, "fields": {}, **more,
-    }  # fmt: skip
+        "task": task,
+        "row": row,
+        "prompt": prompt,
+        "reference": reference,
+        "completion": completion,
+        "reference_loss": 1.5,
+        "reference_tokens": 3,
+        "new_tokens": 3,
+        "finished": True,
+        "fields": {},
+        **more,
+    }
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -29,13 +38,28 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
     write_lines(folder / "base" / "completions.jsonl", base)
     write_lines(folder / "tuned" / "completions.jsonl", tuned)
     data = {
-        task: {"train": 370, "validation": 72, "test": sum(one["task"] == task for one in base), "file": f"data/{task}.jsonl"}
+        task: {
+            "train": 370,
+            "validation": 72,
+            "test": sum(one["task"] == task for one in base),
+            "file": f"data/{task}.jsonl",
+        }
         for task in metrics
     }
     manifest = {
-        "format_version": 1, "name": folder.name, "base_model": "smollm2-135m-instruct", "seed": 42, "config": "job.yaml",
+        "format_version": 1,
+        "name": folder.name,
+        "base_model": "smollm2-135m-instruct",
+        "seed": 42,
+        "config": "job.yaml",
         "command": f"alfine run ludwig_configs/quickstart.yaml --name {folder.name}",
-        "versions": {"python": "3.12.1", "ludwig": "0.17.10", "torch": "2.11.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        "versions": {
+            "python": "3.12.1",
+            "ludwig": "0.17.10",
+            "torch": "2.11.0",
+            "transformers": "5.23.0",
+            "peft": "0.21.2",
+        },
         "generation": {"do_sample": False, "max_new_tokens": 96},
         "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 23.5, "gpu": None},
         "stages": {
@@ -43,22 +67,33 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
             for stage, seconds in {"prepare": 1.7, "base": 201.8, "train": 375.0, "tuned": 96.4, "report": 4.2}.items()
         },
         "data": data,
-    }  # fmt: skip
+    }
     config = {
-        "pipeline": {"tasks": {task: {"data": f"data/{task}.jsonl", "metric": metric} for task, metric in metrics.items()}},
-        "model_type": "llm", "base_model": "smollm2-135m-instruct", "adapter": {"type": "lora", "r": 16},
+        "pipeline": {
+            "tasks": {task: {"data": f"data/{task}.jsonl", "metric": metric} for task, metric in metrics.items()}
+        },
+        "model_type": "llm",
+        "base_model": "smollm2-135m-instruct",
+        "adapter": {"type": "lora", "r": 16},
         "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002, "batch_size": 8},
-    }  # fmt: skip
+    }
     chance = random.Random(1)
     training = {
-        "steps": 188, "rows": 747, "supervised_tokens": 32768, "tokens": 91000, "seconds": 371.2,
+        "steps": 188,
+        "rows": 747,
+        "supervised_tokens": 32768,
+        "tokens": 91000,
+        "seconds": 371.2,
         "train_loss": [{"step": n, "loss": 0.8 + 2.2 / n**0.5 + chance.gauss(0, 0.08)} for n in range(1, 189)],
         "validation_loss": [
             {"step": n, "loss": 0.95 + 2 / (1 + n / 20) + max(0, n - 141) / 900, "tasks": {}} for n in range(0, 189, 47)
         ],
-        "best_step": 141, "stopped_early": False,
-        "trainable_parameters": 4884480, "parameters": 139400000, "peak_memory_bytes": 4_200_000_000,
-    }  # fmt: skip
+        "best_step": 141,
+        "stopped_early": False,
+        "trainable_parameters": 4884480,
+        "parameters": 139400000,
+        "peak_memory_bytes": 4_200_000_000,
+    }
     (folder / "model").mkdir()
     (folder / "model" / "training.json").write_text(json.dumps(training))
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -110,7 +145,8 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
     ]
     for side, answers in (("base", before), ("tuned", after)):
         write_lines(
-            folder / side / "probes.jsonl", [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)]
+            folder / side / "probes.jsonl",
+            [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)],
         )
     return folder
 

@@ -7,13 +7,16 @@ import yaml
 
 from pipelines.errors import DataError
 from pipelines.report.analysis import analyse
-from pipelines.report.findings import headline, notes, sentence
+from pipelines.report.summaries import headline, notes, sentence
 from tests.report.run_folder import line, write_run
 
 
 def labels(base, tuned, reference="yes", task="mood", **more):
     """A run of one label task with these answers."""
-    sides = [[line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)] for answers in (base, tuned)]
+    sides = [
+        [line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)]
+        for answers in (base, tuned)
+    ]
     return {task: "label"}, *sides
 
 
@@ -39,12 +42,17 @@ def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 20 + ["yes"] * 20, ["yes"] + ["no"] * 19 + ["yes"] * 20))
     assert task.verdict == "cannot tell" and headline(analysis) == "Cannot tell on mood."
     assert task.rows_needed > 40
-    assert f"about {task.rows_needed:,} test rows would tell" in sentence(task) and f"{task.rows_needed:,}" in notes(task)[0]
+    assert (
+        f"about {task.rows_needed:,} test rows would tell" in sentence(task)
+        and f"{task.rows_needed:,}" in notes(task)[0]
+    )
 
 
 def test_equal_answers_ask_for_no_more_rows(tmp_path):
     _, task = task_of(tmp_path / "r", labels(["yes"] * 40, ["yes"] * 40))
-    assert sentence(task) == "cannot tell: exact match 100.0 → 100.0 on 40 rows; both models score the same on every row."
+    assert (
+        sentence(task) == "cannot tell: exact match 100.0 → 100.0 on 40 rows; both models score the same on every row."
+    )
 
 
 def test_a_lower_loss_is_better(tmp_path):
@@ -58,7 +66,11 @@ def test_a_lower_loss_is_better(tmp_path):
 @pytest.mark.usefixtures("compiled_sandbox")
 def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
     fields = {"tests": ["assert one() == 1"]}
-    right, wrong, beyond = "def one():\n    return 1", "def one():\n    return 2", "import threading\nthreading.Thread(target=print).start()"
+    right, wrong, beyond = (
+        "def one():\n    return 1",
+        "def one():\n    return 2",
+        "import threading\nthreading.Thread(target=print).start()",
+    )
     sides = [
         [line("code", n, "p", right, answer, fields=fields) for n, answer in enumerate(answers)]
         for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
@@ -100,14 +112,16 @@ def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
         (["no"] * 40, ["yes"] * 40, {}, "Tuned is at the ceiling (100.0)"),
         ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base answers are empty."),
     ],
-)  # fmt: skip
+)
 def test_flags(tmp_path, base, tuned, more, said):
     _, task = task_of(tmp_path / "r", labels(base, tuned, **more))
     assert any(flag.startswith(said) for flag in task.flags)
 
 
 def test_one_class_always_answered(tmp_path):
-    sides = [[line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")]
+    sides = [
+        [line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")
+    ]
     _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
     assert "Tuned always answers “Yes.”: it does not look at the prompt." in task.flags
 
@@ -123,7 +137,10 @@ def test_sound_rows_raise_no_flag(tmp_path):
 
 def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
     for metric, told in (("rouge", True), ("label", False)):
-        sides = [[line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)] for answer in ("no", "yes")]
+        sides = [
+            [line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)]
+            for answer in ("no", "yes")
+        ]
         _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))
         assert any("40 of 40 tuned answers were cut at 128 tokens" in flag for flag in task.flags) == told
 
@@ -146,7 +163,10 @@ def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
 
 
 def test_labels_as_written_where_the_config_says_so(tmp_path):
-    sides = [[line("mood", n, "p", ["Polish", "polish"][n % 2], answer) for n in range(40)] for answer in ("polish", "I say Polish.")]
+    sides = [
+        [line("mood", n, "p", ["Polish", "polish"][n % 2], answer) for n in range(40)]
+        for answer in ("polish", "I say Polish.")
+    ]
     folder = write_run(tmp_path / "r", {"mood": "label"}, *sides)
     for normalize, scores, loose in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
         config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -154,7 +174,9 @@ def test_labels_as_written_where_the_config_says_so(tmp_path):
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         task = analyse(folder).tasks["mood"]
         assert (task.base, task.tuned) == scores and (task.loose.base, task.loose.tuned) == loose
-        assert task.title == ("exact match" if normalize is None else "exact match, as written") and task.metric == "label"
+        assert (
+            task.title == ("exact match" if normalize is None else "exact match, as written") and task.metric == "label"
+        )
 
 
 def test_what_preflight_found_in_the_labels_stands_among_the_notes(tmp_path):

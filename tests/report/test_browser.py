@@ -13,7 +13,10 @@ from pipelines.report.results import GateResult
 from tests.report.run_folder import demo_run, line, make_run, write_lines, write_run
 
 SHOWN = "#list > .pair:not([hidden])"
-GATES = [GateResult("code", True, "code did not fall."), GateResult("sentiment", False, "sentiment reached 87.5, not 95.")]
+GATES = [
+    GateResult("code", True, "code did not fall."),
+    GateResult("sentiment", False, "sentiment reached 87.5, not 95."),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,9 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A page of ten rows, in which the answers tell who gave them."""
-    return written(tmp_path_factory.mktemp("page"), analyse(make_run(tmp_path_factory.mktemp("runs") / "small", rows=10)))
+    return written(
+        tmp_path_factory.mktemp("page"), analyse(make_run(tmp_path_factory.mktemp("runs") / "small", rows=10))
+    )
 
 
 def written(folder: Path, analysis) -> Path:
@@ -51,7 +56,9 @@ def test_filters_show_what_they_count(demo, opened):
         assert set(shown(page, "bothWrong")) == {""}
         page.locator("label:has([value=all])").click()
         page.select_option("[name=task]", "summaries")
-        assert set(shown(page, "task")) == {"summaries"} and page.inner_text("[data-count=all]") == str(len(shown(page)))
+        assert set(shown(page, "task")) == {"summaries"} and page.inner_text("[data-count=all]") == str(
+            len(shown(page))
+        )
 
 
 def test_order_search_and_more(demo, opened):
@@ -134,9 +141,11 @@ def test_differences_leave_the_common_words_and_the_text(demo, opened):
 
 def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
     answers = [
-        ("这个评论是正面的", "这个评论是负面的", "正面", "负面"), ("หนังดีมาก", "หนังแย่มาก", "ดี", "แย่"),
-        ("यह की है", "यह कि है", "की", "कि"), ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
-    ]  # fmt: skip
+        ("这个评论是正面的", "这个评论是负面的", "正面", "负面"),
+        ("หนังดีมาก", "หนังแย่มาก", "ดี", "แย่"),
+        ("यह की है", "यह कि है", "की", "कि"),
+        ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
+    ]
     sides = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
     with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
         page.keyboard.press("f")
@@ -147,7 +156,10 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
             assert page.locator(f"#mood-{n} ins").all_inner_texts() == [new]
 
 
-@pytest.mark.parametrize(("text", "typed"), [("caf\u0065\u0301", "CAFÉ"), ("ΟΔΟΣ", "οδοσ"), ("straße", "STRASSE"), ("ｶﾞ", "ガ"), ("İyi", "iyi")])
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [("caf\u0065\u0301", "CAFÉ"), ("ΟΔΟΣ", "οδοσ"), ("straße", "STRASSE"), ("ｶﾞ", "ガ"), ("İyi", "iyi")],
+)
 def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
     sides = [[line("mood", n, f"{[text, 'other'][n]} {n}", "r", "c") for n in range(2)]] * 2
     with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
@@ -171,7 +183,9 @@ def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
         assert page.locator("#mood-1 ins, #mood-1 del, #mood-2 ins").count() == 0
 
 
-CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text; }}});"
+CLIPBOARD = (
+    "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text; }}});"
+)
 NO_CLIPBOARD = """Object.defineProperty(navigator, 'clipboard', {value: undefined});
 document.addEventListener('copy', () => { window.copied = document.activeElement.value; });"""
 
@@ -230,9 +244,14 @@ def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
         assert page.inner_text("#rate-count") == "11 of 11 rated." and not page.is_visible("#rate-start")
         report = saved(page)
         assert {key: report[key] for key in ("format_version", "run", "sides", "rater")} == {
-            "format_version": 1, "run": "small", "sides": ["base", "tuned"], "rater": "Ada",
-        }  # fmt: skip
-        assert report["report"] == page.get_attribute("body", "data-report") and re.fullmatch("[0-9a-f]{64}", report["report"])
+            "format_version": 1,
+            "run": "small",
+            "sides": ["base", "tuned"],
+            "rater": "Ada",
+        }
+        assert report["report"] == page.get_attribute("body", "data-report") and re.fullmatch(
+            "[0-9a-f]{64}", report["report"]
+        )
         choices = [rating["choice"] for rating in report["ratings"]]
         assert choices == ["tuned"] * 7 + ["both bad", "tie", "both bad", "tie"]
         rows = {rating["row"] for rating in report["ratings"] if rating["task"] == "mood"}
@@ -249,10 +268,15 @@ def test_nothing_on_the_screen_says_whose_answer_it_is(tmp_path, opened):
         assert "alpha-run" in page.inner_text("body")
         page.click("#rate-start")
         for _ in range(4):
-            assert not re.search("alpha-run|omega-run|better on|right|wrong", page.inner_text("body").replace("Right", ""))
-            assert not re.search("alpha|omega|base|tuned", page.locator("#rate-item").evaluate(
-                "item => [item, ...item.querySelectorAll('*')].map(one => [...one.attributes].map(a => a.value)).join()"
-            ))  # fmt: skip
+            assert not re.search(
+                "alpha-run|omega-run|better on|right|wrong", page.inner_text("body").replace("Right", "")
+            )
+            assert not re.search(
+                "alpha|omega|base|tuned",
+                page.locator("#rate-item").evaluate(
+                    "item => [item, ...item.querySelectorAll('*')].map(one => [...one.attributes].map(a => a.value)).join()"
+                ),
+            )
             assert not page.is_visible("#rate-reference .text")
             page.keyboard.press("t")
         page.keyboard.press("Escape")

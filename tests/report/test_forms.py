@@ -11,7 +11,9 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from pipelines.report import as_json, markdown, plots, wording
+from pipelines.report import formatting as wording
+from pipelines.report import json_report as as_json
+from pipelines.report import markdown, plots
 from pipelines.report.analysis import analyse
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import demo_run, line, write_run
@@ -37,7 +39,10 @@ def test_every_form_says_how_answers_are_compared(analysis):
     from pipelines.report import html
 
     page, comment, data = html.render(analysis), markdown.render(analysis), json.loads(as_json.render(analysis))
-    for name, said in (("sentiment", "Case, white space, quotes around a label"), ("summaries", "of scripts without spaces between words")):
+    for name, said in (
+        ("sentiment", "Case, white space, quotes around a label"),
+        ("summaries", "of scripts without spaces between words"),
+    ):
         assert said in data["tasks"][name]["scoring"] and said in page and said in comment
     assert data["tasks"]["code"]["scoring"] == ""
 
@@ -69,7 +74,9 @@ def test_the_terminal_table_has_every_task(analysis):
     out = io.StringIO()
     print_summary(analysis, Console(file=out, width=140))
     for name, task in analysis.tasks.items():
-        assert re.search(rf"^{name} .*{re.escape(wording.number(task.tuned))} .*{task.verdict}", out.getvalue(), re.MULTILINE)
+        assert re.search(
+            rf"^{name} .*{re.escape(wording.number(task.tuned))} .*{task.verdict}", out.getvalue(), re.MULTILINE
+        )
 
 
 def test_figures_are_svg_with_text_and_without_a_date(analysis):

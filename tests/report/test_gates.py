@@ -6,15 +6,20 @@ from click.testing import CliRunner
 
 from pipelines.cli import main
 from pipelines.report.analysis import analyse
-from pipelines.report.findings import headline
+from pipelines.report.summaries import headline
 from tests.report.run_folder import line, write_run
 
 
 def run_with_gates(folder, gates, right=12):
     """40 rows of a label task, of which tuned gets `right` and the base none; a text task whose loss falls by 1."""
-    sides = [[line("mood", n, f"p{n}", "yes", answers[n]) for n in range(40)] for answers in (["no"] * 40, ["yes"] * right + ["no"] * (40 - right))]
+    sides = [
+        [line("mood", n, f"p{n}", "yes", answers[n]) for n in range(40)]
+        for answers in (["no"] * 40, ["yes"] * right + ["no"] * (40 - right))
+    ]
     for lines, loss in zip(sides, (2.0, 1.0), strict=True):
-        lines += [line("text", n, "p", "r", "x", reference_loss=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)]
+        lines += [
+            line("text", n, "p", "r", "x", reference_loss=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)
+        ]
     write_run(folder, {"mood": "label", "text": "perplexity"}, *sides)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["pipeline"]["report"] = {"gates": gates}
@@ -60,4 +65,9 @@ def test_failed_gates_come_first_and_end_with_exit_code_3(tmp_path):
 
 
 def test_all_gates_passed_is_exit_code_0(tmp_path):
-    assert CliRunner().invoke(main, ["compare", str(run_with_gates(tmp_path / "r", {"mood": {"least_gain": 5}}))]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(main, ["compare", str(run_with_gates(tmp_path / "r", {"mood": {"least_gain": 5}}))])
+        .exit_code
+        == 0
+    )

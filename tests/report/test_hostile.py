@@ -62,12 +62,17 @@ NAME = "\"><img src=x>'`|{{x}}[red]\u202e"
 def run(tmp_path_factory):
     """Every text of the run is hostile; the two sides differ."""
     sides = [
-        [line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], new_tokens=96, finished=False) for n, text in enumerate(HOSTILE)]
+        [
+            line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], new_tokens=96, finished=False)
+            for n, text in enumerate(HOSTILE)
+        ]
         for shift in (0, 1)
     ]
     folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "label"}, *sides)
     for side, shift in (("base", 0), ("tuned", 1)):
-        probes = [{"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)]
+        probes = [
+            {"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)
+        ]
         write_lines(folder / side / "probes.jsonl", probes)
     write_report(folder)
     return folder
@@ -79,10 +84,51 @@ SKELETON = """() => {
   return count;
 }"""
 OURS = {
-    "a", "article", "b", "button", "dd", "del", "details", "div", "dl", "dt", "fieldset", "figcaption", "figure", "form", "h1",
-    "h2", "h3", "h4", "header", "input", "ins", "kbd", "label", "legend", "li", "main", "nav", "option", "output", "p", "pre",
-    "script", "section", "select", "span", "strong", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul",
-}  # fmt: skip
+    "a",
+    "article",
+    "b",
+    "button",
+    "dd",
+    "del",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "fieldset",
+    "figcaption",
+    "figure",
+    "form",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "header",
+    "input",
+    "ins",
+    "kbd",
+    "label",
+    "legend",
+    "li",
+    "main",
+    "nav",
+    "option",
+    "output",
+    "p",
+    "pre",
+    "script",
+    "section",
+    "select",
+    "span",
+    "strong",
+    "summary",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+}
 FIGURES = {"svg", "defs", "style", "g", "path", "use", "text", "clippath", "clipPath", "rect"}
 
 
@@ -136,7 +182,9 @@ def test_in_markdown_they_are_text(run):
     assert not CONTROLS.search(text)
     # Outside of code spans and indented code, no character opens a tag, a link or a table cell.
     prose = re.sub(r"(`+) ?.*? ?\1(?!`)", "", "\n".join(one for one in text.splitlines() if not one.startswith("    ")))
-    prose = re.sub(r"\\.", "", prose.replace("<details><summary>", "").replace("</summary>", "").replace("</details>", ""))
+    prose = re.sub(
+        r"\\.", "", prose.replace("<details><summary>", "").replace("</summary>", "").replace("</details>", "")
+    )
     assert not re.search(r"[<\[]", prose)
     assert len(text) < 40_000
 

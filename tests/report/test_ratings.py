@@ -21,10 +21,18 @@ def ratings(run, rater, choices, /, **changes):
     """A file with one choice for each row from 0 on; None: not rated."""
     analysis = analyse(run)
     content = {
-        "format_version": 1, "run": analysis.manifest.name, "report": analysis.digest, "sides": ["base", "tuned"], "rater": rater,
-        "ratings": [{"task": "mood", "row": n, "prompt_number": None, "choice": choice} for n, choice in enumerate(choices) if choice],
+        "format_version": 1,
+        "run": analysis.manifest.name,
+        "report": analysis.digest,
+        "sides": ["base", "tuned"],
+        "rater": rater,
+        "ratings": [
+            {"task": "mood", "row": n, "prompt_number": None, "choice": choice}
+            for n, choice in enumerate(choices)
+            if choice
+        ],
         **changes,
-    }  # fmt: skip
+    }
     path = run.parent / f"{rater}.json"
     path.write_text(json.dumps(content))
     return path
@@ -98,7 +106,9 @@ def test_one_rater_twice(run):
 
 
 def test_on_the_command_line(run):
-    paths = [ratings(run, name, ["tuned"] * 20 + ["tie"] * 5 + [last]) for name, last in (("anna", "base"), ("ben", "tie"))]
+    paths = [
+        ratings(run, name, ["tuned"] * 20 + ["tie"] * 5 + [last]) for name, last in (("anna", "base"), ("ben", "tie"))
+    ]
     result = CliRunner().invoke(main, ["compare", str(run), "--ratings", str(paths[0]), "--ratings", str(paths[1])])
     assert result.exit_code == 0
     assert "2 raters prefer tuned." in result.output and "Krippendorff" in result.output

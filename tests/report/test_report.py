@@ -33,7 +33,9 @@ def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_
     for side in ("base", "tuned"):
         lines = [json.loads(text) for text in (run / side / "completions.jsonl").read_text().splitlines()]
         odd = {"a": float("nan"), "b": float("inf"), "c": [float("nan")], "d": None}
-        (run / side / "completions.jsonl").write_text("".join(json.dumps({**one, "fields": odd}) + "\n" for one in lines))
+        (run / side / "completions.jsonl").write_text(
+            "".join(json.dumps({**one, "fields": odd}) + "\n" for one in lines)
+        )
     for name, entry in (("config.yaml", "trainer: {learning_rate: .nan, other: [-.inf]}\n"),):
         (run / name).write_text((run / name).read_text() + entry)
     write_report(run)
@@ -45,7 +47,10 @@ def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     flags = json.loads((run / "report.json").read_text())["tasks"]["mood"]["flags"]
-    assert any("Base names the right label and no other in 100.0 % of its answers, in the exact form in 0.0 %" in flag for flag in flags)
+    assert any(
+        "Base names the right label and no other in 100.0 % of its answers, in the exact form in 0.0 %" in flag
+        for flag in flags
+    )
     assert "learning the form" in (run / "report.html").read_text()
     assert "better on mood" in (run / "report.md").read_text().lower()
 
@@ -101,22 +106,46 @@ def remove(run, name):
 
 DAMAGE = {
     "broken manifest": ("manifest.json", lambda text: text[:-9], "broken JSON"),
-    "other format": ("manifest.json", lambda text: text.replace('"format_version": 1', '"format_version": 9'), "this alfine reads 1"),
+    "other format": (
+        "manifest.json",
+        lambda text: text.replace('"format_version": 1', '"format_version": 9'),
+        "this alfine reads 1",
+    ),
     "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),
     "broken config": ("config.yaml", lambda text: "a: [", "not YAML"),
     "config without metrics": ("config.yaml", lambda text: text.replace("metric", "matric"), "metric"),
     "half a line": ("tuned/completions.jsonl", lambda text: text[: len(text) // 2], "jsonl:21: broken JSON"),
-    "half the rows": ("tuned/completions.jsonl", lambda text: "".join(text.splitlines(True)[:20]), "20 rows, but base has 40"),
-    "other order": ("tuned/completions.jsonl", lambda text: "".join(text.splitlines(True)[::-1]), "jsonl:1: not the row"),
+    "half the rows": (
+        "tuned/completions.jsonl",
+        lambda text: "".join(text.splitlines(True)[:20]),
+        "20 rows, but base has 40",
+    ),
+    "other order": (
+        "tuned/completions.jsonl",
+        lambda text: "".join(text.splitlines(True)[::-1]),
+        "jsonl:1: not the row",
+    ),
     "no rows": ("base/completions.jsonl", lambda text: "", "no rows"),
     "no rows of the task": ("config.yaml", lambda text: text.replace("mood:", "other:"), "'other' has no rows"),
-    "NaN": ("base/completions.jsonl", lambda text: text.replace("1.5", "NaN", 1), "jsonl:1: reference_loss is nan: the training diverged"),
+    "NaN": (
+        "base/completions.jsonl",
+        lambda text: text.replace("1.5", "NaN", 1),
+        "jsonl:1: reference_loss is nan: the training diverged",
+    ),
     "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "seconds is inf"),
-    "a loss as this program writes it": ("tuned/completions.jsonl", lambda text: re.sub('"reference_loss": [0-9.]+', '"reference_loss": "NaN"', text, count=1), "reference_loss is NaN: the training diverged"),
+    "a loss as this program writes it": (
+        "tuned/completions.jsonl",
+        lambda text: re.sub('"reference_loss": [0-9.]+', '"reference_loss": "NaN"', text, count=1),
+        "reference_loss is NaN: the training diverged",
+    ),
     "wrong type": ("tuned/completions.jsonl", lambda text: text.replace('"row": 7', '"row": "x"'), "jsonl:8: row"),
-    "empty answers": ("tuned/completions.jsonl", lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text), "every completion is empty"),
+    "empty answers": (
+        "tuned/completions.jsonl",
+        lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text),
+        "every completion is empty",
+    ),
     "not UTF-8": ("tuned/probes.jsonl", None, "not UTF-8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name, change, said", DAMAGE.values(), ids=DAMAGE)
@@ -179,7 +208,9 @@ def test_a_run_without_probes_and_without_validation(tmp_path):
     remove(run, "base/probes.jsonl")
     remove(run, "tuned/probes.jsonl")
     training = json.loads((run / "model/training.json").read_text())
-    (run / "model/training.json").write_text(json.dumps({**training, "train_loss": [], "validation_loss": [], "best_step": None}))
+    (run / "model/training.json").write_text(
+        json.dumps({**training, "train_loss": [], "validation_loss": [], "best_step": None})
+    )
     write_report(run)
     page = (run / "report.html").read_text()
     assert "Free prompts" not in page and page.count("<svg") == 1

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipelines.report import analyse, as_json, html, markdown
+from pipelines.report import analyse, html, markdown
+from pipelines.report import json_report as as_json
 from pipelines.report.results import GateResult
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import line, make_run, write_run
@@ -36,7 +37,11 @@ def visible(page):
 def test_a_comparison_shows_only_the_names_of_its_sides(compared):
     text = visible(html.render(compared))
     assert not re.search(r"\b(base|tuned)\b", text[: text.rindex("What was run")], re.IGNORECASE)
-    for said in ("lr_low and lr_high answered the same 20 test rows.", "lr_low is at the ceiling", "lr_high always answers"):
+    for said in (
+        "lr_low and lr_high answered the same 20 test rows.",
+        "lr_low is at the ceiling",
+        "lr_high always answers",
+    ):
         assert said in text
 
 
@@ -83,7 +88,9 @@ def test_the_digest_is_that_of_the_answers(tmp_path):
         for name, answer in (("a", "{}"), ("b", "{}"), ("c", "{}!"))
     )
     assert one.digest == same.digest != other.digest and re.fullmatch("[0-9a-f]{64}", one.digest)
-    swapped = replace(one, examples=[replace(example, base=example.tuned, tuned=example.base) for example in one.examples])
+    swapped = replace(
+        one, examples=[replace(example, base=example.tuned, tuned=example.base) for example in one.examples]
+    )
     assert swapped.digest != one.digest
     assert f'data-report="{one.digest}"' in html.render(one)
     assert json.loads(as_json.render(one))["digest"] == one.digest

@@ -9,14 +9,14 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipelines.preview import _print_lengths
+from pipelines.commands.preview import _print_lengths
 from pipelines.report.analysis import analyse
-from pipelines.report.bakeoff import ArmResult, BakeOff, Measure, print_bake_off, rows
+from pipelines.report.formatting import interval, number, signed
 from pipelines.report.ratings import Preference
+from pipelines.report.sweep import ArmResult, BakeOff, Measure, print_bake_off, rows
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.report.terminal import print_preference, print_runs, print_summary
-from pipelines.report.wording import interval, number, signed
-from pipelines.statistics import compare
+from pipelines.scoring.statistics import compare
 from tests.report.run_folder import line, write_lines, write_run
 
 WIDTHS = (60, 80, 100)
@@ -34,16 +34,38 @@ def analysis(request, tmp_path_factory):
     base, tuned = [], []
     for task in names:
         for row in range(60):
-            base.append(line(task, row, f"p{row}", f"right {row}", "wrong answer altogether" if row % 7 else f"right {row}"))
+            base.append(
+                line(task, row, f"p{row}", f"right {row}", "wrong answer altogether" if row % 7 else f"right {row}")
+            )
             tuned.append(line(task, row, f"p{row}", f"right {row}", f"right {row}" if row % 5 else ""))
-    folder = write_run(tmp_path_factory.mktemp("runs") / f"{names[0][:30]} run", dict(zip(names, ("label", "rouge", "chrf"), strict=True)), base, tuned)
-    kinds = [("knowledge", "choices", ""), ("text", "text", ""), ("general answers", "answers", ""), (f"first/{names[0]}", "task", "rouge")]
+    folder = write_run(
+        tmp_path_factory.mktemp("runs") / f"{names[0][:30]} run",
+        dict(zip(names, ("label", "rouge", "chrf"), strict=True)),
+        base,
+        tuned,
+    )
+    kinds = [
+        ("knowledge", "choices", ""),
+        ("text", "text", ""),
+        ("general answers", "answers", ""),
+        (f"first/{names[0]}", "task", "rouge"),
+    ]
     for side, shift in (("base", 0), ("tuned", 12345.678)):
-        write_lines(folder / "guards" / f"{side}.jsonl", [
-            {"guard": name, "kind": kind, "metric": metric, "item": n, "chance": 25.0 if kind == "choices" else None,
-             "score": 100.0 * (n % 2) if kind == "choices" else shift + n}
-            for name, kind, metric in kinds for n in range(1, 40)
-        ])  # fmt: skip
+        write_lines(
+            folder / "guards" / f"{side}.jsonl",
+            [
+                {
+                    "guard": name,
+                    "kind": kind,
+                    "metric": metric,
+                    "item": n,
+                    "chance": 25.0 if kind == "choices" else None,
+                    "score": 100.0 * (n % 2) if kind == "choices" else shift + n,
+                }
+                for name, kind, metric in kinds
+                for n in range(1, 40)
+            ],
+        )
     return analyse(folder)
 
 
@@ -63,7 +85,12 @@ def whole(text, width, wanted):
 
 
 def numbers_of(found):
-    values = (number(found.base, found.unit), number(found.tuned, found.unit), signed(found.delta, found.unit), interval(found.ci95, found.unit))
+    values = (
+        number(found.base, found.unit),
+        number(found.tuned, found.unit),
+        signed(found.delta, found.unit),
+        interval(found.ci95, found.unit),
+    )
     return [f"{found.n:,}", *values, *found.verdict.split()]
 
 
@@ -106,8 +133,20 @@ def bake_off_result():
         return Measure(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
 
     arms = [
-        ArmResult("none", "learning_rate: 0.0002", measure(71.4), measure(0.02), measure(-3), None, 3725.0, 4_200_000_000),
-        ArmResult("replay+distill+interpolate", "interpolate.budget: 0.005", measure(69.1), measure(-0.001), None, measure(0.1), 95.0, 10**11, True),
+        ArmResult(
+            "none", "learning_rate: 0.0002", measure(71.4), measure(0.02), measure(-3), None, 3725.0, 4_200_000_000
+        ),
+        ArmResult(
+            "replay+distill+interpolate",
+            "interpolate.budget: 0.005",
+            measure(69.1),
+            measure(-0.001),
+            None,
+            measure(0.1),
+            95.0,
+            10**11,
+            True,
+        ),
     ]
     return BakeOff("job.yaml", 3, 4, arms, "none")
 
@@ -126,8 +165,9 @@ def test_a_bake_off(width):
 def test_lengths_of_rows(width, kind):
     prepared = [
         SimpleNamespace(example=SimpleNamespace(task=task, split=split), input_ids=range(1_234_567), supervised_from=9)
-        for task in NAMES[kind] for split in ("train", "validation", "test")
-    ]  # fmt: skip
+        for task in NAMES[kind]
+        for split in ("train", "validation", "test")
+    ]
     text = printed(width, _print_lengths, prepared)
     whole(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
 
@@ -135,7 +175,23 @@ def test_lengths_of_rows(width, kind):
 def test_a_table_where_there_is_room_and_blocks_where_there_is_none():
     columns = [Column("task", words=True), Column("note", words=True), Column("change"), Column("p", optional=True)]
     table = [["tea", "two words", "+1.0", "0.001"]]
-    assert printed(40, print_table, columns, table).splitlines() == ["task  note       change      p", "tea   two words    +1.0  0.001"]
-    assert printed(28, print_table, columns, table).splitlines()[0].split() == ["task", "note", "change"]  # p is left out
-    assert printed(22, print_table, columns, table).splitlines()[1:] == ["tea   two         +1.0", "      words           "]
-    assert printed(16, print_table, columns, table).splitlines() == ["tea", "  note    ", "    two words", "  change  +1.0", "  p       0.001"]
+    assert printed(40, print_table, columns, table).splitlines() == [
+        "task  note       change      p",
+        "tea   two words    +1.0  0.001",
+    ]
+    assert printed(28, print_table, columns, table).splitlines()[0].split() == [
+        "task",
+        "note",
+        "change",
+    ]  # p is left out
+    assert printed(22, print_table, columns, table).splitlines()[1:] == [
+        "tea   two         +1.0",
+        "      words           ",
+    ]
+    assert printed(16, print_table, columns, table).splitlines() == [
+        "tea",
+        "  note    ",
+        "    two words",
+        "  change  +1.0",
+        "  p       0.001",
+    ]

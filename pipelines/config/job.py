@@ -1,0 +1,373 @@
+"""One YAML file is the job: `pipeline:` is ours, everything else is an ordinary Ludwig config.
+
+`load_job` reads, applies overrides, checks everything at once and raises one ConfigError with all it found,
+each with file and line. It imports neither Ludwig nor torch and looks at no data file.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pipelines.config import ludwig as ludwig_keys
+from pipelines.config import other_tools as foreign_keys
+from pipelines.config.base import Count, Fraction, Positive, Section, Text
+from pipelines.config.forgetting import Forgetting, auto_word
+from pipelines.config.key_hints import Hints
+from pipelines.config.messages import did_you_mean
+from pipelines.config.pydantic_errors import path_of, translate, tree_of
+from pipelines.config.yaml_source import Document, in_order, read
+from pipelines.errors import ConfigError, Problem
+
+METRICS = ("label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity")
+
+
+class DataFiles(Section):
+    """A file for each split, where they are kept apart."""
+
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
+
+
+class Task(Section):
+    """One task: rows, and how a row becomes a prompt and its completion."""
+
+    data: Annotated[
+        Annotated[Text, Tag("<file>")] | Annotated[DataFiles, Tag("<files>")],
+        Discriminator(lambda value: "<files>" if isinstance(value, dict | DataFiles) else "<file>"),
+    ]
+    prompt: Text
+    completion: Text
+    metric: str = "rouge"
+    normalize: bool | None = None
+    """Of the metric `label`: false compares labels as they are written; None is true."""
+    group: Text | None = None
+    """The column that tells which rows belong together (the same document); the report's intervals mind it."""
+    weight: Positive = 1.0
+    system: str | None = None
+    max_new_tokens: Count | None = None
+
+    @field_validator("prompt", "completion")
+    @classmethod
+    def _template(cls, template: str) -> str:
+        check_template(template)
+        return template
+
+    @field_validator("completion")
+    @classmethod
+    def _varies(cls, template: str) -> str:
+        if not any(name for _, name, _, _ in string.Formatter().parse(template)):
+            raise ValueError('it names no column, so every row would have the same answer; write "{label}"')
+        return template
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, metric: str) -> str:
+        module, colon, function = metric.partition(":")
+        is_own = colon and all(part.isidentifier() for part in (*module.split("."), function))
+        if metric not in METRICS and not is_own:
+            near = did_you_mean(metric, METRICS)
+            advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
+                advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
+            raise ValueError(f"unknown metric {metric!r}; {advice}")
+        return metric
+
+    @field_validator("normalize")
+    @classmethod
+    def _normalize(cls, normalize: bool | None, info: ValidationInfo) -> bool | None:
+        metric = info.data.get("metric", "label")  # an unknown one has its own message
+        if normalize is not None and metric != "label":
+            raise ValueError(
+                f"it says how the metric label compares labels; the metric here is {metric}: take normalize out"
+            )
+        return normalize
+
+
+class Split(Section):
+    """Shares of the rows of a task whose rows carry no `split` column."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave no row to train on; make them smaller")
+        return self
+
+
+class Gate(Section):
+    """What a task must reach, or what a guard may lose: the run ends with exit code 3 where it does not hold."""
+
+    least_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Of a task, in the unit of its metric, positive where tuned is better; -1 allows a loss of one point."""
+    greatest_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of a guard, in its unit: points, or nats per token."""
+    of: Literal["interval", "value"] = "interval"
+    """interval: the worse end of the 95 % interval must hold it; value: the change itself."""
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        if self.least_gain is not None and self.greatest_loss is not None:
+            raise ValueError("least_gain is for a task, greatest_loss for a guard; take out the one that does not fit")
+        if self.least_gain is None and self.greatest_loss is None:
+            raise ValueError(
+                "a task needs least_gain, as in least_gain: 5, a guard greatest_loss, as in greatest_loss: 0.05"
+            )
+        return self
+
+
+class Report(Section):
+    """What the report shows beside the test rows, and what it demands. `prompts` is JSON Lines with `prompt` and
+    perhaps `title`; `gates` are by task."""
+
+    prompts: Text | None = None
+    gates: dict[str, Gate] = {}
+
+
+class Pipeline(Section):
+    """The `pipeline:` section."""
+
+    tasks: Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], Task], Field(min_length=1)]
+    mix: Literal["proportional", "equal", "temperature"] = "proportional"
+    temperature: Positive = 2.0
+    system: str | None = None
+    chat_template: bool | None = None
+    """None: the model's own where it has one."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    split: Split = Split()
+    report: Report = Report()
+    on_nan: Annotated[str, Field(pattern=r"\A(stop|skip [1-9][0-9]{0,3})\z")] = "stop"
+    """What a step whose loss or gradient is not finite does: end the training, or be passed over, so many times in all."""
+    forgetting: Forgetting = Forgetting()
+    after: Text | None = None
+    """A finished run whose tuned model this job starts from, in place of the base."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked config. `ludwig` is everything outside `pipeline:`, with alfine's defaults filled in."""
+
+    path: Path
+    pipeline: Pipeline
+    ludwig: dict[str, Any]
+    document: Document = field(default_factory=Document, repr=False, compare=False)
+
+    def line_of(self, *path: str | int) -> int | None:
+        """The line of `job.line_of("pipeline", "tasks", "sentiment", "prompt")`, or of its nearest parent."""
+        place = self.document.place(*path)
+        return place.line if place else None
+
+    def problem(self, message: str, *path: str | int) -> Problem:
+        """A finding about the key at `path`, with its file and line (or the override that set it)."""
+        return self.document.problem(message, *path)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole job, defaults of `pipeline:` written out: plain data, and a config that loads again."""
+        pipeline = self.pipeline.model_dump(mode="json")
+        if self.pipeline.mix != "temperature":
+            del pipeline["temperature"]
+        return {"pipeline": pipeline, **deepcopy(self.ludwig)}
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read and check a config; `overrides` are `key.path=value`. Raises ConfigError with all problems."""
+    path = Path(path)
+    document = read(path)
+    for override in overrides:
+        document.override(override)
+    hints = Hints({"pipeline": tree_of(Pipeline), **ludwig_keys.schema()}, document.value)
+    ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
+    if tool := foreign_keys.tool_of(document.value):
+        raise ConfigError(_foreign(tool, ludwig, document, hints))
+    pipeline, problems = _pipeline(document, ludwig, hints)
+    problems = [*document.problems, *problems, *ludwig_keys.check(ludwig, document, hints)]
+    if "base_model" not in ludwig:
+        message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
+        problems.append(document.problem(message))
+    problems += document.left_empty(problems)
+    if problems or pipeline is None:
+        raise ConfigError(in_order(problems))
+    return Job(path, pipeline, _with_defaults(ludwig), document)
+
+
+def _pipeline(document: Document, ludwig: dict[str, Any], hints: Hints) -> tuple[Pipeline | None, list[Problem]]:
+    """The section `pipeline:`, None where it cannot be made, and what is wrong with it."""
+    section = document.value.get("pipeline", {})
+    problems: list[Problem] = []
+    pipeline = None
+    context = {"refused": set(_strategies_without_ground(section, ludwig))}
+    try:
+        pipeline = Pipeline.model_validate(_auto_written_out(section, ludwig), context=context)
+    except ValidationError as error:
+        found = [(path_of(details), details) for details in error.errors(include_url=False)]
+        problems += [translate(details, document, hints) for path, details in found if path not in document.unreadable]
+    if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
+        message = "pipeline.temperature has no effect unless mix is temperature"
+        problems.append(document.problem(message, "pipeline", "temperature"))
+    if pipeline is not None:
+        problems += _gates_without_task(pipeline, document)
+        problems += _without_effect(pipeline, ludwig, document)
+    return pipeline, problems
+
+
+MOST_ANSWERS = 8
+"""Keys of another tool that are answered one by one."""
+
+
+def _foreign(tool: str, ludwig: dict[str, Any], document: Document, hints: Hints) -> list[Problem]:
+    """What to say of another tool's config: a word on the whole, then the keys that have a counterpart here."""
+    if tool == foreign_keys.LUDWIG:
+        advice = (
+            "write pipeline.tasks in place of the features and the prompt, and keep adapter, trainer and generation"
+        )
+        features = ("input_features", "output_features", "prompt", "model_type")
+        answers = ludwig_keys.check(
+            {key: value for key, value in ludwig.items() if key not in features}, document, hints
+        )
+    else:
+        advice = "start from ludwig_configs/instruction.yaml and carry over what follows"
+        sentences = {key: hints.counterpart(key, value) for key, value in ludwig.items()}
+        answers = [document.problem(sentence, key) for key, sentence in sentences.items() if sentence]
+        answers += ludwig_keys.check(
+            {key: value for key, value in ludwig.items() if key in hints.tree}, document, hints
+        )
+    whole = document.problem(
+        f'this is {tool} config, which is read by another tool; {advice} (README, "Your own data")'
+    )
+    answers = in_order([*document.problems, *answers])
+    left = len(answers) - MOST_ANSWERS if tool == foreign_keys.LUDWIG else len(ludwig) - len(answers[:MOST_ANSWERS])
+    rest = [Problem(f"{left} more of its keys are not answered here", whole.file)] if left > 0 else []
+    return [whole, *answers[:MOST_ANSWERS], *rest]
+
+
+def _auto_written_out(section: Any, ludwig: dict[str, Any]) -> Any:
+    """`pipeline:` with its `auto` in place of which another word stands for this job."""
+    if not isinstance(section, dict):
+        return section
+    forgetting = section.get("forgetting", {})
+    forgetting = {"strategy": forgetting} if isinstance(forgetting, str) else forgetting
+    strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else None
+    if not isinstance(strategy, str):
+        return section
+    word = auto_word(adapter=ludwig.get("adapter") is not None, after=section.get("after") is not None)
+    return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", word, strategy)}}
+
+
+def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]:
+    problems = []
+    for name, gate in pipeline.report.gates.items():
+        kind, known = (
+            ("task", list(pipeline.tasks)) if gate.greatest_loss is None else ("guard", pipeline.forgetting.guard_names)
+        )
+        earlier = kind == "guard" and pipeline.after is not None and "/" in name
+        if name not in known and not earlier:
+            near = did_you_mean(name, known)
+            advice = f"did you mean {near}?" if near else f"the {kind}s are {', '.join(known) or 'none'}"
+            message = f"pipeline.report.gates.{name}: there is no such {kind}; {advice}"
+            problems.append(document.problem(message, "pipeline", "report", "gates", name))
+    return problems
+
+
+def _strategies_without_ground(section: Any, ludwig: dict[str, Any]) -> dict[str, str]:
+    """Strategies that this job's tasks or adapter contradict, and why."""
+    tasks = section.get("tasks") if isinstance(section, dict) else None
+    adapter = ludwig.get("adapter")
+    kind = adapter.get("type") if isinstance(adapter, dict) else None
+    wrong: dict[str, str | bool] = {
+        "multitask": isinstance(tasks, dict) and len(tasks) < 2 and "multitask needs two tasks or more",
+        "full": adapter is not None and "full trains every weight; take the section adapter out",
+        "peft": adapter is None and "peft needs the section adapter, as in adapter: {type: lora, r: 16}",
+    }
+    for name in ("ewc", "si", "l2sp", "interpolate"):
+        wrong[name] = (
+            adapter is not None and kind != "lora" and f"{name} works under adapter: {{type: lora}} or without one"
+        )
+        if isinstance(adapter, dict) and adapter.get("use_dora"):
+            wrong[name] = f"{name} does not know DoRA's magnitudes; write use_dora: false"
+        elif isinstance(adapter, dict) and adapter.get("bias_type", "none") != "none":
+            wrong[name] = (
+                f"{name} does not hold the biases that bias_type: {adapter['bias_type']} trains; write bias_type: none"
+            )
+        elif (
+            isinstance(adapter, dict)
+            and name != "interpolate"
+            and adapter.get("init_lora_weights") in ("pissa", "olora")
+        ):
+            begins = f"{name} holds the adapter at nothing, which is the base only where it begins there"
+            wrong[name] = f"{begins}; write init_lora_weights: default"
+    if ludwig.get("quantization"):
+        wrong["si"] = (
+            "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
+        )
+    workers = ludwig["backend"].get("trainer") if isinstance(ludwig.get("backend"), dict) else None
+    if isinstance(workers, dict) and workers.get("shard_base"):
+        moves = "si moves the base's weights for a while, of which no worker holds all under shard_base"
+        wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no shard_base"
+    return {name: why for name, why in wrong.items() if isinstance(why, str)}
+
+
+def _without_effect(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
+    """What stands in `pipeline:` and contradicts the rest of the job, or would change nothing in it."""
+    forgetting, place = pipeline.forgetting, ("pipeline", "forgetting")
+    wrong = _strategies_without_ground(document.value["pipeline"], ludwig)
+    problems = [
+        document.problem(f"pipeline.forgetting.strategy: {wrong[name]}", *place, "strategy")
+        for name in forgetting.strategies
+        if name in wrong
+    ]
+
+    def idle(key: str, why: str, *path: str) -> None:
+        problems.append(document.problem(f"pipeline.{key} has no effect {why}; take it out", "pipeline", *path))
+
+    if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
+        idle("split", "where every task names a file for each split", "split")
+    ewc = forgetting.ewc
+    if ewc and ewc.decay != 1 and pipeline.after is None:
+        idle("forgetting.ewc.decay", "without pipeline.after: it weighs the earlier jobs", "forgetting", "ewc", "decay")
+    if ewc and ewc.fisher == "kronecker" and ludwig.get("adapter") is None:
+        idle("forgetting.ewc.fisher", "without an adapter, where it is the diagonal", "forgetting", "ewc", "fisher")
+    return problems
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError unless every brace in `template` is a `{column}` or a literal `{{` or `}}`."""
+    advice = 'write "{column}" for a column, "{{" and "}}" for braces'
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        opened = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
+        what = f"{opened[1][:30]!r} is not closed" if opened else "a } has no { before it"
+        raise ValueError(f"{what}; {advice}") from None
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not name.strip() or name != name.strip() or spec or conversion or re.search(r"[{}\n]", name):
+            written = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise ValueError(f"{written[:40]!r} is not a column; {advice}")
+
+
+def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:
+    # Ludwig's own would train nothing (trainer.type none), one row a step, 100 epochs, and sample the answers.
+    filled = {"model_type": "llm", **deepcopy(ludwig)}
+    length = {} if filled.get("trainer", {}).get("train_steps") else {"epochs": 3}
+    filled["trainer"] = {"type": "finetune", **length, "batch_size": 8, **filled.get("trainer", {})}
+    filled["generation"] = {"do_sample": False, "max_new_tokens": 128, **filled.get("generation", {})}
+    return filled

@@ -1,0 +1,4 @@
+"""What a model answers and scores: completions, losses, retention evals.
+
+Must not import `forgetting`, `training` or Ludwig.
+"""

@@ -1,0 +1,57 @@
+"""What the base and the tuned model are asked, the same of both: completions, losses, guards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.config.job import Job
+from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete, quantization_of
+from pipelines.evaluation.retention import PreparedGuard, score_guard
+from pipelines.modeling.reference_model import ReferenceModel
+from pipelines.modeling.token_dataset import TokenRows, validation_losses
+
+
+class Pass(Protocol):
+    """One model, asked."""
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        generation: dict[str, Any],
+        bounds: Sequence[int],
+        progress: Progress = ...,
+        references: Sequence[list[int]] | None = None,
+    ) -> list[Completion]: ...
+
+    def score_guard(self, guard: PreparedGuard) -> list[float | None]: ...
+
+    def validation_losses(self, rows: TokenRows) -> dict[str, Any]: ...
+
+
+class LocalPass:
+    """In this process."""
+
+    def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
+        """`tuned`: the folder of what was trained; None asks the base."""
+        base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_of(job))
+        self.seed = job.pipeline.seed
+        self.loaded = base if tuned is None else base.attach(tuned)
+        self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        generation: dict[str, Any],
+        bounds: Sequence[int],
+        progress: Progress = lambda rows: None,
+        references: Sequence[list[int]] | None = None,
+    ) -> list[Completion]:
+        return complete(self.loaded, prompts, generation, bounds, progress, references, self.seed)
+
+    def score_guard(self, guard: PreparedGuard) -> list[float | None]:
+        return score_guard(self.loaded, guard, self._base_logits)
+
+    def validation_losses(self, rows: TokenRows) -> dict[str, Any]:
+        return validation_losses(self.loaded.model, rows)

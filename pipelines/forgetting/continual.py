@@ -1,0 +1,137 @@
+"""Jobs in sequence: one starts from the model that another has left, and answers for the earlier tasks too."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.config.job import Job, load_job
+from pipelines.config.messages import did_you_mean
+from pipelines.console.activity import doing
+from pipelines.data.tokenize_rows import read_table
+from pipelines.errors import ConfigError
+from pipelines.evaluation.retention import PreparedGuard
+from pipelines.evaluation.retention_files import Question
+from pipelines.modeling.base_models import at_key, find_base_model, load_tokenizer
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.scoring.metrics import resolve, scored_by
+from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
+
+
+def earlier_runs(run: Run) -> Iterator[Run]:
+    """The runs that led to where this one starts, the last first."""
+    while (folder := run.manifest.get("after")) is not None:
+        run = Run.open(Path(folder))
+        yield run
+
+
+def starting_model(job: Job, run: Run) -> Path:
+    """The folder of the model that the job starts from: the base, or what the run named by `after` has left.
+
+    An adapter of that run is folded into its base, once, in the run's folder `start/`: the new adapter begins at zero, and
+    switched off it is the model before this job. Raises ConfigError for a run that is not finished or has another base.
+    """
+    after = job.pipeline.after
+    if after is None:
+        with at_key(job, "base_model"):
+            return find_base_model(job.ludwig["base_model"])
+    earlier = _finished(job, Path(after))
+    check_earlier_gates(job, earlier)
+    left = earlier.path("model")
+    if not (left / "adapter_config.json").exists():
+        return left
+    target = run.path("start")
+    base = trained_from(load_job(earlier.path("config.yaml")), earlier)
+    made_from = digest(fingerprint(base), fingerprint(left))
+    if run.manifest.get("start") != made_from or not target.exists():
+        # The earlier run may have been trained again since.
+        _fold(base, left, target)
+        run.update(start=made_from)
+    return target
+
+
+def check_earlier_gates(job: Job, last: Run) -> None:
+    """Raises ConfigError for a gate RUN/TASK where no run up to `last` has such a task."""
+    runs = [last, *earlier_runs(last)]
+    known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
+    problems = []
+    for name in job.pipeline.report.gates:
+        if "/" in name and name not in known and name not in job.pipeline.forgetting.guard_names:
+            near = did_you_mean(name, known)
+            advice = f"did you mean {near}?" if near else f"the earlier tasks are {', '.join(known)}"
+            message = f"pipeline.report.gates.{name}: there is no such earlier task; {advice}"
+            problems.append(job.problem(message, "pipeline", "report", "gates", name))
+    if problems:
+        raise ConfigError(problems)
+
+
+def trained_from(job: Job, run: Run) -> Path:
+    """The folder of the model that a run was trained from: what `starting_model` gave then, whatever has become of an earlier
+    run since."""
+    start = run.path("start")
+    return start if job.pipeline.after is not None and start.exists() else starting_model(job, run)
+
+
+def _finished(job: Job, folder: Path) -> Run:
+    def refuse(message: str) -> ConfigError:
+        return ConfigError(job.problem(f"pipeline.after: {message}", "pipeline", "after"))
+
+    if not (folder / "manifest.json").is_file():
+        runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
+        make = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
+        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: {make}"
+        raise refuse(f"{folder} holds no run; {there}")
+    earlier = Run.open(folder)
+    if "tuned" not in earlier.manifest["stages"]:
+        raise refuse(f"{folder} is not finished; finish it with: {earlier.command}")
+    base = earlier.manifest["base_model"]
+    if base != job.ludwig["base_model"]:
+        raise refuse(f"{folder} is tuned from {base}; write base_model: {base}")
+    return earlier
+
+
+def _fold(base: Path, adapter: Path, target: Path) -> None:
+    """Raises RunError where merging would change the model."""
+    from pipelines.modeling.adapters import check_merged, merged
+    from pipelines.modeling.loading import load_causal_lm
+
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with doing("merging the earlier run's adapter into its base"):
+        whole = merged(load_causal_lm(base, frozen=True), adapter)
+        whole.save_pretrained(partial)  # type: ignore[operator]
+        load_tokenizer(base).save_pretrained(partial)
+        check_merged(partial, whole, load_causal_lm(partial, frozen=True))
+    replace_folder(partial, target)
+
+
+def earlier_tasks(run: Run) -> list[PreparedGuard]:
+    """The test rows of every task that the earlier runs trained, each a guard of this one."""
+    guards: list[PreparedGuard] = []
+    for earlier in earlier_runs(run):
+        job = load_job(earlier.path("config.yaml"))
+        default = int(job.ludwig["generation"]["max_new_tokens"])
+        table = read_table(earlier.path("data"), "test")
+        left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
+        for name, task in job.pipeline.tasks.items():
+            system = task.system if task.system is not None else job.pipeline.system
+            metric = scored_by(task.metric, task.normalize)
+            mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
+            guards.append(
+                PreparedGuard(
+                    f"{earlier.name}/{name}",
+                    "task",
+                    str(earlier.folder),
+                    metric=metric,
+                    questions=[
+                        Question(
+                            row["prompt"], system, row["completion"], row["fields"], task.max_new_tokens or default
+                        )
+                        for row, _ in mine
+                    ],
+                    own_scores=[resolve(metric).score(answer).value for _, answer in mine],
+                )
+            )
+    return guards

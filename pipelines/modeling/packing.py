@@ -1,0 +1,167 @@
+"""Rows laid end to end through the model: no padding, what they have in common read once, and the vocabulary projection only
+where the loss counts.
+
+The numbers are those of a padded batch: attention stays within each row and positions restart with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pipelines.modeling.attention import reads_beginnings_once, reads_rows_together
+from pipelines.modeling.linear_cross_entropy import losses_of
+from pipelines.modeling.prefix_tree import Layout, lay_out
+
+PACK_TOKENS = 4096
+"""Tokens that go through the model at once where nothing is kept for a backward pass."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of tokens: `input_ids[i]` int32 of any length, of which the loss counts `[supervised_from[i]:]`."""
+
+    input_ids: Sequence[np.ndarray]
+    supervised_from: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for ids in self.input_ids)
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(self.supervised_lengths)
+
+    @property
+    def supervised_lengths(self) -> list[int]:
+        return [len(ids) - start for ids, start in zip(self.input_ids, self.supervised_from, strict=True)]
+
+    def __getitem__(self, part: slice) -> Rows:
+        return Rows(self.input_ids[part], self.supervised_from[part])
+
+    def take(self, numbers: Sequence[int]) -> Rows:
+        return Rows([self.input_ids[n] for n in numbers], [self.supervised_from[n] for n in numbers])
+
+
+def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+    """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
+    return torch.cat([packed_losses(model, part, layout) for part, layout in _laid_out(model, rows)])
+
+
+def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits that predict each supervised token, row after row, and those tokens:
+    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens].
+
+    Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
+    """
+    passes = [packed_logits(model, part, layout) for part, layout in _laid_out(model, rows, share)]
+    if len(passes) == 1:
+        return passes[0]  # joining would copy what is the largest thing of a step
+    logits, targets = zip(*passes, strict=True)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _laid_out(model: torch.nn.Module, rows: Rows, share: bool = True) -> Iterator[tuple[Rows, Layout]]:
+    """The passes that the model takes for `rows`: one, or one a row."""
+    if reads_rows_together(model):
+        yield rows, lay_out(rows.input_ids, share=share and reads_beginnings_once(model) and not _drops_out(model))
+    else:
+        yield from ((rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows)))
+
+
+def _drops_out(model: torch.nn.Module) -> bool:
+    """Whether the model now draws random numbers: each row has its own."""
+    if not model.training:
+        return False
+    layers = (module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
+
+
+def packed_losses(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> torch.Tensor:
+    """As `token_losses`, of rows laid out; `more` goes to the model."""
+    head = plain_head(model)
+    if head is None:
+        logits, targets = packed_logits(model, rows, layout, **more)
+        return F.cross_entropy(logits, targets, reduction="none").float()
+    inputs, places, targets = _inputs(model, rows, layout)
+    hidden = transformers_model(model).get_decoder()(**{**inputs, **more}).last_hidden_state  # type: ignore[operator]
+    return losses_of(hidden.squeeze(0).index_select(0, places), head, targets)
+
+
+def packed_logits(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `supervised_logits`, of rows laid out; `more` goes to the model."""
+    inputs, places, targets = _inputs(model, rows, layout)
+    if "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
+        return model(**{**inputs, **more}, logits_to_keep=places).logits.squeeze(0), targets
+    return model(**{**inputs, **more}).logits[0, places], targets
+
+
+def _inputs(model: torch.nn.Module, rows: Rows, layout: Layout) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What the model is given, the places whose logits count, each predicting the next token, and those tokens."""
+    device = next(model.parameters()).device
+    # As int64, which is what torch looks tokens up by.
+    wanted = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
+    following = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
+    tokens, positions, places, targets = (
+        torch.from_numpy(numbers.astype(np.int64)).to(device)
+        for numbers in (layout.tokens, layout.positions, np.concatenate(wanted), np.concatenate(following))
+    )
+    inputs = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
+    return inputs | ({"layout": layout} if reads_rows_together(model) else {}), places, targets
+
+
+def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """The output layer where logits are its product with the decoder's last hidden states and nothing more (which
+    `settle_head` finds out), and where no gradient of its own is asked for."""
+    inner = transformers_model(model)
+    head = inner.get_output_embeddings() if getattr(inner, "has_plain_head", False) else None  # type: ignore[operator]
+    trained = torch.is_grad_enabled() and head is not None and any(weight.requires_grad for weight in head.parameters())
+    return head if type(head) is torch.nn.Linear and not trained else None
+
+
+def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model
+
+
+def micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """Slices of `size` rows, in order."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def packs(rows: Rows, batch_tokens: int) -> Iterator[list[int]]:
+    """The numbers of rows that go through the model together: about `batch_tokens` tokens, in order."""
+    pack: list[int] = []
+    size = 0
+    for number, ids in enumerate(rows.input_ids):
+        if pack and size + len(ids) > batch_tokens:
+            yield pack
+            pack, size = [], 0
+        pack.append(number)
+        size += len(ids)
+    if pack:
+        yield pack
+
+
+def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:
+    """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
+    for numbers in packs(rows, batch_tokens):
+        yield from pack_means(model, rows.take(numbers))
+
+
+def pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:
+    """Mean loss of each row's supervised tokens, all in one pass."""
+    with torch.no_grad():
+        losses = token_losses(model, rows).split(rows.supervised_lengths)
+    return [float(loss.double().mean()) for loss in losses]

@@ -1,0 +1,371 @@
+"""The stages in their order: prepare → base completions → base guards → train → tuned completions → tuned guards → report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import __version__
+from pipelines.config.job import Job
+from pipelines.config.optional_packages import check_extras
+from pipelines.console.activity import doing
+from pipelines.console.reporter import Screen, quiet_libraries
+from pipelines.stages.digests import stage_inputs
+from pipelines.storage.cache import cache_folder, cached, check_cache, unwritable
+from pipelines.storage.run_folder import (
+    Run,
+    config_entries,
+    digest,
+    file_digest,
+    hardware,
+    machine_errors,
+    refuse_other_config,
+    versions,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.evaluator import Pass
+
+
+def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
+    """Does what is not done yet. Killed anywhere, the same call goes on from there."""
+    check_extras(job)
+    with machine_errors(run.folder), run.locked():
+        refuse_other_config(job.path, run)
+        check_cache()
+        Stages(job, run, command, screen).all()
+
+
+class Stages:
+    """The work of each stage and what it depends on."""
+
+    def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
+        self.job, self.run, self.command, self.screen = job, run, command, screen
+        with screen.working(f"Base model {job.ludwig['base_model']}"):
+            quiet_libraries()
+            # torch is imported here, which takes half a minute on a busy machine.
+            from pipelines.forgetting.continual import starting_model
+            from pipelines.modeling.content_hash import fingerprint
+            from pipelines.modeling.module_names import check_names
+
+            self.base_folder = starting_model(job, run)
+            self.model_id = fingerprint(self.base_folder)
+        check_names(job, self.base_folder)
+        self.generation = dict(job.ludwig["generation"])
+
+    def all(self) -> None:
+        from pipelines.modeling.content_hash import fingerprint
+
+        pipeline, ludwig = self.job.pipeline, self.job.ludwig
+        with doing("reading the data files"):
+            inputs = stage_inputs(self.job, self.model_id)
+        self.run.update(
+            name=self.run.name,
+            **config_entries(self.job.path, self.run.folder),
+            command=self.command,
+            seed=pipeline.seed,
+            base_model=ludwig["base_model"],
+            base_revision=self._revision(),
+            after=pipeline.after,
+            generation=self._decoding(),
+            versions=versions(),
+            hardware=hardware(),
+        )
+        self._write_config()
+        self._say_changed_data()
+        self._prepare_sandbox()
+        self._stage("prepare", inputs["prepare"], self.prepare)
+        with self._asking():
+            self._stage("base", inputs["base"], lambda: self.complete("base"))
+            self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
+        self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
+        tuned_id = fingerprint(self.run.path("model"))
+        with self._asking():
+            self._stage("tuned", digest(inputs["tuned"], tuned_id), lambda: self.complete("tuned"))
+            self._stage("tuned guards", digest(inputs["tuned guards"], tuned_id), lambda: self.guard("tuned"))
+        self._stage("report", digest(inputs["report"], tuned_id), self.report)
+
+    def _prepare_sandbox(self) -> None:
+        from pipelines.evaluation.retention_files import guards_of
+        from pipelines.scoring.sandbox import prepare_sandbox
+
+        guards = guards_of(self.job.pipeline.forgetting).values()
+        metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {guard.metric or "" for guard in guards}
+        prepare_sandbox(metrics, self.screen.working)
+
+    def _say_changed_data(self) -> None:
+        for name, prepared in self.run.manifest.get("data", {}).items():
+            file = Path(prepared["file"])
+            if file.is_file() and file_digest(file) != prepared["sha256"]:
+                self.screen.warn(f"{file} has changed since task {name} was prepared; what depends on it is done again")
+
+    def _decoding(self) -> dict[str, Any]:
+        from pipelines.data.prompt_format import PromptFormat
+        from pipelines.evaluation.completions import decoding
+
+        bounds = {name: self._bound(name) for name in self.job.pipeline.tasks}
+        own = {"max_new_tokens": bounds if len(set(bounds.values())) > 1 else next(iter(bounds.values()))}
+        return decoding(
+            {**self.generation, **own}, PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+        )
+
+    def _revision(self) -> str:
+        """The hub's commit where the base came from there, else the digest of its files."""
+        return self.base_folder.name if self.base_folder.parent.name == "snapshots" else self.model_id
+
+    def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
+        if not self.run.stage(name, inputs, work):
+            self.screen.note(f"{name}: done already")
+
+    def _write_config(self) -> None:
+        import yaml
+
+        write_text(
+            self.run.path("config.yaml"), yaml.safe_dump(self.job.resolved(), sort_keys=False, allow_unicode=True)
+        )
+
+    # --- stages ---
+
+    def prepare(self) -> None:
+        from pipelines.checks.rows import Preflight, refuse_serious
+        from pipelines.data.examples import SPLITS, load_examples
+        from pipelines.data.prompt_format import PromptFormat
+        from pipelines.data.tokenize_rows import prepare_rows, write_rows
+        from pipelines.modeling.base_models import context_length
+
+        with self.screen.working("Preparing rows"):
+            prompts = PromptFormat.for_job(self.job, self.base_folder)
+            preflight = Preflight(self.job, prompts, context_length(self.base_folder))
+            rows = prepare_rows(load_examples(self.job.pipeline), prompts)
+            write_rows(preflight.watch(rows), self.run.path("data"))
+            findings = preflight.findings()
+        refuse_serious(findings)
+        for finding in findings:
+            self.screen.warn(str(finding.problem))
+        data: dict[str, Any] = {}
+        for name, task in self.job.pipeline.tasks.items():
+            file = task.data if isinstance(task.data, str) else task.data.train
+            counts = {split: preflight.counts[name, split] for split in SPLITS}
+            data[name] = {
+                **counts,
+                "file": file,
+                "sha256": file_digest(Path(file)),
+                "notes": preflight.scores.notes(name),
+            }
+        self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
+
+    def complete(self, which: str) -> None:
+        """The completions of every test row and probe, with the loss of each reference."""
+        from pipelines.data.tokenize_rows import read_table
+
+        folder = self.run.path(f"{which}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        table = read_table(self.run.path("data"), "test")
+        kept = self._base_cache(table) if which == "base" else None
+        if kept is not None and kept.exists():
+            shutil.copytree(kept, folder)
+            self.screen.note("base: this model has answered these prompts before; taken from the cache")
+        else:
+            self._answer(which, table, folder)
+            if kept is not None:
+                with self._keeping():
+                    self._keep(folder, kept)
+        self._publish(folder, which)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One model is asked several times; it is loaded when it is first needed, and gone from memory behind the block."""
+        with contextlib.ExitStack() as self._open:
+            self._asked: Pass | None = None
+            yield
+            self._asked = None
+
+    def _model(self, which: str) -> Pass:
+        """The base or the tuned model, here or spread over the workers of a cluster."""
+        from pipelines.evaluation.evaluator import LocalPass
+        from pipelines.training.ray import on_ray, ray_pass
+
+        if self._asked is None:
+            tuned = self.run.path("model") if which == "tuned" else None
+            with self.screen.working(f"Loading the {which} model"):
+                if on_ray(self.job):
+                    self._asked = self._open.enter_context(ray_pass(self.job, self.base_folder, tuned))
+                else:
+                    self._asked = LocalPass(self.job, self.base_folder, tuned)
+        return self._asked
+
+    def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
+        from pipelines.data.tokenize_rows import open_table
+        from pipelines.modeling.token_dataset import TokenRows
+
+        model = self._model(which)
+        self._write_probes(model, folder, which)
+        write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
+        validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
+        if which == "base" and len(validation):
+            with self.screen.working("Validation loss of the base"):
+                write_json(folder / "validation.json", model.validation_losses(validation))
+
+    def _keep(self, folder: Path, kept: Path) -> None:
+        """Copies the base pass into the cache, for every later run of the same model and prompts."""
+        aside = kept.with_name(f"{kept.name}.{self.run.name}.partial")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
+        if kept.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(kept)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Writes into the cache what the run has in its own folder already: a cache that is full does not end the run."""
+        try:
+            yield
+        except OSError as error:
+            self.screen.warn(
+                f"{unwritable(cache_folder(), error)}. Other runs will not find what this one has answered"
+            )
+
+    def _publish(self, folder: Path, which: str) -> None:
+        from pipelines.storage.run_folder import replace_folder
+
+        replace_folder(folder, self.run.path(which))
+
+    def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
+        from pipelines.data.tokenize_rows import read_table
+
+        # The row's number stands in the answers: the same rows on other lines of their file are others.
+        prompts = [
+            [row["task"], row["row"], row["input_ids"], row["supervised_from"], self._bound(row["task"])]
+            for row in table
+        ]
+        validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
+        probes = self.job.pipeline.report.prompts
+        key = digest(
+            self.model_id,
+            prompts,
+            [row["fields"] for row in table],
+            validation,
+            self.generation,
+            self.job.ludwig.get("quantization"),
+            file_digest(Path(probes)) if probes else None,
+            self.job.pipeline.system,
+            self.job.pipeline.chat_template,
+            __version__,
+            versions(),
+            hardware()["gpu"],
+        )
+        return cached("completions", key[:32])
+
+    def _bound(self, task: str) -> int:
+        bound = self.job.pipeline.tasks[task].max_new_tokens
+        return int(bound if bound is not None else self.generation["max_new_tokens"])
+
+    def _complete_rows(self, model: Pass, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
+        prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
+        references = [row["input_ids"][row["supervised_from"] :] for row in table]
+        bounds = [self._bound(row["task"]) for row in table]
+        with self.screen.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
+            answers = model.complete(prompts, self.generation, bounds, progress, references)
+        return [
+            {
+                "task": row["task"],
+                "row": row["row"],
+                "prompt": row["prompt"],
+                "reference": row["completion"],
+                "completion": answer.text,
+                "reference_loss": answer.reference_loss,
+                "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
+                "new_tokens": answer.new_tokens,
+                "finished": answer.finished,
+                "fields": row["fields"],
+            }
+            for row, answer in zip(table, answers, strict=True)
+        ]
+
+    def _write_probes(self, model: Pass, folder: Path, which: str) -> None:
+        from pipelines.data.prompt_format import PromptFormat
+        from pipelines.data.sample_prompts import read_probes
+
+        if not self.job.pipeline.report.prompts:
+            return
+        probes = read_probes(Path(self.job.pipeline.report.prompts))
+        prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+        texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
+        bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
+        with self.screen.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
+            answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
+        write_jsonl(
+            folder / "probes.jsonl",
+            [
+                {
+                    "title": probe.get("title"),
+                    "prompt": probe["prompt"],
+                    "completion": answer.text,
+                    "new_tokens": answer.new_tokens,
+                    "finished": answer.finished,
+                }
+                for probe, answer in zip(probes, answers, strict=True)
+            ],
+        )
+
+    def train(self, inputs: str) -> None:
+        from pipelines.training.ray import on_ray, train_on_ray
+        from pipelines.training.train import train
+
+        # Checkpoints of another config would be taken for the start of this training.
+        marker = self.run.path("training", "inputs")
+        if marker.exists() and marker.read_text(encoding="utf-8") != inputs:
+            shutil.rmtree(marker.parent)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(inputs, encoding="utf-8")
+        with self.screen.steps("Training") as report:
+            (train_on_ray if on_ray(self.job) else train)(self.job, self.run, self.base_folder, report)
+        history = json.loads(self.run.path("model", "training.json").read_text(encoding="utf-8"))
+        for note in history.get("notes", []):
+            self.screen.warn(note)
+        if skipped := history.get("skipped"):
+            self.screen.warn(
+                f"{len(skipped)} steps without a finite loss were passed over: {', '.join(map(str, skipped))}"
+            )
+
+    def guard(self, which: str) -> None:
+        """The score of every item of every guard, for the base once a model."""
+        from pipelines.evaluation.retention import guard_lines
+        from pipelines.evaluation.retention_files import guards_of
+        from pipelines.forgetting.build import Start
+
+        start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
+        if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
+            write_text(target, "")
+            return
+        inputs = stage_inputs(self.job, self.model_id)["base guards"]
+        key = digest(inputs, self.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
+        kept = cached("guards", f"{key[:32]}.jsonl") if which == "base" else None
+        if kept is not None and kept.exists():
+            write_text(target, kept.read_text(encoding="utf-8"))
+            return
+        guards = start.guards
+        lines: list[dict[str, Any]] = []
+        model = self._model(which)
+        with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
+            for guard in guards:
+                lines += guard_lines(guard, model.score_guard(guard))
+                progress(1)
+        write_jsonl(target, lines)
+        if kept is not None:
+            with self._keeping():
+                write_jsonl(kept, lines)
+
+    def report(self) -> None:
+        from pipelines.report import write_report
+
+        with self.screen.working("Report"):
+            write_report(self.run.folder)

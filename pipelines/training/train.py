@@ -1,0 +1,256 @@
+"""Hands the job to Ludwig: config, prepared tokens, our trainer; takes back a model folder that can be read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config.job import Job
+from pipelines.config.lr_schedules import Steps, learning_rate, rows_per_step
+from pipelines.console.activity import doing
+from pipelines.data.examples import epoch_order, task_shares
+from pipelines.data.tokenize_rows import open_table
+from pipelines.errors import MachineError, RunError
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.storage.run_folder import Run, replace_folder, write_json
+
+if TYPE_CHECKING:
+    from pipelines.forgetting.build import Start
+    from pipelines.forgetting.strategy import Strategy
+    from pipelines.training.ludwig_dataset import TokenDataset
+    from pipelines.training.retention_callback import Watch
+
+FEATURES = {
+    "input_features": [{"name": "prompt", "type": "text"}],
+    "output_features": [{"name": "completion", "type": "text"}],
+}
+"""Ludwig wants features named; the tokens themselves come prepared."""
+
+StepReport = Callable[[int, int, float | None], None]
+"""Called with steps done, steps in all, and the last loss."""
+
+
+def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
+    """The Ludwig config of the job: what the YAML says outside `pipeline:`, with the folder of the base model."""
+    config = {**job.ludwig, **FEATURES, "base_model": str(base_model)}
+    # Several workers share a step's rows, so the step is the same and so is its rate; Ludwig would multiply it.
+    config["trainer"] = trainer = {**config["trainer"], "learning_rate_scaling": "constant"}
+    if trainer.get("gradient_clipping", {}) is None:
+        trainer["gradient_clipping"] = {"clipglobalnorm": None}  # Ludwig would clip at 0.5
+    if trainer.get("optimizer", {}).get("type") == "adafactor":
+        # With Ludwig's own settings it takes no learning rate; these are what transformers' Trainer takes.
+        fixed = {"relative_step": False, "lr": learning_rate(trainer)}
+        trainer["optimizer"] = {"scale_parameter": False, **trainer["optimizer"], **fixed}
+    if fits_memory(job):
+        # Ludwig would try batch sizes with rows of its own making; ours finds its size within the first step.
+        trainer |= {"batch_size": rows_per_step(trainer), "effective_batch_size": "auto"}
+    # The processes are ours to start (`pipelines.training.ray`); Ludwig's part is the same in each.
+    config.pop("backend", None)
+    return config
+
+
+def fits_memory(job: Job) -> bool:
+    return bool(job.ludwig["trainer"]["batch_size"] == "auto")
+
+
+def shards_base(job: Job) -> bool:
+    """Whether each worker holds a part of the frozen weights alone."""
+    backend = job.ludwig.get("backend")
+    return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
+
+
+def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
+    """Trains, or goes on from the last checkpoint, and leaves run/model with weights, tokenizer, training.json.
+
+    In each of several workers (see `pipelines.training.ray`) it is the same; the coordinator alone writes.
+    """
+    workdir = run.path("training")
+    workdir.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", "0"))
+    with _ludwig_log(workdir / (f"ludwig-{rank}.log" if rank else "ludwig.log")):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from ludwig.api import LudwigModel
+        from ludwig.globals import set_disable_progressbar
+
+        from pipelines.forgetting.build import Start, build
+        from pipelines.modeling.process_group import Workers
+        from pipelines.training.callback import StepCallback
+        from pipelines.training.ludwig_backend import WorkersBackend
+        from pipelines.training.ludwig_registry import register
+
+        register()
+        training, validation = _datasets(job, run)
+        workers = Workers.here()
+        start = Start(job, run, base_model)
+        with workers.coordinator_first():
+            strategies = build(start, training.data.rows)
+            may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
+            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shards_base(job))
+        # Named, since Ludwig would join any Ray cluster that it finds on the machine.
+        backend = WorkersBackend() if workers.count > 1 else "local"
+        config = ludwig_config(job, base_model)
+        # Ludwig evaluates once an epoch where an epoch has fewer steps than `checkpoints_per_epoch`.
+        config["trainer"]["steps_per_checkpoint"] = Steps.of(job.ludwig["trainer"], len(training)).per_evaluation
+        config["trainer"].pop("checkpoints_per_epoch", None)
+        model = LudwigModel(config, backend=backend, callbacks=[callback], logging_level=logging.INFO)
+        set_disable_progressbar(True)  # behind the constructor, which switches it on again
+        model.train(
+            training_set=training,
+            validation_set=validation,
+            training_set_metadata=_metadata(),
+            model_resume_path=str(workdir),
+            skip_save_training_description=True,
+            skip_save_training_statistics=True,
+            skip_save_log=True,
+            skip_save_processed_input=True,
+            random_seed=job.pipeline.seed,
+        )
+        if workers.rank:
+            return
+        history = callback.history
+        if history is None:
+            raise RunError("training ended before its first step")
+        history["seconds"] = round(history.get("seconds", 0.0), 1)
+        base = run.path("base", "validation.json")
+        if base.exists():
+            history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
+        with doing("saving the model"):
+            aside = _collect(model, workdir, start, history)
+        _after_training(start, strategies, aside, history)
+        write_json(aside / "training.json", history)
+        for strategy in strategies:
+            strategy.finish(fingerprint(aside))
+        replace_folder(aside, run.path("model"))
+        shutil.rmtree(workdir / "model", ignore_errors=True)
+
+
+def _watch(start: Start) -> Watch | None:
+    """Looks at the guards while training, where the YAML asks for it."""
+    forgetting = start.job.pipeline.forgetting
+    if forgetting.every is None or forgetting.guards == "none":
+        return None
+    from pipelines.training.retention_callback import Watch
+
+    return Watch(start.guards, start.prompts, forgetting.every, forgetting.budget, start.guard_means)
+
+
+def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, history: dict[str, Any]) -> None:
+    """What is decided on the finished weights, in the folder `tuned`."""
+    if "interpolate" not in start.job.pipeline.forgetting.strategies:
+        return
+    from pipelines.evaluation.completions import quantization_of
+    from pipelines.forgetting.interpolate import Between, largest_scale
+
+    settings = start.job.pipeline.forgetting.settings("interpolate")
+    between = Between(start.folder, tuned, quantization_of(start.job))
+    scale, measured = largest_scale(settings, between.general_loss(start.passages))
+    between.save(scale)
+    history["trial_losses"] = between.trial_losses(scale)
+    history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
+
+
+def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
+    from pipelines.modeling.token_dataset import TokenRows
+    from pipelines.training.ludwig_dataset import TokenDataset
+
+    trainer, pipeline = job.ludwig["trainer"], job.pipeline
+    rows = rows_per_step(trainer)
+    training, validation = (TokenRows.of(open_table(run.path("data"), split)) for split in ("train", "validation"))
+    counts = Counter(training.tasks)
+    weights = {name: task.weight for name, task in pipeline.tasks.items()}
+    shares = task_shares(counts, weights, pipeline.mix, pipeline.temperature)
+    shuffle = bool(trainer.get("should_shuffle", True))
+
+    def order(epoch: int) -> list[int]:
+        return epoch_order(training.tasks, shares, pipeline.seed, epoch, shuffle)
+
+    if not len(validation):
+        return TokenDataset(training, rows, order), None
+    in_file_order = list(range(len(validation)))
+    return (
+        TokenDataset(training, rows, order),
+        TokenDataset(validation, rows, lambda epoch: in_file_order),
+    )
+
+
+def _metadata() -> dict[str, Any]:
+    """The little that Ludwig's text features ask of preprocessing, which our rows never go through."""
+    feature: dict[str, Any] = {
+        "idx2str": [],
+        "str2idx": {},
+        "str2freq": {},
+        "str2idf": None,
+        "vocab_size": 0,
+        "max_sequence_length": 0,
+        "pad_idx": 0,
+        "padding_symbol": "",
+        "unknown_symbol": "",
+        "preprocessing": {},
+    }
+    return {"prompt": dict(feature), "completion": dict(feature)}
+
+
+def _collect(model: Any, workdir: Path, start: Start, history: dict[str, Any]) -> Path:
+    """The folder with the saved weights and the tokenizer, not yet under its name."""
+    from pipelines.modeling.base_models import load_tokenizer
+    from pipelines.training.model_card import portable
+
+    aside = workdir.with_name("model.partial")
+    if aside.exists():
+        shutil.rmtree(aside)
+    shutil.move(workdir / "model" / "model_weights", aside)
+    load_tokenizer(start.folder).save_pretrained(aside)
+    portable(aside, start.job, start.folder, start.model_id)
+    llm = model.model
+    if llm.begins_elsewhere:
+        kind = start.job.ludwig["adapter"]["type"]
+        note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
+        history.setdefault("notes", []).append(note)
+    history["trial_losses"] = llm.trial_losses
+    parameters = list(llm.model.parameters())
+    history["parameters"] = sum(p.numel() for p in parameters)
+    history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+    history["peak_memory_bytes"] = _peak_memory()
+    return aside
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _ludwig_log(path: Path) -> Iterator[None]:
+    """Ludwig's chatter, warnings and prints go to a file; the terminal keeps its progress bar."""
+    root = logging.getLogger()
+    ludwig = logging.getLogger("ludwig")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    before = (root.handlers[:], root.level, ludwig.propagate)
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+    except MemoryError:
+        raise MachineError(
+            "training ran out of memory; write trainer.batch_size: auto, and the rows of a step "
+            "as trainer.effective_batch_size"
+        ) from None
+    finally:
+        root.handlers, root.level, ludwig.propagate = before
+        logging.captureWarnings(False)
+        handler.close()

@@ -1,0 +1,97 @@
+"""`check` renders each task's first row with the model's own template, without its tokenizer."""
+
+import json
+
+import pytest
+
+from pipelines.checks.chat_template import TemplateOnly, check_rendering
+from pipelines.config.job import load_job
+from pipelines.data.examples import load_examples
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.errors import ConfigError
+from tests.tiny import CHATML, KINDS, make_tokenizer
+
+DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+WANTS_PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{% else %}"
+    "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+)
+NO_ANSWER = "{% for m in messages if m['role'] != 'assistant' %}" + CHATML.partition("%}")[2]
+LAST_ONLY = "{{ messages[-1]['content'] }}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_it_renders_as_the_tokenizer_does(tmp_path, kind, system):
+    tokenizer = make_tokenizer(kind)
+    tokenizer.save_pretrained(tmp_path)
+    ours, its = PromptFormat(TemplateOnly(tmp_path)), PromptFormat(tokenizer)
+    assert ours.uses_chat_template == its.uses_chat_template
+    for text in ("is it?", " \n<b> {{ x }} "):
+        assert ours.prompt_text(text, system) == its.prompt_text(text, system)
+
+
+def folder_with(tmp_path, template, how="jinja"):
+    if how == "jinja":
+        (tmp_path / "chat_template.jinja").write_text(template)
+        template = None
+    elif how == "named":
+        template = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    special = {"bos_token": {"content": "<bos>"}, "eos_token": "<|im_end|>", "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**special, **({"chat_template": template} if template else {})})
+    )
+    return TemplateOnly(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["jinja", "config", "named"])
+def test_the_places_of_a_template(tmp_path, how):
+    found = folder_with(tmp_path, "{{ bos_token }}" + CHATML, how)
+    assert PromptFormat(found).prompt_text("a").startswith("<bos><|im_start|>user\na<|im_end|>")
+    assert found.special_tokens == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
+
+
+def test_named_templates_without_default(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": [{"name": "rag", "template": CHATML}]})
+    )
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag\) and no default"):
+        PromptFormat(TemplateOnly(tmp_path)).prompt_text("is it?")
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "message"),
+    [
+        (DROPS_SYSTEM, "Be brief.", "drops the system turn"),
+        (WANTS_PARTS, None, "drops the prompt"),
+        (NO_ANSWER, None, "drops the assistant's answer"),
+        (LAST_ONLY, "Be brief.", "drops the system turn"),
+        (REFUSES_SYSTEM, "Be brief.", "System role not supported"),
+    ],
+)
+def test_a_template_that_loses_text(tmp_path, template, system, message):
+    with pytest.raises(ConfigError, match=message):
+        PromptFormat(folder_with(tmp_path, template)).prompt_text("is it?", system)
+
+
+@pytest.mark.parametrize(
+    ("template", "key"), [(REFUSES_SYSTEM, "pipeline.tasks.t.system"), (WANTS_PARTS, "pipeline.chat_template")]
+)
+def test_check_names_task_and_line(tmp_path, monkeypatch, template, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}?", "a": "yn"[n % 2]}) + "\n" for n in range(9)))
+    (tmp_path / "job.yaml").write_text(
+        "base_model: smollm2-135m-instruct\nadapter: {type: lora}\npipeline:\n  chat_template: true\n  tasks:\n    t:\n"
+        "      data: rows.jsonl\n      prompt: '{q}'\n      completion: '{a}'\n      system: Be brief.\n"
+    )
+    job = load_job(tmp_path / "job.yaml")
+    folder_with(tmp_path, template)
+    with pytest.raises(ConfigError) as error:
+        check_rendering(job, tmp_path, {"t": next(load_examples(job.pipeline))})
+    (problem,) = error.value.problems
+    assert problem.line == job.line_of(*key.split(".")) and problem.message.startswith(
+        "task t: this model's chat template"
+    )

@@ -1,0 +1,142 @@
+"""Each reference of a test row is scored as if it were the answer; what keeps it from the full score is named."""
+
+import json
+
+import pytest
+
+from pipelines.checks.references import ReferenceChecks
+from pipelines.checks.rows import Preflight
+from pipelines.config.job import load_job
+from pipelines.data.examples import load_examples
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import prepare_rows
+from tests.tiny import make_tokenizer
+
+
+def findings(
+    tmp_path, monkeypatch, answers, metric="label", kind="pad_is_eos", context=512, max_new_tokens=32, **fields
+):
+    """What is found where `answers` are the test rows' references; each finding as (serious, row, message)."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"{n}?", "a": answer, "split": "test", **fields} for n, answer in enumerate(answers)]
+    rows += [{"q": f"t{n}?", "a": "yn"[n % 2], "split": "train", **fields} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {
+        "data": "rows.jsonl",
+        "prompt": "{q}",
+        "completion": "{a}",
+        "metric": metric,
+        "max_new_tokens": max_new_tokens,
+    }
+    config = {"pipeline": {"tasks": {"t": task}}, "base_model": "smollm2-135m-instruct", "adapter": {"type": "lora"}}
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    job = load_job(tmp_path / "job.yaml")
+    prompts = PromptFormat(make_tokenizer(kind))
+    checks = ReferenceChecks(job, prompts, context)
+    for row in prepare_rows(load_examples(job.pipeline), prompts):
+        checks.see(row)
+    return [(serious, problem.line, problem.message) for serious, problem in checks.findings()]
+
+
+@pytest.mark.parametrize("metric", ["label", "rouge", "chrf", "perplexity"])
+@pytest.mark.parametrize("kind", ["pad_is_eos", "adds_bos", "no_template", "sentencepiece"])
+def test_references_that_can_be_reached_are_no_finding(tmp_path, monkeypatch, metric, kind):
+    assert findings(tmp_path, monkeypatch, ["yes", "no", "maybe so"], metric, kind) == []
+
+
+def test_a_label_longer_than_the_bound(tmp_path, monkeypatch):
+    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=8)
+    assert found == [
+        (
+            True,
+            2,
+            "task t: the reference is longer than max_new_tokens 8, where an answer is cut: write max_new_tokens: 15 "
+            "(1 of 3 test rows)",
+        )
+    ]
+    assert findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=15) == []
+
+
+def test_the_context_cuts_too(tmp_path, monkeypatch):
+    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], context=30)
+    assert [(serious, row) for serious, row, _ in found] == [(True, 2)]
+
+
+def test_a_long_text_is_a_warning_where_the_score_has_degrees(tmp_path, monkeypatch):
+    found = findings(
+        tmp_path, monkeypatch, ["a fine day", "a very long summary of a very long text"], "rouge", max_new_tokens=16
+    )
+    assert [(serious, row) for serious, row, _ in found] == [(False, 2)]
+    every = findings(
+        tmp_path, monkeypatch, ["a very long summary of it", "another very long one"], "rouge", max_new_tokens=8
+    )
+    assert [serious for serious, *_ in every] == [True]  # no answer at all can reach the full score
+
+
+def test_special_tokens_in_a_reference_are_lost(tmp_path, monkeypatch):
+    found = findings(tmp_path, monkeypatch, ["yes", "no<|im_end|> really"])
+    assert found == [
+        (
+            True,
+            2,
+            "task t: the reference holds special tokens (<|im_end|>), which an answer is read without; take them out "
+            "(1 of 2 test rows)",
+        )
+    ]
+
+
+def test_letters_that_the_tokenizer_does_not_have(tmp_path, monkeypatch):
+    """The SentencePiece-like tokenizer has ASCII only; the others have bytes."""
+    found = findings(tmp_path, monkeypatch, ["yes", "日本"], kind="sentencepiece")
+    assert [(serious, row) for serious, row, _ in found] == [(True, 2)]
+    assert "this model's tokenizer cannot write it" in found[0][2]
+    assert findings(tmp_path, monkeypatch, ["yes", "日本"]) == []
+
+
+def test_a_metric_of_the_users_is_asked_for_its_own_full_score(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def half(completion, reference, row):\n    return 50 * (completion == reference)\n"
+    )
+    assert findings(tmp_path, monkeypatch, ["yes", "no"], "mine:half") == []
+    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], "mine:half", max_new_tokens=6)
+    assert [row for _, row, _ in found] == [2] and "max_new_tokens: 15" in found[0][2]
+
+
+@pytest.mark.usefixtures("compiled_sandbox")
+def test_code_that_fails_its_own_tests_is_named(tmp_path, monkeypatch):
+    good, bad = "def f(x):\n    return x + 1", "def f(x):\n    return x - 1"
+    tests = {"tests": ["assert f(1) == 2", "assert f(2) == 3"]}
+    found = findings(tmp_path, monkeypatch, [good, bad], "unit_tests", max_new_tokens=64, **tests)
+    (serious, row, message), *others = found
+    assert not others and not serious and row == 2
+    assert message.startswith(
+        "task t: the reference gets 0 of 100 as its own answer: 0 of 2 tests pass; assert f(1) == 2: got 0"
+    )
+    assert findings(tmp_path, monkeypatch, [bad, bad], "unit_tests", max_new_tokens=64, **tests)[0][0]
+
+
+def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "guard.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"q": "a?", "a": "y"}\n')
+    guard = {
+        "kind": "task",
+        "data": "guard.jsonl",
+        "prompt": "{q}",
+        "completion": "{a}",
+        "metric": "label",
+        "max_new_tokens": 8,
+    }
+    task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
+    config = {
+        "pipeline": {"tasks": {"t": task}, "forgetting": {"guards": {"mine": guard}}},
+        "base_model": "smollm2-135m-instruct",
+        "adapter": {"type": "lora"},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    preflight = Preflight(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
+    ((serious, problem),) = preflight.references.findings()
+    assert serious and str(problem) == (
+        "guard.jsonl:2: guard mine: the reference is longer than max_new_tokens 8, where an answer is cut: "
+        "write max_new_tokens: 15 (1 of 2 rows)"
+    )

@@ -1,0 +1,101 @@
+"""What preflight finds, each with task, row, cause and mend."""
+
+import json
+
+import pytest
+
+from pipelines.checks.rows import Preflight, refuse_serious
+from pipelines.config.job import load_job
+from pipelines.data.examples import load_examples
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import prepare_rows
+from pipelines.errors import DataError
+from tests.tiny import make_tokenizer
+
+
+def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="label", **config):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"data": str(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": metric}
+    (tmp_path / "job.yaml").write_text(
+        json.dumps({"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}, **config})
+    )
+    job = load_job(tmp_path / "job.yaml")
+    prompts = PromptFormat(make_tokenizer(kind))
+    preflight = Preflight(job, prompts, limit)
+    assert sum(1 for _ in preflight.watch(prepare_rows(load_examples(job.pipeline), prompts))) == len(rows)
+    return preflight.findings()
+
+
+def good_rows():
+    splits = ["train", "train", "validation", "validation", "test", "test"]
+    return [{"q": f"q{n}", "a": "yn"[n % 2], "split": split} for n, split in enumerate(splits)]
+
+
+def test_good_rows_have_no_findings(tmp_path):
+    assert findings(tmp_path, good_rows()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "serious", "message"),
+    [
+        (0, {"q": "x" * 300}, True, "rows.jsonl:1: task t: is longer than 200 tokens"),
+        (0, {"q": "a<|im_end|>b"}, True, "holds a special token"),
+        (
+            4,
+            {"q": "q0"},
+            False,
+            "rows.jsonl:5: task t: this test row's prompt also stands among the training rows; the score would measure memory",
+        ),
+        (4, {"q": " q0\n"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows"),
+        (5, {"q": "q0"}, False, "measure memory; 1 of them with another answer there, so that one of the two is wrong"),
+    ],
+)
+def test_rows(tmp_path, row, change, serious, message):
+    rows = good_rows()
+    rows[row].update(change)
+    found = findings(tmp_path, rows)
+    assert any(message in str(finding.problem) and finding.serious == serious for finding in found), found
+
+
+def test_length_counts_rows_per_task(tmp_path):
+    rows = [{**row, "q": row["q"] * 99} for row in good_rows()]
+    found = findings(tmp_path, rows, preprocessing={"global_max_sequence_length": 100})
+    assert "(6 such rows)" in str(found[0].problem) and "longer than 100" in str(found[0].problem)
+    with pytest.raises(DataError, match="shorten or drop"):
+        refuse_serious(found)
+
+
+def test_one_class(tmp_path):
+    rows = [{**row, "a": "y"} for row in good_rows()]
+    assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
+
+
+def test_unit_tests_need_tests(tmp_path):
+    with pytest.raises(DataError, match="rows.jsonl:5: task t: metric unit_tests needs a column `tests`.*2 such rows"):
+        findings(tmp_path, good_rows(), metric="unit_tests")
+
+
+def test_two_bos(tmp_path):
+    rows = good_rows()
+    rows[0]["q"] = "<bos><bos>x"
+    assert any("starts with <bos> twice" in str(f.problem) for f in findings(tmp_path, rows, kind="adds_bos"))
+
+
+def test_no_validation_is_said(tmp_path):
+    rows = [row for row in good_rows() if row["split"] != "validation"]
+    found = findings(tmp_path, rows)
+    assert [f.serious for f in found] == [False] and "no validation rows" in str(found[0].problem)
+
+
+def test_scores_are_looked_at_before_a_run_too(tmp_path, monkeypatch):
+    rows = good_rows()
+    rows[4]["a"], rows[5]["a"] = "maybe", "Y"
+    found = findings(tmp_path, rows)
+    assert [f.serious for f in found] == [False, False]
+    assert "are one label: 'y' and 'Y'" in str(found[0].problem)
+    assert "a label of the test rows has no training row: 'maybe' (1 row)" in str(found[1].problem)
+
+    (tmp_path / "counts_words.py").write_text("def f(completion, reference, row): return 1 / len(completion.split())\n")
+    monkeypatch.chdir(tmp_path)
+    (found,) = findings(tmp_path, good_rows(), metric="counts_words:f")
+    assert found.serious and "metric counts_words:f raised ZeroDivisionError" in str(found.problem)

@@ -1,0 +1,36 @@
+"""The words of `forgetting:`."""
+
+import pytest
+
+from pipelines.config.forgetting import AUTO, SETTINGS, Forgetting, auto_word, named
+
+
+@pytest.mark.parametrize(
+    ("word", "strategies"),
+    [
+        ("none", []),
+        ("ewc", ["ewc"]),
+        ("ewc + si", ["ewc", "si"]),
+        ("auto", list(AUTO)),
+        ("auto+ewc", [*AUTO, "ewc"]),
+        ("replay+auto", ["replay", "distill"]),
+        ("none+ewc", ["ewc"]),
+        ("peft+ewc", ["peft", "ewc"]),
+    ],
+)
+def test_a_word_names_strategies(word, strategies):
+    assert named(word) == strategies == Forgetting.model_validate(word).strategies
+
+
+@pytest.mark.parametrize(
+    ("adapter", "after", "word"),
+    [(True, False, "auto"), (True, True, "auto"), (False, False, "interpolate"), (False, True, "auto")],
+)
+def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, after, word):
+    assert auto_word(adapter=adapter, after=after) == word
+
+
+def test_auto_has_knobs_of_its_own_unless_they_are_given():
+    assert Forgetting().settings("replay") == AUTO["replay"] != SETTINGS["replay"]()
+    assert Forgetting.model_validate("replay").settings("replay") == SETTINGS["replay"]()
+    assert Forgetting.model_validate({"replay": {"share": 0.2}}).settings("replay").share == 0.2

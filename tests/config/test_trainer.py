@@ -1,0 +1,111 @@
+"""What in `trainer` contradicts the number of rows, and the curve that preview shows."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from pipelines.commands.preview import DIGITS, show_schedule, sparkline
+from pipelines.config.job import load_job
+from pipelines.config.trainer import of_rows
+
+
+def job_with(tmp_path, scheduler=None, **trainer):
+    task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
+    settings = {
+        "batch_size": 10,
+        "learning_rate": 0.01,
+        **trainer,
+        **({"learning_rate_scheduler": scheduler} if scheduler else {}),
+    }
+    (tmp_path / "job.yaml").write_text(
+        json.dumps({"pipeline": {"tasks": {"t": task}}, "base_model": "m", "trainer": settings})
+    )
+    return load_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "trainer", "message"),
+    [
+        (
+            {"warmup_evaluations": 3},
+            {"epochs": 3},
+            "the warm-up takes 30 steps and the training has 30, so the learning rate is never reached",
+        ),
+        (
+            {"decay": "inverse_sqrt", "inverse_sqrt_warmup_steps": 50},
+            {"train_steps": 20},
+            "the warm-up takes 50 steps and the training has 20",
+        ),
+        ({"decay": "one_cycle"}, {"train_steps": 1}, "with 1 steps one_cycle never comes near the learning rate"),
+        (
+            {"decay": "exponential", "decay_steps": 30, "staircase": True},
+            {},
+            "a staircase of 30 steps does not fall in a training of 30",
+        ),
+        (
+            {"reduce_on_plateau": 1},
+            {},
+            "takes 12 evaluations to see 11 in a row without progress, and there are 2 before the last step",
+        ),
+    ],
+)
+def test_what_the_number_of_rows_does_not_allow(tmp_path, scheduler, trainer, message):
+    job = job_with(tmp_path, scheduler, **trainer)
+    (problem,) = of_rows(job, 100, 10)
+    assert message in problem.message and problem.line is not None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "trainer"),
+    [
+        (None, {}),
+        ({"warmup_evaluations": 2}, {}),
+        ({"decay": "linear", "warmup_fraction": 0.05}, {"train_steps": 1}),
+        ({"decay": "one_cycle"}, {"train_steps": 2}),
+        ({"decay": "exponential", "decay_steps": 29, "staircase": True}, {}),
+        ({"reduce_on_plateau": 1, "reduce_on_plateau_patience": 0}, {}),
+    ],
+)
+def test_what_it_allows(tmp_path, scheduler, trainer):
+    assert list(of_rows(job_with(tmp_path, scheduler, **trainer), 100, 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "trainer", "key"),
+    [
+        ({"reduce_on_plateau": 1}, {}, "trainer.learning_rate_scheduler.reduce_on_plateau"),
+        (None, {"early_stop": 3}, "trainer.early_stop"),
+    ],
+)
+def test_without_validation_rows_nothing_is_watched(tmp_path, scheduler, trainer, key):
+    (problem,) = of_rows(job_with(tmp_path, scheduler, **trainer), 100, 0)
+    assert problem.message == f"{key} has no effect without validation rows; take it out, or give some"
+
+
+def test_preview_shows_the_curve():
+    console = Console(file=io.StringIO(), width=80)
+    scheduler = {"decay": "linear", "warmup_fraction": 0.2, "reduce_on_plateau": 2}
+    show_schedule(
+        {"batch_size": 10, "epochs": 1, "learning_rate": 0.01, "learning_rate_scheduler": scheduler}, 100, console
+    )
+    assert console.file.getvalue().splitlines() == [
+        "10 steps, 10 an epoch, evaluated every 10",
+        "learning rate  ▁▅██▇▆▅▄▃▂  linear",
+        "first 0, peak 0.01 at step 3, last 0.00125",
+        "times 0.1 on each plateau, at most 2 times",
+    ]
+
+
+@pytest.mark.parametrize(("values", "bars"), [([1.0], "█"), ([0.0, 1.0], "▁█"), ([0.0], "▁"), ([1.0] * 500, "█" * 40)])
+def test_sparkline(values, bars):
+    assert sparkline(values) == bars
+
+
+def test_a_terminal_without_unicode_gets_digits():
+    assert sparkline([0.0, 0.5, 1.0], DIGITS) == "047"
+
+
+def test_sparkline_has_the_first_and_the_last():
+    assert sparkline([0.0] * 99 + [1.0]).endswith("▁█") and sparkline([1.0] + [0.0] * 99).startswith("█▁")

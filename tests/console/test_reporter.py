@@ -1,0 +1,303 @@
+"""Progress without a terminal: whole lines, often enough, from start to end, whatever the program is at; bars in a terminal."""
+
+import contextlib
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines.console.activity import LINE_EVERY, Activity, Heartbeat, Unfailing, doing, draws, state
+from pipelines.console.plain_text import duration, make_readable, rate
+from pipelines.console.reporter import Screen
+
+ROOT = Path(__file__).parents[2]
+FAST = 0.05
+"""Seconds between the lines of a heartbeat that the tests wait for."""
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "CI", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def said_by(work, every=1000.0, clock=time.monotonic):
+    """The lines that a screen without a terminal writes while work(screen) runs."""
+    out = io.StringIO()
+    work(Screen(Console(file=out), Heartbeat(every, clock)))
+    return out.getvalue().splitlines()
+
+
+def test_a_stage_says_when_it_begins_and_how_long_it_took():
+    clock = Clock()
+
+    def work(screen):
+        with screen.working("Preparing rows"):
+            clock.now += 95
+
+    assert said_by(work, clock=clock) == ["Preparing rows: started", "Preparing rows: done in 1 min 35 s"]
+
+
+def test_a_counted_stage_and_a_training():
+    clock = Clock()
+
+    def work(screen):
+        with screen.bar("Base completions", 1200, "rows") as progress:
+            progress(1200)
+        with screen.steps("Training") as report:
+            clock.now += 60
+            report(101, 101, 0.5123)
+
+    assert said_by(work, clock=clock) == [
+        "Base completions: started, 1,200 rows",
+        "Base completions: done in 0.0 s, 1,200/1,200 rows",
+        "Training: started",
+        "Training: done in 1 min 0 s, 101/101 steps, loss 0.512",
+    ]
+
+
+def test_a_stage_that_breaks_off_has_an_end_too():
+    def work(screen):
+        with contextlib.suppress(KeyError), screen.working("Report"):
+            raise KeyError("x")
+
+    assert said_by(work)[-1].startswith("Report: broken off after 0.")
+
+
+def test_done_total_rate_time_left_and_loss():
+    clock = Clock()
+    with doing("Training", None, "steps", clock) as training:
+        training.note = "starting Ludwig"
+        clock.now = 40
+        assert state() == "Training: 40 s so far, starting Ludwig"
+        training.reach(50, 101)  # from a checkpoint: what was done before does not count for the rate
+        clock.now = 100
+        training.reach(80, 101)
+        training.note = "loss 1.234"
+        assert state() == "Training: 80/101 steps after 1 min 40 s, 30.0/min, 42 s left, loss 1.234"
+        with doing("the Fisher information", 512) as inner:
+            inner.advance(128)
+            assert state().endswith("loss 1.234; the Fisher information: 128/512 rows")
+    assert state() == "alfine: still at work"
+
+
+def test_the_heartbeat_waits_for_its_interval_and_for_silence():
+    clock, lines = Clock(), []
+    heartbeat = Heartbeat(30, clock)
+    for seconds, said in ((29, False), (30, True), (59, False), (60, True), (75, "other"), (100, False), (105, True)):
+        clock.now, before = seconds, len(lines)
+        if said == "other":
+            heartbeat.said()
+            continue
+        heartbeat.beat(lines.append)
+        assert len(lines) == before + said, seconds
+    assert LINE_EVERY == 30
+
+
+def test_lines_come_while_nothing_is_reported():
+    def work(screen):
+        with screen.working("Loading the base model"):
+            time.sleep(8 * FAST)
+
+    lines = said_by(work, FAST)
+    assert 4 <= len(lines) <= 10
+    assert all(re.fullmatch(r"Loading the base model: 0\.\d s so far", line) for line in lines[1:-1])
+
+
+def test_reports_between_two_beats_write_nothing():
+    def work(screen):
+        with screen.steps("Training") as report:
+            for step in range(10_000):
+                report(step, 10_000, 1.0)
+
+    assert len(said_by(work)) == 2
+
+
+def test_silence_between_two_stages_is_broken_too():
+    out = io.StringIO()
+    heartbeat = Heartbeat(FAST)
+    with heartbeat.beating(lambda line: out.write(line + "\n")), doing("reading the data files"):
+        time.sleep(4 * FAST)
+    assert out.getvalue().startswith("reading the data files: 0.")
+
+
+def test_one_heartbeat_inside_of_another():
+    lines = []
+    heartbeat = Heartbeat(FAST)
+    with heartbeat.beating(lines.append), heartbeat.beating(lines.append), doing("x"):
+        time.sleep(3.5 * FAST)
+    assert 1 <= len(lines) <= 3
+
+
+def test_a_line_stays_a_line_without_control_characters():
+    def work(screen):
+        screen.warn("one\ntwo \x1b[2J \u202e [red] :bomb: " + "long " * 60)
+        with screen.working("Base model a\rb\x07"):
+            pass
+
+    lines = said_by(work)
+    assert len(lines) == 3 and lines[0].startswith("warning: one two ␛[2J ⟨U+202E⟩ [red] :bomb: long")
+    assert all(line.isprintable() for line in lines)
+
+
+CHILD = """
+import sys, time
+from pipelines.console.activity import Heartbeat
+from pipelines.console.reporter import Screen
+screen = Screen(heartbeat=Heartbeat(0.1))
+screen.warn("look here")
+with screen.bar("Base completions", 8, "rows") as progress:
+    progress(2)
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+def child(seconds, stderr, **environment):
+    """A process with a stage of so many seconds, its stderr going to `stderr`."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **environment}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(seconds)], stderr=stderr, env=variables)
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"CI": "true"}, {"TERM": "dumb"}], ids=str)
+def test_a_log_file_holds_plain_lines(tmp_path, environment):
+    with (tmp_path / "log").open("wb") as log:
+        assert child(0.5, log, **environment).wait() == 0
+    raw = (tmp_path / "log").read_bytes()
+    lines = raw.decode().split("\n")
+    assert lines[0] == "warning: look here" and lines[1] == "Base completions: started, 8 rows"
+    assert re.fullmatch(r"Base completions: 2/8 rows after 0\.\d s, [\d.]+/s, [\d.]+ s left", lines[2])
+    assert "\x1b" not in raw.decode() and "\r" not in raw.decode()
+
+
+def test_force_color_colours_and_moves_no_cursor(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        assert child(0.3, log, FORCE_COLOR="1").wait() == 0
+    text = (tmp_path / "log").read_text()
+    assert "\x1b[33mwarning" in text and "Base completions: started" in text
+    assert not re.search(r"\x1b\[[?\d;]*[A-Za-ln-z]", text) and "\r" not in text
+
+
+def test_a_kill_loses_no_line(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        process = child(60, log)
+        deadline = time.monotonic() + 30
+        while (tmp_path / "log").read_bytes().count(b"\n") < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / "log").read_bytes().endswith(b"left\n")
+
+
+def terminal_output(seconds, **environment):
+    ours, theirs = pty.openpty()
+    process = child(seconds, theirs, **environment)
+    os.close(theirs)
+    parts = []
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 65536):
+            parts.append(part)
+    os.close(ours)
+    assert process.wait() == 0
+    return b"".join(parts).decode()
+
+
+def test_a_terminal_keeps_its_bars():
+    text = terminal_output(0.3)
+    assert "\x1b[" in text and "━" in text and "2/8 rows" in text and "started" not in text
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"CI": "1"}], ids=str)
+def test_a_terminal_that_is_none_gets_lines(environment):
+    text = terminal_output(0.3, **environment)
+    assert "Base completions: started, 8 rows" in text and "\x1b[2K" not in text and "\x1b[?25l" not in text
+
+
+def test_a_closed_pipe_does_not_end_the_work():
+    process = child(0.5, subprocess.PIPE)
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_a_full_disk_does_not_end_the_work():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "w") as full:
+        Unfailing(full).line("x")
+        Screen(Console(file=Unfailing(full))).warn("x")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "drawn"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"CI": "true"}, True, False),
+        ({"CI": "false", "TERM": "xterm"}, True, True),
+        ({}, False, False),
+    ],
+)
+def test_who_gets_bars(monkeypatch, variables, terminal, drawn):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    assert draws(stream) is drawn and draws(None) is False
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
+def test_what_an_encoding_lacks_is_readable(encoding):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    make_readable(stream)
+    print("80 … 90, −3.1 → ▁tea ⟨U+202E⟩ 中 \ud800 😀", file=stream)
+    text = raw.getvalue().decode(encoding)
+    assert "-3.1" in text and "\\u4e2d" in text and "\\ud800" in text and "\\U0001f600" in text
+    if encoding == "ascii":
+        assert text.startswith("80 ... 90, -3.1 -> _tea <U+202E>")
+
+
+def test_slow_things_have_a_rate():
+    assert [rate(value) for value in (3.21, 0.2, 0.001)] == ["3.2/s", "12.0/min", "3.6/h"]
+    assert duration(3725) == "1 h 2 min"
+    clock = Clock()
+    activity = Activity("x", "rows", 10, clock)
+    assert activity.speed is None
+    clock.now, activity.done = 100, 5
+    assert activity.speed == 0.05
+
+
+def test_an_ascii_terminal_gets_ascii_bars():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    make_readable(out)
+    screen = Screen(Console(file=out, force_terminal=True, width=100))
+    with screen.bar("Base completions", 8, "rows") as progress:
+        progress(8)
+    assert "8/8 rows" in out.buffer.getvalue().decode("ascii")
+
+
+def test_two_activities_of_the_same_words_are_two():
+    clock = Clock()
+    with doing("x", clock=clock) as outer, doing("x", clock=clock):
+        clock.now = 5
+        assert outer.what == "x" and state() == "x: 5.0 s so far; x"
+    assert state() == "alfine: still at work"

@@ -1,0 +1,140 @@
+"""What the model is trained on, token by token, over the tokenizers that trip other tools."""
+
+import pytest
+
+from pipelines.config.job import load_job
+from pipelines.data.prompt_format import ChatTemplateError, PromptFormat
+from pipelines.errors import ConfigError
+from tests.bad_configs import GOOD, pipeline, task
+from tests.tiny import KINDS, make_tokenizer
+
+PROMPT, ANSWER = "Is the tea in?", "negative"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_template_completion_and_end(kind):
+    tokenizer = make_tokenizer(kind)
+    prompts = PromptFormat(tokenizer)
+    text = prompts.prompt_text(PROMPT)
+    encoded = prompts.encode(text, ANSWER)
+    whole = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
+    assert encoded.input_ids == [*whole, prompts.end_id]
+    assert tokenizer.decode(encoded.supervised[:-1]).strip() == ANSWER
+    assert encoded.input_ids[: encoded.supervised_from] == prompts.prompt_ids(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bos_at_most_and_none_in_the_completion(kind):
+    prompts = PromptFormat(make_tokenizer(kind))
+    encoded = prompts.encode(prompts.prompt_text(PROMPT), ANSWER)
+    bos = prompts.tokenizer.bos_token_id
+    expected = 1 if kind in ("adds_bos", "bos_in_template", "sentencepiece") else 0
+    assert encoded.input_ids.count(bos) == expected
+    assert bos not in encoded.supervised or bos is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_is_trained_and_stops(kind):
+    prompts = PromptFormat(make_tokenizer(kind))
+    encoded = prompts.encode(prompts.prompt_text(PROMPT), ANSWER)
+    end = {"pad_is_eos": "<|im_end|>", "bos_in_template": "<|im_end|>", "no_pad": "<|im_end|>", "sentencepiece": "</s>"}
+    assert prompts.tokenizer.convert_ids_to_tokens(encoded.supervised[-1]) == end.get(kind, "<|endoftext|>")
+    assert encoded.supervised[-1] in prompts.stop_ids
+
+
+def test_end_of_turn_inside_the_prompt_stays_there():
+    prompts = PromptFormat(make_tokenizer("pad_is_eos"))
+    encoded = prompts.encode(prompts.prompt_text(PROMPT, system="Be brief."), ANSWER)
+    head = encoded.input_ids[: encoded.supervised_from]
+    assert head.count(prompts.end_id) == 2
+    assert "Be brief." in prompts.tokenizer.decode(head)
+
+
+def test_without_a_template_the_prompt_is_plain():
+    prompts = PromptFormat(make_tokenizer("no_template"))
+    assert prompts.prompt_text("a", system="b") == "b\n\na"
+    assert PromptFormat(make_tokenizer("pad_is_eos"), chat_template=False).prompt_text("a") == "a"
+
+
+def test_a_template_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="no chat template"):
+        PromptFormat(make_tokenizer("no_template"), chat_template=True)
+
+
+def test_a_template_without_a_system_turn_says_so():
+    tokenizer = make_tokenizer("pad_is_eos")
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    with pytest.raises(
+        ConfigError,
+        match=r"takes no system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false",
+    ):
+        PromptFormat(tokenizer).prompt_text("a", system="b")
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        ("{% if %}x", r"is not valid Jinja (its line 1: "),
+        ("a\n{{ messages", r"is not valid Jinja (its line 2: "),
+        ("{{ messages | tojsn }}", r"is not valid Jinja (its line 1: No filter named 'tojsn'"),
+        ("{{ raise_exception('only tools') }}", "refuses a user turn and its answer (only tools)"),
+        ("{{ messages[0].content + 1 }}", "fails (TypeError: "),
+        ("{{ documents[0].text }}", "fails (UndefinedError: "),
+        ("{{ messages[7].content.x }}", "fails (UndefinedError: "),
+        ("{{ 1 // 0 }}", "fails (ZeroDivisionError: "),
+        ("{% for m in messages %}{{ m.content | int + 'a' }}{% endfor %}", "fails (TypeError: "),
+        ({"tool_use": "x", "rag": "y"}, "this model has several chat templates (tool_use, rag) and no default"),
+    ],
+)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_broken_template_is_told_by_its_cause(template, cause, system):
+    tokenizer = make_tokenizer("pad_is_eos")
+    tokenizer.chat_template = template
+    with pytest.raises(ChatTemplateError) as caught:
+        PromptFormat(tokenizer).prompt_text("a", system=system)
+    (problem,) = caught.value.problems
+    assert cause in problem.message and "`system`" not in problem.message and "\n" not in problem.message
+    assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")
+
+
+def test_a_broken_template_names_the_line_that_helps(tmp_path):
+    tokenizer = make_tokenizer("pad_is_eos")
+
+    def refusal(template, *overrides, config=GOOD):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "m")
+        (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            PromptFormat.for_job(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    takes_none = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    )
+    assert refusal(takes_none, config=task("system: Be brief.")).startswith(
+        "job.yaml:8: task sentiment: this model's chat template takes no system turn"
+    )
+    assert refusal(takes_none, "pipeline.system=Be").startswith(
+        "override pipeline.system=Be: task sentiment: this model's chat template takes no system turn"
+    )
+    assert refusal("{{ 1 // 0 }}").startswith(
+        "job.yaml:8: task sentiment: this model's chat template fails (ZeroDivisionError"
+    )
+    assert refusal("{{ 1 // 0 }}", config=pipeline("chat_template: true")).startswith(
+        "job.yaml:2: task sentiment: this model's chat template fails"
+    )
+    assert refusal(
+        "{% if messages[-1].role == 'assistant' %}{{ x.y.z }}{% endif %}{{ messages[0].content }}"
+    ).startswith("job.yaml:8: ")
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert refusal(plain, "generation.suppress_tokens=[99999]").startswith(
+        "override generation.suppress_tokens=[99999]: generation.suppress_tokens"
+    )
+
+
+def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
+    prompts = PromptFormat(make_tokenizer("no_template"))
+    encoded = prompts.encode("t", "he")
+    assert encoded.input_ids[: encoded.supervised_from] == prompts.prompt_ids("t")
+    assert prompts.tokenizer.decode(encoded.input_ids[:-1]) == "the"

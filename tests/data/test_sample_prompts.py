@@ -1,0 +1,63 @@
+"""Free prompts: the report's probes, and rows that are asked as they stand."""
+
+import json
+
+import pytest
+
+from pipelines.data.sample_prompts import read_probes
+from pipelines.errors import DataError
+
+
+def write(tmp_path, name, *rows):
+    path = tmp_path / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_probes(tmp_path):
+    path = write(tmp_path, "p.jsonl", {"prompt": "Why?"}, {"prompt": "How?", "title": "b", "max_new_tokens": 3})
+    assert read_probes(path) == [
+        {"prompt": "Why?", "title": None, "max_new_tokens": None},
+        {"prompt": "How?", "title": "b", "max_new_tokens": 3},
+    ]
+
+
+def test_a_csv_has_texts_of_digits(tmp_path):
+    path = write(tmp_path, "p.csv", "prompt,title,max_new_tokens", "Why?,,12", "How?,b,")
+    assert [(row["title"], row["max_new_tokens"]) for row in read_probes(path)] == [(None, 12), ("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        *(
+            ({"prompt": "Why?", "max_new_tokens": bound}, "max_new_tokens is .*; write a whole number from 1 on")
+            for bound in ("12", 0, -3, True, 2.5, [3], 1e300)
+        ),
+        ({"prompt": "Why?", "title": 7}, "title is 7; write a text"),
+        ({"prompt": "Why?", "titel": "x"}, "unknown key 'titel'"),
+        ({"prompt": " \n"}, "needs a text in `prompt`"),
+        ({"prompt": ["Why?"]}, "needs a text in `prompt`"),
+        ({"prompt": "a\0b"}, "holds a NUL character"),
+        ({}, "needs a text in `prompt`; the row has: no column"),
+        ('{"prompt": "\\ud800"}', "half of a character"),
+    ],
+)
+def test_probes_that_are_none(tmp_path, row, message):
+    with pytest.raises(DataError, match=f"p.jsonl:2: .*{message}"):
+        read_probes(write(tmp_path, "p.jsonl", {"prompt": "Why?"}, row))
+
+
+def test_every_wrong_row_is_named(tmp_path):
+    with pytest.raises(DataError) as found:
+        read_probes(
+            write(
+                tmp_path,
+                "p.jsonl",
+                {"prompt": ""},
+                {"prompt": "x"},
+                {"prompt": "x", "title": []},
+                {"prompt": "x", "more": 1},
+            )
+        )
+    assert [problem.line for problem in found.value.problems] == [1, 3, 4]

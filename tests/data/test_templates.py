@@ -1,0 +1,88 @@
+"""What a column's value becomes in a prompt, and what is refused with what to write."""
+
+import pytest
+
+from pipelines.data.templates import can_be_named, check_system, fill, filled
+from pipelines.errors import DataError
+from pipelines.storage.strict_json import parse
+
+
+def test_fill():
+    assert fill("{{{a}}} {b} {c} {d}", {"a": "x", "b": 2.5, "c": True, "d": 7}) == "{x} 2.5 true 7"
+    # A column's text is never taken for a template.
+    assert fill("{a}", {"a": "{b}"}) == "{b}"
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("1", "1"),
+        ("1.0", "1.0"),
+        ("-0.0", "-0.0"),
+        ("1e22", "1e+22"),
+        ("0.1", "0.1"),
+        ("false", "false"),
+        ("98765432109876543210", "98765432109876543210"),
+        ('"\\u2028\\u0007"', "\u2028\x07"),
+        ('"\\ud83d\\ude00"', "😀"),
+    ],
+)
+def test_values_as_json_writes_them(written, text):
+    assert fill("{a}", {"a": parse(written)}) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "column a has no value .*; give it a text, or drop the row"),
+        (float("nan"), "column a has no value"),
+        (float("inf"), "column a is Infinity, which no text stands for"),
+        ("x\0y", "column a holds a NUL character, as UTF-16 and binary files do"),
+        (
+            [{"role": "user", "content": "x"}],
+            r"column a holds a conversation \(a list of messages\), which is not read yet; write the user's message as one column .*jq: .a\[0\].content",
+        ),
+        ([{"from": "human", "value": "x"}], r"holds a conversation .*jq: .a\[0\].value"),
+        (["x", "y"], r'column a holds a list, not a text; join it \(jq: .a | join\("'),
+        ([], "holds a list"),
+        ([1, 2], "holds a list, not a text; write the part"),
+        ({"b": "x"}, "column a holds an object, not a text; write the part that is meant as a column of its own"),
+    ],
+)
+def test_values_that_are_no_text(value, message):
+    with pytest.raises(DataError, match=message):
+        fill("{a}", {"a": value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"a": 1, "split": "train"}, "names the column {z}, the row has: a$"),
+        ({"Z": 1}, r"the row has: Z; did you mean \{Z\}\?"),
+        ({"z:utc": 1}, "the row has: z:utc; 'z:utc' cannot stand in braces, rename it$"),
+        ({f"c{n}": 1 for n in range(500)}, r"c19, … \(500 in all\)$"),
+        ({}, "the row has: no column"),
+    ],
+)
+def test_a_column_that_is_not_there(fields, message):
+    with pytest.raises(DataError, match=message):
+        fill("{z}", fields)
+
+
+def test_names_that_a_template_can_write():
+    assert [
+        name for name in ("a", "a b", "é", "a.b", " a", "a:b", "a!r", "{", "", "a\0", "a\u200b") if can_be_named(name)
+    ] == ["a", "a b", "é", "a.b"]
+
+
+def test_an_empty_text():
+    with pytest.raises(DataError, match="the prompt is empty"):
+        filled(" {a}\n", {"a": "\t"}, "prompt")
+
+
+def test_system_is_no_template():
+    check_system("Be {kind}.", ["review"])
+    check_system('{"label": "…"} {{review}}', ["review", "label"])
+    check_system(None, ["review"])
+    with pytest.raises(DataError, match=r"system holds \{review\}, a column of the rows"):
+        check_system("About {review}.", ["review"])

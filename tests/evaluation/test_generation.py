@@ -1,0 +1,109 @@
+"""Prompts read packed, completed together: the tokens of each prompt alone through plain transformers, and the same losses."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from pipelines.evaluation.generation import ENDED_EVERY, continuations, read, reads_once
+from pipelines.modeling.attention import attention_for
+from pipelines.modeling.packing import Rows, row_losses
+from tests.modeling.test_packing import ARCHITECTURES
+
+STOPS = [7, 8, 9]
+"""Many tokens end a row, so that rows end at different times."""
+
+
+def models(architecture):
+    """The same weights with ours and with plain attention; large ones, so that no two tokens are nearly as likely."""
+    name, settings = ARCHITECTURES[architecture]
+    torch.manual_seed(1)
+    config, same = (getattr(transformers, name)(**settings, initializer_range=0.5) for _ in range(2))
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    ours = AutoModelForCausalLM.from_config(same, attn_implementation=attention_for(type(plain), same)).eval()
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours
+
+
+def prompts(lengths=(7, 12, 1, 3, 9)):
+    random = np.random.default_rng(3)
+    return [[int(token) for token in random.integers(10, 60, length)] for length in lengths]
+
+
+def alone(model, prompt, tokens, **settings):
+    config = GenerationConfig(max_new_tokens=tokens, eos_token_id=STOPS, pad_token_id=STOPS[0], **settings)
+    with torch.inference_mode():
+        made = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
+    end = next((place for place, token in enumerate(made) if token in STOPS), len(made))
+    return made[: end + 1]
+
+
+def together(model, rows, tokens, **settings):
+    cache = None
+    if reads_once(model):
+        cache = read(model, Rows([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
+    return continuations(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tokens", [1, ENDED_EVERY, 2 * ENDED_EVERY + 3])
+def test_each_continuation_is_that_of_its_prompt_alone(architecture, tokens):
+    plain, ours = models(architecture)
+    expected = [alone(plain, prompt, tokens, do_sample=False) for prompt in prompts()]
+    assert together(ours, prompts(), tokens, do_sample=False) == expected
+
+
+def test_which_models_read_once():
+    found = {name: reads_once(models(name)[1]) for name in ARCHITECTURES}
+    assert found == {
+        "llama": True,
+        "qwen2": True,
+        "mistral window": False,
+        "gemma": True,
+        "gemma2 capped": False,
+        "phi": True,
+        "gpt2": True,
+    }
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_losses_are_read_in_the_same_pass(architecture):
+    _, ours = models(architecture)
+    random = np.random.default_rng(0)
+    rows = Rows([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
+    losses, cache = read(ours, rows, batch_tokens=25)
+    scored = [0, 2, 3]
+    assert losses[1] is None
+    assert [losses[n] for n in scored] == pytest.approx(list(row_losses(ours, rows.take(scored))), abs=1e-6)
+    assert cache.get_seq_length() == 19
+
+
+def test_rows_that_have_ended_leave_the_batch(monkeypatch):
+    _, ours = models("llama")
+    sizes = []
+    forward = type(ours).forward
+
+    def counted(self, input_ids=None, **rest):
+        sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(ours), "forward", counted)
+    lengths = [len(row) for row in together(ours, prompts([5] * 12), 64, do_sample=False)]
+    late = [length for length in lengths if length > 2 * ENDED_EVERY]
+    assert 0 < len(late) < 12 and sizes[1] == 12 and sizes[-1] <= len(late)
+
+
+def test_settings_that_count_tokens_are_not_cut_into_portions():
+    plain, ours = models("llama")
+    settings = {"do_sample": False, "min_new_tokens": 20, "num_beams": 2}
+    expected = [alone(plain, prompt, 40, **settings) for prompt in prompts()]
+    assert together(ours, prompts(), 40, **settings) == expected
+
+
+def test_sampling_draws_what_the_settings_allow():
+    _, ours = models("llama")
+    torch.manual_seed(0)
+    greedy = together(ours, prompts([6] * 4), 40, do_sample=False)
+    assert together(ours, prompts([6] * 4), 40, do_sample=True, top_k=1) == greedy
+    assert together(ours, prompts([6] * 4), 40, do_sample=True, temperature=2.0) != greedy

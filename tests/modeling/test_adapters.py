@@ -1,0 +1,208 @@
+"""Adapters: what is saved is what was trained, on the untouched base; what is merged is what was beside it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from pipelines.errors import ConfigError, RunError
+from pipelines.forgetting.interpolate import Between, scale_model
+from pipelines.modeling.adapters import (
+    adapter_off,
+    attaching,
+    begins_at_base,
+    check_adapter,
+    check_freezing,
+    check_merged,
+    check_saved,
+    merged,
+    save_adapter,
+    taken_out,
+)
+from pipelines.modeling.equivalence import trial_logits, trial_losses
+from pipelines.modeling.loading import load_causal_lm
+from tests.modeling.adapter_cases import CASES, attached, config_of, make_biased, move
+
+pytestmark = pytest.mark.ludwig
+
+BEGINS_ELSEWHERE = {"fourierft", "c3a", "vblora", "vblora, top k", "c3a, bias all", "c3a, bias c3a_only"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_biased(tmp_path_factory.mktemp("models") / "base")
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=5e-4, rtol=5e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_loaded_and_merged_it_is_the_model_that_was_trained(base, tmp_path, name):
+    model = attached(base, name)
+    assert begins_at_base(model) == (name not in BEGINS_ELSEWHERE)
+    initial = taken_out(model)
+    move(model)
+    expected = trial_logits(model)
+    save_adapter(model, tmp_path / "tuned", initial)
+    loaded = PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")
+    close(trial_logits(loaded), expected)
+    if "bias" not in name:
+        with adapter_off(loaded):
+            close(trial_logits(loaded), trial_logits(load_causal_lm(base, frozen=True)))
+    whole = merged(load_causal_lm(base, frozen=True), tmp_path / "tuned")
+    close(trial_logits(whole), expected)
+    whole.save_pretrained(tmp_path / "merged")
+    again = load_causal_lm(tmp_path / "merged", frozen=True)
+    close(trial_logits(again), expected)
+    check_merged(tmp_path / "merged", whole, again)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_what_is_adapted_is_untied(tmp_path, tied):
+    base = make_biased(tmp_path / "base", tied=tied)
+    for name, expected in (("lora", tied), ("tied head", False)):
+        model = attached(base, name)
+        move(model)
+        save_adapter(model, tmp_path / name, {})
+        merged(load_causal_lm(base, frozen=True), tmp_path / name).save_pretrained(tmp_path / f"{name} merged")
+        assert json.loads((tmp_path / f"{name} merged" / "config.json").read_text())["tie_word_embeddings"] == expected
+        assert ("lm_head.weight" in load_file(tmp_path / f"{name} merged" / "model.safetensors")) == (not expected)
+
+
+def test_a_merge_that_changes_the_model_is_refused(base, tmp_path, monkeypatch):
+    model = attached(base, "tied head")
+    move(model)
+    save_adapter(model, tmp_path / "tuned", {})
+    monkeypatch.setattr("pipelines.modeling.adapters._adapts_tied", lambda *_: False)
+    with pytest.raises(RunError, match="merged into its base, this adapter gives other logits than beside it"):
+        merged(load_causal_lm(base, frozen=True), tmp_path / "tuned")
+
+
+def test_what_was_saved_is_compared_with_what_was_trained(base, tmp_path):
+    model = attached(base, "lora")
+    move(model)
+    save_adapter(model, tmp_path / "tuned", {})
+    (tmp_path / "tuned" / "training.json").write_text(json.dumps({"trial_losses": trial_losses(model).tolist()}))
+    check_saved(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned"), tmp_path / "tuned")
+    move(model, 0.01)
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(RunError, match="gives other losses than at the end of training"):
+        check_saved(
+            PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned"), tmp_path / "tuned"
+        )
+
+
+SCALED = [
+    "lora",
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "pissa, rslora",
+    "pissa, ranks",
+    "olora",
+    "rslora",
+    "ranks",
+    "tied head",
+    "tied embedding",
+]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_between_base_and_tuned(base, tmp_path, name):
+    model, start = attached(base, name), trial_logits(load_causal_lm(base, frozen=True))
+    initial = taken_out(model)
+    move(model)
+    tuned = trial_logits(model)
+    save_adapter(model, tmp_path / "tuned", initial)
+    between = Between(base, tmp_path / "tuned")
+    for scale, expected in ((0.0, start), (1.0, tuned)):
+        between.set_scale(scale)
+        close(trial_logits(between.model), expected)
+    between.set_scale(0.3)
+    scale_model(base, tmp_path / "tuned", 0.3)
+    close(
+        trial_logits(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")),
+        trial_logits(between.model),
+    )
+
+
+@pytest.mark.parametrize("name", ["bias all", "dora", "ia3", "ln_tuning"])
+def test_what_cannot_be_scaled_is_refused(base, tmp_path, name):
+    model = attached(base, name)
+    move(model)
+    save_adapter(model, tmp_path / "tuned", {})
+    with pytest.raises(ConfigError, match="interpolate scales LoRA's matrices, and .* is trained as well"):
+        Between(base, tmp_path / "tuned")
+
+
+def test_whole_models_whose_file_leaves_out_the_first_part_of_the_names(tmp_path):
+    from safetensors.torch import save_file
+
+    base, tuned = make_biased(tmp_path / "base"), make_biased(tmp_path / "tuned")
+    start = load_file(base / "model.safetensors")
+    save_file(
+        {name.removeprefix("model."): value for name, value in start.items()},
+        base / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    save_file(
+        {name: value + 1 for name, value in start.items()}, tuned / "model.safetensors", metadata={"format": "pt"}
+    )
+    scale_model(base, tuned, 0.25)
+    for name, value in load_file(tuned / "model.safetensors").items():
+        torch.testing.assert_close(value, start[name] + 0.25)
+
+
+WRONG = {
+    "a misspelt target": (
+        {"target_modules": ["q_proj", "v_prj"]},
+        "adapter.target_modules: the base has no module v_prj; did you mean v_proj?",
+    ),
+    "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm is no matrix, so lora cannot adapt it"),
+    "a pattern": ({"rank_pattern": {"q_prj": 2}}, "adapter.rank_pattern: the base has no module q_prj"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_names_are_checked_on_the_loaded_model_too(base, case):
+    more, message = WRONG[case]
+    model = load_causal_lm(base, frozen=True)
+    check_adapter(model, config_of("tied head"))
+    with pytest.raises(ConfigError) as caught:
+        check_adapter(model, config_of("lora").model_copy(update=more))
+    assert message in str(caught.value)
+
+
+def test_a_model_without_default_targets_and_what_peft_refuses(base):
+    model = load_causal_lm(base, frozen=True)
+    model.config.model_type = "new_kind"
+    without = config_of("lora").model_copy(update={"target_modules": None})
+    named = r"PEFT has none for lora on new_kind; write some of \[q_proj, k_proj, v_proj, o_proj"
+    with pytest.raises(ConfigError, match=named), attaching(model, without):
+        raise ValueError("Please specify `target_modules` in `peft_config`")
+    refused = "adapter: PEFT cannot attach c3a to this model: The block size should be a factor"
+    with pytest.raises(ConfigError, match=refused), attaching(model, config_of("c3a")):
+        raise ValueError("The block size should be a factor\nof the size")
+
+
+FREEZING = {
+    r"layers\.0\.": None,
+    "lora_A": None,
+    "no_such": "matches no weight of the model",
+    "embed_tokens": "only weights that are not trained",
+    ".": "matches all 12",
+}
+
+
+@pytest.mark.parametrize("regex", FREEZING)
+def test_a_freezing_regex_under_an_adapter(base, regex):
+    model = SimpleNamespace(named_parameters=attached(base, "lora").named_parameters)
+    if FREEZING[regex] is None:
+        check_freezing(model, regex)
+    else:
+        with pytest.raises(ConfigError, match=FREEZING[regex]):
+            check_freezing(model, regex)

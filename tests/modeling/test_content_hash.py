@@ -1,0 +1,131 @@
+"""Every byte of a model counts, and counting them again costs nothing."""
+
+import os
+
+import pytest
+
+from pipelines.modeling import content_hash
+from pipelines.modeling.content_hash import file_sha256, fingerprint
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1)  # a test's files are never old
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(bytes(3_000_000))
+    return place
+
+
+def flip(path, position):
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("position", [0, 1_500_000, 2_999_999])
+def test_every_byte_of_the_weights_counts(folder, position):
+    first = fingerprint(folder)
+    flip(folder / "model.safetensors", position)
+    assert fingerprint(folder) != first
+
+
+def test_an_edit_that_restores_the_modification_time_counts(folder):
+    weights = folder / "model.safetensors"
+    first, stat = fingerprint(folder), weights.stat()
+    flip(weights, 2_000_000)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == stat.st_mtime_ns
+    assert fingerprint(folder) != first
+
+
+def test_another_file_under_the_same_name_counts(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    first, stat = fingerprint(folder), weights.stat()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(2_999_999) + b"x")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(weights)
+    assert fingerprint(folder) != first
+
+
+def test_the_second_time_no_file_is_read(folder, monkeypatch):
+    first = fingerprint(folder)
+
+    def refuse(*_):
+        raise AssertionError("the file was read again")
+
+    monkeypatch.setattr(content_hash.hashlib, "file_digest", refuse)
+    assert fingerprint(folder) == first
+    (folder / "config.json").write_text('{"changed": 1}')
+    with pytest.raises(AssertionError, match="read again"):
+        fingerprint(folder)
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(folder, monkeypatch):
+    monkeypatch.setattr(content_hash, "SETTLED_SECONDS", 3600)
+    fingerprint(folder)
+    assert not (folder.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"identity": 1}', "\x00"])
+def test_a_damaged_memory_is_no_memory(folder, damage):
+    first = fingerprint(folder)
+    for entry in (folder.parent / "cache" / "hashes").iterdir():
+        entry.write_text(damage)
+    assert fingerprint(folder) == first
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(folder, monkeypatch, tmp_path):
+    first = fingerprint(folder)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "file" / "below"))
+    assert fingerprint(folder) == first
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "training.json", "pytorch_model.bin", ".gitattributes"])
+def test_what_changes_no_answer_does_not_count(folder, name):
+    first = fingerprint(folder)
+    (folder / name).write_text("more")
+    assert fingerprint(folder) == first
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "spiece.model",
+        "merges.txt",
+        "vocab.bpe",
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
+def test_what_changes_an_answer_counts(folder, name):
+    first = fingerprint(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("more")
+    assert fingerprint(folder) != first
+
+
+def test_names_count_too(folder):
+    first = fingerprint(folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    assert fingerprint(folder) != first
+
+
+def test_a_link_is_the_file_it_names(folder, tmp_path):
+    weights, blob = folder / "model.safetensors", tmp_path / "blob"
+    plain = file_sha256(weights)
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    assert file_sha256(weights) == plain
+    flip(blob, 7)
+    assert file_sha256(weights) != plain

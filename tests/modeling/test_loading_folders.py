@@ -1,0 +1,218 @@
+"""Models and adapters are loaded whole or not at all, and nothing of their folder acts unseen."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from pipelines.errors import DataError, ModelError
+from pipelines.evaluation.completions import LoadedModel, complete, decoding
+from pipelines.modeling.loading import load_causal_lm
+from tests.tiny import make_model, make_tokenizer
+
+
+def rewrite(folder, change, name="model.safetensors"):
+    save_file(change(load_file(folder / name)), folder / name, {"format": "pt"})
+
+
+def without(part):
+    return lambda tensors: {name: value for name, value in tensors.items() if part not in name}
+
+
+def edit(path, **values):
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**config, **values}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_model(tmp_path / "m")
+
+
+def test_tied_weights_are_not_missing(folder):
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    model = load_causal_lm(folder, frozen=True)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("layers.1.mlp.up_proj"), r"weights are missing: model\.layers\.1\.mlp\.up_proj\.weight"),
+        (without("layers.1."), r"weights are missing: .* and 6 more"),
+        (
+            lambda tensors: {**tensors, "model.layers.7.extra.weight": torch.zeros(2)},
+            r"have no use .*: model\.layers\.7\.extra\.weight",
+        ),
+        (
+            lambda tensors: {("_orig_mod." + name): value for name, value in tensors.items()},
+            "weights are missing.*have no use",
+        ),
+        (
+            lambda tensors: {**tensors, "model.norm.weight": torch.zeros(31)},
+            "cannot be loaded|another shape: model.norm.weight",
+        ),
+    ],
+    ids=["a matrix", "a layer", "one too many", "renamed", "another shape"],
+)
+def test_weights_that_do_not_fit_are_named(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(ModelError, match=message) as error:
+        load_causal_lm(folder, frozen=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_that_is_not_tied_is_missing(folder):
+    edit(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=r"missing: lm_head\.weight"):
+        load_causal_lm(folder, frozen=True)
+
+
+def test_what_the_architecture_ignores_is_no_fault(tmp_path):
+    """GPT-2's old checkpoints hold causal masks, which transformers declares as ignorable."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: {**tensors, "transformer.h.0.attn.bias": torch.zeros(1, 1, 32, 32)})
+    load_causal_lm(tmp_path, frozen=True)
+
+
+def answers(folder, **generation):
+    loaded = LoadedModel.base(folder, None)
+    ids = [
+        loaded.prompts.prompt_ids(loaded.prompts.prompt_text(text)) for text in ("tea in the inn", "nine gates", "a")
+    ]
+    return [one.text for one in complete(loaded, ids, {"do_sample": False, **generation}, [24] * 3)]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"do_sample": True, "temperature": 9.0},
+        {"num_beams": 4},
+        {"use_cache": False},
+        {"max_length": 3, "min_new_tokens": 20},
+        {"suppress_tokens": [30, 40, 50]},
+        {"top_k": 1},
+        {"max_new_tokens": 2},
+        {"forced_eos_token_id": 5},
+        {"cache_implementation": "static"},
+        {"begin_suppress_tokens": [9]},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_the_folders_generation_settings_do_not_act(folder, own):
+    plain = answers(folder)
+    edit(folder / "generation_config.json", **own)
+    assert answers(folder) == plain
+    assert answers(folder, repetition_penalty=5.0) != plain  # what the YAML says acts
+
+
+def test_settings_in_config_json_do_not_act_either(folder):
+    plain = answers(folder)
+    edit(folder / "config.json", repetition_penalty=5.0, no_repeat_ngram_size=1, use_cache=False)
+    assert answers(folder) == plain
+
+
+def test_all_that_acts_is_told(folder):
+    told = decoding(
+        {"do_sample": False, "temperature": None, "max_new_tokens": 7}, LoadedModel.base(folder, None).prompts
+    )
+    assert told == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
+
+
+def test_sampling_repeats_itself(folder):
+    loaded = LoadedModel.base(folder, None)
+    ids = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(text)) for text in ("tea", "nine")]
+
+    def sampled(seed):
+        torch.rand(3)  # what the process drew before does not matter
+        return [one.text for one in complete(loaded, ids, {"do_sample": True, "temperature": 1.0}, [12] * 2, seed=seed)]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_answers_end_with_the_context(tmp_path):
+    """GPT-2 has no position behind its last: an error in the middle of a pass."""
+    tokenizer = make_tokenizer("pad_is_eos")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=40, n_embd=16, n_layer=1, n_head=2)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = LoadedModel.base(tmp_path, False)
+    prompt = loaded.prompts.prompt_ids("tea " * 8)
+    (answer,) = complete(loaded, [prompt], {"do_sample": False, "repetition_penalty": 9.0}, [500])
+    assert len(prompt) + answer.new_tokens <= 40
+    with pytest.raises(DataError, match=r"prompt 2 of 2 has \d+ tokens with its answer, this model's context holds 40"):
+        complete(loaded, [prompt, loaded.prompts.prompt_ids("tea " * 20)], {"do_sample": False}, [5, 5])
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    tuned = get_peft_model(
+        model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    tuned.save_pretrained(tmp_path / "a")
+    return tmp_path / "a"
+
+
+FILE = "adapter_model.safetensors"
+
+
+def test_a_whole_adapter(folder, adapter):
+    LoadedModel.base(folder, None).attach(adapter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a: rewrite(a, without("layers.1.self_attn.v_proj.lora_B"), FILE),
+            r"weights are missing: .*v_proj\.lora_B",
+        ),
+        (
+            lambda a: rewrite(a, lambda t: {**t, "base_model.model.x.lora_A.weight": torch.zeros(2)}, FILE),
+            r"have no use .*x\.lora_A",
+        ),
+        (
+            lambda a: rewrite(a, lambda t: {n: v[:1] if "lora_A" in n else v for n, v in t.items()}, FILE),
+            "does not fit this base",
+        ),
+        (lambda a: (a / FILE).write_bytes((a / FILE).read_bytes()[:-9]), "is cut off"),
+        (lambda a: (a / FILE).unlink(), f"holds no {FILE}"),
+        (lambda a: edit(a / "adapter_config.json", peft_type="NOVEL"), "does not fit this base"),
+        (
+            lambda a: edit(a / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.X"}),
+            r"code of its own \(tokenizer_config.json\)",
+        ),
+    ],
+    ids=["missing", "too many", "another shape", "cut off", "no file", "another kind", "code"],
+)
+def test_an_adapter_that_does_not_fit_is_refused(folder, adapter, change, message):
+    change(adapter)
+    with pytest.raises(ModelError, match=message) as error:
+        LoadedModel.base(folder, None).attach(adapter)
+    assert "\n" not in str(error.value)
+
+
+def test_no_class_is_loaded_with_remote_code():
+    """Every from_pretrained, of whatever class, says so itself."""
+    calls = [
+        (path, node)
+        for path in Path("pipelines").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config")
+    ]
+    assert len(calls) >= 5
+    for path, call in calls:
+        refused = [key.value for key in call.keywords if key.arg == "trust_remote_code"]
+        assert refused and isinstance(refused[0], ast.Constant) and refused[0].value is False, f"{path}:{call.lineno}"

@@ -1,0 +1,177 @@
+"""What a job leaves in its folder, from the YAML to PEFT on another machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pipelines.config.job import load_job
+from pipelines.errors import ConfigError, RunError
+from pipelines.evaluation.evaluator import LocalPass
+from pipelines.modeling.adapters import check_saved
+from pipelines.modeling.equivalence import trial_logits
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.storage.run_folder import Run, read_jsonl
+from pipelines.training.train import train
+from tests.forgetting.test_continual import guarded, own_general_rows, run_second, second_job  # noqa: F401  # fixtures
+from tests.jobs import make_job, project, run, run_training  # noqa: F401  # fixtures
+from tests.modeling.adapter_cases import make_biased
+
+pytestmark = pytest.mark.ludwig
+
+LORA = "type: lora, r: 4, dropout: 0.0, target_modules: [q_proj, v_proj]"
+STILL = ("trainer.learning_rate=1e-12", "trainer.epochs=1")
+
+
+@pytest.mark.parametrize(
+    "options", ["", ", init_lora_weights: pissa", ", init_lora_weights: olora", ", bias_type: all"]
+)
+def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa: F811
+    shutil.rmtree("base")
+    make_biased(Path("base"))
+    still = run("still", f"adapter={{{LORA}{options}}}", *STILL)
+    drift = [line["score"] for line in read_jsonl(still.path("guards", "tuned.jsonl")) if line["guard"] == "answers"]
+    assert drift and max(map(abs, drift)) < 1e-4
+    moved = run(
+        "moved",
+        f"adapter={{{LORA}{options}}}",
+        "pipeline.forgetting.strategy=distill",
+        "pipeline.forgetting.every=1",
+        "trainer.learning_rate=0.001",
+    )
+    history = json.loads(moved.path("model", "training.json").read_text())
+    # Before the first step the student is the base, whatever the adapter did to the base's weights.
+    assert history["forgetting"][0].get("distill", 0) == pytest.approx(0, abs=1e-4)
+    base, tuned = (
+        load_causal_lm("base", frozen=True),
+        LocalPass(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
+    )
+    torch.testing.assert_close(trial_logits(load_causal_lm("base", frozen=True)), base.untouched.logits)
+    measured = [line["score"] for line in read_jsonl(moved.path("guards", "tuned.jsonl")) if line["guard"] == "answers"]
+    assert sum(measured) / len(measured) == pytest.approx(history["guards"][-1]["scores"]["answers"], rel=1e-2)
+    assert tuned.loaded.has_adapter
+
+
+def test_a_part_of_a_tied_matrix_is_not_taken_out(make_job):  # noqa: F811
+    job, prepared, base = make_job(
+        {"type": "lora", "r": 4, "target_modules": ["lm_head"], "init_lora_weights": "olora"}
+    )
+    with pytest.raises(ConfigError, match="olora takes a part out of .* tied embedding and output layer"):
+        run_training(job, prepared, base)
+
+
+@pytest.mark.parametrize("adapter", [f"{{{LORA}}}", "null"], ids=["lora", "full"])
+def test_the_folder_names_no_path_and_loads_elsewhere(project, tmp_path, adapter, monkeypatch):  # noqa: F811
+    done = run("one", f"adapter={adapter}", f"base_model={tmp_path / 'base'}")
+    folder = done.path("model")
+    for path in folder.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    noted = json.loads((folder / "training.json").read_text())["trial_losses"]
+    assert len(noted) == 31
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(folder, elsewhere / "model")
+    shutil.copytree("base", elsewhere / "base")
+    expected = trial_logits(LocalPass(load_job(Path("job.yaml")), Path("base"), folder).loaded.model)
+    monkeypatch.chdir(elsewhere)
+    loaded = (AutoModelForCausalLM if adapter == "null" else AutoPeftModelForCausalLM).from_pretrained(
+        "model", dtype=torch.float32
+    )
+    torch.testing.assert_close(trial_logits(loaded), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads(Path("base", "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_tuned_model_that_was_changed_is_refused(project):  # noqa: F811
+    from pipelines.predict import load_tuned
+
+    done = run("one")
+    load_tuned(done, load_job(Path("job.yaml")))
+    config = json.loads(done.path("model", "adapter_config.json").read_text())
+    done.path("model", "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4000}))
+    with pytest.raises(RunError, match="gives other losses than at the end of training"):
+        load_tuned(done, load_job(Path("job.yaml")))
+
+
+def test_names_are_checked_before_anything_is_done(project):  # noqa: F811
+    with pytest.raises(ConfigError, match="adapter.target_modules: the base has no module v_prj; did you mean v_proj"):
+        run("one", "adapter.target_modules=[q_proj, v_prj]")
+    assert not Path("runs", "one", "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("ewc", "ewc holds LoRA's matrices of linear layers, and model.embed_tokens.lora_embedding_A is trained"),
+        ("l2sp", "l2sp holds LoRA's"),
+    ],
+)
+def test_springs_that_would_leave_something_loose_are_refused(guarded, strategy, message):  # noqa: F811
+    with pytest.raises(ConfigError, match=message):
+        run("one", f"pipeline.forgetting.strategy={strategy}", "adapter.target_modules=[embed_tokens, q_proj]")
+
+
+def test_springs_beside_layers_that_are_frozen(guarded):  # noqa: F811
+    for strategy in ("ewc", "si"):
+        done = run(
+            strategy, f"pipeline.forgetting.strategy={strategy}+distill", "trainer.layers_to_freeze_regex=layers\\.0"
+        )
+        history = json.loads(done.path("model", "training.json").read_text())
+        # Of two layers one is trained: q_proj [32, 32] and v_proj [16, 32] at rank 4.
+        assert history["trainable_parameters"] == 4 * (32 + 32) + 4 * (16 + 32)
+
+
+def test_a_job_after_one_that_adapted_a_tied_head(guarded):  # noqa: F811
+    run("one", "adapter.target_modules=[lm_head, q_proj]")
+    second_job(strategy="none")
+    second = run_second("two")
+    assert json.loads(second.path("start", "config.json").read_text())["tie_word_embeddings"] is False
+    said = {
+        line["row"]: line["completion"]
+        for line in read_jsonl(Path("runs/one/tuned/completions.jsonl"))
+        if line["task"] == "say"
+    }
+    assert [line["completion"] for line in read_jsonl(second.path("base", "completions.jsonl"))] == [
+        said[row] for row in said
+    ]
+    assert (
+        check_saved(
+            LocalPass(load_job(Path("second.yaml")), second.path("start"), second.path("model")).loaded.model,
+            second.path("model"),
+        )
+        is None
+    )
+    card = second.path("model", "README.md").read_text()
+    assert "base_model: one-merged" in card
+
+
+def test_generation_settings_that_cannot_be_saved_do_not_spoil_a_training(project):  # noqa: F811
+    Path("base", "generation_config.json").write_text(
+        json.dumps({"do_sample": False, "temperature": 0.5, "eos_token_id": 2})
+    )
+    done = run("one", "adapter=null")
+    assert json.loads(done.path("model", "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_pissa_training_that_was_cut_off_ends_as_the_undisturbed_one(make_job):  # noqa: F811
+    adapter = {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"}
+    job, whole, base = make_job(adapter, epochs=1, steps_per_checkpoint=1)
+    run_training(job, whole, base)
+    again = Run(whole.folder.with_name("again"))
+    shutil.copytree(whole.path("data"), again.path("data"))
+
+    def stop_after_two(done, total, loss):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, again, base, stop_after_two)
+    run_training(job, again, base)
+    found, expected = (load_file(one.path("model", "adapter_model.safetensors")) for one in (again, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    config = json.loads(whole.path("model", "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True and config["r"] == 8

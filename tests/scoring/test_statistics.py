@@ -1,0 +1,334 @@
+"""Known values, and whether 95 % means 95 %: exactly where all outcomes can be listed, else by simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from pipelines.errors import DataError
+from pipelines.scoring.statistics import (
+    Comparison,
+    bootstrap_interval,
+    compare,
+    holm,
+    mcnemar,
+    paired_interval,
+    sign_flip_test,
+)
+
+Floats = NDArray[np.float64]
+
+
+def binary(gained: int, lost: int, both_right: int, both_wrong: int) -> Comparison:
+    base = [0] * gained + [100] * lost + [100] * both_right + [0] * both_wrong
+    tuned = [100] * gained + [0] * lost + [100] * both_right + [0] * both_wrong
+    return compare(base, tuned, binary=True)
+
+
+def test_binary_comparison() -> None:
+    result = binary(gained=15, lost=5, both_right=60, both_wrong=20)
+    assert (result.n, result.base, result.tuned, result.delta) == (100, 65.0, 75.0, 10.0)
+    assert (result.gained, result.lost) == (15, 5)
+    # 2 * P(X >= 15), X ~ Bin(20, 1/2)
+    assert result.p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(15, 21)) / 2**20)
+    # (16 - 6) / 102 ± 1.96 * sqrt((22 / 102 - (10 / 102)**2) / 102), by hand
+    assert result.ci95 == pytest.approx((0.994, 18.614), abs=0.005)
+
+
+def test_same_scores_twice() -> None:
+    for scores in ([0.0, 100.0] * 20, [100.0] * 40):
+        result = compare(scores, scores, binary=True)
+        assert (result.delta, result.p_value, result.rows_needed) == (0.0, 1.0, None)
+        assert result.ci95[0] == -result.ci95[1]
+        assert result.ci95[1] > 1  # forty rows alike do not prove the models alike
+        result = compare(scores, scores, binary=False)
+        assert (result.delta, result.ci95, result.p_value, result.rows_needed) == (0.0, (0.0, 0.0), 1.0, None)
+
+
+def test_mean_comparison() -> None:
+    base = np.array([20.0, 35, 50, 10, 40, 30, 25, 60, 45, 15])
+    tuned = base + [5, 8, -2, 12, 6, 0, 9, 3, 7, 4]
+    result = compare(base.tolist(), tuned.tolist(), binary=False)
+    assert (result.n, result.gained, result.lost) == (10, 8, 1)
+    assert (result.base, result.tuned, result.delta) == pytest.approx((33.0, 38.2, 5.2))
+    low, high = result.ci95
+    assert 1 < low < 5.2 < high < 9
+    # Of the 2**9 patterns of signs, only the observed one and the one without -2 reach so far, on each side.
+    assert result.p_value == pytest.approx(4 / 512)
+    assert result == compare(base.tolist(), tuned.tolist(), binary=False)
+    assert result.ci95 != compare(base.tolist(), tuned.tolist(), binary=False, seed=1).ci95
+
+
+def test_losses_have_their_sign() -> None:
+    result = compare([2.0, 3.0, 2.5, 2.2] * 5, [1.0, 1.5, 1.5, 1.2] * 5, binary=False)
+    assert result.delta < 0
+    assert result.ci95[0] < result.delta < result.ci95[1] < 0
+    assert (result.gained, result.lost) == (0, 20)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_one_row_tells_nothing(is_binary: bool) -> None:
+    result = compare([0], [100], binary=is_binary)
+    assert (result.n, result.delta, result.p_value) == (1, 100.0, 1.0)
+    assert result.rows_needed == 6
+    assert result.ci95[0] <= 100.0 == result.ci95[1]
+
+
+def test_equal_differences_have_no_spread() -> None:
+    result = compare([0.1, 0.2, 0.3] * 4, [1.1, 1.2, 1.3] * 4, binary=False)
+    assert result.ci95 == pytest.approx((1.0, 1.0))
+    assert result.p_value == pytest.approx(2 / 2**12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 10])
+def test_few_rows_give_finite_numbers_around_the_difference(n: int) -> None:
+    rng = np.random.default_rng(n)
+    one_changed = np.zeros(n)
+    one_changed[0] = 5
+    for difference in (rng.normal(size=n), rng.integers(-1, 2, n).astype(float), one_changed):
+        result = compare([0.0] * n, difference.tolist(), binary=False)
+        low, high = result.ci95
+        assert difference.min() <= low <= result.delta <= high <= difference.max()
+        assert 0 < result.p_value <= 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 30])
+def test_binary_interval_holds_the_difference_and_is_symmetric(n: int) -> None:
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            low, high = paired_interval(gained, lost, n)
+            assert -100 <= low <= 100 * (gained - lost) / n <= high <= 100
+            assert paired_interval(lost, gained, n) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "is_binary", "problem"),
+    [
+        ([], [], True, "no row to compare"),
+        ([], [], False, "no row to compare"),
+        ([1.0], [1.0, 2.0], False, "base has 1 scores and tuned 2"),
+        ([1.0, math.nan], [1.0, 2.0], False, "row 1 of 2 has a score that is not a finite number"),
+        ([1.0, 2.0], [math.inf, 2.0], False, "row 0 of 2"),
+        ([0, 100], [0, math.nan], True, "row 1 of 2"),
+        ([0, 100], [0, 50], True, "0 or 100, not 50"),
+        ([0, 1], [0, 1], True, "0 or 100, not 1"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], False, "give both for every row"),
+    ],
+)
+def test_scores_that_cannot_be_compared(
+    base: Sequence[float], tuned: Sequence[float], is_binary: bool, problem: str
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        compare(base, tuned, binary=is_binary)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    for gained in range(13):
+        for lost in range(13):
+            expected = stats.binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
+            assert mcnemar(gained, lost) == pytest.approx(expected)
+            assert mcnemar(gained, lost) == mcnemar(lost, gained)
+    assert mcnemar(0, 5) == pytest.approx(0.0625)
+    assert mcnemar(6, 0) == pytest.approx(0.03125)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5]) == [0.5]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(8)
+    for tasks in (1, 2, 3, 7, 20):
+        p_values = (rng.random(tasks) ** 3).tolist()
+        assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)
+
+
+def test_rows_needed() -> None:
+    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).rows_needed is None  # told already
+    undecided = binary(gained=12, lost=8, both_right=60, both_wrong=20)
+    # Connor 1987: ((1.95996 * sqrt(.20) + .84162 * sqrt(.20 - .04**2)) / .04)**2
+    assert undecided.rows_needed == 979
+    half = binary(gained=24, lost=16, both_right=40, both_wrong=20)
+    assert half.rows_needed is not None and half.rows_needed < 979
+
+
+def test_as_many_rows_as_needed_find_the_difference_four_times_in_five() -> None:
+    rows = binary(gained=12, lost=8, both_right=60, both_wrong=20).rows_needed
+    assert rows is not None
+    drawn = np.random.default_rng(0).multinomial(rows, [0.12, 0.08, 0.80], size=400)
+    found = np.mean([mcnemar(int(gained), int(lost)) < 0.05 for gained, lost, _ in drawn])
+    assert 0.74 <= found <= 0.86
+
+
+def outcomes(n: int, rose: float, fell: float) -> tuple[Floats, NDArray[np.int64]]:
+    """Every (gained, lost) of n rows, with its probability."""
+    counts = np.array([(gained, lost) for gained in range(n + 1) for lost in range(n + 1 - gained)])
+    cells = np.column_stack([counts, n - counts.sum(axis=1)])
+    return stats.multinomial.pmf(cells, n, [rose, fell, 1 - rose - fell]), counts
+
+
+def binary_coverage(n: int, rose: float, fell: float) -> float:
+    weights, counts = outcomes(n, rose, fell)
+    intervals = np.array([paired_interval(gained, lost, n) for gained, lost in counts.tolist()])
+    truth = 100 * (rose - fell)
+    return float(weights[(intervals[:, 0] <= truth) & (truth <= intervals[:, 1])].sum())
+
+
+def mcnemar_level(changed: int) -> float:
+    """How often McNemar's test cries wolf when `changed` rows changed by the toss of a coin."""
+    alarms = (gained for gained in range(changed + 1) if mcnemar(gained, changed - gained) <= 0.05)
+    return sum((math.comb(changed, gained) / 2**changed for gained in alarms), start=0.0)
+
+
+@pytest.mark.parametrize("n", [30, 50, 100])
+@pytest.mark.parametrize(("rose", "fell"), [(0.2, 0.1), (0.3, 0.1), (0.3, 0.02), (0.5, 0.05), (0.25, 0.25)])
+def test_binary_interval_covers_95_percent(n: int, rose: float, fell: float) -> None:
+    """Listed, not simulated. Here 15 % of the rows change or more; see the next test for fewer."""
+    assert 0.935 <= binary_coverage(n, rose, fell) <= 0.965
+
+
+def test_binary_interval_covers_95_percent_or_more_where_few_rows_change() -> None:
+    """With so few outcomes no interval has exactly 95 %: this one errs by being wide (up to 100 %)."""
+    for rose in (0.0, 0.01, 0.03, 0.05, 0.1):
+        for fell in (0.0, 0.01, 0.03, 0.05, 0.1):
+            assert binary_coverage(40, rose, fell) >= 0.935
+
+
+def test_mcnemar_holds_its_level_whatever_the_number_of_changed_rows() -> None:
+    levels = [mcnemar_level(changed) for changed in range(31)]
+    assert max(levels) <= 0.05
+    assert levels[:6] == [0] * 6
+    assert levels[30] > 0.03
+
+
+def mostly_unchanged(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    return rng.choice(np.array([0.0, 0, 0, 0, -10, 25, 50]), shape)
+
+
+def rouge(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    return 100 * (rng.beta(2, 3, shape) - rng.beta(2, 4, shape))
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    return rng.normal(1, 3, shape)
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth", "n"),
+    [
+        (normal, 1.0, 30),
+        (rouge, 100 * (2 / 5 - 2 / 6), 30),
+        (rouge, 100 * (2 / 5 - 2 / 6), 60),
+        (mostly_unchanged, 65 / 7, 60),
+    ],
+)
+def test_bootstrap_interval_covers_95_percent(
+    draw: Callable[[np.random.Generator, tuple[int, int]], Floats], truth: float, n: int
+) -> None:
+    """800 data sets of n rows, all resampled by the same pattern."""
+    low, high = bootstrap_interval(draw(np.random.default_rng(n), (800, n)), resamples=1999)
+    assert 0.935 <= np.mean((low <= truth) & (truth <= high)) <= 0.965
+
+
+@pytest.mark.parametrize("draw", [normal, rouge, mostly_unchanged])
+def test_sign_flip_test_holds_its_level(
+    draw: Callable[[np.random.Generator, tuple[int, int]], Floats],
+) -> None:
+    rng = np.random.default_rng(3)
+    alike = draw(rng, (1000, 30)) * rng.choice([-1, 1], (1000, 30))
+    assert abs(np.mean(sign_flip_test(alike, resamples=399) <= 0.05) - 0.05) <= 0.015
+
+
+def test_sign_flip_test_finds_what_is_there() -> None:
+    different = np.random.default_rng(4).normal(1, 1, (200, 30))
+    assert np.mean(sign_flip_test(different, resamples=399) <= 0.05) > 0.95
+
+
+# --- rows that share a document ---
+
+
+def clustered(rng: np.random.Generator, documents: int, effect: float = 0.0) -> tuple[list[float], list[int]]:
+    """Differences of two models on documents of one to nine rows, alike within a document."""
+    sizes = rng.integers(1, 10, documents)
+    of_document = rng.normal(effect, 10, documents)
+    clusters = np.repeat(np.arange(documents), sizes)
+    return (of_document[clusters] + rng.normal(0, 3, clusters.size)).tolist(), clusters.tolist()
+
+
+def test_documents_of_one_row_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    tuned = rng.normal(2, 5, 30).tolist()
+    assert compare([0.0] * 30, tuned, binary=False, clusters=range(30)) == compare([0.0] * 30, tuned, binary=False)
+
+
+def test_rows_that_come_twice_tell_no_more_than_once() -> None:
+    rng = np.random.default_rng(2)
+    tuned = rng.normal(2, 5, 30)
+    once = compare([0.0] * 30, tuned.tolist(), binary=False)
+    twice = compare(
+        [0.0] * 60, np.repeat(tuned, 2).tolist(), binary=False, clusters=np.repeat(np.arange(30), 2).tolist()
+    )
+    assert (twice.n, twice.ci95, twice.p_value) == (60, pytest.approx(once.ci95), pytest.approx(once.p_value))
+    assert compare([0.0] * 60, np.repeat(tuned, 2).tolist(), binary=False).p_value < once.p_value
+
+
+def test_the_spread_of_documents_is_that_of_statsmodels() -> None:
+    """Its cluster-robust error of a mean, CR0; ours enters the bootstrap as one value a document."""
+    import statsmodels.api as sm
+
+    from pipelines.scoring.statistics import _cluster_sums
+
+    difference, clusters = clustered(np.random.default_rng(5), 40)
+    fit = sm.OLS(difference, np.ones(len(difference))).fit(
+        cov_type="cluster", cov_kwds={"groups": np.array(clusters), "use_correction": False}
+    )
+    sums, sizes = _cluster_sums(np.array(difference), clusters)
+    mean = sums.sum() / sizes.sum()
+    error = math.sqrt(((sums - mean * sizes) ** 2).sum()) / sizes.sum()
+    assert (mean, error) == pytest.approx((fit.params[0], fit.bse[0]), rel=1e-9)
+
+
+def test_intervals_over_documents_cover_and_those_over_rows_do_not() -> None:
+    rng = np.random.default_rng(6)
+    covered, naive, alarms = [], [], []
+    for _ in range(100):
+        tuned, clusters = clustered(rng, 40)
+        base = [0.0] * len(tuned)
+        together = compare(base, tuned, binary=False, clusters=clusters)
+        low, high = bootstrap_interval(np.array(tuned), resamples=499)
+        covered.append(together.ci95[0] <= 0 <= together.ci95[1])
+        naive.append(float(low) <= 0 <= float(high))
+        alarms.append(together.p_value < 0.05)
+    assert np.mean(covered) >= 0.88
+    assert np.mean(naive) < 0.85
+    assert np.mean(alarms) <= 0.12
+
+
+def test_right_or_wrong_by_document_and_its_rows_needed() -> None:
+    base, tuned = [0, 0, 100, 0] * 10, [100, 100, 0, 0] * 10
+    documents = [number // 4 for number in range(40)]
+    together = compare(base, tuned, binary=True, clusters=documents)
+    assert (together.delta, together.ci95) == (25.0, (25.0, 25.0))  # every document changes alike
+    rng = np.random.default_rng(7)
+    values, clusters = clustered(rng, 12, effect=2)
+    needed = compare([0.0] * len(values), values, binary=False, clusters=clusters).rows_needed
+    assert needed is not None and needed > len(values)
+
+
+def test_more_comparisons_need_more_rows() -> None:
+    one, three = (
+        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).rows_needed
+        for comparisons in (1, 3)
+    )
+    assert one is not None and three is not None and three > one

@@ -1,0 +1,76 @@
+"""JSON that every reader takes, and no JSON that has two meanings."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.storage.strict_json import NotStrict, NotText, dump, parse
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=8,
+)
+ANY = st.recursive(
+    st.none()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(categories=None))
+    | st.builds(NotText, st.text(), st.just("")),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(st.characters(categories=None)), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def strictly(text):
+    return json.loads(text.encode(), parse_constant=pytest.fail)
+
+
+@given(PLAIN)
+def test_what_is_plain_comes_back(value):
+    assert parse(dump(value)) == strictly(dump(value)) == value
+
+
+@given(ANY, st.sampled_from([None, 1]))
+def test_whatever_a_row_or_a_score_can_be_is_written_as_json(value, indent):
+    strictly(dump(value, indent))
+
+
+def test_numbers_that_are_not_finite_keep_their_name():
+    written = dump({"loss": float("nan"), "all": [float("inf"), -math.inf, 1.5]})
+    assert strictly(written) == {"loss": "NaN", "all": ["Infinity", "-Infinity", 1.5]}
+    assert math.isnan(float(json.loads(written)["loss"]))
+
+
+def test_python_s_own_constants_are_read():
+    assert parse("[NaN]") == [None]
+    assert [one.written for one in parse("[Infinity, -Infinity]")] == ["Infinity", "-Infinity"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 1}',
+        '["\\ud800"]',
+        '"\\uDFFF"',
+        "1e400",
+        "1" * 4400,
+        "[" * 200 + "]" * 200,
+        "[" * 10**5,
+        '{"a":' * 150 + "1" + "}" * 150,
+    ],
+)
+def test_refused(text):
+    with pytest.raises(NotStrict):
+        parse(text)
+
+
+def test_at_the_bounds():
+    assert parse("1" * 4300) == int("1" * 4300)
+    assert parse("[" * 100 + "]" * 100) and parse("1e308") == 1e308 and parse("-0.0") == 0
+    assert len(parse("[" + ",".join(["[]"] * 500) + "]")) == 500

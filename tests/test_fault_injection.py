@@ -1,0 +1,16 @@
+"""A short form of `make chaos`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.ludwig
+def test_runs_killed_at_random_moments_end_as_the_undisturbed_one():
+    # A process of its own: this one has computed, and a fork of it could hang.
+    command = [sys.executable, "-m", "tests.fault_injection", "--kills", "8", "--seed", "5"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "every run ended as the undisturbed one" in done.stdout

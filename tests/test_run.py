@@ -1,0 +1,238 @@
+"""The whole path on a tiny model: stages, resume, cache, prediction."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines import run as pipeline
+from pipelines.config.job import load_job
+from pipelines.console.reporter import Screen
+from pipelines.errors import RunError
+from pipelines.forgetting import continual as sequence
+from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.predict import predict
+from pipelines.run import run_job
+from pipelines.stages.digests import stage_inputs
+from pipelines.storage.run_folder import Run, read_jsonl
+from tests.jobs import QUIET, run
+from tests.tiny import make_model
+
+pytestmark = pytest.mark.ludwig
+
+
+def test_a_run_leaves_everything_and_does_nothing_twice(project):
+    first = run()
+    assert set(first.manifest["stages"]) == {
+        "prepare",
+        "base",
+        "base guards",
+        "train",
+        "tuned",
+        "tuned guards",
+        "report",
+    }
+    report = json.loads(first.path("report.json").read_text())
+    assert report["tasks"]["odd"]["n"] == 13 and report["tasks"]["say"]["metric"] == "chrf"
+    assert len(report["examples"]) == 15
+    assert report["training"]["validation_loss"][0]["step"] == 0
+    base, tuned = (read_jsonl(first.path(which, "completions.jsonl")) for which in ("base", "tuned"))
+    assert [row["prompt"] for row in base] == [row["prompt"] for row in tuned]
+    assert [row["reference_loss"] for row in base] != [row["reference_loss"] for row in tuned]
+    assert not list(Path("runs").rglob("*.partial"))
+    assert not [path for path in Path("runs").rglob("*") if path.suffix in (".pt", ".bin", ".pkl", ".ckpt")]
+    assert run().manifest["stages"] == first.manifest["stages"]
+
+
+def test_only_what_changed_is_done_again(project):
+    overrides = []
+    stages = run().manifest["stages"]
+    for override, expected in {
+        "trainer.learning_rate=0.02": {"train", "tuned", "tuned guards", "report"},
+        "pipeline.tasks.odd.weight=2": {"train", "tuned", "tuned guards", "report"},
+        "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
+        "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "base", "tuned", "report"},
+        "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
+        "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
+        "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
+    }.items():
+        overrides.append(override)
+        after = run("one", *overrides).manifest["stages"]
+        assert {stage for stage in stages if stages[stage]["inputs"] != after[stage]["inputs"]} == expected, override
+        stages = after
+
+
+def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
+    run()
+    calls = []
+    from pipelines.evaluation.completions import LoadedModel
+
+    load = LoadedModel.base.__func__
+    monkeypatch.setattr(LoadedModel, "base", classmethod(lambda cls, *a, **k: calls.append(a) or load(cls, *a, **k)))
+    second = run("two", "pipeline.seed=7")
+    assert len(calls) == 1
+    assert second.path("base", "completions.jsonl").read_text() == Path("runs/one/base/completions.jsonl").read_text()
+
+
+def test_a_run_cut_off_goes_on(project, monkeypatch):
+    whole = run("whole").path("tuned", "completions.jsonl").read_text()
+    monkeypatch.setattr(pipeline.Stages, "report", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("ALFINE_CACHE", str(project / "cache"))
+    trained = Run(Path("runs/cut")).manifest["stages"]["train"]
+    resumed = run("cut")
+    assert resumed.manifest["stages"]["train"] == trained
+    assert resumed.path("tuned", "completions.jsonl").read_text() == whole
+
+
+def test_the_same_rows_on_other_lines_take_no_answers_of_the_cache(project):
+    run()
+    Path("odd.jsonl").write_text("\n" + Path("odd.jsonl").read_text())
+    moved = run("two")
+    rows = [line["row"] for line in read_jsonl(moved.path("base", "completions.jsonl")) if line["task"] == "odd"]
+    assert rows[0] == 5 and moved.path("report.json").exists()
+
+
+def test_a_folder_belongs_to_its_config(project):
+    run()
+    Path("other.yaml").write_text(Path("job.yaml").read_text())
+    with pytest.raises(RunError, match=r"belongs to job\.yaml"):
+        run_job(load_job(Path("other.yaml")), Run(Path("runs/one")), "x", QUIET)
+
+
+def test_predict_gives_the_completions_of_the_report(project):
+    done = run()
+    tuned = read_jsonl(done.path("tuned", "completions.jsonl"))
+    rows = [{**row["fields"], "task": row["task"]} for row in tuned]
+    Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = predict(done, Path("new.jsonl"), None, QUIET)
+    assert [row["prediction"] for row in found] == [row["completion"] for row in tuned]
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "message"),
+    [
+        ({"q": "a"}, None, "say which task it is"),
+        ({"q": "a", "task": "x"}, None, "the run has odd, say"),
+        ({"z": 1}, "odd", "column {q}"),
+        ({"q": "a"}, "x", "has no task 'x'"),
+    ],
+)
+def test_rows_that_cannot_be_predicted(project, row, task, message):
+    done = run()
+    Path("new.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(Exception, match=message.replace("{", r"\{")):
+        predict(done, Path("new.jsonl"), task, QUIET)
+
+
+def test_full_fine_tuning(project):
+    config = json.loads(Path("job.yaml").read_text())
+    del config["adapter"]
+    Path("job.yaml").write_text(json.dumps(config))
+    done = run("full")
+    assert done.path("model", "model.safetensors").exists()
+    assert json.loads(done.path("report.json").read_text())["training"]["trainable_parameters"] > 0
+
+
+def test_completions_of_a_batch_equal_those_of_one(project):
+    from pipelines.evaluation.completions import LoadedModel, complete
+
+    loaded = LoadedModel.base(Path("base"), None)
+    prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text("the " * n)) for n in range(1, 6)]
+    together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
+    alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
+    assert together == alone
+
+
+def test_secrets_of_the_environment_reach_no_file(project, monkeypatch):
+    secrets = {"HF_TOKEN": "hf_DoNotWriteMe123", "AWS_SECRET_ACCESS_KEY": "AlsoNotMe456", "WANDB_API_KEY": "NorMe789"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    folder = run().folder
+    files = [path for path in [*folder.rglob("*"), *Path(project / "cache").rglob("*")] if path.is_file()]
+    assert len(files) > 15
+    for path in files:
+        raw = path.read_bytes()
+        assert not [name for name, value in secrets.items() if value.encode() in raw], path
+
+
+def test_changed_data_are_named(project):
+    run()
+    with Path("odd.jsonl").open("a") as file:
+        file.write('{"q": "is 99 odd", "a": "yes", "split": "train"}\n')
+    screen = Screen(Console(file=(said := io.StringIO()), width=300))
+    run_job(load_job(Path("job.yaml")), Run(Path("runs/one")), "alfine run job.yaml", screen)
+    assert "odd.jsonl has changed since task odd was prepared" in said.getvalue()
+    assert "say.csv has changed" not in said.getvalue()
+    assert Run(Path("runs/one")).manifest["data"]["odd"]["train"] == 21
+
+
+def inputs(*overrides):
+    job = load_job(Path("job.yaml"), overrides)
+    return stage_inputs(job, fingerprint(find_base_model(job.ludwig["base_model"])))
+
+
+def changed(edit, *overrides):
+    """The stages that are done again after `edit`."""
+    before = inputs(*overrides)
+    edit()
+    after = inputs(*overrides)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+TRAINED_AGAIN = {"train", "tuned", "tuned guards", "report"}
+
+
+def test_a_users_metric_that_changes_scores_again(project):
+    Path("mine.py").write_text("def score(completion, reference, row):\n    return 1\n")
+    edit = lambda: Path("mine.py").write_text("def score(completion, reference, row):\n    return 2\n")  # noqa: E731
+    assert changed(edit, "pipeline.tasks.odd.metric=mine:score") == {"prepare", "report"}
+
+
+def test_replay_rows_that_change_train_again(project):
+    Path("general.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    overrides = ["pipeline.forgetting.strategy=replay", "pipeline.forgetting.replay={data: general.jsonl}"]
+    edit = lambda: Path("general.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')  # noqa: E731
+    assert changed(edit, *overrides) >= TRAINED_AGAIN
+
+
+def test_a_teacher_that_changes_trains_again(project):
+    make_model(project / "teacher", seed=1)
+    overrides = [
+        "pipeline.forgetting.strategy=distill",
+        "pipeline.forgetting.distill={teacher: ./teacher, rows: tasks}",
+    ]
+    assert changed(lambda: make_model(project / "teacher", seed=2), *overrides) == TRAINED_AGAIN
+
+
+def test_a_base_that_changes_does_all_again(project):
+    assert changed(lambda: make_model(project / "base", seed=5)) == set(inputs())
+
+
+def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
+    """An adapter is folded again once the earlier run has another one; a run that is done keeps what it was trained from."""
+    folded = []
+
+    def fold(base, adapter, target):
+        folded.append(adapter)
+        target.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(sequence, "_fold", fold)
+    job = load_job(Path("job.yaml"))
+    first = Run(Path("runs/first"))
+    (first.folder / "model").mkdir(parents=True)
+    (first.folder / "config.yaml").write_text(Path("job.yaml").read_text())
+    first.update(base_model=job.ludwig["base_model"], stages={"tuned": {"inputs": "", "seconds": 1}})
+    (first.folder / "model" / "adapter_config.json").write_text("{}")
+    second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.after=runs/first"])
+    start = sequence.starting_model(goes_on, second)
+    assert sequence.starting_model(goes_on, second) == start and len(folded) == 1
+    (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')
+    assert sequence.trained_from(goes_on, second) == start and len(folded) == 1
+    assert sequence.starting_model(goes_on, second) == start and len(folded) == 2

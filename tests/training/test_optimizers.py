@@ -1,0 +1,68 @@
+"""Each optimiser that `check` takes is built, follows its learning rate, or is refused in one line."""
+
+import pytest
+import torch
+
+from pipelines.config import ludwig as ludwig_keys
+from pipelines.config.ludwig_unsupported import REFUSED_VALUES
+from pipelines.errors import ConfigError, MachineError
+
+pytestmark = pytest.mark.ludwig
+
+REFUSED = {value for key, value in REFUSED_VALUES if key == "trainer.optimizer.type"}
+NAMES = sorted(ludwig_keys.schema()["trainer"]["fields"]["optimizer"]["variants"].keys() - REFUSED)
+
+
+def config_of(name, **settings):
+    from ludwig.schema.optimizers import optimizer_registry
+
+    return optimizer_registry[name][1].model_validate({"type": name, **settings})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_built_and_takes_the_learning_rate(name):
+    from ludwig.modules.optimization_modules import create_optimizer
+
+    from pipelines.training.ludwig_registry import register
+    from pipelines.training.optimizers import check_optimizer
+
+    register()
+    fixed = {"relative_step": False, "scale_parameter": False, "lr": 0.5} if name == "adafactor" else {}
+    config = config_of(name, **fixed)
+    if (config.is_8bit or config.is_paged) and not torch.cuda.is_available():
+        with pytest.raises(MachineError, match=f"trainer.optimizer.type: {name} needs a GPU; write adamw"):
+            check_optimizer(config)
+        return
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 4)
+    optimizer = create_optimizer(layer, config, 0.01)
+
+    def movement():
+        before = layer.weight.detach().clone()
+        layer(torch.ones(2, 8)).pow(2).sum().backward()
+        optimizer.step()
+        return float((layer.weight - before).abs().max())
+
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01]
+    assert movement() > 0
+    optimizer.param_groups[0]["lr"] = 0.0
+    assert movement() == 0
+
+
+@pytest.mark.parametrize(
+    ("regex", "message"),
+    [
+        ("layers.9", "'layers.9' matches no weight that is trained, such as 1.weight"),
+        (".", "matches every weight that is trained; leave some"),
+        ("^0", "matches no weight that is trained"),
+    ],
+)
+def test_a_pattern_must_freeze_some_of_what_is_trained(regex, message):
+    from pipelines.training.optimizers import check_freezing
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    with pytest.raises(ConfigError) as caught:
+        check_freezing(model, regex)
+    assert message in str(caught.value)
+    check_freezing(model, "bias")

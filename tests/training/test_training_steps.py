@@ -1,0 +1,163 @@
+"""A training through Ludwig against the same steps written out in plain Hugging Face and torch."""
+
+import json
+import shutil
+
+import ludwig.backend
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pipelines.data.examples import epoch_order
+from pipelines.data.tokenize_rows import open_table
+from pipelines.modeling.token_dataset import TokenRows
+from pipelines.storage.run_folder import Run
+from pipelines.training.train import ludwig_config, train
+from pipelines.training.trainer import FineTuneTrainer
+from tests.jobs import LORA, run_training
+
+pytestmark = pytest.mark.ludwig
+
+
+@pytest.fixture
+def first_weights(monkeypatch):
+    """The trainable weights before the first step, by the names that PEFT gives them."""
+    kept = {}
+    train_step = FineTuneTrainer.train_step
+
+    def keep_first(self, inputs, *rest, **more):
+        if not kept:
+            kept.update(
+                {name: p.detach().clone() for name, p in self.model.model.named_parameters() if p.requires_grad}
+            )
+        return train_step(self, inputs, *rest, **more)
+
+    monkeypatch.setattr(FineTuneTrainer, "train_step", keep_first)
+    return kept
+
+
+def padded_batch_loss(model, rows):
+    """The textbook way: right padding, a mask, -100 labels, mean over supervised tokens."""
+    width = max(len(ids) for ids in rows.input_ids)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for n, (row, start) in enumerate(zip(rows.input_ids, rows.supervised_from, strict=True)):
+        tokens = torch.from_numpy(row.astype(np.int64))
+        ids[n, : len(row)], mask[n, : len(row)], labels[n, start : len(row)] = tokens, 1, tokens[start:]
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
+
+
+CASES = [
+    (kind, adapter, 1)
+    for kind in ("pad_is_eos", "adds_bos", "no_pad", "no_template", "sentencepiece")
+    for adapter in (LORA, None)
+]
+CASES += [("pad_is_eos", adapter, 3) for adapter in (LORA, None)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "accumulate"), CASES, ids=[f"{k}-{'lora' if a else 'full'}-accumulate{n}" for k, a, n in CASES]
+)
+def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, adapter, accumulate):
+    job, run, base = make_job(adapter, kind, batch_size=6 // accumulate, gradient_accumulation_steps=accumulate)
+    run_training(job, run, base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    if adapter:
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+        # The adapter starts at random; everything after its start is computed anew.
+        model.load_state_dict(first_weights, strict=False)
+    weights = load_file(run.path("model", "adapter_model.safetensors" if adapter else "model.safetensors"))
+    data = TokenRows.of(open_table(run.path("data"), "train"))
+    order = epoch_order(data.tasks, {"t": 1.0}, 3, 0, True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.01)
+    history = json.loads(run.path("model", "training.json").read_text())
+    for step in range(3):
+        loss = padded_batch_loss(model, data.rows.take(order[6 * step : 6 * step + 6]))
+        assert float(loss) == pytest.approx(history["train_loss"][step]["loss"], abs=1e-5)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = {k.replace(".default.weight", ".weight"): v for k, v in model.state_dict().items()}
+    for key, found in weights.items():
+        torch.testing.assert_close(
+            found, expected[key], atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_validation_loss_per_task_and_best_checkpoint(make_job):
+    job, run, base = make_job(LORA, epochs=3, checkpoints_per_epoch=1)
+    steps = run_training(job, run, base)
+    history = json.loads(run.path("model", "training.json").read_text())
+    assert [entry["step"] for entry in history["validation_loss"]] == [3, 6, 9]
+    assert all(entry["tasks"]["t"] == pytest.approx(entry["loss"]) for entry in history["validation_loss"])
+    best = min(history["validation_loss"], key=lambda entry: entry["loss"])
+    assert history["best_step"] == best["step"]
+    assert steps[-1][:2] == (9, 9)
+    assert (
+        history["rows"] == 3 * 18
+        and history["supervised_tokens"]
+        == 3 * TokenRows.of(open_table(run.path("data"), "train")).rows.supervised_tokens
+    )
+
+
+def test_the_last_steps_are_judged_too(make_job):
+    job, run, base = make_job(LORA, checkpoints_per_epoch=2, batch_size=4)
+    run_training(job, run, base)
+    history = json.loads(run.path("model", "training.json").read_text())
+    assert [entry["step"] for entry in history["validation_loss"]] == [2, 4, 5]
+
+
+def test_a_resumed_run_equals_the_undisturbed_one(make_job):
+    settings = {
+        "epochs": 2,
+        "steps_per_checkpoint": 2,
+        "optimizer": {"type": "adamw"},
+        "learning_rate_scheduler": {"decay": "linear"},
+    }
+    job, run, base = make_job({**LORA, "dropout": 0.1}, **settings)
+    run_training(job, run, base)
+    whole = load_file(run.path("model", "adapter_model.safetensors"))
+    history = json.loads(run.path("model", "training.json").read_text())
+
+    again = Run(run.folder.with_name("again"))
+    shutil.copytree(run.path("data"), again.path("data"))
+
+    def stop_after_five(done, total, loss):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, again, base, stop_after_five)
+    assert not again.path("model").exists()
+    assert run_training(job, again, base)[0][0] == 4
+    resumed = load_file(again.path("model", "adapter_model.safetensors"))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    assert json.loads(again.path("model", "training.json").read_text())["train_loss"] == history["train_loss"]
+
+
+def test_a_ray_cluster_on_the_machine_is_left_alone(make_job, monkeypatch):
+    joined = []
+    monkeypatch.setattr("ludwig.backend._has_ray", lambda: True)
+    monkeypatch.setitem(ludwig.backend.backend_registry, "ray", lambda **_: joined.append("ray"))
+    run_training(*make_job(LORA))
+    assert not joined
+
+
+def test_the_ludwig_part_is_accepted_by_stock_ludwig(make_job):
+    from ludwig.config_validation.validation import check_schema
+    from ludwig.schema.model_types.base import ModelConfig
+
+    job, _, base = make_job(LORA)
+    config = ludwig_config(job, base)
+    check_schema(config)
+    assert ModelConfig.from_dict(config).trainer.learning_rate == 0.01
