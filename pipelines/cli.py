@@ -388,10 +388,10 @@ def bakeoff(config: Path, overrides: tuple[str, ...], strategies: str, seeds: in
 
     from pipelines.console.reporter import Screen
     from pipelines.report.sweep import print_bake_off, write_bake_off
-    from pipelines.sweep import bake_off, parse_strategies
+    from pipelines.sweep import bake_off, parse_arms
 
     folder = RUNS / _run_name(name if name is not None else f"{config.stem}-bakeoff")
-    bake_off(config, overrides, parse_strategies(strategies), seeds, tune, folder, Screen())
+    bake_off(config, overrides, parse_arms(strategies), seeds, tune, folder, Screen())
     print_bake_off(write_bake_off(folder), Console(highlight=False))
     click.echo(f"report: {folder / 'bakeoff.html'}")
 

@@ -340,9 +340,9 @@ class Stages:
         """The score of every item of every guard, for the base once a model."""
         from pipelines.evaluation.retention import guard_lines
         from pipelines.evaluation.retention_files import guards_of
-        from pipelines.forgetting.build import Start
+        from pipelines.forgetting.build import JobContext
 
-        start, target = Start(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
+        context, target = JobContext(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
         if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
@@ -352,7 +352,7 @@ class Stages:
         if kept is not None and kept.exists():
             write_text(target, kept.read_text(encoding="utf-8"))
             return
-        guards = start.guards
+        guards = context.retention_evals
         lines: list[dict[str, Any]] = []
         model = self._model(which)
         with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:

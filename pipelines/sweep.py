@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.forgetting import SETTINGS, STRATEGIES, named
+from pipelines.config.forgetting import SETTINGS, STRATEGIES, parse_strategies
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.reporter import Screen
@@ -48,7 +48,7 @@ class Arm:
 
 def arms(job: Job, strategy: str, tries: int) -> list[Arm]:
     """`tries` settings of the strategy's knob, the usual one first."""
-    own = next((word for word in named(strategy) if word in KNOBS), None)
+    own = next((word for word in parse_strategies(strategy) if word in KNOBS), None)
     adapter = ("adapter=null",) if "full" in strategy.split("+") else ()
     if own is None:
         rate = float(job.ludwig["trainer"].get("learning_rate", 2e-4)) * (0.1 if adapter else 1.0)
@@ -72,7 +72,7 @@ def arms(job: Job, strategy: str, tries: int) -> list[Arm]:
     ]
 
 
-def parse_strategies(text: str) -> list[str]:
+def parse_arms(text: str) -> list[str]:
     """`none,ewc,replay+distill` as a list. Raises ConfigError for a word that is no strategy."""
     strategies = [part.strip() for part in text.split(",") if part.strip()]
     for word in (word for strategy in strategies for word in strategy.split("+")):

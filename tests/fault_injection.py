@@ -133,7 +133,7 @@ def make_project(embedded: bool) -> None:
             },
             "forgetting": {
                 "strategy": "replay+distill+si",
-                "si": {"warm_steps": 2},
+                "si": {"importance_steps": 2},
                 "every": 3,
                 "guards": {"known": {"kind": "choices", "data": "choices.jsonl"}},
             },

@@ -13,7 +13,9 @@ def package(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "__init__.py").write_text("from pipelines.registry import Registry\nREGISTRY = Registry('plugins')\n")
     for name in ("second", "first"):
-        (folder / f"{name}.py").write_text(f"from plugins import REGISTRY\nREGISTRY.register('{name}', '{name}'.upper())\n")
+        (folder / f"{name}.py").write_text(
+            f"from plugins import REGISTRY\nREGISTRY.register('{name}', '{name}'.upper())\n"
+        )
     monkeypatch.syspath_prepend(tmp_path)
     yield __import__("plugins").REGISTRY
     for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:

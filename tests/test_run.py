@@ -223,7 +223,7 @@ def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
         folded.append(adapter)
         target.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(sequence, "_fold", fold)
+    monkeypatch.setattr(sequence, "_merge_adapter", fold)
     job = load_job(Path("job.yaml"))
     first = Run(Path("runs/first"))
     (first.folder / "model").mkdir(parents=True)

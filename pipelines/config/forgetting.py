@@ -38,7 +38,7 @@ class Si(Section):
     """c."""
     damping: Positive = 0.1
     """ξ, in units of the mean squared move: how little a weight may move and still count as important."""
-    warm_steps: Count = 24
+    importance_steps: Count = 24
     """Steps of the pass over general text, each of 8 sequences."""
 
 
@@ -155,20 +155,20 @@ SETTINGS: dict[str, type[Section]] = {
     "l2sp": L2sp,
     "interpolate": Interpolate,
 }
-DESCRIPTIVE = ("multitask", "full", "peft")
+BASELINE_LABELS = ("multitask", "full", "peft")
 """What a job's tasks and adapter already are, named so that they can be compared."""
 AUTO: dict[str, Section] = {"replay": Replay(share=0.1), "distill": Distill(strength=3.0)}
-"""What `auto` stands for, but where `auto_word` says otherwise; docs/forgetting.md has the measurements."""
-STRATEGIES = ("auto", "none", *SETTINGS, *DESCRIPTIVE)
+"""What `auto` stands for, but where `resolve_auto` says otherwise; docs/forgetting.md has the measurements."""
+STRATEGIES = ("auto", "none", *SETTINGS, *BASELINE_LABELS)
 
 
-def named(strategy: str) -> list[str]:
+def parse_strategies(strategy: str) -> list[str]:
     """The strategies that a word of the YAML names, `auto` and `none` resolved: `ewc+replay` are two."""
     words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
-def auto_word(adapter: bool, after: bool) -> str:
+def resolve_auto(adapter: bool, after: bool) -> str:
     """How a job's `auto` is written out. Where every weight of a base is trained, going back afterwards keeps more for less."""
     return "auto" if adapter or after else "interpolate"
 
@@ -177,7 +177,7 @@ class Forgetting(Section):
     """`forgetting: ewc` is short for `forgetting: {strategy: ewc}`."""
 
     strategy: str = "auto"
-    """auto, none, one of SETTINGS or DESCRIPTIVE, or several joined by +."""
+    """auto, none, one of SETTINGS or BASELINE_LABELS, or several joined by +."""
     ewc: Ewc | None = None
     si: Si | None = None
     replay: Replay | None = None
@@ -243,7 +243,7 @@ class Forgetting(Section):
 
     @property
     def strategies(self) -> list[str]:
-        return named(self.strategy)
+        return parse_strategies(self.strategy)
 
     @property
     def guard_names(self) -> list[str]:

@@ -27,7 +27,7 @@ from pydantic import (
 from pipelines.config import ludwig as ludwig_keys
 from pipelines.config import other_tools as foreign_keys
 from pipelines.config.base import Count, Fraction, Positive, Section, Text
-from pipelines.config.forgetting import Forgetting, auto_word
+from pipelines.config.forgetting import Forgetting, resolve_auto
 from pipelines.config.key_hints import Hints
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pydantic_errors import path_of, translate, tree_of
@@ -213,9 +213,9 @@ def _pipeline(document: Document, ludwig: dict[str, Any], hints: Hints) -> tuple
     section = document.value.get("pipeline", {})
     problems: list[Problem] = []
     pipeline = None
-    context = {"refused": set(_strategies_without_ground(section, ludwig))}
+    context = {"refused": set(_check_strategy_requirements(section, ludwig))}
     try:
-        pipeline = Pipeline.model_validate(_auto_written_out(section, ludwig), context=context)
+        pipeline = Pipeline.model_validate(_expand_auto(section, ludwig), context=context)
     except ValidationError as error:
         found = [(path_of(details), details) for details in error.errors(include_url=False)]
         problems += [translate(details, document, hints) for path, details in found if path not in document.unreadable]
@@ -258,7 +258,7 @@ def _foreign(tool: str, ludwig: dict[str, Any], document: Document, hints: Hints
     return [whole, *answers[:MOST_ANSWERS], *rest]
 
 
-def _auto_written_out(section: Any, ludwig: dict[str, Any]) -> Any:
+def _expand_auto(section: Any, ludwig: dict[str, Any]) -> Any:
     """`pipeline:` with its `auto` in place of which another word stands for this job."""
     if not isinstance(section, dict):
         return section
@@ -267,7 +267,7 @@ def _auto_written_out(section: Any, ludwig: dict[str, Any]) -> Any:
     strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else None
     if not isinstance(strategy, str):
         return section
-    word = auto_word(adapter=ludwig.get("adapter") is not None, after=section.get("after") is not None)
+    word = resolve_auto(adapter=ludwig.get("adapter") is not None, after=section.get("after") is not None)
     return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", word, strategy)}}
 
 
@@ -286,7 +286,7 @@ def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]
     return problems
 
 
-def _strategies_without_ground(section: Any, ludwig: dict[str, Any]) -> dict[str, str]:
+def _check_strategy_requirements(section: Any, ludwig: dict[str, Any]) -> dict[str, str]:
     """Strategies that this job's tasks or adapter contradict, and why."""
     tasks = section.get("tasks") if isinstance(section, dict) else None
     adapter = ludwig.get("adapter")
@@ -327,7 +327,7 @@ def _strategies_without_ground(section: Any, ludwig: dict[str, Any]) -> dict[str
 def _without_effect(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
     """What stands in `pipeline:` and contradicts the rest of the job, or would change nothing in it."""
     forgetting, place = pipeline.forgetting, ("pipeline", "forgetting")
-    wrong = _strategies_without_ground(document.value["pipeline"], ludwig)
+    wrong = _check_strategy_requirements(document.value["pipeline"], ludwig)
     problems = [
         document.problem(f"pipeline.forgetting.strategy: {wrong[name]}", *place, "strategy")
         for name in forgetting.strategies

@@ -29,7 +29,7 @@ def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> Rows
     return Rows([np.asarray(ids) for ids in found], [1] * len(found))
 
 
-def answered(
+def generate_general_answers(
     load: Callable[[], LoadedModel],
     prompts: PromptFormat,
     model_id: str,
@@ -58,7 +58,7 @@ def answered(
     return read_jsonl(kept)
 
 
-def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:
+def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:
     """Prompt and answer as the model sees them, of which the answer is supervised; an answer that was cut has no end.
     Empty answers are left out."""
     ids, supervised_from = [], []
@@ -72,7 +72,7 @@ def answer_rows(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system
     return Rows(ids, supervised_from)
 
 
-def users_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
+def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
     texts = list(zip(column(file, "prompt"), column(file, "completion"), strict=True))
     for number, (prompt, completion) in enumerate(texts, start=1):
@@ -82,4 +82,6 @@ def users_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
                 f"has {length:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
             )
             raise DataError(Problem(message, str(file), number))
-    return answer_rows(prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system)
+    return encode_answers(
+        prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system
+    )

@@ -23,7 +23,7 @@ from pipelines.console.activity import doing
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.general_text import answer_rows, answered, passages
+from pipelines.evaluation.general_text import encode_answers, generate_general_answers, passages
 from pipelines.evaluation.retention_files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import Rows, micro_batches, row_losses, supervised_logits
@@ -82,8 +82,8 @@ def prepare_guards(
             case "text":
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
             case "answers":
-                answers = answered(load, prompts, model_id, file, system, guard.rows)
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, answer_rows(prompts, answers, system)))
+                answers = generate_general_answers(load, prompts, model_id, file, system, guard.rows)
+                prepared.append(PreparedGuard(name, guard.kind, guard.data, encode_answers(prompts, answers, system)))
             case "task":
                 questions = read_questions(guard)[: guard.rows]
                 prepared.append(PreparedGuard(name, guard.kind, guard.data, questions=questions, metric=guard.metric))

@@ -20,7 +20,7 @@ from pipelines.scoring.metrics import resolve, scored_by
 from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
 
 
-def earlier_runs(run: Run) -> Iterator[Run]:
+def ancestor_runs(run: Run) -> Iterator[Run]:
     """The runs that led to where this one starts, the last first."""
     while (folder := run.manifest.get("after")) is not None:
         run = Run.open(Path(folder))
@@ -47,14 +47,14 @@ def starting_model(job: Job, run: Run) -> Path:
     made_from = digest(fingerprint(base), fingerprint(left))
     if run.manifest.get("start") != made_from or not target.exists():
         # The earlier run may have been trained again since.
-        _fold(base, left, target)
+        _merge_adapter(base, left, target)
         run.update(start=made_from)
     return target
 
 
 def check_earlier_gates(job: Job, last: Run) -> None:
     """Raises ConfigError for a gate RUN/TASK where no run up to `last` has such a task."""
-    runs = [last, *earlier_runs(last)]
+    runs = [last, *ancestor_runs(last)]
     known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
     problems = []
     for name in job.pipeline.report.gates:
@@ -92,7 +92,7 @@ def _finished(job: Job, folder: Path) -> Run:
     return earlier
 
 
-def _fold(base: Path, adapter: Path, target: Path) -> None:
+def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Raises RunError where merging would change the model."""
     from pipelines.modeling.adapters import check_merged, merged
     from pipelines.modeling.loading import load_causal_lm
@@ -110,7 +110,7 @@ def _fold(base: Path, adapter: Path, target: Path) -> None:
 def earlier_tasks(run: Run) -> list[PreparedGuard]:
     """The test rows of every task that the earlier runs trained, each a guard of this one."""
     guards: list[PreparedGuard] = []
-    for earlier in earlier_runs(run):
+    for earlier in ancestor_runs(run):
         job = load_job(earlier.path("config.yaml"))
         default = int(job.ludwig["generation"]["max_new_tokens"])
         table = read_table(earlier.path("data"), "test")

@@ -27,7 +27,7 @@ class TopK:
         log_probs, tokens = F.log_softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
         return cls(tokens, log_probs)
 
-    def divergence(self, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    def kl_divergence(self, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """T²·KL over the k tokens and one bucket for all others. Without the bucket a student that equals its teacher
         would still be pushed."""
         found = F.log_softmax(student.float() / temperature, dim=-1).gather(-1, self.tokens)
@@ -46,34 +46,34 @@ class Distill(Strategy):
 
     name = "distill"
 
-    def __init__(self, settings: Settings, taught: Mapping[bytes, TopK] | None = None) -> None:
-        """`taught`: another teacher's distributions for the tasks' rows, by the bytes of a row's tokens."""
-        self.settings, self.taught = settings, taught
-        self.reads_logits = bool(settings.strength) and (settings.rows != "replay" or taught is not None)
+    def __init__(self, settings: Settings, teacher_topk: Mapping[bytes, TopK] | None = None) -> None:
+        """`teacher_topk`: another teacher's distributions for the tasks' rows, by the bytes of a row's tokens."""
+        self.settings, self.teacher_topk = settings, teacher_topk
+        self.needs_logits = bool(settings.strength) and (settings.rows != "replay" or teacher_topk is not None)
         self.task_divergence = 0.0
 
-    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.taught is None:
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.teacher_topk is None:
             self.base = ReferenceModel(model)
 
-    def draw(self, inputs: Rows) -> int:
-        self.start_anew()
+    def sample_rows(self, inputs: Rows) -> int:
+        self.reset_step()
         return 0
 
-    def start_anew(self) -> None:
+    def reset_step(self) -> None:
         self.task_divergence = 0.0
 
     def general(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
         return kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
 
-    def task_term(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
-        if self.taught is None:
+    def task_loss(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
+        if self.teacher_topk is None:
             each = kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
         else:
             each = torch.cat(
                 [
-                    self.taught[ids.tobytes()].divergence(part, self.settings.temperature)
+                    self.teacher_topk[ids.tobytes()].kl_divergence(part, self.settings.temperature)
                     for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
                 ]
             )
@@ -81,6 +81,6 @@ class Distill(Strategy):
         self.task_divergence += float(term)
         return term
 
-    def measured(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         (divergence,) = self.workers.total([self.task_divergence])
         return {"distill on tasks": divergence} if divergence else {}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from pipelines.console.activity import doing
-from pipelines.forgetting.penalty import Factored, lora_pairs
+from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
 from pipelines.modeling.adapters import adapter_off, trained_weights
 from pipelines.modeling.packing import Rows, micro_batches, supervised_logits
 
@@ -33,7 +33,9 @@ def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.
     return predicted.scatter_add_(1, labels, torch.full_like(drawn, -1)).to(logits.dtype)
 
 
-def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: bool = False) -> dict[str, Factored]:
+def lora_fisher(
+    model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: bool = False
+) -> dict[str, KroneckerFactors]:
     """Fisher information of every adapted matrix, by module, in two factors.
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input of the matrix and g the gradient of
@@ -55,7 +57,7 @@ def lora_fisher(model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: boo
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(part))
     predicted, seen = rows.supervised_tokens, rows.tokens
-    return {name: Factored(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}
+    return {name: KroneckerFactors(sums.outputs[name] / predicted, sums.inputs[name] / seen) for name in pairs}
 
 
 @contextlib.contextmanager

@@ -9,21 +9,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
-from pipelines.forgetting.penalty import Factored
+from pipelines.forgetting.penalty import KroneckerFactors
 from pipelines.storage.run_folder import write_tensors
 
-FORMAT = "1"
-ROWS, COLUMNS = "/rows", "/columns"
+FORMAT = "2"
+OUTPUT, INPUT = "/output", "/input"
 
-Importance = Mapping[str, torch.Tensor] | Mapping[str, Factored]
+Importance = Mapping[str, torch.Tensor] | Mapping[str, KroneckerFactors]
 
 
 def save_importance(path: Path, importance: Importance, model: str) -> None:
     """`model`: the fingerprint of the weights that it was measured at. The file appears when it is whole."""
     tensors: dict[str, torch.Tensor] = {}
     for name, value in importance.items():
-        if isinstance(value, Factored):
-            tensors |= {name + ROWS: value.rows, name + COLUMNS: value.columns}
+        if isinstance(value, KroneckerFactors):
+            tensors |= {name + OUTPUT: value.output, name + INPUT: value.input}
         else:
             tensors[name] = value
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -44,13 +44,13 @@ def load_importance(path: Path, model: str) -> Importance:
         raise RunError(
             f"{path}: was measured on another model ({metadata.get('model')}, this one is {model}); leave it out"
         )
-    names = [name.removesuffix(ROWS) for name in tensors if name.endswith(ROWS)]
+    names = [name.removesuffix(OUTPUT) for name in tensors if name.endswith(OUTPUT)]
     if names:
-        return {name: Factored(tensors[name + ROWS], tensors[name + COLUMNS]) for name in names}
+        return {name: KroneckerFactors(tensors[name + OUTPUT], tensors[name + INPUT]) for name in names}
     return tensors
 
 
-def remembered(path: Path, model: str, measure: Callable[[], Importance]) -> Importance:
+def load_or_compute(path: Path, model: str, measure: Callable[[], Importance]) -> Importance:
     """The file's importance, measured and written first where it is not there yet."""
     if not path.exists():
         save_importance(path, measure(), model)

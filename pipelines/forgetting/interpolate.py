@@ -25,7 +25,7 @@ from pipelines.storage.run_folder import write_tensors
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
-def largest_scale(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, list[tuple[float, float]]]:
+def bisect_scale(settings: Settings, loss_at: Callable[[float], float]) -> tuple[float, list[tuple[float, float]]]:
     """The largest of SCALES whose loss on general text exceeds that at 0 by no more than the budget, and what was
     measured: [(scale, loss in nats per token)]. Found by halving: the loss is taken to grow where it is past the budget."""
     if settings.scale is not None:

@@ -17,20 +17,20 @@ from pipelines.modeling.adapters import off_is_base
 
 
 @dataclass(frozen=True)
-class Factored:
-    """Importance of a matrix [out, in]: `rows[i] * columns[j]`, or with matrices the Kronecker product of both.
+class KroneckerFactors:
+    """Importance of a matrix [out, in]: `output[i] * input[j]`, or with matrices the Kronecker product of both.
 
-    `rows` fp32 [out] or [out, out]; `columns` fp32 [in] or [in, in]. A scalar (shape []) holds all alike.
+    `output` fp32 [out] or [out, out]; `input` fp32 [in] or [in, in]. A scalar (shape []) holds all alike.
     """
 
-    rows: torch.Tensor
-    columns: torch.Tensor
+    output: torch.Tensor
+    input: torch.Tensor
 
-    def to(self, device: torch.device) -> Factored:
-        return Factored(self.rows.to(device), self.columns.to(device))
+    def to(self, device: torch.device) -> KroneckerFactors:
+        return KroneckerFactors(self.output.to(device), self.input.to(device))
 
 
-def _times(metric: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def _apply_factor(metric: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """metric @ matrix, of one or of a stack, where the metric may be a diagonal or one number."""
     if metric.ndim == matrix.ndim:
         return metric @ matrix
@@ -39,11 +39,11 @@ def _times(metric: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One adapted matrix: ΔW = scaling · up · down, `up` [out, r], `down` [r, in]."""
+    """One adapted matrix: ΔW = scaling · lora_B @ lora_A, `lora_B` [out, r], `lora_A` [r, in]."""
 
     module: str
-    up: torch.nn.Parameter
-    down: torch.nn.Parameter
+    lora_B: torch.nn.Parameter
+    lora_A: torch.nn.Parameter
     scaling: float
 
 
@@ -63,13 +63,13 @@ def lora_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
 
 def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
     """Those of `lora_pairs` that training moves; one that `layers_to_freeze_regex` holds stays at ΔW = 0 by itself."""
-    return (pair for pair in lora_pairs(model) if pair.up.requires_grad)
+    return (pair for pair in lora_pairs(model) if pair.lora_B.requires_grad)
 
 
 def refuse_others(name: str, model: torch.nn.Module) -> None:
     """Raises ConfigError where an adapter trains something that the penalty would not hold, or where the adapter does
     not begin at ΔW = 0: `name` would then protect the base in appearance only."""
-    held = {id(weight) for pair in lora_pairs(model) for weight in (pair.up, pair.down)}
+    held = {id(weight) for pair in lora_pairs(model) for weight in (pair.lora_B, pair.lora_A)}
     others = [place for place, weight in model.named_parameters() if weight.requires_grad and id(weight) not in held]
     if others:
         what = others[0].removeprefix("base_model.model.").replace(".default", "")
@@ -85,46 +85,46 @@ def refuse_others(name: str, model: torch.nn.Module) -> None:
 
 
 def cost_and_gradients(
-    up: torch.Tensor, down: torch.Tensor, scaling: float, importance: Factored
+    up: torch.Tensor, down: torch.Tensor, scaling: float, importance: KroneckerFactors
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """½ Σ F_ij ΔW_ij² and its gradients by `up` [..., out, r] and `down` [..., r, in], without ΔW itself: O((out + in) r²).
 
-    With F = rows ⊗ columns it is ½ s² ⟨Bᵀ R B, A C Aᵀ⟩.
+    With F = output ⊗ input it is ½ s² ⟨Bᵀ R B, A C Aᵀ⟩.
     """
-    held_up, held_down = _times(importance.rows, up), _times(importance.columns, down.mT)
+    held_up, held_down = _apply_factor(importance.output, up), _apply_factor(importance.input, down.mT)
     left, right = up.mT @ held_up, down @ held_down
     cost = scaling**2 / 2 * (left * right).sum()
     return cost, scaling**2 * (held_up @ right), scaling**2 * (left @ held_down.mT)
 
 
-class LoraSpring(Strategy):
+class LoraQuadraticPenalty(Strategy):
     """strength/2 · Σ F ΔW² as a gradient beside that of the tasks."""
 
-    def __init__(self, name: str, strength: float, importance: Mapping[str, Factored] | None) -> None:
+    def __init__(self, name: str, strength: float, importance: Mapping[str, KroneckerFactors] | None) -> None:
         """`importance` by module; None holds every adapted matrix alike."""
         self.name, self.strength, self.importance = name, strength, importance
         self.cost = 0.0
 
-    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         refuse_others(self.name, model)
         # Matrices of a shape go through the arithmetic together: hundreds of small products would cost more than a step may.
         alike: dict[object, list[LoraPair]] = {}
         for pair in trained_pairs(model):
-            alike.setdefault((pair.up.shape, pair.down.shape, pair.scaling), []).append(pair)
+            alike.setdefault((pair.lora_B.shape, pair.lora_A.shape, pair.scaling), []).append(pair)
         self.held = [(pairs, self._stacked(pairs)) for pairs in alike.values()]
 
-    def _stacked(self, pairs: Sequence[LoraPair]) -> Factored:
+    def _stacked(self, pairs: Sequence[LoraPair]) -> KroneckerFactors:
         if self.importance is None:
-            one = torch.ones((), device=pairs[0].up.device)
-            return Factored(one, one)
+            one = torch.ones((), device=pairs[0].lora_B.device)
+            return KroneckerFactors(one, one)
         each = [self.importance[pair.module] for pair in pairs]
-        stacked = Factored(torch.stack([one.rows for one in each]), torch.stack([one.columns for one in each]))
-        return stacked.to(pairs[0].up.device)
+        stacked = KroneckerFactors(torch.stack([one.output for one in each]), torch.stack([one.input for one in each]))
+        return stacked.to(pairs[0].lora_B.device)
 
     def add_gradients(self) -> None:
         if not self.strength:
             return
-        cost = torch.zeros((), device=self.held[0][0][0].up.device)
+        cost = torch.zeros((), device=self.held[0][0][0].lora_B.device)
         for pairs, importance in self.held:
             up, down = (torch.stack([weight.detach().float() for weight in some]) for some in _both(pairs))
             part, *gradients = cost_and_gradients(up, down, pairs[0].scaling, importance)
@@ -138,15 +138,15 @@ class LoraSpring(Strategy):
                     weight.grad.add_(its.to(weight.grad.dtype), alpha=self.strength)
         self.cost = float(cost) * self.strength
 
-    def measured(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {self.name: self.cost}
 
 
 def _both(pairs: Sequence[LoraPair]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    return [pair.up for pair in pairs], [pair.down for pair in pairs]
+    return [pair.lora_B for pair in pairs], [pair.lora_A for pair in pairs]
 
 
-class WeightSpring(Strategy):
+class ProximalQuadraticPenalty(Strategy):
     """strength/2 · Σ F (θ − θ₀)² on every weight, as a proximal step behind the optimiser's.
 
     θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the optimiser's own metric (Adam: √v̂ + ε; plain descent: 1) and η its rate.
@@ -158,7 +158,7 @@ class WeightSpring(Strategy):
         self.name, self.strength, self.importance = name, strength, importance
         self.cost = 0.0
 
-    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.held = [
             (
@@ -187,7 +187,7 @@ class WeightSpring(Strategy):
             force = moved if importance is None else torch.mul(moved, importance, out=pull)
             cost += (0.5 * self.strength * torch.dot(force.flatten(), moved.flatten())).cpu()
             pull_squared += (self.strength * force).square().sum().cpu()
-        self.cost, self.pull = float(cost), float(pull_squared.sqrt())
+        self.cost, self.penalty_grad_norm = float(cost), float(pull_squared.sqrt())
 
     def _over_metric(self, weight: torch.nn.Parameter, group: dict, number: float) -> torch.Tensor:
         """number / D, in the weight's shape."""
@@ -198,12 +198,16 @@ class WeightSpring(Strategy):
         metric = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
         return metric.reciprocal_().mul_(number)
 
-    def measured(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {self.name: self.cost}
 
 
-def spring(
+def quadratic_penalty(
     name: str, strength: float, model_has_adapter: bool, importance: Mapping | None
-) -> LoraSpring | WeightSpring:
-    """The spring that fits the job: on ΔW under an adapter, on each weight without one."""
-    return LoraSpring(name, strength, importance) if model_has_adapter else WeightSpring(name, strength, importance)
+) -> LoraQuadraticPenalty | ProximalQuadraticPenalty:
+    """The penalty that fits the job: on ΔW under an adapter, on each weight without one."""
+    return (
+        LoraQuadraticPenalty(name, strength, importance)
+        if model_has_adapter
+        else ProximalQuadraticPenalty(name, strength, importance)
+    )

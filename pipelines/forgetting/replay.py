@@ -20,50 +20,50 @@ MICRO_BATCH = 8
 class Replay(Strategy):
     """Draws general rows so that, over the steps, they hold `share` of all supervised tokens.
 
-    A step rarely needs a whole row, so what is owed is carried over to the next. With `learn` the rows count in the
+    A step rarely needs a whole row, so what is owed is carried over to the next. With `train_on_rows` the rows count in the
     step's mean as the tasks' rows do; with `distill` the model is held to the base's answers on them.
     """
 
     name = "replay"
 
-    def __init__(self, rows: Rows, share: float, seed: int, *, learn: bool, distill: Distill | None) -> None:
+    def __init__(self, rows: Rows, share: float, seed: int, *, train_on_rows: bool, distill: Distill | None) -> None:
         self.rows, self.ratio, self.seed = rows, share / (1 - share), seed
-        self.learn, self.distill = learn, distill
-        self.drawn = 0
-        self.owed = 0.0
-        self._lap: tuple[int, list[int]] = (-1, [])
-        self.now: Rows = rows[0:0]
+        self.train_on_rows, self.distill = train_on_rows, distill
+        self.num_drawn = 0
+        self.token_debt = 0.0
+        self._epoch: tuple[int, list[int]] = (-1, [])
+        self.current_rows: Rows = rows[0:0]
 
-    def draw(self, inputs: Rows) -> int:
+    def sample_rows(self, inputs: Rows) -> int:
         self.expected = self.ratio * inputs.supervised_tokens
-        self.owed += self.expected
+        self.token_debt += self.expected
         numbers = []
-        while self.ratio and self.owed > 0:
+        while self.ratio and self.token_debt > 0:
             numbers.append(self._next())
-            self.owed -= self.rows.supervised_lengths[numbers[-1]]
-        self.now = self.rows.take(numbers)
+            self.token_debt -= self.rows.supervised_lengths[numbers[-1]]
+        self.current_rows = self.rows.take(numbers)
         self.sums = {"replay": 0.0, "distill": 0.0}
-        return self.now.supervised_tokens if self.learn else 0
+        return self.current_rows.supervised_tokens if self.train_on_rows else 0
 
     def _next(self) -> int:
         """Every row once before any comes twice, each time in another order."""
-        lap, place = divmod(self.drawn, len(self.rows))
-        if self._lap[0] != lap:
+        lap, place = divmod(self.num_drawn, len(self.rows))
+        if self._epoch[0] != lap:
             order = list(range(len(self.rows)))
             random.Random(f"{self.seed}/replay/{lap}").shuffle(order)
-            self._lap = (lap, order)
-        self.drawn += 1
-        return self._lap[1][place]
+            self._epoch = (lap, order)
+        self.num_drawn += 1
+        return self._epoch[1][place]
 
-    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
 
-    def terms(self, supervised: int) -> Iterator[torch.Tensor]:
+    def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
         for rows, counts in self.workers.rounds(
-            micro_batches(self.workers.part(self.now), MICRO_BATCH), self.rows[0:1]
+            micro_batches(self.workers.part(self.current_rows), MICRO_BATCH), self.rows[0:1]
         ):
             if self.distill is None or not self.distill.settings.strength:
-                if self.learn:
+                if self.train_on_rows:
                     yield self._learned(token_losses(self.model, rows), supervised, counts)
                 continue
             logits, targets = supervised_logits(self.model, rows)
@@ -72,7 +72,7 @@ class Replay(Strategy):
             each = self.distill.general(rows, logits)
             term = self.distill.settings.strength * each.sum() / (self.expected if counts else math.inf)
             self.sums["distill"] += float(each.sum()) * counts
-            if self.learn:
+            if self.train_on_rows:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()
                 term = term + self._learned(losses, supervised, counts)
             yield term
@@ -82,14 +82,14 @@ class Replay(Strategy):
         self.sums["replay"] += float(losses.sum()) * counts
         return losses.sum() / (supervised if counts else math.inf)
 
-    def measured(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Means over the step's general tokens."""
-        tokens = self.now.supervised_tokens
+        tokens = self.current_rows.supervised_tokens
         sums = dict(zip(self.sums, self.workers.total(list(self.sums.values())), strict=True))
         return {name: value / tokens for name, value in sums.items() if value and tokens}
 
-    def state(self) -> dict[str, Any]:
-        return {"position": {"drawn": self.drawn, "owed": self.owed}}
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": {"drawn": self.num_drawn, "owed": self.token_debt}}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.drawn, self.owed = state["position"]["drawn"], state["position"]["owed"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_drawn, self.token_debt = state["position"]["drawn"], state["position"]["owed"]

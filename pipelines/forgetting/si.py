@@ -15,14 +15,21 @@ import torch
 
 from pipelines.config.forgetting import Si as Settings
 from pipelines.console.activity import doing
-from pipelines.forgetting.importance import Importance, load_importance, remembered, save_importance
-from pipelines.forgetting.penalty import Factored, LoraPair, LoraSpring, WeightSpring, spring, trained_pairs
+from pipelines.forgetting.importance import Importance, load_importance, load_or_compute, save_importance
+from pipelines.forgetting.penalty import (
+    KroneckerFactors,
+    LoraPair,
+    LoraQuadraticPenalty,
+    ProximalQuadraticPenalty,
+    quadratic_penalty,
+    trained_pairs,
+)
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.packing import Rows, micro_batches, token_losses
 
-WARM_RATE = 5e-5
-WARM_ROWS = 8
+IMPORTANCE_LR = 5e-5
+IMPORTANCE_BATCH = 8
 
 
 class PathIntegral:
@@ -39,7 +46,7 @@ class PathIntegral:
         self.omega = [torch.zeros_like(weight) for weight in weights]
 
     @torch.no_grad()
-    def add(self, gradients: Sequence[torch.Tensor]) -> None:
+    def update(self, gradients: Sequence[torch.Tensor]) -> None:
         """Behind a step: `gradients` are those of the loss alone, unclipped, at the weights before it."""
         for weight, last, omega, gradient in zip(self.weights, self.last, self.omega, gradients, strict=True):
             omega.addcmul_(gradient, last.sub_(weight))  # last is the move now, with its sign turned
@@ -55,22 +62,22 @@ class PathIntegral:
         return found
 
 
-def as_factors(omega: torch.Tensor) -> Factored:
+def as_factors(omega: torch.Tensor) -> KroneckerFactors:
     """The rows and columns of a matrix of importances: their outer product has its row and column sums."""
     total = omega.sum().clamp(min=torch.finfo(omega.dtype).tiny)
-    return Factored(omega.sum(dim=1), omega.sum(dim=0) / total)
+    return KroneckerFactors(omega.sum(dim=1), omega.sum(dim=0) / total)
 
 
-def lora_factors(pair: LoraPair, up: torch.Tensor, down: torch.Tensor, damping: float) -> Factored:
+def lora_factors(pair: LoraPair, up: torch.Tensor, down: torch.Tensor, damping: float) -> KroneckerFactors:
     """Importance of the rows of ΔW from the path integral `up` over B, of its columns from `down` over A.
 
     Σ_k ω_B[i, k] is what row i's move through B lowered the loss, Σ_k ω_A[k, j] what column j's move through A did.
     """
-    change = pair.scaling * pair.up.detach() @ pair.down.detach()
+    change = pair.scaling * pair.lora_B.detach() @ pair.lora_A.detach()
     rows, columns = up.sum(dim=1).clamp(min=0), down.sum(dim=0).clamp(min=0)
     moved = change.square().sum(dim=1)
     rows = rows / (moved + damping * moved.mean() + torch.finfo(moved.dtype).tiny)
-    return Factored(rows, columns / columns.mean().clamp(min=torch.finfo(columns.dtype).tiny))
+    return KroneckerFactors(rows, columns / columns.mean().clamp(min=torch.finfo(columns.dtype).tiny))
 
 
 class Si(Strategy):
@@ -93,34 +100,40 @@ class Si(Strategy):
         self.settings, self.general, self.warm, self.model_id, self.seed = settings, general, warm, model_id, seed
         self.carried, self.keep = carried, keep
 
-    def begin(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.pairs = model, [pair for pair in trained_pairs(model) if pair.down.requires_grad]
-        self.springs: list[LoraSpring | WeightSpring] = []
-        # The penalty has no ½ before it, the springs have.
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.pairs = model, [pair for pair in trained_pairs(model) if pair.lora_A.requires_grad]
+        self.penalties: list[LoraQuadraticPenalty | ProximalQuadraticPenalty] = []
+        # The penalty has no ½ before it, the quadratic penalties have.
         strength = 2 * self.settings.strength
         if strength:
-            found = [remembered(self.warm, self.model_id, self._warm_pass)]
+            found = [load_or_compute(self.warm, self.model_id, self._measure_importance)]
             if self.carried is not None:
                 found.append(load_importance(*self.carried))
-            self.springs = [spring(self.name, strength, bool(self.pairs), importance) for importance in found]
-        for one in self.springs:
-            one.begin(model, optimizer)
+            self.penalties = [
+                quadratic_penalty(self.name, strength, bool(self.pairs), importance) for importance in found
+            ]
+        for penalty in self.penalties:
+            penalty.setup(model, optimizer)
         self.path = PathIntegral(trained_weights(model))
 
-    def _warm_pass(self) -> Importance:
+    def _measure_importance(self) -> Importance:
         names, weights = zip(*self._held(), strict=True)
-        steps = [part for _ in range(self.settings.warm_steps) for part in micro_batches(self.general, WARM_ROWS)]
-        steps = steps[: self.settings.warm_steps]
+        steps = [
+            part
+            for _ in range(self.settings.importance_steps)
+            for part in micro_batches(self.general, IMPORTANCE_BATCH)
+        ]
+        steps = steps[: self.settings.importance_steps]
         what = "the importance of the weights for general text"
         with _unfrozen(self.model, weights), doing(what, len(steps), "steps") as activity:
             integral = PathIntegral(weights)
-            optimizer = torch.optim.AdamW(weights, lr=WARM_RATE, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(weights, lr=IMPORTANCE_LR, weight_decay=0.0)
             for rows in steps:
                 optimizer.zero_grad()
                 token_losses(self.model, rows).mean().backward()
                 gradients = [weight.grad.clone() for weight in weights]
                 optimizer.step()
-                integral.add(gradients)
+                integral.update(gradients)
                 activity.advance(1)
             found = integral.importance(self.settings.damping)
         self.model.zero_grad(set_to_none=True)
@@ -144,16 +157,16 @@ class Si(Strategy):
         yield from ((name, module.base_layer.weight) for name, module in self._adapted())
 
     def add_gradients(self) -> None:
-        for one in self.springs:
-            one.add_gradients()
+        for penalty in self.penalties:
+            penalty.add_gradients()
 
     def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
-        for one in self.springs:
-            one.after_step(())
-        self.pull = sum(one.pull for one in self.springs)
-        self.path.add(task_gradients)
+        for penalty in self.penalties:
+            penalty.after_step(())
+        self.penalty_grad_norm = sum(penalty.penalty_grad_norm for penalty in self.penalties)
+        self.path.update(task_gradients)
 
-    def finish(self, model_id: str) -> None:
+    def on_train_end(self, model_id: str) -> None:
         """Writes this job's own importance. `model_id`: the fingerprint of the model that it leaves."""
         found: Importance
         if self.pairs:
@@ -161,8 +174,8 @@ class Si(Strategy):
             found = {
                 pair.module: lora_factors(
                     pair,
-                    self.path.omega[place[id(pair.up)]],
-                    self.path.omega[place[id(pair.down)]],
+                    self.path.omega[place[id(pair.lora_B)]],
+                    self.path.omega[place[id(pair.lora_A)]],
                     self.settings.damping,
                 )
                 for pair in self.pairs
@@ -172,14 +185,14 @@ class Si(Strategy):
             found = dict(zip(names, self.path.importance(self.settings.damping), strict=True))
         save_importance(self.keep, found, model_id)
 
-    def measured(self) -> dict[str, float]:
-        return {self.name: sum(one.cost for one in self.springs)} if self.springs else {}
+    def metrics(self) -> dict[str, float]:
+        return {self.name: sum(penalty.cost for penalty in self.penalties)} if self.penalties else {}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {f"omega/{number}": omega for number, omega in enumerate(self.path.omega)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Behind the weights' own: the start was noted in `begin`, the last place is where the weights stand now."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Behind the weights' own: the start was noted in `setup`, the last place is where the weights stand now."""
         for number, omega in enumerate(self.path.omega):
             omega.copy_(state[f"omega/{number}"])
         for weight, last in zip(self.path.weights, self.path.last, strict=True):

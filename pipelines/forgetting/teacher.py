@@ -35,11 +35,11 @@ def check_teacher(settings: Settings, base: Path) -> Path:
     return folder
 
 
-def teach(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[bytes, TopK]:
+def cache_teacher_topk(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[bytes, TopK]:
     """The teacher's distributions at each row's supervised tokens, by the bytes of the row's tokens; kept in a file, so
     that a training that goes on does not ask again."""
     if not keep.exists():
-        write_tensors(keep, _asked(settings, teacher, rows))
+        write_tensors(keep, _predict_topk(settings, teacher, rows))
     kept = load_file(keep)
     parts = zip(
         rows.input_ids,
@@ -51,7 +51,7 @@ def teach(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[byt
 
 
 @torch.no_grad()
-def _asked(settings: Settings, teacher: Path, rows: Rows) -> dict[str, torch.Tensor]:
+def _predict_topk(settings: Settings, teacher: Path, rows: Rows) -> dict[str, torch.Tensor]:
     parts = []
     with doing("the teacher's predictions on the tasks' rows", len(rows)) as activity:
         model = load_causal_lm(teacher, frozen=True).eval()

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.config.forgetting import DESCRIPTIVE, named
+from pipelines.config.forgetting import BASELINE_LABELS, parse_strategies
 from pipelines.report.formatting import BASE_AND_TUNED, signed, unit_name
 from pipelines.report.retention import BackwardTransfer, GuardResult, learned_and_lost
 from pipelines.report.run_files import Manifest, Stage, Training
@@ -161,9 +161,9 @@ class Analysis:
             "peft" if self.config.get("adapter") else "full",
             *(["multitask"] if len(pipeline["tasks"]) > 1 else []),
         ]
-        used = named(pipeline.get("forgetting", {}).get("strategy", "none"))
-        return f"{', '.join(dict.fromkeys([*already, *(word for word in used if word in DESCRIPTIVE)]))}; " + (
-            f"against forgetting: {', '.join(word for word in used if word not in DESCRIPTIVE) or 'nothing'}"
+        used = parse_strategies(pipeline.get("forgetting", {}).get("strategy", "none"))
+        return f"{', '.join(dict.fromkeys([*already, *(word for word in used if word in BASELINE_LABELS)]))}; " + (
+            f"against forgetting: {', '.join(word for word in used if word not in BASELINE_LABELS) or 'nothing'}"
         )
 
     @property

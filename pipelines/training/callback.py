@@ -14,7 +14,7 @@ from pipelines.training.micro_batches import MicroBatches
 
 
 class StepHook(Protocol):
-    """Looks on from outside the step; `state` and `restore` as a strategy's."""
+    """Looks on from outside the step; `state_dict` and `load_state_dict` as a strategy's."""
 
     name: str
 
@@ -23,9 +23,9 @@ class StepHook(Protocol):
     def __call__(self, trainer: Any, step: int) -> None:
         """Behind a step; `step` of them are done."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class StepCallback(Callback):
@@ -63,7 +63,7 @@ class StepCallback(Callback):
         with trainer.workers.coordinator_first():
             for strategy in self.strategies:
                 strategy.workers = trainer.workers
-                strategy.begin(trainer.model.model, trainer.optimizer)
+                strategy.setup(trainer.model.model, trainer.optimizer)
         if self.hook is not None:
             self.hook.begin(trainer.model.model)
 

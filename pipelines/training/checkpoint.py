@@ -33,9 +33,9 @@ class Carrier(Protocol):
 
     name: str
 
-    def state(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -68,7 +68,7 @@ class SafetensorsCheckpoint(Checkpoint):
                     scalars.setdefault(str(number), {})[key] = value
         positions: dict[str, Any] = {}
         for carrier in self.carriers:
-            for key, value in carrier.state().items():
+            for key, value in carrier.state_dict().items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"{STRATEGY}{carrier.name}/{key}"] = value
                 else:
@@ -142,7 +142,7 @@ class SafetensorsCheckpoint(Checkpoint):
         for carrier in self.carriers:
             kept = {**_part(tensors, f"{STRATEGY}{carrier.name}/"), **state["strategies"].get(carrier.name, {})}
             if kept:
-                carrier.restore(kept)
+                carrier.load_state_dict(kept)
         self.pending = {
             "scheduler": state["scheduler"],
             "random": _part(tensors, RANDOM),

@@ -62,10 +62,10 @@ class Watch:
         # Ludwig's loop ends here as it does behind the last step, with a last look at the validation rows.
         trainer.total_steps = step
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {f"within/{number}": weight for number, weight in enumerate(self.within)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.within = [state[f"within/{number}"].to(weight.device) for number, weight in enumerate(self.within)]
 
     def _lost(self, guard: PreparedGuard, score: float) -> float:

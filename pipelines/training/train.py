@@ -22,7 +22,7 @@ from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.run_folder import Run, replace_folder, write_json
 
 if TYPE_CHECKING:
-    from pipelines.forgetting.build import Start
+    from pipelines.forgetting.build import JobContext
     from pipelines.forgetting.strategy import Strategy
     from pipelines.training.ludwig_dataset import TokenDataset
     from pipelines.training.retention_callback import Watch
@@ -79,7 +79,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         from ludwig.api import LudwigModel
         from ludwig.globals import set_disable_progressbar
 
-        from pipelines.forgetting.build import Start, build
+        from pipelines.forgetting.build import JobContext, build_strategies
         from pipelines.modeling.process_group import Workers
         from pipelines.training.callback import StepCallback
         from pipelines.training.ludwig_backend import WorkersBackend
@@ -88,11 +88,11 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         register()
         training, validation = _datasets(job, run)
         workers = Workers.here()
-        start = Start(job, run, base_model)
+        context = JobContext(job, run, base_model)
         with workers.coordinator_first():
-            strategies = build(start, training.data.rows)
+            strategies = build_strategies(context, training.data.rows)
             may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
-            callback = StepCallback(report, strategies, _watch(start), fits_memory(job), may_skip, shards_base(job))
+            callback = StepCallback(report, strategies, _watch(context), fits_memory(job), may_skip, shards_base(job))
         # Named, since Ludwig would join any Ray cluster that it finds on the machine.
         backend = WorkersBackend() if workers.count > 1 else "local"
         config = ludwig_config(job, base_model)
@@ -122,35 +122,37 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
         with doing("saving the model"):
-            aside = _collect(model, workdir, start, history)
-        _after_training(start, strategies, aside, history)
+            aside = _collect(model, workdir, context, history)
+        _after_training(context, strategies, aside, history)
         write_json(aside / "training.json", history)
         for strategy in strategies:
-            strategy.finish(fingerprint(aside))
+            strategy.on_train_end(fingerprint(aside))
         replace_folder(aside, run.path("model"))
         shutil.rmtree(workdir / "model", ignore_errors=True)
 
 
-def _watch(start: Start) -> Watch | None:
+def _watch(context: JobContext) -> Watch | None:
     """Looks at the guards while training, where the YAML asks for it."""
-    forgetting = start.job.pipeline.forgetting
+    forgetting = context.job.pipeline.forgetting
     if forgetting.every is None or forgetting.guards == "none":
         return None
     from pipelines.training.retention_callback import Watch
 
-    return Watch(start.guards, start.prompts, forgetting.every, forgetting.budget, start.guard_means)
+    return Watch(
+        context.retention_evals, context.prompts, forgetting.every, forgetting.budget, context.base_retention_means
+    )
 
 
-def _after_training(start: Start, strategies: Sequence[Strategy], tuned: Path, history: dict[str, Any]) -> None:
+def _after_training(context: JobContext, strategies: Sequence[Strategy], tuned: Path, history: dict[str, Any]) -> None:
     """What is decided on the finished weights, in the folder `tuned`."""
-    if "interpolate" not in start.job.pipeline.forgetting.strategies:
+    if "interpolate" not in context.job.pipeline.forgetting.strategies:
         return
     from pipelines.evaluation.completions import quantization_of
-    from pipelines.forgetting.interpolate import Between, largest_scale
+    from pipelines.forgetting.interpolate import Between, bisect_scale
 
-    settings = start.job.pipeline.forgetting.settings("interpolate")
-    between = Between(start.folder, tuned, quantization_of(start.job))
-    scale, measured = largest_scale(settings, between.general_loss(start.passages))
+    settings = context.job.pipeline.forgetting.settings("interpolate")
+    between = Between(context.model_folder, tuned, quantization_of(context.job))
+    scale, measured = bisect_scale(settings, between.general_loss(context.general_passages))
     between.save(scale)
     history["trial_losses"] = between.trial_losses(scale)
     history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
@@ -197,7 +199,7 @@ def _metadata() -> dict[str, Any]:
     return {"prompt": dict(feature), "completion": dict(feature)}
 
 
-def _collect(model: Any, workdir: Path, start: Start, history: dict[str, Any]) -> Path:
+def _collect(model: Any, workdir: Path, context: JobContext, history: dict[str, Any]) -> Path:
     """The folder with the saved weights and the tokenizer, not yet under its name."""
     from pipelines.modeling.base_models import load_tokenizer
     from pipelines.training.model_card import portable
@@ -206,11 +208,11 @@ def _collect(model: Any, workdir: Path, start: Start, history: dict[str, Any]) -
     if aside.exists():
         shutil.rmtree(aside)
     shutil.move(workdir / "model" / "model_weights", aside)
-    load_tokenizer(start.folder).save_pretrained(aside)
-    portable(aside, start.job, start.folder, start.model_id)
+    load_tokenizer(context.model_folder).save_pretrained(aside)
+    portable(aside, context.job, context.model_folder, context.model_id)
     llm = model.model
     if llm.begins_elsewhere:
-        kind = start.job.ludwig["adapter"]["type"]
+        kind = context.job.ludwig["adapter"]["type"]
         note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
         history.setdefault("notes", []).append(note)
     history["trial_losses"] = llm.trial_losses

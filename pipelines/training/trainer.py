@@ -84,7 +84,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`, and of the
         strategies' terms beside it."""
         self.dist_model.train()
-        supervised = inputs.supervised_tokens + sum(strategy.draw(inputs) for strategy in self.strategies)
+        supervised = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
         loss = self._backward_rows(self.workers.part(inputs), inputs[0:1], supervised)
         self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
@@ -152,7 +152,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """As before the first row of the step."""
         self.distributed.zero_grad(self.optimizer)
         for strategy in self.strategies:
-            strategy.start_anew()
+            strategy.reset_step()
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda)
@@ -161,13 +161,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def _backward_tasks(self, rows: Rows, supervised: float) -> torch.Tensor:
         """Adds the gradients of one micro-batch; its share of the step's mean loss."""
         with self._autocast():
-            if any(strategy.reads_logits for strategy in self.strategies):
+            if any(strategy.needs_logits for strategy in self.strategies):
                 logits, targets = supervised_logits(self.model.model, rows)
                 part = F.cross_entropy(logits, targets, reduction="none").float().sum() / supervised
                 terms = [
-                    strategy.task_term(rows, logits, supervised)
+                    strategy.task_loss(rows, logits, supervised)
                     for strategy in self.strategies
-                    if strategy.reads_logits
+                    if strategy.needs_logits
                 ]
             else:
                 part, terms = token_losses(self.model.model, rows).sum() / supervised, []
@@ -181,7 +181,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         weights = trained_weights(self.model.model)
         task_gradients = [torch.zeros_like(one) if one.grad is None else one.grad.detach().clone() for one in weights]
         for strategy in self.strategies:
-            terms = strategy.terms(supervised)
+            terms = strategy.extra_losses(supervised)
             while True:
                 with self._autocast():
                     term = next(terms, None)
@@ -218,8 +218,8 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.history["supervised_tokens"] += inputs.supervised_tokens
         if not self.strategies:
             return
-        terms = {name: value for strategy in self.strategies for name, value in strategy.measured().items()}
-        pulls = [strategy.pull for strategy in self.strategies]
+        terms = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
+        pulls = [strategy.penalty_grad_norm for strategy in self.strategies]
         by_tasks = float(torch.nn.utils.get_total_norm(task_gradients))
         ratio = math.hypot(float(self._added), *pulls) / by_tasks if by_tasks else None
         entry = {"step": step, **terms, "gradient_ratio": ratio}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.config.forgetting import AUTO, SETTINGS, Forgetting, auto_word, named
+from pipelines.config.forgetting import AUTO, SETTINGS, Forgetting, parse_strategies, resolve_auto
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from pipelines.config.forgetting import AUTO, SETTINGS, Forgetting, auto_word, n
     ],
 )
 def test_a_word_names_strategies(word, strategies):
-    assert named(word) == strategies == Forgetting.model_validate(word).strategies
+    assert parse_strategies(word) == strategies == Forgetting.model_validate(word).strategies
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_word_names_strategies(word, strategies):
     [(True, False, "auto"), (True, True, "auto"), (False, False, "interpolate"), (False, True, "auto")],
 )
 def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, after, word):
-    assert auto_word(adapter=adapter, after=after) == word
+    assert resolve_auto(adapter=adapter, after=after) == word
 
 
 def test_auto_has_knobs_of_its_own_unless_they_are_given():

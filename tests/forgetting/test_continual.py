@@ -14,7 +14,7 @@ from pipelines.predict import predict
 from pipelines.report import analyse
 from pipelines.report.sweep import read_bake_off, write_bake_off
 from pipelines.storage.run_folder import Run, read_jsonl
-from pipelines.sweep import arms, bake_off, parse_strategies
+from pipelines.sweep import arms, bake_off, parse_arms
 from tests.bad_configs import GOOD, pipeline
 from tests.jobs import QUIET, run
 from tests.tiny import make_model
@@ -212,7 +212,7 @@ def test_an_importance_file_of_another_model_is_refused(guarded):
 
 
 def test_a_bake_off_runs_every_arm_once_and_recommends_one(guarded):
-    strategies = parse_strategies("l2sp")
+    strategies = parse_arms("l2sp")
     bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
     found = write_bake_off(Path("runs/bake"))
     assert [arm.strategy for arm in found.arms] == ["none", "l2sp"] and found.recommended in ("none", "l2sp")
@@ -228,9 +228,9 @@ def test_a_bake_off_runs_every_arm_once_and_recommends_one(guarded):
 
 
 def test_the_plain_run_is_always_among_the_arms_and_a_strange_word_is_named(guarded):
-    assert parse_strategies("ewc, none,ewc") == ["none", "ewc"]
+    assert parse_arms("ewc, none,ewc") == ["none", "ewc"]
     with pytest.raises(ConfigError, match="unknown strategy 'ecw'; did you mean ewc"):
-        parse_strategies("none,ecw")
+        parse_arms("none,ecw")
     job = load_job(Path("job.yaml"))
     assert [arm.knob for arm in arms(job, "none", 2)] == ["learning_rate: 0.01", "learning_rate: 0.003"]
     assert arms(job, "full", 1)[0].overrides[0] == "adapter=null"

@@ -37,15 +37,15 @@ def test_a_cut_teacher_has_a_bucket_for_the_rest(k):
     teacher = logits(0)
     student = teacher.clone().requires_grad_()
     cut = TopK.of(teacher, k)
-    loss = cut.divergence(student)
+    loss = cut.kl_divergence(student)
     loss.sum().backward()
     assert float(loss.detach().abs().max()) < 1e-4 and float(student.grad.abs().max()) < 1e-4
     # Renormalising the k tokens instead would not have been at rest.
     other = logits(1).requires_grad_()
     whole = kl_divergence(teacher, other).detach()
-    assert (cut.divergence(other).detach() <= whole + 1e-4).all()
+    assert (cut.kl_divergence(other).detach() <= whole + 1e-4).all()
     if k == 40:
-        torch.testing.assert_close(cut.divergence(other).detach(), whole, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(cut.kl_divergence(other).detach(), whole, atol=1e-3, rtol=1e-3)
 
 
 def test_the_base_is_the_model_with_its_adapter_off(tmp_path):
@@ -72,14 +72,14 @@ def test_without_an_adapter_it_is_a_frozen_copy(tmp_path):
 def test_on_the_tasks_rows_the_term_is_the_mean_over_the_step(tmp_path):
     model, data = lora(tmp_path / "m", moved=True), rows(4)
     distill = Distill(Settings(strength=0.3, rows="tasks"))
-    distill.begin(model, sgd(model))
+    distill.setup(model, sgd(model))
     found, _ = supervised_logits(model, data)
-    distill.draw(data)
-    whole = distill.task_term(data, found, data.supervised_tokens)
+    distill.sample_rows(data)
+    whole = distill.task_loss(data, found, data.supervised_tokens)
     expected = 0.3 * kl_divergence(ReferenceModel(model).logits(data), found).mean()
     torch.testing.assert_close(whole, expected)
     parts = [
-        distill.task_term(data[n : n + 2], supervised_logits(model, data[n : n + 2])[0], data.supervised_tokens)
+        distill.task_loss(data[n : n + 2], supervised_logits(model, data[n : n + 2])[0], data.supervised_tokens)
         for n in (0, 2)
     ]
     torch.testing.assert_close(sum(parts), expected)
@@ -89,14 +89,14 @@ def test_another_teacher_teaches_row_by_row(tmp_path):
     model, data = lora(tmp_path / "m", moved=True), rows(3)
     teacher = base(tmp_path / "other").eval()
     told = supervised_logits(teacher, data)[0].detach()
-    taught = {
+    teacher_topk = {
         ids.tobytes(): TopK.of(part, 1000)
         for ids, part in zip(data.input_ids, told.split(data.supervised_lengths), strict=True)
     }
-    distill = Distill(Settings(strength=1.0, rows="tasks", teacher="x"), taught)
-    distill.begin(model, sgd(model))
+    distill = Distill(Settings(strength=1.0, rows="tasks", teacher="x"), teacher_topk)
+    distill.setup(model, sgd(model))
     found, _ = supervised_logits(model, data)
-    distill.draw(data)
+    distill.sample_rows(data)
     expected = kl_divergence(told, found).mean()
-    torch.testing.assert_close(distill.task_term(data, found, data.supervised_tokens), expected, atol=1e-4, rtol=1e-3)
-    assert np.isclose(distill.measured()["distill on tasks"], float(expected), atol=1e-3)
+    torch.testing.assert_close(distill.task_loss(data, found, data.supervised_tokens), expected, atol=1e-4, rtol=1e-3)
+    assert np.isclose(distill.metrics()["distill on tasks"], float(expected), atol=1e-3)

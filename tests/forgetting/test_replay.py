@@ -15,53 +15,53 @@ from tests.forgetting.tiny_lora import lora, rows, sgd
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
 def test_the_share_of_supervised_tokens_is_the_one_asked_for(share):
-    general, replay = rows(30, seed=3), Replay(rows(30, seed=3), share, 0, learn=True, distill=None)
+    general, replay = rows(30, seed=3), Replay(rows(30, seed=3), share, 0, train_on_rows=True, distill=None)
     tasks = added = 0
     for step in range(600):
         batch = rows(8, seed=step)
         tasks += batch.supervised_tokens
-        added += replay.draw(batch)
+        added += replay.sample_rows(batch)
     assert added / (tasks + added) == pytest.approx(share, abs=0.003)
     # Every row comes once before any comes twice.
-    assert replay.drawn == pytest.approx(added / general.supervised_tokens * 30, abs=30)
+    assert replay.num_drawn == pytest.approx(added / general.supervised_tokens * 30, abs=30)
 
 
 def test_without_a_share_nothing_is_drawn():
-    replay = Replay(rows(5), 0.0, 0, learn=True, distill=None)
-    replay.begin(torch.nn.Module(), None)
-    assert replay.draw(rows(8)) == 0 and list(replay.terms(10)) == []
+    replay = Replay(rows(5), 0.0, 0, train_on_rows=True, distill=None)
+    replay.setup(torch.nn.Module(), None)
+    assert replay.sample_rows(rows(8)) == 0 and list(replay.extra_losses(10)) == []
 
 
 def test_it_goes_on_where_it_was():
     drawn = []
     for restart in (False, True):
-        replay = Replay(rows(9, seed=3), 0.2, 7, learn=True, distill=None)
+        replay = Replay(rows(9, seed=3), 0.2, 7, train_on_rows=True, distill=None)
         for step in range(40):
             if restart and step == 17:
-                state = replay.state()
-                replay = Replay(rows(9, seed=3), 0.2, 7, learn=True, distill=None)
-                replay.restore(state)
-            replay.draw(rows(8, seed=step))
-            drawn.append([ids.tolist() for ids in replay.now.input_ids])
+                state = replay.state_dict()
+                replay = Replay(rows(9, seed=3), 0.2, 7, train_on_rows=True, distill=None)
+                replay.load_state_dict(state)
+            replay.sample_rows(rows(8, seed=step))
+            drawn.append([ids.tolist() for ids in replay.current_rows.input_ids])
     assert drawn[:40] == drawn[40:] and any(drawn)
 
 
 def test_its_terms_are_cross_entropy_and_divergence(tmp_path):
     model, general = lora(tmp_path / "m", moved=True), rows(12, seed=3)
     distill = Distill(DistillSettings(strength=0.5))
-    replay = Replay(general, 0.4, 0, learn=True, distill=distill)
+    replay = Replay(general, 0.4, 0, train_on_rows=True, distill=distill)
     for strategy in (distill, replay):
-        strategy.begin(model, sgd(model))
+        strategy.setup(model, sgd(model))
     batch = rows(8)
-    supervised = batch.supervised_tokens + replay.draw(batch)
-    found, targets = supervised_logits(model, replay.now)
-    each = kl_divergence(ReferenceModel(model).logits(replay.now), found)
+    supervised = batch.supervised_tokens + replay.sample_rows(batch)
+    found, targets = supervised_logits(model, replay.current_rows)
+    each = kl_divergence(ReferenceModel(model).logits(replay.current_rows), found)
     expected = F.cross_entropy(found, targets, reduction="sum") / supervised
     expected = expected + 0.5 * each.sum() / (0.4 / 0.6 * batch.supervised_tokens)
-    torch.testing.assert_close(sum(replay.terms(supervised)), expected)
-    assert replay.measured()["distill"] == pytest.approx(float(each.mean()), rel=1e-4)
+    torch.testing.assert_close(sum(replay.extra_losses(supervised)), expected)
+    assert replay.metrics()["distill"] == pytest.approx(float(each.mean()), rel=1e-4)
 
 
 def test_distillation_alone_adds_no_token_to_the_mean():
-    replay = Replay(rows(5), 0.4, 0, learn=False, distill=None)
-    assert replay.draw(rows(8)) == 0 and len(replay.now)
+    replay = Replay(rows(5), 0.4, 0, train_on_rows=False, distill=None)
+    assert replay.sample_rows(rows(8)) == 0 and len(replay.current_rows)

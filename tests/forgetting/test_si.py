@@ -16,7 +16,7 @@ def descend(curvature, rate, steps=400, spring=0.0):
         gradient = curvature * theta.detach()
         with torch.no_grad():
             theta -= rate * (gradient + spring * theta)
-        integral.add([gradient])
+        integral.update([gradient])
     return integral
 
 
@@ -40,21 +40,21 @@ def test_moves_that_did_harm_count_for_nothing():
     integral = PathIntegral([theta])
     with torch.no_grad():
         theta += 0.1
-    integral.add([torch.ones(2)])
+    integral.update([torch.ones(2)])
     assert (integral.omega[0] < 0).all() and not integral.importance(0.1)[0].any()
 
 
 def test_factors_keep_the_row_and_column_sums():
     omega = torch.rand(5, 3)
     factors = as_factors(omega)
-    product = torch.outer(factors.rows, factors.columns)
+    product = torch.outer(factors.output, factors.input)
     torch.testing.assert_close(product.sum(0), omega.sum(0))
     torch.testing.assert_close(product.sum(1), omega.sum(1))
 
 
 def make(tmp_path, strength=1.0, **more):
     return Si(
-        Settings(strength=strength, warm_steps=3, **more),
+        Settings(strength=strength, importance_steps=3, **more),
         rows(16),
         tmp_path / "warm.safetensors",
         "a model",
@@ -69,11 +69,11 @@ def test_the_warm_pass_puts_every_weight_back(tmp_path, build):
     model = build(tmp_path / "m").train()
     before = {name: (weight.detach().clone(), weight.requires_grad) for name, weight in model.named_parameters()}
     si = make(tmp_path)
-    si.begin(model, sgd(model))
+    si.setup(model, sgd(model))
     assert (tmp_path / "warm.safetensors").exists() and model.training
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name][0]) and weight.requires_grad == before[name][1] and weight.grad is None
-    importance = [one for held in si.springs for one in held.held]
+    importance = [one for held in si.penalties for one in held.held]
     assert importance
 
 
@@ -81,27 +81,27 @@ def test_what_a_lora_moved_is_kept_by_rows_and_columns(tmp_path):
     """The path integral over ΔW of a step in B alone: its row sums are those over B."""
     model = lora(tmp_path / "m", moved=True)
     pair = next(lora_pairs(model))
-    dense = torch.randn(pair.up.shape[0], pair.down.shape[1])
-    by_up = pair.scaling * dense @ pair.down.detach().T
-    step = 0.01 * torch.randn(pair.up.shape)
-    rows_of_product = -(dense * (pair.scaling * step @ pair.down.detach())).sum(1)
+    dense = torch.randn(pair.lora_B.shape[0], pair.lora_A.shape[1])
+    by_up = pair.scaling * dense @ pair.lora_A.detach().T
+    step = 0.01 * torch.randn(pair.lora_B.shape)
+    rows_of_product = -(dense * (pair.scaling * step @ pair.lora_A.detach())).sum(1)
     torch.testing.assert_close(-(by_up * step).sum(1), rows_of_product, rtol=1e-3, atol=1e-5)
-    factors = lora_factors(pair, -(by_up * step), torch.rand(pair.down.shape), damping=0.1)
-    assert factors.rows.shape == pair.up.shape[:1] and (factors.rows >= 0).all()
-    assert float(factors.columns.mean()) == pytest.approx(1)
+    factors = lora_factors(pair, -(by_up * step), torch.rand(pair.lora_A.shape), damping=0.1)
+    assert factors.output.shape == pair.lora_B.shape[:1] and (factors.output >= 0).all()
+    assert float(factors.input.mean()) == pytest.approx(1)
 
 
 def test_its_state_comes_back(tmp_path):
     model = lora(tmp_path / "m", moved=True)
     si = make(tmp_path)
-    si.begin(model, sgd(model))
+    si.setup(model, sgd(model))
     with torch.no_grad():
         for weight in si.path.weights:
             weight += 0.01
     si.after_step([torch.ones_like(weight) for weight in si.path.weights])
     again = make(tmp_path)
-    again.begin(model, sgd(model))
-    again.restore(si.state())
+    again.setup(model, sgd(model))
+    again.load_state_dict(si.state_dict())
     for one, other in zip(si.path.omega, again.path.omega, strict=True):
         assert torch.equal(one, other) and one.any()
 
@@ -119,7 +119,7 @@ def test_a_matrix_that_is_kept_the_other_way_round(tmp_path):
     config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = get_peft_model(load_causal_lm(tmp_path / "gpt2", frozen=True), config)
     si = Si(
-        Settings(strength=1.0, warm_steps=2),
+        Settings(strength=1.0, importance_steps=2),
         rows(),
         tmp_path / "warm.safetensors",
         "it",
@@ -127,6 +127,6 @@ def test_a_matrix_that_is_kept_the_other_way_round(tmp_path):
         None,
         tmp_path / "kept.safetensors",
     )
-    si.begin(model, sgd(model))
-    (found,) = si.springs[0].importance.values()
+    si.setup(model, sgd(model))
+    (found,) = si.penalties[0].importance.values()
     assert found.rows.shape == (48,) and found.columns.shape == (16,)
