@@ -110,7 +110,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.data.examples import check_files, load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import prepare_rows
-    from pipelines.modeling.base_models import at_key, context_length, find_base_model
+    from pipelines.modeling.base_models import context_length, find_base_model, locate_model_errors
     from pipelines.scoring.sandbox import prepare_sandbox
 
     job = load_job(config, overrides)
@@ -118,7 +118,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
     screen = Screen()
-    with screen.working(f"Base model {job.ludwig['base_model']}"), at_key(job, "base_model"):
+    with screen.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, screen.working)
     with screen.working("Preparing rows"):

@@ -203,12 +203,12 @@ class Stages:
 
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
         from pipelines.data.tokenize_rows import open_table
-        from pipelines.modeling.token_dataset import TokenRows
+        from pipelines.modeling.token_dataset import TokenDataset
 
         model = self._model(which)
         self._write_probes(model, folder, which)
         write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
-        validation = TokenRows.of(open_table(self.run.path("data"), "validation"))
+        validation = TokenDataset.from_table(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.screen.working("Validation loss of the base"):
                 write_json(folder / "validation.json", model.validation_losses(validation))

@@ -19,7 +19,7 @@ from pipelines.data.sample_prompts import read_probes
 from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.retention_files import check_guards
-from pipelines.modeling.base_models import at_key, check_base_model, local_folder
+from pipelines.modeling.base_models import check_base_model, local_folder, locate_model_errors
 from pipelines.modeling.model_folder import read_config, text_config
 from pipelines.modeling.module_names import check_names
 
@@ -63,9 +63,9 @@ def check_job(job: Job) -> Checked:
 
 def _check_models(job: Job) -> None:
     """Every model that the YAML names, as far as it lies on this disk."""
-    with at_key(job, "base_model"):
+    with locate_model_errors(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
     distill = job.pipeline.forgetting.distill
     if distill is not None and distill.teacher is not None:
-        with at_key(job, "pipeline", "forgetting", "distill", "teacher"):
+        with locate_model_errors(job, "pipeline", "forgetting", "distill", "teacher"):
             check_base_model(distill.teacher)

@@ -17,7 +17,7 @@ from pipelines.storage.run_folder import digest
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.modeling.packing import Rows
+    from pipelines.modeling.packing import TokenSequences
 
 BATCH_ROWS = 128
 """Prompts answered together; sorted by length first, so that little is padding."""
@@ -52,7 +52,7 @@ class LoadedModel:
         model = load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.of_folder(folder, chat_template))
 
-    def logits(self, rows: Rows) -> torch.Tensor:
+    def logits(self, rows: TokenSequences) -> torch.Tensor:
         """What it predicts at the supervised tokens of `rows`: [rows.supervised_tokens, vocabulary]."""
         import torch
 
@@ -168,16 +168,16 @@ def _answer(
     import numpy as np
 
     from pipelines.evaluation.generation import continuations, read, reads_once
-    from pipelines.modeling.packing import Rows, row_losses
+    from pipelines.modeling.packing import TokenSequences, sequence_losses
 
-    rows = Rows([np.asarray(ids) for ids in whole], prompt_lengths)
+    rows = TokenSequences([np.asarray(ids) for ids in whole], prompt_lengths)
     losses: list[float | None] = [None] * len(whole)
     cache = None
     if reads_once(loaded.model):
         losses, cache = read(loaded.model, rows)
     elif rows.supervised_tokens:
         scored = [n for n, length in enumerate(rows.supervised_lengths) if length]
-        for n, loss in zip(scored, row_losses(loaded.model, rows.take(scored)), strict=True):
+        for n, loss in zip(scored, sequence_losses(loaded.model, rows.select(scored)), strict=True):
             losses[n] = loss
     prompts = [ids[:length] for ids, length in zip(whole, prompt_lengths, strict=True)]
     made = continuations(loaded.model, prompts, loaded.prompts.stop_ids, settings, cache)

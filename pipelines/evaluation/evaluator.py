@@ -10,7 +10,7 @@ from pipelines.config.job import Job
 from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete, quantization_of
 from pipelines.evaluation.retention import PreparedGuard, score_guard
 from pipelines.modeling.reference_model import ReferenceModel
-from pipelines.modeling.token_dataset import TokenRows, validation_losses
+from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 
 
 class Pass(Protocol):
@@ -27,7 +27,7 @@ class Pass(Protocol):
 
     def score_guard(self, guard: PreparedGuard) -> list[float | None]: ...
 
-    def validation_losses(self, rows: TokenRows) -> dict[str, Any]: ...
+    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]: ...
 
 
 class LocalPass:
@@ -53,5 +53,5 @@ class LocalPass:
     def score_guard(self, guard: PreparedGuard) -> list[float | None]:
         return score_guard(self.loaded, guard, self._base_logits)
 
-    def validation_losses(self, rows: TokenRows) -> dict[str, Any]:
+    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
         return validation_losses(self.loaded.model, rows)

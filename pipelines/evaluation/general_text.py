@@ -13,7 +13,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.retention_files import column
-from pipelines.modeling.packing import Rows
+from pipelines.modeling.packing import TokenSequences
 from pipelines.storage.cache import cached
 from pipelines.storage.run_folder import digest, file_digest, read_jsonl, versions, write_jsonl
 
@@ -22,11 +22,11 @@ ANSWER_TOKENS = 48
 PASSAGE_TOKENS = 192
 
 
-def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> Rows:
+def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> TokenSequences:
     """Plain texts (column `text`), of which every token but the first is predicted."""
     most = min(PASSAGE_TOKENS, prompts.context_length)
     found = [prompts.plain_ids(text)[:most] for text in column(file, "text")[:rows]]
-    return Rows([np.asarray(ids) for ids in found], [1] * len(found))
+    return TokenSequences([np.asarray(ids) for ids in found], [1] * len(found))
 
 
 def generate_general_answers(
@@ -58,7 +58,7 @@ def generate_general_answers(
     return read_jsonl(kept)
 
 
-def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> Rows:
+def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> TokenSequences:
     """Prompt and answer as the model sees them, of which the answer is supervised; an answer that was cut has no end.
     Empty answers are left out."""
     ids, supervised_from = [], []
@@ -69,10 +69,10 @@ def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], sys
         whole = encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]
         ids.append(np.asarray(whole[: prompts.context_length]))
         supervised_from.append(encoded.supervised_from)
-    return Rows(ids, supervised_from)
+    return TokenSequences(ids, supervised_from)
 
 
-def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> Rows:
+def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> TokenSequences:
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
     texts = list(zip(column(file, "prompt"), column(file, "completion"), strict=True))
     for number, (prompt, completion) in enumerate(texts, start=1):

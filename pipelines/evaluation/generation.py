@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
-from pipelines.modeling.attention import reads_beginnings_once
-from pipelines.modeling.packing import Rows, packed_losses, packs
-from pipelines.modeling.prefix_tree import lay_out
+from pipelines.modeling.attention import supports_prefix_sharing
+from pipelines.modeling.packing import TokenSequences, batch_by_tokens, packed_losses
+from pipelines.modeling.prefix_tree import build_prefix_tree
 
 ROOM = 32
 """Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
@@ -74,24 +74,24 @@ def reads_once(model: torch.nn.Module) -> bool:
     config: PretrainedConfig = model.config.get_text_config()  # type: ignore[operator, union-attr]
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return reads_beginnings_once(model) and windows is None and kinds == {"full_attention"}
+    return supports_prefix_sharing(model) and windows is None and kinds == {"full_attention"}
 
 
-def read(model: torch.nn.Module, rows: Rows, batch_tokens: int = 4096) -> tuple[list[float | None], Cache]:
+def read(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = 4096) -> tuple[list[float | None], Cache]:
     """Each row's mean loss over its supervised tokens, in nats (None where it has none), and the cache of the prompts
     before them, but for the last token of each: [rows, heads, longest prompt − 1, head_dim], padded on the left."""
     width = max(rows.supervised_from) - 1
     layers = [RoomyLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]  # type: ignore[operator, union-attr]
     losses: list[float | None] = []
-    for numbers in packs(rows, batch_tokens):
-        pack, cache = rows.take(numbers), Cache(layer_class_to_replicate=RoomyLayer)
-        layout = lay_out(pack.input_ids)
+    for numbers in batch_by_tokens(rows, batch_tokens):
+        pack, cache = rows.select(numbers), Cache(layer_class_to_replicate=RoomyLayer)
+        prefix_tree = build_prefix_tree(pack.input_ids)
         with torch.no_grad():
-            each = packed_losses(model, pack, layout, past_key_values=cache, use_cache=True).split(
+            each = packed_losses(model, pack, prefix_tree, past_key_values=cache, use_cache=True).split(
                 pack.supervised_lengths
             )
         losses += [float(one.double().mean()) if len(one) else None for one in each]
-        prompts = [layout.places(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
+        prompts = [prefix_tree.token_indices(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
         _spread(prompts, numbers, cache, layers, len(rows), width)
     return losses, Cache(layers=layers)
 

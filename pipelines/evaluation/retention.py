@@ -26,12 +26,12 @@ from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.general_text import encode_answers, generate_general_answers, passages
 from pipelines.evaluation.retention_files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import Rows, micro_batches, row_losses, supervised_logits
+from pipelines.modeling.packing import TokenSequences, micro_batches, sequence_losses, supervised_logits
 from pipelines.scoring.metrics import resolve
 
 MICRO_BATCH = 8
 
-BaseLogits = Callable[[Rows], torch.Tensor]
+BaseLogits = Callable[[TokenSequences], torch.Tensor]
 """What the base predicts at the supervised tokens of rows: [rows.supervised_tokens, vocabulary]."""
 
 
@@ -42,9 +42,9 @@ class PreparedGuard:
     name: str
     kind: str
     file: str
-    rows: Rows = field(default_factory=lambda: Rows([], []))
+    rows: TokenSequences = field(default_factory=lambda: TokenSequences([], []))
     choices: Sequence[Choice] = ()
-    question_rows: Sequence[Rows] = ()
+    question_rows: Sequence[TokenSequences] = ()
     questions: Sequence[Question] = ()
     metric: str = ""
     own_scores: Sequence[float | None] = ()
@@ -90,7 +90,7 @@ def prepare_guards(
     return prepared
 
 
-def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -> list[Rows]:
+def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -> list[TokenSequences]:
     """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice". Raises DataError."""
     found = []
     for number, item in enumerate(items, start=1):
@@ -103,7 +103,7 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -
             message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
             raise DataError(Problem(message, str(file), number))
         shared = len(os.path.commonprefix([question, *wholes]))
-        found.append(Rows([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
+        found.append(TokenSequences([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
     return found
 
 
@@ -119,7 +119,7 @@ def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) 
         case "answers":
             return list(_divergences(loaded.model, guard.rows, base_logits))
         case "text":
-            return list(row_losses(loaded.model, guard.rows))
+            return list(sequence_losses(loaded.model, guard.rows))
         case "task":
             return _task_scores(loaded, guard)
         case _:
@@ -127,11 +127,11 @@ def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) 
 
 
 def _choice_scores(model: torch.nn.Module, guard: PreparedGuard) -> Iterator[float]:
-    rows = Rows(
+    rows = TokenSequences(
         [ids for one in guard.question_rows for ids in one.input_ids],
         [start for one in guard.question_rows for start in one.supervised_from],
     )
-    summed = [mean * length for mean, length in zip(row_losses(model, rows), rows.supervised_lengths, strict=True)]
+    summed = [mean * length for mean, length in zip(sequence_losses(model, rows), rows.supervised_lengths, strict=True)]
     losses = iter(summed)
     for item in guard.choices:
         likely = [-next(losses) / len(choice) for choice in item.choices]
@@ -156,7 +156,7 @@ def _task_scores(loaded: LoadedModel, guard: PreparedGuard) -> list[float | None
     return [metric.score(line).value for line in lines]
 
 
-def _divergences(model: torch.nn.Module, rows: Rows, base_logits: BaseLogits) -> Iterator[float]:
+def _divergences(model: torch.nn.Module, rows: TokenSequences, base_logits: BaseLogits) -> Iterator[float]:
     for part in micro_batches(rows, MICRO_BATCH):
         with torch.no_grad():
             logits, _ = supervised_logits(model, part)

@@ -24,10 +24,10 @@ from pipelines.forgetting.replay import Replay
 from pipelines.forgetting.si import Si
 from pipelines.forgetting.strategy import Strategy
 from pipelines.forgetting.teacher import cache_teacher_topk, check_teacher
-from pipelines.modeling.base_models import at_key
+from pipelines.modeling.base_models import locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.modeling.packing import Rows
-from pipelines.modeling.token_dataset import TokenRows
+from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.storage.cache import cached
 from pipelines.storage.run_folder import Run, digest, read_jsonl, versions
 
@@ -58,7 +58,7 @@ class JobContext:
         return LoadedModel.base(self.model_folder, self.job.pipeline.chat_template, quantization_of(self.job))
 
     @cached_property
-    def general_answers(self) -> Rows:
+    def general_answers(self) -> TokenSequences:
         """The bundled general instructions with the starting model's own answers."""
         system = self.job.pipeline.system
         found = generate_general_answers(
@@ -83,27 +83,27 @@ class JobContext:
         return {name: sum(scores) / len(scores) for name, scores in sums.items()}
 
     @cached_property
-    def general_passages(self) -> Rows:
+    def general_passages(self) -> TokenSequences:
         return passages(self.prompts, bundled("general/passages.jsonl"))
 
-    def sample_general(self, sequences: int) -> Rows:
+    def sample_general(self, sequences: int) -> TokenSequences:
         """About as many passages as answers, `sequences` in all or as many as there are."""
         order = np.random.default_rng(self.job.pipeline.seed).permutation(
             len(self.general_passages) + len(self.general_answers)
         )
-        both = Rows(
+        both = TokenSequences(
             [*self.general_passages.input_ids, *self.general_answers.input_ids],
             [*self.general_passages.supervised_from, *self.general_answers.supervised_from],
         )
-        return both.take([int(number) for number in order[:sequences]])
+        return both.select([int(number) for number in order[:sequences]])
 
 
-def load_split(run: Run, split: str) -> Rows:
+def load_split(run: Run, split: str) -> TokenSequences:
     """A split of a run's prepared rows."""
-    return TokenRows.of(open_table(run.path("data"), split)).rows
+    return TokenDataset.from_table(open_table(run.path("data"), split)).sequences
 
 
-def build_strategies(context: JobContext, task_rows: Rows) -> list[Strategy]:
+def build_strategies(context: JobContext, task_rows: TokenSequences) -> list[Strategy]:
     """The strategies of the job, in the order in which they act."""
     forgetting, adapter = context.job.pipeline.forgetting, bool(context.job.ludwig.get("adapter"))
     used = forgetting.strategies
@@ -123,14 +123,14 @@ def build_strategies(context: JobContext, task_rows: Rows) -> list[Strategy]:
     return found
 
 
-def _distill(context: JobContext, task_rows: Rows) -> Distill:
+def _distill(context: JobContext, task_rows: TokenSequences) -> Distill:
     settings = context.job.pipeline.forgetting.settings("distill")
     if settings.teacher is None:
         return Distill(settings)
     if settings.rows != "tasks":
         message = "pipeline.forgetting.distill.teacher knows the tasks' rows alone; write rows: tasks"
         raise ConfigError(context.job.problem(message, "pipeline", "forgetting", "distill"))
-    with at_key(context.job, "pipeline", "forgetting", "distill", "teacher"):
+    with locate_model_errors(context.job, "pipeline", "forgetting", "distill", "teacher"):
         teacher = check_teacher(settings, context.model_folder)
     return Distill(
         settings, cache_teacher_topk(settings, teacher, task_rows, context.run.path("training", "teacher.safetensors"))
@@ -148,7 +148,7 @@ def _replay(context: JobContext, distill: Distill | None) -> Replay:
     )
     for earlier in ancestor_runs(context.run) if learn else ():
         past = load_split(earlier, "train")
-        rows = Rows([*rows.input_ids, *past.input_ids], [*rows.supervised_from, *past.supervised_from])
+        rows = TokenSequences([*rows.input_ids, *past.input_ids], [*rows.supervised_from, *past.supervised_from])
     share = settings.share if learn else forgetting.settings("distill").share
     return Replay(rows, share, seed, train_on_rows=learn, distill=distill)
 
@@ -182,7 +182,7 @@ def _si(context: JobContext) -> Si:
     )
 
 
-def _importance_file(context: JobContext, name: str, rows: Rows, how: object) -> Path:
+def _importance_file(context: JobContext, name: str, rows: TokenSequences, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = context.job.ludwig.get("adapter")
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))

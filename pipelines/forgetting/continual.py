@@ -14,7 +14,7 @@ from pipelines.data.tokenize_rows import read_table
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedGuard
 from pipelines.evaluation.retention_files import Question
-from pipelines.modeling.base_models import at_key, find_base_model, load_tokenizer
+from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.metrics import resolve, scored_by
 from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
@@ -35,7 +35,7 @@ def starting_model(job: Job, run: Run) -> Path:
     """
     after = job.pipeline.after
     if after is None:
-        with at_key(job, "base_model"):
+        with locate_model_errors(job, "base_model"):
             return find_base_model(job.ludwig["base_model"])
     earlier = _finished(job, Path(after))
     check_earlier_gates(job, earlier)
@@ -94,13 +94,13 @@ def _finished(job: Job, folder: Path) -> Run:
 
 def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Raises RunError where merging would change the model."""
-    from pipelines.modeling.adapters import check_merged, merged
+    from pipelines.modeling.adapters import check_merged, merge_adapter
     from pipelines.modeling.loading import load_causal_lm
 
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with doing("merging the earlier run's adapter into its base"):
-        whole = merged(load_causal_lm(base, frozen=True), adapter)
+        whole = merge_adapter(load_causal_lm(base, frozen=True), adapter)
         whole.save_pretrained(partial)  # type: ignore[operator]
         load_tokenizer(base).save_pretrained(partial)
         check_merged(partial, whole, load_causal_lm(partial, frozen=True))

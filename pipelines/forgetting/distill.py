@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pipelines.config.forgetting import Distill as Settings
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import Rows
+from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
 
 
@@ -56,18 +56,18 @@ class Distill(Strategy):
         if self.teacher_topk is None:
             self.base = ReferenceModel(model)
 
-    def sample_rows(self, inputs: Rows) -> int:
+    def sample_rows(self, inputs: TokenSequences) -> int:
         self.reset_step()
         return 0
 
     def reset_step(self) -> None:
         self.task_divergence = 0.0
 
-    def general(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+    def general(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
         return kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
 
-    def task_loss(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
+    def task_loss(self, rows: TokenSequences, logits: torch.Tensor, supervised: float) -> torch.Tensor:
         if self.teacher_topk is None:
             each = kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
         else:
@@ -82,5 +82,5 @@ class Distill(Strategy):
         return term
 
     def metrics(self) -> dict[str, float]:
-        (divergence,) = self.workers.total([self.task_divergence])
+        (divergence,) = self.process_group.all_reduce_scalars([self.task_divergence])
         return {"distill on tasks": divergence} if divergence else {}

@@ -11,7 +11,7 @@ from pipelines.forgetting.fisher import lora_fisher, weight_fisher
 from pipelines.forgetting.importance import Importance, load_or_compute
 from pipelines.forgetting.penalty import LoraQuadraticPenalty, ProximalQuadraticPenalty, lora_pairs, quadratic_penalty
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.packing import Rows
+from pipelines.modeling.packing import TokenSequences
 
 
 class Ewc(Strategy):
@@ -19,7 +19,9 @@ class Ewc(Strategy):
 
     name = "ewc"
 
-    def __init__(self, settings: Settings, texts: list[tuple[Rows, Path, float]], model_id: str, seed: int) -> None:
+    def __init__(
+        self, settings: Settings, texts: list[tuple[TokenSequences, Path, float]], model_id: str, seed: int
+    ) -> None:
         """`texts`: rows, the file that keeps their Fisher information, and what the penalty's weight is multiplied by.
         `model_id`: the fingerprint of the weights that the job starts from."""
         self.settings, self.texts, self.model_id, self.seed = settings, texts, model_id, seed
@@ -35,7 +37,7 @@ class Ewc(Strategy):
         for penalty in self.penalties:
             penalty.setup(model, optimizer)
 
-    def _measure(self, model: torch.nn.Module, rows: Rows, adapter: bool) -> Importance:
+    def _measure(self, model: torch.nn.Module, rows: TokenSequences, adapter: bool) -> Importance:
         if adapter:
             return lora_fisher(model, rows, self.seed, kronecker=self.settings.fisher == "kronecker")
         return weight_fisher(model, rows, self.seed)

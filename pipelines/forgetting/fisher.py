@@ -14,8 +14,8 @@ import torch
 
 from pipelines.console.activity import doing
 from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
-from pipelines.modeling.adapters import adapter_off, trained_weights
-from pipelines.modeling.packing import Rows, micro_batches, supervised_logits
+from pipelines.modeling.adapters import adapter_disabled, trained_weights
+from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits
 
 MICRO_BATCH = 8
 WHAT = "the Fisher information of what is to be kept"
@@ -34,7 +34,7 @@ def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.
 
 
 def lora_fisher(
-    model: torch.nn.Module, rows: Rows, seed: int, *, kronecker: bool = False
+    model: torch.nn.Module, rows: TokenSequences, seed: int, *, kronecker: bool = False
 ) -> dict[str, KroneckerFactors]:
     """Fisher information of every adapted matrix, by module, in two factors.
 
@@ -53,7 +53,7 @@ def lora_fisher(
         doing(WHAT, len(rows)) as activity,
     ):
         for part in micro_batches(rows, MICRO_BATCH):
-            logits, _ = supervised_logits(model, part, share=False)
+            logits, _ = supervised_logits(model, part, share_prefixes=False)
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(part))
     predicted, seen = rows.supervised_tokens, rows.tokens
@@ -69,7 +69,7 @@ def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
 
     hook = model.get_input_embeddings().register_forward_hook(begin)  # type: ignore[operator]
     try:
-        with adapter_off(model):
+        with adapter_disabled(model):
             yield
     finally:
         hook.remove()
@@ -109,7 +109,7 @@ class _Sums:
         sums[name] = sums[name] + part if name in sums else part
 
 
-def weight_fisher(model: torch.nn.Module, rows: Rows, seed: int) -> dict[str, torch.Tensor]:
+def weight_fisher(model: torch.nn.Module, rows: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
     """The diagonal Fisher information of every trained weight, in its shape: one backward a sequence."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     weights = trained_weights(model)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from pipelines.config.forgetting import Interpolate as Settings
 from pipelines.console.activity import doing
 from pipelines.errors import ConfigError, RunError
-from pipelines.modeling.adapters import attach_adapter, untouched
-from pipelines.modeling.equivalence import agree, is_exact, trial_logits, trial_losses
+from pipelines.modeling.adapters import attach_adapter, model_source
+from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import Rows, row_losses
+from pipelines.modeling.packing import TokenSequences, sequence_losses
 from pipelines.storage.run_folder import write_tensors
 
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
@@ -57,8 +57,8 @@ class Between:
         for an adapter of which not all can be scaled, RunError where scale 0 is not the base."""
         self.base, self.tuned = base, tuned
         self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
-        expected = untouched(self.model).logits
-        exact = is_exact(self.model)
+        expected = model_source(self.model).logits
+        exact = is_fp32(self.model)
         self.ends: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
         """Each weight that differs, its value in the base and in the tuned model."""
         if (tuned / "adapter_config.json").exists():
@@ -72,7 +72,7 @@ class Between:
             for name, weight in self.model.named_parameters():
                 self.ends.append((weight, weight.detach().clone(), end[name].detach()))
         self.set_scale(0.0)
-        if not agree(trial_logits(self.model), expected, exact):
+        if not allclose(probe_logits(self.model), expected, exact):
             raise RunError(
                 f"{tuned}: at scale 0 interpolate does not give the base; leave interpolate out of the strategy"
             )
@@ -82,21 +82,21 @@ class Between:
         for weight, start, end in self.ends:
             weight.copy_(torch.lerp(start, end, scale))
 
-    def general_loss(self, text: Rows) -> Callable[[float], float]:
+    def general_loss(self, text: TokenSequences) -> Callable[[float], float]:
         """A function from a scale to the mean loss on `text`, in nats per token."""
 
         def loss_at(scale: float) -> float:
             self.set_scale(scale)
             with doing(f"the loss on general text at scale {scale:g}"):
-                losses, lengths = list(row_losses(self.model, text)), text.supervised_lengths
+                losses, lengths = list(sequence_losses(self.model, text)), text.supervised_lengths
             return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
 
         return loss_at
 
-    def trial_losses(self, scale: float) -> list[float]:
+    def probe_losses(self, scale: float) -> list[float]:
         """Of each token of the trial rows, in nats."""
         self.set_scale(scale)
-        return [float(loss) for loss in trial_losses(self.model)]
+        return [float(loss) for loss in probe_losses(self.model)]
 
     def save(self, scale: float) -> None:
         """Rewrites the weights of the tuned model's folder as base + scale · (tuned − base)."""

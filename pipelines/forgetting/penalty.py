@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import ConfigError
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.adapters import off_is_base
+from pipelines.modeling.adapters import disabled_adapter_is_base
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def refuse_others(name: str, model: torch.nn.Module) -> None:
             f"pipeline.forgetting.strategy: {name} holds LoRA's matrices of linear layers, and {what} is trained as well; "
             f"take it out of adapter.target_modules, or take replay+distill"
         )
-    if not off_is_base(model):
+    if not disabled_adapter_is_base(model):
         raise ConfigError(
             f"pipeline.forgetting.strategy: {name} needs an adapter that leaves the base's weights as they are; write "
             f"init_lora_weights: default"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.packing import Rows, micro_batches, supervised_logits, token_losses
+from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits, token_losses
 
 MICRO_BATCH = 8
 
@@ -26,22 +26,24 @@ class Replay(Strategy):
 
     name = "replay"
 
-    def __init__(self, rows: Rows, share: float, seed: int, *, train_on_rows: bool, distill: Distill | None) -> None:
+    def __init__(
+        self, rows: TokenSequences, share: float, seed: int, *, train_on_rows: bool, distill: Distill | None
+    ) -> None:
         self.rows, self.ratio, self.seed = rows, share / (1 - share), seed
         self.train_on_rows, self.distill = train_on_rows, distill
         self.num_drawn = 0
         self.token_debt = 0.0
         self._epoch: tuple[int, list[int]] = (-1, [])
-        self.current_rows: Rows = rows[0:0]
+        self.current_rows: TokenSequences = rows[0:0]
 
-    def sample_rows(self, inputs: Rows) -> int:
+    def sample_rows(self, inputs: TokenSequences) -> int:
         self.expected = self.ratio * inputs.supervised_tokens
         self.token_debt += self.expected
         numbers = []
         while self.ratio and self.token_debt > 0:
             numbers.append(self._next())
             self.token_debt -= self.rows.supervised_lengths[numbers[-1]]
-        self.current_rows = self.rows.take(numbers)
+        self.current_rows = self.rows.select(numbers)
         self.sums = {"replay": 0.0, "distill": 0.0}
         return self.current_rows.supervised_tokens if self.train_on_rows else 0
 
@@ -59,8 +61,8 @@ class Replay(Strategy):
         self.model = model
 
     def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
-        for rows, counts in self.workers.rounds(
-            micro_batches(self.workers.part(self.current_rows), MICRO_BATCH), self.rows[0:1]
+        for rows, counts in self.process_group.lockstep_batches(
+            micro_batches(self.process_group.shard(self.current_rows), MICRO_BATCH), self.rows[0:1]
         ):
             if self.distill is None or not self.distill.settings.strength:
                 if self.train_on_rows:
@@ -85,7 +87,7 @@ class Replay(Strategy):
     def metrics(self) -> dict[str, float]:
         """Means over the step's general tokens."""
         tokens = self.current_rows.supervised_tokens
-        sums = dict(zip(self.sums, self.workers.total(list(self.sums.values())), strict=True))
+        sums = dict(zip(self.sums, self.process_group.all_reduce_scalars(list(self.sums.values())), strict=True))
         return {name: value / tokens for name, value in sums.items() if value and tokens}
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipelines.forgetting.penalty import (
 )
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import Rows, micro_batches, token_losses
+from pipelines.modeling.packing import TokenSequences, micro_batches, token_losses
 
 IMPORTANCE_LR = 5e-5
 IMPORTANCE_BATCH = 8
@@ -88,7 +88,7 @@ class Si(Strategy):
     def __init__(
         self,
         settings: Settings,
-        general: Rows,
+        general: TokenSequences,
         warm: Path,
         model_id: str,
         seed: int,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pipelines.modeling.packing import Rows
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.process_group import ProcessGroup
 
 
 class Strategy:
@@ -20,7 +20,7 @@ class Strategy:
     """
 
     name: str
-    workers = Workers()
+    process_group = ProcessGroup()
     """Those that train together; the trainer sets it before `setup`."""
     penalty_grad_norm: float = 0.0
     """Norm of the gradient that stands for what `after_step` does, where that is no gradient itself."""
@@ -31,11 +31,11 @@ class Strategy:
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step, and before a checkpoint is put back: weights stand where the job starts."""
 
-    def sample_rows(self, inputs: Rows) -> int:
+    def sample_rows(self, inputs: TokenSequences) -> int:
         """Chooses the rows that this step gets beside `inputs`; how many supervised tokens they add to its mean."""
         return 0
 
-    def task_loss(self, rows: Rows, logits: torch.Tensor, supervised: float) -> torch.Tensor:
+    def task_loss(self, rows: TokenSequences, logits: torch.Tensor, supervised: float) -> torch.Tensor:
         """A term of the loss on a micro-batch of the tasks' rows: scalar, to be added to their cross entropy, which
         is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ from pipelines.errors import ModelError
 from pipelines.forgetting.distill import TopK
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import Rows, micro_batches, supervised_logits
+from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits
 from pipelines.storage.run_folder import write_tensors
 
 MICRO_BATCH = 8
@@ -35,7 +35,7 @@ def check_teacher(settings: Settings, base: Path) -> Path:
     return folder
 
 
-def cache_teacher_topk(settings: Settings, teacher: Path, rows: Rows, keep: Path) -> dict[bytes, TopK]:
+def cache_teacher_topk(settings: Settings, teacher: Path, rows: TokenSequences, keep: Path) -> dict[bytes, TopK]:
     """The teacher's distributions at each row's supervised tokens, by the bytes of the row's tokens; kept in a file, so
     that a training that goes on does not ask again."""
     if not keep.exists():
@@ -51,7 +51,7 @@ def cache_teacher_topk(settings: Settings, teacher: Path, rows: Rows, keep: Path
 
 
 @torch.no_grad()
-def _predict_topk(settings: Settings, teacher: Path, rows: Rows) -> dict[str, torch.Tensor]:
+def _predict_topk(settings: Settings, teacher: Path, rows: TokenSequences) -> dict[str, torch.Tensor]:
     parts = []
     with doing("the teacher's predictions on the tasks' rows", len(rows)) as activity:
         model = load_causal_lm(teacher, frozen=True).eval()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, ModelError, Problem, RunError
 from pipelines.modeling.base_models import TRAINING
-from pipelines.modeling.equivalence import agree, is_exact, trial_logits, trial_losses
+from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
 from pipelines.modeling.model_folder import refuse_code
 from pipelines.modeling.module_names import Modules, freeze_problem, name_problems, no_default, weight_shapes
 from pipelines.modeling.packing import transformers_model
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MOVES_BASE = ("pissa", "olora")
+SUBTRACTING_INITS = ("pissa", "olora")
 """Values of init_lora_weights that take a part out of the base's weights and train it."""
 _MOVE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Untouched:
+class ModelSource:
     """A model as its folder has it: where it came from, and its logits on the trial rows. `load_causal_lm` notes it."""
 
     folder: Path
@@ -44,16 +44,16 @@ class Untouched:
     logits: torch.Tensor
 
 
-def untouched(model: torch.nn.Module) -> Untouched:
+def model_source(model: torch.nn.Module) -> ModelSource:
     """What `load_causal_lm` has noted on the model, inside or outside of an adapter."""
-    noted: Untouched = transformers_model(model).untouched  # type: ignore[assignment]
+    noted: ModelSource = transformers_model(model).model_source  # type: ignore[assignment]
     return noted
 
 
 # --- attaching ---------------------------------------------------------------------------------------
 
 
-def refuse_incomplete(
+def raise_on_weight_mismatch(
     what: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
 ) -> None:
     findings = [
@@ -93,7 +93,7 @@ def attach_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
         raise ModelError(f"adapter {str(folder)!r} does not fit this base model ({reason})") from error
     expected = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
     unexpected = set(held) - expected - set(attached.state_dict())
-    refuse_incomplete(f"adapter {str(folder)!r}", expected - set(held), unexpected, ())
+    raise_on_weight_mismatch(f"adapter {str(folder)!r}", expected - set(held), unexpected, ())
     return attached.eval()
 
 
@@ -109,7 +109,7 @@ def modules_of(model: torch.nn.Module) -> Modules:
 
 
 @contextlib.contextmanager
-def attaching(model: torch.nn.Module, adapter: Any) -> Iterator[None]:
+def peft_errors_as_config_error(model: torch.nn.Module, adapter: Any) -> Iterator[None]:
     """A ConfigError of one line where PEFT cannot adapt the model as asked."""
     try:
         yield
@@ -137,7 +137,7 @@ def check_freezing(model: torch.nn.Module, regex: str | None) -> None:
 
 
 @contextlib.contextmanager
-def adapter_off(model: torch.nn.Module) -> Iterator[None]:
+def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
     """The model without its adapter. What is trained stays so: PEFT would thaw frozen weights when it switches back on."""
     before = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
@@ -149,38 +149,38 @@ def adapter_off(model: torch.nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def off_is_base(model: torch.nn.Module) -> bool:
+def disabled_adapter_is_base(model: torch.nn.Module) -> bool:
     """Whether the model without its adapter is the untouched base, and stays it when what is trained has moved. Found out
     once, before a base is shared out over workers, and noted on the model."""
-    noted = getattr(model, "off_is_base", None)
+    noted = getattr(model, "disabled_adapter_is_base", None)
     if noted is None:
         kept = [(weight, weight.detach().clone()) for weight in trained_weights(model)]
         for weight, value in kept:
             weight.add_(_MOVE + _MOVE * value.abs())
         try:
-            with adapter_off(model):
-                found = trial_logits(model)
+            with adapter_disabled(model):
+                found = probe_logits(model)
         finally:
             for weight, value in kept:
                 weight.copy_(value)
-        noted = agree(found, untouched(model).logits, is_exact(transformers_model(model)))
-        model.off_is_base = noted  # type: ignore[assignment]
+        noted = allclose(found, model_source(model).logits, is_fp32(transformers_model(model)))
+        model.disabled_adapter_is_base = noted  # type: ignore[assignment]
     return bool(noted)
 
 
-def begins_at_base(model: torch.nn.Module) -> bool:
+def initial_adapter_is_base(model: torch.nn.Module) -> bool:
     """Whether the model with its new adapter is the untouched base."""
-    return agree(trial_logits(model), untouched(model).logits, is_exact(transformers_model(model)))
+    return allclose(probe_logits(model), model_source(model).logits, is_fp32(transformers_model(model)))
 
 
 # --- saving ------------------------------------------------------------------------------------------
 
 
-def taken_out(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Of a new adapter that takes a part out of the base's weights: copies of its matrices, whose product is that part, by
     their names in a file of PEFT. Empty for any other."""
     config = model.peft_config["default"]  # type: ignore[index, union-attr]
-    if getattr(config, "init_lora_weights", None) not in MOVES_BASE:
+    if getattr(config, "init_lora_weights", None) not in SUBTRACTING_INITS:
         return {}
     return {
         name.replace(".default", ""): weight.detach().cpu().clone()
@@ -190,14 +190,14 @@ def taken_out(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
-    """Writes the adapter into `folder`, as one for the untouched base. `initial`: what `taken_out` gave at its start."""
+    """Writes the adapter into `folder`, as one for the untouched base. `initial`: what `subtracted_init` gave at its start."""
     # The base's embeddings are no part of an adapter, though PEFT adds them where it adapts them.
     model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
     if initial:
-        as_plain_lora(folder, initial)
+        convert_to_plain_lora(folder, initial)
 
 
-def as_plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
+def convert_to_plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
     """Rewrites the adapter in `folder`, which holds for the base less its `initial` product, as one for the base itself.
 
     With W = W' + s·B₀·A₀, the tuned W' + s·B·A is W + s·[B, −B₀]·[A; A₀]: a LoRA of twice the rank.
@@ -223,8 +223,8 @@ def check_saved(model: torch.nn.Module, folder: Path) -> None:
     """Raises RunError where the model loaded from `folder` is not the one that training left: the loss of each token of the
     trial rows was noted then in training.json."""
     path = folder / TRAINING
-    noted = json.loads(path.read_text(encoding="utf-8")).get("trial_losses") if path.is_file() else None
-    if noted is not None and not agree(trial_losses(model), torch.tensor(noted), is_exact(transformers_model(model))):
+    noted = json.loads(path.read_text(encoding="utf-8")).get("probe_losses") if path.is_file() else None
+    if noted is not None and not allclose(probe_losses(model), torch.tensor(noted), is_fp32(transformers_model(model))):
         raise RunError(
             f"{folder}: loaded, it gives other losses than at the end of training; were it or its base changed?"
         )
@@ -233,19 +233,19 @@ def check_saved(model: torch.nn.Module, folder: Path) -> None:
 # --- merging -----------------------------------------------------------------------------------------
 
 
-def merged(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
+def merge_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
     """The base with the adapter of the folder `adapter` in its weights. Raises RunError where the logits are not those of
     the base with the adapter beside it.
 
     Where one of two tied matrices is adapted, both become weights of their own.
     """
-    exact = is_exact(model)
+    exact = is_fp32(model)
     if _adapts_tied(model, adapter):
-        untie(model)
+        untie_embeddings(model)
     beside = attach_adapter(model, adapter)
-    expected = trial_logits(beside)
+    expected = probe_logits(beside)
     whole: torch.nn.Module = beside.merge_and_unload()
-    if not agree(trial_logits(whole), expected, exact):
+    if not allclose(probe_logits(whole), expected, exact):
         raise RunError(
             f"{adapter}: merged into its base, this adapter gives other logits than beside it; {_NOT_MERGED}"
         )
@@ -257,7 +257,7 @@ _NOT_MERGED = "start this job from the base, or train the earlier one with adapt
 
 def check_merged(folder: Path, model: torch.nn.Module, reloaded: torch.nn.Module) -> None:
     """Raises RunError unless what was saved in `folder` is the merged model."""
-    if not agree(trial_logits(reloaded), trial_logits(model), is_exact(model)):
+    if not allclose(probe_logits(reloaded), probe_logits(model), is_fp32(model)):
         raise RunError(f"{folder}: the merged model, saved and loaded, gives other logits; {_NOT_MERGED}")
 
 
@@ -271,7 +271,7 @@ def _adapts_tied(model: torch.nn.Module, adapter: Path) -> bool:
     return any(weight.startswith(tuple(names)) for weight in weight_shapes(adapter))
 
 
-def untie(model: torch.nn.Module) -> None:
+def untie_embeddings(model: torch.nn.Module) -> None:
     """The output layer gets a copy of the embedding's matrix, to change by itself."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)

@@ -1,6 +1,6 @@
 """Attention that knows rows: which of the tokens laid end to end may look at which.
 
-A model takes it where it gives, on a few rows, what the model's own attention gives (`settle_attention`).
+A model takes it where it gives, on a few rows, what the model's own attention gives (`select_attention_backend`).
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipelines.modeling.prefix_tree import Layout
+from pipelines.modeling.prefix_tree import PrefixTree
 
-BEGINNINGS_ONCE, TOGETHER = "alfine_rows", "alfine_whole_rows"
-"""Names under which transformers knows `row_attention`: with rows that share what they begin with, or each with its own."""
-ALONE = "eager"
+SHARED_PREFIX, PACKED = "alfine_shared_prefix", "alfine_packed"
+"""Names under which transformers knows `prefix_tree_attention`: with rows that share what they begin with, or each with its own."""
+UNPACKED = "eager"
 """The model's own attention, of one row at a time."""
-KINDS = {"full_attention", "sliding_attention"}
-"""Layers, in transformers' names, that `row_attention` can stand in for."""
+SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+"""Layers, in transformers' names, that `prefix_tree_attention` can stand in for."""
 
 
-def row_attention(
+def prefix_tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    layout: Layout | None = None,
+    prefix_tree: PrefixTree | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row of a packed sequence.
 
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], the tokens as `layout` has them.
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], the tokens as `prefix_tree` has them.
     Without one (a model that generates) this is transformers' SDPA attention.
     Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
-    if layout is None:
+    if prefix_tree is None:
         answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return answer, None
     # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every segment.
-    queries, keys, values = (tensor.split(layout.lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (tensor.split(prefix_tree.lengths, dim=2) for tensor in (query, key, value))
     answers = []
-    for segment, before in enumerate(layout.before):
-        length, depth, path = layout.lengths[segment], layout.depths[segment], (*before, segment)
+    for segment, ancestors in enumerate(prefix_tree.ancestors):
+        length, depth, path = prefix_tree.lengths[segment], prefix_tree.prefix_lengths[segment], (*ancestors, segment)
         mask, asked = None, path
         if depth > length or (sliding_window is not None and depth + length > sliding_window):
             mask, asked = _mask(depth, length, sliding_window, query.device), (segment,)
@@ -77,29 +77,29 @@ def _mask(depth: int, length: int, sliding_window: int | None, device: torch.dev
     return (seen if sliding_window is None else seen & (distance < sliding_window))[None, None]
 
 
-for _name in (BEGINNINGS_ONCE, TOGETHER):
-    AttentionInterface.register(_name, row_attention)
+for _name in (SHARED_PREFIX, PACKED):
+    AttentionInterface.register(_name, prefix_tree_attention)
     # Left-padded prompts need SDPA's mask; without a mask function of the same name transformers would pass none.
     AttentionMaskInterface.register(_name, sdpa_mask)
 
 
-def reads_rows_together(model: torch.nn.Module) -> bool:
+def supports_packing(model: torch.nn.Module) -> bool:
     """Whether its attention knows rows."""
-    return getattr(model.config, "_attn_implementation", None) in (BEGINNINGS_ONCE, TOGETHER)
+    return getattr(model.config, "_attn_implementation", None) in (SHARED_PREFIX, PACKED)
 
 
-def reads_beginnings_once(model: torch.nn.Module) -> bool:
+def supports_prefix_sharing(model: torch.nn.Module) -> bool:
     """Whether rows may share what they begin with."""
-    return getattr(model.config, "_attn_implementation", None) == BEGINNINGS_ONCE
+    return getattr(model.config, "_attn_implementation", None) == SHARED_PREFIX
 
 
-def attention_for(model_class: type, config: PretrainedConfig) -> str:
-    """What to load a model with, for `pipelines.modeling.loading` to try: `ALONE` where it cannot be anything else.
+def candidate_attention(model_class: type, config: PretrainedConfig) -> str:
+    """What to load a model with, for `pipelines.modeling.loading` to try: `UNPACKED` where it cannot be anything else.
 
-    Beyond `row_attention` are soft-capped scores (Gemma 2), sinks (gpt-oss), and layers of other kinds.
+    Beyond `prefix_tree_attention` are soft-capped scores (Gemma 2), sinks (gpt-oss), and layers of other kinds.
     """
     text_config = config.get_text_config()
     pluggable = getattr(model_class, "_supports_attention_backend", False)
     capped = getattr(text_config, "attn_logit_softcapping", None) is not None or text_config.model_type == "gpt_oss"
     kinds = set(getattr(text_config, "layer_types", None) or ())
-    return BEGINNINGS_ONCE if pluggable and not capped and kinds <= KINDS else ALONE
+    return SHARED_PREFIX if pluggable and not capped and kinds <= SUPPORTED_LAYER_TYPES else UNPACKED

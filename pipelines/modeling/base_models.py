@@ -77,7 +77,7 @@ def find_base_model(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def at_key(job: Job, *path: str) -> Iterator[None]:
+def locate_model_errors(job: Job, *path: str) -> Iterator[None]:
     """A ModelError inside names the line of the key that names the model."""
     try:
         yield

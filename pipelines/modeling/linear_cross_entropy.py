@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-PART, LEAST_POSITIONS = 2**23, 128
+MAX_LOGITS_PER_CHUNK, MIN_CHUNK_TOKENS = 2**23, 128
 """Logits at once, and positions whatever the vocabulary: fewer would make slow products."""
 
 
-def losses_of(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+def linear_cross_entropy(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Cross entropy in nats of `head(hidden)` [positions, vocabulary] and `targets` int64 [positions]: fp32 [positions].
 
     Its gradient reaches `hidden` [positions, width]; `head` must be frozen where gradients are asked for.
@@ -34,7 +34,7 @@ class _Losses(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
         losses, gradients = [], []
-        positions = max(LEAST_POSITIONS, PART // len(weight))
+        positions = max(MIN_CHUNK_TOKENS, MAX_LOGITS_PER_CHUNK // len(weight))
         for some, its_targets in zip(hidden.split(positions), targets.split(positions), strict=True):
             logits = F.linear(some, weight, bias)
             numbers = logits.float()

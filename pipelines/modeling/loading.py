@@ -12,11 +12,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.errors import ModelError
 from pipelines.modeling.adapters import (
-    Untouched,
-    refuse_incomplete,
+    ModelSource,
+    raise_on_weight_mismatch,
 )
-from pipelines.modeling.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for, reads_rows_together
-from pipelines.modeling.equivalence import agree, is_exact, trial_logits, trial_rows
+from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention, supports_packing
+from pipelines.modeling.equivalence import allclose, is_fp32, probe_batch, probe_logits
 from pipelines.modeling.packing import supervised_logits, token_losses
 
 
@@ -31,7 +31,9 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     arguments: dict[str, Any] = {
         "dtype": torch.bfloat16 if cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
-        "attn_implementation": attention_for(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config) if known else None,
+        "attn_implementation": candidate_attention(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+        if known
+        else None,
     }
     if quantization is not None:
         arguments["quantization_config"] = quantization.to_bitsandbytes()
@@ -40,9 +42,9 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
     if quantization is None and cuda:
         model.to("cuda")  # type: ignore[arg-type]
     model.generation_config = neutral_generation_config(model)
-    settle_attention(model)
-    settle_head(model)
-    model.untouched = Untouched(Path(folder), quantization, trial_logits(model))  # type: ignore[assignment]
+    select_attention_backend(model)
+    detect_linear_lm_head(model)
+    model.model_source = ModelSource(Path(folder), quantization, probe_logits(model))  # type: ignore[assignment]
     return model
 
 
@@ -60,7 +62,7 @@ def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         raise ModelError(f"model {str(folder)!r} cannot be loaded ({reason})") from error
     mismatched = [f"{name} ({list(held)}, not {list(wanted)})" for name, held, wanted in loaded["mismatched_keys"]]
-    refuse_incomplete(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
+    raise_on_weight_mismatch(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
     return model
 
 
@@ -72,27 +74,27 @@ def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
 
 
 @torch.no_grad()
-def settle_attention(model: PreTrainedModel) -> None:
+def select_attention_backend(model: PreTrainedModel) -> None:
     """Leaves the model with the fastest of the three attentions that gives what its own gives to a row alone.
 
     Layers that carry something from token to token (convolutions, recurrent states), sinks, or positions of a model's own
     making would otherwise go wrong in silence.
     """
-    if not reads_rows_together(model):
+    if not supports_packing(model):
         return
-    rows, training = trial_rows(model), model.training
-    model.eval().set_attn_implementation(ALONE)
+    rows, training = probe_batch(model), model.training
+    model.eval().set_attn_implementation(UNPACKED)
     expected, _ = supervised_logits(model, rows)
-    for name in (BEGINNINGS_ONCE, TOGETHER):
+    for name in (SHARED_PREFIX, PACKED):
         model.set_attn_implementation(name)
         try:
             found, _ = supervised_logits(model, rows)
         except (TypeError, ValueError, RuntimeError):
             continue  # a forward pass that knows neither rows nor their positions
-        if agree(found.float(), expected.float(), is_exact(model)):
+        if allclose(found.float(), expected.float(), is_fp32(model)):
             break
     else:
-        model.set_attn_implementation(ALONE)
+        model.set_attn_implementation(UNPACKED)
         logging.getLogger(__name__).warning(
             f"{type(model).__name__}: its rows are read one at a time, which is slow; read together they came out otherwise"
         )
@@ -100,14 +102,14 @@ def settle_attention(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def settle_head(model: PreTrainedModel) -> None:
+def detect_linear_lm_head(model: PreTrainedModel) -> None:
     """Notes whether the loss may be worked out of the last hidden states (`pipelines.modeling.linear_cross_entropy`).
 
     Not where logits are scaled, capped or shifted behind the output layer.
     """
-    rows, training = trial_rows(model), model.training
-    model.eval().has_plain_head = False  # type: ignore[assignment]
+    rows, training = probe_batch(model), model.training
+    model.eval().has_linear_lm_head = False  # type: ignore[assignment]
     expected = token_losses(model, rows)
-    model.has_plain_head = True  # type: ignore[assignment]
-    model.has_plain_head = agree(token_losses(model, rows), expected, is_exact(model))  # type: ignore[assignment]
+    model.has_linear_lm_head = True  # type: ignore[assignment]
+    model.has_linear_lm_head = allclose(token_losses(model, rows), expected, is_fp32(model))  # type: ignore[assignment]
     model.train(training)

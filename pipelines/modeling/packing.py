@@ -15,16 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.modeling.attention import reads_beginnings_once, reads_rows_together
-from pipelines.modeling.linear_cross_entropy import losses_of
-from pipelines.modeling.prefix_tree import Layout, lay_out
+from pipelines.modeling.attention import supports_packing, supports_prefix_sharing
+from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
+from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
 
 PACK_TOKENS = 4096
 """Tokens that go through the model at once where nothing is kept for a backward pass."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenSequences:
     """Rows of tokens: `input_ids[i]` int32 of any length, of which the loss counts `[supervised_from[i]:]`."""
 
     input_ids: Sequence[np.ndarray]
@@ -45,40 +45,52 @@ class Rows:
     def supervised_lengths(self) -> list[int]:
         return [len(ids) - start for ids, start in zip(self.input_ids, self.supervised_from, strict=True)]
 
-    def __getitem__(self, part: slice) -> Rows:
-        return Rows(self.input_ids[part], self.supervised_from[part])
+    def __getitem__(self, part: slice) -> TokenSequences:
+        return TokenSequences(self.input_ids[part], self.supervised_from[part])
 
-    def take(self, numbers: Sequence[int]) -> Rows:
-        return Rows([self.input_ids[n] for n in numbers], [self.supervised_from[n] for n in numbers])
+    def select(self, indices: Sequence[int]) -> TokenSequences:
+        return TokenSequences([self.input_ids[n] for n in indices], [self.supervised_from[n] for n in indices])
 
 
-def token_losses(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+def token_losses(model: torch.nn.Module, rows: TokenSequences) -> torch.Tensor:
     """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
-    return torch.cat([packed_losses(model, part, layout) for part, layout in _laid_out(model, rows)])
+    return torch.cat([packed_losses(model, part, prefix_tree) for part, prefix_tree in _forward_batches(model, rows)])
 
 
-def supervised_logits(model: torch.nn.Module, rows: Rows, *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_logits(
+    model: torch.nn.Module, rows: TokenSequences, *, share_prefixes: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits that predict each supervised token, row after row, and those tokens:
     [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens].
 
     Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
     """
-    passes = [packed_logits(model, part, layout) for part, layout in _laid_out(model, rows, share)]
+    passes = [
+        packed_logits(model, part, prefix_tree) for part, prefix_tree in _forward_batches(model, rows, share_prefixes)
+    ]
     if len(passes) == 1:
         return passes[0]  # joining would copy what is the largest thing of a step
     logits, targets = zip(*passes, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
 
-def _laid_out(model: torch.nn.Module, rows: Rows, share: bool = True) -> Iterator[tuple[Rows, Layout]]:
+def _forward_batches(
+    model: torch.nn.Module, rows: TokenSequences, share_prefixes: bool = True
+) -> Iterator[tuple[TokenSequences, PrefixTree]]:
     """The passes that the model takes for `rows`: one, or one a row."""
-    if reads_rows_together(model):
-        yield rows, lay_out(rows.input_ids, share=share and reads_beginnings_once(model) and not _drops_out(model))
+    if supports_packing(model):
+        yield (
+            rows,
+            build_prefix_tree(
+                rows.input_ids,
+                share_prefixes=share_prefixes and supports_prefix_sharing(model) and not _has_active_dropout(model),
+            ),
+        )
     else:
-        yield from ((rows[n : n + 1], lay_out(rows.input_ids[n : n + 1])) for n in range(len(rows)))
+        yield from ((rows[n : n + 1], build_prefix_tree(rows.input_ids[n : n + 1])) for n in range(len(rows)))
 
 
-def _drops_out(model: torch.nn.Module) -> bool:
+def _has_active_dropout(model: torch.nn.Module) -> bool:
     """Whether the model now draws random numbers: each row has its own."""
     if not model.training:
         return False
@@ -86,44 +98,53 @@ def _drops_out(model: torch.nn.Module) -> bool:
     return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
 
 
-def packed_losses(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> torch.Tensor:
+def packed_losses(model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree, **more: Any) -> torch.Tensor:
     """As `token_losses`, of rows laid out; `more` goes to the model."""
-    head = plain_head(model)
+    head = linear_lm_head(model)
     if head is None:
-        logits, targets = packed_logits(model, rows, layout, **more)
+        logits, targets = packed_logits(model, rows, prefix_tree, **more)
         return F.cross_entropy(logits, targets, reduction="none").float()
-    inputs, places, targets = _inputs(model, rows, layout)
+    inputs, places, targets = _inputs(model, rows, prefix_tree)
     hidden = transformers_model(model).get_decoder()(**{**inputs, **more}).last_hidden_state  # type: ignore[operator]
-    return losses_of(hidden.squeeze(0).index_select(0, places), head, targets)
+    return linear_cross_entropy(hidden.squeeze(0).index_select(0, places), head, targets)
 
 
-def packed_logits(model: torch.nn.Module, rows: Rows, layout: Layout, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_logits(
+    model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree, **more: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `supervised_logits`, of rows laid out; `more` goes to the model."""
-    inputs, places, targets = _inputs(model, rows, layout)
+    inputs, places, targets = _inputs(model, rows, prefix_tree)
     if "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
         return model(**{**inputs, **more}, logits_to_keep=places).logits.squeeze(0), targets
     return model(**{**inputs, **more}).logits[0, places], targets
 
 
-def _inputs(model: torch.nn.Module, rows: Rows, layout: Layout) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+def _inputs(
+    model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """What the model is given, the places whose logits count, each predicting the next token, and those tokens."""
     device = next(model.parameters()).device
     # As int64, which is what torch looks tokens up by.
-    wanted = [layout.places(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
+    wanted = [prefix_tree.token_indices(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
     following = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
     tokens, positions, places, targets = (
         torch.from_numpy(numbers.astype(np.int64)).to(device)
-        for numbers in (layout.tokens, layout.positions, np.concatenate(wanted), np.concatenate(following))
+        for numbers in (
+            prefix_tree.input_ids,
+            prefix_tree.position_ids,
+            np.concatenate(wanted),
+            np.concatenate(following),
+        )
     )
     inputs = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
-    return inputs | ({"layout": layout} if reads_rows_together(model) else {}), places, targets
+    return inputs | ({"prefix_tree": prefix_tree} if supports_packing(model) else {}), places, targets
 
 
-def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+def linear_lm_head(model: torch.nn.Module) -> torch.nn.Linear | None:
     """The output layer where logits are its product with the decoder's last hidden states and nothing more (which
-    `settle_head` finds out), and where no gradient of its own is asked for."""
+    `detect_linear_lm_head` finds out), and where no gradient of its own is asked for."""
     inner = transformers_model(model)
-    head = inner.get_output_embeddings() if getattr(inner, "has_plain_head", False) else None  # type: ignore[operator]
+    head = inner.get_output_embeddings() if getattr(inner, "has_linear_lm_head", False) else None  # type: ignore[operator]
     trained = torch.is_grad_enabled() and head is not None and any(weight.requires_grad for weight in head.parameters())
     return head if type(head) is torch.nn.Linear and not trained else None
 
@@ -134,13 +155,13 @@ def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
     return inner() if inner is not None else model
 
 
-def micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
+def micro_batches(rows: TokenSequences, size: int) -> Iterator[TokenSequences]:
     """Slices of `size` rows, in order."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-def packs(rows: Rows, batch_tokens: int) -> Iterator[list[int]]:
+def batch_by_tokens(rows: TokenSequences, batch_tokens: int) -> Iterator[list[int]]:
     """The numbers of rows that go through the model together: about `batch_tokens` tokens, in order."""
     pack: list[int] = []
     size = 0
@@ -154,13 +175,13 @@ def packs(rows: Rows, batch_tokens: int) -> Iterator[list[int]]:
         yield pack
 
 
-def row_losses(model: torch.nn.Module, rows: Rows, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:
+def sequence_losses(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:
     """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
-    for numbers in packs(rows, batch_tokens):
-        yield from pack_means(model, rows.take(numbers))
+    for numbers in batch_by_tokens(rows, batch_tokens):
+        yield from mean_loss_per_sequence(model, rows.select(numbers))
 
 
-def pack_means(model: torch.nn.Module, rows: Rows) -> list[float]:
+def mean_loss_per_sequence(model: torch.nn.Module, rows: TokenSequences) -> list[float]:
     """Mean loss of each row's supervised tokens, all in one pass."""
     with torch.no_grad():
         losses = token_losses(model, rows).split(rows.supervised_lengths)

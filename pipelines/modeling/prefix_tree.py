@@ -12,19 +12,19 @@ from functools import cached_property
 
 import numpy as np
 
-LEAST_SHARED = 4
+MIN_SHARED_PREFIX = 4
 """Fewer tokens than this are read again: another segment costs about as much."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class PrefixTree:
     """Segments of tokens, laid end to end, and for each row the segments it consists of, in order.
 
     `segments[s]` int32 of any length above 0; `depths[s]` tokens come before it in its rows; a row is its `paths[row]`.
     """
 
     segments: Sequence[np.ndarray]
-    depths: Sequence[int]
+    prefix_lengths: Sequence[int]
     paths: Sequence[tuple[int, ...]]
 
     @cached_property
@@ -32,19 +32,19 @@ class Layout:
         return tuple(map(len, self.segments))
 
     @property
-    def tokens(self) -> np.ndarray:
+    def input_ids(self) -> np.ndarray:
         """int32 [tokens]"""
         return np.concatenate(self.segments)
 
     @property
-    def positions(self) -> np.ndarray:
+    def position_ids(self) -> np.ndarray:
         """int64 [tokens]: of each token within its rows."""
         return np.concatenate(
-            [depth + np.arange(length) for depth, length in zip(self.depths, self.lengths, strict=True)]
+            [depth + np.arange(length) for depth, length in zip(self.prefix_lengths, self.lengths, strict=True)]
         )
 
     @cached_property
-    def before(self) -> tuple[tuple[int, ...], ...]:
+    def ancestors(self) -> tuple[tuple[int, ...], ...]:
         """For each segment those that come before it in its rows, in order."""
         found = {segment: path[:place] for path in self.paths for place, segment in enumerate(path)}
         return tuple(found[segment] for segment in range(len(self.segments)))
@@ -53,40 +53,40 @@ class Layout:
     def _starts(self) -> np.ndarray:
         return np.cumsum([0, *self.lengths])
 
-    def places(self, row: int) -> np.ndarray:
-        """int64 [tokens of the row]: where its tokens stand in `tokens`."""
+    def token_indices(self, row: int) -> np.ndarray:
+        """int64 [tokens of the row]: where its tokens stand in `input_ids`."""
         return np.concatenate(
             [np.arange(self._starts[segment], self._starts[segment + 1]) for segment in self.paths[row]]
         )
 
 
-def lay_out(rows: Sequence[np.ndarray], *, share: bool = True) -> Layout:
-    """A layout of `rows`, each int32 of any length above 0; without `share` a segment a row, in order."""
-    if not share or len(rows) == 1:
-        return Layout(rows, [0] * len(rows), [(number,) for number in range(len(rows))])
+def build_prefix_tree(rows: Sequence[np.ndarray], *, share_prefixes: bool = True) -> PrefixTree:
+    """A layout of `rows`, each int32 of any length above 0; without `share_prefixes` a segment a row, in order."""
+    if not share_prefixes or len(rows) == 1:
+        return PrefixTree(rows, [0] * len(rows), [(number,) for number in range(len(rows))])
     rows = [np.ascontiguousarray(row, dtype=np.int32) for row in rows]
     # Sorted by their bytes, rows that begin alike stand together.
     order = sorted(range(len(rows)), key=lambda number: rows[number].tobytes())
     shared = [_common(rows[one], rows[next_one]) for one, next_one in zip(order, order[1:], strict=False)]
     segments: list[np.ndarray] = []
-    depths: list[int] = []
+    prefix_lengths: list[int] = []
     paths: list[tuple[int, ...]] = [()] * len(rows)
     # Parts of `order` still to lay out: first, end, how many tokens lie before, and the segments that hold those.
     parts: list[tuple[int, int, int, tuple[int, ...]]] = [(0, len(rows), 0, ())]
     while parts:
         first, end, depth, path = parts.pop()
         common = min(shared[first : end - 1], default=len(rows[order[first]]))
-        if common - depth >= LEAST_SHARED or (end - first == 1 and common > depth):
+        if common - depth >= MIN_SHARED_PREFIX or (end - first == 1 and common > depth):
             path = (*path, len(segments))
             segments.append(rows[order[first]][depth:common])
-            depths.append(depth)
+            prefix_lengths.append(depth)
             depth = common
         if end - first == 1:
             paths[order[first]] = path
             continue
         cuts = [first, *(place + 1 for place in range(first, end - 1) if shared[place] == common), end]
         parts += [(low, high, depth, path) for low, high in zip(cuts, cuts[1:], strict=False)]
-    return Layout(segments, depths, paths)
+    return PrefixTree(segments, prefix_lengths, paths)
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:

@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from pipelines.modeling.adapters import adapter_off, off_is_base, untouched
+from pipelines.modeling.adapters import adapter_disabled, disabled_adapter_is_base, model_source
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import Rows, supervised_logits
+from pipelines.modeling.packing import TokenSequences, supervised_logits
 
 
 class ReferenceModel:
@@ -23,20 +23,20 @@ class ReferenceModel:
         self.frozen: torch.nn.Module | None = None
         if not hasattr(model, "disable_adapter"):
             self.frozen = copy.deepcopy(model).requires_grad_(False).eval()
-        elif not off_is_base(model):
-            base = untouched(model)
+        elif not disabled_adapter_is_base(model):
+            base = model_source(model)
             self.frozen = (
                 load_causal_lm(base.folder, frozen=True, quantization=base.quantization).requires_grad_(False).eval()
             )
 
     @torch.no_grad()
-    def logits(self, rows: Rows) -> torch.Tensor:
+    def logits(self, rows: TokenSequences) -> torch.Tensor:
         """What it predicts at the supervised tokens: [rows.supervised_tokens, vocabulary]."""
         if self.frozen is not None:
             return supervised_logits(self.frozen, rows)[0]
         training = self.model.training
         self.model.eval()
-        with adapter_off(self.model):
+        with adapter_disabled(self.model):
             logits, _ = supervised_logits(self.model, rows)
         self.model.train(training)
         return logits

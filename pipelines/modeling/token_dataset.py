@@ -11,33 +11,33 @@ import pyarrow as pa
 import torch
 
 from pipelines.console.activity import doing
-from pipelines.modeling.packing import PACK_TOKENS, Rows, pack_means, packs
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.packing import PACK_TOKENS, TokenSequences, batch_by_tokens, mean_loss_per_sequence
+from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
-class TokenRows:
+class TokenDataset:
     """Tokenised rows with the task that each belongs to."""
 
-    rows: Rows
+    sequences: TokenSequences
     tasks: Sequence[str]
     table: pa.Table | None = None
     """Where the rows are from, column `file` and `row`."""
 
     @classmethod
-    def of(cls, table: pa.Table) -> TokenRows:
+    def from_table(cls, table: pa.Table) -> TokenDataset:
         """Of a table with input_ids, supervised_from and task; the tokens stay where they are, on disk for a mapped file."""
         encoded = table["task"].combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
         tasks = [names[number] for number in encoded.indices.to_pylist()]
-        return cls(Rows(TokenColumn(table["input_ids"]), table["supervised_from"].to_pylist()), tasks, table)
+        return cls(TokenSequences(TokenColumn(table["input_ids"]), table["supervised_from"].to_pylist()), tasks, table)
 
-    def place(self, number: int) -> str:
+    def source_location(self, index: int) -> str:
         """file:row of a row."""
-        return f"{self.table['file'][number]}:{self.table['row'][number]}" if self.table is not None else str(number)
+        return f"{self.table['file'][index]}:{self.table['row'][index]}" if self.table is not None else str(index)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.sequences)
 
 
 class TokenColumn(Sequence[np.ndarray]):
@@ -61,24 +61,26 @@ class TokenColumn(Sequence[np.ndarray]):
         return self.values[chunk][first:end]
 
 
-def validation_losses(model: torch.nn.Module, data: TokenRows, workers: Workers = Workers()) -> dict[str, Any]:  # noqa: B008
+def validation_losses(
+    model: torch.nn.Module, data: TokenDataset, process_group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Any]:
     """{"loss": mean over all supervised tokens, "tasks": {task: the same for its rows}}, in nats per token."""
-    mine = range(workers.rank, len(data), workers.count)
-    rows = data.rows.take(mine)
+    mine = range(process_group.rank, len(data), process_group.world_size)
+    rows = data.sequences.select(mine)
     sums: dict[str, float] = dict.fromkeys(data.tasks, 0.0)
     counts: dict[str, float] = dict.fromkeys(data.tasks, 0)
-    parts = [rows.take(numbers) for numbers in packs(rows, PACK_TOKENS)]
+    parts = [rows.select(numbers) for numbers in batch_by_tokens(rows, PACK_TOKENS)]
     means: list[float] = []
     with doing("loss of the validation rows", len(rows)) as activity:
-        for part, real in workers.rounds(parts, data.rows[0:1]):
-            found = pack_means(model, part)
+        for part, real in process_group.lockstep_batches(parts, data.sequences[0:1]):
+            found = mean_loss_per_sequence(model, part)
             means += found if real else ()
             activity.advance(len(found) if real else 0)
     for number, mean, length in zip(mine, means, rows.supervised_lengths, strict=True):
         sums[data.tasks[number]] += mean * length
         counts[data.tasks[number]] += length
-    sums = dict(zip(sums, workers.total(list(sums.values())), strict=True))
-    counts = dict(zip(counts, workers.total(list(counts.values())), strict=True))
+    sums = dict(zip(sums, process_group.all_reduce_scalars(list(sums.values())), strict=True))
+    counts = dict(zip(counts, process_group.all_reduce_scalars(list(counts.values())), strict=True))
     return {
         "loss": sum(sums.values()) / sum(counts.values()),
         "tasks": {task: sums[task] / counts[task] for task in sums},

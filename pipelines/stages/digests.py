@@ -9,7 +9,7 @@ from pipelines.config.job import Job
 from pipelines.data.examples import check_files, named_files
 from pipelines.data.sample_prompts import read_probes
 from pipelines.evaluation.retention_files import check_guards, guard_file, guards_of
-from pipelines.modeling.base_models import at_key, find_base_model
+from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
 from pipelines.scoring.metrics import scored_by
@@ -71,7 +71,7 @@ def _teacher(job: Job) -> str | None:
     distill = job.pipeline.forgetting.distill
     if distill is None or distill.teacher is None:
         return None
-    with at_key(job, "pipeline", "forgetting", "distill", "teacher"):
+    with locate_model_errors(job, "pipeline", "forgetting", "distill", "teacher"):
         return fingerprint(find_base_model(distill.teacher))
 
 

@@ -59,10 +59,10 @@ class StepCallback(Callback):
             # torch's FSDP is a second to import, and few want it.
             from pipelines.training.fsdp import shard_base
 
-            trainer.workers = shard_base(trainer.model.model, trainer.workers)
-        with trainer.workers.coordinator_first():
+            trainer.process_group = shard_base(trainer.model.model, trainer.process_group)
+        with trainer.process_group.main_process_first():
             for strategy in self.strategies:
-                strategy.workers = trainer.workers
+                strategy.process_group = trainer.process_group
                 strategy.setup(trainer.model.model, trainer.optimizer)
         if self.hook is not None:
             self.hook.begin(trainer.model.model)

@@ -2,7 +2,7 @@
 layer, and a layer's weights come together while it is at work (torch's FSDP).
 
 The adapter's weights stay whole in every worker, so that steps, strategies and checkpoints are those of a base that is not
-shared. What changes is that a pass is everyone's: all workers must make as many, see `Workers.rounds`.
+shared. What changes is that a pass is everyone's: all workers must make as many, see `ProcessGroup.lockstep_batches`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.process_group import ProcessGroup
 
 
-def shard_base(model: torch.nn.Module, workers: Workers) -> Workers:
+def shard_base(model: torch.nn.Module, process_group: ProcessGroup) -> ProcessGroup:
     """Each layer's frozen weights become this worker's part of them. Returns the workers, bound to each other's passes."""
-    if workers.count == 1:
-        return workers
+    if process_group.world_size == 1:
+        return process_group
     device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (workers.count,))
+    mesh = init_device_mesh(device, (process_group.world_size,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, ignored_params={weight for weight in layer.parameters() if weight.requires_grad})
-    return replace(workers, bound=True)
+    return replace(process_group, lockstep=True)
 
 
 def _layers(model: torch.nn.Module) -> torch.nn.ModuleList:

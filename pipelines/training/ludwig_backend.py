@@ -11,7 +11,7 @@ from ludwig.distributed import init_dist_strategy
 from ludwig.distributed.accelerate import AccelerateStrategy
 from ludwig.modules.optimization_modules import create_optimizer
 
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.process_group import ProcessGroup
 
 
 class WorkersStrategy(AccelerateStrategy):
@@ -23,7 +23,7 @@ class WorkersStrategy(AccelerateStrategy):
         return model, create_optimizer(model, trainer_config.optimizer, base_learning_rate)
 
     def sync_model(self, model: Any) -> None:
-        Workers.here().sync([weight for weight in model.parameters() if weight.requires_grad])
+        ProcessGroup.current().broadcast_parameters([weight for weight in model.parameters() if weight.requires_grad])
 
 
 class WorkersBackend(LocalBackend):

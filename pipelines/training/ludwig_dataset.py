@@ -11,8 +11,8 @@ import pandas as pd
 from ludwig.data.batcher.base import Batcher
 from ludwig.data.dataset.base import Dataset
 
-from pipelines.modeling.packing import Rows
-from pipelines.modeling.token_dataset import TokenRows
+from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_dataset import TokenDataset
 
 EpochOrder = Callable[[int], list[int]]
 """The row numbers of an epoch, given its number."""
@@ -21,7 +21,7 @@ EpochOrder = Callable[[int], list[int]]
 class StepBatcher(Batcher):
     """Yields the rows of one optimiser step at a time. The last step of an epoch may be smaller; nothing is dropped."""
 
-    def __init__(self, data: TokenRows, rows_per_step: int, epoch_order: EpochOrder) -> None:
+    def __init__(self, data: TokenDataset, rows_per_step: int, epoch_order: EpochOrder) -> None:
         self.data = data
         self.rows_per_step = rows_per_step
         self.epoch_order = epoch_order
@@ -37,26 +37,26 @@ class StepBatcher(Batcher):
         """Goes on behind the first `steps` steps of the epoch: a resumed run sees the rows it has not seen."""
         self.step = steps
 
-    def next_batch(self) -> Rows:  # type: ignore[override]  # Ludwig's own holds arrays by column
+    def next_batch(self) -> TokenSequences:  # type: ignore[override]  # Ludwig's own holds arrays by column
         first = self.step * self.rows_per_step
         self.step += 1
-        return self.data.rows.take(self.order[first : first + self.rows_per_step])
+        return self.data.sequences.select(self.order[first : first + self.rows_per_step])
 
     def places(self, most: int = 16) -> str:
         """file:row of the rows handed out last, for an error."""
         first = (self.step - 1) * self.rows_per_step
         numbers = self.order[first : first + self.rows_per_step]
-        named = ", ".join(self.data.place(number) for number in numbers[:most])
+        named = ", ".join(self.data.source_location(number) for number in numbers[:most])
         return f"{named} and {len(numbers) - most} more" if len(numbers) > most else named
 
     def last_batch(self) -> bool:
         return self.step >= self.steps_per_epoch
 
 
-class TokenDataset(Dataset):
+class LudwigTokenDataset(Dataset):
     """What Ludwig's trainer is handed for training and validation. Ludwig's preprocessing never sees the rows."""
 
-    def __init__(self, data: TokenRows, rows_per_step: int, epoch_order: EpochOrder) -> None:
+    def __init__(self, data: TokenDataset, rows_per_step: int, epoch_order: EpochOrder) -> None:
         self.data = data
         self.rows_per_step = rows_per_step
         self.epoch_order = epoch_order
@@ -70,14 +70,16 @@ class TokenDataset(Dataset):
 
     @property
     def in_memory_size_bytes(self) -> int:
-        return 4 * self.data.rows.tokens
+        return 4 * self.data.sequences.tokens
 
     @contextlib.contextmanager
     def initialize_batcher(self, *_: Any, **__: Any) -> Iterator[StepBatcher]:
         yield StepBatcher(self.data, self.rows_per_step, self.epoch_order)
 
     def to_df(self, features: Any = None) -> pd.DataFrame:
-        return pd.DataFrame({"tokens": [ids.tolist() for ids in self.data.rows.input_ids], "task": self.data.tasks})
+        return pd.DataFrame(
+            {"tokens": [ids.tolist() for ids in self.data.sequences.input_ids], "task": self.data.tasks}
+        )
 
     def to_scalar_df(self, features: Any = None) -> pd.DataFrame:
         return self.to_df(features)

@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 
 from pipelines.errors import ConfigError
 from pipelines.modeling.adapters import (
-    attaching,
-    begins_at_base,
     check_adapter,
     check_freezing,
-    off_is_base,
+    disabled_adapter_is_base,
+    initial_adapter_is_base,
+    peft_errors_as_config_error,
     save_adapter,
-    taken_out,
+    subtracted_init,
 )
-from pipelines.modeling.equivalence import trial_losses
+from pipelines.modeling.equivalence import probe_losses
 from pipelines.modeling.loading import load_causal_lm, neutral_generation_config
 from pipelines.modeling.module_names import no_longer_whole
 from pipelines.storage.run_folder import replace_folder
@@ -37,7 +37,7 @@ class FineTunedLLM(LLM):
     """Whether the model with its new adapter was not the base."""
     initial: Mapping[str, torch.Tensor] = {}
     """What the adapter took out of the base's weights: its matrices at the start, by name."""
-    trial_losses: list[float] | None = None
+    probe_losses: list[float] | None = None
     checked = False
 
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
@@ -57,11 +57,11 @@ class FineTunedLLM(LLM):
             super().initialize_adapter()
             return
         check_adapter(self.model, adapter)
-        with attaching(self.model, adapter):
+        with peft_errors_as_config_error(self.model, adapter):
             super().initialize_adapter()
-        off_is_base(self.model)
-        self.begins_elsewhere = not begins_at_base(self.model)
-        self.initial = taken_out(self.model)
+        disabled_adapter_is_base(self.model)
+        self.begins_elsewhere = not initial_adapter_is_base(self.model)
+        self.initial = subtracted_init(self.model)
         if self.initial and self.begins_elsewhere:
             raise ConfigError(no_longer_whole(adapter.init_lora_weights))
 
@@ -74,7 +74,7 @@ class FineTunedLLM(LLM):
     def save(self, save_path: str) -> None:
         """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.
 
-        Into an empty folder: PEFT adds to what a save that was cut off has left. `trial_losses` are then those of what was
+        Into an empty folder: PEFT adds to what a save that was cut off has left. `probe_losses` are then those of what was
         saved; none where each worker holds a part of the weights.
         """
         target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
@@ -87,4 +87,4 @@ class FineTunedLLM(LLM):
             self.model.save_pretrained(partial)
         replace_folder(partial, target)
         shared_out = any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
-        self.trial_losses = None if shared_out else trial_losses(self.model).tolist()
+        self.probe_losses = None if shared_out else probe_losses(self.model).tolist()

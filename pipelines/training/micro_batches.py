@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipelines.modeling.packing import Rows, micro_batches, packs
+from pipelines.modeling.packing import TokenSequences, batch_by_tokens, micro_batches
 
 SHARE = 0.4
 """Of the free memory, for what a forward pass keeps; the backward pass needs about as much again."""
@@ -32,18 +32,18 @@ class MicroBatches:
         """{"rows": n} or {"tokens": n}; None before it is measured."""
         return self.history.get("micro_batch", self.first)
 
-    def parts(self, rows: Rows) -> Iterator[Rows]:
+    def parts(self, rows: TokenSequences) -> Iterator[TokenSequences]:
         """All rows, each once; those that begin alike together, since what they share is read once a part."""
         size = self.size
         assert size is not None
-        rows = rows.take(sorted(range(len(rows)), key=lambda number: rows.input_ids[number].tobytes()))
+        rows = rows.select(sorted(range(len(rows)), key=lambda number: rows.input_ids[number].tobytes()))
         if "rows" in size:
             yield from micro_batches(rows, size["rows"])
             return
-        for numbers in packs(rows, size["tokens"]):
-            yield rows.take(numbers)
+        for numbers in batch_by_tokens(rows, size["tokens"]):
+            yield rows.select(numbers)
 
-    def halve(self, rows: Rows) -> bool:
+    def halve(self, rows: TokenSequences) -> bool:
         """After running out of memory; False where one row at a time was too much already."""
         (unit, number), longest = next(iter((self.size or {"rows": 1}).items())), max(map(len, rows.input_ids))
         if number <= (1 if unit == "rows" else longest):
@@ -53,7 +53,7 @@ class MicroBatches:
         return True
 
     @contextlib.contextmanager
-    def measured(self, rows: Rows, model: torch.nn.Module) -> Iterator[Rows]:
+    def measured(self, rows: TokenSequences, model: torch.nn.Module) -> Iterator[TokenSequences]:
         """Hands out the longest row; what its pass keeps for the backward pass tells how many tokens fit."""
         longest = max(range(len(rows)), key=lambda number: len(rows.input_ids[number]))
         fixed = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -66,7 +66,7 @@ class MicroBatches:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            yield rows.take([longest])
+            yield rows.select([longest])
         tokens = len(rows.input_ids[longest])
         fit = int(SHARE * free_memory(next(model.parameters()).device) / (sum(kept.values()) / tokens))
         self.history["micro_batch"] = {"tokens": max(tokens, min(fit, MOST_TOKENS))}

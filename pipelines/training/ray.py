@@ -25,7 +25,7 @@ from pipelines.training.train import StepReport, train
 if TYPE_CHECKING:
     from pipelines.evaluation.completions import Completion, Progress
     from pipelines.evaluation.retention import PreparedGuard
-    from pipelines.modeling.token_dataset import TokenRows
+    from pipelines.modeling.token_dataset import TokenDataset
 
 MAX_FAILURES = 3
 """Times that a worker may die before the training is given up."""
@@ -200,7 +200,7 @@ class RayPass:
         scores = self._each(lambda actor, part: actor.score_guard.remote(part), list(guard.parts(GUARD_ITEMS)))
         return [score for some in scores for score in some]
 
-    def validation_losses(self, rows: TokenRows) -> dict[str, Any]:
+    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
         return dict(self._each(lambda actor, part: actor.validation_losses.remote(part), [rows])[0])
 
 

@@ -11,7 +11,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.retention import PreparedGuard, mean_scores
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import Rows
+from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
 
 
@@ -44,7 +44,7 @@ class Watch:
         if step % self.every:
             return
         model = trainer.model.model
-        scores = trainer.workers.agreed(
+        scores = trainer.process_group.broadcast_from_rank0(
             lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits)
         )
         model.train()
@@ -72,7 +72,7 @@ class Watch:
         change = score - self.base[guard.name]
         return -change if guard.higher_is_better else change
 
-    def _base_logits(self, rows: Rows) -> torch.Tensor:
+    def _base_logits(self, rows: TokenSequences) -> torch.Tensor:
         assert self.start is not None
         return self.start.logits(rows)
 

@@ -24,7 +24,7 @@ from pipelines.storage.run_folder import Run, replace_folder, write_json
 if TYPE_CHECKING:
     from pipelines.forgetting.build import JobContext
     from pipelines.forgetting.strategy import Strategy
-    from pipelines.training.ludwig_dataset import TokenDataset
+    from pipelines.training.ludwig_dataset import LudwigTokenDataset
     from pipelines.training.retention_callback import Watch
 
 FEATURES = {
@@ -80,21 +80,21 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         from ludwig.globals import set_disable_progressbar
 
         from pipelines.forgetting.build import JobContext, build_strategies
-        from pipelines.modeling.process_group import Workers
+        from pipelines.modeling.process_group import ProcessGroup
         from pipelines.training.callback import StepCallback
         from pipelines.training.ludwig_backend import WorkersBackend
         from pipelines.training.ludwig_registry import register
 
         register()
         training, validation = _datasets(job, run)
-        workers = Workers.here()
+        process_group = ProcessGroup.current()
         context = JobContext(job, run, base_model)
-        with workers.coordinator_first():
-            strategies = build_strategies(context, training.data.rows)
+        with process_group.main_process_first():
+            strategies = build_strategies(context, training.data.sequences)
             may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
             callback = StepCallback(report, strategies, _watch(context), fits_memory(job), may_skip, shards_base(job))
         # Named, since Ludwig would join any Ray cluster that it finds on the machine.
-        backend = WorkersBackend() if workers.count > 1 else "local"
+        backend = WorkersBackend() if process_group.world_size > 1 else "local"
         config = ludwig_config(job, base_model)
         # Ludwig evaluates once an epoch where an epoch has fewer steps than `checkpoints_per_epoch`.
         config["trainer"]["steps_per_checkpoint"] = Steps.of(job.ludwig["trainer"], len(training)).per_evaluation
@@ -112,7 +112,7 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
             skip_save_processed_input=True,
             random_seed=job.pipeline.seed,
         )
-        if workers.rank:
+        if process_group.rank:
             return
         history = callback.history
         if history is None:
@@ -154,17 +154,19 @@ def _after_training(context: JobContext, strategies: Sequence[Strategy], tuned: 
     between = Between(context.model_folder, tuned, quantization_of(context.job))
     scale, measured = bisect_scale(settings, between.general_loss(context.general_passages))
     between.save(scale)
-    history["trial_losses"] = between.trial_losses(scale)
+    history["probe_losses"] = between.probe_losses(scale)
     history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in measured]}
 
 
-def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
-    from pipelines.modeling.token_dataset import TokenRows
-    from pipelines.training.ludwig_dataset import TokenDataset
+def _datasets(job: Job, run: Run) -> tuple[LudwigTokenDataset, LudwigTokenDataset | None]:
+    from pipelines.modeling.token_dataset import TokenDataset
+    from pipelines.training.ludwig_dataset import LudwigTokenDataset
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
     rows = rows_per_step(trainer)
-    training, validation = (TokenRows.of(open_table(run.path("data"), split)) for split in ("train", "validation"))
+    training, validation = (
+        TokenDataset.from_table(open_table(run.path("data"), split)) for split in ("train", "validation")
+    )
     counts = Counter(training.tasks)
     weights = {name: task.weight for name, task in pipeline.tasks.items()}
     shares = task_shares(counts, weights, pipeline.mix, pipeline.temperature)
@@ -174,11 +176,11 @@ def _datasets(job: Job, run: Run) -> tuple[TokenDataset, TokenDataset | None]:
         return epoch_order(training.tasks, shares, pipeline.seed, epoch, shuffle)
 
     if not len(validation):
-        return TokenDataset(training, rows, order), None
+        return LudwigTokenDataset(training, rows, order), None
     in_file_order = list(range(len(validation)))
     return (
-        TokenDataset(training, rows, order),
-        TokenDataset(validation, rows, lambda epoch: in_file_order),
+        LudwigTokenDataset(training, rows, order),
+        LudwigTokenDataset(validation, rows, lambda epoch: in_file_order),
     )
 
 
@@ -215,7 +217,7 @@ def _collect(model: Any, workdir: Path, context: JobContext, history: dict[str, 
         kind = context.job.ludwig["adapter"]["type"]
         note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
         history.setdefault("notes", []).append(note)
-    history["trial_losses"] = llm.trial_losses
+    history["probe_losses"] = llm.probe_losses
     parameters = list(llm.model.parameters())
     history["parameters"] = sum(p.numel() for p in parameters)
     history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)

@@ -25,11 +25,11 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 from pipelines.errors import MachineError, RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import Rows, supervised_logits, token_losses
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.packing import TokenSequences, supervised_logits, token_losses
+from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.training.checkpoint import SafetensorsCheckpoint, Unreadable
-from pipelines.training.ludwig_dataset import TokenDataset
+from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches
 from pipelines.training.optimizers import check_freezing, check_optimizer
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
-    """Trains on `TokenDataset`s; `history` holds what the report shows.
+    """Trains on `LudwigTokenDataset`s; `history` holds what the report shows.
 
     Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
     per supervised token of the tasks; `rows`, `tokens`, `supervised_tokens` of theirs seen; where strategies against
@@ -61,7 +61,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.hook: StepHook | None = None
         self.may_skip = 0
         self.stop_asked = False
-        self.workers = Workers.here()
+        self.process_group = ProcessGroup.current()
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
         self.evaluate_training_set = True
@@ -75,17 +75,17 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     # --- one step ---
 
-    def _batch_to_tensors(self, batch: Rows) -> tuple[Rows, None]:
+    def _batch_to_tensors(self, batch: TokenSequences) -> tuple[TokenSequences, None]:
         return batch, None
 
     def train_step(
-        self, inputs: Rows, targets: None = None, should_step: bool = True, profiler: Any = None
+        self, inputs: TokenSequences, targets: None = None, should_step: bool = True, profiler: Any = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
         """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`, and of the
         strategies' terms beside it."""
         self.dist_model.train()
         supervised = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
-        loss = self._backward_rows(self.workers.part(inputs), inputs[0:1], supervised)
+        loss = self._backward_rows(self.process_group.shard(inputs), inputs[0:1], supervised)
         self._add_up(loss)
         task_gradients = self._backward_strategies(supervised)
         loss = loss * (supervised / inputs.supervised_tokens)
@@ -120,11 +120,11 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """The number of the step at hand, from 1."""
         return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
-    def _backward_rows(self, rows: Rows, filler: Rows, supervised: int) -> torch.Tensor:
+    def _backward_rows(self, rows: TokenSequences, filler: TokenSequences, supervised: int) -> torch.Tensor:
         """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
         smaller ones. `filler`: what goes through the model where another worker has more parts."""
         random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        if self.micro_batches.size is None and (len(rows) or self.workers.bound):
+        if self.micro_batches.size is None and (len(rows) or self.process_group.lockstep):
             with self.micro_batches.measured(rows if len(rows) else filler, self.model.model) as longest:
                 self._backward_tasks(longest, supervised)
             self._start_anew(*random)
@@ -132,16 +132,16 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             loss = torch.zeros((), device=self.device)
             try:
                 parts = self.micro_batches.parts(rows) if len(rows) else ()
-                for part, counts in self.workers.rounds(parts, filler):
+                for part, counts in self.process_group.lockstep_batches(parts, filler):
                     # Of infinitely many tokens each is worth nothing.
                     loss += self._backward_tasks(part, supervised if counts else math.inf)
                 return loss
             except torch.OutOfMemoryError:
                 pass  # the traceback holds what the pass had kept, so what follows stands behind it
-            if self.workers.bound or not self.micro_batches.halve(rows):
+            if self.process_group.lockstep or not self.micro_batches.halve(rows):
                 longest_row = max(map(len, [*rows.input_ids, *filler.input_ids]))
                 what, mend = f"one row of {longest_row} tokens", "shorter rows"
-                if self.workers.bound:
+                if self.process_group.lockstep:
                     what, mend = f"rows of up to {longest_row} tokens", "a smaller trainer.batch_size, shorter rows"
                 raise MachineError(
                     f"memory is too small for {what}; take {mend}, a smaller base_model, an adapter, or quantization"
@@ -158,7 +158,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             torch.cuda.set_rng_state(cuda)
             torch.cuda.empty_cache()
 
-    def _backward_tasks(self, rows: Rows, supervised: float) -> torch.Tensor:
+    def _backward_tasks(self, rows: TokenSequences, supervised: float) -> torch.Tensor:
         """Adds the gradients of one micro-batch; its share of the step's mean loss."""
         with self._autocast():
             if any(strategy.needs_logits for strategy in self.strategies):
@@ -197,7 +197,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     def _add_up(self, *more: torch.Tensor, but: Sequence[torch.Tensor] = ()) -> None:
         """Each gradient, and `more`, becomes its sum over the workers; `but` is the part that they all have already."""
-        if self.workers.count == 1:
+        if self.process_group.world_size == 1:
             return
         weights = trained_weights(self.model.model)
         for weight in weights:
@@ -206,11 +206,11 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for gradient, part in zip(gradients, but, strict=bool(but)):
             gradient.sub_(part)
-        self.workers.add_up([*more, *gradients])
+        self.process_group.all_reduce_sum([*more, *gradients])
         for gradient, part in zip(gradients, but, strict=bool(but)):
             gradient.add_(part)
 
-    def _record(self, inputs: Rows, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
+    def _record(self, inputs: TokenSequences, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
         step = self._step
         self.history["train_loss"].append({"step": step, "loss": float(loss)})
         self.history["rows"] += len(inputs)
@@ -237,7 +237,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     # --- evaluation ---
 
     def evaluation(
-        self, dataset: TokenDataset, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
+        self, dataset: LudwigTokenDataset, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
     ) -> Any:
         if dataset_name == "train":
             # Ludwig would run over the whole training set again; the steps just taken say nearly the same.
@@ -248,7 +248,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         else:
             self.dist_model.eval()
             with self._autocast():
-                losses = validation_losses(self.model.model, dataset.data, self.workers)
+                losses = validation_losses(self.model.model, dataset.data, self.process_group)
             self.dist_model.train()
             loss = losses["loss"]
             self.history["validation_loss"].append({"step": progress_tracker.steps, **losses})

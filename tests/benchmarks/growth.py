@@ -37,8 +37,8 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.modeling.attention import BEGINNINGS_ONCE
-    from pipelines.modeling.packing import Rows, token_losses
+    from pipelines.modeling.attention import SHARED_PREFIX
+    from pipelines.modeling.packing import TokenSequences, token_losses
 
     hidden, layers, heads, kv_heads, width = SHAPES[size]
     config = LlamaConfig(
@@ -51,13 +51,15 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
         tie_word_embeddings=True,
         max_position_embeddings=8192,
     )
-    config._attn_implementation = BEGINNINGS_ONCE
+    config._attn_implementation = SHARED_PREFIX
     base = LlamaForCausalLM(config)
     weights = sum(weight.numel() for weight in base.parameters())
     model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     count = max(1, STEP_TOKENS // length)
-    rows = Rows([np.random.default_rng(n).integers(10, 49000, length) for n in range(count)], [length * 3 // 4] * count)
+    rows = TokenSequences(
+        [np.random.default_rng(n).integers(10, 49000, length) for n in range(count)], [length * 3 // 4] * count
+    )
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()

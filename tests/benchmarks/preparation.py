@@ -80,11 +80,11 @@ def bare(file: Path) -> dict[str, float]:
 def first_step(file: Path) -> dict[str, float]:
     from pipelines.data.examples import epoch_order
     from pipelines.data.tokenize_rows import open_table
-    from pipelines.modeling.token_dataset import TokenRows
+    from pipelines.modeling.token_dataset import TokenDataset
     from pipelines.training.ludwig_dataset import StepBatcher
 
     started = time.perf_counter()
-    data = TokenRows.of(open_table(file.with_name("data"), "train"))
+    data = TokenDataset.from_table(open_table(file.with_name("data"), "train"))
     batcher = StepBatcher(data, 8, lambda epoch: epoch_order(data.tasks, {"t": 1.0}, 0, epoch, True))
     batcher.set_epoch(0, 8)
     batcher.next_batch()

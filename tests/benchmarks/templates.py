@@ -16,20 +16,20 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.modeling.attention import BEGINNINGS_ONCE, TOGETHER
+from pipelines.modeling.attention import PACKED, SHARED_PREFIX
 from pipelines.modeling.base_models import find_base_model
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import Rows, token_losses
+from pipelines.modeling.packing import TokenSequences, token_losses
 from tests.benchmarks.throughput import LORA, RATE
 
 ROWS, OWN, ANSWER = 8, 64, 16
 
 
-def rows_behind(instruction: int, vocabulary: int) -> Rows:
+def rows_behind(instruction: int, vocabulary: int) -> TokenSequences:
     random = np.random.default_rng(instruction)
     shared = random.integers(vocabulary, size=instruction)
     tokens = [np.concatenate([shared, random.integers(vocabulary, size=OWN)]).astype(np.int32) for _ in range(ROWS)]
-    return Rows(tokens, [instruction + OWN - ANSWER] * ROWS)
+    return TokenSequences(tokens, [instruction + OWN - ANSWER] * ROWS)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     table = Table("tokens of the instruction", "read in each row, s/step", "read once, s/step", "faster by")
     for length in map(int, given.lengths.split(",")):
-        rows, seconds = rows_behind(length, model.config.vocab_size), {TOGETHER: [], BEGINNINGS_ONCE: []}
+        rows, seconds = rows_behind(length, model.config.vocab_size), {PACKED: [], SHARED_PREFIX: []}
         for _ in range(given.rounds):
             for attention, times in seconds.items():
                 model.set_attn_implementation(attention)

@@ -36,7 +36,7 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
         dist.init_process_group("gloo")
     from pipelines.config.job import load_job
     from pipelines.modeling.base_models import find_base_model
-    from pipelines.modeling.process_group import Workers
+    from pipelines.modeling.process_group import ProcessGroup
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
 
@@ -44,7 +44,7 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
     stamps: list[float] = []
     adding: list[float] = []
     sent: list[int] = []
-    add_up = Workers.add_up
+    add_up = ProcessGroup.all_reduce_sum
 
     def timed(self, tensors):  # type: ignore[no-untyped-def]
         started = time.perf_counter()
@@ -52,7 +52,7 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
         adding.append(time.perf_counter() - started)
         sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
-    Workers.add_up = timed  # type: ignore[method-assign]
+    ProcessGroup.all_reduce_sum = timed  # type: ignore[method-assign]
 
     def report(done: int, total: int, loss: float | None) -> None:
         stamps.append(time.perf_counter())

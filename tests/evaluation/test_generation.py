@@ -7,8 +7,8 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.evaluation.generation import ENDED_EVERY, continuations, read, reads_once
-from pipelines.modeling.attention import attention_for
-from pipelines.modeling.packing import Rows, row_losses
+from pipelines.modeling.attention import candidate_attention
+from pipelines.modeling.packing import TokenSequences, sequence_losses
 from tests.modeling.test_packing import ARCHITECTURES
 
 STOPS = [7, 8, 9]
@@ -21,7 +21,7 @@ def models(architecture):
     torch.manual_seed(1)
     config, same = (getattr(transformers, name)(**settings, initializer_range=0.5) for _ in range(2))
     plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    ours = AutoModelForCausalLM.from_config(same, attn_implementation=attention_for(type(plain), same)).eval()
+    ours = AutoModelForCausalLM.from_config(same, attn_implementation=candidate_attention(type(plain), same)).eval()
     ours.load_state_dict(plain.state_dict())
     return plain, ours
 
@@ -42,7 +42,7 @@ def alone(model, prompt, tokens, **settings):
 def together(model, rows, tokens, **settings):
     cache = None
     if reads_once(model):
-        cache = read(model, Rows([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
+        cache = read(model, TokenSequences([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
     return continuations(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
 
 
@@ -71,11 +71,11 @@ def test_which_models_read_once():
 def test_losses_are_read_in_the_same_pass(architecture):
     _, ours = models(architecture)
     random = np.random.default_rng(0)
-    rows = Rows([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
+    rows = TokenSequences([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
     losses, cache = read(ours, rows, batch_tokens=25)
     scored = [0, 2, 3]
     assert losses[1] is None
-    assert [losses[n] for n in scored] == pytest.approx(list(row_losses(ours, rows.take(scored))), abs=1e-6)
+    assert [losses[n] for n in scored] == pytest.approx(list(sequence_losses(ours, rows.select(scored))), abs=1e-6)
     assert cache.get_seq_length() == 19
 
 

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from pipelines.errors import ConfigError, RunError
 from pipelines.forgetting.interpolate import Between, scale_model
 from pipelines.modeling.adapters import (
-    adapter_off,
-    attaching,
-    begins_at_base,
+    adapter_disabled,
     check_adapter,
     check_freezing,
     check_merged,
     check_saved,
-    merged,
+    initial_adapter_is_base,
+    merge_adapter,
+    peft_errors_as_config_error,
     save_adapter,
-    taken_out,
+    subtracted_init,
 )
-from pipelines.modeling.equivalence import trial_logits, trial_losses
+from pipelines.modeling.equivalence import probe_logits, probe_losses
 from pipelines.modeling.loading import load_causal_lm
 from tests.modeling.adapter_cases import CASES, attached, config_of, make_biased, move
 
@@ -43,21 +43,21 @@ def close(found, expected):
 @pytest.mark.parametrize("name", CASES)
 def test_saved_loaded_and_merged_it_is_the_model_that_was_trained(base, tmp_path, name):
     model = attached(base, name)
-    assert begins_at_base(model) == (name not in BEGINS_ELSEWHERE)
-    initial = taken_out(model)
+    assert initial_adapter_is_base(model) == (name not in BEGINS_ELSEWHERE)
+    initial = subtracted_init(model)
     move(model)
-    expected = trial_logits(model)
+    expected = probe_logits(model)
     save_adapter(model, tmp_path / "tuned", initial)
     loaded = PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")
-    close(trial_logits(loaded), expected)
+    close(probe_logits(loaded), expected)
     if "bias" not in name:
-        with adapter_off(loaded):
-            close(trial_logits(loaded), trial_logits(load_causal_lm(base, frozen=True)))
-    whole = merged(load_causal_lm(base, frozen=True), tmp_path / "tuned")
-    close(trial_logits(whole), expected)
+        with adapter_disabled(loaded):
+            close(probe_logits(loaded), probe_logits(load_causal_lm(base, frozen=True)))
+    whole = merge_adapter(load_causal_lm(base, frozen=True), tmp_path / "tuned")
+    close(probe_logits(whole), expected)
     whole.save_pretrained(tmp_path / "merged")
     again = load_causal_lm(tmp_path / "merged", frozen=True)
-    close(trial_logits(again), expected)
+    close(probe_logits(again), expected)
     check_merged(tmp_path / "merged", whole, again)
 
 
@@ -68,7 +68,7 @@ def test_only_what_is_adapted_is_untied(tmp_path, tied):
         model = attached(base, name)
         move(model)
         save_adapter(model, tmp_path / name, {})
-        merged(load_causal_lm(base, frozen=True), tmp_path / name).save_pretrained(tmp_path / f"{name} merged")
+        merge_adapter(load_causal_lm(base, frozen=True), tmp_path / name).save_pretrained(tmp_path / f"{name} merged")
         assert json.loads((tmp_path / f"{name} merged" / "config.json").read_text())["tie_word_embeddings"] == expected
         assert ("lm_head.weight" in load_file(tmp_path / f"{name} merged" / "model.safetensors")) == (not expected)
 
@@ -79,14 +79,14 @@ def test_a_merge_that_changes_the_model_is_refused(base, tmp_path, monkeypatch):
     save_adapter(model, tmp_path / "tuned", {})
     monkeypatch.setattr("pipelines.modeling.adapters._adapts_tied", lambda *_: False)
     with pytest.raises(RunError, match="merged into its base, this adapter gives other logits than beside it"):
-        merged(load_causal_lm(base, frozen=True), tmp_path / "tuned")
+        merge_adapter(load_causal_lm(base, frozen=True), tmp_path / "tuned")
 
 
 def test_what_was_saved_is_compared_with_what_was_trained(base, tmp_path):
     model = attached(base, "lora")
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
-    (tmp_path / "tuned" / "training.json").write_text(json.dumps({"trial_losses": trial_losses(model).tolist()}))
+    (tmp_path / "tuned" / "training.json").write_text(json.dumps({"probe_losses": probe_losses(model).tolist()}))
     check_saved(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned"), tmp_path / "tuned")
     move(model, 0.01)
     model.save_pretrained(tmp_path / "tuned")
@@ -113,20 +113,20 @@ SCALED = [
 
 @pytest.mark.parametrize("name", SCALED)
 def test_between_base_and_tuned(base, tmp_path, name):
-    model, start = attached(base, name), trial_logits(load_causal_lm(base, frozen=True))
-    initial = taken_out(model)
+    model, start = attached(base, name), probe_logits(load_causal_lm(base, frozen=True))
+    initial = subtracted_init(model)
     move(model)
-    tuned = trial_logits(model)
+    tuned = probe_logits(model)
     save_adapter(model, tmp_path / "tuned", initial)
     between = Between(base, tmp_path / "tuned")
     for scale, expected in ((0.0, start), (1.0, tuned)):
         between.set_scale(scale)
-        close(trial_logits(between.model), expected)
+        close(probe_logits(between.model), expected)
     between.set_scale(0.3)
     scale_model(base, tmp_path / "tuned", 0.3)
     close(
-        trial_logits(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")),
-        trial_logits(between.model),
+        probe_logits(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")),
+        probe_logits(between.model),
     )
 
 
@@ -182,10 +182,10 @@ def test_a_model_without_default_targets_and_what_peft_refuses(base):
     model.config.model_type = "new_kind"
     without = config_of("lora").model_copy(update={"target_modules": None})
     named = r"PEFT has none for lora on new_kind; write some of \[q_proj, k_proj, v_proj, o_proj"
-    with pytest.raises(ConfigError, match=named), attaching(model, without):
+    with pytest.raises(ConfigError, match=named), peft_errors_as_config_error(model, without):
         raise ValueError("Please specify `target_modules` in `peft_config`")
     refused = "adapter: PEFT cannot attach c3a to this model: The block size should be a factor"
-    with pytest.raises(ConfigError, match=refused), attaching(model, config_of("c3a")):
+    with pytest.raises(ConfigError, match=refused), peft_errors_as_config_error(model, config_of("c3a")):
         raise ValueError("The block size should be a factor\nof the size")
 
 

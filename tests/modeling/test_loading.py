@@ -8,24 +8,24 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.modeling.attention import ALONE, BEGINNINGS_ONCE, TOGETHER, attention_for
-from pipelines.modeling.loading import load_causal_lm, settle_attention, settle_head
-from pipelines.modeling.packing import plain_head, token_losses
+from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
+from pipelines.modeling.loading import detect_linear_lm_head, load_causal_lm, select_attention_backend
+from pipelines.modeling.packing import linear_lm_head, token_losses
 from tests.modeling.test_packing import ARCHITECTURES, SMALL, losses_one_by_one, rows_that_begin_alike, some_rows
 from tests.tiny import make_model
 
 GROUPED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
 SPECIAL = {
-    "llama": ("LlamaConfig", GROUPED, BEGINNINGS_ONCE),
-    "nemotron, whose layers hand nothing on": ("NemotronConfig", {**GROUPED, "head_dim": 8}, TOGETHER),
-    "lfm2, short convolutions": ("Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention"]}, ALONE),
+    "llama": ("LlamaConfig", GROUPED, SHARED_PREFIX),
+    "nemotron, whose layers hand nothing on": ("NemotronConfig", {**GROUPED, "head_dim": 8}, PACKED),
+    "lfm2, short convolutions": ("Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention"]}, UNPACKED),
     "minimax, a recurrent state": (
         "MiniMaxConfig",
         {**GROUPED, "num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
-        ALONE,
+        UNPACKED,
     ),
-    "granite, sinks": ("GraniteSWAConfig", GROUPED, ALONE),
-    "gemma2, capped": ("Gemma2Config", {**GROUPED, "head_dim": 8}, ALONE),
+    "granite, sinks": ("GraniteSWAConfig", GROUPED, UNPACKED),
+    "gemma2, capped": ("Gemma2Config", {**GROUPED, "head_dim": 8}, UNPACKED),
 }
 
 
@@ -35,9 +35,11 @@ def test_every_model_settles_where_it_is_right(kind):
     torch.manual_seed(0)
     config, same = (getattr(transformers, name)(**settings) for _ in range(2))
     reference = AutoModelForCausalLM.from_config(same, attn_implementation="eager").eval()
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(type(reference), config)).eval()
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=candidate_attention(type(reference), config)
+    ).eval()
     model.load_state_dict(reference.state_dict())
-    settle_attention(model)
+    select_attention_backend(model)
     assert model.config._attn_implementation == expected
     for rows in (some_rows(), rows_that_begin_alike()):
         torch.testing.assert_close(token_losses(model, rows), losses_one_by_one(reference, rows), atol=1e-5, rtol=1e-5)
@@ -45,11 +47,11 @@ def test_every_model_settles_where_it_is_right(kind):
 
 def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, caplog):
     folder = make_model(tmp_path / "m")
-    assert load_causal_lm(folder, frozen=True).config._attn_implementation == BEGINNINGS_ONCE
-    monkeypatch.setattr("pipelines.modeling.loading.agree", lambda *_: False)
+    assert load_causal_lm(folder, frozen=True).config._attn_implementation == SHARED_PREFIX
+    monkeypatch.setattr("pipelines.modeling.loading.allclose", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         model = load_causal_lm(folder, frozen=True)
-    assert model.config._attn_implementation == ALONE and "read one at a time" in caplog.text
+    assert model.config._attn_implementation == UNPACKED and "read one at a time" in caplog.text
 
 
 def test_a_model_that_cannot_take_rows_reads_them_alone(tmp_path, monkeypatch):
@@ -61,7 +63,7 @@ def test_a_model_that_cannot_take_rows_reads_them_alone(tmp_path, monkeypatch):
         return whole(self, input_ids, position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
 
     monkeypatch.setattr(kind, "forward", forward)
-    assert load_causal_lm(folder, frozen=True).config._attn_implementation == ALONE
+    assert load_causal_lm(folder, frozen=True).config._attn_implementation == UNPACKED
 
 
 HEADS = {
@@ -77,21 +79,21 @@ HEADS = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind, monkeypatch):
     name, settings, plain = HEADS[kind]
-    monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.LEAST_POSITIONS", 3)
-    monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.PART", 1)
+    monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MIN_CHUNK_TOKENS", 3)
+    monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MAX_LOGITS_PER_CHUNK", 1)
     torch.manual_seed(0)
-    attention = ALONE if "capped" in kind else BEGINNINGS_ONCE
+    attention = UNPACKED if "capped" in kind else SHARED_PREFIX
     model = AutoModelForCausalLM.from_config(
         getattr(transformers, name)(**settings), attn_implementation=attention
     ).eval()
     model.get_output_embeddings().requires_grad_(False)
-    settle_head(model)
-    assert (plain_head(model) is not None) == plain
+    detect_linear_lm_head(model)
+    assert (linear_lm_head(model) is not None) == plain
     rows, found = rows_that_begin_alike(), {}
-    for model.has_plain_head in (True, False):
+    for model.has_linear_lm_head in (True, False):
         losses = token_losses(model, rows)
         (losses * torch.linspace(1, 2, len(losses))).sum().backward()
-        found[model.has_plain_head] = [
+        found[model.has_linear_lm_head] = [
             losses.detach(),
             *(one.grad for one in model.parameters() if one.grad is not None),
         ]
@@ -102,10 +104,10 @@ def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind,
 
 def test_a_head_that_is_trained_or_adapted_has_its_logits_computed(tmp_path):
     model = load_causal_lm(make_model(tmp_path / "m"), frozen=True)
-    assert plain_head(model.requires_grad_(False)) is not None
+    assert linear_lm_head(model.requires_grad_(False)) is not None
     with torch.no_grad():
-        assert plain_head(model.requires_grad_(True)) is not None
-    assert plain_head(model) is None
+        assert linear_lm_head(model.requires_grad_(True)) is not None
+    assert linear_lm_head(model) is None
     adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM"))
     with torch.no_grad():
-        assert plain_head(adapted) is None
+        assert linear_lm_head(adapted) is None

@@ -8,8 +8,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.modeling.attention import BEGINNINGS_ONCE, attention_for
-from pipelines.modeling.packing import Rows, row_losses, supervised_logits, token_losses
+from pipelines.modeling.attention import SHARED_PREFIX, candidate_attention
+from pipelines.modeling.packing import TokenSequences, sequence_losses, supervised_logits, token_losses
 from tests.tiny import make_model
 
 SMALL = {
@@ -50,7 +50,7 @@ ARCHITECTURES = {
 
 def some_rows(seed=0, lengths=(7, 12, 3, 9)):
     random = np.random.default_rng(seed)
-    return Rows([random.integers(3, 60, n) for n in lengths], [n // 2 for n in lengths])
+    return TokenSequences([random.integers(3, 60, n) for n in lengths], [n // 2 for n in lengths])
 
 
 def rows_that_begin_alike(seed=0):
@@ -63,7 +63,7 @@ def rows_that_begin_alike(seed=0):
         prompt,
         np.concatenate([prompt[:7], half]),
     ]
-    return Rows(rows, [14, 14, 15, 9, 14, 6, 7])
+    return TokenSequences(rows, [14, 14, 15, 9, 14, 6, 7])
 
 
 def losses_one_by_one(model, rows):
@@ -83,7 +83,9 @@ def test_packed_losses_and_gradients_equal_rows_alone(architecture, rows):
     torch.manual_seed(0)
     config, same = (getattr(transformers, name)(**settings) for _ in range(2))
     reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    packed = AutoModelForCausalLM.from_config(same, attn_implementation=attention_for(type(reference), same)).eval()
+    packed = AutoModelForCausalLM.from_config(
+        same, attn_implementation=candidate_attention(type(reference), same)
+    ).eval()
     packed.load_state_dict(reference.state_dict())
     expected, found = losses_one_by_one(reference, rows), token_losses(packed, rows)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -94,7 +96,7 @@ def test_packed_losses_and_gradients_equal_rows_alone(architecture, rows):
 
 
 def test_no_row_sees_another(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
     rows = some_rows()
     alone = token_losses(model, rows[1:2])
     beside = token_losses(model, rows).split(rows.supervised_lengths)[1]
@@ -108,16 +110,16 @@ def count_tokens(model, seen):
 
 
 def test_what_rows_begin_with_is_read_once(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).train()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).train()
     rows, seen = rows_that_begin_alike(), []
     count_tokens(model, seen)
     token_losses(model, rows)
-    supervised_logits(model, rows, share=False)
+    supervised_logits(model, rows, share_prefixes=False)
     assert seen == [14 + 1 + 3 + 3 + 6 + 2 + 6, rows.tokens]  # three tokens are too few to share
 
 
 def test_under_dropout_each_row_draws_its_own(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE)
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"))
     rows, seen = rows_that_begin_alike(), []
     count_tokens(model, seen)
@@ -127,9 +129,12 @@ def test_under_dropout_each_row_draws_its_own(tmp_path):
 
 
 def test_row_losses_are_means_whatever_the_pack(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=BEGINNINGS_ONCE).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
     rows = some_rows()
-    small, large = list(row_losses(model, rows, batch_tokens=8)), list(row_losses(model, rows, batch_tokens=4096))
+    small, large = (
+        list(sequence_losses(model, rows, batch_tokens=8)),
+        list(sequence_losses(model, rows, batch_tokens=4096)),
+    )
     assert small == pytest.approx(large, abs=1e-6)
     assert small[0] == pytest.approx(float(losses_one_by_one(model, rows[0:1]).mean()), abs=1e-6)
 

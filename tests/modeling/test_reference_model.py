@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import pipelines
-from pipelines.modeling.adapters import adapter_off, off_is_base
+from pipelines.modeling.adapters import adapter_disabled, disabled_adapter_is_base
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.reference_model import ReferenceModel
@@ -81,8 +81,8 @@ def test_a_tuned_adapter_that_was_loaded(base, tmp_path):
     move(model)
     model.save_pretrained(tmp_path / "tuned")
     loaded = PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")
-    assert not off_is_base(loaded)
-    with adapter_off(loaded), torch.no_grad():
+    assert not disabled_adapter_is_base(loaded)
+    with adapter_disabled(loaded), torch.no_grad():
         off, _ = supervised_logits(loaded, rows())
     assert (off - plain_logits(base)).abs().max() > 0.1
     torch.testing.assert_close(ReferenceModel(loaded).logits(rows()), plain_logits(base), atol=2e-4, rtol=2e-4)

@@ -14,7 +14,7 @@ from pipelines.config.job import load_job
 from pipelines.errors import ConfigError, RunError
 from pipelines.evaluation.evaluator import LocalPass
 from pipelines.modeling.adapters import check_saved
-from pipelines.modeling.equivalence import trial_logits
+from pipelines.modeling.equivalence import probe_logits
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.storage.run_folder import Run, read_jsonl
 from pipelines.training.train import train
@@ -51,7 +51,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
         load_causal_lm("base", frozen=True),
         LocalPass(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
     )
-    torch.testing.assert_close(trial_logits(load_causal_lm("base", frozen=True)), base.untouched.logits)
+    torch.testing.assert_close(probe_logits(load_causal_lm("base", frozen=True)), base.model_source.logits)
     measured = [line["score"] for line in read_jsonl(moved.path("guards", "tuned.jsonl")) if line["guard"] == "answers"]
     assert sum(measured) / len(measured) == pytest.approx(history["guards"][-1]["scores"]["answers"], rel=1e-2)
     assert tuned.loaded.has_adapter
@@ -71,18 +71,18 @@ def test_the_folder_names_no_path_and_loads_elsewhere(project, tmp_path, adapter
     folder = done.path("model")
     for path in folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
-    noted = json.loads((folder / "training.json").read_text())["trial_losses"]
+    noted = json.loads((folder / "training.json").read_text())["probe_losses"]
     assert len(noted) == 31
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree(folder, elsewhere / "model")
     shutil.copytree("base", elsewhere / "base")
-    expected = trial_logits(LocalPass(load_job(Path("job.yaml")), Path("base"), folder).loaded.model)
+    expected = probe_logits(LocalPass(load_job(Path("job.yaml")), Path("base"), folder).loaded.model)
     monkeypatch.chdir(elsewhere)
     loaded = (AutoModelForCausalLM if adapter == "null" else AutoPeftModelForCausalLM).from_pretrained(
         "model", dtype=torch.float32
     )
-    torch.testing.assert_close(trial_logits(loaded), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(probe_logits(loaded), expected, atol=1e-4, rtol=1e-4)
     assert json.loads(Path("base", "config.json").read_text())["model_type"] == "llama"
 
 

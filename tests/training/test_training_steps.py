@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.data.examples import epoch_order
 from pipelines.data.tokenize_rows import open_table
-from pipelines.modeling.token_dataset import TokenRows
+from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import ludwig_config, train
 from pipelines.training.trainer import FineTuneTrainer
@@ -74,13 +74,13 @@ def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, ada
         # The adapter starts at random; everything after its start is computed anew.
         model.load_state_dict(first_weights, strict=False)
     weights = load_file(run.path("model", "adapter_model.safetensors" if adapter else "model.safetensors"))
-    data = TokenRows.of(open_table(run.path("data"), "train"))
+    data = TokenDataset.from_table(open_table(run.path("data"), "train"))
     order = epoch_order(data.tasks, {"t": 1.0}, 3, 0, True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
     history = json.loads(run.path("model", "training.json").read_text())
     for step in range(3):
-        loss = padded_batch_loss(model, data.rows.take(order[6 * step : 6 * step + 6]))
+        loss = padded_batch_loss(model, data.sequences.select(order[6 * step : 6 * step + 6]))
         assert float(loss) == pytest.approx(history["train_loss"][step]["loss"], abs=1e-5)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
@@ -105,7 +105,7 @@ def test_validation_loss_per_task_and_best_checkpoint(make_job):
     assert (
         history["rows"] == 3 * 18
         and history["supervised_tokens"]
-        == 3 * TokenRows.of(open_table(run.path("data"), "train")).rows.supervised_tokens
+        == 3 * TokenDataset.from_table(open_table(run.path("data"), "train")).sequences.supervised_tokens
     )
 
 

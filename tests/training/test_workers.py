@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.modeling.packing import Rows
-from pipelines.modeling.process_group import Workers
+from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.process_group import ProcessGroup
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
 from tests.jobs import LORA
@@ -23,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_workers_rows_are_all_rows_once_and_about_as_many_tokens():
     lengths = [90, 3, 41, 40, 8, 60, 2, 55]
-    rows = Rows([np.full(n, n) for n in lengths], [1] * len(lengths))
-    parts = [Workers(rank, 3).part(rows) for rank in range(3)]
+    rows = TokenSequences([np.full(n, n) for n in lengths], [1] * len(lengths))
+    parts = [ProcessGroup(rank, 3).shard(rows) for rank in range(3)]
     assert sorted(len(ids) for part in parts for ids in part.input_ids) == sorted(lengths)
     tokens = [part.tokens for part in parts]
     assert max(tokens) - min(tokens) < 20
-    assert Workers().part(rows) is rows
-    assert len(Workers(2, 3).part(rows[0:2])) == 0
+    assert ProcessGroup().shard(rows) is rows
+    assert len(ProcessGroup(2, 3).shard(rows[0:2])) == 0
 
 
 STRATEGIES = "replay+distill+ewc+si"
