@@ -273,7 +273,7 @@ def _head_to_head(
     from pipelines.compare import compare_models
     from pipelines.console.reporter import Screen, quiet_libraries
     from pipelines.report import write_report
-    from pipelines.scoring.metrics import resolve
+    from pipelines.scoring.metric import resolve
 
     try:
         resolve(metric)

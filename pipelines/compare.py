@@ -193,7 +193,7 @@ def _new_answers(
 def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> None:
     """Raises DataError for the rows that their metric cannot score, found by scoring their references: after the answers it
     would be too late."""
-    from pipelines.scoring.metrics import resolve, scored_by
+    from pipelines.scoring.metric import resolve, metric_key
 
     mistakes = Mistakes()
     for one in asked:
@@ -202,7 +202,7 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
         question, name = one.question, one.question.task or FREE
         line = {"task": name, "row": question.number, "reference_loss": 0.0, "fields": question.row}
         try:
-            metric = resolve(scored_by(tasks[name]["metric"], tasks[name]["normalize"]))
+            metric = resolve(metric_key(tasks[name]["metric"], tasks[name]["normalize"]))
             metric.score({**line, "reference": one.reference, "completion": one.reference})
         except DataError as error:
             mistakes.add(question.file, question.number, str(error))

@@ -19,7 +19,7 @@ from pipelines.data.tokenize_rows import PreparedRow
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import answer_text
 from pipelines.evaluation.retention_files import Question
-from pipelines.scoring.metrics import Metric, resolve, scored_by
+from pipelines.scoring.metric import Metric, resolve, metric_key
 
 MAX_SCORED = 1000
 """Rows of a task whose references are scored; of more rows only the tokens are looked at. Tests of code take the time."""
@@ -103,7 +103,7 @@ class ReferenceChecks:
         for name, task in job.pipeline.tasks.items():
             # A metric of the user's that cannot be imported is a finding of its own.
             with contextlib.suppress(ConfigError):
-                self.metrics[f"task {name}"] = resolve(scored_by(task.metric, task.normalize))
+                self.metrics[f"task {name}"] = resolve(metric_key(task.metric, task.normalize))
 
     def see(self, row: PreparedRow) -> None:
         """Looks at the reference of a test row."""

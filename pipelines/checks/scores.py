@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pipelines.config.job import Job
 from pipelines.data.examples import Example
 from pipelines.errors import ConfigError, Problem
-from pipelines.scoring.custom_metrics import try_out
-from pipelines.scoring.metrics import LABEL_AS_WRITTEN, Metric, resolve, scored_by
+from pipelines.scoring.custom_metrics import try_metric
+from pipelines.scoring.metric import LABEL_AS_WRITTEN, Metric, resolve, metric_key
 
 NAMED = 5
 """Labels that a sentence names; it counts the others."""
@@ -48,7 +48,7 @@ class ScoreChecks:
         self.metrics: dict[str, Metric] = {}
         for name, task in job.pipeline.tasks.items():
             if ":" not in task.metric:
-                self.metrics[name] = resolve(scored_by(task.metric, task.normalize))
+                self.metrics[name] = resolve(metric_key(task.metric, task.normalize))
         self.to_try = set() if self._errors else set(job.pipeline.tasks) - set(self.metrics)
         self.labels = {name: _Labels(metric) for name, metric in self.metrics.items() if metric.labels}
 
@@ -58,7 +58,7 @@ class ScoreChecks:
         if example.task in self.to_try and example.split == "test":
             self.to_try.remove(example.task)
             metric = self.job.pipeline.tasks[example.task].metric
-            if wrong := try_out(metric, example.completion, example.fields):
+            if wrong := try_metric(metric, example.completion, example.fields):
                 self._errors.append(Problem(f"task {example.task}: {wrong}", example.file, example.row))
 
     def errors(self) -> list[Problem]:

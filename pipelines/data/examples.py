@@ -16,7 +16,7 @@ from pipelines.config.forgetting import HUB
 from pipelines.data.readers import Mistakes, numbered_rows
 from pipelines.data.templates import SPLIT_COLUMN, check_system, filled, row_has, template_columns
 from pipelines.errors import DataError, Problem
-from pipelines.scoring.unit_tests import row_tests
+from pipelines.scoring.python_tests import row_tests
 
 if TYPE_CHECKING:
     import numpy as np

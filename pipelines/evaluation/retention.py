@@ -27,7 +27,7 @@ from pipelines.evaluation.general_text import encode_answers, generate_general_a
 from pipelines.evaluation.retention_files import Choice, Question, guard_file, guards_of, read_choices, read_questions
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import TokenSequences, micro_batches, sequence_losses, supervised_logits
-from pipelines.scoring.metrics import resolve
+from pipelines.scoring.metric import resolve
 
 MICRO_BATCH = 8
 

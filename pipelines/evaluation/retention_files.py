@@ -14,8 +14,8 @@ from pipelines.data.readers import Mistakes, numbered_rows, text_in
 from pipelines.data.templates import as_text, check_system, filled, row_has
 from pipelines.errors import DataError, Problem
 from pipelines.modeling.base_models import from_hub
-from pipelines.scoring.custom_metrics import try_out
-from pipelines.scoring.unit_tests import row_tests
+from pipelines.scoring.custom_metrics import try_metric
+from pipelines.scoring.python_tests import row_tests
 
 Visible = Annotated[str, Field(pattern=r"\S")]
 
@@ -149,7 +149,7 @@ def check_guards(forgetting: Forgetting) -> None:
             read_choices(guard_file(guard))
         elif guard.kind == "task":
             first = read_questions(guard)[0]
-            if ":" in guard.metric and (wrong := try_out(guard.metric, first.reference, first.fields)):
+            if ":" in guard.metric and (wrong := try_metric(guard.metric, first.reference, first.fields)):
                 raise DataError(Problem(f"guard {name}: {wrong}", guard.data, 1))
         else:
             column(guard_file(guard), "text" if guard.kind == "text" else "instruction")

@@ -16,7 +16,7 @@ from pipelines.evaluation.retention import PreparedGuard
 from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.scoring.metrics import resolve, scored_by
+from pipelines.scoring.metric import resolve, metric_key
 from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
 
 
@@ -117,7 +117,7 @@ def earlier_tasks(run: Run) -> list[PreparedGuard]:
         left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             system = task.system if task.system is not None else job.pipeline.system
-            metric = scored_by(task.metric, task.normalize)
+            metric = metric_key(task.metric, task.normalize)
             mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
             guards.append(
                 PreparedGuard(

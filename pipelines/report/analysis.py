@@ -17,7 +17,7 @@ from pipelines.report.retention import (
     guard_results,
 )
 from pipelines.report.run_files import Completion, RunFiles, read_run
-from pipelines.scoring.metrics import Metric, resolve
+from pipelines.scoring.metric import Metric, resolve
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.report.formatting import count, number, signed, unit_name
-from pipelines.scoring.metrics import resolve
+from pipelines.scoring.metric import resolve
 from pipelines.scoring.statistics import ALPHA, Comparison, bootstrap_interval, compare, holm, proportion_interval
 
 if TYPE_CHECKING:

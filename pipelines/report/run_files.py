@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
-from pipelines.scoring.metrics import scored_by
+from pipelines.scoring.metric import metric_key
 
 FORMAT_VERSION = 1
 AGAIN = "nothing else in {} was touched; run the job again under another --name"
@@ -162,7 +162,7 @@ class RunFiles:
     def metrics(self) -> dict[str, str]:
         """The name for `metrics.resolve` of each task's metric, in the order of the config."""
         return {
-            name: scored_by(task["metric"], task.get("normalize"))
+            name: metric_key(task["metric"], task.get("normalize"))
             for name, task in self.config["pipeline"]["tasks"].items()
         }
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 
-OwnFunction = Callable[[str, str, dict[str, Any]], Any]
+MetricFunction = Callable[[str, str, dict[str, Any]], Any]
 
 
-def own_function(name: str) -> OwnFunction:
+def load_metric(name: str) -> MetricFunction:
     """The function that `module:function` names. Raises ConfigError where there is none, or where it cannot be called with
     a completion, a reference and a row."""
     module_name, _, function_name = name.partition(":")
@@ -30,7 +30,7 @@ def own_function(name: str) -> OwnFunction:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"metric {name}: cannot import {module_name!r} ({said(error)}); "
+            f"metric {name}: cannot import {module_name!r} ({describe_error(error)}); "
             f"modules are looked for in the folder where alfine is started"
         ) from error
     finally:
@@ -45,32 +45,32 @@ def own_function(name: str) -> OwnFunction:
     return function
 
 
-def own_value(function: OwnFunction, completion: str, reference: str, row: Mapping[str, Any]) -> float:
+def call_metric(function: MetricFunction, completion: str, reference: str, row: Mapping[str, Any]) -> float:
     """What the function returns, True being 100 and False 0. Raises ValueError, with the rest of the message, where
     it raises or returns anything but a finite number."""
     try:
         value = function(completion, reference, dict(row))
     except (Exception, SystemExit) as error:
-        raise ValueError(f"raised {said(error)}") from error
+        raise ValueError(f"raised {describe_error(error)}") from error
     try:
-        return finite(value, bool_is=100.0)
+        return as_finite_float(value, bool_is=100.0)
     except ValueError as error:
         raise ValueError(f"returned {error}") from None
 
 
-def try_out(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
+def try_metric(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
     """What goes wrong where the metric scores a row whose completion is the reference, and one whose completion is empty; None
-    where nothing does. Raises ConfigError as `own_function` does."""
-    function = own_function(name)
+    where nothing does. Raises ConfigError as `load_metric` does."""
+    function = load_metric(name)
     for completion, which in ((reference, "this row's reference as its completion"), ("", "an empty completion")):
         try:
-            own_value(function, completion, reference, row)
+            call_metric(function, completion, reference, row)
         except ValueError as error:
             return f"metric {name} {error}, for {which}; correct the function: it returns a finite number for every completion"
     return None
 
 
-def finite(value: Any, bool_is: float | None = None) -> float:
+def as_finite_float(value: Any, bool_is: float | None = None) -> float:
     """A number of Python's, or a scalar of numpy or torch (an array without axes), as a float. `bool_is`: what True is worth;
     None refuses it. Raises ValueError for everything else, NaN and infinity too."""
     plain = value.item() if getattr(value, "shape", None) == () and not getattr(value, "mask", False) else value
@@ -83,16 +83,16 @@ def finite(value: Any, bool_is: float | None = None) -> float:
         except (OverflowError, ValueError):  # an integer beyond floats, a signalling NaN of Decimal
             number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{shown(value)}, not a finite number")
+        raise ValueError(f"{short_repr(value)}, not a finite number")
     return number
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The error with its type, on one line."""
     return f"{type(error).__name__}: {_one_line(str(error), 200)}"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """The value on one short line."""
     return _one_line(repr(value), 80)
 

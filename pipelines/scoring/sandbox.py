@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.scoring.unit_tests import instrument
+from pipelines.scoring.python_tests import instrument
 from pipelines.scoring.wasm import run_program
 from pipelines.scoring.wasm_host import Program
 from pipelines.scoring.wasm_module import compiled, is_compiled

@@ -33,6 +33,12 @@ _BEGINS = rf"(?:(?<!{_WORD})|(?<={_SPACELESS}\p{{M}}*)|(?={_SPACELESS}))"
 _ENDS = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|(?<=\p{{Hangul}}))"
 
 
+NORMALIZATION_NOTE = (
+    "Unicode's compatibility forms (NFKC, caseless), invisible characters and the vowel signs of Arabic and Hebrew"
+)
+"""What `folded` removes, for the notes of metrics."""
+
+
 def folded(text: str) -> str:
     """The text without what most readers do not see as a difference: case, compatibility forms (the Unicode Standard, D146:
     compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text of nothing else stays as it is.

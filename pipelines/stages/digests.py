@@ -12,7 +12,7 @@ from pipelines.evaluation.retention_files import check_guards, guard_file, guard
 from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
-from pipelines.scoring.metrics import scored_by
+from pipelines.scoring.metric import metric_key
 from pipelines.storage.run_folder import digest, file_digest
 
 PREPARED_FORMAT = 3
@@ -44,7 +44,7 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
     mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
     scoring = {
-        name: [scored_by(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
+        name: [metric_key(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
     }
     # The references are scored as answers while rows are prepared, so what cuts an answer counts.
     prepare = digest(*shared, files, scoring, bounds, generation["max_new_tokens"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.scoring.sandbox import run_tests
-from pipelines.scoring.unit_tests import row_tests
+from pipelines.scoring.python_tests import row_tests
 from pipelines.scoring.wasm_module import compiled
 
 SECONDS = 60

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.scoring.custom_metrics import finite, own_function, own_value, try_out
+from pipelines.scoring.custom_metrics import as_finite_float, load_metric, call_metric, try_metric
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from pipelines.scoring.custom_metrics import finite, own_function, own_value, tr
     ],
 )
 def test_numbers_of_every_kind(value: Any, expected: float) -> None:
-    number = own_value(lambda *_: value, "c", "r", {})
+    number = call_metric(lambda *_: value, "c", "r", {})
     assert (number, type(number)) == (expected, float)
 
 
@@ -50,7 +50,7 @@ class Scalar:
 
 
 def test_a_scalar_of_another_library() -> None:
-    assert finite(Scalar()) == 0.75
+    assert as_finite_float(Scalar()) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_scalar_of_another_library() -> None:
 )
 def test_what_is_no_finite_number(value: Any) -> None:
     with pytest.raises(ValueError, match="returned .*, not a finite number") as error:
-        own_value(lambda *_: value, "c", "r", {})
+        call_metric(lambda *_: value, "c", "r", {})
     assert "\n" not in str(error.value) and len(str(error.value)) < 150
 
 
@@ -129,7 +129,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) -> None:
     module(body)
-    wrong = try_out("mine:f", "a b", {"length": 3})
+    wrong = try_metric("mine:f", "a b", {"length": 3})
     if said is None:
         assert wrong is None
         return
@@ -157,5 +157,5 @@ def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) 
 def test_a_function_that_cannot_be_called(module: Any, body: str, said: str) -> None:
     module(body)
     with pytest.raises(ConfigError, match=said) as error:
-        own_function("mine:f")
+        load_metric("mine:f")
     assert "\n" not in str(error.value)

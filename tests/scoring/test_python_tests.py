@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.scoring.unit_tests import extract_code, instrument, row_tests, split_tests
+from pipelines.scoring.python_tests import extract_code, instrument, row_tests, split_tests
 
 EXTRACTIONS = {
     "fence with language": ("Sure:\n```python\ndef f():\n    return 1\n```\nDone.", "def f():\n    return 1"),

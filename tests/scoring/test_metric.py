@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.scoring.metrics import LABEL_AS_WRITTEN, METRICS, Score, resolve, scored_by
+from pipelines.scoring.metric import LABEL_AS_WRITTEN, METRICS, Score, resolve, metric_key
 from pipelines.scoring.unicode_text import label_finder, normalise_label
 
 
@@ -280,14 +280,14 @@ def test_label_sets_by_precision_and_recall(given_set: set[str], right: set[str]
     ],
 )
 def test_labels_as_written(completion: str, reference: str, right: bool) -> None:
-    metric = resolve(scored_by("label", False))
+    metric = resolve(metric_key("label", False))
     assert metric.score(line(completion, reference)).value == (100.0 if right else 0.0)
     assert (metric.name, metric.title) == ("label", "exact match, as written")
 
 
 def test_normalize_changes_no_other_metric() -> None:
-    assert [scored_by("label", given) for given in (None, True, False)] == ["label", "label", LABEL_AS_WRITTEN]
-    assert scored_by("rouge", False) == "rouge"
+    assert [metric_key("label", given) for given in (None, True, False)] == ["label", "label", LABEL_AS_WRITTEN]
+    assert metric_key("rouge", False) == "rouge"
 
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"

@@ -1,0 +1,131 @@
+"""What a metric is, and how the name in `metric:` becomes one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.registry import Registry
+from pipelines.scoring.custom_metrics import call_metric, load_metric
+
+CompletionLine = Mapping[str, Any]
+"""A line of `completions.jsonl`."""
+
+
+class Unit(StrEnum):
+    """The unit of a score, as reports write it."""
+
+    PERCENT = "%"
+    """A share of right answers, from 0 to 100."""
+    POINTS = "points"
+    """A score, from 0 to 100 for the metrics of alfine."""
+    NATS_PER_TOKEN = "nats/token"
+    """A mean negative log-likelihood or divergence per token."""
+
+    @property
+    def of_change(self) -> str:
+        """The unit of a difference of two scores: percentages differ by points."""
+        return Unit.POINTS.value if self is Unit.PERCENT else self.value
+
+    @property
+    def decimals(self) -> int:
+        """The decimal places that reports show."""
+        return 3 if self is Unit.NATS_PER_TOKEN else 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one completion in the metric's unit. `value` is None if it cannot be scored; `detail` says why."""
+
+    value: float | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How the completions of a task are scored."""
+
+    name: str
+    """The name in `metric:`."""
+    title: str
+    """The name that reports show."""
+    unit: Unit
+    score: Callable[[CompletionLine], Score]
+    """Scores one line of `completions.jsonl`. Raises DataError for a line that lacks what the metric needs."""
+    binary: bool = False
+    """Whether every score is 0 or 100."""
+    higher_is_better: bool = True
+    note: str = ""
+    """How answers are compared, in sentences for the report."""
+    labels: Callable[[str], Sequence[str]] | None = None
+    """The labels that a text gives, for metrics whose answers are labels."""
+    single_label: bool = False
+    """Whether an answer is one label: always giving the same one is then a strategy to compare with."""
+    label_form: Callable[[str], str] = str
+    """Labels of one form count as one."""
+    scores_completions: bool = True
+    """Whether the completion is scored; False for the loss of the reference, which needs no generation."""
+    as_written: Metric | None = None
+    """The metric under `normalize: false`, if it has one."""
+
+
+METRICS: Registry[Metric] = Registry("pipelines.scoring.metrics")
+_AS_WRITTEN = " as written"
+
+
+def register(metric: Metric) -> Metric:
+    """Makes `metric` known by its name."""
+    return METRICS.register(metric.name, metric)
+
+
+def metric_key(name: str, normalize: bool | None) -> str:
+    """The key for `resolve` of a task's `metric:` with its `normalize:`."""
+    return name + _AS_WRITTEN if normalize is False and name in METRICS and METRICS[name].as_written else name
+
+
+def resolve(key: str) -> Metric:
+    """The metric of a key: the name of a metric of alfine, `module:function` of the user, or what `metric_key` gives.
+
+    Raises ConfigError if there is none.
+    """
+    if ":" in key:
+        return _custom_metric(key)
+    name = key.removesuffix(_AS_WRITTEN)
+    if name not in METRICS:
+        raise ConfigError(f"unknown metric {key!r}; {metric_hint(key)}")
+    metric = METRICS[name]
+    return metric.as_written if name != key and metric.as_written is not None else metric
+
+
+def metric_hint(name: str) -> str:
+    """What to write instead of the unknown metric `name`."""
+    if name in _RENAMED:
+        return f"it was renamed: write {_RENAMED[name]}"
+    close = difflib.get_close_matches(name, METRICS, n=1)
+    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(METRICS)}, or module:function"
+
+
+_RENAMED = {"label": "exact_match", "perplexity": "nll"}
+
+
+def _custom_metric(name: str) -> Metric:
+    """The user's `function(completion, reference, row)`, `row` being the row's columns. It returns a number,
+    higher is better, on a scale of 0 to 100 if it can; True counts as 100."""
+    function = load_metric(name)
+
+    def score(line: CompletionLine) -> Score:
+        try:
+            return Score(call_metric(function, line["completion"], line["reference"], line["fields"]))
+        except ValueError as error:
+            raise DataError(f"{row_location(line)}: metric {name} {error}") from error
+
+    return Metric(name, title=name.partition(":")[2], unit=Unit.POINTS, score=score)
+
+
+def row_location(line: CompletionLine) -> str:
+    """Task and row of a line, for messages."""
+    return f"task {line['task']!r}, row {line['row']}"

@@ -1,0 +1,26 @@
+"""The mean negative log-likelihood of the reference, in nats per token."""
+
+from __future__ import annotations
+
+from pipelines.errors import DataError
+from pipelines.scoring.custom_metrics import as_finite_float
+from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register, row_location
+
+
+def _score(line: CompletionLine) -> Score:
+    try:
+        return Score(as_finite_float(line["reference_loss"]))
+    except ValueError as error:
+        raise DataError(f"{row_location(line)}: reference_loss {error}") from None
+
+
+register(
+    Metric(
+        name="nll",
+        title="negative log-likelihood",
+        unit=Unit.NATS_PER_TOKEN,
+        score=_score,
+        higher_is_better=False,
+        scores_completions=False,
+    )
+)

@@ -1,0 +1,24 @@
+"""Whether the code of a completion passes the row's unit tests in the sandbox."""
+
+from __future__ import annotations
+
+from pipelines.errors import DataError
+from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register, row_location
+from pipelines.scoring.python_tests import extract_code, row_tests
+from pipelines.scoring.sandbox import run_tests
+
+
+def _score(line: CompletionLine) -> Score:
+    try:
+        tests = row_tests(line["fields"])
+    except DataError as error:
+        raise DataError(f"{row_location(line)}: {error}") from None
+    result = run_tests(extract_code(line["completion"]), tests)
+    if result.unsupported:
+        return Score(None, f"not supported by the sandbox: {result.message}")
+    if result.passed == result.total:
+        return Score(100.0)
+    return Score(0.0, f"{result.passed} of {result.total} tests pass; {result.message}")
+
+
+register(Metric(name="unit_tests", title="tests passed", unit=Unit.PERCENT, score=_score, binary=True))
