@@ -193,7 +193,7 @@ def _new_answers(
 def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> None:
     """Raises DataError for the rows that their metric cannot score, found by scoring their references: after the answers it
     would be too late."""
-    from pipelines.scoring.metric import resolve, metric_key
+    from pipelines.scoring.metric import metric_key, resolve
 
     mistakes = Mistakes()
     for one in asked:

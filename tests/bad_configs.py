@@ -14,7 +14,7 @@ pipeline:
       data: data/sentiment.jsonl
       prompt: "Is this review positive or negative?\\n{review}"
       completion: "{label}"
-      metric: label
+      metric: exact_match
 base_model: smollm2-135m-instruct
 adapter: {type: lora, r: 16}
 trainer:
@@ -53,7 +53,7 @@ def pipeline(line: str) -> str:
 
 def task(line: str) -> str:
     """GOOD with a line more in its task: line 8."""
-    return with_line("metric: label", f"metric: label\n      {line}")
+    return with_line("metric: exact_match", f"metric: exact_match\n      {line}")
 
 
 def scheduler(keys: str) -> str:
@@ -165,10 +165,14 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "JSON in a template": (prompt("{'a': 1} {review}"), 5, '"{{" and "}}" for braces'),
     "completion without a column": (with_line("{label}", "positive"), 6, "names no column"),
     "completion with braces only": (with_line("{label}", "{{label}}"), 6, "names no column"),
-    "metric": (with_line("metric: label", "metric: labels"), 7, "unknown metric 'labels'; did you mean label?"),
-    "far metric": (with_line("metric: label", "metric: xyzzy"), 7, "write one of label, multilabel_f1, rouge, chrf"),
-    "metric as a path": (with_line("metric: label", "metric: a/b.py:f"), 7, "unknown metric 'a/b.py:f'"),
-    "metric is a boolean": (with_line("metric: label", "metric: off"), 7, "found off, which YAML reads as false"),
+    "metric": (with_line("metric: exact_match", "metric: label"), 7, "it was renamed: write exact_match"),
+    "far metric": (
+        with_line("metric: exact_match", "metric: xyzzy"),
+        7,
+        "write one of chrf, exact_match, multilabel_f1, nll, rouge",
+    ),
+    "metric as a path": (with_line("metric: exact_match", "metric: a/b.py:f"), 7, "unknown metric 'a/b.py:f'"),
+    "metric is a boolean": (with_line("metric: exact_match", "metric: off"), 7, "found off, which YAML reads as false"),
     "system is a boolean": (task("system: no"), 8, 'found no, which YAML reads as false; put it in quotes: "no"'),
     "weight zero": (task("weight: 0"), 8, "weight must be greater than 0, found 0"),
     "weight text": (task("weight: heavy"), 8, "weight: expected a number, found the text 'heavy'"),
@@ -694,7 +698,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         "guards is empty; write guards: none, or guards: bundled",
     ),
     "metric of a text": (
-        pipeline("forgetting: {guards: {g: {kind: text, data: a.jsonl, metric: label}}}"),
+        pipeline("forgetting: {guards: {g: {kind: text, data: a.jsonl, metric: exact_match}}}"),
         2,
         "metric goes with kind: task only",
     ),

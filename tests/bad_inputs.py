@@ -33,7 +33,7 @@ pipeline:
       data: rows.jsonl
       prompt: "Positive or negative?\\n{review}"
       completion: "{label}"
-      metric: label
+      metric: exact_match
 base_model: smollm2-135m-instruct
 adapter: {type: lora}
 trainer: {type: finetune, epochs: 1}
@@ -73,7 +73,7 @@ def changed(old: str, new: str) -> str:
 def own_metric(module: str, body: str, takes: str = "completion, reference, row") -> dict[str, Any]:
     """A config whose metric is a function of the folder. Python keeps a module, so each case has another."""
     return {
-        "config": changed("metric: label", f"metric: {module}:f"),
+        "config": changed("metric: exact_match", f"metric: {module}:f"),
         "others": {f"{module}.py": f"def f({takes}):\n    {body}\n"},
     }
 
@@ -158,7 +158,7 @@ CHECK, RUN = "check job.yaml", "run job.yaml --name mine"
 CASES = [
     Case("missing config", CHECK, config=None),
     Case("config is not UTF-8", CHECK, config=GOOD.replace("Positive", "Café").encode("latin-1")),
-    Case("broken YAML", CHECK, config=changed("metric: label", "metric: [label")),
+    Case("broken YAML", CHECK, config=changed("metric: exact_match", "metric: [label")),
     Case("tab in YAML", CHECK, config=changed("  tasks:", "\ttasks:")),
     Case("empty config", CHECK, config=""),
     Case("unknown key, top level", CHECK, config=changed("base_model:", "basemodel:")),
@@ -193,15 +193,19 @@ CASES = [
     ),
     Case("unknown key in a task", CHECK, config=changed("metric:", "metrics:")),
     Case("wrong type", CHECK, config=changed("epochs: 1", "epochs: many")),
-    Case("wrong type in pipeline", CHECK, config=changed("metric: label", "metric: label\n      max_new_tokens: few")),
+    Case(
+        "wrong type in pipeline",
+        CHECK,
+        config=changed("metric: exact_match", "metric: exact_match\n      max_new_tokens: few"),
+    ),
     Case(
         "several mistakes",
         CHECK,
         config=changed("epochs: 1", "epochs: many, lerning_rate: 1").replace("metric:", "metrics:"),
     ),
     Case("override of an unknown key", "run job.yaml trainer.epoch=2"),
-    Case("unknown metric", CHECK, config=changed("metric: label", "metric: rogue")),
-    Case("own metric that is not there", CHECK, config=changed("metric: label", "metric: mine:score")),
+    Case("unknown metric", CHECK, config=changed("metric: exact_match", "metric: rogue")),
+    Case("own metric that is not there", CHECK, config=changed("metric: exact_match", "metric: mine:score")),
     Case("own metric that raises", CHECK, **own_metric("raises", "return row['missing']")),
     Case("own metric that returns a text", CHECK, **own_metric("a_text", "return 'good'")),
     Case("own metric that returns NaN", CHECK, **own_metric("not_a_number", "return float('nan')")),
@@ -211,7 +215,11 @@ CASES = [
         **own_metric("share", "return len(reference) / len(completion)"),
     ),
     Case("own metric that takes two arguments", CHECK, **own_metric("two", "return 1", "completion, reference")),
-    Case("normalize without labels", CHECK, config=changed("metric: label", "metric: rouge\n      normalize: false")),
+    Case(
+        "normalize without labels",
+        CHECK,
+        config=changed("metric: exact_match", "metric: rouge\n      normalize: false"),
+    ),
     Case("unknown base model", RUN, config=changed("smollm2-135m-instruct", "smolm2-135m-instruct")),
     Case(
         "base model is an empty folder", RUN, config=changed("smollm2-135m-instruct", "./model"), others={"model/x": ""}
@@ -243,7 +251,7 @@ CASES = [
     ),
     Case("missing column", CHECK, config=changed("{review}", "{text}")),
     *(
-        Case(f"unit tests: {title}", CHECK, config=changed("metric: label", "metric: unit_tests"), rows=rows)
+        Case(f"unit tests: {title}", CHECK, config=changed("metric: exact_match", "metric: unit_tests"), rows=rows)
         for title, rows in {
             "none": ROWS,
             "a bare comparison": tested("f(1) == 2"),
@@ -382,7 +390,7 @@ CASES = [
     Case(
         "a column in the system turn",
         CHECK,
-        config=changed("metric: label", 'metric: label\n      system: "Judge {review}."'),
+        config=changed("metric: exact_match", 'metric: exact_match\n      system: "Judge {review}."'),
     ),
     Case("the answer in the prompt", CHECK, config=changed("{review}", "{review} ({label})")),
     Case(
@@ -405,17 +413,21 @@ CASES = [
     Case("a split by another name", CHECK, rows=ROWS.replace("}", ', "split": "val"}')),
     Case("no row in the test split", CHECK, rows=ROWS.replace("}", ', "split": "train"}')),
     Case("pipeline.split.test is 0", CHECK, config=GOOD.replace("  tasks:", "  split: {test: 0}\n  tasks:")),
-    Case("a group column that is not there", CHECK, config=changed("metric: label", "metric: label\n      group: cup")),
+    Case(
+        "a group column that is not there",
+        CHECK,
+        config=changed("metric: exact_match", "metric: exact_match\n      group: cup"),
+    ),
     Case(
         "a group column without a value",
         CHECK,
-        config=changed("metric: label", "metric: label\n      group: cup"),
+        config=changed("metric: exact_match", "metric: exact_match\n      group: cup"),
         rows=ROWS.replace("}", ', "cup": null}'),
     ),
     Case(
         "unit tests under another name",
         CHECK,
-        config=changed("metric: label", "metric: unit_tests"),
+        config=changed("metric: exact_match", "metric: unit_tests"),
         rows=ROWS.replace("}", ', "test": "assert f()"}'),
     ),
     # models
@@ -549,7 +561,7 @@ CASES = [
     Case(
         "a guard with a loss as metric",
         CHECK,
-        **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: perplexity'),
+        **guard("task", ROW, ', prompt: "{review}", completion: "{label}", metric: nll'),
     ),
     Case("probes with an unknown key", CHECK, **probes('{"prompt": "Why?", "max_tokens": 3}\n')),
     # commands

@@ -127,7 +127,7 @@ def make_project(embedded: bool) -> None:
                     "data": "odd.jsonl",
                     "prompt": "{q}?",
                     "completion": "{a}",
-                    "metric": "label",
+                    "metric": "exact_match",
                     "max_new_tokens": 4,
                 }
             },

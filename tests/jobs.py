@@ -43,7 +43,12 @@ def make_job(tmp_path, monkeypatch):
                 "seed": 3,
                 "forgetting": forgetting,
                 "tasks": {
-                    "t": {"data": "rows.jsonl", "prompt": "Is it? {text}", "completion": "{label}", "metric": "label"}
+                    "t": {
+                        "data": "rows.jsonl",
+                        "prompt": "Is it? {text}",
+                        "completion": "{label}",
+                        "metric": "exact_match",
+                    }
                 },
             },
             "base_model": str(base),
@@ -99,7 +104,7 @@ def project(tmp_path, monkeypatch):
                     "data": "odd.jsonl",
                     "prompt": "{q}?",
                     "completion": "{a}",
-                    "metric": "label",
+                    "metric": "exact_match",
                     "max_new_tokens": 4,
                 },
                 "say": {

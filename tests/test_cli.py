@@ -46,7 +46,7 @@ def test_help_and_check_import_nothing_heavy():
 
 def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
     (folder / "rows.jsonl").write_text(rows)
-    task = {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{l}", "metric": "label", **task}
+    task = {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{l}", "metric": "exact_match", **task}
     path = folder / "job.yaml"
     path.write_text(json.dumps({"pipeline": {"tasks": {"t": task}}, "base_model": "smollm2-135m-instruct"}))
     return path

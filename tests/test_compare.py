@@ -36,7 +36,7 @@ def test_two_runs_are_compared_by_what_they_have_answered(two_runs):
     }
     assert [example["base"] for example in report["examples"]] == answers["one"]
     assert [example["tuned"] for example in report["examples"]] == answers["two"]
-    assert report["tasks"]["odd"]["metric"] == "label"
+    assert report["tasks"]["odd"]["metric"] == "exact_match"
 
 
 def test_a_run_against_its_base_gives_its_own_report_again(two_runs):
@@ -70,7 +70,7 @@ def test_rows_of_tasks_with_and_without_an_answer(two_runs):
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
     assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {
-        "odd": ("label", 1),
+        "odd": ("exact_match", 1),
         "say": ("chrf", 1),
     }
     assert [probe["prompt"] for probe in report["probes"]] == ["is 5 odd?"]

@@ -35,7 +35,7 @@ def test_a_run_on_the_embedded_model(tmp_path):
                     "data": "rows.jsonl",
                     "prompt": "Is this review positive or negative?\n{review}",
                     "completion": "{label}",
-                    "metric": "label",
+                    "metric": "exact_match",
                     "max_new_tokens": 6,
                 }
             }

@@ -33,7 +33,7 @@ def job_of(tmp_path, *names, **task):
             "data": "odd.jsonl",
             "prompt": "Is it? {q}",
             "completion": "{a}",
-            "metric": "label",
+            "metric": "exact_match",
             "max_new_tokens": 4,
             **task,
         },

@@ -19,7 +19,7 @@ from pipelines.data.tokenize_rows import PreparedRow
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import answer_text
 from pipelines.evaluation.retention_files import Question
-from pipelines.scoring.metric import Metric, resolve, metric_key
+from pipelines.scoring.metric import Metric, metric_key, resolve
 
 MAX_SCORED = 1000
 """Rows of a task whose references are scored; of more rows only the tokens are looked at. Tests of code take the time."""
@@ -126,7 +126,7 @@ class ReferenceChecks:
 
     def _look(self, whose: str, line: Mapping[str, Any], ids: Sequence[int], bound: int, file: str) -> None:
         metric = self.metrics.get(whose)
-        if metric is None or metric.unit == "nats/token":
+        if metric is None or not metric.scores_completions:
             return
         self.rows[whose] += 1
         found = shortfall(metric, self.prompts, line, ids, bound, self.rows[whose] <= MAX_SCORED)

@@ -9,7 +9,7 @@ from pipelines.config.job import Job
 from pipelines.data.examples import Example
 from pipelines.errors import ConfigError, Problem
 from pipelines.scoring.custom_metrics import try_metric
-from pipelines.scoring.metric import LABEL_AS_WRITTEN, Metric, resolve, metric_key
+from pipelines.scoring.metric import Metric, metric_hint, metric_key, resolve
 
 NAMED = 5
 """Labels that a sentence names; it counts the others."""
@@ -31,8 +31,10 @@ def unresolved(job: Job) -> list[Problem]:
     ]
     for whose, metric, where in asked:
         try:
-            resolve(metric)
-            if metric in ("perplexity", LABEL_AS_WRITTEN) and "guards" in where:
+            resolved = resolve(metric)
+            if metric != resolved.name:
+                raise ConfigError(f"unknown metric {metric!r}; {metric_hint(metric)}")
+            if not resolved.scores_completions and "guards" in where:
                 raise ConfigError(f"a guard has no metric {metric}; for the loss of texts write kind: text")
         except ConfigError as error:
             problems.append(job.problem(f"{whose}: {error}", "pipeline", *where, "metric"))
@@ -101,14 +103,14 @@ class _Labels:
     def see(self, example: Example) -> None:
         assert self.metric.labels is not None
         for label in dict.fromkeys(self.metric.labels(example.completion)):
-            form = self.metric.form(label)
+            form = self.metric.label_form(label)
             if self.spellings.setdefault(form, label) != label:
                 self.others.setdefault(form, label)
             self.rows[example.split][form] += 1
 
     def one_class(self) -> Iterator[str]:
         for split in ("train", "test"):
-            if len(self.rows[split]) == 1 and self.metric.name == "label":
+            if len(self.rows[split]) == 1 and self.metric.single_label:
                 label = self.spellings[next(iter(self.rows[split]))]
                 advice = "there is nothing to learn or to compare: shuffle the rows or set their `split`"
                 yield f"every {split} row has the label {label!r}; {advice}"
@@ -123,7 +125,7 @@ class _Labels:
         if pairs:
             text = f"labels that differ only in what the metric does not count are one label: {_list(pairs)}"
             one = "spell each label in one way"
-            both = self.metric.name == "label" and "where they are two labels write normalize: false"
+            both = self.metric.single_label and "where they are two labels write normalize: false"
             yield text + (f"; {one}, or {both}" if both else f"; {one}") * advice
 
     def _never_trained(self, advice: bool) -> Iterator[str]:
@@ -141,7 +143,7 @@ class _Labels:
         for split in ("train", "test"):
             total = self.rows[split].total()
             for form, rows in self.rows[split].most_common(1):
-                if MOST_ROWS * total <= rows < total and self.metric.name == "label":
+                if MOST_ROWS * total <= rows < total and self.metric.single_label:
                     text = f"{rows:,} of {total:,} {split} rows have the label {self.spellings[form]!r}"
                     yield text + "; always giving it scores nearly as well: add rows with the other labels" * advice
 

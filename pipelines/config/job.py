@@ -33,8 +33,7 @@ from pipelines.config.messages import did_you_mean
 from pipelines.config.pydantic_errors import path_of, translate, tree_of
 from pipelines.config.yaml_source import Document, in_order, read
 from pipelines.errors import ConfigError, Problem
-
-METRICS = ("label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity")
+from pipelines.scoring.metric import METRICS, metric_hint
 
 
 class DataFiles(Section):
@@ -82,8 +81,7 @@ class Task(Section):
         module, colon, function = metric.partition(":")
         is_own = colon and all(part.isidentifier() for part in (*module.split("."), function))
         if metric not in METRICS and not is_own:
-            near = did_you_mean(metric, METRICS)
-            advice = f"did you mean {near}?" if near else f"write one of {', '.join(METRICS)}, or module:function"
+            advice = metric_hint(metric)
             if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
                 advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
@@ -92,10 +90,10 @@ class Task(Section):
     @field_validator("normalize")
     @classmethod
     def _normalize(cls, normalize: bool | None, info: ValidationInfo) -> bool | None:
-        metric = info.data.get("metric", "label")  # an unknown one has its own message
-        if normalize is not None and metric != "label":
+        metric = info.data.get("metric")  # an unknown one has its own message
+        if normalize is not None and metric and (":" in metric or METRICS[metric].as_written is None):
             raise ValueError(
-                f"it says how the metric label compares labels; the metric here is {metric}: take normalize out"
+                f"it says how the metric exact_match compares labels; the metric here is {metric}: take normalize out"
             )
         return normalize
 

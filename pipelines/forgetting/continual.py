@@ -16,7 +16,7 @@ from pipelines.evaluation.retention import PreparedGuard
 from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.scoring.metric import resolve, metric_key
+from pipelines.scoring.metric import metric_key, resolve
 from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
 
 

@@ -120,13 +120,14 @@ def _task(
     tuned = [line for line in files.tuned if line.task == task]
     changes = [example.change for example in mine]
     losses = [(one.reference_loss, other.reference_loss) for one, other in zip(base, tuned, strict=True)]
-    loose = loose_scores(mine, metric.form) if metric.name == "label" else None
+    loose = loose_scores(mine, metric.label_form) if metric.single_label else None
     result = TaskResult(
         name=task,
         metric=metric.name,
         title=metric.title,
         unit=metric.unit,
         binary=metric.binary,
+        single_label=metric.single_label,
         higher_is_better=metric.higher_is_better,
         n=comparison.n,
         base=comparison.base,
@@ -145,7 +146,7 @@ def _task(
         loose=Sides(*loose) if loose else None,
         scoring=metric.note,
     )
-    result.flags.extend(flags(result, base, tuned, sides, metric.form))
+    result.flags.extend(flags(result, base, tuned, sides, metric.label_form))
     if rows := files.manifest.data.get(task):
         result.flags.extend(rows.notes)
     return result
@@ -165,7 +166,7 @@ def _loss(pairs: Sequence[tuple[float | None, float | None]]) -> Loss | None:
 def _some_answer(files: RunFiles, metrics: dict[str, Metric]) -> None:
     """A side that answers nothing at all, on no task, is a fault of the run and not a result."""
     for side, lines in (("base", files.base), ("tuned", files.tuned)):
-        asked = [line for line in lines if metrics[line.task].unit != "nats/token"]
+        asked = [line for line in lines if metrics[line.task].scores_completions]
         if asked and not any(line.completion.strip() for line in asked):
             path = files.path / side / "completions.jsonl"
             mend = "look at config.yaml's generation and learning rate, delete this folder and run the job again"

@@ -198,7 +198,7 @@ def schema() -> str:
 
 def _task(task: TaskResult) -> TaskReport:
     fields = asdict(task)
-    del fields["name"]
+    del fields["name"], fields["single_label"]
     unscored = SidesOf[int](base=fields.pop("unscored_base"), tuned=fields.pop("unscored_tuned"))
     gained, lost = fields.pop("better"), fields.pop("worse")
     return TaskReport(
@@ -214,5 +214,5 @@ def _task(task: TaskResult) -> TaskReport:
 
 def _guard(guard: GuardResult) -> GuardReport:
     fields = asdict(guard)
-    del fields["name"]
+    del fields["name"], fields["single_label"]
     return GuardReport(**fields, verdict=guard.verdict, sentence=guard.sentence)

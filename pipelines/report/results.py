@@ -45,6 +45,7 @@ class TaskResult:
     title: str
     unit: str
     binary: bool
+    single_label: bool
     higher_is_better: bool
     n: int
     base: float

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.report.retention import BackwardTransfer
 
 Form = Callable[[str], str]
-"""Of a label, by which labels are compared: `Metric.form`."""
+"""Of a label, by which labels are compared: `Metric.label_form`."""
 
 FEW_ROWS = 30
 """Below this the interval is wide and its form uncertain."""
@@ -137,7 +137,7 @@ def _format_only(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
 def _one_answer(
     task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str], form: Form
 ) -> Iterable[str]:
-    if task.metric != "label":
+    if not task.single_label:
         return
     references = Counter(form(line.reference) for line in base)
     most, times = references.most_common(1)[0]
@@ -176,6 +176,6 @@ def _empty_or_cut(task: TaskResult, side: str, lines: Sequence[Completion]) -> I
         yield f"{empty:,} of {len(lines):,} {side} answers are empty."
     cut = [line.new_tokens for line in lines if not line.finished]
     # A sentence that was cut is no label, and would be none with more room.
-    if task.metric != "label" and len(cut) >= max(1, OFTEN * len(lines)):
+    if not task.single_label and len(cut) >= max(1, OFTEN * len(lines)):
         cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"
         yield f"{cut_off}: with more room they might score higher."

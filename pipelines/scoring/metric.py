@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -97,16 +97,22 @@ def resolve(key: str) -> Metric:
     name = key.removesuffix(_AS_WRITTEN)
     if name not in METRICS:
         raise ConfigError(f"unknown metric {key!r}; {metric_hint(key)}")
-    metric = METRICS[name]
-    return metric.as_written if name != key and metric.as_written is not None else metric
+    if name == key:
+        return METRICS[name]
+    as_written = METRICS[name].as_written
+    if as_written is None:
+        raise ConfigError(f"unknown metric {key!r}; {metric_hint(name)}")
+    return as_written
 
 
 def metric_hint(name: str) -> str:
     """What to write instead of the unknown metric `name`."""
     if name in _RENAMED:
         return f"it was renamed: write {_RENAMED[name]}"
-    close = difflib.get_close_matches(name, METRICS, n=1)
-    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(METRICS)}, or module:function"
+    close = difflib.get_close_matches(name, [*METRICS, *_RENAMED], n=1)
+    if close:
+        return f"did you mean {_RENAMED.get(close[0], close[0])}?"
+    return f"write one of {', '.join(METRICS)}, or module:function"
 
 
 _RENAMED = {"label": "exact_match", "perplexity": "nll"}

@@ -42,7 +42,7 @@ def main() -> None:
             for n in range(60)
         ]
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        task = {"data": "rows.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "label"}
+        task = {"data": "rows.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "exact_match"}
         config = {
             "base_model": str(base),
             "pipeline": {"tasks": {"t": task}, "forgetting": {"strategy": "replay+distill", "guards": "none"}},

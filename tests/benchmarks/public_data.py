@@ -58,7 +58,7 @@ JOBS: dict[str, tuple[Callable[[Path], Iterator[Row]], dict[str, object]]] = {
         {
             "prompt": "Is this review positive or negative?\n{text}",
             "completion": "{label}",
-            "metric": "label",
+            "metric": "exact_match",
             "max_new_tokens": 32,
         },
     ),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
-from pipelines.scoring.sandbox import run_tests
 from pipelines.scoring.python_tests import row_tests
+from pipelines.scoring.sandbox import run_tests
 from pipelines.scoring.wasm_module import compiled
 
 SECONDS = 60

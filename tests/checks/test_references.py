@@ -14,7 +14,7 @@ from tests.tiny import make_tokenizer
 
 
 def findings(
-    tmp_path, monkeypatch, answers, metric="label", kind="pad_is_eos", context=512, max_new_tokens=32, **fields
+    tmp_path, monkeypatch, answers, metric="exact_match", kind="pad_is_eos", context=512, max_new_tokens=32, **fields
 ):
     """What is found where `answers` are the test rows' references; each finding as (serious, row, message)."""
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def findings(
     return [(serious, problem.line, problem.message) for serious, problem in checks.findings()]
 
 
-@pytest.mark.parametrize("metric", ["label", "rouge", "chrf", "perplexity"])
+@pytest.mark.parametrize("metric", ["exact_match", "rouge", "chrf", "nll"])
 @pytest.mark.parametrize("kind", ["pad_is_eos", "adds_bos", "no_template", "sentencepiece"])
 def test_references_that_can_be_reached_are_no_finding(tmp_path, monkeypatch, metric, kind):
     assert findings(tmp_path, monkeypatch, ["yes", "no", "maybe so"], metric, kind) == []
@@ -124,7 +124,7 @@ def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
         "data": "guard.jsonl",
         "prompt": "{q}",
         "completion": "{a}",
-        "metric": "label",
+        "metric": "exact_match",
         "max_new_tokens": 8,
     }
     task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}

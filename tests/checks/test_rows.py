@@ -13,7 +13,7 @@ from pipelines.errors import DataError
 from tests.tiny import make_tokenizer
 
 
-def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="label", **config):
+def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="exact_match", **config):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"data": str(tmp_path / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": metric}
     (tmp_path / "job.yaml").write_text(

@@ -312,7 +312,9 @@ def test_rows_with_other_bytes_are_read_or_refused(tmp_path, name, edits):
         one_line_each(error, path)
     config = {
         "base_model": "x/y",
-        "pipeline": {"tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "label"}}},
+        "pipeline": {
+            "tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "exact_match"}}
+        },
     }
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     job = load_job(tmp_path / "job.yaml")
@@ -347,7 +349,9 @@ def test_rows_of_any_values_are_refused_or_come_out_as_strict_json(tmp_path, row
     )
     config = {
         "base_model": "x/y",
-        "pipeline": {"tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "label"}}},
+        "pipeline": {
+            "tasks": {"t": {"data": str(path), "prompt": "{q}", "completion": "{a}", "metric": "exact_match"}}
+        },
     }
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     try:
@@ -370,7 +374,7 @@ def test_guards_of_any_bytes_are_read_or_refused(tmp_path, raw, kind):
     config = {
         "base_model": "x/y",
         "pipeline": {
-            "tasks": {"t": {"data": "d.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "label"}},
+            "tasks": {"t": {"data": "d.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "exact_match"}},
             "forgetting": {"strategy": "none", "guards": guards},
         },
     }

@@ -51,7 +51,7 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
         "generation": {"do_sample": False, "max_new_tokens": 8},
     }
     sentiment = job.pipeline.tasks["sentiment"]
-    assert (sentiment.data, sentiment.metric, sentiment.weight) == ("data/sentiment.jsonl", "label", 1.0)
+    assert (sentiment.data, sentiment.metric, sentiment.weight) == ("data/sentiment.jsonl", "exact_match", 1.0)
     assert job.pipeline.mix == "proportional"
     assert (job.pipeline.split.validation, job.pipeline.split.test, job.pipeline.seed) == (0.1, 0.1, 42)
 
@@ -129,7 +129,7 @@ ACCEPTED = [
     "pipeline.forgetting=peft+ewc + si",
     "pipeline.forgetting={strategy: ewc, ewc: {strength: 3, fisher: kronecker}, guards: none}",
     "pipeline.forgetting={guards: {mine: {kind: text, data: a.jsonl}}, every: 20, budget: {mine: 0.1}}",
-    "pipeline.forgetting={guards: {t: {kind: task, data: a.jsonl, prompt: '{q}', completion: '{a}', metric: label}}}",
+    "pipeline.forgetting={guards: {t: {kind: task, data: a.jsonl, prompt: '{q}', completion: '{a}', metric: exact_match}}}",
     "pipeline.report.gates={text: {greatest_loss: 0.05}, sentiment: {least_gain: 5, of: value}}",
     "pipeline.after=runs/first",
 ]
@@ -198,7 +198,7 @@ def test_anchors_and_merge_keys(write: Write) -> None:
         write("""\
         pipeline:
           tasks:
-            a: &base {data: a.csv, prompt: "{x}", completion: "{y}", metric: label}
+            a: &base {data: a.csv, prompt: "{x}", completion: "{y}", metric: exact_match}
             b:
               <<: *base
               data: b.csv
@@ -206,7 +206,7 @@ def test_anchors_and_merge_keys(write: Write) -> None:
         """)
     )
     assert job.pipeline.tasks["b"].data == "b.csv"
-    assert job.pipeline.tasks["b"].metric == "label"
+    assert job.pipeline.tasks["b"].metric == "exact_match"
     assert (
         job.line_of("pipeline", "tasks", "b", "data"),
         job.line_of("pipeline", "tasks", "b", "metric"),

@@ -62,7 +62,7 @@ def a_value(path: list[str], config: dict[str, Any]) -> Any:
         "data": "a.jsonl",
         "prompt": "{q}",
         "completion": "{a}",
-        "metric": "label",
+        "metric": "exact_match",
         "betas": [0.9, 0.99],
         "base_model": "x/y",
         "prompts": "p.jsonl",

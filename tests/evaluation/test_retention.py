@@ -45,7 +45,7 @@ def settings(**more):
         "data": "task.jsonl",
         "prompt": "{q}?",
         "completion": "{a}",
-        "metric": "label",
+        "metric": "exact_match",
         "max_new_tokens": 4,
     }
     return Forgetting.model_validate({"guards": guards | more})

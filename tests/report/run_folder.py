@@ -108,7 +108,7 @@ def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.
         [line("mood", n, f"review {n}", labels[n % 2], answer.format(labels[n % 2])) for n in range(rows)]
         for answer in (base_answer, tuned_answer)
     ]
-    write_run(folder, {"mood": "label"}, *sides)
+    write_run(folder, {"mood": "exact_match"}, *sides)
     for side in ("base", "tuned"):
         write_lines(folder / side / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
     return folder
@@ -129,7 +129,7 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
                 tokens = len(answer) // 4 + 1
                 more = {"reference_loss": loss * hardness, "new_tokens": min(tokens, 96), "finished": tokens < 96}
                 lines.append(line(task, row, prompt, reference, answer, fields=fields, **more))
-    write_run(folder, {"sentiment": "label", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
+    write_run(folder, {"sentiment": "exact_match", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
     probes = [json.loads(text) for text in (DATA / "probes.jsonl").read_text().splitlines()]
     before = [
         "Positive review.",

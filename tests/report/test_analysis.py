@@ -17,7 +17,7 @@ def labels(base, tuned, reference="yes", task="mood", **more):
         [line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)]
         for answers in (base, tuned)
     ]
-    return {task: "label"}, *sides
+    return {task: "exact_match"}, *sides
 
 
 def task_of(folder, run):
@@ -57,7 +57,7 @@ def test_equal_answers_ask_for_no_more_rows(tmp_path):
 
 def test_a_lower_loss_is_better(tmp_path):
     sides = [[line("text", n, "p", "r", "", reference_loss=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
-    analysis, task = task_of(tmp_path / "r", ({"text": "perplexity"}, *sides))
+    analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *sides))
     assert (task.verdict, task.better, task.worse) == ("better", 40, 0)
     assert task.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
     assert not task.percent_scale and task.loss.delta == pytest.approx(-1)
@@ -122,7 +122,7 @@ def test_one_class_always_answered(tmp_path):
     sides = [
         [line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
     assert "Tuned always answers “Yes.”: it does not look at the prompt." in task.flags
 
 
@@ -131,12 +131,12 @@ def test_sound_rows_raise_no_flag(tmp_path):
         [line("mood", n, "p", ["yes", "no"][n % 2], ["yes", "no"][(n + (n % every == 0)) % 2]) for n in range(60)]
         for every in (3, 7)
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
     assert task.flags == ["Always answering “yes” would score 50.0 %."]
 
 
 def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
-    for metric, told in (("rouge", True), ("label", False)):
+    for metric, told in (("rouge", True), ("exact_match", False)):
         sides = [
             [line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)]
             for answer in ("no", "yes")
@@ -150,7 +150,7 @@ def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
         [line("mood", n, "p", ["正面", "负面"][n % 2], form.format(["正面", "负面"][n % 2])) for n in range(40)]
         for form in ("这条评论是{}的。", "{}")
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
     assert (task.base, task.tuned, task.loose.base, task.loose.tuned) == (0, 100, 100, 100)
     assert any("Base names the right label and no other in 100.0 % of its answers" in flag for flag in task.flags)
 
@@ -158,7 +158,7 @@ def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
 def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
     references = ["Polish", "polish", "other", "other", "Polish"] * 8
     sides = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
-    _, task = task_of(tmp_path / "r", ({"mood": "label"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
     assert "Always answering “Polish” would score 60.0 %." in task.flags
 
 
@@ -167,7 +167,7 @@ def test_labels_as_written_where_the_config_says_so(tmp_path):
         [line("mood", n, "p", ["Polish", "polish"][n % 2], answer) for n in range(40)]
         for answer in ("polish", "I say Polish.")
     ]
-    folder = write_run(tmp_path / "r", {"mood": "label"}, *sides)
+    folder = write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)
     for normalize, scores, loose in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["pipeline"]["tasks"]["mood"]["normalize"] = normalize
@@ -175,7 +175,8 @@ def test_labels_as_written_where_the_config_says_so(tmp_path):
         task = analyse(folder).tasks["mood"]
         assert (task.base, task.tuned) == scores and (task.loose.base, task.loose.tuned) == loose
         assert (
-            task.title == ("exact match" if normalize is None else "exact match, as written") and task.metric == "label"
+            task.title == ("exact match" if normalize is None else "exact match, as written")
+            and task.metric == "exact_match"
         )
 
 

@@ -193,7 +193,7 @@ document.addEventListener('copy', () => { window.copied = document.activeElement
 @pytest.mark.parametrize("script", [CLIPBOARD, NO_CLIPBOARD], ids=["clipboard", "without"])
 def test_an_example_is_copied_as_markdown(tmp_path, opened, script):
     sides = [[line("mood", 0, "a ```` b", "yes", answer)] for answer in ("no", "yes")]
-    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)))
+    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)))
     with opened(page_file, script=script) as page:
         page.click("#mood-0 .copy")
         page.wait_for_function("window.copied")

@@ -19,7 +19,7 @@ def run(tmp_path):
         ]
         for answers in (base, tuned)
     ]
-    return write_run(tmp_path / "r", {"mood": "label"}, *sides)
+    return write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)
 
 
 def show(run, *arguments):

@@ -64,7 +64,7 @@ def test_hostile_answers_leave_the_terminal_sane(tmp_path):
     answer = "[red]\x1b[31m\x07\u202e yes\nno"
     sides = [[line("mood", n, "p", ["a", "b"][n % 2], answer) for n in range(2)]] * 2
     out = io.StringIO()
-    print_summary(analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)), Console(file=out, width=200))
+    print_summary(analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)), Console(file=out, width=200))
     text = out.getvalue()
     assert "[red]␛[31m␇⟨U+202E⟩ yes no" in text
     assert not set(text) & {"\x1b", "\x07", "\u202e"}

@@ -20,7 +20,7 @@ def run_with_gates(folder, gates, right=12):
         lines += [
             line("text", n, "p", "r", "x", reference_loss=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)
         ]
-    write_run(folder, {"mood": "label", "text": "perplexity"}, *sides)
+    write_run(folder, {"mood": "exact_match", "text": "nll"}, *sides)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["pipeline"]["report"] = {"gates": gates}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -68,7 +68,7 @@ def run(tmp_path_factory):
         ]
         for shift in (0, 1)
     ]
-    folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "label"}, *sides)
+    folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "exact_match"}, *sides)
     for side, shift in (("base", 0), ("tuned", 1)):
         probes = [
             {"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)
@@ -106,7 +106,7 @@ OURS = {
     "input",
     "ins",
     "kbd",
-    "label",
+    "exact_match",
     "legend",
     "li",
     "main",
@@ -201,6 +201,6 @@ def test_an_answer_that_the_summary_quotes(tmp_path, answer):
     """“Tuned always answers …” puts an answer into the terminal."""
     sides = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
     out = io.StringIO()
-    print_summary(analyse(write_run(tmp_path / "r", {"mood": "label"}, *sides)), Console(file=out, width=200))
+    print_summary(analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)), Console(file=out, width=200))
     assert "Tuned always answers" in out.getvalue()
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))

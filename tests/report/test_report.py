@@ -19,7 +19,7 @@ def test_json_has_what_is_promised(tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["format_version"] == 3 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
     task = report["tasks"]["mood"]
-    assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("label", 40, 0, 100, 100)
+    assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("exact_match", 40, 0, 100, 100)
     assert task["ci95"][0] > 80 and task["loose"]["base"] == 100
     assert {"task", "prompt", "reference", "base", "tuned", "base_score", "tuned_score"} <= set(report["examples"][0])
     assert {"steps", "rows", "supervised_tokens", "seconds", "train_loss", "validation_loss"} <= set(report["training"])

@@ -59,7 +59,7 @@ def test_a_guard_at_chance_can_show_nothing():
 def test_items_without_a_score_leave_the_pairs():
     base, tuned = lines("t", "task", [100, None, 0]), lines("t", "task", [100, 0, 100])
     for line in (*base, *tuned):
-        line["metric"] = "label"
+        line["metric"] = "exact_match"
     assert results(base, tuned)["t"].n == 2
 
 
@@ -76,7 +76,7 @@ def test_what_was_learned_and_lost_stands_in_one_line():
 def test_backward_transfer_is_the_mean_over_the_earlier_tasks():
     tuned = lines("one/a", "task", [100] * 10 + [0] * 10, own=100) + lines("two/b", "task", [100] * 40, own=100)
     for line in tuned:
-        line["metric"] = "label"
+        line["metric"] = "exact_match"
     found = backward_transfer(records(tuned))
     assert found.value == pytest.approx(-25) and found.tasks == 2 and found.ci95[0] < -25 < found.ci95[1]
     assert backward_transfer(records(lines("text", "text", [1.0]))) is None

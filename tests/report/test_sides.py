@@ -22,7 +22,7 @@ def compared(tmp_path_factory):
     """Two runs of which one always gives the same answer, fails a condition and shows no training."""
     answers = (["yes", "no"] * 10, ["yes"] * 20)
     sides = [[line("mood", n, "p", ["yes", "no"][n % 2], side[n]) for n in range(20)] for side in answers]
-    run = write_run(tmp_path_factory.mktemp("runs") / "r", {"mood": "label"}, *sides)
+    run = write_run(tmp_path_factory.mktemp("runs") / "r", {"mood": "exact_match"}, *sides)
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "sides": ["lr_low", "lr_high"]}))
     return replace(analyse(run), gates=GATES)

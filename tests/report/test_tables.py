@@ -40,7 +40,7 @@ def analysis(request, tmp_path_factory):
             tuned.append(line(task, row, f"p{row}", f"right {row}", f"right {row}" if row % 5 else ""))
     folder = write_run(
         tmp_path_factory.mktemp("runs") / f"{names[0][:30]} run",
-        dict(zip(names, ("label", "rouge", "chrf"), strict=True)),
+        dict(zip(names, ("exact_match", "rouge", "chrf"), strict=True)),
         base,
         tuned,
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.scoring.custom_metrics import as_finite_float, load_metric, call_metric, try_metric
+from pipelines.scoring.custom_metrics import as_finite_float, call_metric, load_metric, try_metric
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.config.job import load_job
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.scoring.metric import LABEL_AS_WRITTEN, METRICS, Score, resolve, metric_key
+from pipelines.scoring.metric import METRICS, Score, metric_key, resolve
 from pipelines.scoring.unicode_text import label_finder, normalise_label
 
 
@@ -63,8 +64,8 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("completion", "reference", "right"), LABELS)
-def test_label(completion: str, reference: str, right: bool) -> None:
-    assert value("label", completion, reference) == (100.0 if right else 0.0)
+def test_exact_match(completion: str, reference: str, right: bool) -> None:
+    assert value("exact_match", completion, reference) == (100.0 if right else 0.0)
 
 
 def loose(completion: str, reference: str, labels: list[str]) -> bool:
@@ -174,7 +175,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["label", "multilabel_f1", "rouge", "chrf"])
+@pytest.mark.parametrize("name", ["exact_match", "multilabel_f1", "rouge", "chrf"])
 @pytest.mark.parametrize("script", TEXTS)
 def test_a_text_against_itself_and_against_another(name: str, script: str) -> None:
     text = TEXTS[script][0]
@@ -221,7 +222,7 @@ LETTERS = st.text(
 @given(LETTERS)
 @settings(max_examples=300, deadline=None)
 def test_identical_texts_have_the_full_score_in_every_metric(text: str) -> None:
-    for name in ("label", "label as written", "rouge", "chrf"):
+    for name in ("exact_match", "exact_match as written", "rouge", "chrf"):
         assert value(name, text, text) == pytest.approx(100.0)
 
 
@@ -233,10 +234,12 @@ def test_texts_without_a_common_character_score_nothing_and_order_of_sides_does_
     sides = [
         set(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())) for text in (one, other)
     ]
-    for name in ("label", "rouge"):
+    for name in ("exact_match", "rouge"):
         assert value(name, one, other) == pytest.approx(value(name, other, one))
     if not sides[0] & sides[1]:
-        assert [value(name, one, other) for name in ("label", "label as written", "rouge", "chrf")] == [0.0] * 4
+        assert [value(name, one, other) for name in ("exact_match", "exact_match as written", "rouge", "chrf")] == [
+            0.0
+        ] * 4
 
 
 def test_chrf_does_not_see_where_khmer_words_end() -> None:
@@ -280,14 +283,16 @@ def test_label_sets_by_precision_and_recall(given_set: set[str], right: set[str]
     ],
 )
 def test_labels_as_written(completion: str, reference: str, right: bool) -> None:
-    metric = resolve(metric_key("label", False))
+    metric = resolve(metric_key("exact_match", False))
     assert metric.score(line(completion, reference)).value == (100.0 if right else 0.0)
-    assert (metric.name, metric.title) == ("label", "exact match, as written")
+    assert (metric.name, metric.title) == ("exact_match", "exact match, as written")
 
 
 def test_normalize_changes_no_other_metric() -> None:
-    assert [metric_key("label", given) for given in (None, True, False)] == ["label", "label", LABEL_AS_WRITTEN]
-    assert metric_key("rouge", False) == "rouge"
+    assert [metric_key("exact_match", normalize) for normalize in (None, True)] == ["exact_match", "exact_match"]
+    assert [metric_key(name, False) for name in ("rouge", "module:function")] == ["rouge", "module:function"]
+    with pytest.raises(ConfigError, match="unknown metric 'rouge as written'"):
+        resolve("rouge as written")
 
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
@@ -326,22 +331,22 @@ def test_rows_without_tests(tests: Any) -> None:
         value("unit_tests", ADD, **fields)
 
 
-def test_perplexity_is_the_loss() -> None:
-    assert value("perplexity", loss=1.25) == 1.25
-    assert value("perplexity", loss=2) == 2.0
-    metric = resolve("perplexity")
+def test_nll_is_the_loss_of_the_reference() -> None:
+    assert value("nll", loss=1.25) == 1.25
+    assert value("nll", loss=2) == 2.0
+    metric = resolve("nll")
     assert (metric.higher_is_better, metric.unit, metric.binary) == (False, "nats/token", False)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None, "1.2", True])
 def test_loss_that_is_no_number(loss: Any) -> None:
     with pytest.raises(DataError, match="task 'chores', row 7: reference_loss"):
-        value("perplexity", loss=loss)
+        value("nll", loss=loss)
 
 
 def test_every_metric_knows_its_scale() -> None:
-    assert list(METRICS) == ["label", "multilabel_f1", "rouge", "chrf", "unit_tests", "perplexity"]
-    assert {name for name, metric in METRICS.items() if metric.binary} == {"label", "unit_tests"}
+    assert set(METRICS) == {"exact_match", "multilabel_f1", "rouge", "chrf", "unit_tests", "nll"}
+    assert {name for name, metric in METRICS.items() if metric.binary} == {"exact_match", "unit_tests"}
     assert {metric.unit for metric in METRICS.values()} == {"%", "points", "nats/token"}
     assert all(metric.name == name and metric.title for name, metric in METRICS.items())
 
@@ -351,7 +356,7 @@ def test_every_metric_knows_its_scale() -> None:
     [
         ("rogue", "did you mean rouge?"),
         ("unit_test", "did you mean unit_tests?"),
-        ("bleurt", "write one of label"),
+        ("bleurt", "write one of chrf"),
     ],
 )
 def test_unknown_metric(name: str, advice: str) -> None:
@@ -437,3 +442,35 @@ def test_own_metric_that_returns_no_number(given: Any) -> None:
     with pytest.raises(AlfineError, match="row 7: metric own_metrics:given returned .*, not a finite number") as error:
         value("own_metrics:given", value=given)
     assert len(str(error.value)) < 200
+
+
+WORD_COUNT = """
+from pipelines.scoring.metric import Metric, Score, Unit, register
+
+register(Metric("word_count", "words", Unit.POINTS, score=lambda line: Score(float(len(line["completion"].split())))))
+"""
+
+
+def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.scoring import metrics
+
+    (tmp_path / "word_count.py").write_text(WORD_COUNT)
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS.items()))
+    monkeypatch.setattr(METRICS, "_is_loaded", False)
+    job = {
+        "pipeline": {"tasks": {"t": {"data": "r.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "word_count"}}},
+        "base_model": "./base",
+        "trainer": {"epochs": 1},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    task = load_job(tmp_path / "job.yaml").pipeline.tasks["t"]
+    assert value(task.metric, "one two three") == 3.0
+    with pytest.raises(ConfigError, match="did you mean word_count"):
+        resolve("word_cont")
+
+
+@pytest.mark.parametrize(("old", "new"), [("label", "exact_match"), ("perplexity", "nll")])
+def test_a_renamed_metric_names_its_new_name(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown metric '{old}'; it was renamed: write {new}"):
+        resolve(old)

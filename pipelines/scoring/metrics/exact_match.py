@@ -5,9 +5,7 @@ from __future__ import annotations
 from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register
 from pipelines.scoring.unicode_text import NORMALIZATION_NOTE, normalise_label, written_label
 
-LABEL_NOTE = (
-    f"Case, white space, quotes around a label, punctuation at its end, {NORMALIZATION_NOTE} do not count."
-)
+LABEL_NOTE = f"Case, white space, quotes around a label, punctuation at its end, {NORMALIZATION_NOTE} do not count."
 
 
 def _normalized(line: CompletionLine) -> Score:

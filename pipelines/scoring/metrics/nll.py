@@ -17,7 +17,7 @@ def _score(line: CompletionLine) -> Score:
 register(
     Metric(
         name="nll",
-        title="negative log-likelihood",
+        title="NLL",
         unit=Unit.NATS_PER_TOKEN,
         score=_score,
         higher_is_better=False,
