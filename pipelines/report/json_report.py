@@ -214,5 +214,5 @@ def _task(task: TaskResult) -> TaskReport:
 
 def _guard(guard: GuardResult) -> GuardReport:
     fields = asdict(guard)
-    del fields["name"], fields["single_label"]
+    del fields["name"]
     return GuardReport(**fields, verdict=guard.verdict, sentence=guard.sentence)

@@ -106,7 +106,7 @@ OURS = {
     "input",
     "ins",
     "kbd",
-    "exact_match",
+    "label",
     "legend",
     "li",
     "main",
