@@ -180,7 +180,7 @@ def _run_name(name: str) -> str:
 @click.option("--output", type=click.Path(path_type=Path), help="Write here. [default: the terminal]")
 def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | None) -> None:
     """Complete new rows with a tuned model, in the template of their task. JSON Lines come out: each row's own columns, the
-    answer in `prediction`, and in `prediction_finished` whether it came to its end within max_new_tokens.
+    answer in `prediction`, and in `prediction_finish_reason` "stop", or "length" where it was cut at max_new_tokens.
 
     \b
     Example:

@@ -200,7 +200,7 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
         if one.reference is None:
             continue
         question, name = one.question, one.question.task or FREE
-        line = {"task": name, "row": question.number, "reference_loss": 0.0, "fields": question.row}
+        line = {"task": name, "row": question.number, "reference_nll": 0.0, "fields": question.row}
         try:
             metric = resolve(metric_key(tasks[name]["metric"], tasks[name]["normalize"]))
             metric.score({**line, "reference": one.reference, "completion": one.reference})
@@ -309,13 +309,13 @@ def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, 
         answer: dict[str, Any] = {
             "prompt": one.question.prompt,
             "completion": answered.text,
-            "new_tokens": answered.new_tokens,
-            "finished": answered.finished,
+            "num_generated_tokens": answered.num_generated_tokens,
+            "finish_reason": answered.finish_reason,
         }
         if one.reference is None:
             free.append({"title": one.title, **answer})
         else:
-            answer |= {"reference": one.reference, "reference_loss": answered.reference_loss if with_losses else None}
+            answer |= {"reference": one.reference, "reference_nll": answered.reference_nll if with_losses else None}
             scored.append(
                 {"task": one.question.task or FREE, "row": one.question.number, "fields": one.question.row, **answer}
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.evaluation.completions import LoadedModel
 
-ANSWER, FINISHED = "prediction", "prediction_finished"
+PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
 """The columns that `predict` adds."""
 ROWS_AT_ONCE = 512
 """Rows answered, and then given out, together: what is lost where the process is killed."""
@@ -129,11 +129,11 @@ def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """The base of the run with what was trained, as the run's own tuned pass loads it."""
-    from pipelines.evaluation.completions import LoadedModel, quantization_of
+    from pipelines.evaluation.completions import LoadedModel, quantization_config
     from pipelines.forgetting.continual import trained_from
 
     base = trained_from(job, run)
-    return LoadedModel.base(base, job.pipeline.chat_template, quantization_of(job)).attach(run.path("model"))
+    return LoadedModel.base(base, job.pipeline.chat_template, quantization_config(job)).with_adapter(run.path("model"))
 
 
 def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
@@ -147,7 +147,7 @@ def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
 
 
 def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """The rows of `file` in their order, with ANSWER and FINISHED (False where it was cut at max_new_tokens) added.
+    """The rows of `file` in their order, with PREDICTION and FINISH_REASON ("stop", or "length" where it was cut at max_new_tokens) added.
 
     Every row is checked at once, before the model is loaded: see `questions` and `check_lengths`; DataError as well for rows
     that have one of the two columns already. The iterator that comes back loads the model and gives rows as they are answered.
@@ -156,7 +156,7 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = 
     asked = questions(job, file, task, str(run.folder), raw)
     mistakes = Mistakes()
     for one in asked:
-        for name in (ANSWER, FINISHED):
+        for name in (PREDICTION, FINISH_REASON):
             if name in one.row:
                 mistakes.add(
                     one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept"
@@ -182,7 +182,7 @@ def _answered(
             part_ids = ids[start : start + ROWS_AT_ONCE]
             answers = complete(loaded, part_ids, job.ludwig["generation"], bounds, progress, seed=job.pipeline.seed)
         for one, answer in zip(some, answers, strict=True):
-            yield {**one.row, ANSWER: answer.text, FINISHED: answer.finished}
+            yield {**one.row, PREDICTION: answer.text, FINISH_REASON: answer.finish_reason}
 
 
 def check_output(output: Path, file: Path) -> None:

@@ -31,7 +31,7 @@ from pipelines.storage.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.evaluator import Pass
+    from pipelines.evaluation.evaluator import Evaluator
 
 
 def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
@@ -93,10 +93,10 @@ class Stages:
         self._stage("report", digest(inputs["report"], tuned_id), self.report)
 
     def _prepare_sandbox(self) -> None:
-        from pipelines.evaluation.retention_files import guards_of
+        from pipelines.evaluation.retention_files import retention_eval_configs
         from pipelines.scoring.sandbox import prepare_sandbox
 
-        guards = guards_of(self.job.pipeline.forgetting).values()
+        guards = retention_eval_configs(self.job.pipeline.forgetting).values()
         metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {guard.metric or "" for guard in guards}
         prepare_sandbox(metrics, self.screen.working)
 
@@ -108,11 +108,11 @@ class Stages:
 
     def _decoding(self) -> dict[str, Any]:
         from pipelines.data.prompt_format import PromptFormat
-        from pipelines.evaluation.completions import decoding
+        from pipelines.evaluation.completions import generation_settings
 
         bounds = {name: self._bound(name) for name in self.job.pipeline.tasks}
         own = {"max_new_tokens": bounds if len(set(bounds.values())) > 1 else next(iter(bounds.values()))}
-        return decoding(
+        return generation_settings(
             {**self.generation, **own}, PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
         )
 
@@ -183,13 +183,13 @@ class Stages:
     def _asking(self) -> Iterator[None]:
         """One model is asked several times; it is loaded when it is first needed, and gone from memory behind the block."""
         with contextlib.ExitStack() as self._open:
-            self._asked: Pass | None = None
+            self._asked: Evaluator | None = None
             yield
             self._asked = None
 
-    def _model(self, which: str) -> Pass:
+    def _model(self, which: str) -> Evaluator:
         """The base or the tuned model, here or spread over the workers of a cluster."""
-        from pipelines.evaluation.evaluator import LocalPass
+        from pipelines.evaluation.evaluator import LocalEvaluator
         from pipelines.training.ray import on_ray, ray_pass
 
         if self._asked is None:
@@ -198,7 +198,7 @@ class Stages:
                 if on_ray(self.job):
                     self._asked = self._open.enter_context(ray_pass(self.job, self.base_folder, tuned))
                 else:
-                    self._asked = LocalPass(self.job, self.base_folder, tuned)
+                    self._asked = LocalEvaluator(self.job, self.base_folder, tuned)
         return self._asked
 
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -240,6 +240,7 @@ class Stages:
 
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
         from pipelines.data.tokenize_rows import read_table
+        from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 
         # The row's number stands in the answers: the same rows on other lines of their file are others.
         prompts = [
@@ -249,6 +250,7 @@ class Stages:
         validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
         probes = self.job.pipeline.report.prompts
         key = digest(
+            COMPLETIONS_FORMAT,
             self.model_id,
             prompts,
             [row["fields"] for row in table],
@@ -268,7 +270,7 @@ class Stages:
         bound = self.job.pipeline.tasks[task].max_new_tokens
         return int(bound if bound is not None else self.generation["max_new_tokens"])
 
-    def _complete_rows(self, model: Pass, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
+    def _complete_rows(self, model: Evaluator, table: Sequence[dict[str, Any]], which: str) -> list[Any]:
         prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
         references = [row["input_ids"][row["supervised_from"] :] for row in table]
         bounds = [self._bound(row["task"]) for row in table]
@@ -281,16 +283,16 @@ class Stages:
                 "prompt": row["prompt"],
                 "reference": row["completion"],
                 "completion": answer.text,
-                "reference_loss": answer.reference_loss,
+                "reference_nll": answer.reference_nll,
                 "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
-                "new_tokens": answer.new_tokens,
-                "finished": answer.finished,
+                "num_generated_tokens": answer.num_generated_tokens,
+                "finish_reason": answer.finish_reason,
                 "fields": row["fields"],
             }
             for row, answer in zip(table, answers, strict=True)
         ]
 
-    def _write_probes(self, model: Pass, folder: Path, which: str) -> None:
+    def _write_probes(self, model: Evaluator, folder: Path, which: str) -> None:
         from pipelines.data.prompt_format import PromptFormat
         from pipelines.data.sample_prompts import read_probes
 
@@ -309,8 +311,8 @@ class Stages:
                     "title": probe.get("title"),
                     "prompt": probe["prompt"],
                     "completion": answer.text,
-                    "new_tokens": answer.new_tokens,
-                    "finished": answer.finished,
+                    "num_generated_tokens": answer.num_generated_tokens,
+                    "finish_reason": answer.finish_reason,
                 }
                 for probe, answer in zip(probes, answers, strict=True)
             ],
@@ -338,12 +340,12 @@ class Stages:
 
     def guard(self, which: str) -> None:
         """The score of every item of every guard, for the base once a model."""
-        from pipelines.evaluation.retention import guard_lines
-        from pipelines.evaluation.retention_files import guards_of
+        from pipelines.evaluation.retention import retention_records
+        from pipelines.evaluation.retention_files import retention_eval_configs
         from pipelines.forgetting.build import JobContext
 
         context, target = JobContext(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
-        if not guards_of(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
+        if not retention_eval_configs(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
         inputs = stage_inputs(self.job, self.model_id)["base guards"]
@@ -357,7 +359,7 @@ class Stages:
         model = self._model(which)
         with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
             for guard in guards:
-                lines += guard_lines(guard, model.score_guard(guard))
+                lines += retention_records(guard, model.score_retention_eval(guard))
                 progress(1)
         write_jsonl(target, lines)
         if kept is not None:

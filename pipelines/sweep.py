@@ -14,8 +14,8 @@ from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.reporter import Screen
 from pipelines.errors import ConfigError
-from pipelines.evaluation.retention import guards_of
-from pipelines.evaluation.retention_files import bundled
+from pipelines.evaluation.retention import retention_eval_configs
+from pipelines.evaluation.retention_files import bundled_file
 from pipelines.report.sweep import DEVELOPMENT
 from pipelines.run import run_job
 from pipelines.storage.run_folder import Run, read_jsonl, write_json
@@ -123,8 +123,8 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
     """Runs one arm with one seed, and what it lost on rows that the report does not show, in nats per token."""
     given = [*overrides, *arm.overrides, f"pipeline.seed={seed}"]
     guards = load_job(config, given).pipeline.forgetting
-    wanted = {name: guard.model_dump(exclude_none=True) for name, guard in guards_of(guards).items()}
-    wanted[DEVELOPMENT] = {"kind": "text", "data": str(bundled("general/passages.jsonl"))}
+    wanted = {name: guard.model_dump(exclude_none=True) for name, guard in retention_eval_configs(guards).items()}
+    wanted[DEVELOPMENT] = {"kind": "text", "data": str(bundled_file("general/passages.jsonl"))}
     given.append(f"pipeline.forgetting.guards={json.dumps(wanted)}")
     run = Run(folder / f"{arm.folder}-seed{seed}")
     screen.note(f"{arm.strategy}, {arm.knob}, seed {seed}")

@@ -274,7 +274,7 @@ def test_whatever_the_rows_hold_comes_out_again(project):
     result = command("predict", "runs/one", "new.parquet", "--output", "out.jsonl")
     assert result.exit_code == 0, result.output
     out = [json.loads(line, parse_constant=pytest.fail) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [list(row) for row in out] == [[*rows, "prediction", "prediction_finished"]] * 2
+    assert [list(row) for row in out] == [[*rows, "prediction", "prediction_finish_reason"]] * 2
     assert out[0]["completion"] == "mine" and out[0]["when"] == "2024-05-01T00:00:00" and out[0]["nan"] is None
     assert (out[1]["nan"], out[0]["bytes"], out[0]["deep"]) == ("Infinity", "/w==", {"day": "2024-05-01"})
     # The answer is that of the task's template, as the run itself gives it.
@@ -290,7 +290,7 @@ def test_rows_are_refused_before_the_model_is_loaded(project, monkeypatch):
     monkeypatch.setattr("pipelines.predict.load_tuned", lambda *_: pytest.fail("loaded"))
     cases = {
         '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, where the answer goes",
-        '{"q": "x", "prediction_finished": 1}\n': "new.jsonl:1: has a column `prediction_finished`",
+        '{"q": "x", "prediction_finish_reason": 1}\n': "new.jsonl:1: has a column `prediction_finish_reason`",
         json.dumps({"q": "word " * 500})
         + "\n": "new.jsonl:1: its prompt leaves no room for an answer in the 512 tokens",
         '{"q": "x"}\n{"q": ""}\n{"q": 1, "q": 2}\n': "new.jsonl:3: the name 'q' stands twice",

@@ -41,7 +41,7 @@ def test_a_run_leaves_everything_and_does_nothing_twice(project):
     assert report["training"]["validation_loss"][0]["step"] == 0
     base, tuned = (read_jsonl(first.path(which, "completions.jsonl")) for which in ("base", "tuned"))
     assert [row["prompt"] for row in base] == [row["prompt"] for row in tuned]
-    assert [row["reference_loss"] for row in base] != [row["reference_loss"] for row in tuned]
+    assert [row["reference_nll"] for row in base] != [row["reference_nll"] for row in tuned]
     assert not list(Path("runs").rglob("*.partial"))
     assert not [path for path in Path("runs").rglob("*") if path.suffix in (".pt", ".bin", ".pkl", ".ckpt")]
     assert run().manifest["stages"] == first.manifest["stages"]

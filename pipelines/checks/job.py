@@ -18,7 +18,7 @@ from pipelines.data.examples import Example, check_files, load_examples
 from pipelines.data.sample_prompts import read_probes
 from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError, DataError, Problem
-from pipelines.evaluation.retention_files import check_guards
+from pipelines.evaluation.retention_files import check_retention_evals
 from pipelines.modeling.base_models import check_base_model, local_folder, locate_model_errors
 from pipelines.modeling.model_folder import read_config, text_config
 from pipelines.modeling.module_names import check_names
@@ -55,7 +55,7 @@ def check_job(job: Job) -> Checked:
         check_rendering(job, folder, firsts)
         if isinstance(vocabulary := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocabulary)
-    check_guards(job.pipeline.forgetting)
+    check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
         read_probes(Path(job.pipeline.report.prompts))
     return Checked(rows.total(), scores.warnings())

@@ -17,7 +17,7 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import PreparedRow
 from pipelines.errors import ConfigError, DataError, Problem
-from pipelines.evaluation.completions import answer_text
+from pipelines.evaluation.completions import decode_completion
 from pipelines.evaluation.retention_files import Question
 from pipelines.scoring.metric import Metric, metric_key, resolve
 
@@ -44,7 +44,7 @@ def shortfall(
 
     `ids`: the reference's tokens with the end token; `bound`: max_new_tokens. Without `scored` only its text is compared.
     """
-    text, _ = answer_text(prompts, list(ids[:bound]))
+    text, _ = decode_completion(prompts, list(ids[:bound]))
     reference = line["reference"]
     if text == reference and not scored:
         return None

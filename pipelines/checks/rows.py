@@ -17,7 +17,7 @@ from pipelines.config.trainer import of_rows
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import PreparedRow
 from pipelines.errors import DataError, Problem
-from pipelines.evaluation.retention_files import guards_of, read_questions
+from pipelines.evaluation.retention_files import read_task_examples, retention_eval_configs
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Preflight:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.scores = ScoreChecks(job)
         self.references = ReferenceChecks(job, prompts, context_length)
-        for name, guard in guards_of(job.pipeline.forgetting).items():
+        for name, guard in retention_eval_configs(job.pipeline.forgetting).items():
             if guard.kind == "task":
-                self.references.see_guard(name, guard, read_questions(guard)[: guard.rows])
+                self.references.see_guard(name, guard, read_task_examples(guard)[: guard.rows])
         self.leaks = _Leaks()
 
     def watch(self, rows: Iterable[PreparedRow]) -> Iterator[PreparedRow]:

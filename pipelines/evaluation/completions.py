@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
@@ -19,22 +19,28 @@ if TYPE_CHECKING:
 
     from pipelines.modeling.packing import TokenSequences
 
-BATCH_ROWS = 128
+MAX_BATCH_SIZE = 128
 """Prompts answered together; sorted by length first, so that little is padding."""
-BATCH_TOKENS = 32_768
+MAX_BATCH_TOKENS = 32_768
 """Tokens, with those to come, whose keys and values are held at once."""
+
+COMPLETIONS_FORMAT = 2
+"""Version of the records in completions.jsonl; part of the key under which a base model's completions are cached."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows just finished."""
 
 
+FinishReason = Literal["stop", "length"]
+"""Why a completion ends: at a stop token, or cut at `max_new_tokens`."""
+
+
 @dataclass(frozen=True)
 class Completion:
     text: str
-    new_tokens: int
-    finished: bool
-    """False where it was cut at max_new_tokens."""
-    reference_loss: float | None = None
+    num_generated_tokens: int
+    finish_reason: FinishReason
+    reference_nll: float | None = None
     """Of the right answer and its end token, in nats per token, where one was given."""
 
 
@@ -72,7 +78,7 @@ class LoadedModel:
 
         return isinstance(self.model, PeftModel)
 
-    def attach(self, tuned: Path) -> LoadedModel:
+    def with_adapter(self, tuned: Path) -> LoadedModel:
         """The tuned model in `tuned`: its adapter over these weights, or its own full weights. Raises ModelError where it is not
         whole, RunError where it is not the model that training left."""
         from pipelines.modeling.adapters import attach_adapter, check_saved
@@ -88,14 +94,14 @@ class LoadedModel:
         return LoadedModel(model, self.prompts)
 
 
-def decoding(generation: dict[str, Any], prompts: PromptFormat) -> dict[str, Any]:
+def generation_settings(generation: dict[str, Any], prompts: PromptFormat) -> dict[str, Any]:
     """Every setting that acts when answers are made: those of the YAML over neutral ones (a model folder's own are not
     used), and the tokens at which an answer ends."""
     given = {key: value for key, value in generation.items() if value is not None}
     return {**given, "stop_tokens": [str(prompts.tokenizer.convert_ids_to_tokens(token)) for token in prompts.stop_ids]}
 
 
-def quantization_of(job: Job) -> Any:
+def quantization_config(job: Job) -> Any:
     """Ludwig's quantization settings, None without: the same for both passes, for training and for `predict`."""
     settings = job.ludwig.get("quantization")
     if not settings:
@@ -127,8 +133,8 @@ def complete(
     answers: dict[int, Completion] = {}
     while order:
         bound = max_new_tokens[order[0]]
-        batch = [n for n in order[:BATCH_ROWS] if max_new_tokens[n] == bound]
-        batch = batch[: max(1, BATCH_TOKENS // (len(prompts[batch[-1]]) + bound))]
+        batch = [n for n in order[:MAX_BATCH_SIZE] if max_new_tokens[n] == bound]
+        batch = batch[: max(1, MAX_BATCH_TOKENS // (len(prompts[batch[-1]]) + bound))]
         order = order[len(batch) :]
         whole = [[*prompts[n], *(references[n] if references else ())] for n in batch]
         with _seeded(seed, whole) if settings.get("do_sample") else contextlib.nullcontext():
@@ -167,30 +173,30 @@ def _answer(
 ) -> list[Completion]:
     import numpy as np
 
-    from pipelines.evaluation.generation import continuations, read, reads_once
+    from pipelines.evaluation.generation import generate_from_cache, packed_prefill, supports_packed_prefill
     from pipelines.modeling.packing import TokenSequences, sequence_losses
 
     rows = TokenSequences([np.asarray(ids) for ids in whole], prompt_lengths)
     losses: list[float | None] = [None] * len(whole)
     cache = None
-    if reads_once(loaded.model):
-        losses, cache = read(loaded.model, rows)
+    if supports_packed_prefill(loaded.model):
+        losses, cache = packed_prefill(loaded.model, rows)
     elif rows.supervised_tokens:
         scored = [n for n, length in enumerate(rows.supervised_lengths) if length]
         for n, loss in zip(scored, sequence_losses(loaded.model, rows.select(scored)), strict=True):
             losses[n] = loss
     prompts = [ids[:length] for ids, length in zip(whole, prompt_lengths, strict=True)]
-    made = continuations(loaded.model, prompts, loaded.prompts.stop_ids, settings, cache)
+    made = generate_from_cache(loaded.model, prompts, loaded.prompts.stop_ids, settings, cache)
     return [_completion(loaded.prompts, tokens, loss) for tokens, loss in zip(made, losses, strict=True)]
 
 
 def _completion(prompts: PromptFormat, tokens: list[int], loss: float | None) -> Completion:
-    text, finished = answer_text(prompts, tokens)
-    return Completion(text, len(tokens), finished, loss)
+    text, finish_reason = decode_completion(prompts, tokens)
+    return Completion(text, len(tokens), finish_reason, loss)
 
 
-def answer_text(prompts: PromptFormat, tokens: list[int]) -> tuple[str, bool]:
-    """How the tokens of an answer are read, up to the first that ends it, and whether one does."""
+def decode_completion(prompts: PromptFormat, tokens: list[int]) -> tuple[str, FinishReason]:
+    """The text of generated `tokens` up to the first stop token, and why it ends there: at a stop token or at the length limit."""
     end = next((place for place, token in enumerate(tokens) if token in prompts.stop_ids), None)
     text = prompts.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    return str(text), end is not None
+    return str(text), "length" if end is None else "stop"

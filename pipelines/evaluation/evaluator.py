@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.config.job import Job
-from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete, quantization_of
-from pipelines.evaluation.retention import PreparedGuard, score_guard
+from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete, quantization_config
+from pipelines.evaluation.retention import PreparedRetentionEval, score_retention_eval
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 
 
-class Pass(Protocol):
+class Evaluator(Protocol):
     """One model, asked."""
 
     def complete(
@@ -25,19 +25,19 @@ class Pass(Protocol):
         references: Sequence[list[int]] | None = None,
     ) -> list[Completion]: ...
 
-    def score_guard(self, guard: PreparedGuard) -> list[float | None]: ...
+    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]: ...
 
     def validation_losses(self, rows: TokenDataset) -> dict[str, Any]: ...
 
 
-class LocalPass:
+class LocalEvaluator:
     """In this process."""
 
     def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
         """`tuned`: the folder of what was trained; None asks the base."""
-        base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_of(job))
+        base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_config(job))
         self.seed = job.pipeline.seed
-        self.loaded = base if tuned is None else base.attach(tuned)
+        self.loaded = base if tuned is None else base.with_adapter(tuned)
         self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
 
     def complete(
@@ -50,8 +50,8 @@ class LocalPass:
     ) -> list[Completion]:
         return complete(self.loaded, prompts, generation, bounds, progress, references, self.seed)
 
-    def score_guard(self, guard: PreparedGuard) -> list[float | None]:
-        return score_guard(self.loaded, guard, self._base_logits)
+    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]:
+        return score_retention_eval(self.loaded, guard, self._base_logits)
 
     def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
         return validation_losses(self.loaded.model, rows)

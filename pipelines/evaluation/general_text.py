@@ -12,7 +12,7 @@ from pipelines.console.activity import doing
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.retention_files import column
+from pipelines.evaluation.retention_files import read_text_column
 from pipelines.modeling.packing import TokenSequences
 from pipelines.storage.cache import cached
 from pipelines.storage.run_folder import digest, file_digest, read_jsonl, versions, write_jsonl
@@ -22,10 +22,10 @@ ANSWER_TOKENS = 48
 PASSAGE_TOKENS = 192
 
 
-def passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> TokenSequences:
+def encode_passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> TokenSequences:
     """Plain texts (column `text`), of which every token but the first is predicted."""
     most = min(PASSAGE_TOKENS, prompts.context_length)
-    found = [prompts.plain_ids(text)[:most] for text in column(file, "text")[:rows]]
+    found = [prompts.plain_ids(text)[:most] for text in read_text_column(file, "text")[:rows]]
     return TokenSequences([np.asarray(ids) for ids in found], [1] * len(found))
 
 
@@ -37,13 +37,13 @@ def generate_general_answers(
     system: str | None,
     rows: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The instructions of `file` with the base's own greedy answers: rows with prompt, completion, finished.
+    """The instructions of `file` with the base's own greedy answers: rows with prompt, completion, finish_reason.
     Answered once for a model, then taken from the cache; `load` is called where it is not there yet."""
-    instructions = column(file, "instruction")[:rows]
+    instructions = read_text_column(file, "instruction")[:rows]
     key = digest(
         model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions()
     )
-    kept = cached("general", f"{key[:32]}.jsonl")
+    kept = cached("general_answers", f"{key[:32]}.jsonl")
     if not kept.exists():
         ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
         with doing("the base's own answers to general instructions", len(ids)) as activity:
@@ -51,7 +51,7 @@ def generate_general_answers(
         write_jsonl(
             kept,
             [
-                {"prompt": text, "completion": answer.text, "finished": answer.finished}
+                {"prompt": text, "completion": answer.text, "finish_reason": answer.finish_reason}
                 for text, answer in zip(instructions, answers, strict=True)
             ],
         )
@@ -66,7 +66,7 @@ def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], sys
         if not row["completion"]:
             continue
         encoded = prompts.encode(prompts.prompt_text(row["prompt"], system), row["completion"])
-        whole = encoded.input_ids if row.get("finished", True) else encoded.input_ids[:-1]
+        whole = encoded.input_ids if row.get("finish_reason") != "length" else encoded.input_ids[:-1]
         ids.append(np.asarray(whole[: prompts.context_length]))
         supervised_from.append(encoded.supervised_from)
     return TokenSequences(ids, supervised_from)
@@ -74,7 +74,7 @@ def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], sys
 
 def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> TokenSequences:
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
-    texts = list(zip(column(file, "prompt"), column(file, "completion"), strict=True))
+    texts = list(zip(read_text_column(file, "prompt"), read_text_column(file, "completion"), strict=True))
     for number, (prompt, completion) in enumerate(texts, start=1):
         length = len(prompts.encode(prompts.prompt_text(prompt, system), completion).input_ids)
         if length > prompts.context_length:

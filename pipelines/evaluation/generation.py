@@ -18,15 +18,24 @@ from pipelines.modeling.attention import supports_prefix_sharing
 from pipelines.modeling.packing import TokenSequences, batch_by_tokens, packed_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
 
-ROOM = 32
+CACHE_GROWTH = 32
 """Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
-ENDED_EVERY = 16
+COMPACT_EVERY = 16
 """Tokens after which rows that have ended leave the batch."""
-AS_PLAIN = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"}
+CHUNK_SAFE_SETTINGS = {
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+}
 """Settings that mean the same when the tokens are made a few at a time."""
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedCacheLayer(DynamicLayer):
     """transformers' growing cache of one layer, with room ahead."""
 
     keys: Any
@@ -34,7 +43,7 @@ class RoomyLayer(DynamicLayer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
-        self._rooms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -43,33 +52,35 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = self.get_seq_length()
-        self.hold(key_states, length, length + key_states.shape[-2])
+        self.ensure_capacity(key_states, length, length + key_states.shape[-2])
         self.keys[..., length:, :] = key_states
         self.values[..., length:, :] = value_states
         return self.keys, self.values
 
-    def hold(self, like: torch.Tensor, kept: int, length: int) -> None:
+    def ensure_capacity(self, like: torch.Tensor, kept: int, length: int) -> None:
         """Makes keys and values `length` long in rooms that are large enough, the first `kept` tokens with what they are."""
-        if self._rooms is None or self._rooms[0].shape[-2] < length:
+        if self._buffers is None or self._buffers[0].shape[-2] < length:
             before = (self.keys, self.values)
-            self._rooms = tuple(like.new_zeros(*like.shape[:2], length + ROOM, like.shape[-1]) for _ in range(2))  # type: ignore[assignment]
-            for room, old in zip(self._rooms or (), before, strict=True):
+            self._buffers = tuple(
+                like.new_zeros(*like.shape[:2], length + CACHE_GROWTH, like.shape[-1]) for _ in range(2)
+            )  # type: ignore[assignment]
+            for room, old in zip(self._buffers or (), before, strict=True):
                 if kept and old is not None:
                     room[..., :kept, :] = old
-        assert self._rooms is not None
-        self.keys, self.values = (room[..., :length, :] for room in self._rooms)
+        assert self._buffers is not None
+        self.keys, self.values = (room[..., :length, :] for room in self._buffers)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps these rows alone."""
         super().batch_select_indices(indices)
-        self._rooms = None
+        self._buffers = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._rooms = None
+        self._buffers = None
 
 
-def reads_once(model: torch.nn.Module) -> bool:
+def supports_packed_prefill(model: torch.nn.Module) -> bool:
     """Whether its rows can be read packed and its cache holds keys and values alone, of every token."""
     config: PretrainedConfig = model.config.get_text_config()  # type: ignore[operator, union-attr]
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -77,14 +88,16 @@ def reads_once(model: torch.nn.Module) -> bool:
     return supports_prefix_sharing(model) and windows is None and kinds == {"full_attention"}
 
 
-def read(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = 4096) -> tuple[list[float | None], Cache]:
+def packed_prefill(
+    model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = 4096
+) -> tuple[list[float | None], Cache]:
     """Each row's mean loss over its supervised tokens, in nats (None where it has none), and the cache of the prompts
     before them, but for the last token of each: [rows, heads, longest prompt − 1, head_dim], padded on the left."""
     width = max(rows.supervised_from) - 1
-    layers = [RoomyLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]  # type: ignore[operator, union-attr]
+    layers = [PreallocatedCacheLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]  # type: ignore[operator, union-attr]
     losses: list[float | None] = []
     for numbers in batch_by_tokens(rows, batch_tokens):
-        pack, cache = rows.select(numbers), Cache(layer_class_to_replicate=RoomyLayer)
+        pack, cache = rows.select(numbers), Cache(layer_class_to_replicate=PreallocatedCacheLayer)
         prefix_tree = build_prefix_tree(pack.input_ids)
         with torch.no_grad():
             each = packed_losses(model, pack, prefix_tree, past_key_values=cache, use_cache=True).split(
@@ -92,15 +105,15 @@ def read(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = 4096)
             )
         losses += [float(one.double().mean()) if len(one) else None for one in each]
         prompts = [prefix_tree.token_indices(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
-        _spread(prompts, numbers, cache, layers, len(rows), width)
+        _scatter_to_left_padded_cache(prompts, numbers, cache, layers, len(rows), width)
     return losses, Cache(layers=layers)
 
 
-def _spread(
+def _scatter_to_left_padded_cache(
     prompts: Sequence[np.ndarray],
     numbers: Sequence[int],
     packed: Cache,
-    layers: list[RoomyLayer],
+    layers: list[PreallocatedCacheLayer],
     rows: int,
     width: int,
 ) -> None:
@@ -109,7 +122,7 @@ def _spread(
         keys, values = source.keys, source.values
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
-            layer.hold(keys.expand(rows, -1, -1, -1), 0, width)
+            layer.ensure_capacity(keys.expand(rows, -1, -1, -1), 0, width)
         for number, places in zip(numbers, prompts, strict=True):
             if len(places):
                 spots = torch.from_numpy(places).to(keys.device)
@@ -117,7 +130,7 @@ def _spread(
                 layer.values[number, :, width - len(places) :] = values[0, :, spots]
 
 
-def continuations(
+def generate_from_cache(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     stops: Sequence[int],
@@ -131,13 +144,13 @@ def continuations(
     # Padding stands on the left and is masked out, so any token will do.
     ids = torch.tensor([[stops[0]] * (width - len(row)) + list(row) for row in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
-    plain = set(settings) <= AS_PLAIN
+    plain = set(settings) <= CHUNK_SAFE_SETTINGS
     if not plain or width == 1:
         cache = None
     made: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     with torch.inference_mode():
-        for tokens in _portions(limit, ENDED_EVERY if cache is not None else limit):
+        for tokens in _portions(limit, COMPACT_EVERY if cache is not None else limit):
             config = GenerationConfig(
                 **{**settings, "max_new_tokens": tokens},
                 eos_token_id=list(stops),

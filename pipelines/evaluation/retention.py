@@ -23,8 +23,15 @@ from pipelines.console.activity import doing
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.general_text import encode_answers, generate_general_answers, passages
-from pipelines.evaluation.retention_files import Choice, Question, guard_file, guards_of, read_choices, read_questions
+from pipelines.evaluation.general_text import encode_answers, encode_passages, generate_general_answers
+from pipelines.evaluation.retention_files import (
+    Choice,
+    Question,
+    read_multiple_choice,
+    read_task_examples,
+    resolve_data_file,
+    retention_eval_configs,
+)
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import TokenSequences, micro_batches, sequence_losses, supervised_logits
 from pipelines.scoring.metric import resolve
@@ -36,7 +43,7 @@ BaseLogits = Callable[[TokenSequences], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class PreparedGuard:
+class PreparedRetentionEval:
     """A guard's rows; as tokens, `rows` are documents or base answers, `question_rows` each question with each of its choices."""
 
     name: str
@@ -54,7 +61,7 @@ class PreparedGuard:
     def higher_is_better(self) -> bool:
         return self.kind == "choices" or (self.kind == "task" and resolve(self.metric).higher_is_better)
 
-    def parts(self, items: int) -> Iterator[PreparedGuard]:
+    def parts(self, items: int) -> Iterator[PreparedRetentionEval]:
         """The guard in pieces of so many items, in order, for several to score."""
         for start in range(0, max(len(self.rows), len(self.choices), len(self.questions)), items):
             piece = slice(start, start + items)
@@ -67,26 +74,32 @@ class PreparedGuard:
             )
 
 
-def prepare_guards(
+def prepare_retention_evals(
     forgetting: Forgetting, load: Callable[[], LoadedModel], prompts: PromptFormat, model_id: str, system: str | None
-) -> list[PreparedGuard]:
+) -> list[PreparedRetentionEval]:
     """The guards of the config as tokens; `answers` asks the base, which `load` gives, once for a model."""
     prepared = []
-    for name, guard in guards_of(forgetting).items():
-        file = guard_file(guard)
+    for name, guard in retention_eval_configs(forgetting).items():
+        file = resolve_data_file(guard)
         match guard.kind:
             case "choices":
-                items = read_choices(file)[: guard.rows]
+                items = read_multiple_choice(file)[: guard.rows]
                 rows = _question_rows(prompts, items, file)
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, choices=items, question_rows=rows))
+                prepared.append(PreparedRetentionEval(name, guard.kind, guard.data, choices=items, question_rows=rows))
             case "text":
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, passages(prompts, file, guard.rows)))
+                prepared.append(
+                    PreparedRetentionEval(name, guard.kind, guard.data, encode_passages(prompts, file, guard.rows))
+                )
             case "answers":
                 answers = generate_general_answers(load, prompts, model_id, file, system, guard.rows)
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, encode_answers(prompts, answers, system)))
+                prepared.append(
+                    PreparedRetentionEval(name, guard.kind, guard.data, encode_answers(prompts, answers, system))
+                )
             case "task":
-                questions = read_questions(guard)[: guard.rows]
-                prepared.append(PreparedGuard(name, guard.kind, guard.data, questions=questions, metric=guard.metric))
+                questions = read_task_examples(guard)[: guard.rows]
+                prepared.append(
+                    PreparedRetentionEval(name, guard.kind, guard.data, questions=questions, metric=guard.metric)
+                )
     return prepared
 
 
@@ -107,14 +120,16 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -
     return found
 
 
-def score_guard(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
+def score_retention_eval(
+    loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: BaseLogits
+) -> list[float | None]:
     """A score for each item: nats per token for text and answers, the metric's for a task (None where it can give
     none), 100 or 0 for choices."""
     with doing(f"guard {guard.name}"):
         return _scores(loaded, guard, base_logits)
 
 
-def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) -> list[float | None]:
+def _scores(loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: BaseLogits) -> list[float | None]:
     match guard.kind:
         case "answers":
             return list(_divergences(loaded.model, guard.rows, base_logits))
@@ -126,7 +141,7 @@ def _scores(loaded: LoadedModel, guard: PreparedGuard, base_logits: BaseLogits) 
             return list(_choice_scores(loaded.model, guard))
 
 
-def _choice_scores(model: torch.nn.Module, guard: PreparedGuard) -> Iterator[float]:
+def _choice_scores(model: torch.nn.Module, guard: PreparedRetentionEval) -> Iterator[float]:
     rows = TokenSequences(
         [ids for one in guard.question_rows for ids in one.input_ids],
         [start for one in guard.question_rows for start in one.supervised_from],
@@ -138,7 +153,7 @@ def _choice_scores(model: torch.nn.Module, guard: PreparedGuard) -> Iterator[flo
         yield 100.0 if int(np.argmax(likely)) == item.answer else 0.0
 
 
-def _task_scores(loaded: LoadedModel, guard: PreparedGuard) -> list[float | None]:
+def _task_scores(loaded: LoadedModel, guard: PreparedRetentionEval) -> list[float | None]:
     metric = resolve(guard.metric)
     texts = [loaded.prompts.prompt_text(question.prompt, question.system) for question in guard.questions]
     bounds = [question.max_new_tokens for question in guard.questions]
@@ -165,7 +180,7 @@ def _divergences(model: torch.nn.Module, rows: TokenSequences, base_logits: Base
             yield float(row.double().mean())
 
 
-def guard_lines(guard: PreparedGuard, scores: Sequence[float | None]) -> list[dict[str, Any]]:
+def retention_records(guard: PreparedRetentionEval, scores: Sequence[float | None]) -> list[dict[str, Any]]:
     """What a pass writes down, a line an item."""
     lines: list[dict[str, Any]] = [
         {"guard": guard.name, "kind": guard.kind, "metric": guard.metric, "item": number, "score": score}
@@ -178,8 +193,10 @@ def guard_lines(guard: PreparedGuard, scores: Sequence[float | None]) -> list[di
     return lines
 
 
-def mean_scores(loaded: LoadedModel, guards: Sequence[PreparedGuard], base_logits: BaseLogits) -> dict[str, float]:
+def mean_scores(
+    loaded: LoadedModel, guards: Sequence[PreparedRetentionEval], base_logits: BaseLogits
+) -> dict[str, float]:
     """Each guard's mean over the items that could be scored; a guard without one is left out."""
-    scores = {guard.name: score_guard(loaded, guard, base_logits) for guard in guards}
+    scores = {guard.name: score_retention_eval(loaded, guard, base_logits) for guard in guards}
     known = {name: [one for one in found if one is not None] for name, found in scores.items()}
     return {name: float(np.mean(found)) for name, found in known.items() if found}

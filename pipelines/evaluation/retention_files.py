@@ -47,14 +47,14 @@ class Question:
     max_new_tokens: int
 
 
-def bundled(name: str) -> Path:
+def bundled_file(name: str) -> Path:
     """A file of data/, in the checkout or, installed, inside the package."""
     package = Path(__file__).parents[1]
     checkout = package.parent / "data" / name
     return checkout if checkout.exists() else package / "bundled" / name
 
 
-def column(file: Path, name: str) -> list[str]:
+def read_text_column(file: Path, name: str) -> list[str]:
     """One column of a file, every row a text. Raises DataError with file and row."""
     texts, mistakes = [], Mistakes()
     for number, row in numbered_rows(file):
@@ -70,16 +70,16 @@ def column(file: Path, name: str) -> list[str]:
     return texts
 
 
-def guards_of(forgetting: Forgetting) -> dict[str, Guard]:
+def retention_eval_configs(forgetting: Forgetting) -> dict[str, Guard]:
     """The guards that a config asks for, by name."""
     if forgetting.guards == "none":
         return {}
     if forgetting.guards == "bundled":
-        return {name: Guard(kind=kind, data=str(bundled(file))) for name, (kind, file) in BUNDLED.items()}  # type: ignore[arg-type]
+        return {name: Guard(kind=kind, data=str(bundled_file(file))) for name, (kind, file) in BUNDLED.items()}  # type: ignore[arg-type]
     return dict(forgetting.guards)
 
 
-def guard_file(guard: Guard) -> Path:
+def resolve_data_file(guard: Guard) -> Path:
     """Where the guard's rows lie; what is on the hub is fetched once. Raises DataError."""
     if not guard.data.startswith(HUB):
         return Path(guard.data)
@@ -111,7 +111,7 @@ def _as_choice(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def read_choices(file: Path) -> list[Choice]:
+def read_multiple_choice(file: Path) -> list[Choice]:
     """Rows with `question`, `choices` and `answer`, the number of the right one from 0, or in the form of a public benchmark.
     Raises DataError."""
     items = []
@@ -138,28 +138,28 @@ def _what_is_wrong(row: Mapping[str, Any], error: ValidationError) -> str:
     return "choices is a list of texts, none of them empty" if key == "choices" else f"{key} is a text, not empty"
 
 
-def check_guards(forgetting: Forgetting) -> None:
+def check_retention_evals(forgetting: Forgetting) -> None:
     """Raises DataError for a guard, or a replay file, that is missing, empty or of another form, or for a guard whose metric of
     the user's fails on its first row. Loads no model."""
     if forgetting.replay and forgetting.replay.data:
         for name in ("prompt", "completion"):
-            column(Path(forgetting.replay.data), name)
-    for name, guard in guards_of(forgetting).items():
+            read_text_column(Path(forgetting.replay.data), name)
+    for name, guard in retention_eval_configs(forgetting).items():
         if guard.kind == "choices":
-            read_choices(guard_file(guard))
+            read_multiple_choice(resolve_data_file(guard))
         elif guard.kind == "task":
-            first = read_questions(guard)[0]
+            first = read_task_examples(guard)[0]
             if ":" in guard.metric and (wrong := try_metric(guard.metric, first.reference, first.fields)):
                 raise DataError(Problem(f"guard {name}: {wrong}", guard.data, 1))
         else:
-            column(guard_file(guard), "text" if guard.kind == "text" else "instruction")
+            read_text_column(resolve_data_file(guard), "text" if guard.kind == "text" else "instruction")
 
 
-def read_questions(guard: Guard) -> list[Question]:
+def read_task_examples(guard: Guard) -> list[Question]:
     """The rows of a guard of kind task, its templates filled. Raises DataError."""
     assert guard.prompt is not None and guard.completion is not None
     questions, mistakes = [], Mistakes()
-    for number, row in numbered_rows(guard_file(guard)):
+    for number, row in numbered_rows(resolve_data_file(guard)):
         try:
             check_system(guard.system, row)
             prompt, reference = filled(guard.prompt, row, "prompt"), filled(guard.completion, row, "completion")

@@ -12,10 +12,15 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import open_table
 from pipelines.errors import ConfigError
-from pipelines.evaluation.completions import LoadedModel, quantization_of
-from pipelines.evaluation.general_text import encode_answers, generate_general_answers, load_replay_rows, passages
-from pipelines.evaluation.retention import PreparedGuard, prepare_guards
-from pipelines.evaluation.retention_files import bundled
+from pipelines.evaluation.completions import LoadedModel, quantization_config
+from pipelines.evaluation.general_text import (
+    encode_answers,
+    encode_passages,
+    generate_general_answers,
+    load_replay_rows,
+)
+from pipelines.evaluation.retention import PreparedRetentionEval, prepare_retention_evals
+from pipelines.evaluation.retention_files import bundled_file
 from pipelines.forgetting.continual import ancestor_runs, earlier_tasks
 from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.ewc import Ewc
@@ -55,22 +60,24 @@ class JobContext:
         return PromptFormat.of_folder(self.model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel.base(self.model_folder, self.job.pipeline.chat_template, quantization_of(self.job))
+        return LoadedModel.base(self.model_folder, self.job.pipeline.chat_template, quantization_config(self.job))
 
     @cached_property
     def general_answers(self) -> TokenSequences:
         """The bundled general instructions with the starting model's own answers."""
         system = self.job.pipeline.system
         found = generate_general_answers(
-            self.load_model, self.prompts, self.model_id, bundled("general/instructions.jsonl"), system
+            self.load_model, self.prompts, self.model_id, bundled_file("general/instructions.jsonl"), system
         )
         return encode_answers(self.prompts, found, system)
 
     @cached_property
-    def retention_evals(self) -> list[PreparedGuard]:
+    def retention_evals(self) -> list[PreparedRetentionEval]:
         """The config's guards, and the tasks of the runs that led here."""
         pipeline = self.job.pipeline
-        prepared = prepare_guards(pipeline.forgetting, self.load_model, self.prompts, self.model_id, pipeline.system)
+        prepared = prepare_retention_evals(
+            pipeline.forgetting, self.load_model, self.prompts, self.model_id, pipeline.system
+        )
         return [*prepared, *earlier_tasks(self.run)]
 
     @cached_property
@@ -84,7 +91,7 @@ class JobContext:
 
     @cached_property
     def general_passages(self) -> TokenSequences:
-        return passages(self.prompts, bundled("general/passages.jsonl"))
+        return encode_passages(self.prompts, bundled_file("general/passages.jsonl"))
 
     def sample_general(self, sequences: int) -> TokenSequences:
         """About as many passages as answers, `sequences` in all or as many as there are."""

@@ -12,7 +12,7 @@ from pipelines.config.messages import did_you_mean
 from pipelines.console.activity import doing
 from pipelines.data.tokenize_rows import read_table
 from pipelines.errors import ConfigError
-from pipelines.evaluation.retention import PreparedGuard
+from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
@@ -107,9 +107,9 @@ def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     replace_folder(partial, target)
 
 
-def earlier_tasks(run: Run) -> list[PreparedGuard]:
+def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
     """The test rows of every task that the earlier runs trained, each a guard of this one."""
-    guards: list[PreparedGuard] = []
+    guards: list[PreparedRetentionEval] = []
     for earlier in ancestor_runs(run):
         job = load_job(earlier.path("config.yaml"))
         default = int(job.ludwig["generation"]["max_new_tokens"])
@@ -120,7 +120,7 @@ def earlier_tasks(run: Run) -> list[PreparedGuard]:
             metric = metric_key(task.metric, task.normalize)
             mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
             guards.append(
-                PreparedGuard(
+                PreparedRetentionEval(
                     f"{earlier.name}/{name}",
                     "task",
                     str(earlier.folder),

@@ -119,7 +119,7 @@ def _task(
     base = [line for line in files.base if line.task == task]
     tuned = [line for line in files.tuned if line.task == task]
     changes = [example.change for example in mine]
-    losses = [(one.reference_loss, other.reference_loss) for one, other in zip(base, tuned, strict=True)]
+    losses = [(one.reference_nll, other.reference_nll) for one, other in zip(base, tuned, strict=True)]
     loose = loose_scores(mine, metric.label_form) if metric.single_label else None
     result = TaskResult(
         name=task,

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,9 +34,9 @@ class Completion(Record):
     prompt: str
     reference: str
     completion: str
-    reference_loss: float | None
-    new_tokens: int
-    finished: bool
+    reference_nll: float | None
+    num_generated_tokens: int
+    finish_reason: Literal["stop", "length"]
     fields: dict[str, Any] = {}
 
 

@@ -174,7 +174,7 @@ def _empty_or_cut(task: TaskResult, side: str, lines: Sequence[Completion]) -> I
     empty = sum(not line.completion.strip() for line in lines)
     if empty >= OFTEN * len(lines):
         yield f"{empty:,} of {len(lines):,} {side} answers are empty."
-    cut = [line.new_tokens for line in lines if not line.finished]
+    cut = [line.num_generated_tokens for line in lines if line.finish_reason == "length"]
     # A sentence that was cut is no label, and would be none with more room.
     if not task.single_label and len(cut) >= max(1, OFTEN * len(lines)):
         cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"

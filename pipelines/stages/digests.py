@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.config.job import Job
 from pipelines.data.examples import check_files, named_files
 from pipelines.data.sample_prompts import read_probes
-from pipelines.evaluation.retention_files import check_guards, guard_file, guards_of
+from pipelines.evaluation.retention_files import check_retention_evals, resolve_data_file, retention_eval_configs
 from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
@@ -86,8 +86,8 @@ def _data_files(job: Job) -> dict[str, str]:
 
 def _guard_files(job: Job) -> list[Any]:
     """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
-    check_guards(job.pipeline.forgetting)
+    check_retention_evals(job.pipeline.forgetting)
     return [
-        [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(guard_file(guard))]
-        for name, guard in guards_of(job.pipeline.forgetting).items()
+        [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(resolve_data_file(guard))]
+        for name, guard in retention_eval_configs(job.pipeline.forgetting).items()
     ]

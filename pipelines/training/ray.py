@@ -1,7 +1,7 @@
 """A job on a Ray cluster, for `backend: {type: ray}`: training by one process a worker, each on its share of every step's rows,
 and both passes with the rows dealt out to as many.
 
-The workers run the same `train` and the same `LocalPass` as a laptop does; what they share is the run folder, which every node
+The workers run the same `train` and the same `LocalEvaluator` as a laptop does; what they share is the run folder, which every node
 must see under the same path. A worker that dies in training restarts the group, which goes on from its last checkpoint; one that
 dies in a pass is replaced and asked again.
 """
@@ -24,7 +24,7 @@ from pipelines.training.train import StepReport, train
 
 if TYPE_CHECKING:
     from pipelines.evaluation.completions import Completion, Progress
-    from pipelines.evaluation.retention import PreparedGuard
+    from pipelines.evaluation.retention import PreparedRetentionEval
     from pipelines.modeling.token_dataset import TokenDataset
 
 MAX_FAILURES = 3
@@ -137,13 +137,13 @@ def _workers(ray: Any, job: Job) -> tuple[int, dict[str, float]]:
 @contextlib.contextmanager
 def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPass]:
     """The model in as many processes as train; they end with the block."""
-    from pipelines.evaluation.evaluator import LocalPass
+    from pipelines.evaluation.evaluator import LocalEvaluator
 
     ray = _connect(job)
     count, each = _workers(ray, job)
     again = _max_failures(job)
     needs = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
-    actor = ray.remote(LocalPass).options(**needs, max_restarts=again, max_task_retries=again)
+    actor = ray.remote(LocalEvaluator).options(**needs, max_restarts=again, max_task_retries=again)
     actors = [actor.remote(job, base_folder.absolute(), tuned and tuned.absolute()) for _ in range(count)]
     try:
         yield RayPass(actors)
@@ -153,7 +153,7 @@ def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPas
 
 
 class RayPass:
-    """A `Pass` whose rows are dealt out."""
+    """A `Evaluator` whose rows are dealt out."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
@@ -183,10 +183,10 @@ class RayPass:
         progress: Progress = lambda rows: None,
         references: Sequence[list[int]] | None = None,
     ) -> list[Completion]:
-        from pipelines.evaluation.completions import BATCH_ROWS
+        from pipelines.evaluation.completions import MAX_BATCH_SIZE
 
         order = sorted(range(len(prompts)), key=lambda n: (bounds[n], len(prompts[n]), n))
-        size = min(BATCH_ROWS, max(1, len(order) // (2 * len(self.actors))))
+        size = min(MAX_BATCH_SIZE, max(1, len(order) // (2 * len(self.actors))))
         parts = [order[start : start + size] for start in range(0, len(order), size)]
 
         def ask(actor: Any, part: list[int]) -> Any:
@@ -196,8 +196,8 @@ class RayPass:
         answers = [answer for some in self._each(ask, parts, progress) for answer in some]
         return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
 
-    def score_guard(self, guard: PreparedGuard) -> list[float | None]:
-        scores = self._each(lambda actor, part: actor.score_guard.remote(part), list(guard.parts(GUARD_ITEMS)))
+    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]:
+        scores = self._each(lambda actor, part: actor.score_retention_eval.remote(part), list(guard.parts(GUARD_ITEMS)))
         return [score for some in scores for score in some]
 
     def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:

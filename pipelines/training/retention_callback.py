@@ -9,7 +9,7 @@ import torch
 
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
-from pipelines.evaluation.retention import PreparedGuard, mean_scores
+from pipelines.evaluation.retention import PreparedRetentionEval, mean_scores
 from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
@@ -26,7 +26,7 @@ class Watch:
 
     def __init__(
         self,
-        guards: Sequence[PreparedGuard],
+        guards: Sequence[PreparedRetentionEval],
         prompts: PromptFormat,
         every: int,
         budget: Mapping[str, float],
@@ -68,7 +68,7 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.within = [state[f"within/{number}"].to(weight.device) for number, weight in enumerate(self.within)]
 
-    def _lost(self, guard: PreparedGuard, score: float) -> float:
+    def _lost(self, guard: PreparedRetentionEval, score: float) -> float:
         change = score - self.base[guard.name]
         return -change if guard.higher_is_better else change
 

@@ -147,11 +147,11 @@ def _after_training(context: JobContext, strategies: Sequence[Strategy], tuned: 
     """What is decided on the finished weights, in the folder `tuned`."""
     if "interpolate" not in context.job.pipeline.forgetting.strategies:
         return
-    from pipelines.evaluation.completions import quantization_of
+    from pipelines.evaluation.completions import quantization_config
     from pipelines.forgetting.interpolate import Between, bisect_scale
 
     settings = context.job.pipeline.forgetting.settings("interpolate")
-    between = Between(context.model_folder, tuned, quantization_of(context.job))
+    between = Between(context.model_folder, tuned, quantization_config(context.job))
     scale, measured = bisect_scale(settings, between.general_loss(context.general_passages))
     between.save(scale)
     history["probe_losses"] = between.probe_losses(scale)

@@ -19,7 +19,7 @@ from pipelines.config.pydantic_errors import tree_of
 from pipelines.data.examples import load_examples
 from pipelines.data.readers import read_rows
 from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
-from pipelines.evaluation.retention_files import check_guards
+from pipelines.evaluation.retention_files import check_retention_evals
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.strict_json import dump
@@ -380,7 +380,7 @@ def test_guards_of_any_bytes_are_read_or_refused(tmp_path, raw, kind):
     }
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     try:
-        check_guards(load_job(tmp_path / "job.yaml").pipeline.forgetting)
+        check_retention_evals(load_job(tmp_path / "job.yaml").pipeline.forgetting)
     except AlfineError as error:
         one_line_each(error, path)
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from pipelines.config.forgetting import Forgetting
-from pipelines.evaluation.retention_files import check_guards
+from pipelines.evaluation.retention_files import check_retention_evals
 from tests.data.test_bundled_data import DATA, rows_of, similarities
 
 MOST_ALIKE = 0.3
@@ -27,7 +27,7 @@ def test_counts_stand_in_the_data_card(name):
 
 
 def test_the_bundled_guards_are_read():
-    check_guards(Forgetting())
+    check_retention_evals(Forgetting())
 
 
 def test_right_choices_are_spread_and_no_longer_than_wrong_ones():

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipelines.evaluation.generation import ENDED_EVERY, continuations, read, reads_once
+from pipelines.evaluation.generation import COMPACT_EVERY, generate_from_cache, packed_prefill, supports_packed_prefill
 from pipelines.modeling.attention import candidate_attention
 from pipelines.modeling.packing import TokenSequences, sequence_losses
 from tests.modeling.test_packing import ARCHITECTURES
@@ -41,13 +41,13 @@ def alone(model, prompt, tokens, **settings):
 
 def together(model, rows, tokens, **settings):
     cache = None
-    if reads_once(model):
-        cache = read(model, TokenSequences([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
-    return continuations(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
+    if supports_packed_prefill(model):
+        cache = packed_prefill(model, TokenSequences([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
+    return generate_from_cache(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tokens", [1, ENDED_EVERY, 2 * ENDED_EVERY + 3])
+@pytest.mark.parametrize("tokens", [1, COMPACT_EVERY, 2 * COMPACT_EVERY + 3])
 def test_each_continuation_is_that_of_its_prompt_alone(architecture, tokens):
     plain, ours = models(architecture)
     expected = [alone(plain, prompt, tokens, do_sample=False) for prompt in prompts()]
@@ -55,7 +55,7 @@ def test_each_continuation_is_that_of_its_prompt_alone(architecture, tokens):
 
 
 def test_which_models_read_once():
-    found = {name: reads_once(models(name)[1]) for name in ARCHITECTURES}
+    found = {name: supports_packed_prefill(models(name)[1]) for name in ARCHITECTURES}
     assert found == {
         "llama": True,
         "qwen2": True,
@@ -72,7 +72,7 @@ def test_losses_are_read_in_the_same_pass(architecture):
     _, ours = models(architecture)
     random = np.random.default_rng(0)
     rows = TokenSequences([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
-    losses, cache = read(ours, rows, batch_tokens=25)
+    losses, cache = packed_prefill(ours, rows, batch_tokens=25)
     scored = [0, 2, 3]
     assert losses[1] is None
     assert [losses[n] for n in scored] == pytest.approx(list(sequence_losses(ours, rows.select(scored))), abs=1e-6)
@@ -90,7 +90,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
 
     monkeypatch.setattr(type(ours), "forward", counted)
     lengths = [len(row) for row in together(ours, prompts([5] * 12), 64, do_sample=False)]
-    late = [length for length in lengths if length > 2 * ENDED_EVERY]
+    late = [length for length in lengths if length > 2 * COMPACT_EVERY]
     assert 0 < len(late) < 12 and sizes[1] == 12 and sizes[-1] <= len(late)
 
 

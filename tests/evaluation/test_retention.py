@@ -13,8 +13,14 @@ from pipelines.config.forgetting import Forgetting, Guard
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError
 from pipelines.evaluation.completions import LoadedModel
-from pipelines.evaluation.retention import PreparedGuard, guard_lines, mean_scores, prepare_guards, score_guard
-from pipelines.evaluation.retention_files import check_guards, guard_file, read_choices
+from pipelines.evaluation.retention import (
+    PreparedRetentionEval,
+    mean_scores,
+    prepare_retention_evals,
+    retention_records,
+    score_retention_eval,
+)
+from pipelines.evaluation.retention_files import check_retention_evals, read_multiple_choice, resolve_data_file
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.reference_model import ReferenceModel
@@ -55,9 +61,12 @@ def test_each_kind_scores_every_item(files):
     moved = lora(files / "m", moved=True).eval()
     loaded = LoadedModel(moved, PromptFormat.of_folder(files / "m"))
     with moved.disable_adapter():
-        guards = {guard.name: guard for guard in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None)}
+        guards = {
+            guard.name: guard
+            for guard in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+        }
     base = ReferenceModel(moved)
-    scores = {name: score_guard(loaded, guard, base.logits) for name, guard in guards.items()}
+    scores = {name: score_retention_eval(loaded, guard, base.logits) for name, guard in guards.items()}
     assert {name: len(found) for name, found in scores.items()} == {"choices": 9, "text": 4, "answers": 3, "task": 2}
     assert set(scores["choices"]) <= {0.0, 100.0} and set(scores["task"]) <= {0.0, 100.0}
 
@@ -77,9 +86,11 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     model = lora(files / "m", moved=True).eval()
     loaded = LoadedModel(model, PromptFormat.of_folder(files / "m"))
     guard = next(
-        g for g in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None) if g.kind == "choices"
+        g
+        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+        if g.kind == "choices"
     )
-    found = score_guard(loaded, guard, ReferenceModel(model).logits)
+    found = score_retention_eval(loaded, guard, ReferenceModel(model).logits)
     for item, score in zip(ITEMS, found, strict=True):
         likely = []
         for choice in item["choices"]:
@@ -96,9 +107,11 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
 def test_lines_say_what_guessing_would_give(files):
     loaded = LoadedModel(lora(files / "m"), PromptFormat.of_folder(files / "m"))
     guard = next(
-        g for g in prepare_guards(settings(), lambda: loaded, loaded.prompts, "id", None) if g.kind == "choices"
+        g
+        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+        if g.kind == "choices"
     )
-    lines = guard_lines(guard, [0.0] * 9)
+    lines = retention_records(guard, [0.0] * 9)
     assert {line["chance"] for line in lines} == {100 / 3} and lines[8]["item"] == 9
 
 
@@ -111,7 +124,7 @@ def test_the_base_is_asked_once(files):
         return loaded
 
     for _ in range(2):
-        prepare_guards(settings(), load, loaded.prompts, "id", None)
+        prepare_retention_evals(settings(), load, loaded.prompts, "id", None)
     assert len(asked) == 1
 
 
@@ -139,7 +152,7 @@ def test_the_base_is_asked_once(files):
 def test_bad_rows_are_named(files, rows, kind, words):
     (files / "rows.jsonl").write_text(rows + "\n")
     with pytest.raises(DataError, match=None) as error:
-        check_guards(Forgetting.model_validate({"guards": {"g": {"kind": kind, "data": "rows.jsonl"}}}))
+        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": kind, "data": "rows.jsonl"}}}))
     assert words in str(error.value)
 
 
@@ -155,7 +168,7 @@ def test_bad_rows_are_named(files, rows, kind, words):
 )
 def test_a_public_benchmark_is_read_as_it_comes(files, row):
     (files / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    (item,) = read_choices(files / "rows.jsonl")
+    (item,) = read_multiple_choice(files / "rows.jsonl")
     assert (item.question, item.choices, item.answer) == ("a", ["b", "c"], 1)
 
 
@@ -164,7 +177,7 @@ def test_a_benchmark_row_without_its_answer_is_named(files):
         '{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": ""}\n'
     )
     with pytest.raises(DataError, match="rows.jsonl:1: answer is the number"):
-        read_choices(files / "rows.jsonl")
+        read_multiple_choice(files / "rows.jsonl")
 
 
 def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypatch):
@@ -179,7 +192,7 @@ def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypat
         return str(files / "test.jsonl")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert len(read_choices(guard_file(guard))) == 1
+    assert len(read_multiple_choice(resolve_data_file(guard))) == 1
     where = ("some/benchmark", "easy/test.jsonl", "dataset")
     assert asked == [(True, *where), (False, *where)]
 
@@ -187,7 +200,7 @@ def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypat
 @pytest.mark.parametrize("data", ["hub:some", "hub:some/benchmark", "hub:"])
 def test_a_name_that_is_no_file_of_the_hub(data):
     with pytest.raises(DataError, match="write hub:OWNER/NAME/FILE"):
-        check_guards(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": data}}}))
+        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": data}}}))
 
 
 def test_a_hub_out_of_reach_costs_one_line(monkeypatch):
@@ -197,23 +210,23 @@ def test_a_hub_out_of_reach_costs_one_line(monkeypatch):
     with pytest.raises(
         DataError, match=r"hub:a/b/c.jsonl: cannot be had from the hub \(no connection\); download the file"
     ):
-        check_guards(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": "hub:a/b/c.jsonl"}}}))
+        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": "hub:a/b/c.jsonl"}}}))
 
 
 def test_a_missing_column_of_a_task_guard_is_named(files):
     guard = {"kind": "task", "data": "task.jsonl", "prompt": "{nope}", "completion": "{a}"}
     with pytest.raises(DataError, match="task.jsonl:1.*nope"):
-        check_guards(Forgetting.model_validate({"guards": {"g": guard}}))
+        check_retention_evals(Forgetting.model_validate({"guards": {"g": guard}}))
 
 
 def test_choices_are_read_as_they_stand(files):
-    assert read_choices(files / "choices.jsonl")[4].answer == 1
+    assert read_multiple_choice(files / "choices.jsonl")[4].answer == 1
 
 
 def test_a_guard_without_a_score_has_no_mean():
-    guards = [PreparedGuard("code", "task", "x"), PreparedGuard("text", "text", "x")]
+    guards = [PreparedRetentionEval("code", "task", "x"), PreparedRetentionEval("text", "text", "x")]
     found = {"code": [None, None], "text": [1.0, None, 2.0]}
-    with mock.patch("pipelines.evaluation.retention.score_guard", lambda _, guard, __: found[guard.name]):
+    with mock.patch("pipelines.evaluation.retention.score_retention_eval", lambda _, guard, __: found[guard.name]):
         assert mean_scores(None, guards, None) == {"text": 1.5}  # a mean of nothing would be NaN
 
 
@@ -227,10 +240,11 @@ def test_an_own_metric_that_fails_on_an_answer_names_guard_and_row(files):
         "metric": "only_yes:f",
         "max_new_tokens": 4,
     }
-    check_guards(settings(task=guard))
+    check_retention_evals(settings(task=guard))
     loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.of_folder(files / "m"))
     prepared = {
-        one.name: one for one in prepare_guards(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)
+        one.name: one
+        for one in prepare_retention_evals(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)
     }
     with pytest.raises(DataError, match="task 'task', row 1: metric only_yes:f raised KeyError"):
-        score_guard(loaded, prepared["task"], None)
+        score_retention_eval(loaded, prepared["task"], None)

@@ -69,8 +69,8 @@ def guarded(project):
 @pytest.fixture(autouse=True)
 def own_general_rows(monkeypatch):
     for module in ("build", "files"):
-        monkeypatch.setattr(f"pipelines.forgetting.{module}.bundled", lambda name: Path("own") / name)
-    monkeypatch.setattr("pipelines.sweep.bundled", lambda name: Path("own") / name)
+        monkeypatch.setattr(f"pipelines.forgetting.{module}.bundled_file", lambda name: Path("own") / name)
+    monkeypatch.setattr("pipelines.sweep.bundled_file", lambda name: Path("own") / name)
 
 
 def second_job(after="runs/one", **forgetting):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pipelines.errors import DataError, ModelError
-from pipelines.evaluation.completions import LoadedModel, complete, decoding
+from pipelines.evaluation.completions import LoadedModel, complete, generation_settings
 from pipelines.modeling.loading import load_causal_lm
 from tests.tiny import make_model, make_tokenizer
 
@@ -120,7 +120,7 @@ def test_settings_in_config_json_do_not_act_either(folder):
 
 
 def test_all_that_acts_is_told(folder):
-    told = decoding(
+    told = generation_settings(
         {"do_sample": False, "temperature": None, "max_new_tokens": 7}, LoadedModel.base(folder, None).prompts
     )
     assert told == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
@@ -148,7 +148,7 @@ def test_answers_end_with_the_context(tmp_path):
     loaded = LoadedModel.base(tmp_path, False)
     prompt = loaded.prompts.prompt_ids("tea " * 8)
     (answer,) = complete(loaded, [prompt], {"do_sample": False, "repetition_penalty": 9.0}, [500])
-    assert len(prompt) + answer.new_tokens <= 40
+    assert len(prompt) + answer.num_generated_tokens <= 40
     with pytest.raises(DataError, match=r"prompt 2 of 2 has \d+ tokens with its answer, this model's context holds 40"):
         complete(loaded, [prompt, loaded.prompts.prompt_ids("tea " * 20)], {"do_sample": False}, [5, 5])
 
@@ -167,7 +167,7 @@ FILE = "adapter_model.safetensors"
 
 
 def test_a_whole_adapter(folder, adapter):
-    LoadedModel.base(folder, None).attach(adapter)
+    LoadedModel.base(folder, None).with_adapter(adapter)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_whole_adapter(folder, adapter):
 def test_an_adapter_that_does_not_fit_is_refused(folder, adapter, change, message):
     change(adapter)
     with pytest.raises(ModelError, match=message) as error:
-        LoadedModel.base(folder, None).attach(adapter)
+        LoadedModel.base(folder, None).with_adapter(adapter)
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.config.job import load_job
 from pipelines.errors import ConfigError, RunError
-from pipelines.evaluation.evaluator import LocalPass
+from pipelines.evaluation.evaluator import LocalEvaluator
 from pipelines.modeling.adapters import check_saved
 from pipelines.modeling.equivalence import probe_logits
 from pipelines.modeling.loading import load_causal_lm
@@ -49,7 +49,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
     assert history["forgetting"][0].get("distill", 0) == pytest.approx(0, abs=1e-4)
     base, tuned = (
         load_causal_lm("base", frozen=True),
-        LocalPass(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
+        LocalEvaluator(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
     )
     torch.testing.assert_close(probe_logits(load_causal_lm("base", frozen=True)), base.model_source.logits)
     measured = [line["score"] for line in read_jsonl(moved.path("guards", "tuned.jsonl")) if line["guard"] == "answers"]
@@ -77,7 +77,7 @@ def test_the_folder_names_no_path_and_loads_elsewhere(project, tmp_path, adapter
     elsewhere.mkdir()
     shutil.copytree(folder, elsewhere / "model")
     shutil.copytree("base", elsewhere / "base")
-    expected = probe_logits(LocalPass(load_job(Path("job.yaml")), Path("base"), folder).loaded.model)
+    expected = probe_logits(LocalEvaluator(load_job(Path("job.yaml")), Path("base"), folder).loaded.model)
     monkeypatch.chdir(elsewhere)
     loaded = (AutoModelForCausalLM if adapter == "null" else AutoPeftModelForCausalLM).from_pretrained(
         "model", dtype=torch.float32
@@ -140,7 +140,7 @@ def test_a_job_after_one_that_adapted_a_tied_head(guarded):  # noqa: F811
     ]
     assert (
         check_saved(
-            LocalPass(load_job(Path("second.yaml")), second.path("start"), second.path("model")).loaded.model,
+            LocalEvaluator(load_job(Path("second.yaml")), second.path("start"), second.path("model")).loaded.model,
             second.path("model"),
         )
         is None

@@ -19,10 +19,10 @@ def line(task: str, row: int, prompt: str, reference: str, completion: str, **mo
         "prompt": prompt,
         "reference": reference,
         "completion": completion,
-        "reference_loss": 1.5,
+        "reference_nll": 1.5,
         "reference_tokens": 3,
-        "new_tokens": 3,
-        "finished": True,
+        "num_generated_tokens": 3,
+        "finish_reason": "stop",
         "fields": {},
         **more,
     }
@@ -127,7 +127,11 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
             hardness = chance.uniform(0.6, 1.6)
             for lines, answer, loss in ((base, before, 2.1), (tuned, after, 0.7)):
                 tokens = len(answer) // 4 + 1
-                more = {"reference_loss": loss * hardness, "new_tokens": min(tokens, 96), "finished": tokens < 96}
+                more = {
+                    "reference_nll": loss * hardness,
+                    "num_generated_tokens": min(tokens, 96),
+                    "finish_reason": "stop" if tokens < 96 else "length",
+                }
                 lines.append(line(task, row, prompt, reference, answer, fields=fields, **more))
     write_run(folder, {"sentiment": "exact_match", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
     probes = [json.loads(text) for text in (DATA / "probes.jsonl").read_text().splitlines()]

@@ -56,7 +56,7 @@ def test_equal_answers_ask_for_no_more_rows(tmp_path):
 
 
 def test_a_lower_loss_is_better(tmp_path):
-    sides = [[line("text", n, "p", "r", "", reference_loss=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
+    sides = [[line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
     analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *sides))
     assert (task.verdict, task.better, task.worse) == ("better", 40, 0)
     assert task.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
@@ -138,7 +138,10 @@ def test_sound_rows_raise_no_flag(tmp_path):
 def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
     for metric, told in (("rouge", True), ("exact_match", False)):
         sides = [
-            [line("t", n, "p", f"yes {n % 3}", answer, finished=False, new_tokens=128) for n in range(40)]
+            [
+                line("t", n, "p", f"yes {n % 3}", answer, finish_reason="length", num_generated_tokens=128)
+                for n in range(40)
+            ]
             for answer in ("no", "yes")
         ]
         _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))

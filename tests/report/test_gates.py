@@ -18,7 +18,7 @@ def run_with_gates(folder, gates, right=12):
     ]
     for lines, loss in zip(sides, (2.0, 1.0), strict=True):
         lines += [
-            line("text", n, "p", "r", "x", reference_loss=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)
+            line("text", n, "p", "r", "x", reference_nll=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)
         ]
     write_run(folder, {"mood": "exact_match", "text": "nll"}, *sides)
     config = yaml.safe_load((folder / "config.yaml").read_text())

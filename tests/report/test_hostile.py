@@ -63,7 +63,7 @@ def run(tmp_path_factory):
     """Every text of the run is hostile; the two sides differ."""
     sides = [
         [
-            line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], new_tokens=96, finished=False)
+            line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], num_generated_tokens=96, finish_reason="length")
             for n, text in enumerate(HOSTILE)
         ]
         for shift in (0, 1)

@@ -130,13 +130,13 @@ DAMAGE = {
     "NaN": (
         "base/completions.jsonl",
         lambda text: text.replace("1.5", "NaN", 1),
-        "jsonl:1: reference_loss is nan: the training diverged",
+        "jsonl:1: reference_nll is nan: the training diverged",
     ),
     "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "seconds is inf"),
     "a loss as this program writes it": (
         "tuned/completions.jsonl",
-        lambda text: re.sub('"reference_loss": [0-9.]+', '"reference_loss": "NaN"', text, count=1),
-        "reference_loss is NaN: the training diverged",
+        lambda text: re.sub('"reference_nll": [0-9.]+', '"reference_nll": "NaN"', text, count=1),
+        "reference_nll is NaN: the training diverged",
     ),
     "wrong type": ("tuned/completions.jsonl", lambda text: text.replace('"row": 7', '"row": "x"'), "jsonl:8: row"),
     "empty answers": (

@@ -28,7 +28,7 @@ def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: A
         "prompt": "",
         "reference": reference,
         "completion": completion,
-        "reference_loss": loss,
+        "reference_nll": loss,
         "fields": fields,
     }
 
@@ -340,7 +340,7 @@ def test_nll_is_the_loss_of_the_reference() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None, "1.2", True])
 def test_loss_that_is_no_number(loss: Any) -> None:
-    with pytest.raises(DataError, match="task 'chores', row 7: reference_loss"):
+    with pytest.raises(DataError, match="task 'chores', row 7: reference_nll"):
         value("nll", loss=loss)
 
 
