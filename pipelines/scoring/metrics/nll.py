@@ -9,9 +9,9 @@ from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, regist
 
 def _score(line: CompletionLine) -> Score:
     try:
-        return Score(as_finite_float(line["reference_loss"]))
+        return Score(as_finite_float(line["reference_nll"]))
     except ValueError as error:
-        raise DataError(f"{row_location(line)}: reference_loss {error}") from None
+        raise DataError(f"{row_location(line)}: reference_nll {error}") from None
 
 
 register(
