@@ -16,7 +16,7 @@ from pipelines import __version__
 from pipelines.console.activity import HEARTBEAT, Unfailing, draws
 from pipelines.console.plain_text import make_readable, speaks_unicode
 from pipelines.errors import AlfineError, ConfigError, RunError
-from pipelines.storage.cache import settle_home
+from pipelines.storage.cache import ensure_home
 
 if TYPE_CHECKING:
     from pipelines.report import Analysis
@@ -42,7 +42,7 @@ class Alfine(click.Group):
         # Over all of a command, so that nothing in it is silent for long where no terminal shows that it lives.
         lines = contextlib.nullcontext() if draws(sys.stderr) else HEARTBEAT.beating(Unfailing(sys.stderr).line)
         try:
-            settle_home()
+            ensure_home()
             with lines:
                 return super().invoke(context)
         except AlfineError as error:
@@ -106,7 +106,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     from pipelines.checks.rows import Preflight, refuse_serious
     from pipelines.commands.preview import show_rows, show_schedule
     from pipelines.config.job import load_job
-    from pipelines.console.reporter import Screen, quiet_libraries
+    from pipelines.console.reporter import ConsoleReporter, quiet_libraries
     from pipelines.data.examples import check_files, load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import prepare_rows
@@ -117,11 +117,11 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     check_files(job)
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
-    screen = Screen()
-    with screen.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
+    reporter = ConsoleReporter()
+    with reporter.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
         folder = find_base_model(job.ludwig["base_model"])
-    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, screen.working)
-    with screen.working("Preparing rows"):
+    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
+    with reporter.working("Preparing rows"):
         prompts = PromptFormat.for_job(job, folder)
         preflight = Preflight(job, prompts, context_length(folder))
         prepared = list(preflight.watch(prepare_rows(examples, prompts)))
@@ -131,7 +131,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     findings = preflight.findings()
     for finding in findings:
         if not finding.serious:
-            screen.warn(str(finding.problem))
+            reporter.warn(str(finding.problem))
     refuse_serious(findings)
 
 
@@ -147,7 +147,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
       alfine run ludwig_configs/quickstart.yaml --name first trainer.epochs=2
     """
     from pipelines.config.job import load_job
-    from pipelines.console.reporter import Screen
+    from pipelines.console.reporter import ConsoleReporter
     from pipelines.report import analyse
     from pipelines.run import run_job
     from pipelines.storage.run_folder import Run
@@ -155,7 +155,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None) -> None:
     folder = RUNS / _run_name(name if name is not None else config.stem)
     job = load_job(config, overrides)
     command = shlex.join(["alfine", "run", str(config), "--name", folder.name, *overrides])
-    run_job(job, Run(folder), command, Screen())
+    run_job(job, Run(folder), command, ConsoleReporter())
     _summary(folder, analyse(folder))
 
 
@@ -186,7 +186,7 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
     Example:
       alfine predict runs/quickstart new_reviews.jsonl --task sentiment
     """
-    from pipelines.console.reporter import Screen, quiet_libraries
+    from pipelines.console.reporter import ConsoleReporter, quiet_libraries
     from pipelines.predict import check_output, write_predictions
     from pipelines.predict import predict as complete_rows
     from pipelines.storage.run_folder import Run
@@ -195,10 +195,10 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
     quiet_libraries()
     if output is not None:
         check_output(output, file)
-    screen = Screen()
-    rows = complete_rows(Run.open(run), file, task, screen, raw)
+    reporter = ConsoleReporter()
+    rows = complete_rows(Run.open(run), file, task, reporter, raw)
     if output is not None:
-        write_predictions(rows, output, screen)
+        write_predictions(rows, output, reporter)
         return
     # In a terminal's own encoding what it lacks is escaped, so that each line is still JSON.
     escaped = not speaks_unicode(sys.stdout)
@@ -271,7 +271,7 @@ def _head_to_head(
     places: tuple[str, str], prompts: Path | None, task: str | None, raw: bool, metric: str, output: Path | None
 ) -> None:
     from pipelines.compare import compare_models
-    from pipelines.console.reporter import Screen, quiet_libraries
+    from pipelines.console.reporter import ConsoleReporter, quiet_libraries
     from pipelines.report import write_report
     from pipelines.scoring.metric import resolve
 
@@ -289,7 +289,7 @@ def _head_to_head(
     }
     given = [word for name, value in options.items() if value for word in (name, str(value))]
     command = shlex.join(["alfine", "compare", *places, *given, *(["--raw"] if raw else [])])
-    compare_models(places, prompts, task, raw, metric, folder, command, Screen())
+    compare_models(places, prompts, task, raw, metric, folder, command, ConsoleReporter())
     _prepare_sandbox(folder)
     _summary(folder, write_report(folder))
 
@@ -302,11 +302,13 @@ def _refuse(options: dict[str, object], what_for: str) -> None:
 
 def _prepare_sandbox(*folders: Path) -> None:
     """What the runs' unit tests need, where they have any, with a line while it is compiled."""
-    from pipelines.console.reporter import Screen
+    from pipelines.console.reporter import ConsoleReporter
     from pipelines.report.run_files import read_run
     from pipelines.scoring.sandbox import prepare_sandbox
 
-    prepare_sandbox({metric for folder in folders for metric in read_run(folder).metrics.values()}, Screen().working)
+    prepare_sandbox(
+        {metric for folder in folders for metric in read_run(folder).metrics.values()}, ConsoleReporter().working
+    )
 
 
 def _run_folder(place: str) -> Path:
@@ -386,12 +388,12 @@ def bakeoff(config: Path, overrides: tuple[str, ...], strategies: str, seeds: in
     """
     from rich.console import Console
 
-    from pipelines.console.reporter import Screen
+    from pipelines.console.reporter import ConsoleReporter
     from pipelines.report.sweep import print_bake_off, write_bake_off
     from pipelines.sweep import bake_off, parse_arms
 
     folder = RUNS / _run_name(name if name is not None else f"{config.stem}-bakeoff")
-    bake_off(config, overrides, parse_arms(strategies), seeds, tune, folder, Screen())
+    bake_off(config, overrides, parse_arms(strategies), seeds, tune, folder, ConsoleReporter())
     print_bake_off(write_bake_off(folder), Console(highlight=False))
     click.echo(f"report: {folder / 'bakeoff.html'}")
 

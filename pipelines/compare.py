@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +13,19 @@ from pipelines.data.sample_prompts import check_free_prompt
 from pipelines.data.templates import as_text, fill, template_columns
 from pipelines.errors import DataError, RunError
 from pipelines.predict import Question, check_lengths, load_tuned, questions, tuned_format, tuned_job
-from pipelines.storage.run_folder import (
-    Run,
-    hardware,
-    machine_errors,
+from pipelines.storage.environment import hardware, versions
+from pipelines.storage.files import (
+    atomic_dir,
+    os_errors_as_machine_error,
     read_jsonl,
-    replace_folder,
-    versions,
     write_json,
     write_jsonl,
     write_text,
 )
+from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    from pipelines.console.reporter import Screen
+    from pipelines.console.reporter import ConsoleReporter
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.evaluation.completions import Completion, LoadedModel
 
@@ -97,7 +95,7 @@ def compare_models(
     metric: str,
     folder: Path,
     command: str,
-    screen: Screen,
+    reporter: ConsoleReporter,
 ) -> Path:
     """Puts the answers of both into `folder` and returns it.
 
@@ -107,22 +105,19 @@ def compare_models(
     """
     if prompts is None and (task is not None or raw):
         raise RunError(f"{'--raw' if raw else '--task'} says how the rows of a file are asked; add --prompts FILE")
-    with screen.working("Models"):
+    with reporter.working("Models"):
         one, two = Side.of(places[0]), Side.of(places[1])
     if one.name == two.name:
         one, two = replace(one, name=one.place), replace(two, name=two.place)
     job = one.job or two.job
     if prompts is None and job is None:
         raise RunError("two models that are no runs need prompts to be compared on; add --prompts FILE")
-    with machine_errors(folder):
-        aside = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+    with os_errors_as_machine_error(folder), atomic_dir(folder) as staging:
         if prompts is None and one.run is not None and two.run is not None:
-            tasks = _stored_answers(one.run, two.run, aside)
+            tasks = _stored_answers(one.run, two.run, staging)
         else:
-            tasks = _new_answers(one, two, job, prompts, task, raw, metric, aside, screen)
-        _describe(one, two, job, tasks, folder, aside, command)
-        replace_folder(aside, folder)
+            tasks = _new_answers(one, two, job, prompts, task, raw, metric, staging, reporter)
+        _describe(one, two, job, tasks, folder, staging, command)
     return folder
 
 
@@ -163,7 +158,7 @@ def _new_answers(
     raw: bool,
     metric: str,
     folder: Path,
-    screen: Screen,
+    reporter: ConsoleReporter,
 ) -> dict[str, dict[str, Any]]:
     if prompts is None:
         owner = one.run or two.run
@@ -179,14 +174,14 @@ def _new_answers(
         name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "group": None}
         for name in named
     }
-    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, screen.working)
+    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, reporter.working)
     _check_scores(asked, tasks)
     generation = _generation(job)
     tokens = [_tokens(side, asked) for side in (one, two)]
     # A loss per token compares two models only where both cut the references into the same tokens.
     same_tokens = tokens[0].references == tokens[1].references
     for side, given, which in ((one, tokens[0], "base"), (two, tokens[1], "tuned")):
-        _write(asked, _answer(side, asked, given, generation, screen), folder / which, with_losses=same_tokens)
+        _write(asked, _answer(side, asked, given, generation, reporter), folder / which, with_losses=same_tokens)
     return tasks
 
 
@@ -290,14 +285,14 @@ def _tokens(side: Side, asked: Sequence[Asked]) -> Tokens:
 
 
 def _answer(
-    side: Side, asked: Sequence[Asked], tokens: Tokens, generation: dict[str, Any], screen: Screen
+    side: Side, asked: Sequence[Asked], tokens: Tokens, generation: dict[str, Any], reporter: ConsoleReporter
 ) -> list[Completion]:
     from pipelines.evaluation.completions import complete
 
-    with screen.working(f"Loading {side.name}"):
+    with reporter.working(f"Loading {side.name}"):
         loaded = side.load()
     bounds = [one.question.max_new_tokens for one in asked]
-    with screen.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
+    with reporter.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
         return complete(loaded, tokens.prompts, generation, bounds, progress, tokens.references)
 
 

@@ -14,11 +14,12 @@ from pipelines.data.readers import Mistakes, numbered_rows
 from pipelines.data.sample_prompts import check_free_prompt
 from pipelines.data.templates import filled
 from pipelines.errors import DataError, RunError
-from pipelines.storage.run_folder import Run, machine_errors
+from pipelines.storage.files import os_errors_as_machine_error
+from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:
-    from pipelines.console.reporter import Screen
+    from pipelines.console.reporter import ConsoleReporter
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.evaluation.completions import LoadedModel
 
@@ -146,7 +147,9 @@ def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
     return PromptFormat.of_folder(base, job.pipeline.chat_template), context_length(base)
 
 
-def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = False) -> Iterator[dict[str, Any]]:
+def predict(
+    run: Run, file: Path, task: str | None, reporter: ConsoleReporter, raw: bool = False
+) -> Iterator[dict[str, Any]]:
     """The rows of `file` in their order, with PREDICTION and FINISH_REASON ("stop", or "length" where it was cut at max_new_tokens) added.
 
     Every row is checked at once, before the model is loaded: see `questions` and `check_lengths`; DataError as well for rows
@@ -163,21 +166,21 @@ def predict(run: Run, file: Path, task: str | None, screen: Screen, raw: bool = 
                 )
     mistakes.refuse()
     prompts, context = tuned_format(run, job)
-    return _answered(run, job, asked, check_lengths(prompts, asked, context), screen)
+    return _answered(run, job, asked, check_lengths(prompts, asked, context), reporter)
 
 
 def _answered(
-    run: Run, job: Job, asked: Sequence[Question], ids: Sequence[list[int]], screen: Screen
+    run: Run, job: Job, asked: Sequence[Question], ids: Sequence[list[int]], reporter: ConsoleReporter
 ) -> Iterator[dict[str, Any]]:
     from pipelines.evaluation.completions import complete
 
-    with screen.working("Loading the tuned model"):
+    with reporter.working("Loading the tuned model"):
         loaded = load_tuned(run, job)
     for start in range(0, len(asked), ROWS_AT_ONCE):
         some = asked[start : start + ROWS_AT_ONCE]
         part = "" if len(some) == len(asked) else f", rows {start + 1} to {start + len(some)} of {len(asked)}"
         # A bar for each part: nothing is drawn while its rows are written.
-        with screen.bar(f"Completions{part}", len(some), "rows") as progress:
+        with reporter.bar(f"Completions{part}", len(some), "rows") as progress:
             bounds = [one.max_new_tokens for one in some]
             part_ids = ids[start : start + ROWS_AT_ONCE]
             answers = complete(loaded, part_ids, job.ludwig["generation"], bounds, progress, seed=job.pipeline.seed)
@@ -193,11 +196,11 @@ def check_output(output: Path, file: Path) -> None:
         raise RunError(f"--output {output} is the file of the rows, which would be gone; name another")
 
 
-def write_predictions(rows: Iterator[dict[str, Any]], output: Path, screen: Screen) -> None:
+def write_predictions(rows: Iterator[dict[str, Any]], output: Path, reporter: ConsoleReporter) -> None:
     """JSON Lines, row by row, under a name of their own until all are there. What is cut off keeps the rows that it has."""
     partial = output.with_name(output.name + ".partial")
     count = 0
-    with machine_errors(output.parent):
+    with os_errors_as_machine_error(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("w", encoding="utf-8") as lines:
@@ -209,7 +212,7 @@ def write_predictions(rows: Iterator[dict[str, Any]], output: Path, screen: Scre
             partial.replace(output)
         except BaseException:
             if count:
-                screen.warn(f"the {count} rows that were answered are in {partial}")
+                reporter.warn(f"the {count} rows that were answered are in {partial}")
             else:
                 partial.unlink(missing_ok=True)
             raise

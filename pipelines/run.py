@@ -13,42 +13,32 @@ from pipelines import __version__
 from pipelines.config.job import Job
 from pipelines.config.optional_packages import check_extras
 from pipelines.console.activity import doing
-from pipelines.console.reporter import Screen, quiet_libraries
+from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.stages.digests import stage_inputs
-from pipelines.storage.cache import cache_folder, cached, check_cache, unwritable
-from pipelines.storage.run_folder import (
-    Run,
-    config_entries,
-    digest,
-    file_digest,
-    hardware,
-    machine_errors,
-    refuse_other_config,
-    versions,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error, check_cache
+from pipelines.storage.environment import hardware, versions
+from pipelines.storage.files import digest, file_digest, os_errors_as_machine_error, write_json, write_jsonl, write_text
+from pipelines.storage.run_folder import Run, check_same_config, config_entries
 
 if TYPE_CHECKING:
     from pipelines.evaluation.evaluator import Evaluator
 
 
-def run_job(job: Job, run: Run, command: str, screen: Screen) -> None:
+def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
     """Does what is not done yet. Killed anywhere, the same call goes on from there."""
     check_extras(job)
-    with machine_errors(run.folder), run.locked():
-        refuse_other_config(job.path, run)
+    with os_errors_as_machine_error(run.folder), run.locked():
+        check_same_config(job.path, run)
         check_cache()
-        Stages(job, run, command, screen).all()
+        Stages(job, run, command, reporter).all()
 
 
 class Stages:
     """The work of each stage and what it depends on."""
 
-    def __init__(self, job: Job, run: Run, command: str, screen: Screen) -> None:
-        self.job, self.run, self.command, self.screen = job, run, command, screen
-        with screen.working(f"Base model {job.ludwig['base_model']}"):
+    def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
+        self.job, self.run, self.command, self.reporter = job, run, command, reporter
+        with reporter.working(f"Base model {job.ludwig['base_model']}"):
             quiet_libraries()
             # torch is imported here, which takes half a minute on a busy machine.
             from pipelines.forgetting.continual import starting_model
@@ -98,13 +88,15 @@ class Stages:
 
         guards = retention_eval_configs(self.job.pipeline.forgetting).values()
         metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {guard.metric or "" for guard in guards}
-        prepare_sandbox(metrics, self.screen.working)
+        prepare_sandbox(metrics, self.reporter.working)
 
     def _say_changed_data(self) -> None:
         for name, prepared in self.run.manifest.get("data", {}).items():
             file = Path(prepared["file"])
             if file.is_file() and file_digest(file) != prepared["sha256"]:
-                self.screen.warn(f"{file} has changed since task {name} was prepared; what depends on it is done again")
+                self.reporter.warn(
+                    f"{file} has changed since task {name} was prepared; what depends on it is done again"
+                )
 
     def _decoding(self) -> dict[str, Any]:
         from pipelines.data.prompt_format import PromptFormat
@@ -121,8 +113,8 @@ class Stages:
         return self.base_folder.name if self.base_folder.parent.name == "snapshots" else self.model_id
 
     def _stage(self, name: str, inputs: str, work: Callable[[], None]) -> None:
-        if not self.run.stage(name, inputs, work):
-            self.screen.note(f"{name}: done already")
+        if not self.run.run_stage(name, inputs, work):
+            self.reporter.note(f"{name}: done already")
 
     def _write_config(self) -> None:
         import yaml
@@ -140,7 +132,7 @@ class Stages:
         from pipelines.data.tokenize_rows import prepare_rows, write_rows
         from pipelines.modeling.base_models import context_length
 
-        with self.screen.working("Preparing rows"):
+        with self.reporter.working("Preparing rows"):
             prompts = PromptFormat.for_job(self.job, self.base_folder)
             preflight = Preflight(self.job, prompts, context_length(self.base_folder))
             rows = prepare_rows(load_examples(self.job.pipeline), prompts)
@@ -148,7 +140,7 @@ class Stages:
             findings = preflight.findings()
         refuse_serious(findings)
         for finding in findings:
-            self.screen.warn(str(finding.problem))
+            self.reporter.warn(str(finding.problem))
         data: dict[str, Any] = {}
         for name, task in self.job.pipeline.tasks.items():
             file = task.data if isinstance(task.data, str) else task.data.train
@@ -171,7 +163,7 @@ class Stages:
         kept = self._base_cache(table) if which == "base" else None
         if kept is not None and kept.exists():
             shutil.copytree(kept, folder)
-            self.screen.note("base: this model has answered these prompts before; taken from the cache")
+            self.reporter.note("base: this model has answered these prompts before; taken from the cache")
         else:
             self._answer(which, table, folder)
             if kept is not None:
@@ -194,7 +186,7 @@ class Stages:
 
         if self._asked is None:
             tuned = self.run.path("model") if which == "tuned" else None
-            with self.screen.working(f"Loading the {which} model"):
+            with self.reporter.working(f"Loading the {which} model"):
                 if on_ray(self.job):
                     self._asked = self._open.enter_context(ray_pass(self.job, self.base_folder, tuned))
                 else:
@@ -210,7 +202,7 @@ class Stages:
         write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
         validation = TokenDataset.from_table(open_table(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
-            with self.screen.working("Validation loss of the base"):
+            with self.reporter.working("Validation loss of the base"):
                 write_json(folder / "validation.json", model.validation_losses(validation))
 
     def _keep(self, folder: Path, kept: Path) -> None:
@@ -229,14 +221,14 @@ class Stages:
         try:
             yield
         except OSError as error:
-            self.screen.warn(
-                f"{unwritable(cache_folder(), error)}. Other runs will not find what this one has answered"
+            self.reporter.warn(
+                f"{cache_write_error(cache_folder(), error)}. Other runs will not find what this one has answered"
             )
 
     def _publish(self, folder: Path, which: str) -> None:
-        from pipelines.storage.run_folder import replace_folder
+        from pipelines.storage.files import atomic_replace_dir
 
-        replace_folder(folder, self.run.path(which))
+        atomic_replace_dir(folder, self.run.path(which))
 
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
         from pipelines.data.tokenize_rows import read_table
@@ -264,7 +256,7 @@ class Stages:
             versions(),
             hardware()["gpu"],
         )
-        return cached("completions", key[:32])
+        return cache_entry("completions", key[:32])
 
     def _bound(self, task: str) -> int:
         bound = self.job.pipeline.tasks[task].max_new_tokens
@@ -274,7 +266,7 @@ class Stages:
         prompts = [row["input_ids"][: row["supervised_from"]] for row in table]
         references = [row["input_ids"][row["supervised_from"] :] for row in table]
         bounds = [self._bound(row["task"]) for row in table]
-        with self.screen.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
+        with self.reporter.bar(f"{which.capitalize()} completions", len(table), "rows") as progress:
             answers = model.complete(prompts, self.generation, bounds, progress, references)
         return [
             {
@@ -302,7 +294,7 @@ class Stages:
         prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
         texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
-        with self.screen.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
+        with self.reporter.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
             answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
         write_jsonl(
             folder / "probes.jsonl",
@@ -328,13 +320,13 @@ class Stages:
             shutil.rmtree(marker.parent)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(inputs, encoding="utf-8")
-        with self.screen.steps("Training") as report:
+        with self.reporter.steps("Training") as report:
             (train_on_ray if on_ray(self.job) else train)(self.job, self.run, self.base_folder, report)
         history = json.loads(self.run.path("model", "training.json").read_text(encoding="utf-8"))
         for note in history.get("notes", []):
-            self.screen.warn(note)
+            self.reporter.warn(note)
         if skipped := history.get("skipped"):
-            self.screen.warn(
+            self.reporter.warn(
                 f"{len(skipped)} steps without a finite loss were passed over: {', '.join(map(str, skipped))}"
             )
 
@@ -350,14 +342,14 @@ class Stages:
             return
         inputs = stage_inputs(self.job, self.model_id)["base guards"]
         key = digest(inputs, self.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
-        kept = cached("guards", f"{key[:32]}.jsonl") if which == "base" else None
+        kept = cache_entry("guards", f"{key[:32]}.jsonl") if which == "base" else None
         if kept is not None and kept.exists():
             write_text(target, kept.read_text(encoding="utf-8"))
             return
         guards = context.retention_evals
         lines: list[dict[str, Any]] = []
         model = self._model(which)
-        with self.screen.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
+        with self.reporter.bar(f"{which.capitalize()} guards", len(guards), "guards") as progress:
             for guard in guards:
                 lines += retention_records(guard, model.score_retention_eval(guard))
                 progress(1)
@@ -369,5 +361,5 @@ class Stages:
     def report(self) -> None:
         from pipelines.report import write_report
 
-        with self.screen.working("Report"):
+        with self.reporter.working("Report"):
             write_report(self.run.folder)

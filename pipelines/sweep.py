@@ -12,13 +12,14 @@ from typing import Any
 from pipelines.config.forgetting import SETTINGS, STRATEGIES, parse_strategies
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
-from pipelines.console.reporter import Screen
+from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import retention_eval_configs
 from pipelines.evaluation.retention_files import bundled_file
 from pipelines.report.sweep import DEVELOPMENT
 from pipelines.run import run_job
-from pipelines.storage.run_folder import Run, read_jsonl, write_json
+from pipelines.storage.files import read_jsonl, write_json
+from pipelines.storage.run_folder import Run
 
 KNOBS = {
     "ewc": ("strength", (1.0, 10.0, 0.1, 100.0)),
@@ -92,7 +93,7 @@ def bake_off(
     seeds: int,
     tries: int,
     folder: Path,
-    screen: Screen,
+    reporter: ConsoleReporter,
 ) -> None:
     """Runs every arm into `folder`, one run folder each, and writes `folder/arms.json`. Finished runs are not run again.
 
@@ -104,10 +105,10 @@ def bake_off(
     chosen = []
     for strategy in strategies:
         candidates = arms(job, strategy, tries)
-        losses = [_run(config, overrides, arm, first, folder, screen) for arm in candidates]
+        losses = [_run(config, overrides, arm, first, folder, reporter) for arm in candidates]
         best = min(range(len(candidates)), key=lambda number: losses[number]["sum"])
         for seed in range(first + 1, first + seeds):
-            _run(config, overrides, candidates[best], seed, folder, screen)
+            _run(config, overrides, candidates[best], seed, folder, reporter)
         chosen.append(
             {
                 "strategy": strategy,
@@ -119,7 +120,9 @@ def bake_off(
         write_json(folder / "arms.json", {"config": str(config), "seeds": seeds, "tries": tries, "arms": chosen})
 
 
-def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, screen: Screen) -> dict[str, Any]:
+def _run(
+    config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, reporter: ConsoleReporter
+) -> dict[str, Any]:
     """Runs one arm with one seed, and what it lost on rows that the report does not show, in nats per token."""
     given = [*overrides, *arm.overrides, f"pipeline.seed={seed}"]
     guards = load_job(config, given).pipeline.forgetting
@@ -127,10 +130,10 @@ def _run(config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Pa
     wanted[DEVELOPMENT] = {"kind": "text", "data": str(bundled_file("general/passages.jsonl"))}
     given.append(f"pipeline.forgetting.guards={json.dumps(wanted)}")
     run = Run(folder / f"{arm.folder}-seed{seed}")
-    screen.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
+    reporter.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
     # As a run of its own, whose name `alfine run` takes.
     command = shlex.join(["alfine", "run", str(config), "--name", run.name.replace("+", "-"), *given])
-    run_job(load_job(config, given), run, command, screen)
+    run_job(load_job(config, given), run, command, reporter)
     training = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     task = min((float(entry["loss"]) for entry in training["validation_loss"]), default=0.0)
     general = list(_development(run))

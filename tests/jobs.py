@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.config.job import load_job
-from pipelines.console.reporter import Screen
+from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import prepare_rows, write_rows
@@ -17,7 +17,7 @@ from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
 from tests.tiny import make_model
 
-QUIET = Screen(Console(file=io.StringIO()))
+QUIET = ConsoleReporter(Console(file=io.StringIO()))
 LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 
 

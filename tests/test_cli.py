@@ -93,7 +93,7 @@ def test_names_of_runs_in_every_script(name):
 def test_missing_config_and_run(tmp_path):
     assert "no such file" in call("check", tmp_path / "none.yaml").output
     result = call("report", tmp_path)
-    assert (result.exit_code, "is no run folder" in result.output) == (2, True)
+    assert (result.exit_code, "is not a run directory" in result.output) == (2, True)
 
 
 def test_a_run_with_an_unknown_model_leaves_nothing(tmp_path, monkeypatch):
@@ -119,9 +119,11 @@ def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
     (tmp_path / "my jobs").mkdir()
     config = write_job(tmp_path / "my jobs").relative_to(tmp_path)
     saved = []
-    monkeypatch.setattr("pipelines.run.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0))
     monkeypatch.setattr(
-        "pipelines.sweep.run_job", lambda job, run, command, screen: saved.append(command) or sys.exit(0)
+        "pipelines.run.run_job", lambda job, run, command, reporter: saved.append(command) or sys.exit(0)
+    )
+    monkeypatch.setattr(
+        "pipelines.sweep.run_job", lambda job, run, command, reporter: saved.append(command) or sys.exit(0)
     )
     monkeypatch.setattr("pipelines.compare.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0))
     call("run", config, *HOSTILE, "--name", "one")

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from pipelines.storage.run_folder import read_jsonl
+from pipelines.storage.files import read_jsonl
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipelines.cli import main
 from pipelines.compare import _check_scores, _rows_of_file
 from pipelines.config.job import load_job
-from pipelines.console.reporter import Screen
+from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import AlfineError
 from pipelines.predict import check_lengths, check_output, questions, write_predictions
@@ -216,7 +216,7 @@ def test_predictions_are_written_row_by_row(tmp_path, capsys):
         yield {"q": float("nan")}
 
     Path("out.jsonl").write_text("old")
-    write_predictions(rows(), Path("out.jsonl"), Screen())
+    write_predictions(rows(), Path("out.jsonl"), ConsoleReporter())
     assert Path("out.jsonl").read_text() == '{"q": 1}\n{"q": "Infinity"}\n{"q": "NaN"}\n'
     assert not Path("out.jsonl.partial").exists()
 
@@ -228,7 +228,7 @@ def test_what_is_cut_off_keeps_what_was_answered(tmp_path, capsys, answered):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(rows(), Path("new") / "out.jsonl", Screen())
+        write_predictions(rows(), Path("new") / "out.jsonl", ConsoleReporter())
     partial = Path("new/out.jsonl.partial")
     assert not Path("new/out.jsonl").exists() and partial.exists() == bool(answered)
     if answered:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines import run as pipeline
 from pipelines.config.job import load_job
-from pipelines.console.reporter import Screen
+from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import RunError
 from pipelines.forgetting import continual as sequence
 from pipelines.modeling.base_models import find_base_model
@@ -17,7 +17,8 @@ from pipelines.modeling.content_hash import fingerprint
 from pipelines.predict import predict
 from pipelines.run import run_job
 from pipelines.stages.digests import stage_inputs
-from pipelines.storage.run_folder import Run, read_jsonl
+from pipelines.storage.files import read_jsonl
+from pipelines.storage.run_folder import Run
 from tests.jobs import QUIET, run
 from tests.tiny import make_model
 
@@ -102,7 +103,7 @@ def test_the_same_rows_on_other_lines_take_no_answers_of_the_cache(project):
 def test_a_folder_belongs_to_its_config(project):
     run()
     Path("other.yaml").write_text(Path("job.yaml").read_text())
-    with pytest.raises(RunError, match=r"belongs to job\.yaml"):
+    with pytest.raises(RunError, match=r"was created by job\.yaml"):
         run_job(load_job(Path("other.yaml")), Run(Path("runs/one")), "x", QUIET)
 
 
@@ -166,8 +167,8 @@ def test_changed_data_are_named(project):
     run()
     with Path("odd.jsonl").open("a") as file:
         file.write('{"q": "is 99 odd", "a": "yes", "split": "train"}\n')
-    screen = Screen(Console(file=(said := io.StringIO()), width=300))
-    run_job(load_job(Path("job.yaml")), Run(Path("runs/one")), "alfine run job.yaml", screen)
+    reporter = ConsoleReporter(Console(file=(said := io.StringIO()), width=300))
+    run_job(load_job(Path("job.yaml")), Run(Path("runs/one")), "alfine run job.yaml", reporter)
     assert "odd.jsonl has changed since task odd was prepared" in said.getvalue()
     assert "say.csv has changed" not in said.getvalue()
     assert Run(Path("runs/one")).manifest["data"]["odd"]["train"] == 21

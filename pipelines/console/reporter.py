@@ -41,7 +41,7 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
-class Screen:
+class ConsoleReporter:
     """Stages as bars where `console` is a terminal. Elsewhere a line when a stage begins and one when it ends, and in between
     those of the heartbeat: whole lines without control characters, flushed, so that a kill loses none."""
 

@@ -12,7 +12,7 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
-from pipelines.storage.run_folder import digest
+from pipelines.storage.files import digest
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.retention_files import read_text_column
 from pipelines.modeling.packing import TokenSequences
-from pipelines.storage.cache import cached
-from pipelines.storage.run_folder import digest, file_digest, read_jsonl, versions, write_jsonl
+from pipelines.storage.environment import versions
+from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
 
 ANSWER_TOKENS = 48
 """Longest answer of the base that is kept; it may be cut there."""

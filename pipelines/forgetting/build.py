@@ -33,8 +33,10 @@ from pipelines.modeling.base_models import locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.token_dataset import TokenDataset
-from pipelines.storage.cache import cached
-from pipelines.storage.run_folder import Run, digest, read_jsonl, versions
+from pipelines.storage.cache import cache_entry
+from pipelines.storage.environment import versions
+from pipelines.storage.files import digest, read_jsonl
+from pipelines.storage.run_folder import Run
 
 SI_FILE = "si.safetensors"
 
@@ -196,4 +198,4 @@ def _importance_file(context: JobContext, name: str, rows: TokenSequences, how: 
     frozen = context.job.ludwig["trainer"].get("layers_to_freeze_regex")
     targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
     key = digest(context.model_id, text, how, context.job.pipeline.seed, targets, frozen, versions())
-    return cached("importance", f"{name}-{key[:32]}.safetensors")
+    return cache_entry("importance", f"{name}-{key[:32]}.safetensors")

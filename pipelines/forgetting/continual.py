@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.metric import metric_key, resolve
-from pipelines.storage.run_folder import Run, digest, read_jsonl, replace_folder
+from pipelines.storage.files import atomic_dir, digest, read_jsonl
+from pipelines.storage.run_folder import Run
 
 
 def ancestor_runs(run: Run) -> Iterator[Run]:
@@ -97,14 +97,11 @@ def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     from pipelines.modeling.adapters import check_merged, merge_adapter
     from pipelines.modeling.loading import load_causal_lm
 
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with doing("merging the earlier run's adapter into its base"):
+    with atomic_dir(target) as staging, doing("merging the earlier run's adapter into its base"):
         whole = merge_adapter(load_causal_lm(base, frozen=True), adapter)
-        whole.save_pretrained(partial)  # type: ignore[operator]
-        load_tokenizer(base).save_pretrained(partial)
-        check_merged(partial, whole, load_causal_lm(partial, frozen=True))
-    replace_folder(partial, target)
+        whole.save_pretrained(staging)  # type: ignore[operator]
+        load_tokenizer(base).save_pretrained(staging)
+        check_merged(staging, whole, load_causal_lm(staging, frozen=True))
 
 
 def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:

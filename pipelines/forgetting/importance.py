@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
 from pipelines.forgetting.penalty import KroneckerFactors
-from pipelines.storage.run_folder import write_tensors
+from pipelines.storage.files import write_tensors
 
 FORMAT = "2"
 OUTPUT, INPUT = "/output", "/input"

@@ -14,7 +14,7 @@ from pipelines.forgetting.distill import TopK
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits
-from pipelines.storage.run_folder import write_tensors
+from pipelines.storage.files import write_tensors
 
 MICRO_BATCH = 8
 

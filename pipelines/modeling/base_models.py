@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.activity import doing
 from pipelines.errors import MachineError, ModelError
 from pipelines.modeling.model_folder import check_model_folder, read_config, text_config
-from pipelines.storage.cache import NAMED, cache_folder
+from pipelines.storage.cache import ALFINE_CACHE_HINT, cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,7 +183,7 @@ def embedded_model(model: EmbeddedModel) -> Path:
     except OSError as error:
         raise MachineError(
             f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); it needs about 1.3 GB "
-            f"there while it is made; {NAMED}"
+            f"there while it is made; {ALFINE_CACHE_HINT}"
         ) from None
     return target
 

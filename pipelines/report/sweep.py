@@ -15,7 +15,7 @@ from pipelines.report.formatting import count, duration, interval, number, one_l
 from pipelines.report.results import Analysis
 from pipelines.report.tables import Column, print_table
 from pipelines.scoring.statistics import crossed_interval
-from pipelines.storage.run_folder import write_text
+from pipelines.storage.files import write_text
 from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def _judged(code: str, tests: tuple[str, ...]) -> TestResult:
 
 def prepare_sandbox(metrics: Iterable[str], working: Callable[[str], AbstractContextManager[None]]) -> None:
     """Loads the sandbox where one of `metrics` is unit_tests, and compiles it where the cache holds none, while `working` (such
-    as `Screen.working`) says so. Raises MachineError where that fails."""
+    as `ConsoleReporter.working`) says so. Raises MachineError where that fails."""
     if "unit_tests" in metrics:
         said = working("Compiling the sandbox for unit tests (once, a minute or two)")
         with contextlib.nullcontext() if is_compiled() else said:

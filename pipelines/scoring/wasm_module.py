@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import MachineError
 from pipelines.storage.cache import cache_folder
-from pipelines.storage.run_folder import digest, file_digest, write_text
+from pipelines.storage.files import digest, file_digest, write_text
 
 if TYPE_CHECKING:
     import wasmtime

@@ -13,7 +13,7 @@ from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
 from pipelines.scoring.metric import metric_key
-from pipelines.storage.run_folder import digest, file_digest
+from pipelines.storage.files import digest, file_digest
 
 PREPARED_FORMAT = 3
 """Raised when prepared tokens change for the same inputs, so that finished stages are done again."""

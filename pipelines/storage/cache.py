@@ -1,4 +1,4 @@
-"""The folder that every run of a user shares: unpacked models, what a base has answered, what was measured on it."""
+"""The cache folder that all runs of a user share: unpacked models, completions of base models, Fisher information."""
 
 from __future__ import annotations
 
@@ -10,92 +10,99 @@ import stat
 import tempfile
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from pipelines.errors import MachineError
 
-NAMED = "ALFINE_CACHE names another folder"
+ALFINE_CACHE_HINT = "ALFINE_CACHE names another folder"
 
 
 def cache_folder() -> Path:
-    """ALFINE_CACHE, or the user's cache folder; without a home (a container's bare user id) a folder of that id among the
-    machine's temporary ones. Raises MachineError for an ALFINE_CACHE in the home of somebody unknown."""
-    from platformdirs import user_cache_path
+    """The environment variable ALFINE_CACHE, else the user's cache folder.
 
-    if named := os.environ.get("ALFINE_CACHE"):
-        folder = os.path.expanduser(named)
+    Without a home directory (a container's user id) it is a folder of that id in the machine's temporary folder. Raises
+    MachineError where ALFINE_CACHE starts with `~` and there is no such home directory.
+    """
+    if override := os.environ.get("ALFINE_CACHE"):
+        folder = os.path.expanduser(override)
         if folder.startswith("~"):
-            raise MachineError(f"ALFINE_CACHE is {named}, and there is no such home; name a folder from the root on")
+            raise MachineError(f"ALFINE_CACHE is {override}, and there is no such home directory; use an absolute path")
         return Path(folder)
     try:
-        found = user_cache_path("alfine")
+        user_folder = user_cache_path("alfine")
     except RuntimeError:
-        return _temporary()
-    # What cannot be expanded stays as it is, and would become a folder of that name right here.
-    return _temporary() if str(found).startswith("~") else found
+        return _temporary_folder()
+    # A `~` that cannot be expanded stays in the path; the folder `~` would be created in the working directory.
+    return _temporary_folder() if str(user_folder).startswith("~") else user_folder
 
 
-def _temporary() -> Path:
+def _temporary_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"alfine-{os.getuid()}"
 
 
-def cached(*parts: str) -> Path:
-    """The place in the cache of something that is to be computed once. Raises MachineError where it is not there yet and
-    could not be kept: before it is computed, not after."""
-    place = cache_folder().joinpath(*parts)
-    if not place.exists():
+def cache_entry(*parts: str) -> Path:
+    """The path of a result in the cache.
+
+    Raises MachineError where the result is missing and the cache is not writable: before the result is computed.
+    """
+    entry = cache_folder().joinpath(*parts)
+    if not entry.exists():
         _check_writable(cache_folder())
-    return place
+    return entry
 
 
 def check_cache() -> None:
-    """Raises MachineError where the cache can be neither written nor read from. One that is filled and read-only will do
-    for whoever needs no more than it holds, see `cached`."""
+    """Raises MachineError where the cache is empty and not writable. A filled read-only cache is sufficient for a run
+    that needs no more than it holds, see `cache_entry`."""
     folder = cache_folder()
     try:
-        filled = any(folder.iterdir())
+        is_filled = any(folder.iterdir())
     except OSError:
-        filled = False
-    if not filled:
+        is_filled = False
+    if not is_filled:
         _check_writable(folder)
 
 
 @functools.cache
 def _check_writable(folder: Path) -> None:
-    """Makes the folder, and a file in it that is gone again."""
+    """Creates the folder, and a temporary file in it. Raises MachineError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _refuse_strangers(folder)
+        _check_owner(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
             file.flush()
     except OSError as error:
-        raise MachineError(unwritable(folder, error)) from None
+        raise MachineError(cache_write_error(folder, error)) from None
 
 
-def unwritable(folder: Path, error: OSError) -> str:
-    """The sentence about a cache folder that does not take what is written to it."""
+def cache_write_error(folder: Path, error: OSError) -> str:
+    """The message for a cache folder that cannot be written."""
     reason = (
         "a file is in its way"
         if isinstance(error, FileExistsError | NotADirectoryError)
         else error.strerror or str(error)
     )
-    return f"the cache folder {folder} cannot be written ({reason.lower()}); {NAMED}"
+    return f"the cache folder {folder} cannot be written ({reason.lower()}); {ALFINE_CACHE_HINT}"
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Among the temporary folders anybody may make one of any name, and put a model of his own into it."""
-    if folder != _temporary() or os.environ.get("ALFINE_CACHE"):
+def _check_owner(folder: Path) -> None:
+    """Raises PermissionError for a temporary folder of another user, who could have put a model of their own into it."""
+    if folder != _temporary_folder() or os.environ.get("ALFINE_CACHE"):
         return
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise PermissionError(errno.EACCES, "it belongs to another user")
 
 
-def settle_home() -> None:
-    """For a user id that the system does not know, or without HOME, as in containers: libraries ask for a home and a name, and
-    some of them end in a traceback where there is none."""
+def ensure_home() -> None:
+    """Sets HOME and LOGNAME where they are missing and the system does not know the user id, as in containers.
+
+    Libraries read both, and some end in a traceback without them.
+    """
     try:
-        import pwd
-    except ImportError:  # Windows has a home for everybody
+        import pwd  # not on Windows, where every user has a home directory
+    except ImportError:
         return
     home = None
     with contextlib.suppress(KeyError):
@@ -103,16 +110,17 @@ def settle_home() -> None:
     if home is None:
         os.environ.setdefault("LOGNAME", f"uid-{os.getuid()}")
     if not os.path.isabs(os.environ.get("HOME", "")):
-        named = os.environ.get("ALFINE_CACHE", "")
-        os.environ["HOME"] = home or (named if os.path.isabs(named) else _made(_temporary()))
+        override = os.environ.get("ALFINE_CACHE", "")
+        os.environ["HOME"] = home or (override if os.path.isabs(override) else _private_folder(_temporary_folder()))
 
 
-def _made(folder: Path) -> str:
-    """Libraries would make it for everybody to read, and take it from whoever has made it."""
+def _private_folder(folder: Path) -> str:
+    """Creates a folder that only the user can read; a library would create it readable for everybody, and use one that
+    another user has created."""
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        _refuse_strangers(folder)
+        _check_owner(folder)
     except OSError as error:
-        raise MachineError(f"{unwritable(folder, error)}, and so does HOME") from None
+        raise MachineError(f"{cache_write_error(folder, error)}, and so does HOME") from None
     return str(folder)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
 from pipelines.modeling.adapters import trained_weights
-from pipelines.storage.run_folder import save_tensors
+from pipelines.storage.files import save_tensors
 
 WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pipelines.modeling.adapters import (
 from pipelines.modeling.equivalence import probe_losses
 from pipelines.modeling.loading import load_causal_lm, neutral_generation_config
 from pipelines.modeling.module_names import no_longer_whole
-from pipelines.storage.run_folder import replace_folder
+from pipelines.storage.files import atomic_dir
 
 
 class FineTunedLLM(LLM):
@@ -78,13 +77,11 @@ class FineTunedLLM(LLM):
         saved; none where each worker holds a part of the weights.
         """
         target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        if self.config_obj.adapter is not None:
-            save_adapter(self.model, partial, self.initial)
-        else:
-            self.model.generation_config = neutral_generation_config(self.model)
-            self.model.save_pretrained(partial)
-        replace_folder(partial, target)
+        with atomic_dir(target) as staging:
+            if self.config_obj.adapter is not None:
+                save_adapter(self.model, staging, self.initial)
+            else:
+                self.model.generation_config = neutral_generation_config(self.model)
+                self.model.save_pretrained(staging)
         shared_out = any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
         self.probe_losses = None if shared_out else probe_losses(self.model).tolist()

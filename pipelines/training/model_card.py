@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.job import Job
-from pipelines.storage.run_folder import write_text
+from pipelines.storage.files import write_text
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Where the hub has what an embedded model was made from."""

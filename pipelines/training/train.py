@@ -19,7 +19,8 @@ from pipelines.data.examples import epoch_order, task_shares
 from pipelines.data.tokenize_rows import open_table
 from pipelines.errors import MachineError, RunError
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.storage.run_folder import Run, replace_folder, write_json
+from pipelines.storage.files import atomic_dir, write_json
+from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
     from pipelines.forgetting.build import JobContext
@@ -121,13 +122,13 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         base = run.path("base", "validation.json")
         if base.exists():
             history["validation_loss"].insert(0, {"step": 0, **json.loads(base.read_text(encoding="utf-8"))})
-        with doing("saving the model"):
-            aside = _collect(model, workdir, context, history)
-        _after_training(context, strategies, aside, history)
-        write_json(aside / "training.json", history)
-        for strategy in strategies:
-            strategy.on_train_end(fingerprint(aside))
-        replace_folder(aside, run.path("model"))
+        with atomic_dir(run.path("model")) as staging:
+            with doing("saving the model"):
+                _export_model(model, workdir, context, history, staging)
+            _after_training(context, strategies, staging, history)
+            write_json(staging / "training.json", history)
+            for strategy in strategies:
+                strategy.on_train_end(fingerprint(staging))
         shutil.rmtree(workdir / "model", ignore_errors=True)
 
 
@@ -201,17 +202,14 @@ def _metadata() -> dict[str, Any]:
     return {"prompt": dict(feature), "completion": dict(feature)}
 
 
-def _collect(model: Any, workdir: Path, context: JobContext, history: dict[str, Any]) -> Path:
-    """The folder with the saved weights and the tokenizer, not yet under its name."""
+def _export_model(model: Any, workdir: Path, context: JobContext, history: dict[str, Any], folder: Path) -> None:
+    """Moves the saved weights to `folder`, and adds the tokenizer and the model card."""
     from pipelines.modeling.base_models import load_tokenizer
     from pipelines.training.model_card import portable
 
-    aside = workdir.with_name("model.partial")
-    if aside.exists():
-        shutil.rmtree(aside)
-    shutil.move(workdir / "model" / "model_weights", aside)
-    load_tokenizer(context.model_folder).save_pretrained(aside)
-    portable(aside, context.job, context.model_folder, context.model_id)
+    shutil.move(workdir / "model" / "model_weights", folder)
+    load_tokenizer(context.model_folder).save_pretrained(folder)
+    portable(folder, context.job, context.model_folder, context.model_id)
     llm = model.model
     if llm.begins_elsewhere:
         kind = context.job.ludwig["adapter"]["type"]
@@ -222,7 +220,6 @@ def _collect(model: Any, workdir: Path, context: JobContext, history: dict[str, 
     history["parameters"] = sum(p.numel() for p in parameters)
     history["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     history["peak_memory_bytes"] = _peak_memory()
-    return aside
 
 
 def _peak_memory() -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipelines.console.activity import LINE_EVERY, Activity, Heartbeat, Unfailing, doing, draws, state
 from pipelines.console.plain_text import duration, make_readable, rate
-from pipelines.console.reporter import Screen
+from pipelines.console.reporter import ConsoleReporter
 
 ROOT = Path(__file__).parents[2]
 FAST = 0.05
@@ -39,17 +39,17 @@ class Clock:
 
 
 def said_by(work, every=1000.0, clock=time.monotonic):
-    """The lines that a screen without a terminal writes while work(screen) runs."""
+    """The lines that a screen without a terminal writes while work(reporter) runs."""
     out = io.StringIO()
-    work(Screen(Console(file=out), Heartbeat(every, clock)))
+    work(ConsoleReporter(Console(file=out), Heartbeat(every, clock)))
     return out.getvalue().splitlines()
 
 
 def test_a_stage_says_when_it_begins_and_how_long_it_took():
     clock = Clock()
 
-    def work(screen):
-        with screen.working("Preparing rows"):
+    def work(reporter):
+        with reporter.working("Preparing rows"):
             clock.now += 95
 
     assert said_by(work, clock=clock) == ["Preparing rows: started", "Preparing rows: done in 1 min 35 s"]
@@ -58,10 +58,10 @@ def test_a_stage_says_when_it_begins_and_how_long_it_took():
 def test_a_counted_stage_and_a_training():
     clock = Clock()
 
-    def work(screen):
-        with screen.bar("Base completions", 1200, "rows") as progress:
+    def work(reporter):
+        with reporter.bar("Base completions", 1200, "rows") as progress:
             progress(1200)
-        with screen.steps("Training") as report:
+        with reporter.steps("Training") as report:
             clock.now += 60
             report(101, 101, 0.5123)
 
@@ -74,8 +74,8 @@ def test_a_counted_stage_and_a_training():
 
 
 def test_a_stage_that_breaks_off_has_an_end_too():
-    def work(screen):
-        with contextlib.suppress(KeyError), screen.working("Report"):
+    def work(reporter):
+        with contextlib.suppress(KeyError), reporter.working("Report"):
             raise KeyError("x")
 
     assert said_by(work)[-1].startswith("Report: broken off after 0.")
@@ -112,8 +112,8 @@ def test_the_heartbeat_waits_for_its_interval_and_for_silence():
 
 
 def test_lines_come_while_nothing_is_reported():
-    def work(screen):
-        with screen.working("Loading the base model"):
+    def work(reporter):
+        with reporter.working("Loading the base model"):
             time.sleep(8 * FAST)
 
     lines = said_by(work, FAST)
@@ -122,8 +122,8 @@ def test_lines_come_while_nothing_is_reported():
 
 
 def test_reports_between_two_beats_write_nothing():
-    def work(screen):
-        with screen.steps("Training") as report:
+    def work(reporter):
+        with reporter.steps("Training") as report:
             for step in range(10_000):
                 report(step, 10_000, 1.0)
 
@@ -147,9 +147,9 @@ def test_one_heartbeat_inside_of_another():
 
 
 def test_a_line_stays_a_line_without_control_characters():
-    def work(screen):
-        screen.warn("one\ntwo \x1b[2J \u202e [red] :bomb: " + "long " * 60)
-        with screen.working("Base model a\rb\x07"):
+    def work(reporter):
+        reporter.warn("one\ntwo \x1b[2J \u202e [red] :bomb: " + "long " * 60)
+        with reporter.working("Base model a\rb\x07"):
             pass
 
     lines = said_by(work)
@@ -160,10 +160,10 @@ def test_a_line_stays_a_line_without_control_characters():
 CHILD = """
 import sys, time
 from pipelines.console.activity import Heartbeat
-from pipelines.console.reporter import Screen
-screen = Screen(heartbeat=Heartbeat(0.1))
-screen.warn("look here")
-with screen.bar("Base completions", 8, "rows") as progress:
+from pipelines.console.reporter import ConsoleReporter
+reporter = ConsoleReporter(heartbeat=Heartbeat(0.1))
+reporter.warn("look here")
+with reporter.bar("Base completions", 8, "rows") as progress:
     progress(2)
     time.sleep(float(sys.argv[1]))
 """
@@ -242,7 +242,7 @@ def test_a_full_disk_does_not_end_the_work():
         pytest.skip("no /dev/full")
     with open("/dev/full", "w") as full:
         Unfailing(full).line("x")
-        Screen(Console(file=Unfailing(full))).warn("x")
+        ConsoleReporter(Console(file=Unfailing(full))).warn("x")
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
@@ -289,8 +289,8 @@ def test_slow_things_have_a_rate():
 def test_an_ascii_terminal_gets_ascii_bars():
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
     make_readable(out)
-    screen = Screen(Console(file=out, force_terminal=True, width=100))
-    with screen.bar("Base completions", 8, "rows") as progress:
+    reporter = ConsoleReporter(Console(file=out, force_terminal=True, width=100))
+    with reporter.bar("Base completions", 8, "rows") as progress:
         progress(8)
     assert "8/8 rows" in out.buffer.getvalue().decode("ascii")
 

@@ -13,7 +13,8 @@ from pipelines.modeling.loading import load_causal_lm
 from pipelines.predict import predict
 from pipelines.report import analyse
 from pipelines.report.sweep import read_bake_off, write_bake_off
-from pipelines.storage.run_folder import Run, read_jsonl
+from pipelines.storage.files import read_jsonl
+from pipelines.storage.run_folder import Run
 from pipelines.sweep import arms, bake_off, parse_arms
 from tests.bad_configs import GOOD, pipeline
 from tests.jobs import QUIET, run

@@ -16,7 +16,8 @@ from pipelines.evaluation.evaluator import LocalEvaluator
 from pipelines.modeling.adapters import check_saved
 from pipelines.modeling.equivalence import probe_logits
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.storage.run_folder import Run, read_jsonl
+from pipelines.storage.files import read_jsonl
+from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
 from tests.forgetting.test_continual import guarded, own_general_rows, run_second, second_job  # noqa: F401  # fixtures
 from tests.jobs import make_job, project, run, run_training  # noqa: F401  # fixtures

@@ -1,4 +1,4 @@
-"""The cache folder: where it is, that it can be written before anything is computed, and that a user id without a home has one."""
+"""The cache folder: its path, the early check that it is writable, and a home directory for every user id."""
 
 import os
 import pwd
@@ -14,8 +14,8 @@ from pipelines.cli import main
 from pipelines.errors import MachineError
 from pipelines.modeling.base_models import EMBEDDED, embedded_model
 from pipelines.storage import cache
-from pipelines.storage.cache import cache_folder, cached, check_cache, settle_home
-from pipelines.storage.run_folder import machine_errors, write_text
+from pipelines.storage.cache import cache_entry, cache_folder, check_cache, ensure_home
+from pipelines.storage.files import os_errors_as_machine_error, write_text
 from tests.test_cli import write_job
 
 ROOT = Path(__file__).parents[2]
@@ -24,14 +24,14 @@ NO_NAME = 54321
 
 
 @pytest.fixture(autouse=True)
-def asked_anew():
+def cache_checked_again():
     cache._check_writable.cache_clear()
     yield
     cache._check_writable.cache_clear()
 
 
-def unwritable(kind, folder):
-    """A cache folder that takes nothing, of one of several kinds."""
+def unwritable_folder(kind, folder):
+    """A cache folder that cannot be written, of one of KINDS."""
     if kind == "a file":
         folder.write_text("")
         return folder
@@ -44,29 +44,29 @@ def unwritable(kind, folder):
 KINDS = {
     "a file": "a file is in its way",
     "below a file": "a file is in its way",
-    "a file system that takes none": "no such file",
+    "a read-only file system": "no such file",
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("command", ["run", "bakeoff"])
 def test_a_cache_that_cannot_be_written_is_one_line_before_anything_else(tmp_path, monkeypatch, kind, command):
-    place = unwritable(kind, tmp_path / "kept")
-    monkeypatch.setenv("ALFINE_CACHE", str(place))
+    folder = unwritable_folder(kind, tmp_path / "kept")
+    monkeypatch.setenv("ALFINE_CACHE", str(folder))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, [command, str(write_job(tmp_path))])
     assert result.exit_code == 1 and not isinstance(result.exception, OSError)
     (line,) = [one for one in result.output.splitlines() if one.startswith("error: ")]
-    assert str(place) in line and KINDS[kind] in line and "ALFINE_CACHE names another folder" in line
+    assert str(folder) in line and KINDS[kind] in line and "ALFINE_CACHE names another folder" in line
     assert "Base model" not in result.output
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_cannot_be_unpacked_names_the_cache_too(tmp_path, monkeypatch, kind):
-    monkeypatch.setenv("ALFINE_CACHE", str(place := unwritable(kind, tmp_path / "kept")))
+    monkeypatch.setenv("ALFINE_CACHE", str(folder := unwritable_folder(kind, tmp_path / "kept")))
     with pytest.raises(MachineError, match="ALFINE_CACHE") as caught:
         embedded_model(EMBEDDED["smollm2-135m-instruct"])
-    assert str(place) in str(caught.value)
+    assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,20 @@ def test_a_model_that_cannot_be_unpacked_names_the_cache_too(tmp_path, monkeypat
         OSError(28, "No space left on device"),
     ],
 )
-def test_read_only_and_full(tmp_path, monkeypatch, error):
+def test_a_read_only_or_full_cache(tmp_path, monkeypatch, error):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path))
     (tmp_path / "completions" / "one").mkdir(parents=True)
     with mock.patch.object(cache.tempfile, "TemporaryFile", side_effect=error):
         check_cache()  # filled: what it holds can be read
-        assert cached("completions", "one") == tmp_path / "completions" / "one"
+        assert cache_entry("completions", "one") == tmp_path / "completions" / "one"
         with pytest.raises(
             MachineError, match=f"{tmp_path} cannot be written .{error.strerror.lower()}.; ALFINE_CACHE"
         ) as caught:
-            cached("completions", "two")
+            cache_entry("completions", "two")
     assert caught.value.exit_code == 1
 
 
-def test_what_can_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_the_check_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "new" / "cache"))
     check_cache()
     assert list((tmp_path / "new" / "cache").iterdir()) == []
@@ -104,18 +104,18 @@ def test_a_cache_that_fills_up_is_named(tmp_path, monkeypatch):
         pytest.raises(
             MachineError, match=r"cache/a\.json: no space left on device .*ALFINE_CACHE names another folder"
         ),
-        machine_errors(tmp_path / "run"),
+        os_errors_as_machine_error(tmp_path / "run"),
     ):
         write_text(tmp_path / "cache" / "a.json", "x")
 
 
-def test_a_tilde_is_the_home(monkeypatch, tmp_path):
+def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ALFINE_CACHE", "~/kept")
     assert cache_folder() == tmp_path / "kept"
 
 
-def as_nobody(code, **variables):
+def as_unknown_user(code, **variables):
     """What Python prints for `code`, run without HOME by a user id that has no name."""
     ours = ["unshare", "--user", f"--map-user={NO_NAME}", f"--map-group={NO_NAME}"]
     if subprocess.run([*ours, "true"], capture_output=True, check=False).returncode:
@@ -135,49 +135,49 @@ def as_nobody(code, **variables):
 
 def test_a_user_id_without_a_name_or_home(tmp_path):
     code = (
-        "import getpass, os\nfrom pathlib import Path\nfrom pipelines.storage.cache import cache_folder, check_cache, settle_home\n"
-        "settle_home()\ncheck_cache()\nprint(cache_folder(), Path.home(), getpass.getuser(), oct(os.stat(cache_folder()).st_mode)[-3:], sep='\\n')"
+        "import getpass, os\nfrom pathlib import Path\nfrom pipelines.storage.cache import cache_folder, check_cache, ensure_home\n"
+        "ensure_home()\ncheck_cache()\nprint(cache_folder(), Path.home(), getpass.getuser(), oct(os.stat(cache_folder()).st_mode)[-3:], sep='\\n')"
     )
     home = tmp_path / f"alfine-{NO_NAME}"
     for given in ({}, {"HOME": ""}):
-        assert as_nobody(code, TMPDIR=str(tmp_path), **given) == [
+        assert as_unknown_user(code, TMPDIR=str(tmp_path), **given) == [
             f"{home}/.cache/alfine",
             str(home),
             f"uid-{NO_NAME}",
             "700",
         ]
     assert home.stat().st_mode & 0o777 == 0o700
-    assert as_nobody(code, ALFINE_CACHE=str(tmp_path / "mine"))[:2] == [str(tmp_path / "mine")] * 2
-    assert as_nobody(code, TMPDIR=str(tmp_path), ALFINE_CACHE="~/c")[0] == str(home / "c")
+    assert as_unknown_user(code, ALFINE_CACHE=str(tmp_path / "mine"))[:2] == [str(tmp_path / "mine")] * 2
+    assert as_unknown_user(code, TMPDIR=str(tmp_path), ALFINE_CACHE="~/c")[0] == str(home / "c")
 
 
-def test_the_home_of_somebody_unknown(monkeypatch):
+def test_the_home_of_an_unknown_user(monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", "~no-such-user/cache")
-    with pytest.raises(MachineError, match="ALFINE_CACHE is ~no-such-user/cache, and there is no such home"):
+    with pytest.raises(MachineError, match="ALFINE_CACHE is ~no-such-user/cache, and there is no such home directory"):
         cache_folder()
 
 
-@pytest.mark.parametrize("home", ["", "relative/place", None])
-def test_a_known_user_without_a_home_has_the_systems(monkeypatch, home):
+@pytest.mark.parametrize("home", ["", "relative/folder", None])
+def test_a_known_user_without_home_gets_the_systems(monkeypatch, home):
     monkeypatch.setenv("HOME", home or "")
     if home is None:
         monkeypatch.delenv("HOME")
-    settle_home()
+    ensure_home()
     assert os.environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir
 
 
-def test_a_folder_that_a_stranger_has_made_is_not_taken(tmp_path, monkeypatch):
+def test_a_temporary_folder_of_another_user_is_rejected(tmp_path, monkeypatch):
     monkeypatch.delenv("ALFINE_CACHE", raising=False)
     monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("platformdirs.user_cache_path", mock.Mock(side_effect=RuntimeError))
+    monkeypatch.setattr("pipelines.storage.cache.user_cache_path", mock.Mock(side_effect=RuntimeError))
     (tmp_path / "elsewhere").mkdir()
     cache_folder().symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MachineError, match="it belongs to another user"):
         check_cache()
 
 
-def test_a_known_user_keeps_what_is_set(monkeypatch):
+def test_a_known_user_keeps_the_environment(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     before = dict(os.environ)
-    settle_home()
+    ensure_home()
     assert dict(os.environ) == before

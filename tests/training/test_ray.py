@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, ModelError
-from pipelines.storage.run_folder import read_jsonl
+from pipelines.storage.files import read_jsonl
 from pipelines.training.ray import on_ray, train_on_ray
 from pipelines.training.train import train
 from tests.jobs import LORA, run
