@@ -43,7 +43,7 @@ def generate_general_answers(
     key = digest(
         model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions()
     )
-    kept = cached("general_answers", f"{key[:32]}.jsonl")
+    kept = cache_entry("general_answers", f"{key[:32]}.jsonl")
     if not kept.exists():
         ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
         with doing("the base's own answers to general instructions", len(ids)) as activity:
