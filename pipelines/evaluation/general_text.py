@@ -14,6 +14,7 @@ from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.retention_files import read_text_column
 from pipelines.modeling.packing import TokenSequences
+from pipelines.storage.cache import cache_entry
 from pipelines.storage.environment import versions
 from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
 
