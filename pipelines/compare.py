@@ -297,7 +297,7 @@ def _answer(
 
 
 def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, with_losses: bool) -> None:
-    """completions.jsonl for rows with a reference, probes.jsonl for those without."""
+    """completions.jsonl for rows with a reference, sample_prompts.jsonl for those without."""
     scored: list[dict[str, Any]] = []
     free: list[dict[str, Any]] = []
     for one, answered in zip(asked, answers, strict=True):
@@ -314,7 +314,7 @@ def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, 
             scored.append(
                 {"task": one.question.task or FREE, "row": one.question.number, "fields": one.question.row, **answer}
             )
-    for name, lines in (("completions.jsonl", scored), ("probes.jsonl", free)):
+    for name, lines in (("completions.jsonl", scored), ("sample_prompts.jsonl", free)):
         if lines:
             write_jsonl(folder / name, lines)
 

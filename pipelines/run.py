@@ -73,13 +73,15 @@ class Stages:
         self._prepare_sandbox()
         self._stage("prepare", inputs["prepare"], self.prepare)
         with self._asking():
-            self._stage("base", inputs["base"], lambda: self.complete("base"))
-            self._stage("base guards", inputs["base guards"], lambda: self.guard("base"))
+            self._stage("eval_base", inputs["eval_base"], lambda: self.complete("base"))
+            self._stage("eval_base_retention", inputs["eval_base_retention"], lambda: self.guard("base"))
         self._stage("train", inputs["train"], lambda: self.train(inputs["train"]))
         tuned_id = fingerprint(self.run.path("model"))
         with self._asking():
-            self._stage("tuned", digest(inputs["tuned"], tuned_id), lambda: self.complete("tuned"))
-            self._stage("tuned guards", digest(inputs["tuned guards"], tuned_id), lambda: self.guard("tuned"))
+            self._stage("eval_tuned", digest(inputs["eval_tuned"], tuned_id), lambda: self.complete("tuned"))
+            self._stage(
+                "eval_tuned_retention", digest(inputs["eval_tuned_retention"], tuned_id), lambda: self.guard("tuned")
+            )
         self._stage("report", digest(inputs["report"], tuned_id), self.report)
 
     def _prepare_sandbox(self) -> None:
@@ -297,7 +299,7 @@ class Stages:
         with self.reporter.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
             answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
         write_jsonl(
-            folder / "probes.jsonl",
+            folder / "sample_prompts.jsonl",
             [
                 {
                     "title": probe.get("title"),
@@ -336,11 +338,11 @@ class Stages:
         from pipelines.evaluation.retention_files import retention_eval_configs
         from pipelines.forgetting.build import JobContext
 
-        context, target = JobContext(self.job, self.run, self.base_folder), self.run.path("guards", f"{which}.jsonl")
+        context, target = JobContext(self.job, self.run, self.base_folder), self.run.path("retention", f"{which}.jsonl")
         if not retention_eval_configs(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
             write_text(target, "")
             return
-        inputs = stage_inputs(self.job, self.model_id)["base guards"]
+        inputs = stage_inputs(self.job, self.model_id)["eval_base_retention"]
         key = digest(inputs, self.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
         kept = cache_entry("guards", f"{key[:32]}.jsonl") if which == "base" else None
         if kept is not None and kept.exists():

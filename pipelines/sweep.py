@@ -142,6 +142,6 @@ def _run(
 
 
 def _development(run: Run) -> Iterator[float]:
-    for line in read_jsonl(run.path("guards", "tuned.jsonl")):
+    for line in read_jsonl(run.path("retention", "tuned.jsonl")):
         if line["guard"] == DEVELOPMENT:
             yield float(line["score"])

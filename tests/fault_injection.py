@@ -78,7 +78,7 @@ def outcome(run: Path) -> dict[str, Any]:
     files = [
         *run.glob("model/*.safetensors"),
         *run.glob("*/completions.jsonl"),
-        *run.glob("guards/*.jsonl"),
+        *run.glob("retention/*.jsonl"),
         *run.glob("forgetting/*"),
     ]
     found: dict[str, Any] = {str(path.relative_to(run)): _digest(path) for path in sorted(files)}

@@ -29,11 +29,11 @@ def test_a_run_leaves_everything_and_does_nothing_twice(project):
     first = run()
     assert set(first.manifest["stages"]) == {
         "prepare",
-        "base",
-        "base guards",
+        "eval_base",
+        "eval_base_retention",
         "train",
-        "tuned",
-        "tuned guards",
+        "eval_tuned",
+        "eval_tuned_retention",
         "report",
     }
     report = json.loads(first.path("report.json").read_text())
@@ -52,10 +52,10 @@ def test_only_what_changed_is_done_again(project):
     overrides = []
     stages = run().manifest["stages"]
     for override, expected in {
-        "trainer.learning_rate=0.02": {"train", "tuned", "tuned guards", "report"},
-        "pipeline.tasks.odd.weight=2": {"train", "tuned", "tuned guards", "report"},
-        "pipeline.forgetting=l2sp": {"train", "tuned", "tuned guards", "base guards", "report"},
-        "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "base", "tuned", "report"},
+        "trainer.learning_rate=0.02": {"train", "eval_tuned", "eval_tuned_retention", "report"},
+        "pipeline.tasks.odd.weight=2": {"train", "eval_tuned", "eval_tuned_retention", "report"},
+        "pipeline.forgetting=l2sp": {"train", "eval_tuned", "eval_tuned_retention", "eval_base_retention", "report"},
+        "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "eval_base", "eval_tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
         "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
         "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
@@ -187,7 +187,7 @@ def changed(edit, *overrides):
     return {stage for stage in before if before[stage] != after[stage]}
 
 
-TRAINED_AGAIN = {"train", "tuned", "tuned guards", "report"}
+TRAINED_AGAIN = {"train", "eval_tuned", "eval_tuned_retention", "report"}
 
 
 def test_a_users_metric_that_changes_scores_again(project):
@@ -229,7 +229,7 @@ def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
     first = Run(Path("runs/first"))
     (first.folder / "model").mkdir(parents=True)
     (first.folder / "config.yaml").write_text(Path("job.yaml").read_text())
-    first.update(base_model=job.ludwig["base_model"], stages={"tuned": {"inputs": "", "seconds": 1}})
+    first.update(base_model=job.ludwig["base_model"], stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
     second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.after=runs/first"])
     start = sequence.starting_model(goes_on, second)

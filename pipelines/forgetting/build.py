@@ -86,7 +86,7 @@ class JobContext:
     def base_retention_means(self) -> dict[str, float]:
         """Each guard's mean before training, as the run's first pass has measured it."""
         sums: dict[str, list[float]] = {}
-        for line in read_jsonl(self.run.path("guards", "base.jsonl")):
+        for line in read_jsonl(self.run.path("retention", "base.jsonl")):
             if line["score"] is not None:
                 sums.setdefault(line["guard"], []).append(float(line["score"]))
         return {name: sum(scores) / len(scores) for name, scores in sums.items()}

@@ -84,7 +84,7 @@ def _finished(job: Job, folder: Path) -> Run:
         there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: {make}"
         raise refuse(f"{folder} holds no run; {there}")
     earlier = Run.open(folder)
-    if "tuned" not in earlier.manifest["stages"]:
+    if "eval_tuned" not in earlier.manifest["stages"]:
         raise refuse(f"{folder} is not finished; finish it with: {earlier.command}")
     base = earlier.manifest["base_model"]
     if base != job.ludwig["base_model"]:

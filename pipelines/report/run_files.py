@@ -41,7 +41,7 @@ class Completion(Record):
 
 
 class ProbeAnswer(Record):
-    """A line of `probes.jsonl`: a free prompt, which has no reference."""
+    """A line of `sample_prompts.jsonl`: a free prompt, which has no reference."""
 
     title: str | None = None
     prompt: str
@@ -49,7 +49,7 @@ class ProbeAnswer(Record):
 
 
 class GuardScore(Record):
-    """A line of `guards/base.jsonl` or `guards/tuned.jsonl`: one item of one guard, None where it could not be scored."""
+    """A line of `retention/base.jsonl` or `retention/tuned.jsonl`: one item of one guard, None where it could not be scored."""
 
     guard: str
     kind: str
@@ -186,11 +186,11 @@ def read_run(run: Path) -> RunFiles:
         config=_config(run / "config.yaml"),
         base=_lines(run / "base" / "completions.jsonl", Completion, optional=not is_run),
         tuned=_lines(run / "tuned" / "completions.jsonl", Completion, optional=not is_run),
-        base_probes=_lines(run / "base" / "probes.jsonl", ProbeAnswer, optional=True),
-        tuned_probes=_lines(run / "tuned" / "probes.jsonl", ProbeAnswer, optional=True),
+        base_probes=_lines(run / "base" / "sample_prompts.jsonl", ProbeAnswer, optional=True),
+        tuned_probes=_lines(run / "tuned" / "sample_prompts.jsonl", ProbeAnswer, optional=True),
         training=_record(_text(training), Training, training) if is_run else None,
-        base_guards=_lines(run / "guards" / "base.jsonl", GuardScore, optional=True),
-        tuned_guards=_lines(run / "guards" / "tuned.jsonl", GuardScore, optional=True),
+        base_guards=_lines(run / "retention" / "base.jsonl", GuardScore, optional=True),
+        tuned_guards=_lines(run / "retention" / "tuned.jsonl", GuardScore, optional=True),
     )
     _same_rows(
         run / "tuned" / "completions.jsonl",
@@ -198,12 +198,12 @@ def read_run(run: Path) -> RunFiles:
         [(line.task, line.row, line.prompt, line.reference) for line in files.tuned],
     )
     _same_rows(
-        run / "tuned" / "probes.jsonl",
+        run / "tuned" / "sample_prompts.jsonl",
         [line.prompt for line in files.base_probes],
         [line.prompt for line in files.tuned_probes],
     )
     _same_rows(
-        run / "guards" / "tuned.jsonl",
+        run / "retention" / "tuned.jsonl",
         [(line.guard, line.item) for line in files.base_guards],
         [(line.guard, line.item) for line in files.tuned_guards],
     )

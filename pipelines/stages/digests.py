@@ -57,11 +57,11 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
     report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
     return {
         "prepare": prepare,
-        "base": base,
-        "base guards": guards,
+        "eval_base": base,
+        "eval_base_retention": guards,
         "train": train,
-        "tuned": tuned,
-        "tuned guards": tuned_guards,
+        "eval_tuned": tuned,
+        "eval_tuned_retention": tuned_guards,
         "report": report,
     }
 

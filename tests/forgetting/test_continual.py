@@ -98,14 +98,14 @@ def run_second(name="two", *overrides):
 
 def test_every_guard_is_measured_before_and_after(guarded):
     first = run()
-    base, tuned = (read_jsonl(first.path("guards", f"{which}.jsonl")) for which in ("base", "tuned"))
+    base, tuned = (read_jsonl(first.path("retention", f"{which}.jsonl")) for which in ("base", "tuned"))
     assert [line["guard"] for line in base] == ["knowledge"] * 9 + ["text"] * 8 + ["answers"] * 6
     assert all(line["score"] == pytest.approx(0, abs=1e-5) for line in base if line["guard"] == "answers")
     assert any(line["score"] > 1e-4 for line in tuned if line["guard"] == "answers")
     assert set(analyse(first.folder).guards) == {"knowledge", "text", "answers"}
     finished = first.manifest["stages"]
     again = run("one", "pipeline.forgetting.guards.text.rows=4").manifest["stages"]
-    assert again["train"] == finished["train"] and again["base guards"] != finished["base guards"]
+    assert again["train"] == finished["train"] and again["eval_base_retention"] != finished["eval_base_retention"]
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
@@ -123,7 +123,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
         if line["task"] == "say"
     }
     assert [line["completion"] for line in before] == [said[line["row"]] for line in before]
-    lines = [line for line in read_jsonl(second.path("guards", "base.jsonl")) if line["guard"] == "one/odd"]
+    lines = [line for line in read_jsonl(second.path("retention", "base.jsonl")) if line["guard"] == "one/odd"]
     assert lines and all(line["own"] == line["score"] for line in lines)
     analysis = analyse(second.folder)
     assert analysis.bwt is not None and analysis.bwt.tasks == 2
@@ -135,7 +135,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
     # The third knows both.
     second_job("runs/two", strategy="ewc")
     third = run_second("three", *without)
-    assert {line["guard"] for line in read_jsonl(third.path("guards", "base.jsonl"))} >= {
+    assert {line["guard"] for line in read_jsonl(third.path("retention", "base.jsonl"))} >= {
         "two/say",
         "one/odd",
         "one/say",
@@ -148,12 +148,12 @@ def test_a_run_that_is_not_there_or_not_finished_or_of_another_base(guarded):
         run_second()
     first = run()
     stages = first.manifest["stages"]
-    tuned = stages.pop("tuned")
+    tuned = stages.pop("eval_tuned")
     first.update()
     second_job()
     with pytest.raises(ConfigError, match="runs/one is not finished; finish it with: alfine run job.yaml --name one"):
         run_second()
-    stages["tuned"] = tuned
+    stages["eval_tuned"] = tuned
     first.update(base_model="other/model")
     with pytest.raises(ConfigError, match="write base_model: other/model"):
         run_second()
@@ -176,7 +176,9 @@ def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
     found = json.loads(stopped.path("model", "training.json").read_text())
     assert found["budget_spent"] == {"guards": ["answers"], "step": 2} and found["steps"] == 2
     # The weights are those of the last measurement within the budget.
-    left = [line["score"] for line in read_jsonl(stopped.path("guards", "tuned.jsonl")) if line["guard"] == "answers"]
+    left = [
+        line["score"] for line in read_jsonl(stopped.path("retention", "tuned.jsonl")) if line["guard"] == "answers"
+    ]
     assert sum(left) / len(left) == pytest.approx(drift[0], rel=1e-3)
 
 

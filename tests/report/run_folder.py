@@ -64,7 +64,13 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
         "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 23.5, "gpu": None},
         "stages": {
             stage: {"seconds": seconds, "finished": "2026-01-01T00:00:00Z", "inputs": "a"}
-            for stage, seconds in {"prepare": 1.7, "base": 201.8, "train": 375.0, "tuned": 96.4, "report": 4.2}.items()
+            for stage, seconds in {
+                "prepare": 1.7,
+                "eval_base": 201.8,
+                "train": 375.0,
+                "eval_tuned": 96.4,
+                "report": 4.2,
+            }.items()
         },
         "data": data,
     }
@@ -110,7 +116,7 @@ def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.
     ]
     write_run(folder, {"mood": "exact_match"}, *sides)
     for side in ("base", "tuned"):
-        write_lines(folder / side / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
+        write_lines(folder / side / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
     return folder
 
 
@@ -149,7 +155,7 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
     ]
     for side, answers in (("base", before), ("tuned", after)):
         write_lines(
-            folder / side / "probes.jsonl",
+            folder / side / "sample_prompts.jsonl",
             [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)],
         )
     return folder

@@ -291,13 +291,15 @@ def test_ratings_of_other_answers_are_not_taken_over(tmp_path, opened):
     with opened(page_file) as page:
         page.click("#rate-start")
         page.keyboard.press("t")
-        write_lines(run / "tuned" / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": "changed"}])
+        write_lines(
+            run / "tuned" / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": "changed"}]
+        )
         written(tmp_path, analyse(run))
         page.reload()
         assert page.inner_text("#rate-count") == "5 pairs of answers."
         page.click("#rate-start")
         page.keyboard.press("t")
-        write_lines(run / "tuned" / "probes.jsonl", [{"title": "free", "prompt": "say", "completion": "tuned"}])
+        write_lines(run / "tuned" / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": "tuned"}])
         written(tmp_path, analyse(run))
         page.reload()
         assert page.inner_text("#rate-count") == "1 of 5 rated.", "those of the first answers are still there"

@@ -73,7 +73,7 @@ def run(tmp_path_factory):
         probes = [
             {"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)
         ]
-        write_lines(folder / side / "probes.jsonl", probes)
+        write_lines(folder / side / "sample_prompts.jsonl", probes)
     write_report(folder)
     return folder
 

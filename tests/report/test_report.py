@@ -144,7 +144,7 @@ DAMAGE = {
         lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text),
         "every completion is empty",
     ),
-    "not UTF-8": ("tuned/probes.jsonl", None, "not UTF-8"),
+    "not UTF-8": ("tuned/sample_prompts.jsonl", None, "not UTF-8"),
 }
 
 
@@ -205,8 +205,8 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
 
 def test_a_run_without_probes_and_without_validation(tmp_path):
     run = make_run(tmp_path / "r")
-    remove(run, "base/probes.jsonl")
-    remove(run, "tuned/probes.jsonl")
+    remove(run, "base/sample_prompts.jsonl")
+    remove(run, "tuned/sample_prompts.jsonl")
     training = json.loads((run / "model/training.json").read_text())
     (run / "model/training.json").write_text(
         json.dumps({**training, "train_loss": [], "validation_loss": [], "best_step": None})

@@ -86,8 +86,8 @@ def with_guards(folder, gates=None):
     make_run(folder)
     base = lines("text", "text", [3.0] * 20) + lines("answers", "answers", [0.0] * 5)
     tuned = lines("text", "text", [3.4 + n / 100 for n in range(20)]) + lines("answers", "answers", [0.3] * 5)
-    write_lines(folder / "guards" / "base.jsonl", base)
-    write_lines(folder / "guards" / "tuned.jsonl", tuned)
+    write_lines(folder / "retention" / "base.jsonl", base)
+    write_lines(folder / "retention" / "tuned.jsonl", tuned)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["pipeline"]["report"] = {"gates": gates or {}}
     config["pipeline"]["forgetting"] = {"strategy": "ewc"}
@@ -137,7 +137,7 @@ def test_half_a_guard_file_is_named(tmp_path):
     from pipelines.errors import RunError
 
     folder = with_guards(tmp_path / "r")
-    text = (folder / "guards" / "tuned.jsonl").read_text().splitlines(keepends=True)
-    (folder / "guards" / "tuned.jsonl").write_text("".join(text[:-1]))
+    text = (folder / "retention" / "tuned.jsonl").read_text().splitlines(keepends=True)
+    (folder / "retention" / "tuned.jsonl").write_text("".join(text[:-1]))
     with pytest.raises(RunError, match="24 rows, but base has 25"):
         analyse(folder)

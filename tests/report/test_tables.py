@@ -52,7 +52,7 @@ def analysis(request, tmp_path_factory):
     ]
     for side, shift in (("base", 0), ("tuned", 12345.678)):
         write_lines(
-            folder / "guards" / f"{side}.jsonl",
+            folder / "retention" / f"{side}.jsonl",
             [
                 {
                     "guard": name,

@@ -97,7 +97,7 @@ def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypat
         if which == "base":
             assert [row["completion"] for row in one] == [row["completion"] for row in two]
         assert [row["reference_nll"] for row in two] == pytest.approx([row["reference_nll"] for row in one], abs=1e-3)
-        one, two = (read_jsonl(place.path("guards", f"{which}.jsonl")) for place in (here, spread))
+        one, two = (read_jsonl(place.path("retention", f"{which}.jsonl")) for place in (here, spread))
         assert [line["score"] for line in two if line["kind"] == "answers"] == pytest.approx(
             [line["score"] for line in one if line["kind"] == "answers"], abs=1e-3
         )
