@@ -84,10 +84,10 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     from pipelines.config.job import load_job
 
     job = load_job(config, overrides)
-    checked = check_job(job)
-    for problem in checked.warnings:
+    result = check_job(job)
+    for problem in result.warnings:
         click.echo(f"warning: {problem}", err=True)
-    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {checked.rows:,} rows)")
+    click.echo(f"{config}: fine ({len(job.pipeline.tasks)} tasks, {result.num_rows:,} rows)")
 
 
 @main.command()
@@ -103,18 +103,20 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     """
     from rich.console import Console
 
-    from pipelines.checks.rows import Preflight, refuse_serious
+    from pipelines.checks.dataset import DatasetChecks
+    from pipelines.checks.files import check_data_files
+    from pipelines.checks.findings import raise_on_errors
     from pipelines.commands.preview import show_rows, show_schedule
     from pipelines.config.job import load_job
     from pipelines.console.reporter import ConsoleReporter, quiet_libraries
-    from pipelines.data.examples import check_files, load_examples
+    from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows
+    from pipelines.data.tokenize_rows import tokenize_examples
     from pipelines.modeling.base_models import context_length, find_base_model, locate_model_errors
     from pipelines.scoring.sandbox import prepare_sandbox
 
     job = load_job(config, overrides)
-    check_files(job)
+    check_data_files(job)
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
     reporter = ConsoleReporter()
@@ -123,16 +125,16 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
     with reporter.working("Preparing rows"):
         prompts = PromptFormat.for_job(job, folder)
-        preflight = Preflight(job, prompts, context_length(folder))
-        prepared = list(preflight.watch(prepare_rows(examples, prompts)))
+        checks = DatasetChecks(job, prompts, context_length(folder))
+        prepared = list(checks.tap(tokenize_examples(examples, prompts)))
     console = Console(highlight=False)
     show_rows(prepared, prompts, console, rows)
     show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
-    findings = preflight.findings()
+    findings = checks.findings()
     for finding in findings:
-        if not finding.serious:
+        if finding.severity == "warning":
             reporter.warn(str(finding.problem))
-    refuse_serious(findings)
+    raise_on_errors(findings)
 
 
 @main.command()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job, Task
-from pipelines.data.readers import Mistakes, numbered_rows
-from pipelines.data.sample_prompts import check_free_prompt
-from pipelines.data.templates import as_text, fill, template_columns
+from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.sample_prompts import parse_sample_prompt
+from pipelines.data.templates import fill, template_columns, to_text
 from pipelines.errors import DataError, RunError
 from pipelines.predict import Question, check_lengths, load_tuned, questions, tuned_format, tuned_job
 from pipelines.storage.environment import hardware, versions
@@ -65,7 +65,7 @@ class Side:
         from pipelines.modeling.base_models import context_length
 
         if self.model is not None:
-            return PromptFormat.of_folder(self.model), context_length(self.model)
+            return PromptFormat.from_folder(self.model), context_length(self.model)
         assert self.run is not None and self.job is not None
         return tuned_format(self.run, self.job)
 
@@ -190,7 +190,7 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
     would be too late."""
     from pipelines.scoring.metric import metric_key, resolve
 
-    mistakes = Mistakes()
+    errors = RowErrors()
     for one in asked:
         if one.reference is None:
             continue
@@ -200,16 +200,16 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
             metric = resolve(metric_key(tasks[name]["metric"], tasks[name]["normalize"]))
             metric.score({**line, "reference": one.reference, "completion": one.reference})
         except DataError as error:
-            mistakes.add(question.file, question.number, str(error))
-    mistakes.refuse()
+            errors.add(question.file, question.number, str(error))
+    errors.raise_if_any()
 
 
 def _test_rows(run: Run, job: Job) -> list[Asked]:
-    from pipelines.data.tokenize_rows import read_table
+    from pipelines.data.tokenize_rows import read_split
 
     default = int(job.ludwig["generation"]["max_new_tokens"])
     asked = []
-    for row in read_table(run.path("data"), "test"):
+    for row in read_split(run.path("data"), "test"):
         task = job.pipeline.tasks[row["task"]]
         system = task.system if task.system is not None else job.pipeline.system
         bound = task.max_new_tokens or default
@@ -224,30 +224,30 @@ def _rows_of_file(job: Job | None, file: Path, task: str | None, raw: bool, plac
     if job is None and task is not None:
         raise RunError("--task: two models that are no runs have no task; leave it out")
     asked = questions(job, file, task, place, raw) if job else _free_questions(file)
-    found, mistakes = [], Mistakes()
+    found, errors = [], RowErrors()
     for question in asked:
         try:
             if job is not None and question.task is not None:
                 found.append(Asked(question, _reference(job.pipeline.tasks[question.task].completion, question.row)))
             else:
                 reference = question.row.get(REFERENCE)
-                text = None if reference in (None, "") else as_text(REFERENCE, reference)
+                text = None if reference in (None, "") else to_text(REFERENCE, reference)
                 found.append(Asked(question, text, question.row.get("title") or None))
         except DataError as error:
-            mistakes.add(question.file, question.number, str(error))
-    mistakes.refuse()
+            errors.add(question.file, question.number, str(error))
+    errors.raise_if_any()
     return found
 
 
 def _free_questions(file: Path) -> list[Question]:
-    found, mistakes = [], Mistakes()
+    found, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
-            prompt, bound = check_free_prompt(row, file)
+            prompt, bound = parse_sample_prompt(row, file)
             found.append(Question(None, prompt, None, bound or 128, row, str(file), number))
         except DataError as error:
-            mistakes.add(str(file), number, str(error))
-    mistakes.refuse()
+            errors.add(str(file), number, str(error))
+    errors.raise_if_any()
     return found
 
 
@@ -269,18 +269,20 @@ class Tokens:
 def _tokens(side: Side, asked: Sequence[Asked]) -> Tokens:
     """Raises DataError for rows that are longer than the side can read."""
     prompts, context = side.format()
-    ids, references, mistakes = check_lengths(prompts, [one.question for one in asked], context), [], Mistakes()
+    ids, references, errors = check_lengths(prompts, [one.question for one in asked], context), [], RowErrors()
     for one, prompt in zip(asked, ids, strict=True):
         question, reference = one.question, []
         if one.reference is not None:
-            reference = prompts.encode(prompts.prompt_text(question.prompt, question.system), one.reference).supervised
+            reference = prompts.encode(
+                prompts.render_prompt(question.prompt, question.system), one.reference
+            ).supervised
         if len(prompt) + len(reference) > context:
             message = (
                 f"with its reference it is longer than the {context} tokens that {side.name} can read; drop the row"
             )
-            mistakes.add(question.file, question.number, message)
+            errors.add(question.file, question.number, message)
         references.append(reference)
-    mistakes.refuse()
+    errors.raise_if_any()
     return Tokens(ids, references)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
-from pipelines.data.readers import Mistakes, numbered_rows
-from pipelines.data.sample_prompts import check_free_prompt
-from pipelines.data.templates import filled
+from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.sample_prompts import parse_sample_prompt
+from pipelines.data.templates import fill_nonempty
 from pipelines.errors import DataError, RunError
 from pipelines.storage.files import os_errors_as_machine_error
 from pipelines.storage.run_folder import Run
@@ -68,11 +68,11 @@ def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = Fals
         )
     only = task or (next(iter(tasks)) if len(tasks) == 1 else None)
     default = int(job.ludwig["generation"]["max_new_tokens"])
-    found, mistakes = [], Mistakes()
+    found, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
             if raw:
-                prompt, bound = check_free_prompt(row, file)
+                prompt, bound = parse_sample_prompt(row, file)
                 found.append(Question(None, prompt, job.pipeline.system, bound or default, row, str(file), number))
                 continue
             name = only or _task_of(row, tasks)
@@ -81,8 +81,8 @@ def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = Fals
             bound = tasks[name].max_new_tokens
             found.append(Question(name, prompt, system, int(bound or default), row, str(file), number))
         except DataError as error:
-            mistakes.add(str(file), number, str(error))
-    mistakes.refuse()
+            errors.add(str(file), number, str(error))
+    errors.raise_if_any()
     return found
 
 
@@ -100,7 +100,7 @@ def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
 
 def _in_template(template: str, row: Mapping[str, Any]) -> str:
     try:
-        return filled(template, row, "prompt")
+        return fill_nonempty(template, row, "prompt")
     except DataError as error:
         # The likeliest reason for a column that is missing beside a `prompt`.
         raw = (
@@ -114,18 +114,18 @@ def _in_template(template: str, row: Mapping[str, Any]) -> str:
 def check_lengths(prompts: PromptFormat, asked: Sequence[Question], context: int) -> list[list[int]]:
     """The tokens of each question in the model's own chat template. Raises DataError for those that leave no room for an answer
     in the model's `context` tokens; any other answer ends with the context at the latest, as in a run."""
-    ids, mistakes = [prompt_tokens(prompts, one) for one in asked], Mistakes()
+    ids, errors = [prompt_tokens(prompts, one) for one in asked], RowErrors()
     for one, tokens in zip(asked, ids, strict=True):
         if len(tokens) >= context:
             room = f"leaves no room for an answer in the {context} tokens that the model can read"
-            mistakes.add(one.file, one.number, f"its prompt {room}; shorten the row or drop it")
-    mistakes.refuse()
+            errors.add(one.file, one.number, f"its prompt {room}; shorten the row or drop it")
+    errors.raise_if_any()
     return ids
 
 
 def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
     """The tokens of a question, in the model's own chat template."""
-    return prompts.prompt_ids(prompts.prompt_text(question.prompt, question.system))
+    return prompts.encode_prompt(prompts.render_prompt(question.prompt, question.system))
 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
@@ -144,7 +144,7 @@ def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
     from pipelines.modeling.base_models import context_length
 
     base = trained_from(job, run)
-    return PromptFormat.of_folder(base, job.pipeline.chat_template), context_length(base)
+    return PromptFormat.from_folder(base, job.pipeline.chat_template), context_length(base)
 
 
 def predict(
@@ -157,14 +157,14 @@ def predict(
     """
     job = tuned_job(run)
     asked = questions(job, file, task, str(run.folder), raw)
-    mistakes = Mistakes()
+    errors = RowErrors()
     for one in asked:
         for name in (PREDICTION, FINISH_REASON):
             if name in one.row:
-                mistakes.add(
+                errors.add(
                     one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept"
                 )
-    mistakes.refuse()
+    errors.raise_if_any()
     prompts, context = tuned_format(run, job)
     return _answered(run, job, asked, check_lengths(prompts, asked, context), reporter)
 

@@ -107,7 +107,7 @@ class Stages:
         bounds = {name: self._bound(name) for name in self.job.pipeline.tasks}
         own = {"max_new_tokens": bounds if len(set(bounds.values())) > 1 else next(iter(bounds.values()))}
         return generation_settings(
-            {**self.generation, **own}, PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
+            {**self.generation, **own}, PromptFormat.from_folder(self.base_folder, self.job.pipeline.chat_template)
         )
 
     def _revision(self) -> str:
@@ -128,40 +128,41 @@ class Stages:
     # --- stages ---
 
     def prepare(self) -> None:
-        from pipelines.checks.rows import Preflight, refuse_serious
+        from pipelines.checks.dataset import DatasetChecks
+        from pipelines.checks.findings import raise_on_errors
         from pipelines.data.examples import SPLITS, load_examples
         from pipelines.data.prompt_format import PromptFormat
-        from pipelines.data.tokenize_rows import prepare_rows, write_rows
+        from pipelines.data.tokenize_rows import tokenize_examples, write_splits
         from pipelines.modeling.base_models import context_length
 
         with self.reporter.working("Preparing rows"):
             prompts = PromptFormat.for_job(self.job, self.base_folder)
-            preflight = Preflight(self.job, prompts, context_length(self.base_folder))
-            rows = prepare_rows(load_examples(self.job.pipeline), prompts)
-            write_rows(preflight.watch(rows), self.run.path("data"))
-            findings = preflight.findings()
-        refuse_serious(findings)
+            checks = DatasetChecks(self.job, prompts, context_length(self.base_folder))
+            rows = tokenize_examples(load_examples(self.job.pipeline), prompts)
+            write_splits(checks.tap(rows), self.run.path("data"))
+            findings = checks.findings()
+        raise_on_errors(findings)
         for finding in findings:
             self.reporter.warn(str(finding.problem))
         data: dict[str, Any] = {}
         for name, task in self.job.pipeline.tasks.items():
             file = task.data if isinstance(task.data, str) else task.data.train
-            counts = {split: preflight.counts[name, split] for split in SPLITS}
+            counts = {split: checks.counts[name, split] for split in SPLITS}
             data[name] = {
                 **counts,
                 "file": file,
                 "sha256": file_digest(Path(file)),
-                "notes": preflight.scores.notes(name),
+                "notes": checks.label_notes(name),
             }
         self.run.update(data=data, warnings=[str(finding.problem) for finding in findings])
 
     def complete(self, which: str) -> None:
         """The completions of every test row and probe, with the loss of each reference."""
-        from pipelines.data.tokenize_rows import read_table
+        from pipelines.data.tokenize_rows import read_split
 
         folder = self.run.path(f"{which}.partial")
         shutil.rmtree(folder, ignore_errors=True)
-        table = read_table(self.run.path("data"), "test")
+        table = read_split(self.run.path("data"), "test")
         kept = self._base_cache(table) if which == "base" else None
         if kept is not None and kept.exists():
             shutil.copytree(kept, folder)
@@ -196,13 +197,13 @@ class Stages:
         return self._asked
 
     def _answer(self, which: str, table: Sequence[dict[str, Any]], folder: Path) -> None:
-        from pipelines.data.tokenize_rows import open_table
+        from pipelines.data.tokenize_rows import open_split
         from pipelines.modeling.token_dataset import TokenDataset
 
         model = self._model(which)
         self._write_probes(model, folder, which)
         write_jsonl(folder / "completions.jsonl", self._complete_rows(model, table, which))
-        validation = TokenDataset.from_table(open_table(self.run.path("data"), "validation"))
+        validation = TokenDataset.from_table(open_split(self.run.path("data"), "validation"))
         if which == "base" and len(validation):
             with self.reporter.working("Validation loss of the base"):
                 write_json(folder / "validation.json", model.validation_losses(validation))
@@ -233,7 +234,7 @@ class Stages:
         atomic_replace_dir(folder, self.run.path(which))
 
     def _base_cache(self, table: Sequence[dict[str, Any]]) -> Path:
-        from pipelines.data.tokenize_rows import read_table
+        from pipelines.data.tokenize_rows import read_split
         from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 
         # The row's number stands in the answers: the same rows on other lines of their file are others.
@@ -241,7 +242,7 @@ class Stages:
             [row["task"], row["row"], row["input_ids"], row["supervised_from"], self._bound(row["task"])]
             for row in table
         ]
-        validation = [row["input_ids"] for row in read_table(self.run.path("data"), "validation")]
+        validation = [row["input_ids"] for row in read_split(self.run.path("data"), "validation")]
         probes = self.job.pipeline.report.prompts
         key = digest(
             COMPLETIONS_FORMAT,
@@ -288,16 +289,16 @@ class Stages:
 
     def _write_probes(self, model: Evaluator, folder: Path, which: str) -> None:
         from pipelines.data.prompt_format import PromptFormat
-        from pipelines.data.sample_prompts import read_probes
+        from pipelines.data.sample_prompts import load_sample_prompts
 
         if not self.job.pipeline.report.prompts:
             return
-        probes = read_probes(Path(self.job.pipeline.report.prompts))
-        prompts = PromptFormat.of_folder(self.base_folder, self.job.pipeline.chat_template)
-        texts = [prompts.prompt_text(probe["prompt"], self.job.pipeline.system) for probe in probes]
+        probes = load_sample_prompts(Path(self.job.pipeline.report.prompts))
+        prompts = PromptFormat.from_folder(self.base_folder, self.job.pipeline.chat_template)
+        texts = [prompts.render_prompt(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
         with self.reporter.bar(f"{which.capitalize()} answers to free prompts", len(texts), "prompts") as progress:
-            answers = model.complete([prompts.prompt_ids(text) for text in texts], self.generation, bounds, progress)
+            answers = model.complete([prompts.encode_prompt(text) for text in texts], self.generation, bounds, progress)
         write_jsonl(
             folder / "sample_prompts.jsonl",
             [

@@ -65,7 +65,7 @@ def whole_files(folder: Path) -> None:
     """Raises AssertionError for a file that stands under its final name and cannot be read."""
     from safetensors import safe_open
 
-    from pipelines.data.tokenize_rows import open_table
+    from pipelines.data.tokenize_rows import open_split
 
     for path in folder.rglob("*"):
         # training/ is scratch, Ludwig's own files among it, which a new start writes anew.
@@ -82,7 +82,7 @@ def whole_files(folder: Path) -> None:
                 with safe_open(path, "numpy") as file:
                     [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
             elif path.suffix == ".arrow":
-                open_table(path.parent, path.stem)
+                open_split(path.parent, path.stem)
         except Exception as error:
             raise AssertionError(f"{path} is not whole: {error!r}") from error
 

@@ -11,7 +11,7 @@ from pipelines.config.job import load_job
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import prepare_rows, write_rows
+from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.run import run_job
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
@@ -71,7 +71,7 @@ def make_job(tmp_path, monkeypatch):
         (tmp_path / "job.yaml").write_text(json.dumps(config))
         job = load_job(tmp_path / "job.yaml")
         run = Run(tmp_path / name)
-        write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)), run.path("data"))
+        write_splits(tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(base)), run.path("data"))
         return job, run, base
 
     return make

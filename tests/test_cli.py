@@ -56,7 +56,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
     ("change", "message"),
     [
         ({"prompt": "{nothing}"}, "the template names the column {nothing}, the row has: q, l"),
-        ({"data": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
+        ({"data": "nowhere.jsonl"}, "no such file: 'nowhere.jsonl'"),
         ({"metric": "rogue"}, "did you mean rouge"),
         ({"rows": '{"q": 1\n'}, "rows.jsonl:1: is not JSON"),
         ({"rows": ""}, "has no rows"),
@@ -215,8 +215,9 @@ def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
     def slow_rows(pipeline):
         for row in range(6):
             time.sleep(0.1)
+            split = ["train", "test", "validation"][row // 2]
             yield Example(
-                "t", ["train", "test", "validation"][row // 2], row, "rows.jsonl", None, "p", "yn"[row % 2], {}
+                task="t", split=split, file="rows.jsonl", row=row, prompt="p", completion="yn"[row % 2], fields={}
             )
 
     monkeypatch.setattr("pipelines.checks.job.load_examples", slow_rows)

@@ -145,7 +145,7 @@ def test_completions_of_a_batch_equal_those_of_one(project):
     from pipelines.evaluation.completions import LoadedModel, complete
 
     loaded = LoadedModel.base(Path("base"), None)
-    prompts = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text("the " * n)) for n in range(1, 6)]
+    prompts = [loaded.prompts.encode_prompt(loaded.prompts.render_prompt("the " * n)) for n in range(1, 6)]
     together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
     alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
     assert together == alone

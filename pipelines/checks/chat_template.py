@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 
 
-class TemplateOnly:
+class TemplateRenderer:
     """Stands for a tokenizer where text is rendered and nothing is tokenised.
 
     The template is found where transformers' tokenizers look: chat_template.jinja, then tokenizer_config.json.
@@ -50,13 +50,13 @@ class TemplateOnly:
         return str(text)
 
 
-def check_rendering(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
+def check_chat_template(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
     """Renders the first row of each task with the model's own chat template. Raises ConfigError with the line to change."""
     try:
-        prompts = PromptFormat(TemplateOnly(folder), job.pipeline.chat_template)
+        prompts = PromptFormat(TemplateRenderer(folder), job.pipeline.chat_template)
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
-    prompts.try_tasks(job, {name: example.prompt for name, example in examples.items()})
+    prompts.check_tasks(job, {name: example.prompt for name, example in examples.items()})
 
 
 def _text(value: Any) -> str | None:

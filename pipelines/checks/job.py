@@ -1,6 +1,6 @@
-"""Everything that can be known of a job before a model is loaded: its YAML, rows, metrics, model folder and chat template.
+"""The check of a whole job before a model is loaded: config, rows, metrics, model directory and chat template.
 
-Neither torch nor Ludwig is imported, so that a check takes seconds.
+Neither torch nor Ludwig is imported, so that `alfine check` takes seconds.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checks.chat_template import check_rendering
-from pipelines.checks.scores import ScoreChecks
+from pipelines.checks.chat_template import check_chat_template
+from pipelines.checks.files import check_data_files
+from pipelines.checks.metrics import MetricChecks
 from pipelines.config.job import Job
 from pipelines.config.trainer import of_rows
 from pipelines.console.activity import doing
-from pipelines.data.examples import Example, check_files, load_examples
-from pipelines.data.sample_prompts import read_probes
+from pipelines.data.examples import Example, load_examples
+from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.retention_files import check_retention_evals
@@ -25,44 +26,44 @@ from pipelines.modeling.module_names import check_names
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a job without errors holds, and what is doubtful in it."""
+class CheckResult:
+    """The number of rows of a job without errors, and its warnings."""
 
-    rows: int
+    num_rows: int
     warnings: list[Problem]
 
 
-def check_job(job: Job) -> Checked:
-    """Raises ConfigError, DataError or ModelError with every problem of the first kind that is found."""
-    check_files(job)
-    scores = ScoreChecks(job)
-    if problems := scores.errors():
+def check_job(job: Job) -> CheckResult:
+    """Raises ConfigError, DataError or ModelError with every problem of the first check that fails."""
+    check_data_files(job)
+    metrics = MetricChecks(job)
+    if problems := metrics.errors():
         raise ConfigError(problems)
     _check_models(job)
     folder = local_folder(job.ludwig["base_model"])
     if folder is not None:
         check_names(job, folder)
-    firsts: dict[str, Example] = {}
-    rows: Counter[str] = Counter()
+    first_examples: dict[str, Example] = {}
+    num_rows: Counter[str] = Counter()
     with doing("reading the rows"):
         for example in load_examples(job.pipeline):
-            rows[example.split] += 1
-            firsts.setdefault(example.task, example)
-            scores.see(example)
-    if problems := [*scores.errors(), *of_rows(job, rows["train"], rows["validation"])]:
+            num_rows[example.split] += 1
+            first_examples.setdefault(example.task, example)
+            metrics.observe(example)
+    if problems := [*metrics.errors(), *of_rows(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
     if folder is not None:
-        check_rendering(job, folder, firsts)
-        if isinstance(vocabulary := text_config(read_config(folder)).get("vocab_size"), int):
-            check_token_ids(job, vocabulary)
+        check_chat_template(job, folder, first_examples)
+        if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):
+            check_token_ids(job, vocab_size)
     check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.prompts:
-        read_probes(Path(job.pipeline.report.prompts))
-    return Checked(rows.total(), scores.warnings())
+        load_sample_prompts(Path(job.pipeline.report.prompts))
+    return CheckResult(num_rows.total(), metrics.warnings())
 
 
 def _check_models(job: Job) -> None:
-    """Every model that the YAML names, as far as it lies on this disk."""
+    """Checks every model that the config names, as far as its files are on this disk."""
     with locate_model_errors(job, "base_model"):
         check_base_model(job.ludwig["base_model"])
     distill = job.pipeline.forgetting.distill

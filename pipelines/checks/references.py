@@ -1,7 +1,7 @@
-"""Whether a perfect answer would get the full score: each reference of a test row is treated as if the model had given it.
+"""Checks that a perfect completion would get the full score: each reference of a test row is scored as a completion.
 
-It is encoded, cut at `max_new_tokens`, decoded and scored as an answer is. A reference that does not reach the full score
-keeps every model from reaching it, and the difference between base and tuned says less than it seems to.
+It is tokenized, cut at `max_new_tokens`, decoded and scored as a generated completion is. If a reference does not reach the
+full score, no model can reach it, and the difference between base and tuned is understated.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.checks.findings import Finding
 from pipelines.config.forgetting import Guard
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import PreparedRow
+from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import decode_completion
 from pipelines.evaluation.retention_files import Question
 from pipelines.scoring.metric import Metric, metric_key, resolve
 
 MAX_SCORED = 1000
-"""Rows of a task whose references are scored; of more rows only the tokens are looked at. Tests of code take the time."""
+"""Rows of a task whose references are scored. Of further rows only the decoded text is compared: unit tests take long."""
 
 
 @dataclass(frozen=True)
 class Shortfall:
     """Why a reference does not reach the full score.
 
-    `kind`: length, special_tokens, decoding, or score where its text comes back whole and scores less than full.
+    Attributes:
+        kind: "length", "special_tokens", "decoding", or "score" if the decoded text is correct but scores less.
+        cause: the end of a sentence that begins with "the reference".
+        needed_tokens: for "length", the tokens of the reference with its end token.
     """
 
     kind: str
@@ -37,53 +41,58 @@ class Shortfall:
     needed_tokens: int = 0
 
 
-def shortfall(
-    metric: Metric, prompts: PromptFormat, line: Mapping[str, Any], ids: Sequence[int], bound: int, scored: bool
+def find_shortfall(
+    metric: Metric,
+    prompts: PromptFormat,
+    record: Mapping[str, Any],
+    token_ids: Sequence[int],
+    max_new_tokens: int,
+    score: bool,
 ) -> Shortfall | None:
-    """None where the reference of `line` (task, row, reference, fields) reaches the full score as an answer.
+    """Returns None if the reference of `record` (task, row, reference, fields) reaches the full score as a completion.
 
-    `ids`: the reference's tokens with the end token; `bound`: max_new_tokens. Without `scored` only its text is compared.
+    `token_ids` are the reference's tokens with the end token. Without `score` only the decoded text is compared.
     """
-    text, _ = decode_completion(prompts, list(ids[:bound]))
-    reference = line["reference"]
-    if text == reference and not scored:
+    text, _ = decode_completion(prompts, list(token_ids[:max_new_tokens]))
+    reference = record["reference"]
+    if text == reference and not score:
         return None
-    if scored:
-        score, detail = _score(metric, line, text)
-        full = 100.0 if ":" not in metric.name else _score(metric, line, reference)[0]
-        if score is not None and full is not None and score >= full - 1e-6:
+    if score:
+        value, detail = _score(metric, record, text)
+        full = 100.0 if ":" not in metric.name else _score(metric, record, reference)[0]
+        if value is not None and full is not None and value >= full - 1e-6:
             return None
         if text == reference:
-            shown = "no score" if score is None else f"{score:g} of 100"
-            return Shortfall("score", f"gets {shown} as its own answer" + (f": {detail}" if detail else ""))
-    return _lost_text(prompts, ids, bound, reference, text)
+            shown = "no score" if value is None else f"{value:g} of 100"
+            return Shortfall("score", f"gets {shown} as a completion" + (f": {detail}" if detail else ""))
+    return _text_shortfall(prompts, token_ids, max_new_tokens, reference, text)
 
 
-def _lost_text(prompts: PromptFormat, ids: Sequence[int], bound: int, reference: str, text: str) -> Shortfall:
-    if len(ids) > bound:
-        return Shortfall("length", f"is longer than max_new_tokens {bound}, where an answer is cut", len(ids))
+def _text_shortfall(
+    prompts: PromptFormat, token_ids: Sequence[int], max_new_tokens: int, reference: str, text: str
+) -> Shortfall:
+    if len(token_ids) > max_new_tokens:
+        cause = f"is longer than max_new_tokens {max_new_tokens}, where a completion is cut"
+        return Shortfall("length", cause, len(token_ids))
     special = [token for token in prompts.tokenizer.all_special_tokens if token in reference]
     if special:
-        named = ", ".join(special[:3])
-        return Shortfall(
-            "special_tokens", f"holds special tokens ({named}), which an answer is read without; take them out"
-        )
-    return Shortfall(
-        "decoding", f"is read back from its tokens as {text[:40]!r}: this model's tokenizer cannot write it"
-    )
+        cause = f"contains special tokens ({', '.join(special[:3])}), which are stripped from completions; remove them"
+        return Shortfall("special_tokens", cause)
+    cause = f"decodes to {text[:40]!r} after tokenization: this model's tokenizer cannot represent it"
+    return Shortfall("decoding", cause)
 
 
-def _score(metric: Metric, line: Mapping[str, Any], completion: str) -> tuple[float | None, str]:
+def _score(metric: Metric, record: Mapping[str, Any], completion: str) -> tuple[float | None, str]:
     try:
-        score = metric.score({**line, "completion": completion})
+        score = metric.score({**record, "completion": completion})
     except DataError as error:
         return None, str(error)
     return score.value, score.detail
 
 
 @dataclass
-class _Count:
-    """The rows of a task that fall short for one kind of cause."""
+class _ShortfallCount:
+    """The rows of one task or retention eval that fall short for one kind of cause."""
 
     first: Shortfall
     file: str
@@ -93,61 +102,73 @@ class _Count:
 
 
 class ReferenceChecks:
-    """Sees the prepared rows in passing and counts the references that fall short, by task (or guard) and kind of cause."""
+    """Observes the tokenized examples and counts the references that fall short, by task (or retention eval) and cause."""
 
     def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
         self.job, self.prompts, self.context_length = job, prompts, context_length
         self.rows: Counter[str] = Counter()
-        self.counts: dict[str, dict[str, _Count]] = {}
+        self.counts: dict[str, dict[str, _ShortfallCount]] = {}
         self.metrics: dict[str, Metric] = {}
         for name, task in job.pipeline.tasks.items():
-            # A metric of the user's that cannot be imported is a finding of its own.
+            # MetricChecks reports a custom metric that cannot be imported.
             with contextlib.suppress(ConfigError):
                 self.metrics[f"task {name}"] = resolve(metric_key(task.metric, task.normalize))
 
-    def see(self, row: PreparedRow) -> None:
-        """Looks at the reference of a test row."""
+    def observe(self, row: TokenizedExample) -> None:
+        """Checks the reference of a test row."""
         example = row.example
         if example.split == "test":
-            line = {"task": example.task, "row": example.row, "reference": example.completion, "fields": example.fields}
-            bound = min(self._max_new_tokens(example.task), self.context_length - row.supervised_from)
-            self._look(f"task {example.task}", line, row.input_ids[row.supervised_from :], bound, example.file)
+            record = {"task": example.task, "row": example.row, "reference": example.completion}
+            record["fields"] = example.fields
+            max_new_tokens = min(self._max_new_tokens(example.task), self.context_length - row.supervised_from)
+            token_ids = row.input_ids[row.supervised_from :]
+            self._check(f"task {example.task}", record, token_ids, max_new_tokens, example.file)
 
-    def see_guard(self, name: str, guard: Guard, questions: Sequence[Question]) -> None:
-        """Looks at the references of a guard of kind task."""
+    def observe_retention_eval(self, name: str, guard: Guard, questions: Sequence[Question]) -> None:
+        """Checks the references of a retention eval of kind task."""
         with contextlib.suppress(ConfigError):
-            self.metrics[f"guard {name}"] = resolve(guard.metric)
-        for number, question in enumerate(questions, start=1):
-            text = self.prompts.prompt_text(question.prompt, question.system)
+            self.metrics[f"retention eval {name}"] = resolve(guard.metric)
+        for row, question in enumerate(questions, start=1):
+            text = self.prompts.render_prompt(question.prompt, question.system)
             encoded = self.prompts.encode(text, question.reference)
-            line = {"task": name, "row": number, "reference": question.reference, "fields": question.fields}
-            bound = min(question.max_new_tokens, self.context_length - encoded.supervised_from)
-            self._look(f"guard {name}", line, encoded.supervised, bound, guard.data)
+            record = {"task": name, "row": row, "reference": question.reference, "fields": question.fields}
+            max_new_tokens = min(question.max_new_tokens, self.context_length - encoded.supervised_from)
+            self._check(f"retention eval {name}", record, encoded.supervised, max_new_tokens, guard.data)
 
-    def _look(self, whose: str, line: Mapping[str, Any], ids: Sequence[int], bound: int, file: str) -> None:
-        metric = self.metrics.get(whose)
+    def _check(
+        self, owner: str, record: Mapping[str, Any], token_ids: Sequence[int], max_new_tokens: int, file: str
+    ) -> None:
+        """`owner`: "task NAME" or "retention eval NAME"."""
+        metric = self.metrics.get(owner)
         if metric is None or not metric.scores_completions:
             return
-        self.rows[whose] += 1
-        found = shortfall(metric, self.prompts, line, ids, bound, self.rows[whose] <= MAX_SCORED)
-        if found is not None:
-            count = self.counts.setdefault(whose, {}).setdefault(found.kind, _Count(found, file, line["row"]))
+        self.rows[owner] += 1
+        should_score = self.rows[owner] <= MAX_SCORED
+        shortfall = find_shortfall(metric, self.prompts, record, token_ids, max_new_tokens, should_score)
+        if shortfall is not None:
+            first = _ShortfallCount(shortfall, file, record["row"])
+            count = self.counts.setdefault(owner, {}).setdefault(shortfall.kind, first)
             count.rows += 1
-            count.needed_tokens = max(count.needed_tokens, found.needed_tokens)
+            count.needed_tokens = max(count.needed_tokens, shortfall.needed_tokens)
 
     def _max_new_tokens(self, task: str) -> int:
-        own = self.job.pipeline.tasks[task].max_new_tokens
-        return int(own if own is not None else self.job.ludwig["generation"]["max_new_tokens"])
+        limit = self.job.pipeline.tasks[task].max_new_tokens
+        return int(limit if limit is not None else self.job.ludwig["generation"]["max_new_tokens"])
 
-    def findings(self) -> Iterator[tuple[bool, Problem]]:
-        """Each kind of cause with its first row. It is serious where no reference of the task reaches the full score, and
-        where a score that is 0 or 100 is lost for certain, whatever the model answers."""
-        for whose, counts in self.counts.items():
-            none_reaches = sum(count.rows for count in counts.values()) == self.rows[whose]
+    def findings(self) -> Iterator[Finding]:
+        """One finding per kind of cause, at its first row.
+
+        It is an error if no reference of the task reaches the full score, or if the metric is binary and the text itself is
+        lost, so that the row scores 0 whatever the model generates.
+        """
+        for owner, counts in self.counts.items():
+            none_reaches = sum(count.rows for count in counts.values()) == self.rows[owner]
             for kind, count in counts.items():
                 advice = f": write max_new_tokens: {count.needed_tokens}" if kind == "length" else ""
-                rows = "test rows" if whose.startswith("task ") else "rows"
-                share = f"({count.rows:,} of {self.rows[whose]:,} {rows})"
-                message = f"{whose}: the reference {count.first.cause}{advice} {share}"
-                serious = none_reaches or (kind != "score" and self.metrics[whose].binary)
-                yield serious, Problem(message, count.file, count.row)
+                rows = "test rows" if owner.startswith("task ") else "rows"
+                proportion = f"({count.rows:,} of {self.rows[owner]:,} {rows})"
+                problem = Problem(
+                    f"{owner}: the reference {count.first.cause}{advice} {proportion}", count.file, count.row
+                )
+                is_error = none_reaches or (kind != "score" and self.metrics[owner].binary)
+                yield Finding("error" if is_error else "warning", problem)

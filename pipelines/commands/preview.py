@@ -12,23 +12,23 @@ from rich.text import Text
 from pipelines.config.lr_schedules import Settings, Steps, factor, learning_rate
 from pipelines.console.plain_text import speaks_unicode
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import PreparedRow
+from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.report.formatting import printable
 from pipelines.report.tables import Column, cell, print_table
 
 
-def show_rows(rows: Sequence[PreparedRow], prompts: PromptFormat, console: Console, per_task: int) -> None:
+def show_rows(rows: Sequence[TokenizedExample], prompts: PromptFormat, console: Console, per_task: int) -> None:
     """`per_task` training rows of every task, then a table of lengths in tokens."""
     console.print(Text.assemble("read by the model  ", ("trained: the answer and its end", "bold green")))
     for task in dict.fromkeys(row.example.task for row in rows):
         of_task = [row for row in rows if row.example.task == task and row.example.split == "train"]
         for row in of_task[:per_task]:
-            console.rule(Text(f"{task}  {row.example.place}"), align="left")
+            console.rule(Text(f"{task}  {row.example.source_location}"), align="left")
             console.print(_coloured(row, prompts))
     _print_lengths(rows, console)
 
 
-def _coloured(row: PreparedRow, prompts: PromptFormat) -> Text:
+def _coloured(row: TokenizedExample, prompts: PromptFormat) -> Text:
     special = set(prompts.tokenizer.all_special_ids)
     decode = prompts.tokenizer.decode
     text = Text(overflow="fold")
@@ -47,7 +47,7 @@ def _coloured(row: PreparedRow, prompts: PromptFormat) -> Text:
     return text
 
 
-def _print_lengths(rows: Sequence[PreparedRow], console: Console) -> None:
+def _print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
     columns = [Column("task", words=True), Column("split", left=True)]
     columns += [Column(name) for name in ("rows", "shortest", "median", "longest", "trained tokens")]
     table: list[list[str | Text]] = []

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.forgetting import HUB
-from pipelines.data.readers import Mistakes, numbered_rows
-from pipelines.data.templates import SPLIT_COLUMN, check_system, filled, row_has, template_columns
+from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.templates import SPLIT_COLUMN, check_system_is_constant, describe_columns, fill_nonempty
 from pipelines.errors import DataError, Problem
 from pipelines.scoring.python_tests import row_tests
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipelines.config.job import Job, Pipeline, Task
 
 SPLITS = ("train", "validation", "test")
@@ -32,24 +29,42 @@ _OTHER_WORDS = {
 """What other tools call the splits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row of one task, with its templates filled.
+    """One row with its templates filled: the unit that is trained on, evaluated or predicted.
 
-    `row` is the line of `file` on which it begins; in a Parquet file, the row's number from 1. `fields` are its columns.
+    Every consumer of rows uses this type:
+
+    - `load_examples` yields the rows of a job's tasks. They have a completion and a split.
+    - A prompt without a known answer (`alfine predict`, a sample prompt) has `completion=None`. A prompt that belongs to no
+      task has `task=""`.
+    - A row of a retention eval of kind task has the eval's name as its `task`.
+
+    `tokenize_rows.tokenize_examples` turns examples into `TokenizedExample`s, with or without a completion.
+
+    Attributes:
+        prompt: the user turn, before any chat template.
+        completion: the reference, or None if there is none.
+        system: the system turn, or None.
+        file, row: the source of the row: its first line in `file`, or in a Parquet file its index from 1.
+        fields: the columns of the row, without the split column.
+        max_new_tokens: the row's own limit, or None for that of its task or job.
+        title: the name of a sample prompt in the report.
     """
 
-    task: str
-    split: str
-    row: int
-    file: str
-    system: str | None
     prompt: str
-    completion: str
+    completion: str | None = None
+    system: str | None = None
+    task: str = ""
+    split: str = "test"
+    file: str
+    row: int
     fields: Mapping[str, Any]
+    max_new_tokens: int | None = None
+    title: str | None = None
 
     @property
-    def place(self) -> str:
+    def source_location(self) -> str:
         return f"{self.file}:{self.row}"
 
 
@@ -65,7 +80,7 @@ def load_examples(pipeline: Pipeline) -> Iterator[Example]:
         raise DataError(problems)
 
 
-def named_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every file of rows that a job names, with the key that names it."""
     pipeline = job.pipeline
     for name, task in pipeline.tasks.items():
@@ -84,81 +99,41 @@ def named_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("pipeline", "forgetting", "guards", name, "data"), guard.data
 
 
-def check_files(job: Job) -> None:
-    """Raises DataError, with the config's lines, for what is wrong with the data before a row is read: a file that is not
-    there, one file for two splits, a prompt that holds the answer."""
-    problems = [
-        job.problem(f"{'.'.join(where)}: there is no file {file!r}; paths begin where alfine is started", *where)
-        for where, file in named_files(job)
-        if not Path(file).exists()
-    ]
-    for name, task in job.pipeline.tasks.items():
-        if message := _same_file(task):
-            problems.append(job.problem(f"pipeline.tasks.{name}.data: {message}", "pipeline", "tasks", name, "data"))
-    for path, prompt, completion in _templates(job):
-        if message := given_away(prompt, completion):
-            problems.append(job.problem(f"{'.'.join(path)}.prompt: {message}", *path, "prompt"))
-    if problems:
-        raise DataError(problems)
-
-
-def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """The prompt and completion of every task and every guard that has them, with where they stand in the config."""
-    for name, task in job.pipeline.tasks.items():
-        yield ("pipeline", "tasks", name), task.prompt, task.completion
-    guards = job.pipeline.forgetting.guards
-    for name, guard in guards.items() if isinstance(guards, dict) else ():
-        if guard.prompt and guard.completion:
-            yield ("pipeline", "forgetting", "guards", name), guard.prompt, guard.completion
-
-
-def given_away(prompt: str, completion: str) -> str | None:
-    """What is wrong where every column of the completion stands in the prompt too, so that the answer can be read there."""
-    answer = list(dict.fromkeys(template_columns(completion)))
-    if not set(answer) <= set(template_columns(prompt)):
-        return None
-    named = " and ".join(f"{{{name}}}" for name in answer)
-    return f"it holds the answer, {named}, which the completion is made of; take {named} out of the prompt"
-
-
-def _same_file(task: Task) -> str | None:
-    if isinstance(task.data, str):
-        return None
-    seen: dict[Path, str] = {}
-    for split in SPLITS:
-        file = getattr(task.data, split)
-        if file is None:
-            continue
-        if (first := seen.setdefault(Path(file).resolve(), split)) != split:
-            both = f"{first} and {split} are the same file, {file!r}, so the model would be tested on rows that it has seen"
-            return f"{both}; name another file, or write data: {file} to split its rows"
-    return None
-
-
 def load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
     """The examples of one task, each with its split; at the end DataError for the rows that gave none."""
-    mistakes = Mistakes(f"task {name}: ")
-    found: Counter[str] = Counter()
+    errors = RowErrors(f"task {name}: ")
+    counts: Counter[str] = Counter()
     system = task.system if task.system is not None else pipeline.system
     for file, row, fields, split in _rows_with_split(task, pipeline):
         try:
             if split not in SPLITS:
                 raise DataError(split)
-            check_system(system, fields)
-            prompt, completion = filled(task.prompt, fields, "prompt"), filled(task.completion, fields, "completion")
+            check_system_is_constant(system, fields)
+            prompt, completion = (
+                fill_nonempty(task.prompt, fields, "prompt"),
+                fill_nonempty(task.completion, fields, "completion"),
+            )
             if split == "test":
                 _check_scored(task, fields)
         except DataError as error:
-            mistakes.add(file, row, str(error))
+            errors.add(file, row, str(error))
             continue
-        found[split] += 1
-        kept = {key: value for key, value in fields.items() if key != SPLIT_COLUMN}
-        yield Example(name, split, row, file, system, prompt, completion, kept)
-    mistakes.refuse()
+        counts[split] += 1
+        yield Example(
+            task=name,
+            split=split,
+            file=file,
+            row=row,
+            system=system,
+            prompt=prompt,
+            completion=completion,
+            fields={column: value for column, value in fields.items() if column != SPLIT_COLUMN},
+        )
+    errors.raise_if_any()
     for split in ("train", "test"):
-        if not found[split]:
+        if not counts[split]:
             file = task.data if isinstance(task.data, str) else task.data.train
-            raise DataError(Problem(f"task {name}: {_no_row(task, pipeline, split, found)}", file))
+            raise DataError(Problem(f"task {name}: {_no_row(task, pipeline, split, counts)}", file))
 
 
 def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
@@ -166,7 +141,7 @@ def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
     group = task.group
     if group is not None:
         if group not in fields:
-            raise DataError(f"group names the column {group}, {row_has(fields, group)}")
+            raise DataError(f"group names the column {group}, {describe_columns(fields, group)}")
         if not isinstance(fields[group], str | int | float) or not str(fields[group]).strip():
             found = (
                 "no value"
@@ -178,9 +153,9 @@ def _check_scored(task: Task, fields: Mapping[str, Any]) -> None:
         row_tests(fields)
 
 
-def _no_row(task: Task, pipeline: Pipeline, split: str, found: Counter[str]) -> str:
+def _no_row(task: Task, pipeline: Pipeline, split: str, counts: Counter[str]) -> str:
     """What to do about a split without rows."""
-    none = f"no row is left for the {split} split (it has {found.total()} in all)"
+    none = f"no row is left for the {split} split (it has {counts.total()} in all)"
     if not isinstance(task.data, str):
         return f"data names no {split} file; write {split}: FILE beside train"
     if any(SPLIT_COLUMN in row for _, row in islice(numbered_rows(Path(task.data)), 1)):
@@ -251,57 +226,3 @@ def random_splits(count: int, validation: float, test: float) -> list[str]:
     for position, row in enumerate(order[: test_rows + validation_rows]):
         splits[row] = "test" if position < test_rows else "validation"
     return splits
-
-
-# --- mixing ------------------------------------------------------------------------------------------
-
-
-def task_shares(
-    counts: Mapping[str, int], weights: Mapping[str, float], mix: str, temperature: float
-) -> dict[str, float]:
-    """The share of an epoch's rows that each task gets; the shares add up to 1.
-
-    proportional: by its rows; equal: the same for each; temperature: rows^(1/T), between the two
-    (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", 3.5.2). Each is multiplied by `weights`.
-    """
-    exponent = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[mix]
-    raw = {task: weights[task] * count**exponent for task, count in counts.items()}
-    total = sum(raw.values())
-    return {task: value / total for task, value in raw.items()}
-
-
-def epoch_order(tasks: Sequence[str], shares: Mapping[str, float], seed: int, epoch: int, shuffle: bool) -> list[int]:
-    """The row numbers of one epoch, as many as there are rows, each task by its share.
-
-    A task with a larger share than it has rows repeats them (every row once before any comes twice);
-    one with a smaller share leaves some out, others in each epoch. With proportional shares every row comes once.
-    """
-    import numpy as np
-
-    named = np.asarray(tasks)
-    members = {task: np.flatnonzero(named == task) for task in dict.fromkeys(tasks)}
-    quotas = _quotas({task: shares[task] * len(tasks) for task in members})
-    order: list[np.ndarray] = []
-    for task, rows in members.items():
-        drawn = range(epoch * quotas[task], (epoch + 1) * quotas[task])
-        for lap in range(drawn.start // len(rows), math.ceil(drawn.stop / len(rows))):
-            whole = _shuffled(rows, f"{seed}/{task}/{lap}") if shuffle else rows
-            order.append(whole[max(0, drawn.start - lap * len(rows)) : drawn.stop - lap * len(rows)])
-    together = np.concatenate(order)
-    ordered = _shuffled(together, f"{seed}/{epoch}") if shuffle else np.sort(together)
-    return list(ordered.tolist())
-
-
-def _shuffled(rows: np.ndarray, key: str) -> np.ndarray:
-    import numpy as np
-
-    return np.random.Generator(np.random.PCG64(list(key.encode()))).permutation(rows)
-
-
-def _quotas(exact: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers with the same sum, the largest remainders rounded up."""
-    quotas = {task: math.floor(value) for task, value in exact.items()}
-    missing = round(sum(exact.values())) - sum(quotas.values())
-    for task in sorted(exact, key=lambda task: quotas[task] - exact[task])[:missing]:
-        quotas[task] += 1
-    return quotas

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 THEIRS = "this model's chat template"
 PLAINLY = "set pipeline.chat_template: false to write prompts without it"
-PROBE = "alfine"
+SENTINEL = "alfine"
 """Stands for an assistant's answer when the chat template is asked how it ends a turn."""
 
 
@@ -66,10 +66,10 @@ class PromptFormat:
             raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
         self.tokenizer = tokenizer
         self.uses_chat_template = has_template if chat_template is None else chat_template
-        self._frames: dict[str | None, tuple[str, str] | None] = {}
+        self._template_affixes: dict[str | None, tuple[str, str] | None] = {}
 
     @classmethod
-    def of_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
+    def from_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
         prompts = cls(load_tokenizer(folder), chat_template)
         prompts.context_length = context_length(folder)
         return prompts
@@ -78,20 +78,20 @@ class PromptFormat:
     def for_job(cls, job: Job, folder: Path) -> PromptFormat:
         """The format of a job's prompts, tried once for each task. Raises ConfigError with the line to change."""
         try:
-            prompts = cls.of_folder(folder, job.pipeline.chat_template)
+            prompts = cls.from_folder(folder, job.pipeline.chat_template)
         except ConfigError as error:
             raise ConfigError(job.problem(str(error), *_template_key(job))) from None
-        prompts.try_tasks(job, dict.fromkeys(job.pipeline.tasks, PROBE))
+        prompts.check_tasks(job, dict.fromkeys(job.pipeline.tasks, SENTINEL))
         check_token_ids(job, len(prompts.tokenizer))
         return prompts
 
-    def try_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:
+    def check_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:
         """Renders a prompt of each task. Raises ConfigError with the line to change."""
         for name, prompt in prompts.items():
             task = job.pipeline.tasks[name]
             own = task.system is not None
             try:
-                self.prompt_text(prompt, task.system if own else job.pipeline.system)
+                self.render_prompt(prompt, task.system if own else job.pipeline.system)
             except ChatTemplateError as error:
                 at_system = ("pipeline", "tasks", name, "system") if own else ("pipeline", "system")
                 where = at_system if error.key == "system" else _template_key(job)
@@ -99,29 +99,29 @@ class PromptFormat:
 
     # --- text ---
 
-    def prompt_text(self, prompt: str, system: str | None = None) -> str:
+    def render_prompt(self, prompt: str, system: str | None = None) -> str:
         """The prompt as the model sees it, special tokens written out (without a BOS that the tokenizer adds)."""
         if not self.uses_chat_template:
             return f"{system}\n\n{prompt}" if system else prompt
-        if system not in self._frames:
-            self._frames[system] = self._frame(system)
-        frame = self._frames[system]
-        if frame is None:
+        if system not in self._template_affixes:
+            self._template_affixes[system] = self._affixes(system)
+        affixes = self._template_affixes[system]
+        if affixes is None:
             text = self._render(self._messages(prompt, system), add_generation_prompt=True)
             self._must_hold(text, prompt, "a prompt")
             return text
-        return f"{frame[0]}{prompt}{frame[1]}"
+        return f"{affixes[0]}{prompt}{affixes[1]}"
 
-    def _frame(self, system: str | None) -> tuple[str, str] | None:
+    def _affixes(self, system: str | None) -> tuple[str, str] | None:
         """What the template puts before and behind a prompt, where that is all it does: rendering each of a million rows
         would take longer than their tokens."""
-        text = self._render(self._messages(PROBE, system), add_generation_prompt=True)
-        self._must_hold(text, PROBE, "the prompt")
+        text = self._render(self._messages(SENTINEL, system), add_generation_prompt=True)
+        self._must_hold(text, SENTINEL, "the prompt")
         if system:
             self._must_hold(text, system, "the system turn", "system")
-        turns = [*self._messages("?", system), {"role": "assistant", "content": PROBE}]
-        self._must_hold(self._render(turns, add_generation_prompt=False), PROBE, "the assistant's answer")
-        before, _, behind = text.rpartition(PROBE)
+        turns = [*self._messages("?", system), {"role": "assistant", "content": SENTINEL}]
+        self._must_hold(self._render(turns, add_generation_prompt=False), SENTINEL, "the assistant's answer")
+        before, _, behind = text.rpartition(SENTINEL)
         for probe in (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f "):
             if self._render(self._messages(probe, system), add_generation_prompt=True) != f"{before}{probe}{behind}":
                 return None
@@ -186,8 +186,8 @@ class PromptFormat:
         eos = int(self.tokenizer.eos_token_id)
         if not self.uses_chat_template:
             return eos
-        messages = [*self._messages("?", None), {"role": "assistant", "content": PROBE}]
-        ending = self._render(messages, add_generation_prompt=False).rpartition(PROBE)[2]
+        messages = [*self._messages("?", None), {"role": "assistant", "content": SENTINEL}]
+        ending = self._render(messages, add_generation_prompt=False).rpartition(SENTINEL)[2]
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
         return next((token for token in self._ids(ending) if token in special), eos)
 
@@ -198,37 +198,40 @@ class PromptFormat:
 
     @cached_property
     def _adds_bos(self) -> bool:
-        ids = self.tokenizer(PROBE)["input_ids"]
+        ids = self.tokenizer(SENTINEL)["input_ids"]
         return bool(ids) and self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Tokens of a `prompt_text`."""
+    def encode_prompt(self, text: str) -> list[int]:
+        """Tokens of a `render_prompt`."""
         return self._with_bos([self._ids(text)])[0]
 
-    def plain_ids(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Tokens of a text that is no prompt: no chat template, the tokenizer's BOS once."""
         ids = self._ids(text)
         return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
 
-    def encode(self, text: str, completion: str) -> Encoded:
-        """Tokens of a `prompt_text` and its completion."""
-        return self.encode_all([text], [completion])[0]
+    def encode(self, text: str, completion: str | None) -> Encoded:
+        """Tokens of a rendered prompt and its completion."""
+        return self.encode_batch([text], [completion])[0]
 
-    def encode_all(self, texts: Sequence[str], completions: Sequence[str]) -> list[Encoded]:
-        """Tokens of each `prompt_text` and its completion.
+    def encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[Encoded]:
+        """Tokens of rendered prompts and their completions, in the same order. Without a completion: the prompt's only.
 
-        The prompt is tokenised alone, as it is when the model answers. The completion is tokenised behind it
-        (a SentencePiece tokenizer would start it with a space otherwise) unless the two would merge at the seam.
+        The prompt is tokenized by itself, as for generation. The completion is tokenized together with it (by itself, a
+        SentencePiece tokenizer would start it with a space), unless tokens would span both.
         """
         prompts = self._with_bos(self._all_ids(texts))
-        together = self._with_bos(
-            self._all_ids([text + completion for text, completion in zip(texts, completions, strict=True)])
-        )
-        found = []
-        for prompt, whole, completion in zip(prompts, together, completions, strict=True):
-            answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(completion)
-            found.append(Encoded([*prompt, *answer, self.end_id], len(prompt)))
-        return found
+        pairs = zip(texts, completions, strict=True)
+        sequences = self._with_bos(self._all_ids([text + (completion or "") for text, completion in pairs]))
+        encoded = []
+        for prompt, sequence, completion in zip(prompts, sequences, completions, strict=True):
+            if completion is None:
+                encoded.append(Encoded(prompt, len(prompt)))
+                continue
+            starts_with_prompt = sequence[: len(prompt)] == prompt
+            completion_ids = sequence[len(prompt) :] if starts_with_prompt else self._ids(completion)
+            encoded.append(Encoded([*prompt, *completion_ids, self.end_id], len(prompt)))
+        return encoded
 
     def _with_bos(self, rows: list[list[int]]) -> list[list[int]]:
         """A chat template writes its own BOS; a plain prompt gets the tokenizer's, once."""

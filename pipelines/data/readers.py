@@ -19,7 +19,7 @@ from pipelines.storage.strict_json import NotStrict, parse
 MOST_BYTES = 64 << 20
 """Of a line."""
 MOST_PROBLEMS = 10
-"""Mistakes of different kinds that are named of one file."""
+"""RowErrors of different kinds that are named of one file."""
 _MARK = "\ufeff"
 """The byte order mark that some editors put before a file's first character."""
 _SIGNS = {
@@ -59,7 +59,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(Problem("has no rows", str(path)))
 
 
-class Mistakes:
+class RowErrors:
     """Rows that cannot be used, by what is wrong with them: a sentence for each kind, at its first row."""
 
     def __init__(self, about: str = "") -> None:
@@ -69,7 +69,7 @@ class Mistakes:
     def add(self, file: str, row: int, message: str) -> None:
         self.rows.setdefault((file, message), []).append(row)
 
-    def refuse(self) -> None:
+    def raise_if_any(self) -> None:
         """Raises DataError if there are any, for the first MOST_PROBLEMS kinds."""
         if not self.rows:
             return
@@ -205,7 +205,7 @@ def _check_header(header: list[str], path: Path, line: int) -> None:
         raise DataError(Problem(message, str(path), line))
 
 
-def text_in(row: Mapping[str, Any], name: str) -> str | None:
+def text_column(row: Mapping[str, Any], name: str) -> str | None:
     """The row's text in a column, None where there is none or it is something else or blank."""
     value = row.get(name)
     return value if isinstance(value, str) and value.strip() else None

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.readers import Mistakes, numbered_rows, text_in
-from pipelines.data.templates import as_text
+from pipelines.data.readers import RowErrors, numbered_rows, text_column
+from pipelines.data.templates import to_text
 from pipelines.errors import DataError
 
-PROBE_COLUMNS = ("prompt", "title", "max_new_tokens")
+COLUMNS = ("prompt", "title", "max_new_tokens")
 
 
-def check_free_prompt(row: Mapping[str, Any], file: Path) -> tuple[str, int | None]:
+def parse_sample_prompt(row: Mapping[str, Any], file: Path) -> tuple[str, int | None]:
     """The prompt of a row and its max_new_tokens, if it has one. Raises DataError for a prompt or a title that is no text,
     or a bound that is no whole number from 1 on."""
-    prompt = text_in(row, "prompt")
+    prompt = text_column(row, "prompt")
     if prompt is None:
         raise DataError(f"a free prompt needs a text in `prompt`; the row has: {', '.join(row) or 'no column'}")
-    as_text("prompt", prompt)
+    to_text("prompt", prompt)
     title = row.get("title")
     if title is not None and not isinstance(title, str):
         raise DataError(f"title is {title!r:.60}; write a text, or leave it out")
@@ -36,18 +36,18 @@ def _bound(value: Any, file: Path) -> int | None:
     return int(value)
 
 
-def read_probes(path: Path) -> list[dict[str, Any]]:
+def load_sample_prompts(path: Path) -> list[dict[str, Any]]:
     """Free prompts of the report: rows with `prompt` and, if wished, `title` and `max_new_tokens`. Raises DataError with
     file and row for each mistake."""
-    found, mistakes = [], Mistakes()
+    found, errors = [], RowErrors()
     for number, row in numbered_rows(path):
         try:
-            if unknown := sorted(set(row) - set(PROBE_COLUMNS)):
-                raise DataError(f"unknown key {unknown[0]!r}; a probe has {', '.join(PROBE_COLUMNS)}")
-            _, bound = check_free_prompt(row, path)
+            if unknown := sorted(set(row) - set(COLUMNS)):
+                raise DataError(f"unknown key {unknown[0]!r}; a probe has {', '.join(COLUMNS)}")
+            _, bound = parse_sample_prompt(row, path)
         except DataError as error:
-            mistakes.add(str(path), number, str(error))
+            errors.add(str(path), number, str(error))
             continue
         found.append({"prompt": row["prompt"], "title": row.get("title") or None, "max_new_tokens": bound})
-    mistakes.refuse()
+    errors.raise_if_any()
     return found

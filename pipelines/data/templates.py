@@ -38,12 +38,14 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
         parts.append(literal)
         if name is not None:
             if name not in fields:
-                raise DataError(f"the template names the column {{{name}}}, {row_has(fields, name, braces=True)}")
-            parts.append(as_text(name, fields[name]))
+                raise DataError(
+                    f"the template names the column {{{name}}}, {describe_columns(fields, name, braces=True)}"
+                )
+            parts.append(to_text(name, fields[name]))
     return "".join(parts)
 
 
-def filled(template: str, fields: Mapping[str, Any], what: str) -> str:
+def fill_nonempty(template: str, fields: Mapping[str, Any], what: str) -> str:
     """As `fill`; raises DataError as well where nothing but white space comes of it."""
     text = fill(template, fields)
     if not text.strip():
@@ -51,22 +53,22 @@ def filled(template: str, fields: Mapping[str, Any], what: str) -> str:
     return text
 
 
-def row_has(fields: Mapping[str, Any], wanted: str, braces: bool = False, fixed: bool = False) -> str:
+def describe_columns(fields: Mapping[str, Any], wanted: str, braces: bool = False, fixed: bool = False) -> str:
     """ "the row has: a, b; did you mean b?": the second half of a message on a column that is not there. `fixed`: the name is
     alfine's, so that it is the row's column that is to be renamed."""
     names = [name for name in fields if name != SPLIT_COLUMN]
     more = f", … ({len(names)} in all)" if len(names) > MOST_NAMES else ""
-    near = did_you_mean(wanted, (name for name in names if can_be_named(name)))
+    near = did_you_mean(wanted, (name for name in names if is_valid_placeholder(name)))
     advice = f"; did you mean {f'{{{near}}}' if braces else near}?" if near else ""
     if near and fixed:
         advice = f"; if {near} is meant, rename it"
-    strange = next((name for name in names if not can_be_named(name)), None)
+    strange = next((name for name in names if not is_valid_placeholder(name)), None)
     if not near and strange is not None:
         advice = f"; {strange!r} cannot stand in braces, rename it"
     return f"the row has: {', '.join(names[:MOST_NAMES]) or 'no column'}{more}{advice}"
 
 
-def can_be_named(column: str) -> bool:
+def is_valid_placeholder(column: str) -> bool:
     """Whether a template can name it: `{a:b}` or `{ a}` would mean something else, and what cannot be seen is not written."""
     try:
         check_template(f"{{{column}}}")
@@ -75,7 +77,7 @@ def can_be_named(column: str) -> bool:
     return column.isprintable()
 
 
-def as_text(name: str, value: Any) -> str:
+def to_text(name: str, value: Any) -> str:
     """A value as it stands in a prompt: a text as it is, a number or true and false as JSON writes them.
 
     Raises DataError for no value, and for what is none of these: a list or an object would be JSON with its brackets and
@@ -114,7 +116,7 @@ def _advice(name: str, value: list[Any] | dict[str, Any]) -> str:
     return "holds a list, not a text; write the part that is meant as a column of its own"
 
 
-def check_system(system: str | None, columns: Iterable[str]) -> None:
+def check_system_is_constant(system: str | None, columns: Iterable[str]) -> None:
     """Raises DataError where `system`, which is sent as it stands, names a column of the rows in braces."""
     if system is None or "{" not in system:
         return

@@ -17,30 +17,47 @@ from pipelines.storage.strict_json import dump
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_AT_ONCE = 1024
-"""Rows tokenised together and written together."""
+TOKENIZE_BATCH_SIZE = 1024
+"""Rows that are tokenized and written together."""
 
 
 @dataclass(frozen=True)
-class PreparedRow:
-    """An example with its prompt as the model sees it (`text`) and its tokens."""
+class TokenizedExample:
+    """An example with its tokens.
+
+    Attributes:
+        example: the source of the tokens.
+        prompt_text: the prompt in the model's chat template (`PromptFormat.render_prompt`).
+        input_ids: the tokens of the prompt, then those of the completion and the end token if there is a completion.
+        supervised_from: the index of the first supervised token; the length of `input_ids` without a completion.
+    """
 
     example: Example
-    text: str
+    prompt_text: str
     input_ids: list[int]
     supervised_from: int
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens that the model is prompted with."""
+        return self.input_ids[: self.supervised_from]
 
-def prepare_rows(examples: Iterable[Example], prompts: PromptFormat) -> Iterator[PreparedRow]:
-    """Each example with its tokens, in the same order."""
-    for some in batched(examples, ROWS_AT_ONCE):
-        texts = [prompts.prompt_text(example.prompt, example.system) for example in some]
-        encoded = prompts.encode_all(texts, [example.completion for example in some])
-        for example, text, row in zip(some, texts, encoded, strict=True):
-            yield PreparedRow(example, text, row.input_ids, row.supervised_from)
+    @property
+    def completion_ids(self) -> list[int]:
+        """The tokens of the completion with the end token; empty without a completion."""
+        return self.input_ids[self.supervised_from :]
 
 
-def write_rows(rows: Iterable[PreparedRow], folder: Path) -> None:
+def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Iterator[TokenizedExample]:
+    """Yields each example with its tokens, in the same order."""
+    for batch in batched(examples, TOKENIZE_BATCH_SIZE):
+        texts = [prompts.render_prompt(example.prompt, example.system) for example in batch]
+        encodings = prompts.encode_batch(texts, [example.completion for example in batch])
+        for example, text, encoded in zip(batch, texts, encodings, strict=True):
+            yield TokenizedExample(example, text, encoded.input_ids, encoded.supervised_from)
+
+
+def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
     """data/{train,validation,test}.arrow: task, file, row, input_ids, supervised_from, and for test rows, which are shown,
     prompt, completion and fields (JSON). Nothing stands under these names unless every row could be written."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +71,7 @@ def write_rows(rows: Iterable[PreparedRow], folder: Path) -> None:
 
 
 class _Writer:
-    """An Arrow file that takes rows one at a time and holds no more than `ROWS_AT_ONCE` of them. Gone if it is not finished."""
+    """An Arrow file that takes rows one at a time and holds no more than `TOKENIZE_BATCH_SIZE` of them. Gone if it is not finished."""
 
     def __init__(self, path: Path, split: str) -> None:
         import pyarrow as pa
@@ -78,7 +95,7 @@ class _Writer:
         if failed:
             self.path.unlink()
 
-    def add(self, row: PreparedRow) -> None:
+    def add(self, row: TokenizedExample) -> None:
         example = row.example
         self.rows.append(
             {
@@ -92,7 +109,7 @@ class _Writer:
                 "fields": example.fields,
             }
         )
-        if len(self.rows) == ROWS_AT_ONCE:
+        if len(self.rows) == TOKENIZE_BATCH_SIZE:
             self._flush()
 
     def _flush(self) -> None:
@@ -108,7 +125,7 @@ class _Writer:
         self.rows = []
 
 
-def open_table(folder: Path, split: str) -> pa.Table:
+def open_split(folder: Path, split: str) -> pa.Table:
     """One split of the prepared rows, mapped into memory."""
     import pyarrow as pa
 
@@ -116,9 +133,9 @@ def open_table(folder: Path, split: str) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
-def read_table(folder: Path, split: str) -> list[dict[str, Any]]:
+def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
     """The rows of one split as dicts, `fields` parsed."""
-    rows: list[dict[str, Any]] = open_table(folder, split).to_pylist()
+    rows: list[dict[str, Any]] = open_split(folder, split).to_pylist()
     for row in rows:
         if "fields" in row:
             row["fields"] = json.loads(row["fields"])

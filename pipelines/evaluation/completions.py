@@ -56,7 +56,7 @@ class LoadedModel:
         from pipelines.modeling.loading import load_causal_lm
 
         model = load_causal_lm(folder, frozen=True, quantization=quantization)
-        return cls(model, PromptFormat.of_folder(folder, chat_template))
+        return cls(model, PromptFormat.from_folder(folder, chat_template))
 
     def logits(self, rows: TokenSequences) -> torch.Tensor:
         """What it predicts at the supervised tokens of `rows`: [rows.supervised_tokens, vocabulary]."""

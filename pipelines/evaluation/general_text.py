@@ -26,7 +26,7 @@ PASSAGE_TOKENS = 192
 def encode_passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> TokenSequences:
     """Plain texts (column `text`), of which every token but the first is predicted."""
     most = min(PASSAGE_TOKENS, prompts.context_length)
-    found = [prompts.plain_ids(text)[:most] for text in read_text_column(file, "text")[:rows]]
+    found = [prompts.encode_text(text)[:most] for text in read_text_column(file, "text")[:rows]]
     return TokenSequences([np.asarray(ids) for ids in found], [1] * len(found))
 
 
@@ -46,7 +46,7 @@ def generate_general_answers(
     )
     kept = cache_entry("general_answers", f"{key[:32]}.jsonl")
     if not kept.exists():
-        ids = [prompts.prompt_ids(prompts.prompt_text(text, system)) for text in instructions]
+        ids = [prompts.encode_prompt(prompts.render_prompt(text, system)) for text in instructions]
         with doing("the base's own answers to general instructions", len(ids)) as activity:
             answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids), activity.advance)
         write_jsonl(
@@ -66,7 +66,7 @@ def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], sys
     for row in answers:
         if not row["completion"]:
             continue
-        encoded = prompts.encode(prompts.prompt_text(row["prompt"], system), row["completion"])
+        encoded = prompts.encode(prompts.render_prompt(row["prompt"], system), row["completion"])
         whole = encoded.input_ids if row.get("finish_reason") != "length" else encoded.input_ids[:-1]
         ids.append(np.asarray(whole[: prompts.context_length]))
         supervised_from.append(encoded.supervised_from)
@@ -77,7 +77,7 @@ def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> T
     """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
     texts = list(zip(read_text_column(file, "prompt"), read_text_column(file, "completion"), strict=True))
     for number, (prompt, completion) in enumerate(texts, start=1):
-        length = len(prompts.encode(prompts.prompt_text(prompt, system), completion).input_ids)
+        length = len(prompts.encode(prompts.render_prompt(prompt, system), completion).input_ids)
         if length > prompts.context_length:
             message = (
                 f"has {length:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"

@@ -111,7 +111,7 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -
             f"Question: {item.question}\nAnswer:",
             *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices),
         ]
-        question, *wholes = (prompts.plain_ids(text) for text in texts)
+        question, *wholes = (prompts.encode_text(text) for text in texts)
         if (longest := max(map(len, wholes))) > prompts.context_length:
             message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
             raise DataError(Problem(message, str(file), number))
@@ -155,9 +155,9 @@ def _choice_scores(model: torch.nn.Module, guard: PreparedRetentionEval) -> Iter
 
 def _task_scores(loaded: LoadedModel, guard: PreparedRetentionEval) -> list[float | None]:
     metric = resolve(guard.metric)
-    texts = [loaded.prompts.prompt_text(question.prompt, question.system) for question in guard.questions]
+    texts = [loaded.prompts.render_prompt(question.prompt, question.system) for question in guard.questions]
     bounds = [question.max_new_tokens for question in guard.questions]
-    answers = complete(loaded, [loaded.prompts.prompt_ids(text) for text in texts], {"do_sample": False}, bounds)
+    answers = complete(loaded, [loaded.prompts.encode_prompt(text) for text in texts], {"do_sample": False}, bounds)
     lines = [
         {
             "task": guard.name,

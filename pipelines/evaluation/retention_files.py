@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.config.forgetting import BUNDLED, HUB, Forgetting, Guard
-from pipelines.data.readers import Mistakes, numbered_rows, text_in
-from pipelines.data.templates import as_text, check_system, filled, row_has
+from pipelines.data.readers import RowErrors, numbered_rows, text_column
+from pipelines.data.templates import check_system_is_constant, describe_columns, fill_nonempty, to_text
 from pipelines.errors import DataError, Problem
 from pipelines.modeling.base_models import from_hub
 from pipelines.scoring.custom_metrics import try_metric
@@ -56,17 +56,19 @@ def bundled_file(name: str) -> Path:
 
 def read_text_column(file: Path, name: str) -> list[str]:
     """One column of a file, every row a text. Raises DataError with file and row."""
-    texts, mistakes = [], Mistakes()
+    texts, errors = [], RowErrors()
     for number, row in numbered_rows(file):
-        text = text_in(row, name)
+        text = text_column(row, name)
         if text is None:
-            mistakes.add(str(file), number, f"a row here needs a text in `{name}`; {row_has(row, name, fixed=True)}")
+            errors.add(
+                str(file), number, f"a row here needs a text in `{name}`; {describe_columns(row, name, fixed=True)}"
+            )
             continue
         try:
-            texts.append(as_text(name, text))
+            texts.append(to_text(name, text))
         except DataError as error:
-            mistakes.add(str(file), number, str(error))
-    mistakes.refuse()
+            errors.add(str(file), number, str(error))
+    errors.raise_if_any()
     return texts
 
 
@@ -150,7 +152,7 @@ def check_retention_evals(forgetting: Forgetting) -> None:
         elif guard.kind == "task":
             first = read_task_examples(guard)[0]
             if ":" in guard.metric and (wrong := try_metric(guard.metric, first.reference, first.fields)):
-                raise DataError(Problem(f"guard {name}: {wrong}", guard.data, 1))
+                raise DataError(Problem(f"retention eval {name}: {wrong}", guard.data, 1))
         else:
             read_text_column(resolve_data_file(guard), "text" if guard.kind == "text" else "instruction")
 
@@ -158,15 +160,18 @@ def check_retention_evals(forgetting: Forgetting) -> None:
 def read_task_examples(guard: Guard) -> list[Question]:
     """The rows of a guard of kind task, its templates filled. Raises DataError."""
     assert guard.prompt is not None and guard.completion is not None
-    questions, mistakes = [], Mistakes()
+    questions, errors = [], RowErrors()
     for number, row in numbered_rows(resolve_data_file(guard)):
         try:
-            check_system(guard.system, row)
-            prompt, reference = filled(guard.prompt, row, "prompt"), filled(guard.completion, row, "completion")
+            check_system_is_constant(guard.system, row)
+            prompt, reference = (
+                fill_nonempty(guard.prompt, row, "prompt"),
+                fill_nonempty(guard.completion, row, "completion"),
+            )
             if guard.metric == "unit_tests":
                 row_tests(row)
             questions.append(Question(prompt, guard.system, reference, row, guard.max_new_tokens))
         except DataError as error:
-            mistakes.add(guard.data, number, str(error))
-    mistakes.refuse()
+            errors.add(guard.data, number, str(error))
+    errors.raise_if_any()
     return questions

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import open_table
+from pipelines.data.tokenize_rows import open_split
 from pipelines.errors import ConfigError
 from pipelines.evaluation.completions import LoadedModel, quantization_config
 from pipelines.evaluation.general_text import (
@@ -59,7 +59,7 @@ class JobContext:
 
     @cached_property
     def prompts(self) -> PromptFormat:
-        return PromptFormat.of_folder(self.model_folder, self.job.pipeline.chat_template)
+        return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
         return LoadedModel.base(self.model_folder, self.job.pipeline.chat_template, quantization_config(self.job))
@@ -109,7 +109,7 @@ class JobContext:
 
 def load_split(run: Run, split: str) -> TokenSequences:
     """A split of a run's prepared rows."""
-    return TokenDataset.from_table(open_table(run.path("data"), split)).sequences
+    return TokenDataset.from_table(open_split(run.path("data"), split)).sequences
 
 
 def build_strategies(context: JobContext, task_rows: TokenSequences) -> list[Strategy]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.activity import doing
-from pipelines.data.tokenize_rows import read_table
+from pipelines.data.tokenize_rows import read_split
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.evaluation.retention_files import Question
@@ -110,7 +110,7 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
     for earlier in ancestor_runs(run):
         job = load_job(earlier.path("config.yaml"))
         default = int(job.ludwig["generation"]["max_new_tokens"])
-        table = read_table(earlier.path("data"), "test")
+        table = read_split(earlier.path("data"), "test")
         left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             system = task.system if task.system is not None else job.pipeline.system

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipelines.checks.files import check_data_files
 from pipelines.config.job import Job
-from pipelines.data.examples import check_files, named_files
-from pipelines.data.sample_prompts import read_probes
+from pipelines.data.examples import referenced_files
+from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.evaluation.retention_files import check_retention_evals, resolve_data_file, retention_eval_configs
 from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
@@ -37,7 +38,7 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
         "on_nan": True,
         "tasks": {"__all__": {"metric", "normalize", "group", "max_new_tokens", "weight"}},
     }
-    data = {file: files[file] for where, file in named_files(job) if "tasks" in where}
+    data = {file: files[file] for where, file in referenced_files(job) if "tasks" in where}
     tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
     shared = [PREPARED_FORMAT, model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
     bounds = {name: task.max_new_tokens for name, task in tasks}
@@ -51,7 +52,7 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
     base = digest(*shared, generation, bounds, files.get(pipeline.report.prompts or ""))
     guards = digest(model_id, pipeline.system, pipeline.chat_template, _guard_files(job), pipeline.after)
     forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
-    others = [_teacher(job), [files[file] for where, file in named_files(job) if "replay" in where]]
+    others = [_teacher(job), [files[file] for where, file in referenced_files(job) if "replay" in where]]
     train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.every and guards)
     tuned, tuned_guards = digest(train, base), digest(train, guards)
     report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
@@ -78,10 +79,10 @@ def _teacher(job: Job) -> str | None:
 def _data_files(job: Job) -> dict[str, str]:
     """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
     that are none."""
-    check_files(job)
+    check_data_files(job)
     if job.pipeline.report.prompts:
-        read_probes(Path(job.pipeline.report.prompts))
-    return {file: file_digest(Path(file)) for where, file in named_files(job) if "guards" not in where}
+        load_sample_prompts(Path(job.pipeline.report.prompts))
+    return {file: file_digest(Path(file)) for where, file in referenced_files(job) if "guards" not in where}
 
 
 def _guard_files(job: Job) -> list[Any]:

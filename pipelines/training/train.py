@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.job import Job
 from pipelines.config.lr_schedules import Steps, learning_rate, rows_per_step
 from pipelines.console.activity import doing
-from pipelines.data.examples import epoch_order, task_shares
-from pipelines.data.tokenize_rows import open_table
+from pipelines.data.mixing import mixing_weights, sample_epoch
+from pipelines.data.tokenize_rows import open_split
 from pipelines.errors import MachineError, RunError
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.files import atomic_dir, write_json
@@ -166,15 +166,15 @@ def _datasets(job: Job, run: Run) -> tuple[LudwigTokenDataset, LudwigTokenDatase
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
     rows = rows_per_step(trainer)
     training, validation = (
-        TokenDataset.from_table(open_table(run.path("data"), split)) for split in ("train", "validation")
+        TokenDataset.from_table(open_split(run.path("data"), split)) for split in ("train", "validation")
     )
     counts = Counter(training.tasks)
     weights = {name: task.weight for name, task in pipeline.tasks.items()}
-    shares = task_shares(counts, weights, pipeline.mix, pipeline.temperature)
+    shares = mixing_weights(counts, weights, pipeline.mix, pipeline.temperature)
     shuffle = bool(trainer.get("should_shuffle", True))
 
     def order(epoch: int) -> list[int]:
-        return epoch_order(training.tasks, shares, pipeline.seed, epoch, shuffle)
+        return sample_epoch(training.tasks, shares, pipeline.seed, epoch, shuffle)
 
     if not len(validation):
         return LudwigTokenDataset(training, rows, order), None

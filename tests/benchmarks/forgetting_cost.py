@@ -36,7 +36,7 @@ def one(strategy: str, steps: int) -> None:
     from pipelines.console.reporter import quiet_libraries
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.data.tokenize_rows import tokenize_examples, write_splits
     from pipelines.modeling.base_models import find_base_model
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
@@ -55,10 +55,10 @@ def one(strategy: str, steps: int) -> None:
         run = Run(Path(folder) / "run")
         rows = [
             row
-            for row in prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base))
+            for row in tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(base))
             if row.example.split == "train"
         ]
-        write_rows(rows, run.path("data"))
+        write_splits(rows, run.path("data"))
         with contextlib.suppress(Enough):
             train(job, run, base, report)
     seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]

@@ -27,7 +27,7 @@ def main() -> None:
     from pipelines.console.reporter import quiet_libraries
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.data.tokenize_rows import tokenize_examples, write_splits
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
     from tests.tiny import make_model
@@ -57,7 +57,7 @@ def main() -> None:
         }
         Path("job.yaml").write_text(json.dumps(config))
         job, run = load_job(Path("job.yaml")), Run(Path("run"))
-        write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(base)), run.path("data"))
+        write_splits(tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(base)), run.path("data"))
         seen: list[tuple[float, int, int]] = []
 
         def report(done: int, total: int, loss: float | None) -> None:

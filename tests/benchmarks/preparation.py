@@ -46,19 +46,19 @@ def job_of(file: Path):
 
 
 def prepare(file: Path) -> dict[str, float]:
-    from pipelines.checks.rows import Preflight
+    from pipelines.checks.dataset import DatasetChecks
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.data.tokenize_rows import tokenize_examples, write_splits
     from pipelines.modeling.base_models import context_length, find_base_model
 
     job, folder = job_of(file), find_base_model("smollm2-135m-instruct")
-    prompts = PromptFormat.of_folder(folder)
+    prompts = PromptFormat.from_folder(folder)
     prompts.encode("warm", "up")
     started = time.perf_counter()
-    preflight = Preflight(job, prompts, context_length(folder))
-    write_rows(preflight.watch(prepare_rows(load_examples(job.pipeline), prompts)), file.with_name("data"))
-    preflight.findings()
+    checks = DatasetChecks(job, prompts, context_length(folder))
+    write_splits(checks.tap(tokenize_examples(load_examples(job.pipeline), prompts)), file.with_name("data"))
+    checks.findings()
     return {"seconds": time.perf_counter() - started}
 
 
@@ -67,9 +67,9 @@ def bare(file: Path) -> dict[str, float]:
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.modeling.base_models import find_base_model
 
-    prompts = PromptFormat.of_folder(find_base_model("smollm2-135m-instruct"))
+    prompts = PromptFormat.from_folder(find_base_model("smollm2-135m-instruct"))
     examples = islice(load_examples(job_of(file).pipeline), 100_000)
-    texts = [prompts.prompt_text(example.prompt) + example.completion for example in examples]
+    texts = [prompts.render_prompt(example.prompt) + example.completion for example in examples]
     prompts.tokenizer(texts[0])
     started = time.perf_counter()
     for some in batched(texts, 1000):
@@ -78,14 +78,14 @@ def bare(file: Path) -> dict[str, float]:
 
 
 def first_step(file: Path) -> dict[str, float]:
-    from pipelines.data.examples import epoch_order
-    from pipelines.data.tokenize_rows import open_table
+    from pipelines.data.mixing import sample_epoch
+    from pipelines.data.tokenize_rows import open_split
     from pipelines.modeling.token_dataset import TokenDataset
     from pipelines.training.ludwig_dataset import StepBatcher
 
     started = time.perf_counter()
-    data = TokenDataset.from_table(open_table(file.with_name("data"), "train"))
-    batcher = StepBatcher(data, 8, lambda epoch: epoch_order(data.tasks, {"t": 1.0}, 0, epoch, True))
+    data = TokenDataset.from_table(open_split(file.with_name("data"), "train"))
+    batcher = StepBatcher(data, 8, lambda epoch: sample_epoch(data.tasks, {"t": 1.0}, 0, epoch, True))
     batcher.set_epoch(0, 8)
     batcher.next_batch()
     return {"seconds": time.perf_counter() - started}

@@ -74,7 +74,7 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
     from pipelines.config.job import load_job
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.data.tokenize_rows import tokenize_examples, write_splits
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
 
@@ -103,7 +103,9 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     job, run = load_job(folder / "job.yaml"), Run(folder / "run")
-    write_rows(prepare_rows(load_examples(job.pipeline), PromptFormat.of_folder(model, False)), run.path("data"))
+    write_splits(
+        tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(model, False)), run.path("data")
+    )
     stamps: list[float] = []
     train(job, run, model, lambda done, total, loss: stamps.append(time.perf_counter()))
     return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
@@ -208,7 +210,7 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     from pipelines.modeling.loading import load_causal_lm
     from pipelines.modeling.packing import TokenSequences, token_losses
 
-    encoded = PromptFormat.of_folder(model, False).encode_all(*zip(*pairs, strict=True))
+    encoded = PromptFormat.from_folder(model, False).encode_batch(*zip(*pairs, strict=True))
     tuned = get_peft_model(load_causal_lm(model, frozen=True), LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     seconds = []

@@ -72,13 +72,13 @@ def measure(kind: str, workers: int, steps: int) -> dict:
     from pipelines.config.job import load_job
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.data.tokenize_rows import prepare_rows, write_rows
+    from pipelines.data.tokenize_rows import tokenize_examples, write_splits
     from pipelines.modeling.base_models import find_base_model
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        prompts = PromptFormat.of_folder(find_base_model(job.ludwig["base_model"]))
-        write_rows(prepare_rows(load_examples(job.pipeline), prompts), Path(folder) / "data")
+        prompts = PromptFormat.from_folder(find_base_model(job.ludwig["base_model"]))
+        write_splits(tokenize_examples(load_examples(job.pipeline), prompts), Path(folder) / "data")
         launcher = (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
         )

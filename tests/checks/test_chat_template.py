@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.checks.chat_template import TemplateOnly, check_rendering
+from pipelines.checks.chat_template import TemplateRenderer, check_chat_template
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
@@ -28,10 +28,10 @@ LAST_ONLY = "{{ messages[-1]['content'] }}"
 def test_it_renders_as_the_tokenizer_does(tmp_path, kind, system):
     tokenizer = make_tokenizer(kind)
     tokenizer.save_pretrained(tmp_path)
-    ours, its = PromptFormat(TemplateOnly(tmp_path)), PromptFormat(tokenizer)
+    ours, its = PromptFormat(TemplateRenderer(tmp_path)), PromptFormat(tokenizer)
     assert ours.uses_chat_template == its.uses_chat_template
     for text in ("is it?", " \n<b> {{ x }} "):
-        assert ours.prompt_text(text, system) == its.prompt_text(text, system)
+        assert ours.render_prompt(text, system) == its.render_prompt(text, system)
 
 
 def folder_with(tmp_path, template, how="jinja"):
@@ -44,13 +44,13 @@ def folder_with(tmp_path, template, how="jinja"):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({**special, **({"chat_template": template} if template else {})})
     )
-    return TemplateOnly(tmp_path)
+    return TemplateRenderer(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["jinja", "config", "named"])
 def test_the_places_of_a_template(tmp_path, how):
     found = folder_with(tmp_path, "{{ bos_token }}" + CHATML, how)
-    assert PromptFormat(found).prompt_text("a").startswith("<bos><|im_start|>user\na<|im_end|>")
+    assert PromptFormat(found).render_prompt("a").startswith("<bos><|im_start|>user\na<|im_end|>")
     assert found.special_tokens == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
 
 
@@ -59,7 +59,7 @@ def test_named_templates_without_default(tmp_path):
         json.dumps({"chat_template": [{"name": "rag", "template": CHATML}]})
     )
     with pytest.raises(ConfigError, match=r"several chat templates \(rag\) and no default"):
-        PromptFormat(TemplateOnly(tmp_path)).prompt_text("is it?")
+        PromptFormat(TemplateRenderer(tmp_path)).render_prompt("is it?")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_named_templates_without_default(tmp_path):
 )
 def test_a_template_that_loses_text(tmp_path, template, system, message):
     with pytest.raises(ConfigError, match=message):
-        PromptFormat(folder_with(tmp_path, template)).prompt_text("is it?", system)
+        PromptFormat(folder_with(tmp_path, template)).render_prompt("is it?", system)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_check_names_task_and_line(tmp_path, monkeypatch, template, key):
     job = load_job(tmp_path / "job.yaml")
     folder_with(tmp_path, template)
     with pytest.raises(ConfigError) as error:
-        check_rendering(job, tmp_path, {"t": next(load_examples(job.pipeline))})
+        check_chat_template(job, tmp_path, {"t": next(load_examples(job.pipeline))})
     (problem,) = error.value.problems
     assert problem.line == job.line_of(*key.split(".")) and problem.message.startswith(
         "task t: this model's chat template"

@@ -4,19 +4,19 @@ import json
 
 import pytest
 
+from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.references import ReferenceChecks
-from pipelines.checks.rows import Preflight
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import prepare_rows
+from pipelines.data.tokenize_rows import tokenize_examples
 from tests.tiny import make_tokenizer
 
 
 def findings(
     tmp_path, monkeypatch, answers, metric="exact_match", kind="pad_is_eos", context=512, max_new_tokens=32, **fields
 ):
-    """What is found where `answers` are the test rows' references; each finding as (serious, row, message)."""
+    """The findings if `answers` are the references of the test rows, each as (severity, row, message)."""
     monkeypatch.chdir(tmp_path)
     rows = [{"q": f"{n}?", "a": answer, "split": "test", **fields} for n, answer in enumerate(answers)]
     rows += [{"q": f"t{n}?", "a": "yn"[n % 2], "split": "train", **fields} for n in range(4)]
@@ -33,9 +33,10 @@ def findings(
     job = load_job(tmp_path / "job.yaml")
     prompts = PromptFormat(make_tokenizer(kind))
     checks = ReferenceChecks(job, prompts, context)
-    for row in prepare_rows(load_examples(job.pipeline), prompts):
-        checks.see(row)
-    return [(serious, problem.line, problem.message) for serious, problem in checks.findings()]
+    for row in tokenize_examples(load_examples(job.pipeline), prompts):
+        checks.observe(row)
+    found = list(checks.findings())
+    return [(finding.severity, finding.problem.line, finding.problem.message) for finding in found]
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rouge", "chrf", "nll"])
@@ -48,9 +49,9 @@ def test_a_label_longer_than_the_bound(tmp_path, monkeypatch):
     found = findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=8)
     assert found == [
         (
-            True,
+            "error",
             2,
-            "task t: the reference is longer than max_new_tokens 8, where an answer is cut: write max_new_tokens: 15 "
+            "task t: the reference is longer than max_new_tokens 8, where a completion is cut: write max_new_tokens: 15 "
             "(1 of 3 test rows)",
         )
     ]
@@ -59,27 +60,27 @@ def test_a_label_longer_than_the_bound(tmp_path, monkeypatch):
 
 def test_the_context_cuts_too(tmp_path, monkeypatch):
     found = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], context=30)
-    assert [(serious, row) for serious, row, _ in found] == [(True, 2)]
+    assert [(severity, row) for severity, row, _ in found] == [("error", 2)]
 
 
 def test_a_long_text_is_a_warning_where_the_score_has_degrees(tmp_path, monkeypatch):
     found = findings(
         tmp_path, monkeypatch, ["a fine day", "a very long summary of a very long text"], "rouge", max_new_tokens=16
     )
-    assert [(serious, row) for serious, row, _ in found] == [(False, 2)]
+    assert [(severity, row) for severity, row, _ in found] == [("warning", 2)]
     every = findings(
         tmp_path, monkeypatch, ["a very long summary of it", "another very long one"], "rouge", max_new_tokens=8
     )
-    assert [serious for serious, *_ in every] == [True]  # no answer at all can reach the full score
+    assert [severity for severity, *_ in every] == ["error"]  # no answer at all can reach the full score
 
 
 def test_special_tokens_in_a_reference_are_lost(tmp_path, monkeypatch):
     found = findings(tmp_path, monkeypatch, ["yes", "no<|im_end|> really"])
     assert found == [
         (
-            True,
+            "error",
             2,
-            "task t: the reference holds special tokens (<|im_end|>), which an answer is read without; take them out "
+            "task t: the reference contains special tokens (<|im_end|>), which are stripped from completions; remove them "
             "(1 of 2 test rows)",
         )
     ]
@@ -88,8 +89,8 @@ def test_special_tokens_in_a_reference_are_lost(tmp_path, monkeypatch):
 def test_letters_that_the_tokenizer_does_not_have(tmp_path, monkeypatch):
     """The SentencePiece-like tokenizer has ASCII only; the others have bytes."""
     found = findings(tmp_path, monkeypatch, ["yes", "日本"], kind="sentencepiece")
-    assert [(serious, row) for serious, row, _ in found] == [(True, 2)]
-    assert "this model's tokenizer cannot write it" in found[0][2]
+    assert [(severity, row) for severity, row, _ in found] == [("error", 2)]
+    assert "this model's tokenizer cannot represent it" in found[0][2]
     assert findings(tmp_path, monkeypatch, ["yes", "日本"]) == []
 
 
@@ -107,12 +108,12 @@ def test_code_that_fails_its_own_tests_is_named(tmp_path, monkeypatch):
     good, bad = "def f(x):\n    return x + 1", "def f(x):\n    return x - 1"
     tests = {"tests": ["assert f(1) == 2", "assert f(2) == 3"]}
     found = findings(tmp_path, monkeypatch, [good, bad], "unit_tests", max_new_tokens=64, **tests)
-    (serious, row, message), *others = found
-    assert not others and not serious and row == 2
+    (severity, row, message), *others = found
+    assert not others and severity == "warning" and row == 2
     assert message.startswith(
-        "task t: the reference gets 0 of 100 as its own answer: 0 of 2 tests pass; assert f(1) == 2: got 0"
+        "task t: the reference gets 0 of 100 as a completion: 0 of 2 tests pass; assert f(1) == 2: got 0"
     )
-    assert findings(tmp_path, monkeypatch, [bad, bad], "unit_tests", max_new_tokens=64, **tests)[0][0]
+    assert findings(tmp_path, monkeypatch, [bad, bad], "unit_tests", max_new_tokens=64, **tests)[0][0] == "error"
 
 
 def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
@@ -134,9 +135,9 @@ def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
         "adapter": {"type": "lora"},
     }
     (tmp_path / "job.yaml").write_text(json.dumps(config))
-    preflight = Preflight(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
-    ((serious, problem),) = preflight.references.findings()
-    assert serious and str(problem) == (
-        "guard.jsonl:2: guard mine: the reference is longer than max_new_tokens 8, where an answer is cut: "
+    checks = DatasetChecks(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
+    (finding,) = checks.references.findings()
+    assert finding.severity == "error" and str(finding.problem) == (
+        "guard.jsonl:2: retention eval mine: the reference is longer than max_new_tokens 8, where a completion is cut: "
         "write max_new_tokens: 15 (1 of 2 rows)"
     )

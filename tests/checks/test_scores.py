@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pipelines.checks.scores import ScoreChecks
+from pipelines.checks.metrics import MetricChecks
 from pipelines.cli import main
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
@@ -22,9 +22,7 @@ def job(folder: Path, labels: Sequence[tuple[str, str]], forgetting: Any = "none
     """A config over rows with these splits and labels."""
     rows = [{"q": f"q{n}", "a": label, "split": split} for n, (split, label) in enumerate(labels)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = {
-        "t": {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": "exact_match", **task}
-    }
+    tasks = {"t": {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": "label", **task}}
     config = {
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora"},
@@ -65,27 +63,27 @@ def test_labels_that_count_as_one(tmp_path: Path, train: str, test: str) -> None
     code, said = check(job(tmp_path, rows(train, test)))
     first = train.split()[0]
     assert code == 0
-    assert f"task t: labels that differ only in what the metric does not count are one label: {first!r} and" in said
-    assert "spell each label in one way, or where they are two labels write normalize: false" in said
+    assert f"task t: labels that are equal after normalization count as one label: {first!r} and" in said
+    assert "use one spelling per label, or write normalize: false if they are different labels" in said
     if "e\u0301" not in train:
-        assert check(job(tmp_path, rows(train, test), normalize=False))[1].count("are one label") == 0
+        assert check(job(tmp_path, rows(train, test), normalize=False))[1].count("as one label") == 0
 
 
 def test_unicode_normalisation_is_one_label_however_written(tmp_path: Path) -> None:
     _, said = check(job(tmp_path, rows("cafe\u0301 café a", "a café"), normalize=False))
-    assert "are one label: 'cafe\u0301' and 'café'" in said
+    assert "count as one label: 'cafe\u0301' and 'café'" in said
 
 
 def test_labels_of_test_rows_that_no_training_row_has(tmp_path: Path) -> None:
     code, said = check(job(tmp_path, rows("a b a b", "a c c d B")))
     assert code == 0 and said.count("warning:") == 2
     assert (
-        "task t: 2 labels of the test rows have no training row: 'c' (2 rows), 'd' (1 row); the model is not taught"
+        "task t: 2 labels of the test rows have no training row: 'c' (2 rows), 'd' (1 row); the model cannot learn them"
         in said
     )
-    checks = ScoreChecks(read := load_job(tmp_path / "job.yaml"))
+    checks = MetricChecks(read := load_job(tmp_path / "job.yaml"))
     for example in load_examples(read.pipeline):
-        checks.see(example)
+        checks.observe(example)
     assert checks.notes("t")[1] == "2 labels of the test rows have no training row: 'c' (2 rows), 'd' (1 row)."
 
 
@@ -96,7 +94,7 @@ def test_many_labels_are_counted_and_some_named(tmp_path: Path) -> None:
 
 def test_one_label_for_nearly_all_rows(tmp_path: Path) -> None:
     _, said = check(job(tmp_path, rows("a " * 38 + "b b", "a b")))
-    assert "task t: 38 of 40 train rows have the label 'a'; always giving it" in said
+    assert "task t: 38 of 40 train rows have the label 'a'; a model that always predicts it" in said
 
 
 @pytest.mark.parametrize("train", ["a a", "a A a."])
@@ -122,7 +120,7 @@ def test_normalize_goes_with_labels(tmp_path: Path, metric: str, value: bool) ->
     code, said = check(job(tmp_path, GOOD, metric=metric, normalize=value))
     assert code == 2
     assert (
-        f"pipeline.tasks.t.normalize: it says how the metric exact_match compares labels; the metric here is {metric}: take"
+        f"pipeline.tasks.t.normalize: it says how the metric label compares labels; the metric here is {metric}: take"
         in said
     )
 
@@ -160,12 +158,15 @@ def test_a_metric_with_numpy_is_fine(project: Path) -> None:
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        ("rogue", "guard kept: unknown metric 'rogue'; did you mean rouge?"),
-        ("nll", "guard kept: a guard has no metric nll; for the loss of texts write kind: text"),
-        ("judge:g", "guard kept: metric judge:g: module 'judge' has no function 'g'"),
+        ("rogue", "retention eval kept: unknown metric 'rogue'; did you mean rouge?"),
+        (
+            "perplexity",
+            "retention eval kept: metric perplexity is not available here; for the loss of texts write kind: text",
+        ),
+        ("judge:g", "retention eval kept: metric judge:g: module 'judge' has no function 'g'"),
         (
             "judge:f",
-            "rows.jsonl:1: guard kept: metric judge:f returned None, not a finite number, for this row's reference",
+            "rows.jsonl:1: retention eval kept: metric judge:f returned None, not a finite number, for this row's reference",
         ),
     ],
 )

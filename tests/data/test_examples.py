@@ -1,26 +1,12 @@
 """Rows in, examples out."""
 
-import json
 from collections import Counter
 
 import pytest
 
-from pipelines.config.job import load_job
-from pipelines.data.examples import check_files, epoch_order, load_examples, random_splits, task_shares
+from pipelines.data.examples import load_examples, random_splits
 from pipelines.errors import DataError
-
-
-def write(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def make_job(tmp_path, rows, **pipeline):
-    data = write(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    task = {"data": str(data), "prompt": "{q}", "completion": "{a}", "metric": "exact_match"}
-    config = {"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}, **pipeline}}
-    return load_job(write(tmp_path, "job.yaml", json.dumps(config)))
+from tests.data.task_jobs import make_job, task_job, write
 
 
 def test_examples_carry_their_place_and_split(tmp_path):
@@ -74,20 +60,6 @@ def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
     assert len(found.value.problems) == 11 and "40 more rows have other mistakes" in str(found.value.problems[-1])
 
 
-def task_job(tmp_path, rows, **task):
-    """A job whose only task has these settings as well."""
-    write(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "data": str(tmp_path / "rows.jsonl"),
-        "prompt": "{q}",
-        "completion": "{a}",
-        "metric": "exact_match",
-        **task,
-    }
-    config = {"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": settings}}}
-    return load_job(write(tmp_path, "job.yaml", json.dumps(config)))
-
-
 @pytest.mark.parametrize(
     ("more", "settings", "message"),
     [
@@ -123,43 +95,10 @@ def test_a_group_is_asked_of_test_rows_only_and_braces_may_stand_in_system(tmp_p
     assert len(examples) == 8 and examples[0].system == 'Answer as {"label": …} or {{q}}.'
 
 
-@pytest.mark.parametrize(
-    ("prompt", "completion", "wrong"),
-    [
-        (
-            "{q}\n{a}",
-            "{a}",
-            "prompt: it holds the answer, {a}, which the completion is made of; take {a} out of the prompt",
-        ),
-        ("{q} {a}", "{a} since {q}", "it holds the answer, {a} and {q}"),
-        ("{a}", "<b>{a}</b>", "it holds the answer, {a}"),
-        ("{q}", "{a} since {q}", None),
-        ("{{a}} {q}", "{a}", None),
-    ],
-)
-def test_the_answers_column_in_the_prompt(tmp_path, prompt, completion, wrong):
-    job = task_job(tmp_path, [{"q": "the a is in the text", "a": "a"}], prompt=prompt, completion=completion)
-    if wrong is None:
-        return check_files(job)
-    with pytest.raises(DataError) as found:
-        check_files(job)
-    assert wrong in str(found.value) and "job.yaml:1" in str(found.value)
-
-
-def test_the_answers_column_in_the_prompt_of_a_guard(tmp_path):
-    (tmp_path / "g.jsonl").write_text('{"q": "x", "a": "y"}\n')
-    guard = {"kind": "task", "data": str(tmp_path / "g.jsonl"), "prompt": "{q} {a}", "completion": "{a}"}
-    job = make_job(tmp_path, [{"q": "x", "a": "y"}], forgetting={"strategy": "none", "guards": {"g": guard}})
-    with pytest.raises(DataError, match="guards.g.prompt: it holds the answer"):
-        check_files(job)
-
-
 def test_files_of_splits(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"q": "x", "a": "y", "split": "train"}\n')
     rows = [{"q": "1", "a": "2"}]
     train, test = str(tmp_path / "rows.jsonl"), str(tmp_path / "test.jsonl")
-    with pytest.raises(DataError, match="train and test are the same file"):
-        check_files(task_job(tmp_path, rows, data={"train": train, "test": f"{tmp_path}/./rows.jsonl"}))
     with pytest.raises(DataError, match="its column `split` says train, but data names the file under test"):
         list(load_examples(task_job(tmp_path, rows, data={"train": train, "test": test}).pipeline))
     with pytest.raises(DataError, match="data names no test file; write test: FILE beside train"):
@@ -178,31 +117,3 @@ def test_random_splits():
     assert Counter(splits) == {"train": 70, "test": 20, "validation": 10}
     assert splits == random_splits(100, 0.1, 0.2)
     assert Counter(random_splits(3, 0.1, 0.1)) == {"train": 1, "test": 1, "validation": 1}
-
-
-@pytest.mark.parametrize(
-    ("mix", "expected"), [("proportional", (0.9, 0.1)), ("equal", (0.5, 0.5)), ("temperature", (0.75, 0.25))]
-)
-def test_shares(mix, expected):
-    shares = task_shares({"a": 900, "b": 100}, {"a": 1, "b": 1}, mix, 2.0)
-    assert (shares["a"], shares["b"]) == pytest.approx(expected)
-    assert task_shares({"a": 1, "b": 1}, {"a": 3, "b": 1}, mix, 2.0)["a"] == pytest.approx(0.75)
-
-
-def test_proportional_epochs_hold_every_row_once():
-    tasks = ["a"] * 30 + ["b"] * 7
-    shares = task_shares({"a": 30, "b": 7}, {"a": 1, "b": 1}, "proportional", 2.0)
-    first, second = (epoch_order(tasks, shares, 1, epoch, True) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(37))
-    assert first != second
-    assert epoch_order(tasks, shares, 1, 0, True) == first != epoch_order(tasks, shares, 2, 0, True)
-    assert epoch_order(tasks, shares, 1, 0, False) == list(range(37))
-
-
-def test_equal_epochs_repeat_the_small_task_evenly():
-    tasks = ["a"] * 30 + ["b"] * 6
-    order = epoch_order(tasks, task_shares({"a": 30, "b": 6}, {"a": 1, "b": 1}, "equal", 2.0), 1, 0, True)
-    counts = Counter(order)
-    assert len(order) == 36
-    assert {counts[row] for row in range(30, 36)} == {3}
-    assert {counts[row] for row in range(30) if counts[row]} == {1}

@@ -15,18 +15,18 @@ PROMPT, ANSWER = "Is the tea in?", "negative"
 def test_ids_are_template_completion_and_end(kind):
     tokenizer = make_tokenizer(kind)
     prompts = PromptFormat(tokenizer)
-    text = prompts.prompt_text(PROMPT)
+    text = prompts.render_prompt(PROMPT)
     encoded = prompts.encode(text, ANSWER)
     whole = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
     assert encoded.input_ids == [*whole, prompts.end_id]
     assert tokenizer.decode(encoded.supervised[:-1]).strip() == ANSWER
-    assert encoded.input_ids[: encoded.supervised_from] == prompts.prompt_ids(text)
+    assert encoded.input_ids[: encoded.supervised_from] == prompts.encode_prompt(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bos_at_most_and_none_in_the_completion(kind):
     prompts = PromptFormat(make_tokenizer(kind))
-    encoded = prompts.encode(prompts.prompt_text(PROMPT), ANSWER)
+    encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
     bos = prompts.tokenizer.bos_token_id
     expected = 1 if kind in ("adds_bos", "bos_in_template", "sentencepiece") else 0
     assert encoded.input_ids.count(bos) == expected
@@ -36,7 +36,7 @@ def test_one_bos_at_most_and_none_in_the_completion(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_end_is_trained_and_stops(kind):
     prompts = PromptFormat(make_tokenizer(kind))
-    encoded = prompts.encode(prompts.prompt_text(PROMPT), ANSWER)
+    encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
     end = {"pad_is_eos": "<|im_end|>", "bos_in_template": "<|im_end|>", "no_pad": "<|im_end|>", "sentencepiece": "</s>"}
     assert prompts.tokenizer.convert_ids_to_tokens(encoded.supervised[-1]) == end.get(kind, "<|endoftext|>")
     assert encoded.supervised[-1] in prompts.stop_ids
@@ -44,7 +44,7 @@ def test_the_end_is_trained_and_stops(kind):
 
 def test_end_of_turn_inside_the_prompt_stays_there():
     prompts = PromptFormat(make_tokenizer("pad_is_eos"))
-    encoded = prompts.encode(prompts.prompt_text(PROMPT, system="Be brief."), ANSWER)
+    encoded = prompts.encode(prompts.render_prompt(PROMPT, system="Be brief."), ANSWER)
     head = encoded.input_ids[: encoded.supervised_from]
     assert head.count(prompts.end_id) == 2
     assert "Be brief." in prompts.tokenizer.decode(head)
@@ -52,8 +52,8 @@ def test_end_of_turn_inside_the_prompt_stays_there():
 
 def test_without_a_template_the_prompt_is_plain():
     prompts = PromptFormat(make_tokenizer("no_template"))
-    assert prompts.prompt_text("a", system="b") == "b\n\na"
-    assert PromptFormat(make_tokenizer("pad_is_eos"), chat_template=False).prompt_text("a") == "a"
+    assert prompts.render_prompt("a", system="b") == "b\n\na"
+    assert PromptFormat(make_tokenizer("pad_is_eos"), chat_template=False).render_prompt("a") == "a"
 
 
 def test_a_template_that_is_not_there_is_refused():
@@ -68,7 +68,7 @@ def test_a_template_without_a_system_turn_says_so():
         ConfigError,
         match=r"takes no system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false",
     ):
-        PromptFormat(tokenizer).prompt_text("a", system="b")
+        PromptFormat(tokenizer).render_prompt("a", system="b")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_broken_template_is_told_by_its_cause(template, cause, system):
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = template
     with pytest.raises(ChatTemplateError) as caught:
-        PromptFormat(tokenizer).prompt_text("a", system=system)
+        PromptFormat(tokenizer).render_prompt("a", system=system)
     (problem,) = caught.value.problems
     assert cause in problem.message and "`system`" not in problem.message and "\n" not in problem.message
     assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")
@@ -136,5 +136,5 @@ def test_a_broken_template_names_the_line_that_helps(tmp_path):
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
     prompts = PromptFormat(make_tokenizer("no_template"))
     encoded = prompts.encode("t", "he")
-    assert encoded.input_ids[: encoded.supervised_from] == prompts.prompt_ids("t")
+    assert encoded.input_ids[: encoded.supervised_from] == prompts.encode_prompt("t")
     assert prompts.tokenizer.decode(encoded.input_ids[:-1]) == "the"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.data.sample_prompts import read_probes
+from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.errors import DataError
 
 
@@ -16,7 +16,7 @@ def write(tmp_path, name, *rows):
 
 def test_probes(tmp_path):
     path = write(tmp_path, "p.jsonl", {"prompt": "Why?"}, {"prompt": "How?", "title": "b", "max_new_tokens": 3})
-    assert read_probes(path) == [
+    assert load_sample_prompts(path) == [
         {"prompt": "Why?", "title": None, "max_new_tokens": None},
         {"prompt": "How?", "title": "b", "max_new_tokens": 3},
     ]
@@ -24,7 +24,7 @@ def test_probes(tmp_path):
 
 def test_a_csv_has_texts_of_digits(tmp_path):
     path = write(tmp_path, "p.csv", "prompt,title,max_new_tokens", "Why?,,12", "How?,b,")
-    assert [(row["title"], row["max_new_tokens"]) for row in read_probes(path)] == [(None, 12), ("b", None)]
+    assert [(row["title"], row["max_new_tokens"]) for row in load_sample_prompts(path)] == [(None, 12), ("b", None)]
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_a_csv_has_texts_of_digits(tmp_path):
 )
 def test_probes_that_are_none(tmp_path, row, message):
     with pytest.raises(DataError, match=f"p.jsonl:2: .*{message}"):
-        read_probes(write(tmp_path, "p.jsonl", {"prompt": "Why?"}, row))
+        load_sample_prompts(write(tmp_path, "p.jsonl", {"prompt": "Why?"}, row))
 
 
 def test_every_wrong_row_is_named(tmp_path):
     with pytest.raises(DataError) as found:
-        read_probes(
+        load_sample_prompts(
             write(
                 tmp_path,
                 "p.jsonl",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.data.templates import can_be_named, check_system, fill, filled
+from pipelines.data.templates import check_system_is_constant, fill, fill_nonempty, is_valid_placeholder
 from pipelines.errors import DataError
 from pipelines.storage.strict_json import parse
 
@@ -71,18 +71,20 @@ def test_a_column_that_is_not_there(fields, message):
 
 def test_names_that_a_template_can_write():
     assert [
-        name for name in ("a", "a b", "é", "a.b", " a", "a:b", "a!r", "{", "", "a\0", "a\u200b") if can_be_named(name)
+        name
+        for name in ("a", "a b", "é", "a.b", " a", "a:b", "a!r", "{", "", "a\0", "a\u200b")
+        if is_valid_placeholder(name)
     ] == ["a", "a b", "é", "a.b"]
 
 
 def test_an_empty_text():
     with pytest.raises(DataError, match="the prompt is empty"):
-        filled(" {a}\n", {"a": "\t"}, "prompt")
+        fill_nonempty(" {a}\n", {"a": "\t"}, "prompt")
 
 
 def test_system_is_no_template():
-    check_system("Be {kind}.", ["review"])
-    check_system('{"label": "…"} {{review}}', ["review", "label"])
-    check_system(None, ["review"])
+    check_system_is_constant("Be {kind}.", ["review"])
+    check_system_is_constant('{"label": "…"} {{review}}', ["review", "label"])
+    check_system_is_constant(None, ["review"])
     with pytest.raises(DataError, match=r"system holds \{review\}, a column of the rows"):
-        check_system("About {review}.", ["review"])
+        check_system_is_constant("About {review}.", ["review"])

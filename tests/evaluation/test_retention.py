@@ -59,7 +59,7 @@ def settings(**more):
 
 def test_each_kind_scores_every_item(files):
     moved = lora(files / "m", moved=True).eval()
-    loaded = LoadedModel(moved, PromptFormat.of_folder(files / "m"))
+    loaded = LoadedModel(moved, PromptFormat.from_folder(files / "m"))
     with moved.disable_adapter():
         guards = {
             guard.name: guard
@@ -84,7 +84,7 @@ def test_each_kind_scores_every_item(files):
 
 def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     model = lora(files / "m", moved=True).eval()
-    loaded = LoadedModel(model, PromptFormat.of_folder(files / "m"))
+    loaded = LoadedModel(model, PromptFormat.from_folder(files / "m"))
     guard = next(
         g
         for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
@@ -95,7 +95,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
         likely = []
         for choice in item["choices"]:
             question, whole = (
-                loaded.prompts.plain_ids(f"Question: {item['question']}\nAnswer:{end}") for end in ("", " " + choice)
+                loaded.prompts.encode_text(f"Question: {item['question']}\nAnswer:{end}") for end in ("", " " + choice)
             )
             ids = torch.tensor([whole])
             log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -105,7 +105,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
 
 
 def test_lines_say_what_guessing_would_give(files):
-    loaded = LoadedModel(lora(files / "m"), PromptFormat.of_folder(files / "m"))
+    loaded = LoadedModel(lora(files / "m"), PromptFormat.from_folder(files / "m"))
     guard = next(
         g
         for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
@@ -117,7 +117,7 @@ def test_lines_say_what_guessing_would_give(files):
 
 def test_the_base_is_asked_once(files):
     asked = []
-    loaded = LoadedModel(lora(files / "m"), PromptFormat.of_folder(files / "m"))
+    loaded = LoadedModel(lora(files / "m"), PromptFormat.from_folder(files / "m"))
 
     def load():
         asked.append(1)
@@ -241,7 +241,7 @@ def test_an_own_metric_that_fails_on_an_answer_names_guard_and_row(files):
         "max_new_tokens": 4,
     }
     check_retention_evals(settings(task=guard))
-    loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.of_folder(files / "m"))
+    loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.from_folder(files / "m"))
     prepared = {
         one.name: one
         for one in prepare_retention_evals(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)

@@ -83,7 +83,8 @@ def test_what_the_architecture_ignores_is_no_fault(tmp_path):
 def answers(folder, **generation):
     loaded = LoadedModel.base(folder, None)
     ids = [
-        loaded.prompts.prompt_ids(loaded.prompts.prompt_text(text)) for text in ("tea in the inn", "nine gates", "a")
+        loaded.prompts.encode_prompt(loaded.prompts.render_prompt(text))
+        for text in ("tea in the inn", "nine gates", "a")
     ]
     return [one.text for one in complete(loaded, ids, {"do_sample": False, **generation}, [24] * 3)]
 
@@ -128,7 +129,7 @@ def test_all_that_acts_is_told(folder):
 
 def test_sampling_repeats_itself(folder):
     loaded = LoadedModel.base(folder, None)
-    ids = [loaded.prompts.prompt_ids(loaded.prompts.prompt_text(text)) for text in ("tea", "nine")]
+    ids = [loaded.prompts.encode_prompt(loaded.prompts.render_prompt(text)) for text in ("tea", "nine")]
 
     def sampled(seed):
         torch.rand(3)  # what the process drew before does not matter
@@ -146,11 +147,11 @@ def test_answers_end_with_the_context(tmp_path):
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = LoadedModel.base(tmp_path, False)
-    prompt = loaded.prompts.prompt_ids("tea " * 8)
+    prompt = loaded.prompts.encode_prompt("tea " * 8)
     (answer,) = complete(loaded, [prompt], {"do_sample": False, "repetition_penalty": 9.0}, [500])
     assert len(prompt) + answer.num_generated_tokens <= 40
     with pytest.raises(DataError, match=r"prompt 2 of 2 has \d+ tokens with its answer, this model's context holds 40"):
-        complete(loaded, [prompt, loaded.prompts.prompt_ids("tea " * 20)], {"do_sample": False}, [5, 5])
+        complete(loaded, [prompt, loaded.prompts.encode_prompt("tea " * 20)], {"do_sample": False}, [5, 5])
 
 
 @pytest.fixture

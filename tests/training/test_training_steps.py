@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipelines.data.examples import epoch_order
-from pipelines.data.tokenize_rows import open_table
+from pipelines.data.mixing import sample_epoch
+from pipelines.data.tokenize_rows import open_split
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import ludwig_config, train
@@ -74,8 +74,8 @@ def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, ada
         # The adapter starts at random; everything after its start is computed anew.
         model.load_state_dict(first_weights, strict=False)
     weights = load_file(run.path("model", "adapter_model.safetensors" if adapter else "model.safetensors"))
-    data = TokenDataset.from_table(open_table(run.path("data"), "train"))
-    order = epoch_order(data.tasks, {"t": 1.0}, 3, 0, True)
+    data = TokenDataset.from_table(open_split(run.path("data"), "train"))
+    order = sample_epoch(data.tasks, {"t": 1.0}, 3, 0, True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
     history = json.loads(run.path("model", "training.json").read_text())
@@ -105,7 +105,7 @@ def test_validation_loss_per_task_and_best_checkpoint(make_job):
     assert (
         history["rows"] == 3 * 18
         and history["supervised_tokens"]
-        == 3 * TokenDataset.from_table(open_table(run.path("data"), "train")).sequences.supervised_tokens
+        == 3 * TokenDataset.from_table(open_split(run.path("data"), "train")).sequences.supervised_tokens
     )
 
 

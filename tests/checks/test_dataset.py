@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from pipelines.checks.rows import Preflight, refuse_serious
+from pipelines.checks.dataset import DatasetChecks
+from pipelines.checks.findings import raise_on_errors
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import prepare_rows
+from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import DataError
 from tests.tiny import make_tokenizer
 
@@ -21,9 +22,9 @@ def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="exact_match",
     )
     job = load_job(tmp_path / "job.yaml")
     prompts = PromptFormat(make_tokenizer(kind))
-    preflight = Preflight(job, prompts, limit)
-    assert sum(1 for _ in preflight.watch(prepare_rows(load_examples(job.pipeline), prompts))) == len(rows)
-    return preflight.findings()
+    checks = DatasetChecks(job, prompts, limit)
+    assert sum(1 for _ in checks.tap(tokenize_examples(load_examples(job.pipeline), prompts))) == len(rows)
+    return checks.findings()
 
 
 def good_rows():
@@ -36,33 +37,43 @@ def test_good_rows_have_no_findings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "change", "serious", "message"),
+    ("row", "change", "severity", "message"),
     [
-        (0, {"q": "x" * 300}, True, "rows.jsonl:1: task t: is longer than 200 tokens"),
-        (0, {"q": "a<|im_end|>b"}, True, "holds a special token"),
+        (0, {"q": "x" * 300}, "error", "rows.jsonl:1: task t: is longer than the limit of 200 tokens"),
+        (0, {"q": "a<|im_end|>b"}, "error", "contains a special token"),
         (
             4,
             {"q": "q0"},
-            False,
-            "rows.jsonl:5: task t: this test row's prompt also stands among the training rows; the score would measure memory",
+            "warning",
+            "rows.jsonl:5: task t: train/test overlap: the prompt of this test row is also in the training split, so the score would measure memorization",
         ),
-        (4, {"q": " q0\n"}, False, "rows.jsonl:5: task t: this test row's prompt also stands among the training rows"),
-        (5, {"q": "q0"}, False, "measure memory; 1 of them with another answer there, so that one of the two is wrong"),
+        (
+            4,
+            {"q": " q0\n"},
+            "warning",
+            "rows.jsonl:5: task t: train/test overlap: the prompt of this test row is also in the training",
+        ),
+        (
+            5,
+            {"q": "q0"},
+            "warning",
+            "measure memorization; 1 of them have a different completion there, so one of the two is wrong",
+        ),
     ],
 )
-def test_rows(tmp_path, row, change, serious, message):
+def test_rows(tmp_path, row, change, severity, message):
     rows = good_rows()
     rows[row].update(change)
     found = findings(tmp_path, rows)
-    assert any(message in str(finding.problem) and finding.serious == serious for finding in found), found
+    assert any(message in str(finding.problem) and finding.severity == severity for finding in found), found
 
 
 def test_length_counts_rows_per_task(tmp_path):
     rows = [{**row, "q": row["q"] * 99} for row in good_rows()]
     found = findings(tmp_path, rows, preprocessing={"global_max_sequence_length": 100})
-    assert "(6 such rows)" in str(found[0].problem) and "longer than 100" in str(found[0].problem)
+    assert "(6 such rows)" in str(found[0].problem) and "limit of 100" in str(found[0].problem)
     with pytest.raises(DataError, match="shorten or drop"):
-        refuse_serious(found)
+        raise_on_errors(found)
 
 
 def test_one_class(tmp_path):
@@ -84,18 +95,18 @@ def test_two_bos(tmp_path):
 def test_no_validation_is_said(tmp_path):
     rows = [row for row in good_rows() if row["split"] != "validation"]
     found = findings(tmp_path, rows)
-    assert [f.serious for f in found] == [False] and "no validation rows" in str(found[0].problem)
+    assert [f.severity for f in found] == ["warning"] and "no validation rows" in str(found[0].problem)
 
 
 def test_scores_are_looked_at_before_a_run_too(tmp_path, monkeypatch):
     rows = good_rows()
     rows[4]["a"], rows[5]["a"] = "maybe", "Y"
     found = findings(tmp_path, rows)
-    assert [f.serious for f in found] == [False, False]
-    assert "are one label: 'y' and 'Y'" in str(found[0].problem)
+    assert [f.severity for f in found] == ["warning", "warning"]
+    assert "count as one label: 'y' and 'Y'" in str(found[0].problem)
     assert "a label of the test rows has no training row: 'maybe' (1 row)" in str(found[1].problem)
 
     (tmp_path / "counts_words.py").write_text("def f(completion, reference, row): return 1 / len(completion.split())\n")
     monkeypatch.chdir(tmp_path)
     (found,) = findings(tmp_path, good_rows(), metric="counts_words:f")
-    assert found.serious and "metric counts_words:f raised ZeroDivisionError" in str(found.problem)
+    assert found.severity == "error" and "metric counts_words:f raised ZeroDivisionError" in str(found.problem)

@@ -1,0 +1,82 @@
+"""Checks of the tokenized examples of a job, before the first training step ("preflight")."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from pipelines.checks.findings import Finding
+from pipelines.checks.metrics import MetricChecks
+from pipelines.checks.overlap import TrainTestOverlap
+from pipelines.checks.references import ReferenceChecks
+from pipelines.checks.rows import row_checks
+from pipelines.config.job import Job
+from pipelines.config.trainer import of_rows
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import TokenizedExample
+from pipelines.evaluation.retention_files import read_task_examples, retention_eval_configs
+
+
+class DatasetChecks:
+    """Observes every tokenized example of a job once and reports what is wrong with them.
+
+    Examples are observed as they are streamed to disk, and none is kept: there may be more than fit into memory.
+
+    Attributes:
+        counts: the number of examples per (task, split).
+    """
+
+    def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
+        self.job = job
+        max_sequence_length = job.ludwig.get("preprocessing", {}).get("global_max_sequence_length")
+        max_length = min(context_length, int(max_sequence_length)) if max_sequence_length else context_length
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.rows = row_checks(prompts, max_length)
+        self.metrics = MetricChecks(job)
+        self.references = ReferenceChecks(job, prompts, context_length)
+        for name, guard in retention_eval_configs(job.pipeline.forgetting).items():
+            if guard.kind == "task":
+                self.references.observe_retention_eval(name, guard, read_task_examples(guard)[: guard.rows])
+        self.overlap = TrainTestOverlap()
+
+    def tap(self, rows: Iterable[TokenizedExample]) -> Iterator[TokenizedExample]:
+        """Yields `rows` unchanged and observes each on the way."""
+        for row in rows:
+            self.observe(row)
+            yield row
+
+    def observe(self, row: TokenizedExample) -> None:
+        example = row.example
+        self.counts[example.task, example.split] += 1
+        for check in self.rows:
+            check.observe(row)
+        self.metrics.observe(example)
+        self.references.observe(row)
+        self.overlap.observe(example)
+
+    def findings(self) -> list[Finding]:
+        """All findings, errors first."""
+        trainer_errors = of_rows(self.job, self._num_rows("train"), self._num_rows("validation"))
+        findings = [
+            *(Finding("error", problem) for problem in self.metrics.errors()),
+            *(Finding("warning", problem) for problem in self.metrics.warnings()),
+            *(finding for check in self.rows for finding in check.findings()),
+            *self.references.findings(),
+            *self.overlap.findings(),
+            *(Finding("error", problem) for problem in trainer_errors),
+            *self._tasks_without_validation(),
+        ]
+        return sorted(findings, key=lambda finding: finding.severity != "error")
+
+    def label_notes(self, task: str) -> list[str]:
+        """The warnings about a task's labels as sentences for the report."""
+        return self.metrics.notes(task)
+
+    def _num_rows(self, split: str) -> int:
+        return sum(count for (_, counted_split), count in self.counts.items() if counted_split == split)
+
+    def _tasks_without_validation(self) -> Iterator[Finding]:
+        for name in self.job.pipeline.tasks:
+            if not self.counts[name, "validation"]:
+                message = f"task {name} has no validation rows, so early stopping cannot monitor it"
+                yield Finding("warning", self.job.problem(message, "pipeline", "tasks", name))

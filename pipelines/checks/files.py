@@ -1,0 +1,65 @@
+"""Checks of the files and templates that a config names, before a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.config.job import Job, Task
+from pipelines.data.examples import SPLITS, referenced_files
+from pipelines.data.templates import template_columns
+from pipelines.errors import DataError
+
+
+def check_data_files(job: Job) -> None:
+    """Raises DataError, located in the config, for every missing file, every file that is named for two splits of a task, and
+    every prompt template that contains the completion."""
+    problems = [
+        job.problem(f"{'.'.join(key)}: no such file: {file!r}; paths are relative to the working directory", *key)
+        for key, file in referenced_files(job)
+        if not Path(file).exists()
+    ]
+    for name, task in job.pipeline.tasks.items():
+        if message := _shared_split_file(task):
+            problems.append(job.problem(f"pipeline.tasks.{name}.data: {message}", "pipeline", "tasks", name, "data"))
+    for key, prompt, completion in _templates(job):
+        if message := _completion_in_prompt(prompt, completion):
+            problems.append(job.problem(f"{'.'.join(key)}.prompt: {message}", *key, "prompt"))
+    if problems:
+        raise DataError(problems)
+
+
+def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """The key in the config, the prompt and the completion of every task and retention eval that has them."""
+    for name, task in job.pipeline.tasks.items():
+        yield ("pipeline", "tasks", name), task.prompt, task.completion
+    guards = job.pipeline.forgetting.guards
+    for name, guard in guards.items() if isinstance(guards, dict) else ():
+        if guard.prompt and guard.completion:
+            yield ("pipeline", "forgetting", "guards", name), guard.prompt, guard.completion
+
+
+def _completion_in_prompt(prompt: str, completion: str) -> str | None:
+    """A message if every column of the completion template is also in the prompt, so that the model can copy the answer."""
+    columns = list(dict.fromkeys(template_columns(completion)))
+    if not set(columns) <= set(template_columns(prompt)):
+        return None
+    listed = " and ".join(f"{{{name}}}" for name in columns)
+    return f"it contains the answer: {listed}, of which the completion is made; remove {listed} from the prompt"
+
+
+def _shared_split_file(task: Task) -> str | None:
+    """A message if two splits of the task are the same file."""
+    if isinstance(task.data, str):
+        return None
+    splits: dict[Path, str] = {}
+    for split in SPLITS:
+        file = getattr(task.data, split)
+        if file is None:
+            continue
+        if (first := splits.setdefault(Path(file).resolve(), split)) != split:
+            cause = (
+                f"{first} and {split} are the same file, {file!r}, so the model would be evaluated on rows it has seen"
+            )
+            return f"{cause}; name another file, or write data: {file} to split its rows"
+    return None
