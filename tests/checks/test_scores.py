@@ -22,7 +22,9 @@ def job(folder: Path, labels: Sequence[tuple[str, str]], forgetting: Any = "none
     """A config over rows with these splits and labels."""
     rows = [{"q": f"q{n}", "a": label, "split": split} for n, (split, label) in enumerate(labels)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = {"t": {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": "label", **task}}
+    tasks = {
+        "t": {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": "exact_match", **task}
+    }
     config = {
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora"},
@@ -120,7 +122,7 @@ def test_normalize_goes_with_labels(tmp_path: Path, metric: str, value: bool) ->
     code, said = check(job(tmp_path, GOOD, metric=metric, normalize=value))
     assert code == 2
     assert (
-        f"pipeline.tasks.t.normalize: it says how the metric label compares labels; the metric here is {metric}: take"
+        f"pipeline.tasks.t.normalize: it says how the metric exact_match compares labels; the metric here is {metric}: take"
         in said
     )
 
@@ -160,8 +162,8 @@ def test_a_metric_with_numpy_is_fine(project: Path) -> None:
     [
         ("rogue", "retention eval kept: unknown metric 'rogue'; did you mean rouge?"),
         (
-            "perplexity",
-            "retention eval kept: metric perplexity is not available here; for the loss of texts write kind: text",
+            "nll",
+            "retention eval kept: metric nll is not available here; for the loss of texts write kind: text",
         ),
         ("judge:g", "retention eval kept: metric judge:g: module 'judge' has no function 'g'"),
         (
