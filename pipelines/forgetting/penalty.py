@@ -195,7 +195,7 @@ class ProximalQuadraticPenalty(Strategy):
         if "exp_avg_sq" not in state:
             return torch.full_like(weight, number)
         step = float(state["step"])
-        metric = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
+        metric: torch.Tensor = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
         return metric.reciprocal_().mul_(number)
 
     def metrics(self) -> dict[str, float]:

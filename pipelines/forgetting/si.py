@@ -145,7 +145,7 @@ class Si(Strategy):
             name: as_factors(omega.T if name in turned else omega) for name, omega in zip(names, found, strict=True)
         }
 
-    def _adapted(self) -> Iterator[tuple[str, torch.nn.Module]]:
+    def _adapted(self) -> Iterator[tuple[str, Any]]:
         modules = dict(self.model.named_modules())
         return ((pair.module, modules[f"base_model.model.{pair.module}"]) for pair in self.pairs)
 

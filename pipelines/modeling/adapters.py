@@ -179,7 +179,7 @@ def initial_adapter_is_base(model: torch.nn.Module) -> bool:
 def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Of a new adapter that takes a part out of the base's weights: copies of its matrices, whose product is that part, by
     their names in a file of PEFT. Empty for any other."""
-    config = model.peft_config["default"]  # type: ignore[index, union-attr]
+    config = model.peft_config["default"]  # type: ignore[index]
     if getattr(config, "init_lora_weights", None) not in SUBTRACTING_INITS:
         return {}
     return {

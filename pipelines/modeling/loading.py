@@ -40,11 +40,11 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
         arguments["device_map"] = "auto"
     model = _load_complete(Path(folder), arguments)
     if quantization is None and cuda:
-        model.to("cuda")  # type: ignore[arg-type]
+        model.to("cuda")
     model.generation_config = neutral_generation_config(model)
     select_attention_backend(model)
     detect_linear_lm_head(model)
-    model.model_source = ModelSource(Path(folder), quantization, probe_logits(model))  # type: ignore[assignment]
+    model.model_source = ModelSource(Path(folder), quantization, probe_logits(model))
     return model
 
 
@@ -108,8 +108,8 @@ def detect_linear_lm_head(model: PreTrainedModel) -> None:
     Not where logits are scaled, capped or shifted behind the output layer.
     """
     rows, training = probe_batch(model), model.training
-    model.eval().has_linear_lm_head = False  # type: ignore[assignment]
+    model.eval().has_linear_lm_head = False
     expected = token_losses(model, rows)
-    model.has_linear_lm_head = True  # type: ignore[assignment]
-    model.has_linear_lm_head = allclose(token_losses(model, rows), expected, is_fp32(model))  # type: ignore[assignment]
+    model.has_linear_lm_head = True
+    model.has_linear_lm_head = allclose(token_losses(model, rows), expected, is_fp32(model))
     model.train(training)

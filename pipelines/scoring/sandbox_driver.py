@@ -120,7 +120,7 @@ def enable_asyncio() -> None:
 
     selectors.DefaultSelector = Selector  # type: ignore[assignment,misc]
     loop = asyncio.selector_events.BaseSelectorEventLoop
-    loop._make_self_pipe = loop._close_self_pipe = lambda self: None  # type: ignore[attr-defined,method-assign]
+    loop._make_self_pipe = loop._close_self_pipe = lambda self: None  # type: ignore[attr-defined]
 
 
 def run(source: str, name: str, kind: bytes) -> bool:

@@ -36,10 +36,10 @@ class WorkersBackend(LocalBackend):
             os.environ["ACCELERATE_USE_CPU"] = "true"
         self.strategy = WorkersStrategy()
 
-    def initialize(self) -> None:  # type: ignore[override]  # a static method there
+    def initialize(self) -> None:  # a static method there
         init_dist_strategy("local")
 
-    def is_coordinator(self) -> bool:  # type: ignore[override]
+    def is_coordinator(self) -> bool:
         return bool(self.strategy.is_coordinator())
 
     @property

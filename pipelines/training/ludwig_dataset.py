@@ -37,7 +37,7 @@ class StepBatcher(Batcher):
         """Goes on behind the first `steps` steps of the epoch: a resumed run sees the rows it has not seen."""
         self.step = steps
 
-    def next_batch(self) -> TokenSequences:  # type: ignore[override]  # Ludwig's own holds arrays by column
+    def next_batch(self) -> TokenSequences:  # Ludwig's own holds arrays by column
         first = self.step * self.rows_per_step
         self.step += 1
         return self.data.sequences.select(self.order[first : first + self.rows_per_step])

@@ -310,7 +310,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             # Ludwig leaves the steps behind the last full round unjudged; the last weights may be the best.
             names = inspect.signature(self._eval_and_checkpoint).parameters
             known = {name: value for name, value in loop.items() if name in names}
-            stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)  # type: ignore[arg-type]
+            stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)
         return stop, broken
 
     def _restore_pending(self) -> None:
