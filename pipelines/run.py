@@ -185,13 +185,13 @@ class Stages:
     def _model(self, which: str) -> Evaluator:
         """The base or the tuned model, here or spread over the workers of a cluster."""
         from pipelines.evaluation.evaluator import LocalEvaluator
-        from pipelines.training.ray import on_ray, ray_pass
+        from pipelines.training.ray import on_ray, ray_evaluator
 
         if self._asked is None:
             tuned = self.run.path("model") if which == "tuned" else None
             with self.reporter.working(f"Loading the {which} model"):
                 if on_ray(self.job):
-                    self._asked = self._open.enter_context(ray_pass(self.job, self.base_folder, tuned))
+                    self._asked = self._open.enter_context(ray_evaluator(self.job, self.base_folder, tuned))
                 else:
                     self._asked = LocalEvaluator(self.job, self.base_folder, tuned)
         return self._asked

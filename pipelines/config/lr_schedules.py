@@ -62,7 +62,7 @@ class Steps:
     def of(cls, trainer: Mapping[str, Any], rows: int) -> Steps:
         """Of the section `trainer` with alfine's defaults, on `rows` training rows. An epoch has as many rows as there are,
         however tasks are mixed; its last step may be smaller. The number of workers does not matter: they share a step's rows."""
-        per_epoch = math.ceil(rows / rows_per_step(trainer))
+        per_epoch = math.ceil(rows / effective_batch_size(trainer))
         total = int(trainer.get("train_steps") or int(trainer.get("epochs", 3)) * per_epoch)
         paces = int(trainer.get("checkpoints_per_epoch") or 1)
         pace = int(trainer.get("steps_per_checkpoint") or max(per_epoch // paces, 1))
@@ -74,7 +74,7 @@ def learning_rate(trainer: Mapping[str, Any]) -> float:
     return float(trainer.get("learning_rate", LEARNING_RATE))
 
 
-def rows_per_step(trainer: Mapping[str, Any]) -> int:
+def effective_batch_size(trainer: Mapping[str, Any]) -> int:
     """Rows of an optimiser step, however many go through the model at once."""
     if trainer["batch_size"] == "auto":
         return int(trainer["effective_batch_size"])

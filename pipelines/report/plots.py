@@ -97,12 +97,12 @@ def guard_curve(analysis: Analysis) -> str:
     """What each guard in nats per token has lost since the start, over the steps; "" where none was measured on the way."""
     training = analysis.training
     shown = [guard for guard in analysis.guards.values() if guard.unit == "nats/token"]
-    if training is None or not training.guards or not shown:
+    if training is None or not training.retention or not shown:
         return ""
 
     def draw(figure: Figure, axes: Axes) -> None:
         for guard, color, style in zip(shown, (TUNED, BASE, DIM), ("o-", "s--", "^:"), strict=False):
-            points = [(0, 0.0), *((one.step, one.scores[guard.name] - guard.base) for one in training.guards)]
+            points = [(0, 0.0), *((one.step, one.scores[guard.name] - guard.base) for one in training.retention)]
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, style, color=color, lw=1.6, ms=4, label=one_line(guard.name, 24))
         axes.axhline(0, color=LINE, lw=1)

@@ -92,7 +92,7 @@ class Training(Record):
     trainable_parameters: int | None = None
     parameters: int | None = None
     peak_memory_bytes: int | None = None
-    guards: list[GuardMeans] = []
+    retention: list[GuardMeans] = []
     forgetting: list[dict[str, float | None]] = []
     """What the strategies did at each step."""
 

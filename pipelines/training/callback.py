@@ -13,14 +13,14 @@ from pipelines.training.checkpoint import check_disk
 from pipelines.training.micro_batches import MicroBatches
 
 
-class StepHook(Protocol):
+class TrainerCallback(Protocol):
     """Looks on from outside the step; `state_dict` and `load_state_dict` as a strategy's."""
 
     name: str
 
-    def begin(self, model: Any) -> None: ...
+    def on_train_start(self, model: Any) -> None: ...
 
-    def __call__(self, trainer: Any, step: int) -> None:
+    def on_step_end(self, trainer: Any, step: int) -> None:
         """Behind a step; `step` of them are done."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -28,7 +28,7 @@ class StepHook(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class StepCallback(Callback):
+class LudwigCallback(Callback):
     """Hands the strategies to the trainer, reports every step, and keeps the trainer's history: losses, rows, tokens, the
     chosen step."""
 
@@ -36,23 +36,23 @@ class StepCallback(Callback):
         self,
         report: Callable[[int, int, float | None], None],
         strategies: Sequence[Strategy] = (),
-        hook: StepHook | None = None,
+        step_callback: TrainerCallback | None = None,
         fit_memory: bool = False,
-        may_skip: int = 0,
+        max_nonfinite_steps: int = 0,
         shard_base: bool = False,
     ) -> None:
         """`fit_memory`: rows go through the model as many at once as memory allows, instead of `batch_size` of them.
-        `may_skip`: steps without a finite loss that are passed over. `shard_base`: each worker holds a part of the frozen
+        `max_nonfinite_steps`: steps without a finite loss that are passed over. `shard_base`: each worker holds a part of the frozen
         weights."""
-        self.report, self.strategies, self.hook = report, strategies, hook
-        self.fit_memory, self.may_skip, self.shard_base = fit_memory, may_skip, shard_base
+        self.report, self.strategies, self.step_callback = report, strategies, step_callback
+        self.fit_memory, self.max_nonfinite_steps, self.shard_base = fit_memory, max_nonfinite_steps, shard_base
         self.history: dict[str, Any] | None = None
         self._seen = time.monotonic()
 
     def on_trainer_train_setup(self, trainer: Any, save_path: str, is_coordinator: bool) -> None:
         check_disk(trainer.model.model, save_path)
         trainer.strategies[:] = self.strategies
-        trainer.hook, trainer.may_skip = self.hook, self.may_skip
+        trainer.step_callback, trainer.max_nonfinite_steps = self.step_callback, self.max_nonfinite_steps
         if self.fit_memory:
             trainer.micro_batches = MicroBatches(None, trainer.history)
         if self.shard_base:
@@ -64,8 +64,8 @@ class StepCallback(Callback):
             for strategy in self.strategies:
                 strategy.process_group = trainer.process_group
                 strategy.setup(trainer.model.model, trainer.optimizer)
-        if self.hook is not None:
-            self.hook.begin(trainer.model.model)
+        if self.step_callback is not None:
+            self.step_callback.on_train_start(trainer.model.model)
 
         self._seen = time.monotonic()
 
@@ -73,7 +73,7 @@ class StepCallback(Callback):
         self.report(progress_tracker.steps, trainer.total_steps, None)
 
     def on_batch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
-        trainer.stop_if_asked()
+        trainer.stop_if_requested()
 
     def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, sync_step: bool = True) -> None:
         # Added up from step to step, so that a training that was cut off counts what it had done before.
@@ -81,8 +81,8 @@ class StepCallback(Callback):
         trainer.history["seconds"] = trainer.history.get("seconds", 0.0) + now - self._seen
         self._seen = now
         losses = trainer.history["train_loss"]
-        if self.hook is not None:
-            self.hook(trainer, progress_tracker.steps)
+        if self.step_callback is not None:
+            self.step_callback.on_step_end(trainer, progress_tracker.steps)
         self.report(progress_tracker.steps, trainer.total_steps, losses[-1]["loss"] if losses else None)
 
     def on_trainer_train_teardown(

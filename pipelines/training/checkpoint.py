@@ -24,11 +24,11 @@ WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "str
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
 
 
-class Unreadable(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that is torn, or not what was written."""
 
 
-class Carrier(Protocol):
+class Stateful(Protocol):
     """What has a state from step to step: a strategy, or who watches the guards."""
 
     name: str
@@ -43,13 +43,13 @@ class SafetensorsCheckpoint(Checkpoint):
     tensors; the one before is kept beside the latest.
 
     Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that JSON can hold,
-    is saved with them and put back in place, and so is what `carriers` carry from step to step, and Ludwig's own progress
+    is saved with them and put back in place, and so is what `stateful` carry from step to step, and Ludwig's own progress
     (`tracker`): in one file they cannot be of different steps.
     """
 
-    def __init__(self, *args: Any, history: dict[str, Any], carriers: Sequence[Carrier] = ()) -> None:
+    def __init__(self, *args: Any, history: dict[str, Any], stateful: Sequence[Stateful] = ()) -> None:
         super().__init__(*args)
-        self.history, self.carriers = history, carriers
+        self.history, self.stateful = history, stateful
         self.tracker: ProgressTracker | None = None
         self.pending: dict[str, Any] | None = None
 
@@ -67,12 +67,12 @@ class SafetensorsCheckpoint(Checkpoint):
                 else:
                     scalars.setdefault(str(number), {})[key] = value
         positions: dict[str, Any] = {}
-        for carrier in self.carriers:
-            for key, value in carrier.state_dict().items():
+        for component in self.stateful:
+            for key, value in component.state_dict().items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{STRATEGY}{carrier.name}/{key}"] = value
+                    tensors[f"{STRATEGY}{component.name}/{key}"] = value
                 else:
-                    positions.setdefault(carrier.name, {})[key] = value
+                    positions.setdefault(component.name, {})[key] = value
         tensors[RANDOM + "cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[RANDOM + "cuda"] = torch.cuda.get_rng_state()
@@ -94,14 +94,14 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def resume(self, folder: Path) -> ProgressTracker | None:
         """Goes on from the latest checkpoint that can be read; None where there is none. One that cannot is named in
-        `history["notes"]`. Raises Unreadable where there are some, and none can be read."""
+        `history["notes"]`. Raises CorruptCheckpointError where there are some, and none can be read."""
         notes: list[str] = []
         for path in (folder / LATEST, folder / PREVIOUS):
             if not path.exists():
                 continue
             try:
                 self.load(str(path))
-            except Unreadable as error:
+            except CorruptCheckpointError as error:
                 notes.append(f"{path} cannot be read ({error})")
                 continue
             if notes:
@@ -111,23 +111,23 @@ class SafetensorsCheckpoint(Checkpoint):
             assert self.tracker is not None
             return self.tracker
         if notes:
-            raise Unreadable("; ".join(notes))
+            raise CorruptCheckpointError("; ".join(notes))
         return None
 
     def load(self, save_path: str, device: torch.device | None = None) -> bool:
         """Weights and optimiser are put back at once; schedule and random state wait in `pending`, since
-        Ludwig builds a new schedule and seeds anew after it has loaded a checkpoint. Raises Unreadable."""
+        Ludwig builds a new schedule and seeds anew after it has loaded a checkpoint. Raises CorruptCheckpointError."""
         try:
             with safe_open(save_path, framework="pt") as file:
                 metadata = file.metadata()
             state, tensors = json.loads(metadata["state"]), load_file(save_path)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise Unreadable(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+            raise CorruptCheckpointError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
         if _checksum(tensors) != metadata.get("sha256"):
-            raise Unreadable("its checksum is not that of what was written")
+            raise CorruptCheckpointError("its checksum is not that of what was written")
         weights, trained = _part(tensors, WEIGHTS), self._trainable()
         if different := sorted(set(weights) ^ set(trained)):
-            raise Unreadable(f"it holds other weights than are trained now, such as {different[0]}")
+            raise CorruptCheckpointError(f"it holds other weights than are trained now, such as {different[0]}")
         self.history.update(state["history"])
         self.tracker = state["tracker"] and ProgressTracker.load(state["tracker"])
         self.global_step = state["global_step"]
@@ -139,10 +139,10 @@ class SafetensorsCheckpoint(Checkpoint):
             number, _, key = name.partition("/")
             optimizer_state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
-        for carrier in self.carriers:
-            kept = {**_part(tensors, f"{STRATEGY}{carrier.name}/"), **state["strategies"].get(carrier.name, {})}
+        for component in self.stateful:
+            kept = {**_part(tensors, f"{STRATEGY}{component.name}/"), **state["strategies"].get(component.name, {})}
             if kept:
-                carrier.load_state_dict(kept)
+                component.load_state_dict(kept)
         self.pending = {
             "scheduler": state["scheduler"],
             "random": _part(tensors, RANDOM),

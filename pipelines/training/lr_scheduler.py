@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.config.lr_schedules import Plateau, Settings, Steps, factor
 
 
-class Schedule:
+class LRScheduler:
     """Sets the rate of every group of `optimizer`: its own initial rate times the closed form of the step
     (`pipelines.config.lr_schedules`) times the reductions on a plateau.
 

@@ -14,7 +14,7 @@ from ludwig.modules.optimization_modules import create_optimizer
 from pipelines.modeling.process_group import ProcessGroup
 
 
-class WorkersStrategy(AccelerateStrategy):
+class ProcessGroupStrategy(AccelerateStrategy):
     """Ludwig's Accelerate strategy, but for DDP around the model: it would send gradients behind every backward pass, and a
     step has several, of micro-batches and of what keeps the model from forgetting. Ours are sent once a step, by the
     trainer."""
@@ -26,7 +26,7 @@ class WorkersStrategy(AccelerateStrategy):
         ProcessGroup.current().broadcast_parameters([weight for weight in model.parameters() if weight.requires_grad])
 
 
-class WorkersBackend(LocalBackend):
+class ProcessGroupBackend(LocalBackend):
     """Ludwig's local backend in each of several processes that share a training."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class WorkersBackend(LocalBackend):
         if not torch.cuda.is_available():
             # Without this Accelerate takes each process for the only one.
             os.environ["ACCELERATE_USE_CPU"] = "true"
-        self.strategy = WorkersStrategy()
+        self.strategy = ProcessGroupStrategy()
 
     def initialize(self) -> None:  # a static method there
         init_dist_strategy("local")

@@ -14,23 +14,23 @@ from ludwig.data.dataset.base import Dataset
 from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.token_dataset import TokenDataset
 
-EpochOrder = Callable[[int], list[int]]
+Sampler = Callable[[int], list[int]]
 """The row numbers of an epoch, given its number."""
 
 
 class StepBatcher(Batcher):
     """Yields the rows of one optimiser step at a time. The last step of an epoch may be smaller; nothing is dropped."""
 
-    def __init__(self, data: TokenDataset, rows_per_step: int, epoch_order: EpochOrder) -> None:
+    def __init__(self, data: TokenDataset, effective_batch_size: int, sampler: Sampler) -> None:
         self.data = data
-        self.rows_per_step = rows_per_step
-        self.epoch_order = epoch_order
-        self.steps_per_epoch = math.ceil(len(data) / rows_per_step)
+        self.effective_batch_size = effective_batch_size
+        self.sampler = sampler
+        self.steps_per_epoch = math.ceil(len(data) / effective_batch_size)
         self.step = 0
         self.order: list[int] = []
 
     def set_epoch(self, epoch: int, batch_size: int) -> None:
-        self.order = self.epoch_order(epoch)
+        self.order = self.sampler(epoch)
         self.step = 0
 
     def skip(self, steps: int) -> None:
@@ -38,16 +38,16 @@ class StepBatcher(Batcher):
         self.step = steps
 
     def next_batch(self) -> TokenSequences:  # Ludwig's own holds arrays by column
-        first = self.step * self.rows_per_step
+        first = self.step * self.effective_batch_size
         self.step += 1
-        return self.data.sequences.select(self.order[first : first + self.rows_per_step])
+        return self.data.sequences.select(self.order[first : first + self.effective_batch_size])
 
-    def places(self, most: int = 16) -> str:
+    def describe_batch(self, limit: int = 16) -> str:
         """file:row of the rows handed out last, for an error."""
-        first = (self.step - 1) * self.rows_per_step
-        numbers = self.order[first : first + self.rows_per_step]
-        named = ", ".join(self.data.source_location(number) for number in numbers[:most])
-        return f"{named} and {len(numbers) - most} more" if len(numbers) > most else named
+        first = (self.step - 1) * self.effective_batch_size
+        numbers = self.order[first : first + self.effective_batch_size]
+        named = ", ".join(self.data.source_location(number) for number in numbers[:limit])
+        return f"{named} and {len(numbers) - limit} more" if len(numbers) > limit else named
 
     def last_batch(self) -> bool:
         return self.step >= self.steps_per_epoch
@@ -56,10 +56,10 @@ class StepBatcher(Batcher):
 class LudwigTokenDataset(Dataset):
     """What Ludwig's trainer is handed for training and validation. Ludwig's preprocessing never sees the rows."""
 
-    def __init__(self, data: TokenDataset, rows_per_step: int, epoch_order: EpochOrder) -> None:
+    def __init__(self, data: TokenDataset, effective_batch_size: int, sampler: Sampler) -> None:
         self.data = data
-        self.rows_per_step = rows_per_step
-        self.epoch_order = epoch_order
+        self.effective_batch_size = effective_batch_size
+        self.sampler = sampler
 
     def __len__(self) -> int:
         return len(self.data)
@@ -74,7 +74,7 @@ class LudwigTokenDataset(Dataset):
 
     @contextlib.contextmanager
     def initialize_batcher(self, *_: Any, **__: Any) -> Iterator[StepBatcher]:
-        yield StepBatcher(self.data, self.rows_per_step, self.epoch_order)
+        yield StepBatcher(self.data, self.effective_batch_size, self.sampler)
 
     def to_df(self, features: Any = None) -> pd.DataFrame:
         return pd.DataFrame(

@@ -10,12 +10,12 @@ def register() -> None:
     from ludwig.trainers.registry import register_llm_trainer
 
     from pipelines.training import optimizers as optimizer
-    from pipelines.training.lr_scheduler import Schedule
+    from pipelines.training.lr_scheduler import LRScheduler
     from pipelines.training.ludwig_model import FineTunedLLM
     from pipelines.training.trainer import FineTuneTrainer
 
     register_llm_trainer("finetune")(FineTuneTrainer)
     model_type_registry["llm"] = FineTunedLLM
     # Ludwig's registry of decays holds neither the warm-up nor one_cycle nor the plateau; its trainer finds the class here.
-    ludwig.trainers.trainer.LRScheduler = Schedule
+    ludwig.trainers.trainer.LRScheduler = LRScheduler
     optimizer.register()

@@ -10,9 +10,9 @@ import torch
 
 from pipelines.modeling.packing import TokenSequences, batch_by_tokens, micro_batches
 
-SHARE = 0.4
+ACTIVATION_MEMORY_FRACTION = 0.4
 """Of the free memory, for what a forward pass keeps; the backward pass needs about as much again."""
-MOST_TOKENS = 16_384
+MAX_MICRO_BATCH_TOKENS = 16_384
 """More at once are not faster."""
 
 
@@ -25,14 +25,14 @@ class MicroBatches:
 
     def __init__(self, rows: int | None, history: dict[str, Any]) -> None:
         self.history = history
-        self.first = {"rows": rows} if rows else None
+        self.initial_size = {"rows": rows} if rows else None
 
     @property
     def size(self) -> dict[str, int] | None:
         """{"rows": n} or {"tokens": n}; None before it is measured."""
-        return self.history.get("micro_batch", self.first)
+        return self.history.get("micro_batch", self.initial_size)
 
-    def parts(self, rows: TokenSequences) -> Iterator[TokenSequences]:
+    def split(self, rows: TokenSequences) -> Iterator[TokenSequences]:
         """All rows, each once; those that begin alike together, since what they share is read once a part."""
         size = self.size
         assert size is not None
@@ -53,7 +53,7 @@ class MicroBatches:
         return True
 
     @contextlib.contextmanager
-    def measured(self, rows: TokenSequences, model: torch.nn.Module) -> Iterator[TokenSequences]:
+    def calibrate(self, rows: TokenSequences, model: torch.nn.Module) -> Iterator[TokenSequences]:
         """Hands out the longest row; what its pass keeps for the backward pass tells how many tokens fit."""
         longest = max(range(len(rows)), key=lambda number: len(rows.input_ids[number]))
         fixed = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -68,8 +68,10 @@ class MicroBatches:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             yield rows.select([longest])
         tokens = len(rows.input_ids[longest])
-        fit = int(SHARE * free_memory(next(model.parameters()).device) / (sum(kept.values()) / tokens))
-        self.history["micro_batch"] = {"tokens": max(tokens, min(fit, MOST_TOKENS))}
+        fit = int(
+            ACTIVATION_MEMORY_FRACTION * free_memory(next(model.parameters()).device) / (sum(kept.values()) / tokens)
+        )
+        self.history["micro_batch"] = {"tokens": max(tokens, min(fit, MAX_MICRO_BATCH_TOKENS))}
 
 
 def free_memory(device: torch.device) -> int:

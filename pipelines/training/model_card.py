@@ -13,7 +13,7 @@ HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Where the hub has what an embedded model was made from."""
 
 
-def portable(folder: Path, job: Job, base: Path, model_id: str) -> None:
+def write_model_card(folder: Path, job: Job, base: Path, model_id: str) -> None:
     """Rewrites adapter_config.json and README.md of the tuned model in `folder`.
 
     `base`: the folder that it was trained from; `model_id`: the fingerprint of that folder. A base from the hub is named by

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.job import Job
 from pipelines.errors import AlfineError, ConfigError, MachineError, RunError
 from pipelines.storage.run_folder import Run
-from pipelines.training.train import StepReport, train
+from pipelines.training.train import ProgressCallback, train
 
 if TYPE_CHECKING:
     from pipelines.evaluation.completions import Completion, Progress
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 MAX_FAILURES = 3
 """Times that a worker may die before the training is given up."""
-GUARD_ITEMS = 16
+RETENTION_BATCH_ITEMS = 16
 """Items of a guard that are scored at once by one worker."""
-LOOK_EVERY = 0.5
+POLL_INTERVAL_S = 0.5
 """Seconds between two looks at how far the workers are."""
 
 
@@ -44,7 +44,7 @@ def _backend(job: Job) -> dict[str, Any]:
     return {"type": backend} if isinstance(backend, str) else dict(backend)
 
 
-def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
+def train_on_ray(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
     """As `train`, by the workers that the YAML asks for. Raises ConfigError where Ray or its workers are not to be had,
     RunError where they died more often than `max_failures`."""
     ray = _connect(job)
@@ -54,7 +54,7 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    progress_actor = ray.remote(_ProgressActor).options(num_cpus=0).remote()
     state = run.path("training", "ray").absolute()
     shutil.rmtree(state, ignore_errors=True)
     trainer = TorchTrainer(
@@ -63,7 +63,7 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
             "job": job,
             "run": run.folder.absolute(),
             "base_model": base_model.absolute(),
-            "board": board,
+            "progress_actor": progress_actor,
             "folder": os.getcwd(),
             "cache": os.environ.get("ALFINE_CACHE"),
         },
@@ -76,7 +76,7 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
         ),
     )
     try:
-        with _relayed(ray, board, report):
+        with _relayed(ray, progress_actor, report):
             trainer.fit()
     except TrainingFailedError as error:
         cause = next(
@@ -87,7 +87,7 @@ def train_on_ray(job: Job, run: Run, base_model: Path, report: StepReport) -> No
         ) from None
     finally:
         shutil.rmtree(state, ignore_errors=True)
-    if (told := ray.get(board.failed.remote())) is not None:
+    if (told := ray.get(progress_actor.get_error.remote())) is not None:
         raise told
 
 
@@ -135,7 +135,7 @@ def _workers(ray: Any, job: Job) -> tuple[int, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPass]:
+def ray_evaluator(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
     """The model in as many processes as train; they end with the block."""
     from pipelines.evaluation.evaluator import LocalEvaluator
 
@@ -146,13 +146,13 @@ def ray_pass(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayPas
     actor = ray.remote(LocalEvaluator).options(**needs, max_restarts=again, max_task_retries=again)
     actors = [actor.remote(job, base_folder.absolute(), tuned and tuned.absolute()) for _ in range(count)]
     try:
-        yield RayPass(actors)
+        yield RayEvaluator(actors)
     finally:
         for one in actors:
             ray.kill(one)
 
 
-class RayPass:
+class RayEvaluator:
     """A `Evaluator` whose rows are dealt out."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
@@ -197,14 +197,16 @@ class RayPass:
         return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
 
     def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]:
-        scores = self._each(lambda actor, part: actor.score_retention_eval.remote(part), list(guard.parts(GUARD_ITEMS)))
+        scores = self._each(
+            lambda actor, part: actor.score_retention_eval.remote(part), list(guard.parts(RETENTION_BATCH_ITEMS))
+        )
         return [score for some in scores for score in some]
 
     def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
         return dict(self._each(lambda actor, part: actor.validation_losses.remote(part), [rows])[0])
 
 
-class _Board:
+class _ProgressActor:
     """Where the workers write how far they are, for the process that waits for them."""
 
     def __init__(self) -> None:
@@ -214,25 +216,25 @@ class _Board:
     def step(self, done: int, total: int, loss: float | None) -> None:
         self.last = (done, total, loss)
 
-    def look(self) -> tuple[int, int, float | None] | None:
+    def latest(self) -> tuple[int, int, float | None] | None:
         return self.last
 
-    def fail(self, error: AlfineError) -> None:
+    def set_error(self, error: AlfineError) -> None:
         self.error = self.error or error
 
-    def failed(self) -> AlfineError | None:
+    def get_error(self) -> AlfineError | None:
         return self.error
 
 
 @contextlib.contextmanager
-def _relayed(ray: Any, board: Any, report: StepReport) -> Iterator[None]:
-    """The steps on the board reach `report` while the workers work."""
+def _relayed(ray: Any, progress_actor: Any, report: ProgressCallback) -> Iterator[None]:
+    """The steps that the workers report reach `report` while the workers work."""
     finished = threading.Event()
 
     def relay() -> None:
         seen = None
-        while not finished.wait(LOOK_EVERY):
-            last = ray.get(board.look.remote())
+        while not finished.wait(POLL_INTERVAL_S):
+            last = ray.get(progress_actor.latest.remote())
             if last is not None and last != seen:
                 report(*last)
                 seen = last
@@ -247,19 +249,19 @@ def _relayed(ray: Any, board: Any, report: StepReport) -> Iterator[None]:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """What each worker does. An error that the user can mend is written on the board and not tried again."""
+    """What each worker does. An error that the user can mend is set on the progress actor and not tried again."""
     import ray
     from ray.train import get_context
 
-    board = given["board"]
-    if ray.get(board.failed.remote()) is not None:
+    progress_actor = given["progress_actor"]
+    if ray.get(progress_actor.get_error.remote()) is not None:
         return
     os.chdir(given["folder"])
     if given["cache"]:
         os.environ["ALFINE_CACHE"] = given["cache"]
 
     def report(done: int, total: int, loss: float | None) -> None:
-        board.step.remote(done, total, loss)
+        progress_actor.step.remote(done, total, loss)
 
     def nothing(done: int, total: int, loss: float | None) -> None: ...
 
@@ -271,5 +273,5 @@ def _worker(given: dict[str, Any]) -> None:
             report if get_context().get_world_rank() == 0 else nothing,
         )
     except AlfineError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(progress_actor.set_error.remote(error))
         raise

@@ -15,14 +15,14 @@ from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
 
 
-class Watch:
-    """Measures the guards every so many steps into the trainer's `history["guards"]` [{step, scores: {guard: mean}}].
+class RetentionCallback:
+    """Measures the guards every so many steps into the trainer's `history["retention"]` [{step, scores: {guard: mean}}].
 
     A guard whose loss (points for choices, nats per token for the others) exceeds its budget ends the training, with the
     weights of the last measurement at which all were within theirs.
     """
 
-    name = "watch"
+    name = "retention"
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Watch:
     ) -> None:
         """`base`: each guard's mean before training."""
         self.guards, self.prompts, self.every, self.budget, self.base = guards, prompts, every, budget, base
-        self.within: list[torch.Tensor] = []
+        self.last_good_weights: list[torch.Tensor] = []
 
-    def begin(self, model: torch.nn.Module) -> None:
-        self.start = ReferenceModel(model) if any(guard.kind == "answers" for guard in self.guards) else None
-        self._keep(model)
+    def on_train_start(self, model: torch.nn.Module) -> None:
+        self.reference = ReferenceModel(model) if any(guard.kind == "answers" for guard in self.guards) else None
+        self._keep_weights(model)
 
-    def __call__(self, trainer: Any, step: int) -> None:
+    def on_step_end(self, trainer: Any, step: int) -> None:
         if step % self.every:
             return
         model = trainer.model.model
@@ -48,34 +48,37 @@ class Watch:
             lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits)
         )
         model.train()
-        trainer.history.setdefault("guards", []).append({"step": step, "scores": scores})
+        trainer.history.setdefault("retention", []).append({"step": step, "scores": scores})
         measured = [guard for guard in self.guards if guard.name in scores and guard.name in self.base]
         lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in measured}
         spent = [name for name, budget in self.budget.items() if name in lost and lost[name] > budget]
         if not spent:
-            self._keep(model)
+            self._keep_weights(model)
             return
         with torch.no_grad():
-            for weight, kept in zip(trained_weights(model), self.within, strict=True):
+            for weight, kept in zip(trained_weights(model), self.last_good_weights, strict=True):
                 weight.copy_(kept)
-        trainer.history["budget_spent"] = {"guards": spent, "step": step}
+        trainer.history["stopped_by_retention"] = {"evals": spent, "step": step}
         # Ludwig's loop ends here as it does behind the last step, with a last look at the validation rows.
         trainer.total_steps = step
 
     def state_dict(self) -> dict[str, Any]:
-        return {f"within/{number}": weight for number, weight in enumerate(self.within)}
+        return {f"last_good_weights/{number}": weight for number, weight in enumerate(self.last_good_weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.within = [state[f"within/{number}"].to(weight.device) for number, weight in enumerate(self.within)]
+        self.last_good_weights = [
+            state[f"last_good_weights/{number}"].to(weight.device)
+            for number, weight in enumerate(self.last_good_weights)
+        ]
 
     def _lost(self, guard: PreparedRetentionEval, score: float) -> float:
         change = score - self.base[guard.name]
         return -change if guard.higher_is_better else change
 
     def _base_logits(self, rows: TokenSequences) -> torch.Tensor:
-        assert self.start is not None
-        return self.start.logits(rows)
+        assert self.reference is not None
+        return self.reference.logits(rows)
 
-    def _keep(self, model: torch.nn.Module) -> None:
+    def _keep_weights(self, model: torch.nn.Module) -> None:
         if self.budget:
-            self.within = [weight.detach().clone() for weight in trained_weights(model)]
+            self.last_good_weights = [weight.detach().clone() for weight in trained_weights(model)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job
-from pipelines.config.lr_schedules import Steps, learning_rate, rows_per_step
+from pipelines.config.lr_schedules import Steps, effective_batch_size, learning_rate
 from pipelines.console.activity import doing
 from pipelines.data.mixing import mixing_weights, sample_epoch
 from pipelines.data.tokenize_rows import open_split
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.forgetting.build import JobContext
     from pipelines.forgetting.strategy import Strategy
     from pipelines.training.ludwig_dataset import LudwigTokenDataset
-    from pipelines.training.retention_callback import Watch
+    from pipelines.training.retention_callback import RetentionCallback
 
 FEATURES = {
     "input_features": [{"name": "prompt", "type": "text"}],
@@ -34,7 +34,7 @@ FEATURES = {
 }
 """Ludwig wants features named; the tokens themselves come prepared."""
 
-StepReport = Callable[[int, int, float | None], None]
+ProgressCallback = Callable[[int, int, float | None], None]
 """Called with steps done, steps in all, and the last loss."""
 
 
@@ -49,25 +49,25 @@ def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
         # With Ludwig's own settings it takes no learning rate; these are what transformers' Trainer takes.
         fixed = {"relative_step": False, "lr": learning_rate(trainer)}
         trainer["optimizer"] = {"scale_parameter": False, **trainer["optimizer"], **fixed}
-    if fits_memory(job):
+    if auto_batch_size(job):
         # Ludwig would try batch sizes with rows of its own making; ours finds its size within the first step.
-        trainer |= {"batch_size": rows_per_step(trainer), "effective_batch_size": "auto"}
+        trainer |= {"batch_size": effective_batch_size(trainer), "effective_batch_size": "auto"}
     # The processes are ours to start (`pipelines.training.ray`); Ludwig's part is the same in each.
     config.pop("backend", None)
     return config
 
 
-def fits_memory(job: Job) -> bool:
+def auto_batch_size(job: Job) -> bool:
     return bool(job.ludwig["trainer"]["batch_size"] == "auto")
 
 
-def shards_base(job: Job) -> bool:
+def uses_fsdp(job: Job) -> bool:
     """Whether each worker holds a part of the frozen weights alone."""
     backend = job.ludwig.get("backend")
     return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
 
 
-def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
+def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
     """Trains, or goes on from the last checkpoint, and leaves run/model with weights, tokenizer, training.json.
 
     In each of several workers (see `pipelines.training.ray`) it is the same; the coordinator alone writes.
@@ -82,8 +82,8 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
 
         from pipelines.forgetting.build import JobContext, build_strategies
         from pipelines.modeling.process_group import ProcessGroup
-        from pipelines.training.callback import StepCallback
-        from pipelines.training.ludwig_backend import WorkersBackend
+        from pipelines.training.callback import LudwigCallback
+        from pipelines.training.ludwig_backend import ProcessGroupBackend
         from pipelines.training.ludwig_registry import register
 
         register()
@@ -92,10 +92,17 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         context = JobContext(job, run, base_model)
         with process_group.main_process_first():
             strategies = build_strategies(context, training.data.sequences)
-            may_skip = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
-            callback = StepCallback(report, strategies, _watch(context), fits_memory(job), may_skip, shards_base(job))
+            max_nonfinite_steps = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
+            callback = LudwigCallback(
+                report,
+                strategies,
+                _retention_callback(context),
+                auto_batch_size(job),
+                max_nonfinite_steps,
+                uses_fsdp(job),
+            )
         # Named, since Ludwig would join any Ray cluster that it finds on the machine.
-        backend = WorkersBackend() if process_group.world_size > 1 else "local"
+        backend = ProcessGroupBackend() if process_group.world_size > 1 else "local"
         config = ludwig_config(job, base_model)
         # Ludwig evaluates once an epoch where an epoch has fewer steps than `checkpoints_per_epoch`.
         config["trainer"]["steps_per_checkpoint"] = Steps.of(job.ludwig["trainer"], len(training)).per_evaluation
@@ -132,14 +139,14 @@ def train(job: Job, run: Run, base_model: Path, report: StepReport) -> None:
         shutil.rmtree(workdir / "model", ignore_errors=True)
 
 
-def _watch(context: JobContext) -> Watch | None:
+def _retention_callback(context: JobContext) -> RetentionCallback | None:
     """Looks at the guards while training, where the YAML asks for it."""
     forgetting = context.job.pipeline.forgetting
     if forgetting.every is None or forgetting.guards == "none":
         return None
-    from pipelines.training.retention_callback import Watch
+    from pipelines.training.retention_callback import RetentionCallback
 
-    return Watch(
+    return RetentionCallback(
         context.retention_evals, context.prompts, forgetting.every, forgetting.budget, context.base_retention_means
     )
 
@@ -164,7 +171,7 @@ def _datasets(job: Job, run: Run) -> tuple[LudwigTokenDataset, LudwigTokenDatase
     from pipelines.training.ludwig_dataset import LudwigTokenDataset
 
     trainer, pipeline = job.ludwig["trainer"], job.pipeline
-    rows = rows_per_step(trainer)
+    rows = effective_batch_size(trainer)
     training, validation = (
         TokenDataset.from_table(open_split(run.path("data"), split)) for split in ("train", "validation")
     )
@@ -205,11 +212,11 @@ def _metadata() -> dict[str, Any]:
 def _export_model(model: Any, workdir: Path, context: JobContext, history: dict[str, Any], folder: Path) -> None:
     """Moves the saved weights to `folder`, and adds the tokenizer and the model card."""
     from pipelines.modeling.base_models import load_tokenizer
-    from pipelines.training.model_card import portable
+    from pipelines.training.model_card import write_model_card
 
     shutil.move(workdir / "model" / "model_weights", folder)
     load_tokenizer(context.model_folder).save_pretrained(folder)
-    portable(folder, context.job, context.model_folder, context.model_id)
+    write_model_card(folder, context.job, context.model_folder, context.model_id)
     llm = model.model
     if llm.begins_elsewhere:
         kind = context.job.ludwig["adapter"]["type"]

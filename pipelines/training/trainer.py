@@ -28,13 +28,13 @@ from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.packing import TokenSequences, supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
-from pipelines.training.checkpoint import SafetensorsCheckpoint, Unreadable
+from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches
 from pipelines.training.optimizers import check_freezing, check_optimizer
 
 if TYPE_CHECKING:
-    from pipelines.training.callback import StepHook
+    from pipelines.training.callback import TrainerCallback
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
@@ -42,7 +42,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
     per supervised token of the tasks; `rows`, `tokens`, `supervised_tokens` of theirs seen; where strategies against
-    forgetting act, `forgetting` [{step, term: nats, gradient_ratio}], the last the norm of what they add to the
+    forgetting act, `forgetting` [{step, term: nats, penalty_to_task_grad_norm_ratio}], the last the norm of what they add to the
     gradient by that of the tasks' own; `micro_batch` {rows or tokens: n} where memory has decided it.
     """
 
@@ -58,9 +58,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             "supervised_tokens": 0,
         }
         self.strategies: list[Strategy] = []
-        self.hook: StepHook | None = None
-        self.may_skip = 0
-        self.stop_asked = False
+        self.step_callback: TrainerCallback | None = None
+        self.max_nonfinite_steps = 0
+        self.stop_requested = False
         self.process_group = ProcessGroup.current()
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
@@ -86,31 +86,31 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.dist_model.train()
         supervised = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
         loss = self._backward_rows(self.process_group.shard(inputs), inputs[0:1], supervised)
-        self._add_up(loss)
+        self._all_reduce_gradients(loss)
         task_gradients = self._backward_strategies(supervised)
         loss = loss * (supervised / inputs.supervised_tokens)
-        if self._is_sound(loss):
+        if self._is_finite(loss):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
                 strategy.after_step(task_gradients)
             self._record(inputs, loss, task_gradients)
         else:
-            self._skip(loss)
+            self._skip_nonfinite_step(loss)
         self.distributed.zero_grad(self.optimizer)
         return loss, {name: loss for name in self.model.output_features}, inputs.tokens
 
-    def _is_sound(self, loss: torch.Tensor) -> bool:
+    def _is_finite(self, loss: torch.Tensor) -> bool:
         gradients = [weight.grad for weight in trained_weights(self.model.model) if weight.grad is not None]
         return bool(torch.isfinite(loss) and torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
-    def _skip(self, loss: torch.Tensor) -> None:
+    def _skip_nonfinite_step(self, loss: torch.Tensor) -> None:
         """A step that would spoil the weights is not taken. Raises RunError with its rows where no more may be skipped."""
         step, skipped = self._step, self.history.setdefault("skipped", [])
         skipped.append(step)
-        if len(skipped) > self.may_skip:
+        if len(skipped) > self.max_nonfinite_steps:
             what = "the gradient" if torch.isfinite(loss) else "the loss"
             raise RunError(
-                f"step {step}: {what} is not a finite number; the rows of the step: {self._loop['batcher'].places()}. Lower "
+                f"step {step}: {what} is not a finite number; the rows of the step: {self._loop['batcher'].describe_batch()}. Lower "
                 f"trainer.learning_rate, look at the rows, or write pipeline.on_nan: skip {len(skipped) + 2}; nothing of this "
                 f"step was kept"
             )
@@ -120,35 +120,35 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """The number of the step at hand, from 1."""
         return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
-    def _backward_rows(self, rows: TokenSequences, filler: TokenSequences, supervised: int) -> torch.Tensor:
+    def _backward_rows(self, rows: TokenSequences, dummy_batch: TokenSequences, supervised: int) -> torch.Tensor:
         """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
-        smaller ones. `filler`: what goes through the model where another worker has more parts."""
+        smaller ones. `dummy_batch`: what goes through the model where another worker has more parts."""
         random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         if self.micro_batches.size is None and (len(rows) or self.process_group.lockstep):
-            with self.micro_batches.measured(rows if len(rows) else filler, self.model.model) as longest:
+            with self.micro_batches.calibrate(rows if len(rows) else dummy_batch, self.model.model) as longest:
                 self._backward_tasks(longest, supervised)
-            self._start_anew(*random)
+            self._restart_step(*random)
         while True:
             loss = torch.zeros((), device=self.device)
             try:
-                parts = self.micro_batches.parts(rows) if len(rows) else ()
-                for part, counts in self.process_group.lockstep_batches(parts, filler):
+                parts = self.micro_batches.split(rows) if len(rows) else ()
+                for part, counts in self.process_group.lockstep_batches(parts, dummy_batch):
                     # Of infinitely many tokens each is worth nothing.
                     loss += self._backward_tasks(part, supervised if counts else math.inf)
                 return loss
             except torch.OutOfMemoryError:
                 pass  # the traceback holds what the pass had kept, so what follows stands behind it
             if self.process_group.lockstep or not self.micro_batches.halve(rows):
-                longest_row = max(map(len, [*rows.input_ids, *filler.input_ids]))
+                longest_row = max(map(len, [*rows.input_ids, *dummy_batch.input_ids]))
                 what, mend = f"one row of {longest_row} tokens", "shorter rows"
                 if self.process_group.lockstep:
                     what, mend = f"rows of up to {longest_row} tokens", "a smaller trainer.batch_size, shorter rows"
                 raise MachineError(
                     f"memory is too small for {what}; take {mend}, a smaller base_model, an adapter, or quantization"
                 )
-            self._start_anew(*random)
+            self._restart_step(*random)
 
-    def _start_anew(self, cpu: torch.Tensor, cuda: torch.Tensor | None) -> None:
+    def _restart_step(self, cpu: torch.Tensor, cuda: torch.Tensor | None) -> None:
         """As before the first row of the step."""
         self.distributed.zero_grad(self.optimizer)
         for strategy in self.strategies:
@@ -188,14 +188,14 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
                 if term is None:
                     break
                 self.distributed.backward(term, self.dist_model)
-        self._add_up(but=task_gradients)
+        self._all_reduce_gradients(but=task_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
         added = [one.grad - task for one, task in zip(weights, task_gradients, strict=True) if one.grad is not None]
         self._added = torch.nn.utils.get_total_norm(added)
         return task_gradients
 
-    def _add_up(self, *more: torch.Tensor, but: Sequence[torch.Tensor] = ()) -> None:
+    def _all_reduce_gradients(self, *more: torch.Tensor, but: Sequence[torch.Tensor] = ()) -> None:
         """Each gradient, and `more`, becomes its sum over the workers; `but` is the part that they all have already."""
         if self.process_group.world_size == 1:
             return
@@ -222,7 +222,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         pulls = [strategy.penalty_grad_norm for strategy in self.strategies]
         by_tasks = float(torch.nn.utils.get_total_norm(task_gradients))
         ratio = math.hypot(float(self._added), *pulls) / by_tasks if by_tasks else None
-        entry = {"step": step, **terms, "gradient_ratio": ratio}
+        entry = {"step": step, **terms, "penalty_to_task_grad_norm_ratio": ratio}
         self.history.setdefault("forgetting", []).append(entry)
 
     @contextlib.contextmanager
@@ -260,9 +260,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     # --- checkpoints, resume, interrupt ---
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
-        carriers: list[Any] = [*self.strategies, *([self.hook] if self.hook is not None else [])]
+        stateful: list[Any] = [*self.strategies, *([self.step_callback] if self.step_callback is not None else [])]
         self._checkpoint = SafetensorsCheckpoint(
-            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, carriers=carriers
+            self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, stateful=stateful
         )
         return self._checkpoint
 
@@ -274,7 +274,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if self.resume:
             try:
                 tracker = self._checkpoint.resume(Path(folder))
-            except Unreadable as error:
+            except CorruptCheckpointError as error:
                 raise RunError(f"{error}; remove {Path(folder).parents[1]} to train from the start") from None
         if tracker is None:
             resume, self.resume = self.resume, False
@@ -295,8 +295,8 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         tracker, batcher = loop["progress_tracker"], loop["batcher"]
         # The schedule that Ludwig has just built is the one to save and to put back.
         self._checkpoint.scheduler = self.scheduler
-        self._restore_pending()
-        if "budget_spent" in self.history or 0 < loop["early_stopping_steps"] <= tracker.last_improvement_steps:
+        self._restore_scheduler_and_rng()
+        if "stopped_by_retention" in self.history or 0 < loop["early_stopping_steps"] <= tracker.last_improvement_steps:
             return True, False  # cut off between the decision to end and the end
         tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
         batcher.set_epoch(tracker.epoch, tracker.batch_size)
@@ -313,7 +313,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)
         return stop, broken
 
-    def _restore_pending(self) -> None:
+    def _restore_scheduler_and_rng(self) -> None:
         """Puts back what a checkpoint holds and Ludwig has built or seeded anew since."""
         pending, self._checkpoint.pending = self._checkpoint.pending, None
         if pending is None:
@@ -340,14 +340,14 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
         """Ctrl-C, which Ludwig hands on to here, where it would end the loop and take the half-trained model for the result. The
         first ends the training behind its step, the second at once."""
-        if self.stop_asked:
+        if self.stop_requested:
             raise KeyboardInterrupt
-        self.stop_asked = True
+        self.stop_requested = True
         print("\nstopping behind this step; once more stops at once", file=sys.stderr)
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Between two steps, when all that the last one called for is done."""
-        if self.stop_asked:
+        if self.stop_requested:
             self.save_checkpoint(
                 self._loop["progress_tracker"], self._loop["save_path"], self._loop["checkpoint_manager"]
             )

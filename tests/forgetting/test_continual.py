@@ -162,9 +162,9 @@ def test_a_run_that_is_not_there_or_not_finished_or_of_another_base(guarded):
 def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
     watched = run("one", "pipeline.forgetting.every=1", "trainer.epochs=3", "trainer.batch_size=16")
     training = json.loads(watched.path("model", "training.json").read_text())
-    assert [entry["step"] for entry in training["guards"]] == list(range(1, training["steps"] + 1))
-    assert "budget_spent" not in training
-    drift = [entry["scores"]["answers"] for entry in training["guards"]]
+    assert [entry["step"] for entry in training["retention"]] == list(range(1, training["steps"] + 1))
+    assert "stopped_by_retention" not in training
+    drift = [entry["scores"]["answers"] for entry in training["retention"]]
     budget = (drift[0] + drift[1]) / 2
     stopped = run(
         "two",
@@ -174,7 +174,7 @@ def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
         "trainer.batch_size=16",
     )
     found = json.loads(stopped.path("model", "training.json").read_text())
-    assert found["budget_spent"] == {"guards": ["answers"], "step": 2} and found["steps"] == 2
+    assert found["stopped_by_retention"] == {"evals": ["answers"], "step": 2} and found["steps"] == 2
     # The weights are those of the last measurement within the budget.
     left = [
         line["score"] for line in read_jsonl(stopped.path("retention", "tuned.jsonl")) if line["guard"] == "answers"

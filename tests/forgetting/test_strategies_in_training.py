@@ -74,7 +74,7 @@ def test_each_holds_the_weights_back_and_says_by_how_much(make_job, adapter, str
     terms = history_of(run)["forgetting"]
     assert len(terms) == 9 and [entry["step"] for entry in terms] == list(range(1, 10))
     assert any(value for entry in terms for name, value in entry.items() if name in strategy)
-    assert any(entry["gradient_ratio"] for entry in terms)
+    assert any(entry["penalty_to_task_grad_norm_ratio"] for entry in terms)
     if strategy != "replay":
         assert moved[1] < moved[0]
 

@@ -56,7 +56,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
     measured = [
         line["score"] for line in read_jsonl(moved.path("retention", "tuned.jsonl")) if line["guard"] == "answers"
     ]
-    assert sum(measured) / len(measured) == pytest.approx(history["guards"][-1]["scores"]["answers"], rel=1e-2)
+    assert sum(measured) / len(measured) == pytest.approx(history["retention"][-1]["scores"]["answers"], rel=1e-2)
     assert tuned.loaded.has_adapter
 
 

@@ -93,7 +93,7 @@ def with_guards(folder, gates=None):
     config["pipeline"]["forgetting"] = {"strategy": "ewc"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     training = json.loads((folder / "model" / "training.json").read_text())
-    training["guards"] = [{"step": n, "scores": {"text": 3.0 + n / 400, "answers": n / 600}} for n in (60, 120, 180)]
+    training["retention"] = [{"step": n, "scores": {"text": 3.0 + n / 400, "answers": n / 600}} for n in (60, 120, 180)]
     (folder / "model" / "training.json").write_text(json.dumps(training))
     return folder
 

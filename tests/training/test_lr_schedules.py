@@ -10,7 +10,7 @@ import transformers.optimization as hf
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from pipelines.config.lr_schedules import DECAYS, Plateau, Settings, Steps, factor, learning_rate, share_of
-from pipelines.training.lr_scheduler import Schedule
+from pipelines.training.lr_scheduler import LRScheduler
 from pipelines.training.train import ludwig_config, train
 from tests.jobs import LORA
 
@@ -105,7 +105,7 @@ def test_each_step_has_the_rate_of_the_other_library(kind, length, accumulate, w
         expected, abs=1e-9, rel=1e-9
     )
     one = optimizer()
-    found = rates_of(Schedule(settings, one, steps_per_checkpoint=2, total_steps=total), one, total)
+    found = rates_of(LRScheduler(settings, one, steps_per_checkpoint=2, total_steps=total), one, total)
     assert found == pytest.approx(expected, abs=1e-9, rel=1e-9)
 
 
@@ -197,7 +197,7 @@ def test_steps(trainer, expected):
 def test_groups_keep_their_ratio():
     """LoRA+ gives its B matrices a multiple of the rate."""
     one = optimizer(PEAK, 8 * PEAK)
-    schedule = Schedule(Settings(decay="cosine", eta_min=1e-3), one, 5, 10)
+    schedule = LRScheduler(Settings(decay="cosine", eta_min=1e-3), one, 5, 10)
     for _ in range(7):
         schedule.step()
     first, second = (group["lr"] for group in one.param_groups)
@@ -207,7 +207,7 @@ def test_groups_keep_their_ratio():
 def test_one_without_steps_leaves_the_optimiser_as_it_is():
     for decay in DECAYS:
         one = optimizer()
-        Schedule(Settings(decay=decay), one, 0, 0)
+        LRScheduler(Settings(decay=decay), one, 0, 0)
         assert one.param_groups[0]["lr"] == PEAK
 
 
@@ -238,7 +238,7 @@ def test_reductions_multiply_the_decay_up_to_their_limit_and_survive_a_resume():
 
     def rates(cut):
         one = optimizer()
-        schedule, seen = Schedule(settings, one, 2, 20), []
+        schedule, seen = LRScheduler(settings, one, 2, 20), []
         for step in range(20):
             seen.append(one.param_groups[0]["lr"])
             schedule.step()
@@ -248,7 +248,7 @@ def test_reductions_multiply_the_decay_up_to_their_limit_and_survive_a_resume():
                 kept, groups = json.loads(json.dumps(schedule.state_dict())), one.state_dict()["param_groups"]
                 one = optimizer(0.5)
                 one.load_state_dict({"state": {}, "param_groups": groups})
-                schedule = Schedule(settings, one, 2, 20)
+                schedule = LRScheduler(settings, one, 2, 20)
                 schedule.load_state_dict(kept)
         return seen
 
@@ -261,7 +261,7 @@ def test_reductions_multiply_the_decay_up_to_their_limit_and_survive_a_resume():
 def test_the_split_that_is_watched_is_the_one_that_was_asked_for():
     for split, reductions in (("training", 1), ("validation", 0)):
         one = optimizer()
-        schedule = Schedule(
+        schedule = LRScheduler(
             Settings(reduce_on_plateau=1, reduce_on_plateau_patience=0, reduce_eval_split=split), one, 2, 20
         )
         for loss in (1.0, 2.0):  # worse in training; Progress turns the sign for validation

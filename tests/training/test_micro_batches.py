@@ -28,7 +28,7 @@ def test_rows_that_begin_alike_go_together():
     some = TokenSequences([np.array(text, dtype=np.int32) for text in texts], [1] * 5)
 
     def parts(batches):
-        return [[ids.tolist() for ids in part.input_ids] for part in batches.parts(some)]
+        return [[ids.tolist() for ids in part.input_ids] for part in batches.split(some)]
 
     assert parts(MicroBatches(2, {})) == [[[5, 2], [5, 4, 4]], [[7, 1, 1], [7, 1, 3]], [[7, 9]]]
     assert parts(MicroBatches(None, {"micro_batch": {"tokens": 8}})) == [

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.training.model_card import portable
+from pipelines.training.model_card import write_model_card
 
 
 def job(base_model, after=None):
@@ -39,7 +39,7 @@ def test_the_base_is_named_without_a_path(tmp_path, case):
     given = {"base_model_name_or_path": base, "revision": None, "r": 4, "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(given))
     (tmp_path / "README.md").write_text(f"---\nbase_model: {base}\n---\n[More Information Needed]")
-    portable(tmp_path, of, Path(base), "c0ffee")
+    write_model_card(tmp_path, of, Path(base), "c0ffee")
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
         **given,
         "base_model_name_or_path": name,
@@ -54,7 +54,7 @@ def test_the_base_is_named_without_a_path(tmp_path, case):
 
 
 def test_a_whole_model_needs_no_base_to_be_loaded(tmp_path):
-    portable(tmp_path, job("owner/name"), Path("/x/snapshots/0a1b"), "c0ffee")
+    write_model_card(tmp_path, job("owner/name"), Path("/x/snapshots/0a1b"), "c0ffee")
     card = (tmp_path / "README.md").read_text()
     assert "library_name: transformers" in card and 'from_pretrained("FOLDER")' in card and "peft" not in card
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

@@ -114,7 +114,7 @@ def test_two_processes_end_with_the_weights_of_one(make_job, tmp_path, monkeypat
             one["supervised_tokens"],
             one["best_step"],
         )
-        for mine, its in zip(two.get("guards", []), one.get("guards", []), strict=True):
+        for mine, its in zip(two.get("retention", []), one.get("retention", []), strict=True):
             assert mine["scores"] == pytest.approx(its["scores"], abs=1e-5)
         for mine, its in zip(two.get("forgetting", []), one.get("forgetting", []), strict=True):
             assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
