@@ -130,8 +130,9 @@ class Stages:
     def prepare(self) -> None:
         from pipelines.checks.dataset import DatasetChecks
         from pipelines.checks.findings import raise_on_errors
-        from pipelines.data.examples import SPLITS, load_examples
+        from pipelines.data.examples import load_examples
         from pipelines.data.prompt_format import PromptFormat
+        from pipelines.data.splits import SPLITS
         from pipelines.data.tokenize_rows import tokenize_examples, write_splits
         from pipelines.modeling.base_models import context_length
 

@@ -60,7 +60,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
         ({"metric": "rogue"}, "did you mean rouge"),
         ({"rows": '{"q": 1\n'}, "rows.jsonl:1: is not JSON"),
         ({"rows": ""}, "has no rows"),
-        ({"rows": '{"q": "a", "l": "x"}\n'}, "no row is left for the train split"),
+        ({"rows": '{"q": "a", "l": "x"}\n'}, "the train split is empty"),
     ],
 )
 def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):

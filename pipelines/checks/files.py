@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.config.forgetting import HUB
 from pipelines.config.job import Job, Task
-from pipelines.data.examples import SPLITS, referenced_files
+from pipelines.data.splits import SPLITS
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError
+
+
+def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields every local data file that a job names, after the key that names it."""
+    pipeline = job.pipeline
+    for name, task in pipeline.tasks.items():
+        key = ("pipeline", "tasks", name, "data")
+        if isinstance(task.data, str):
+            yield key, task.data
+        else:
+            yield from (((*key, split), file) for split, file in task.data.model_dump().items() if file is not None)
+    if pipeline.report.prompts:
+        yield ("pipeline", "report", "prompts"), pipeline.report.prompts
+    if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
+        yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
+    guards = pipeline.forgetting.guards
+    for name, guard in guards.items() if isinstance(guards, dict) else ():
+        if not guard.data.startswith(HUB):
+            yield ("pipeline", "forgetting", "guards", name, "data"), guard.data
 
 
 def check_data_files(job: Job) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pipelines.data.examples import SPLITS, Example
+from pipelines.data.examples import Example
+from pipelines.data.splits import SPLITS
 from pipelines.scoring.metric import Metric
 
 MAX_LABELS_LISTED = 5

@@ -1,6 +1,6 @@
-"""The rows of a .jsonl, .csv or .parquet file, one at a time: a file may be larger than memory.
+"""Readers: stream the rows of a .jsonl, .csv or .parquet file, which may be larger than memory.
 
-Every value of a row is one of JSON's, or a NotText, so that whatever is read can be written (strict_json.dump).
+Every value of a row is a JSON value or a `NotText`, so that all rows can be written as JSON (`strict_json.dump`).
 """
 
 from __future__ import annotations
@@ -12,200 +12,202 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.parquet import parquet_rows
+from pipelines.data.parquet import read_parquet
 from pipelines.errors import DataError, Problem
 from pipelines.storage.strict_json import NotStrict, parse
 
-MOST_BYTES = 64 << 20
-"""Of a line."""
-MOST_PROBLEMS = 10
-"""RowErrors of different kinds that are named of one file."""
-_MARK = "\ufeff"
-"""The byte order mark that some editors put before a file's first character."""
-_SIGNS = {
+MAX_LINE_BYTES = 64 << 20
+MAX_PROBLEMS = 10
+"""Kinds of problems that are reported for one file."""
+_BYTE_ORDER_MARK = "\ufeff"
+_MAGIC_BYTES = {
     b"PK\x03\x04": "a zip archive (or .xlsx); unpack it, or save it as CSV",
     b"\x1f\x8b": "compressed with gzip; unpack it",
     b"PAR1": "a Parquet file; name it .parquet",
 }
-"""What a file begins with that is none of the forms of text."""
+"""First bytes of files that are not text, with what to do about them."""
+
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+"""Rows by column, each after the line on which it begins (of a Parquet file: its index from 1)."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows. Raises DataError with file and line."""
+    """All rows of a file by column. Raises DataError with file and line."""
     return [row for _, row in numbered_rows(path)]
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows as they are read, each with the line on which it begins (of a Parquet file: its number from 1). White space
-    around a column's name does not count. Raises DataError with file and line, where it comes to it."""
+def numbered_rows(path: Path) -> NumberedRows:
+    """Yields the rows as they are read, each after the line on which it begins (of a Parquet file: its index from 1).
+
+    White space around column names is stripped. Raises DataError with file and line at the first row that cannot be read.
+    """
     suffix = path.suffix.lower()
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]]
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": parquet_rows}
+    readers: dict[str, Callable[[Path], NumberedRows]]
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}
     if suffix not in readers:
         raise DataError(Problem(f"files end in .jsonl, .csv or .parquet, not {suffix or 'nothing'!r}", str(path)))
-    empty = True
+    is_empty = True
     try:
-        _refuse_other_forms(path, suffix)
-        for number, row in readers[suffix](path):
-            empty = False
-            yield number, _with_trimmed_names(row, path, number)
+        _check_magic_bytes(path, suffix)
+        for line, row in readers[suffix](path):
+            is_empty = False
+            yield line, _strip_column_names(row, path, line)
     except FileNotFoundError:
-        raise DataError(Problem("there is no such file", str(path))) from None
+        raise DataError(Problem("no such file", str(path))) from None
     except IsADirectoryError:
         raise DataError(Problem("is a folder; name a file", str(path))) from None
     except PermissionError:
-        raise DataError(Problem("may not be read (permission denied)", str(path))) from None
-    if empty:
+        raise DataError(Problem("permission denied", str(path))) from None
+    if is_empty:
         raise DataError(Problem("has no rows", str(path)))
 
 
 class RowErrors:
-    """Rows that cannot be used, by what is wrong with them: a sentence for each kind, at its first row."""
+    """Collects the rows of a file that cannot be used, grouped by message: one problem per kind, at its first row."""
 
-    def __init__(self, about: str = "") -> None:
-        self.about = about
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.rows: dict[tuple[str, str], list[int]] = {}
 
     def add(self, file: str, row: int, message: str) -> None:
         self.rows.setdefault((file, message), []).append(row)
 
     def raise_if_any(self) -> None:
-        """Raises DataError if there are any, for the first MOST_PROBLEMS kinds."""
+        """Raises DataError for the first MAX_PROBLEMS kinds, with a count of the other rows."""
         if not self.rows:
             return
         problems = [
-            Problem(f"{self.about}{message}" + (f" ({len(rows):,} such rows)" if len(rows) > 1 else ""), file, rows[0])
+            Problem(f"{self.prefix}{message}" + (f" ({len(rows):,} such rows)" if len(rows) > 1 else ""), file, rows[0])
             for (file, message), rows in self.rows.items()
         ]
-        if more := problems[MOST_PROBLEMS:]:
-            count = sum(len(rows) for rows in list(self.rows.values())[MOST_PROBLEMS:])
-            others = Problem(f"{self.about}{count:,} more rows have other mistakes", more[0].file, more[0].line)
-            problems[MOST_PROBLEMS:] = [others]
+        if hidden := problems[MAX_PROBLEMS:]:
+            count = sum(len(rows) for rows in list(self.rows.values())[MAX_PROBLEMS:])
+            message = f"{self.prefix}{count:,} more rows have other problems"
+            problems[MAX_PROBLEMS:] = [Problem(message, hidden[0].file, hidden[0].line)]
         raise DataError(problems)
 
 
-def _with_trimmed_names(row: dict[str, Any], path: Path, number: int) -> dict[str, Any]:
+def text_column(row: Mapping[str, Any], name: str) -> str | None:
+    """The row's text in a column. None if the column is missing, blank or not a text."""
+    value = row.get(name)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _strip_column_names(row: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
     if all(name == name.strip() for name in row):
         return row
-    trimmed = {name.strip(): value for name, value in row.items()}
-    if len(trimmed) < len(row):
+    stripped = {name.strip(): value for name, value in row.items()}
+    if len(stripped) < len(row):
         names = [name.strip() for name in row]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(
-            Problem(f"two columns have the name {twice!r} but for white space; rename one", str(path), number)
-        )
-    return trimmed
+        duplicate = next(name for name in names if names.count(name) > 1)
+        message = f"two columns have the name {duplicate!r} once white space is stripped; rename one"
+        raise DataError(Problem(message, str(path), line))
+    return stripped
 
 
-def _refuse_other_forms(path: Path, suffix: str) -> None:
-    """Raises DataError for a file that its first bytes give away."""
+def _check_magic_bytes(path: Path, suffix: str) -> None:
+    """Raises DataError for a text file whose first bytes are those of another format."""
     if suffix == ".parquet" or not path.is_file():
         return
     with path.open("rb") as file:
-        begin = file.read(4)
-    for sign, found in _SIGNS.items():
-        if begin.startswith(sign):
-            raise DataError(Problem(f"is {found}, whatever its name says", str(path)))
+        first_bytes = file.read(4)
+    for magic_bytes, description in _MAGIC_BYTES.items():
+        if first_bytes.startswith(magic_bytes):
+            raise DataError(Problem(f"is {description}, despite its name", str(path)))
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, without byte order marks before the first."""
+    """Yields the lines with their line ends. Byte order marks at the start of the file are removed."""
     with path.open("rb") as file:
-        # Bounded: a file without line ends would be read into memory whole.
-        for number, raw in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
-            if len(raw) > MOST_BYTES:
-                message = (
-                    f"is longer than {MOST_BYTES >> 20} MB; a row ends with its line, and none so long fits a model"
-                )
+        # Bounded: a file without line ends would be read into memory as a whole.
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(raw) > MAX_LINE_BYTES:
+                message = f"exceeds {MAX_LINE_BYTES >> 20} MB; write one row per line"
                 raise DataError(Problem(message, str(path), number))
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError:
-                raise DataError(Problem("is not UTF-8 here; save the file as UTF-8", str(path), number)) from None
-            yield line.lstrip(_MARK) if number == 1 else line
+                raise DataError(Problem("is not UTF-8; save the file as UTF-8", str(path), number)) from None
+            yield line.lstrip(_BYTE_ORDER_MARK) if number == 1 else line
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path) -> NumberedRows:
     for number, line in enumerate(_lines(path), start=1):
-        line = line.lstrip(_MARK)  # files put together with cat have one where each began
+        line = line.lstrip(_BYTE_ORDER_MARK)  # concatenated files have one at the start of each
         if not line.strip():
             continue
         try:
             row = parse(line)
         except json.JSONDecodeError as error:
-            raise DataError(Problem(f"is not JSON: {_advice(error, number == 1)}", str(path), number)) from None
+            raise DataError(Problem(f"is not JSON: {_json_hint(error, number == 1)}", str(path), number)) from None
         except NotStrict as error:
             raise DataError(Problem(str(error), str(path), number)) from None
         if not isinstance(row, dict):
-            raise DataError(Problem('is no object; write {"column": "value", ...} on each line', str(path), number))
+            message = 'expected a JSON object per line, as in {"column": "value", ...}'
+            raise DataError(Problem(message, str(path), number))
         yield number, row
 
 
-def _advice(error: json.JSONDecodeError, first: bool) -> str:
-    """What to do about a line, for what the parser ran into."""
+def _json_hint(error: json.JSONDecodeError, is_first_line: bool) -> str:
+    """What to correct in a line that is not JSON."""
     line, rest = error.doc, error.doc[error.pos :].strip()
-    if first and line.lstrip().startswith("["):
+    if is_first_line and line.lstrip().startswith("["):
         return "each line holds one object, {...}, not a list over all lines (jq -c '.[]' FILE writes them so)"
     if "Extra data" in error.msg and rest.startswith(","):
-        return "a comma stands behind the object; take it out"
+        return "there is a comma after the object; remove it"
     if "Extra data" in error.msg:
-        return f"a second value begins in column {error.colno}; put it on a line of its own"
+        return f"a second value begins in column {error.colno}; put it on its own line"
     if "'" in line[error.pos : error.pos + 1]:
-        return "names and texts stand in double quotes, not in single ones"
+        return "use double quotes around names and texts, not single quotes"
     if "Unterminated" in error.msg or not rest:
-        return "the line ends before its object does; is the file cut off?"
+        return "the line ends before its object does; is the file truncated?"
     if "control character" in error.msg:
-        return f"the control character {ascii(line[error.pos])} stands in column {error.colno}; write its escape, such as \\t"
+        return f"unescaped control character {ascii(line[error.pos])} in column {error.colno}; write its escape, such as \\t"
     return f"{error.msg[0].lower()}{error.msg[1:]} in column {error.colno}; each line holds one object, {{...}}"
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not pandas: it fills short rows with NaN and turns "001" or "NA" into something else without a word.
+def _read_csv(path: Path) -> NumberedRows:
+    # Not pandas: it fills short rows with NaN and changes values such as "001" and "NA" silently.
     csv.field_size_limit(2**31 - 1)
     lines = _lines(path)
-    first = next(lines, "")
-    if "\r" in first.rstrip("\r\n") and not first.endswith("\n"):
+    first_line = next(lines, "")
+    if "\r" in first_line.rstrip("\r\n") and not first_line.endswith("\n"):
         raise DataError(Problem("its lines end with CR only, as on old Macs; save it with LF or CRLF", str(path), 1))
-    reader = csv.reader(chain([first], lines), strict=True, skipinitialspace=_spaced(first))
+    reader = csv.reader(chain([first_line], lines), strict=True, skipinitialspace=_has_space_after_commas(first_line))
     try:
         header = [name.strip() for name in next((cells for cells in reader if cells), [])]
         _check_header(header, path, reader.line_num)
-        start = reader.line_num + 1
+        next_start = reader.line_num + 1
         for cells in reader:
-            number, start = start, reader.line_num + 1
+            start, next_start = next_start, reader.line_num + 1
             if not cells:
                 continue
             if len(cells) != len(header):
-                message = f"has {len(cells)} cells, the header has {len(header)}; quote cells that hold commas"
+                message = f"has {len(cells)} cells, the header has {len(header)}; quote cells that contain commas"
                 raise DataError(Problem(message, str(path), reader.line_num))
-            if len(header) > 1 and [cell.strip(f"{_MARK} ") for cell in cells] == header:
-                message = "repeats the header, as where two files were put together; take this line out"
-                raise DataError(Problem(message, str(path), number))
-            yield number, dict(zip(header, cells, strict=True))
+            if len(header) > 1 and [cell.strip(f"{_BYTE_ORDER_MARK} ") for cell in cells] == header:
+                message = "repeats the header, as in concatenated files; remove this line"
+                raise DataError(Problem(message, str(path), start))
+            yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         cause = "a quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(Problem(f"is not CSV ({cause})", str(path), reader.line_num)) from None
 
 
-def _spaced(header: str) -> bool:
-    """Whether the header has a space after its commas, as in `text, label`: it then belongs to the separator in every row."""
+def _has_space_after_commas(header: str) -> bool:
+    """Whether the header has a space after its commas, as in `text, label`; it is then part of the separator in all rows."""
     try:
         return any(name.startswith(" ") for name in next(csv.reader([header]), [])[1:])
     except csv.Error:
-        return False  # said where the header is read
+        return False  # _read_csv reports it
 
 
 def _check_header(header: list[str], path: Path, line: int) -> None:
-    if repeated := sorted({name for name in header if header.count(name) > 1 and name}):
-        raise DataError(Problem(f"two columns have the name {repeated[0]!r}", str(path), line))
+    """Raises DataError for column names that are empty or not unique, and for another separator than a comma."""
+    if duplicates := sorted({name for name in header if header.count(name) > 1 and name}):
+        raise DataError(Problem(f"two columns have the name {duplicates[0]!r}", str(path), line))
     if "" in header:
         raise DataError(Problem(f"column {header.index('') + 1} has no name in the header", str(path), line))
-    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        message = f"its header is one column, {header[0]!r}; separate cells with commas, not with {other!r}"
+    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        message = f"its header is one column, {header[0]!r}; separate cells with commas, not with {separator!r}"
         raise DataError(Problem(message, str(path), line))
-
-
-def text_column(row: Mapping[str, Any], name: str) -> str | None:
-    """The row's text in a column, None where there is none or it is something else or blank."""
-    value = row.get(name)
-    return value if isinstance(value, str) and value.strip() else None

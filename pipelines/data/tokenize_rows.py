@@ -10,8 +10,9 @@ from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.examples import SPLITS, Example
+from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.splits import SPLITS
 from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:

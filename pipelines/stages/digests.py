@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.checks.files import check_data_files
+from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import Job
-from pipelines.data.examples import referenced_files
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.evaluation.retention_files import check_retention_evals, resolve_data_file, retention_eval_configs
 from pipelines.modeling.base_models import find_base_model, locate_model_errors

@@ -23,7 +23,7 @@ GOOD = '{"a": 1}\n'
     ("name", "content", "message"),
     [
         ("a.jsonl", GOOD + '{"a": \n', ":2: is not JSON"),
-        ("a.jsonl", "[1, 2]\n", ":1: is no object"),
+        ("a.jsonl", "[1, 2]\n", ":1: expected a JSON object per line"),
         ("a.jsonl", GOOD.encode() + b'{"a": "\xff"}\n', ":2: is not UTF-8"),
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", "[" * 100_000, ":1: its lists and objects are nested too deeply"),
@@ -40,8 +40,8 @@ GOOD = '{"a": 1}\n'
         ("a.jsonl", GOOD + '{"a": -1e999}\n', ":2: the number -1e999 is too large to be held"),
         ("a.jsonl", GOOD + '{"a": 1, "b": 2, "a": 3}\n', ":2: the name 'a' stands twice in one object"),
         ("a.jsonl", GOOD + '{"b": [{"a": 1, "a": 1}]}\n', ":2: the name 'a' stands twice"),
-        ("a.jsonl", GOOD + '{"a": 1, " a": 2}\n', ":2: two columns have the name 'a' but for white space"),
-        ("a.jsonl", GOOD + '{"a": "x\ty"}\n', r":2: is not JSON: the control character '\\t' stands in column 9"),
+        ("a.jsonl", GOOD + '{"a": 1, " a": 2}\n', ":2: two columns have the name 'a' once white space is stripped"),
+        ("a.jsonl", GOOD + '{"a": "x\ty"}\n', r":2: is not JSON: unescaped control character '\\t' in column 9"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", ":3: has 3 cells, the header has 2"),
         ("a.csv", "a,b\n1\n", ":2: has 1 cells"),
         ("a.csv", "a,a\n1,2\n", ":1: two columns have the name 'a'"),
@@ -52,7 +52,7 @@ GOOD = '{"a": 1}\n'
         ("a.csv", "a,b\r1,2\r", ":1: its lines end with CR only"),
         ("a.csv", "a\rb,c\n1,2\n", ":1: is not CSV"),
         ("a.csv", "a,b\n1,2\n\ufeffa,b\n3,4\n", ":3: repeats the header"),
-        ("a.parquet", "no parquet", "is not a Parquet file"),
+        ("a.parquet", "no parquet", "not a valid Parquet file"),
         ("a.txt", "x", "files end in .jsonl, .csv or .parquet"),
     ],
 )
