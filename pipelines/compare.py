@@ -73,7 +73,7 @@ class Side:
         from pipelines.evaluation.completions import LoadedModel
 
         if self.model is not None:
-            return LoadedModel.base(self.model, None)
+            return LoadedModel.from_folder(self.model, None)
         assert self.run is not None and self.job is not None
         return load_tuned(self.run, self.job)
 

@@ -134,7 +134,9 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
     from pipelines.forgetting.continual import trained_from
 
     base = trained_from(job, run)
-    return LoadedModel.base(base, job.pipeline.chat_template, quantization_config(job)).with_adapter(run.path("model"))
+    return LoadedModel.from_folder(base, job.pipeline.chat_template, quantization_config(job)).with_adapter(
+        run.path("model")
+    )
 
 
 def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:

@@ -71,8 +71,10 @@ def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
     calls = []
     from pipelines.evaluation.completions import LoadedModel
 
-    load = LoadedModel.base.__func__
-    monkeypatch.setattr(LoadedModel, "base", classmethod(lambda cls, *a, **k: calls.append(a) or load(cls, *a, **k)))
+    load = LoadedModel.from_folder.__func__
+    monkeypatch.setattr(
+        LoadedModel, "from_folder", classmethod(lambda cls, *a, **k: calls.append(a) or load(cls, *a, **k))
+    )
     second = run("two", "pipeline.seed=7")
     assert len(calls) == 1
     assert second.path("base", "completions.jsonl").read_text() == Path("runs/one/base/completions.jsonl").read_text()
@@ -144,8 +146,8 @@ def test_full_fine_tuning(project):
 def test_completions_of_a_batch_equal_those_of_one(project):
     from pipelines.evaluation.completions import LoadedModel, complete
 
-    loaded = LoadedModel.base(Path("base"), None)
-    prompts = [loaded.prompts.encode_prompt(loaded.prompts.render_prompt("the " * n)) for n in range(1, 6)]
+    loaded = LoadedModel.from_folder(Path("base"), None)
+    prompts = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * n)) for n in range(1, 6)]
     together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
     alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
     assert together == alone

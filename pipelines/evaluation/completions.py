@@ -1,35 +1,46 @@
-"""One function for base and tuned: prompts in, completions out. The model alone differs."""
+"""Generation of completions, the same for the base and the tuned model."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
+from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
 
 if TYPE_CHECKING:
+    import peft
     import torch
 
-    from pipelines.modeling.packing import TokenSequences
+    from pipelines.evaluation import generation as generation_module
+    from pipelines.modeling import adapters, loading, packing
+else:
+    # torch and transformers take seconds to import; `check` and `report` need neither.
+    peft, torch = lazy_import("peft"), lazy_import("torch")
+    generation_module = lazy_import("pipelines.evaluation.generation")
+    adapters, loading, packing = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing")
+    )
 
 MAX_BATCH_SIZE = 128
-"""Prompts answered together; sorted by length first, so that little is padding."""
+"""Prompts per batch. Prompts are sorted by length first, so that there is little padding."""
 MAX_BATCH_TOKENS = 32_768
-"""Tokens, with those to come, whose keys and values are held at once."""
+"""Tokens per batch, those to be generated included, whose keys and values are cached at once."""
 
 COMPLETIONS_FORMAT = 2
 """Version of the records in completions.jsonl; part of the key under which a base model's completions are cached."""
 
 Progress = Callable[[int], None]
-"""Called with the number of rows just finished."""
-
+"""Called with the number of prompts that have just been completed."""
 
 FinishReason = Literal["stop", "length"]
 """Why a completion ends: at a stop token, or cut at `max_new_tokens`."""
@@ -37,78 +48,82 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Completion:
+    """A generated completion.
+
+    Attributes:
+        text: the decoded tokens before the stop token, without special tokens.
+        num_generated_tokens: the generated tokens, the stop token included.
+        finish_reason: "stop", or "length" if it was cut at `max_new_tokens`.
+        reference_nll: the mean negative log-likelihood of the reference and its end token, in nats per token; None if no
+            reference was given.
+    """
+
     text: str
     num_generated_tokens: int
     finish_reason: FinishReason
     reference_nll: float | None = None
-    """Of the right answer and its end token, in nats per token, where one was given."""
 
 
 class LoadedModel:
-    """A model for completions: the base and, attached over the same weights, the tuned one."""
+    """A model in evaluation mode with its prompt format: a base model, or the tuned model on the same base weights."""
 
-    def __init__(self, model: torch.nn.Module, prompts: PromptFormat) -> None:
+    def __init__(self, model: torch.nn.Module, prompt_format: PromptFormat) -> None:
         self.model = model.eval()
-        self.prompts = prompts
+        self.prompt_format = prompt_format
 
     @classmethod
-    def base(cls, folder: Path, chat_template: bool | None, quantization: Any = None) -> LoadedModel:
-        from pipelines.modeling.loading import load_causal_lm
-
-        model = load_causal_lm(folder, frozen=True, quantization=quantization)
+    def from_folder(
+        cls, folder: Path, chat_template: bool | None, quantization: Mapping[str, Any] | None = None
+    ) -> LoadedModel:
+        """Loads a whole model (not an adapter). `quantization` is that section of the config."""
+        model = loading.load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
-    def logits(self, rows: TokenSequences) -> torch.Tensor:
-        """What it predicts at the supervised tokens of `rows`: [rows.supervised_tokens, vocabulary]."""
-        import torch
-
-        from pipelines.modeling.packing import supervised_logits
-
+    def logits(self, sequences: packing.TokenSequences) -> torch.Tensor:
+        """The logits that predict the supervised tokens: [sequences.supervised_tokens, vocabulary]."""
         with torch.no_grad():
-            return supervised_logits(self.model, rows)[0]
+            return packing.supervised_logits(self.model, sequences)[0]
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and answer together."""
+        """The tokens of prompt and completion together that the model can attend to."""
         return config_context_length(self.model.config.to_dict())  # type: ignore[operator, union-attr]
 
     @property
     def has_adapter(self) -> bool:
-        from peft import PeftModel
-
-        return isinstance(self.model, PeftModel)
+        return isinstance(self.model, peft.PeftModel)
 
     def with_adapter(self, tuned: Path) -> LoadedModel:
-        """The tuned model in `tuned`: its adapter over these weights, or its own full weights. Raises ModelError where it is not
-        whole, RunError where it is not the model that training left."""
-        from pipelines.modeling.adapters import attach_adapter, check_saved
-        from pipelines.modeling.loading import load_causal_lm
+        """Loads the tuned model in the folder `tuned`: its adapter on these weights, or its own full weights.
 
+        Raises ModelError if the folder is incomplete, RunError if the model is not the one that training exported.
+        """
         if (tuned / "adapter_config.json").exists():
             if self.has_adapter:
                 raise RunError("an adapter is attached already")
-            model: torch.nn.Module = attach_adapter(self.model, tuned)
+            model: torch.nn.Module = adapters.attach_adapter(self.model, tuned)
         else:
-            model = load_causal_lm(tuned, frozen=True)
-        check_saved(model, tuned)
-        return LoadedModel(model, self.prompts)
+            model = loading.load_causal_lm(tuned, frozen=True)
+        adapters.check_saved(model, tuned)
+        return LoadedModel(model, self.prompt_format)
 
 
-def generation_settings(generation: dict[str, Any], prompts: PromptFormat) -> dict[str, Any]:
-    """Every setting that acts when answers are made: those of the YAML over neutral ones (a model folder's own are not
-    used), and the tokens at which an answer ends."""
-    given = {key: value for key, value in generation.items() if value is not None}
-    return {**given, "stop_tokens": [str(prompts.tokenizer.convert_ids_to_tokens(token)) for token in prompts.stop_ids]}
+def generation_settings(generation: dict[str, Any], prompt_format: PromptFormat) -> dict[str, Any]:
+    """Every generation setting that has an effect, and the stop tokens.
+
+    These are the settings of the YAML over neutral ones; a model folder's own generation_config.json is not used.
+    """
+    settings = {key: value for key, value in generation.items() if value is not None}
+    tokenizer = prompt_format.tokenizer
+    return {
+        **settings,
+        "stop_tokens": [str(tokenizer.convert_ids_to_tokens(token)) for token in prompt_format.stop_ids],
+    }
 
 
-def quantization_config(job: Job) -> Any:
-    """Ludwig's quantization settings, None without: the same for both passes, for training and for `predict`."""
-    settings = job.ludwig.get("quantization")
-    if not settings:
-        return None
-    from ludwig.schema.llms.quantization import QuantizationConfig
-
-    return QuantizationConfig.model_validate(settings)
+def quantization_config(job: Job) -> dict[str, Any] | None:
+    """The job's `quantization` section, None without one. It applies to training, evaluation and `predict` alike."""
+    return job.ludwig.get("quantization") or None
 
 
 def complete(
@@ -116,87 +131,95 @@ def complete(
     prompts: Sequence[list[int]],
     generation: dict[str, Any],
     max_new_tokens: Sequence[int],
-    progress: Progress = lambda rows: None,
+    progress: Progress = lambda count: None,
     references: Sequence[list[int]] | None = None,
     seed: int = 0,
 ) -> list[Completion]:
-    """A completion for each tokenised prompt, in the order given, and the loss of its reference, where there are any.
+    """Generates a completion for each tokenized prompt, in the given order, and scores its reference if there is one.
 
-    `generation` holds transformers' generation settings; `max_new_tokens` is per prompt, and ends where the model's context
-    does. `references` are the tokens that should follow each prompt, perhaps none. Rows are batched with rows of the same
-    bound and about the same length. Sampling draws from `seed` and the prompts of a batch. Raises DataError for a prompt or
-    a reference that the context does not hold.
+    Args:
+        generation: settings of `transformers.GenerationConfig`; None values are left out.
+        max_new_tokens: the limit of each prompt's completion. It is lowered to what the context leaves.
+        progress: called with the number of prompts completed, after each batch.
+        references: the tokens that should follow each prompt; an empty list for a prompt without a reference.
+        seed: sampling draws from this seed and the prompts of the batch.
+
+    Prompts are batched with prompts of the same limit and about the same length.
+
+    Raises DataError if a prompt with its reference is longer than the model's context.
     """
     settings = {key: value for key, value in generation.items() if value is not None}
-    max_new_tokens = _within_context(loaded.context_length, prompts, max_new_tokens, references)
-    order = sorted(range(len(prompts)), key=lambda n: (max_new_tokens[n], len(prompts[n]), n))
-    answers: dict[int, Completion] = {}
-    while order:
-        bound = max_new_tokens[order[0]]
-        batch = [n for n in order[:MAX_BATCH_SIZE] if max_new_tokens[n] == bound]
-        batch = batch[: max(1, MAX_BATCH_TOKENS // (len(prompts[batch[-1]]) + bound))]
-        order = order[len(batch) :]
-        whole = [[*prompts[n], *(references[n] if references else ())] for n in batch]
-        with _seeded(seed, whole) if settings.get("do_sample") else contextlib.nullcontext():
-            rows = _answer(loaded, whole, [len(prompts[n]) for n in batch], {**settings, "max_new_tokens": bound})
-        answers.update(zip(batch, rows, strict=True))
+    max_new_tokens = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
+    remaining = sorted(range(len(prompts)), key=lambda index: (max_new_tokens[index], len(prompts[index]), index))
+    completions: dict[int, Completion] = {}
+    while remaining:
+        limit = max_new_tokens[remaining[0]]
+        batch = [index for index in remaining[:MAX_BATCH_SIZE] if max_new_tokens[index] == limit]
+        batch = batch[: max(1, MAX_BATCH_TOKENS // (len(prompts[batch[-1]]) + limit))]
+        remaining = remaining[len(batch) :]
+        sequences = [[*prompts[index], *(references[index] if references else ())] for index in batch]
+        prompt_lengths = [len(prompts[index]) for index in batch]
+        with _seeded(seed, sequences) if settings.get("do_sample") else contextlib.nullcontext():
+            generated = _generate_batch(loaded, sequences, prompt_lengths, {**settings, "max_new_tokens": limit})
+        completions.update(zip(batch, generated, strict=True))
         progress(len(batch))
-    return [answers[n] for n in range(len(prompts))]
+    return [completions[index] for index in range(len(prompts))]
 
 
-def _within_context(
-    context: int, prompts: Sequence[list[int]], bounds: Sequence[int], references: Sequence[list[int]] | None
+def _limits_within_context(
+    context_length: int,
+    prompts: Sequence[list[int]],
+    max_new_tokens: Sequence[int],
+    references: Sequence[list[int]] | None,
 ) -> list[int]:
-    """The bounds, none beyond the context: some models end in an error there, others in nonsense."""
-    for number, prompt in enumerate(prompts):
-        held = len(prompt) + max(1, len(references[number]) if references else 0)
-        if held > context:
+    """Lowers each limit to what the context leaves: beyond it, models raise an error or generate nonsense."""
+    for index, prompt in enumerate(prompts):
+        length = len(prompt) + max(1, len(references[index]) if references else 0)
+        if length > context_length:
             raise DataError(
-                f"prompt {number + 1} of {len(prompts)} has {held:,} tokens with its answer, this model's context holds "
-                f"{context:,}; shorten it"
+                f"prompt {index + 1} of {len(prompts)} has {length:,} tokens with its reference; "
+                f"the model's context is {context_length:,} tokens; shorten it"
             )
-    return [min(bound, context - len(prompt)) for prompt, bound in zip(prompts, bounds, strict=True)]
+    return [min(limit, context_length - len(prompt)) for prompt, limit in zip(prompts, max_new_tokens, strict=True)]
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, rows: Sequence[list[int]]) -> Iterator[None]:
-    """Random numbers that depend on the seed and on what is answered, not on what the process has drawn before."""
-    import torch
-
+def _seeded(seed: int, sequences: Sequence[list[int]]) -> Iterator[None]:
+    """Seeds torch from `seed` and the batch, so that a completion does not depend on what was sampled before."""
     with torch.random.fork_rng():
-        torch.manual_seed(int(digest(seed, rows)[:15], 16))
+        torch.manual_seed(int(digest(seed, sequences)[:15], 16))
         yield
 
 
-def _answer(
-    loaded: LoadedModel, whole: list[list[int]], prompt_lengths: list[int], settings: dict[str, Any]
+def _generate_batch(
+    loaded: LoadedModel,
+    prompts_plus_references: list[list[int]],
+    prompt_lengths: list[int],
+    settings: dict[str, Any],
 ) -> list[Completion]:
-    import numpy as np
-
-    from pipelines.evaluation.generation import generate_from_cache, packed_prefill, supports_packed_prefill
-    from pipelines.modeling.packing import TokenSequences, sequence_losses
-
-    rows = TokenSequences([np.asarray(ids) for ids in whole], prompt_lengths)
-    losses: list[float | None] = [None] * len(whole)
+    sequences = packing.TokenSequences([np.asarray(ids) for ids in prompts_plus_references], prompt_lengths)
+    nlls: list[float | None] = [None] * len(prompts_plus_references)
     cache = None
-    if supports_packed_prefill(loaded.model):
-        losses, cache = packed_prefill(loaded.model, rows)
-    elif rows.supervised_tokens:
-        scored = [n for n, length in enumerate(rows.supervised_lengths) if length]
-        for n, loss in zip(scored, sequence_losses(loaded.model, rows.select(scored)), strict=True):
-            losses[n] = loss
-    prompts = [ids[:length] for ids, length in zip(whole, prompt_lengths, strict=True)]
-    made = generate_from_cache(loaded.model, prompts, loaded.prompts.stop_ids, settings, cache)
-    return [_completion(loaded.prompts, tokens, loss) for tokens, loss in zip(made, losses, strict=True)]
+    if generation_module.supports_packed_prefill(loaded.model):
+        nlls, cache = generation_module.packed_prefill(loaded.model, sequences)
+    elif sequences.supervised_tokens:
+        scored = [index for index, length in enumerate(sequences.supervised_lengths) if length]
+        losses = packing.sequence_losses(loaded.model, sequences.select(scored))
+        for index, loss in zip(scored, losses, strict=True):
+            nlls[index] = loss
+    prompts = [ids[:length] for ids, length in zip(prompts_plus_references, prompt_lengths, strict=True)]
+    generated = generation_module.generate_from_cache(
+        loaded.model, prompts, loaded.prompt_format.stop_ids, settings, cache
+    )
+    completions = []
+    for tokens, nll in zip(generated, nlls, strict=True):
+        text, finish_reason = decode_completion(loaded.prompt_format, tokens)
+        completions.append(Completion(text, len(tokens), finish_reason, nll))
+    return completions
 
 
-def _completion(prompts: PromptFormat, tokens: list[int], loss: float | None) -> Completion:
-    text, finish_reason = decode_completion(prompts, tokens)
-    return Completion(text, len(tokens), finish_reason, loss)
-
-
-def decode_completion(prompts: PromptFormat, tokens: list[int]) -> tuple[str, FinishReason]:
-    """The text of generated `tokens` up to the first stop token, and why it ends there: at a stop token or at the length limit."""
-    end = next((place for place, token in enumerate(tokens) if token in prompts.stop_ids), None)
-    text = prompts.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+def decode_completion(prompt_format: PromptFormat, tokens: list[int]) -> tuple[str, FinishReason]:
+    """Decodes generated `tokens` up to the first stop token. Returns the text and why it ends there."""
+    end = next((index for index, token in enumerate(tokens) if token in prompt_format.stop_ids), None)
+    text = prompt_format.tokenizer.decode(tokens[:end], skip_special_tokens=True)
     return str(text), "length" if end is None else "stop"

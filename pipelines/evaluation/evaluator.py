@@ -1,4 +1,4 @@
-"""What the base and the tuned model are asked, the same of both: completions, losses, guards."""
+"""Evaluation of one model: completions, retention evals and validation losses."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 
 
 class Evaluator(Protocol):
-    """One model, asked."""
+    """Interface for running completions, retention evals and validation losses on one model."""
 
     def complete(
         self,
         prompts: Sequence[list[int]],
         generation: dict[str, Any],
-        bounds: Sequence[int],
+        max_new_tokens: Sequence[int],
         progress: Progress = ...,
         references: Sequence[list[int]] | None = None,
-    ) -> list[Completion]: ...
+    ) -> list[Completion]:
+        """See `completions.complete`."""
+        ...
 
-    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]: ...
+    def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
+        """The score of each item, in the unit of the eval's kind; None for an item that could not be scored."""
+        ...
 
-    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]: ...
+    def validation_losses(self, dataset: TokenDataset) -> dict[str, Any]:
+        """See `token_dataset.validation_losses`."""
+        ...
 
 
 class LocalEvaluator:
-    """In this process."""
+    """An evaluator that loads its model into this process."""
 
     def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
-        """`tuned`: the folder of what was trained; None asks the base."""
-        base = LoadedModel.base(base_folder, job.pipeline.chat_template, quantization_config(job))
+        """Loads the base model and, if `tuned` is a folder that training exported, the tuned model on it."""
+        base = LoadedModel.from_folder(base_folder, job.pipeline.chat_template, quantization_config(job))
         self.seed = job.pipeline.seed
         self.loaded = base if tuned is None else base.with_adapter(tuned)
         self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
@@ -44,14 +50,14 @@ class LocalEvaluator:
         self,
         prompts: Sequence[list[int]],
         generation: dict[str, Any],
-        bounds: Sequence[int],
-        progress: Progress = lambda rows: None,
+        max_new_tokens: Sequence[int],
+        progress: Progress = lambda count: None,
         references: Sequence[list[int]] | None = None,
     ) -> list[Completion]:
-        return complete(self.loaded, prompts, generation, bounds, progress, references, self.seed)
+        return complete(self.loaded, prompts, generation, max_new_tokens, progress, references, self.seed)
 
-    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]:
-        return score_retention_eval(self.loaded, guard, self._base_logits)
+    def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
+        return score_retention_eval(self.loaded, prepared, self._base_logits)
 
-    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
-        return validation_losses(self.loaded.model, rows)
+    def validation_losses(self, dataset: TokenDataset) -> dict[str, Any]:
+        return validation_losses(self.loaded.model, dataset)

@@ -1,10 +1,13 @@
-"""General text: what stands for all that the base can do. Bundled passages, and instructions with the base's own answers."""
+"""General text, which stands for what the base model can do beyond the tasks.
+
+It consists of bundled passages, and of bundled instructions with the base model's own answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,76 +16,100 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.retention_files import read_text_column
-from pipelines.modeling.packing import TokenSequences
+from pipelines.registry import lazy_import
 from pipelines.storage.cache import cache_entry
 from pipelines.storage.environment import versions
 from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
 
-ANSWER_TOKENS = 48
-"""Longest answer of the base that is kept; it may be cut there."""
-PASSAGE_TOKENS = 192
+if TYPE_CHECKING:
+    from pipelines.modeling import packing
+else:
+    packing = lazy_import("pipelines.modeling.packing")  # imports torch
+
+MAX_ANSWER_TOKENS = 48
+"""Limit on the base model's answers, which are cut there."""
+MAX_PASSAGE_TOKENS = 192
 
 
-def encode_passages(prompts: PromptFormat, file: Path, rows: int | None = None) -> TokenSequences:
-    """Plain texts (column `text`), of which every token but the first is predicted."""
-    most = min(PASSAGE_TOKENS, prompts.context_length)
-    found = [prompts.encode_text(text)[:most] for text in read_text_column(file, "text")[:rows]]
-    return TokenSequences([np.asarray(ids) for ids in found], [1] * len(found))
+def encode_passages(prompt_format: PromptFormat, file: Path, limit: int | None = None) -> packing.TokenSequences:
+    """The first `limit` plain texts of the column `text`, all tokens supervised but the first of each."""
+    max_tokens = min(MAX_PASSAGE_TOKENS, prompt_format.context_length)
+    texts = read_text_column(file, "text")[:limit]
+    sequences = [np.asarray(prompt_format.encode_text(text)[:max_tokens]) for text in texts]
+    return packing.TokenSequences(sequences, [1] * len(sequences))
 
 
 def generate_general_answers(
-    load: Callable[[], LoadedModel],
-    prompts: PromptFormat,
+    load_model: Callable[[], LoadedModel],
+    prompt_format: PromptFormat,
     model_id: str,
     file: Path,
     system: str | None,
-    rows: int | None = None,
+    limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The instructions of `file` with the base's own greedy answers: rows with prompt, completion, finish_reason.
-    Answered once for a model, then taken from the cache; `load` is called where it is not there yet."""
-    instructions = read_text_column(file, "instruction")[:rows]
+    """Returns the instructions of `file` with the base model's greedy answers, as {prompt, completion, finish_reason}.
+
+    The answers are cached under `model_id`; `load_model` is called only if they are not in the cache.
+    """
+    instructions = read_text_column(file, "instruction")[:limit]
     key = digest(
-        model_id, file_digest(file), system, len(instructions), ANSWER_TOKENS, prompts.uses_chat_template, versions()
+        model_id,
+        file_digest(file),
+        system,
+        len(instructions),
+        MAX_ANSWER_TOKENS,
+        prompt_format.uses_chat_template,
+        versions(),
     )
-    kept = cache_entry("general_answers", f"{key[:32]}.jsonl")
-    if not kept.exists():
-        ids = [prompts.encode_prompt(prompts.render_prompt(text, system)) for text in instructions]
-        with doing("the base's own answers to general instructions", len(ids)) as activity:
-            answers = complete(load(), ids, {"do_sample": False}, [ANSWER_TOKENS] * len(ids), activity.advance)
+    cache_file = cache_entry("general_answers", f"{key[:32]}.jsonl")
+    if not cache_file.exists():
+        prompts = [prompt_format.encode_prompt(prompt_format.render_prompt(text, system)) for text in instructions]
+        limits = [MAX_ANSWER_TOKENS] * len(prompts)
+        with doing("the base's own answers to general instructions", len(prompts)) as activity:
+            completions = complete(load_model(), prompts, {"do_sample": False}, limits, activity.advance)
         write_jsonl(
-            kept,
+            cache_file,
             [
-                {"prompt": text, "completion": answer.text, "finish_reason": answer.finish_reason}
-                for text, answer in zip(instructions, answers, strict=True)
+                {"prompt": text, "completion": completion.text, "finish_reason": completion.finish_reason}
+                for text, completion in zip(instructions, completions, strict=True)
             ],
         )
-    return read_jsonl(kept)
+    return read_jsonl(cache_file)
 
 
-def encode_answers(prompts: PromptFormat, answers: Sequence[dict[str, Any]], system: str | None) -> TokenSequences:
-    """Prompt and answer as the model sees them, of which the answer is supervised; an answer that was cut has no end.
-    Empty answers are left out."""
-    ids, supervised_from = [], []
-    for row in answers:
-        if not row["completion"]:
+def encode_answers(
+    prompt_format: PromptFormat, answers: Sequence[Mapping[str, Any]], system: str | None
+) -> packing.TokenSequences:
+    """The `prompt` and `completion` of each row, with the completion supervised.
+
+    A completion with `finish_reason` "length" has no end token. Rows with an empty completion are left out.
+    """
+    input_ids, completion_starts = [], []
+    for answer in answers:
+        if not answer["completion"]:
             continue
-        encoded = prompts.encode(prompts.render_prompt(row["prompt"], system), row["completion"])
-        whole = encoded.input_ids if row.get("finish_reason") != "length" else encoded.input_ids[:-1]
-        ids.append(np.asarray(whole[: prompts.context_length]))
-        supervised_from.append(encoded.supervised_from)
-    return TokenSequences(ids, supervised_from)
+        encoded = prompt_format.encode(prompt_format.render_prompt(answer["prompt"], system), answer["completion"])
+        ids = encoded.input_ids if answer.get("finish_reason") != "length" else encoded.input_ids[:-1]
+        input_ids.append(np.asarray(ids[: prompt_format.context_length]))
+        completion_starts.append(encoded.supervised_from)
+    return packing.TokenSequences(input_ids, completion_starts)
 
 
-def load_replay_rows(prompts: PromptFormat, file: Path, system: str | None) -> TokenSequences:
-    """Rows of a user's own file with `prompt` and `completion`. Raises DataError."""
-    texts = list(zip(read_text_column(file, "prompt"), read_text_column(file, "completion"), strict=True))
-    for number, (prompt, completion) in enumerate(texts, start=1):
-        length = len(prompts.encode(prompts.render_prompt(prompt, system), completion).input_ids)
-        if length > prompts.context_length:
+def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> packing.TokenSequences:
+    """Encodes a user's file of rows with `prompt` and `completion`. Raises DataError for a row that exceeds the context."""
+    rows = [
+        {"prompt": prompt, "completion": completion}
+        for prompt, completion in zip(
+            read_text_column(file, "prompt"), read_text_column(file, "completion"), strict=True
+        )
+    ]
+    for row_index, row in enumerate(rows, start=1):
+        text = prompt_format.render_prompt(row["prompt"], system)
+        length = len(prompt_format.encode(text, row["completion"]).input_ids)
+        if length > prompt_format.context_length:
             message = (
-                f"has {length:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
+                f"has {length:,} tokens; the model's context is {prompt_format.context_length:,}; "
+                "shorten or drop the row"
             )
-            raise DataError(Problem(message, str(file), number))
-    return encode_answers(
-        prompts, [{"prompt": prompt, "completion": completion} for prompt, completion in texts], system
-    )
+            raise DataError(Problem(message, str(file), row_index))
+    return encode_answers(prompt_format, rows, system)

@@ -1,7 +1,7 @@
-"""Prompts read once: the pass that scores the references also fills the cache that completions go on from.
+"""Generation that reuses the key-value cache of a packed prefill.
 
-Rows are read packed, without padding; the cache holds them side by side for `generate`, which is transformers' own, and
-rows that have ended leave it.
+One forward pass over packed sequences (no padding, shared prefixes computed once) scores the references and fills the
+cache of the prompts. `transformers`' own `generate` continues from that cache; finished sequences are evicted from it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipelines.modeling.packing import TokenSequences, batch_by_tokens, packed_l
 from pipelines.modeling.prefix_tree import build_prefix_tree
 
 CACHE_GROWTH = 32
-"""Tokens that a cache grows by at once: growing by one would copy all of it for every token."""
+"""Tokens by which a full cache grows: growing by one would copy all of it for every token."""
 COMPACT_EVERY = 16
-"""Tokens after which rows that have ended leave the batch."""
+"""Generated tokens after which finished sequences are evicted from the batch and its cache."""
 CHUNK_SAFE_SETTINGS = {
     "max_new_tokens",
     "do_sample",
@@ -32,11 +32,11 @@ CHUNK_SAFE_SETTINGS = {
     "typical_p",
     "repetition_penalty",
 }
-"""Settings that mean the same when the tokens are made a few at a time."""
+"""Generation settings that have the same effect if the tokens are generated in several calls."""
 
 
 class PreallocatedCacheLayer(DynamicLayer):
-    """transformers' growing cache of one layer, with room ahead."""
+    """The growing key-value cache of one layer, on buffers that are longer than the keys and values in use."""
 
     keys: Any
     values: Any
@@ -48,7 +48,7 @@ class PreallocatedCacheLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[rows, heads, length so far + new, head_dim] of keys and values, the new ones written behind the others."""
+        """Appends new keys and values and returns all, each [batch, heads, cached + new tokens, head_dim]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = self.get_seq_length()
@@ -57,21 +57,22 @@ class PreallocatedCacheLayer(DynamicLayer):
         self.values[..., length:, :] = value_states
         return self.keys, self.values
 
-    def ensure_capacity(self, like: torch.Tensor, kept: int, length: int) -> None:
-        """Makes keys and values `length` long in rooms that are large enough, the first `kept` tokens with what they are."""
+    def ensure_capacity(self, like: torch.Tensor, used: int, length: int) -> None:
+        """Makes keys and values `length` tokens long and keeps their first `used` tokens.
+
+        New buffers have the batch size, heads, dtype and device of `like`.
+        """
         if self._buffers is None or self._buffers[0].shape[-2] < length:
-            before = (self.keys, self.values)
-            self._buffers = tuple(
-                like.new_zeros(*like.shape[:2], length + CACHE_GROWTH, like.shape[-1]) for _ in range(2)
-            )  # type: ignore[assignment]
-            for room, old in zip(self._buffers or (), before, strict=True):
-                if kept and old is not None:
-                    room[..., :kept, :] = old
-        assert self._buffers is not None
-        self.keys, self.values = (room[..., :length, :] for room in self._buffers)
+            previous = (self.keys, self.values)
+            shape = (*like.shape[:2], length + CACHE_GROWTH, like.shape[-1])
+            self._buffers = (like.new_zeros(shape), like.new_zeros(shape))
+            for buffer, cached in zip(self._buffers, previous, strict=True):
+                if used and cached is not None:
+                    buffer[..., :used, :] = cached
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps these rows alone."""
+        """Keeps the sequences at `indices` of the batch and drops the others."""
         super().batch_select_indices(indices)
         self._buffers = None
 
@@ -81,104 +82,125 @@ class PreallocatedCacheLayer(DynamicLayer):
 
 
 def supports_packed_prefill(model: torch.nn.Module) -> bool:
-    """Whether its rows can be read packed and its cache holds keys and values alone, of every token."""
+    """Whether the model accepts packed sequences and its cache holds the keys and values of every token, nothing else."""
     config: PretrainedConfig = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return supports_prefix_sharing(model) and windows is None and kinds == {"full_attention"}
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return supports_prefix_sharing(model) and window is None and layer_types == {"full_attention"}
 
 
 def packed_prefill(
-    model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = 4096
+    model: torch.nn.Module, sequences: TokenSequences, batch_tokens: int = 4096
 ) -> tuple[list[float | None], Cache]:
-    """Each row's mean loss over its supervised tokens, in nats (None where it has none), and the cache of the prompts
-    before them, but for the last token of each: [rows, heads, longest prompt − 1, head_dim], padded on the left."""
-    width = max(rows.supervised_from) - 1
-    layers = [PreallocatedCacheLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]  # type: ignore[operator, union-attr]
-    losses: list[float | None] = []
-    for numbers in batch_by_tokens(rows, batch_tokens):
-        pack, cache = rows.select(numbers), Cache(layer_class_to_replicate=PreallocatedCacheLayer)
-        prefix_tree = build_prefix_tree(pack.input_ids)
+    """Scores the references of `sequences` and caches their prompts, in forward passes of about `batch_tokens` tokens.
+
+    Returns each sequence's mean negative log-likelihood over its supervised tokens, in nats per token (None without
+    supervised tokens), and the cache of the prompts without their last tokens: per layer keys and values
+    [sequences, heads, longest prompt - 1, head_dim], padded on the left.
+    """
+    width = max(sequences.supervised_from) - 1
+    num_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
+    layers = [PreallocatedCacheLayer() for _ in range(num_layers)]
+    nlls: list[float | None] = []
+    for indices in batch_by_tokens(sequences, batch_tokens):
+        batch, packed_cache = sequences.select(indices), Cache(layer_class_to_replicate=PreallocatedCacheLayer)
+        prefix_tree = build_prefix_tree(batch.input_ids)
         with torch.no_grad():
-            each = packed_losses(model, pack, prefix_tree, past_key_values=cache, use_cache=True).split(
-                pack.supervised_lengths
-            )
-        losses += [float(one.double().mean()) if len(one) else None for one in each]
-        prompts = [prefix_tree.token_indices(row)[: prompt - 1] for row, prompt in enumerate(pack.supervised_from)]
-        _scatter_to_left_padded_cache(prompts, numbers, cache, layers, len(rows), width)
-    return losses, Cache(layers=layers)
+            losses = packed_losses(model, batch, prefix_tree, past_key_values=packed_cache, use_cache=True)
+        for token_losses in losses.split(batch.supervised_lengths):
+            nlls.append(float(token_losses.double().mean()) if len(token_losses) else None)
+        cached_tokens = [
+            prefix_tree.token_indices(index)[: prompt_length - 1]
+            for index, prompt_length in enumerate(batch.supervised_from)
+        ]
+        _scatter_to_left_padded_cache(cached_tokens, indices, packed_cache, layers, len(sequences), width)
+    return nlls, Cache(layers=layers)
 
 
 def _scatter_to_left_padded_cache(
-    prompts: Sequence[np.ndarray],
-    numbers: Sequence[int],
+    token_indices: Sequence[np.ndarray],
+    batch_indices: Sequence[int],
     packed: Cache,
     layers: list[PreallocatedCacheLayer],
-    rows: int,
+    batch_size: int,
     width: int,
 ) -> None:
-    """Each prompt, given as the places of its tokens in `packed`, to its row of `layers`, its last token at the right end."""
+    """Copies prompts from a packed cache into `layers`, a cache of `batch_size` sequences of `width` tokens.
+
+    `token_indices[i]` are the indices in `packed` of the tokens of prompt i; they become the last tokens of the sequence
+    `batch_indices[i]` of `layers`.
+    """
     for layer, source in zip(layers, packed.layers, strict=True):
         keys, values = source.keys, source.values
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
-            layer.ensure_capacity(keys.expand(rows, -1, -1, -1), 0, width)
-        for number, places in zip(numbers, prompts, strict=True):
-            if len(places):
-                spots = torch.from_numpy(places).to(keys.device)
-                layer.keys[number, :, width - len(places) :] = keys[0, :, spots]
-                layer.values[number, :, width - len(places) :] = values[0, :, spots]
+            layer.ensure_capacity(keys.expand(batch_size, -1, -1, -1), 0, width)
+        for batch_index, prompt_tokens in zip(batch_indices, token_indices, strict=True):
+            if len(prompt_tokens):
+                selected = torch.from_numpy(prompt_tokens).to(keys.device)
+                layer.keys[batch_index, :, width - len(prompt_tokens) :] = keys[0, :, selected]
+                layer.values[batch_index, :, width - len(prompt_tokens) :] = values[0, :, selected]
 
 
 def generate_from_cache(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
-    stops: Sequence[int],
+    stop_token_ids: Sequence[int],
     settings: dict[str, Any],
     cache: Cache | None,
 ) -> list[list[int]]:
-    """What `generate` with these settings puts behind each prompt, up to and with the first of `stops`. `cache`: of all but
-    the last token of each prompt."""
+    """Generates a completion for each tokenized prompt, up to and including the first of `stop_token_ids`.
+
+    `settings` are those of `transformers.GenerationConfig`, with `max_new_tokens`. `cache` holds all tokens of the prompts
+    but the last of each (`packed_prefill`); it is ignored where a setting is not in CHUNK_SAFE_SETTINGS.
+    """
     device = next(model.parameters()).device
-    width, limit = max(map(len, prompts)), int(settings["max_new_tokens"])
-    # Padding stands on the left and is masked out, so any token will do.
-    ids = torch.tensor([[stops[0]] * (width - len(row)) + list(row) for row in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
-    plain = set(settings) <= CHUNK_SAFE_SETTINGS
-    if not plain or width == 1:
+    width, max_new_tokens = max(map(len, prompts)), int(settings["max_new_tokens"])
+    # Padding is on the left and masked, so any token will do.
+    ids = torch.tensor(
+        [[stop_token_ids[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+    )
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    if not set(settings) <= CHUNK_SAFE_SETTINGS or width == 1:
         cache = None
-    made: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))
+    generated: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
     with torch.inference_mode():
-        for tokens in _portions(limit, COMPACT_EVERY if cache is not None else limit):
+        for chunk in _chunk_sizes(max_new_tokens, COMPACT_EVERY if cache is not None else max_new_tokens):
             config = GenerationConfig(
-                **{**settings, "max_new_tokens": tokens},
-                eos_token_id=list(stops),
-                pad_token_id=stops[0],
+                **{**settings, "max_new_tokens": chunk},
+                eos_token_id=list(stop_token_ids),
+                pad_token_id=stop_token_ids[0],
                 return_dict_in_generate=True,
             )
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config
             )
-            for row, new in zip(rows, output.sequences[:, ids.shape[1] :].tolist(), strict=True):
-                made[row] += new
-            open_rows = [place for place, row in enumerate(rows) if not set(stops) & set(made[row])]
-            if not open_rows:
+            for prompt_index, new_tokens in zip(active, output.sequences[:, ids.shape[1] :].tolist(), strict=True):
+                generated[prompt_index] += new_tokens
+            unfinished = [
+                batch_index
+                for batch_index, prompt_index in enumerate(active)
+                if not set(stop_token_ids) & set(generated[prompt_index])
+            ]
+            if not unfinished:
                 break
-            chosen = torch.tensor(open_rows, device=device)
-            if len(open_rows) < len(rows) and cache is not None:
-                cache.batch_select_indices(chosen)
-            grown = output.sequences.shape[1] - ids.shape[1]
-            ids, mask = output.sequences[chosen], F.pad(mask[chosen], (0, grown), value=1)
-            rows = [rows[place] for place in open_rows]
-    return [_up_to_stop(tokens, stops) for tokens in made]
+            kept = torch.tensor(unfinished, device=device)
+            if len(unfinished) < len(active) and cache is not None:
+                cache.batch_select_indices(kept)
+            num_new = output.sequences.shape[1] - ids.shape[1]
+            ids, mask = output.sequences[kept], F.pad(mask[kept], (0, num_new), value=1)
+            active = [active[batch_index] for batch_index in unfinished]
+    return [_truncate_after_stop(tokens, stop_token_ids) for tokens in generated]
 
 
-def _portions(limit: int, size: int) -> Iterator[int]:
-    for start in range(0, limit, size):
-        yield min(size, limit - start)
+def _chunk_sizes(total: int, size: int) -> Iterator[int]:
+    """Splits `total` tokens into chunks of `size`, the last one smaller."""
+    for start in range(0, total, size):
+        yield min(size, total - start)
 
 
-def _up_to_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in stops), None)
+def _truncate_after_stop(tokens: list[int], stop_token_ids: Sequence[int]) -> list[int]:
+    """The tokens up to and including the first stop token."""
+    end = next((index for index, token in enumerate(tokens) if token in stop_token_ids), None)
     return tokens if end is None else tokens[: end + 1]

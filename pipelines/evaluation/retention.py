@@ -155,9 +155,11 @@ def _choice_scores(model: torch.nn.Module, guard: PreparedRetentionEval) -> Iter
 
 def _task_scores(loaded: LoadedModel, guard: PreparedRetentionEval) -> list[float | None]:
     metric = resolve(guard.metric)
-    texts = [loaded.prompts.render_prompt(question.prompt, question.system) for question in guard.questions]
+    texts = [loaded.prompt_format.render_prompt(question.prompt, question.system) for question in guard.questions]
     bounds = [question.max_new_tokens for question in guard.questions]
-    answers = complete(loaded, [loaded.prompts.encode_prompt(text) for text in texts], {"do_sample": False}, bounds)
+    answers = complete(
+        loaded, [loaded.prompt_format.encode_prompt(text) for text in texts], {"do_sample": False}, bounds
+    )
     lines = [
         {
             "task": guard.name,

@@ -62,7 +62,9 @@ class JobContext:
         return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel.base(self.model_folder, self.job.pipeline.chat_template, quantization_config(self.job))
+        return LoadedModel.from_folder(
+            self.model_folder, self.job.pipeline.chat_template, quantization_config(self.job)
+        )
 
     @cached_property
     def general_answers(self) -> TokenSequences:

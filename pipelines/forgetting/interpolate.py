@@ -53,7 +53,7 @@ class Between:
     """Base and tuned model loaded once, to be set to any point between them."""
 
     def __init__(self, base: Path, tuned: Path, quantization: Any = None) -> None:
-        """`tuned`: an adapter's folder, or a whole model's; `quantization`: Ludwig's config of that name. Raises ConfigError
+        """`tuned`: an adapter's folder, or a whole model's; `quantization`: the config's section of that name. Raises ConfigError
         for an adapter of which not all can be scaled, RunError where scale 0 is not the base."""
         self.base, self.tuned = base, tuned
         self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from pipelines.modeling.adapters import (
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention, supports_packing
 from pipelines.modeling.equivalence import allclose, is_fp32, probe_batch, probe_logits
 from pipelines.modeling.packing import supervised_logits, token_losses
+from pipelines.modeling.quantization import bitsandbytes_config
 
 
-def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None) -> PreTrainedModel:
+def load_causal_lm(
+    folder: str | Path, *, frozen: bool, quantization: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """A causal language model from safetensors, on the GPU where there is one. Code in the folder is never run.
 
     `frozen` weights (under an adapter, or for completions) are bf16 on a GPU that has it; weights that are
-    trained stay fp32, as everything does on a CPU. `quantization` is Ludwig's config of that name.
+    trained stay fp32, as everything does on a CPU. `quantization` is the section of the config.
     """
     cuda = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -36,7 +40,7 @@ def load_causal_lm(folder: str | Path, *, frozen: bool, quantization: Any = None
         else None,
     }
     if quantization is not None:
-        arguments["quantization_config"] = quantization.to_bitsandbytes()
+        arguments["quantization_config"] = bitsandbytes_config(quantization)
         arguments["device_map"] = "auto"
     model = _load_complete(Path(folder), arguments)
     if quantization is None and cuda:

@@ -42,7 +42,9 @@ class FineTunedLLM(LLM):
     def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
         def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
             return load_causal_lm(
-                config.base_model, frozen=config.adapter is not None, quantization=config.quantization
+                config.base_model,
+                frozen=config.adapter is not None,
+                quantization=config.quantization and config.quantization.model_dump(),
             )
 
         # The constructor calls a function of its module; there is no registry for it.

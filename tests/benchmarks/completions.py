@@ -41,8 +41,8 @@ def questions(count: int) -> list[str]:
 
 
 def alfine(model: Path, prompts: list[str], tokens: int) -> float:
-    loaded = LoadedModel.base(model, None)
-    ids = [loaded.prompts.encode_prompt(loaded.prompts.render_prompt(text)) for text in prompts]
+    loaded = LoadedModel.from_folder(model, None)
+    ids = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text)) for text in prompts]
     complete(loaded, ids[:1], {"do_sample": False}, [tokens])
     started = time.perf_counter()
     complete(loaded, ids, {"do_sample": False}, [tokens] * len(ids))

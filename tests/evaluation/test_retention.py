@@ -63,7 +63,7 @@ def test_each_kind_scores_every_item(files):
     with moved.disable_adapter():
         guards = {
             guard.name: guard
-            for guard in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+            for guard in prepare_retention_evals(settings(), lambda: loaded, loaded.prompt_format, "id", None)
         }
     base = ReferenceModel(moved)
     scores = {name: score_retention_eval(loaded, guard, base.logits) for name, guard in guards.items()}
@@ -87,7 +87,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     loaded = LoadedModel(model, PromptFormat.from_folder(files / "m"))
     guard = next(
         g
-        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompt_format, "id", None)
         if g.kind == "choices"
     )
     found = score_retention_eval(loaded, guard, ReferenceModel(model).logits)
@@ -95,7 +95,8 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
         likely = []
         for choice in item["choices"]:
             question, whole = (
-                loaded.prompts.encode_text(f"Question: {item['question']}\nAnswer:{end}") for end in ("", " " + choice)
+                loaded.prompt_format.encode_text(f"Question: {item['question']}\nAnswer:{end}")
+                for end in ("", " " + choice)
             )
             ids = torch.tensor([whole])
             log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -108,7 +109,7 @@ def test_lines_say_what_guessing_would_give(files):
     loaded = LoadedModel(lora(files / "m"), PromptFormat.from_folder(files / "m"))
     guard = next(
         g
-        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompts, "id", None)
+        for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompt_format, "id", None)
         if g.kind == "choices"
     )
     lines = retention_records(guard, [0.0] * 9)
@@ -124,7 +125,7 @@ def test_the_base_is_asked_once(files):
         return loaded
 
     for _ in range(2):
-        prepare_retention_evals(settings(), load, loaded.prompts, "id", None)
+        prepare_retention_evals(settings(), load, loaded.prompt_format, "id", None)
     assert len(asked) == 1
 
 
@@ -244,7 +245,7 @@ def test_an_own_metric_that_fails_on_an_answer_names_guard_and_row(files):
     loaded = LoadedModel(lora(files / "m", moved=True).eval(), PromptFormat.from_folder(files / "m"))
     prepared = {
         one.name: one
-        for one in prepare_retention_evals(settings(task=guard), lambda: loaded, loaded.prompts, "id", None)
+        for one in prepare_retention_evals(settings(task=guard), lambda: loaded, loaded.prompt_format, "id", None)
     }
     with pytest.raises(DataError, match="task 'task', row 1: metric only_yes:f raised KeyError"):
         score_retention_eval(loaded, prepared["task"], None)

@@ -81,9 +81,9 @@ def test_what_the_architecture_ignores_is_no_fault(tmp_path):
 
 
 def answers(folder, **generation):
-    loaded = LoadedModel.base(folder, None)
+    loaded = LoadedModel.from_folder(folder, None)
     ids = [
-        loaded.prompts.encode_prompt(loaded.prompts.render_prompt(text))
+        loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text))
         for text in ("tea in the inn", "nine gates", "a")
     ]
     return [one.text for one in complete(loaded, ids, {"do_sample": False, **generation}, [24] * 3)]
@@ -122,14 +122,15 @@ def test_settings_in_config_json_do_not_act_either(folder):
 
 def test_all_that_acts_is_told(folder):
     told = generation_settings(
-        {"do_sample": False, "temperature": None, "max_new_tokens": 7}, LoadedModel.base(folder, None).prompts
+        {"do_sample": False, "temperature": None, "max_new_tokens": 7},
+        LoadedModel.from_folder(folder, None).prompt_format,
     )
     assert told == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
 
 
 def test_sampling_repeats_itself(folder):
-    loaded = LoadedModel.base(folder, None)
-    ids = [loaded.prompts.encode_prompt(loaded.prompts.render_prompt(text)) for text in ("tea", "nine")]
+    loaded = LoadedModel.from_folder(folder, None)
+    ids = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text)) for text in ("tea", "nine")]
 
     def sampled(seed):
         torch.rand(3)  # what the process drew before does not matter
@@ -146,12 +147,14 @@ def test_answers_end_with_the_context(tmp_path):
         GPT2Config(vocab_size=len(tokenizer), n_positions=40, n_embd=16, n_layer=1, n_head=2)
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded = LoadedModel.base(tmp_path, False)
-    prompt = loaded.prompts.encode_prompt("tea " * 8)
+    loaded = LoadedModel.from_folder(tmp_path, False)
+    prompt = loaded.prompt_format.encode_prompt("tea " * 8)
     (answer,) = complete(loaded, [prompt], {"do_sample": False, "repetition_penalty": 9.0}, [500])
     assert len(prompt) + answer.num_generated_tokens <= 40
-    with pytest.raises(DataError, match=r"prompt 2 of 2 has \d+ tokens with its answer, this model's context holds 40"):
-        complete(loaded, [prompt, loaded.prompts.encode_prompt("tea " * 20)], {"do_sample": False}, [5, 5])
+    with pytest.raises(
+        DataError, match=r"prompt 2 of 2 has \d+ tokens with its reference; the model's context is 40 tokens"
+    ):
+        complete(loaded, [prompt, loaded.prompt_format.encode_prompt("tea " * 20)], {"do_sample": False}, [5, 5])
 
 
 @pytest.fixture
@@ -168,7 +171,7 @@ FILE = "adapter_model.safetensors"
 
 
 def test_a_whole_adapter(folder, adapter):
-    LoadedModel.base(folder, None).with_adapter(adapter)
+    LoadedModel.from_folder(folder, None).with_adapter(adapter)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_a_whole_adapter(folder, adapter):
 def test_an_adapter_that_does_not_fit_is_refused(folder, adapter, change, message):
     change(adapter)
     with pytest.raises(ModelError, match=message) as error:
-        LoadedModel.base(folder, None).with_adapter(adapter)
+        LoadedModel.from_folder(folder, None).with_adapter(adapter)
     assert "\n" not in str(error.value)
 
 
