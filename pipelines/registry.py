@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class Registry[T]:
+class Registry[T](Mapping[str, T]):
     """Named objects, each registered by a module of one package: to add one, add a file to that package.
 
     The modules are imported at the first lookup, so a package may sit in a higher layer than the code that looks up.
@@ -37,17 +37,11 @@ class Registry[T]:
     def __getitem__(self, name: str) -> T:
         return self._load()[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._load()
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._load())
 
-    def values(self) -> list[T]:
-        return list(self._load().values())
-
-    def items(self) -> list[tuple[str, T]]:
-        return list(self._load().items())
+    def __len__(self) -> int:
+        return len(self._load())
 
 
 class _LazyModule:

@@ -25,7 +25,7 @@ def package(tmp_path, monkeypatch):
 def test_every_module_of_the_package_is_an_entry(package):
     assert list(package) == ["first", "second"]
     assert package["first"] == "FIRST" and "third" not in package
-    assert package.items() == [("first", "FIRST"), ("second", "SECOND")]
+    assert list(package.items()) == [("first", "FIRST"), ("second", "SECOND")] and len(package) == 2
 
 
 def test_a_name_is_registered_once(package):
