@@ -47,13 +47,11 @@ bakeoff: $(READY) ## strategies against forgetting on CONFIG: what each gains an
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
 
-test: $(READY) ## run every test, the linter, the type checker and the import layers
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
-	@$(BIN)/pytest $(ARGS)
+test: lint ## run every test, the linter, the formatter, the type checker and the import layers
+	@$(BIN)/pytest -n 2 $(ARGS)
 
-lint: $(READY) ## ruff, mypy, import layers
+lint: $(READY) ## ruff (format and rules), mypy, import layers
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
