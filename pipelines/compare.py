@@ -146,7 +146,7 @@ def _generation(job: Job | None) -> dict[str, Any]:
 
 def _scoring(task: Task) -> dict[str, Any]:
     """What the report must know of a task."""
-    return {"metric": task.metric, "normalize": task.normalize, "group": task.group}
+    return {"metric": task.metric, "normalize": task.normalize, "cluster_by": task.cluster_by}
 
 
 def _new_answers(
@@ -171,7 +171,7 @@ def _new_answers(
     known = job.pipeline.tasks if job else {}
     named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
     tasks = {
-        name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "group": None}
+        name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "cluster_by": None}
         for name in named
     }
     prepare_sandbox({str(task["metric"]) for task in tasks.values()}, reporter.working)

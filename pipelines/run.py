@@ -63,7 +63,7 @@ class Stages:
             seed=pipeline.seed,
             base_model=ludwig["base_model"],
             base_revision=self._revision(),
-            after=pipeline.after,
+            continue_from=pipeline.continue_from,
             generation=self._decoding(),
             versions=versions(),
             hardware=hardware(),
@@ -244,7 +244,7 @@ class Stages:
             for row in table
         ]
         validation = [row["input_ids"] for row in read_split(self.run.path("data"), "validation")]
-        probes = self.job.pipeline.report.prompts
+        probes = self.job.pipeline.report.sample_prompts
         key = digest(
             COMPLETIONS_FORMAT,
             self.model_id,
@@ -292,9 +292,9 @@ class Stages:
         from pipelines.data.prompt_format import PromptFormat
         from pipelines.data.sample_prompts import load_sample_prompts
 
-        if not self.job.pipeline.report.prompts:
+        if not self.job.pipeline.report.sample_prompts:
             return
-        probes = load_sample_prompts(Path(self.job.pipeline.report.prompts))
+        probes = load_sample_prompts(Path(self.job.pipeline.report.sample_prompts))
         prompts = PromptFormat.from_folder(self.base_folder, self.job.pipeline.chat_template)
         texts = [prompts.render_prompt(probe["prompt"], self.job.pipeline.system) for probe in probes]
         bounds = [int(probe.get("max_new_tokens") or self.generation["max_new_tokens"]) for probe in probes]
@@ -341,7 +341,7 @@ class Stages:
         from pipelines.forgetting.build import JobContext
 
         context, target = JobContext(self.job, self.run, self.base_folder), self.run.path("retention", f"{which}.jsonl")
-        if not retention_eval_configs(self.job.pipeline.forgetting) and self.job.pipeline.after is None:
+        if not retention_eval_configs(self.job.pipeline.forgetting) and self.job.pipeline.continue_from is None:
             write_text(target, "")
             return
         inputs = stage_inputs(self.job, self.model_id)["eval_base_retention"]

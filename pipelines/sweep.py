@@ -22,12 +22,12 @@ from pipelines.storage.files import read_jsonl, write_json
 from pipelines.storage.run_folder import Run
 
 KNOBS = {
-    "ewc": ("strength", (1.0, 10.0, 0.1, 100.0)),
-    "si": ("strength", (1.0, 10.0, 0.1, 100.0)),
-    "l2sp": ("strength", (0.01, 0.1, 1.0, 0.001)),
-    "replay": ("share", (0.05, 0.1, 0.2, 0.02)),
-    "distill": ("strength", (1.0, 3.0, 0.3, 10.0)),
-    "interpolate": ("budget", (0.02, 0.01, 0.005, 0.05)),
+    "ewc": ("weight", (1.0, 10.0, 0.1, 100.0)),
+    "si": ("weight", (1.0, 10.0, 0.1, 100.0)),
+    "l2sp": ("weight", (0.01, 0.1, 1.0, 0.001)),
+    "replay": ("fraction", (0.05, 0.1, 0.2, 0.02)),
+    "distill": ("weight", (1.0, 3.0, 0.3, 10.0)),
+    "interpolate": ("max_loss_increase", (0.02, 0.01, 0.005, 0.05)),
 }
 RATES = (1.0, 0.3, 0.1, 0.03)
 """Factors on the learning rate: the knob of what has none of its own. A low rate is the control to beat."""
@@ -39,7 +39,7 @@ class Arm:
 
     strategy: str
     knob: str
-    """As it stands in the YAML, such as `ewc.strength: 10`."""
+    """As it stands in the YAML, such as `ewc.weight: 10`."""
     overrides: tuple[str, ...]
 
     @property
@@ -127,8 +127,8 @@ def _run(
     given = [*overrides, *arm.overrides, f"pipeline.seed={seed}"]
     guards = load_job(config, given).pipeline.forgetting
     wanted = {name: guard.model_dump(exclude_none=True) for name, guard in retention_eval_configs(guards).items()}
-    wanted[DEVELOPMENT] = {"kind": "text", "data": str(bundled_file("general/passages.jsonl"))}
-    given.append(f"pipeline.forgetting.guards={json.dumps(wanted)}")
+    wanted[DEVELOPMENT] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
+    given.append(f"pipeline.forgetting.evals={json.dumps(wanted)}")
     run = Run(folder / f"{arm.folder}-seed{seed}")
     reporter.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
     # As a run of its own, whose name `alfine run` takes.

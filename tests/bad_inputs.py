@@ -85,7 +85,7 @@ def forgetting(value: str) -> str:
 def guard(kind: str, rows: str = "", more: str = "") -> dict[str, Any]:
     """A config with one guard, and the guard's file."""
     return {
-        "config": forgetting(f"{{guards: {{mine: {{kind: {kind}, data: guard.jsonl{more}}}}}}}"),
+        "config": forgetting(f"{{evals: {{mine: {{kind: {kind}, data: guard.jsonl{more}}}}}}}"),
         "others": {"guard.jsonl": rows},
     }
 
@@ -145,7 +145,7 @@ def csv(text: str | bytes) -> dict[str, Any]:
 
 def probes(rows: str) -> dict[str, Any]:
     return {
-        "config": GOOD.replace("  tasks:", "  report: {prompts: probes.jsonl}\n  tasks:"),
+        "config": GOOD.replace("  tasks:", "  report: {sample_prompts: probes.jsonl}\n  tasks:"),
         "others": {"probes.jsonl": rows},
     }
 
@@ -274,22 +274,24 @@ CASES = [
     Case("a row without a value", CHECK, rows=ROWS + '{"review": null, "label": "good"}\n'),
     Case("unknown split", CHECK, rows=ROWS + '{"review": "Fine.", "label": "good", "split": "dev"}\n'),
     Case("unknown strategy", CHECK, config=forgetting("ecw")),
-    Case("a strategy's knob misspelt", CHECK, config=forgetting("{strategy: ewc, ewc: {strenght: 3}}")),
-    Case("knobs of a strategy that is not used", CHECK, config=forgetting("{strategy: ewc, si: {strength: 3}}")),
+    Case("a strategy's knob misspelt", CHECK, config=forgetting("{strategy: ewc, ewc: {wieght: 3}}")),
+    Case("knobs of a strategy that is not used", CHECK, config=forgetting("{strategy: ewc, si: {weight: 3}}")),
     Case(
         "guard without rows",
         CHECK,
-        config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}"),
+        config=forgetting("{evals: {mine: {kind: text_nll, data: none.jsonl}}}"),
         others={"none.jsonl": ""},
     ),
-    Case("guard of another form", CHECK, config=forgetting("{guards: {mine: {kind: choices, data: rows.jsonl}}}")),
-    Case("budget already spent", CHECK, config=forgetting("{every: 10, budget: {text: 0}}")),
+    Case(
+        "guard of another form", CHECK, config=forgetting("{evals: {mine: {kind: multiple_choice, data: rows.jsonl}}}")
+    ),
+    Case("budget already spent", CHECK, config=forgetting("{eval_steps: 10, max_regression: {text: 0}}")),
     Case(
         "gate on no guard",
         CHECK,
-        config=GOOD.replace("  tasks:", "  report: {gates: {txt: {greatest_loss: 1}}}\n  tasks:"),
+        config=GOOD.replace("  tasks:", "  report: {gates: {txt: {max_drop: 1}}}\n  tasks:"),
     ),
-    Case("going on from no run", RUN, config=GOOD.replace("  tasks:", "  after: runs/first\n  tasks:")),
+    Case("going on from no run", RUN, config=GOOD.replace("  tasks:", "  continue_from: runs/first\n  tasks:")),
     Case("bake-off of an unknown strategy", "bakeoff job.yaml --strategies none,ecw"),
     Case("name with a slash", "run job.yaml --name a/b"),
     Case("run folder of another config", RUN, others={"runs/mine/manifest.json": MANIFEST}),
@@ -323,9 +325,9 @@ CASES = [
         config="model_type: llm\nbase_model: a/b\ninput_features: []\noutput_features: []\n",
     ),
     Case("an override of a task that is not there", "check job.yaml pipeline.tasks.review.weight=2"),
-    Case("an override of a guard that is not there", "check job.yaml pipeline.forgetting.guards.txt.rows=5"),
-    Case("an override of a bundled guard", "check job.yaml pipeline.forgetting.guards.text.rows=5"),
-    Case("an override below a short form", "check job.yaml pipeline.forgetting=ewc pipeline.forgetting.ewc.strength=3"),
+    Case("an override of a guard that is not there", "check job.yaml pipeline.forgetting.evals.txt.limit=5"),
+    Case("an override of a bundled guard", "check job.yaml pipeline.forgetting.evals.text.limit=5"),
+    Case("an override below a short form", "check job.yaml pipeline.forgetting=ewc pipeline.forgetting.ewc.weight=3"),
     Case("an override with nothing after it", "check job.yaml adapter="),
     Case(
         "an alias bomb",
@@ -414,14 +416,19 @@ CASES = [
     Case("no row in the test split", CHECK, rows=ROWS.replace("}", ', "split": "train"}')),
     Case("pipeline.split.test is 0", CHECK, config=GOOD.replace("  tasks:", "  split: {test: 0}\n  tasks:")),
     Case(
-        "a group column that is not there",
+        "a cluster column that is not there",
         CHECK,
-        config=changed("metric: exact_match", "metric: exact_match\n      group: cup"),
+        config=changed("metric: exact_match", "metric: exact_match\n      cluster_by: cup"),
     ),
     Case(
-        "a group column without a value",
+        "a cluster column that is not there",
         CHECK,
-        config=changed("metric: exact_match", "metric: exact_match\n      group: cup"),
+        config=changed("metric: exact_match", "metric: exact_match\n      cluster_by: cup"),
+    ),
+    Case(
+        "a cluster column without a value",
+        CHECK,
+        config=changed("metric: exact_match", "metric: exact_match\n      cluster_by: cup"),
         rows=ROWS.replace("}", ', "cup": null}'),
     ),
     Case(
@@ -513,12 +520,15 @@ CASES = [
     Case(
         "a teacher without weights",
         CHECK,
-        **{**model(config="{}"), "config": forgetting("{strategy: distill, distill: {teacher: ./model, rows: tasks}}")},
+        **{
+            **model(config="{}"),
+            "config": forgetting("{strategy: distill, distill: {teacher: ./model, apply_to: task}}"),
+        },
     ),
     Case("trust_remote_code", CHECK, config=GOOD + "trust_remote_code: true\n"),
     # guards, probes
-    Case("a guard's file missing", CHECK, config=forgetting("{guards: {mine: {kind: text, data: none.jsonl}}}")),
-    Case("a guard of an unknown kind", CHECK, **guard("chioces", ROW)),
+    Case("a guard's file missing", CHECK, config=forgetting("{evals: {mine: {kind: text_nll, data: none.jsonl}}}")),
+    Case("a guard of an unknown kind", CHECK, **guard("multiple_choise", ROW)),
     Case(
         "a task guard whose unit tests assert nothing",
         CHECK,
@@ -528,16 +538,20 @@ CASES = [
             ', prompt: "{q}", completion: "{a}", metric: unit_tests',
         ),
     ),
-    Case("a text guard without texts", CHECK, **guard("text", ROW)),
-    Case("an answers guard without instructions", CHECK, **guard("answers", ROW)),
+    Case("a text guard without texts", CHECK, **guard("text_nll", ROW)),
+    Case("an answers guard without instructions", CHECK, **guard("kl", ROW)),
     Case(
         "a choice that is not among them",
         CHECK,
-        **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n'),
+        **guard("multiple_choice", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n'),
     ),
-    Case("a single choice", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["2"], "answer": 0}\n')),
     Case(
-        "an answer as text", CHECK, **guard("choices", '{"question": "1 + 1", "choices": ["1", "2"], "answer": "2"}\n')
+        "a single choice", CHECK, **guard("multiple_choice", '{"question": "1 + 1", "choices": ["2"], "answer": 0}\n')
+    ),
+    Case(
+        "an answer as text",
+        CHECK,
+        **guard("multiple_choice", '{"question": "1 + 1", "choices": ["1", "2"], "answer": "2"}\n'),
     ),
     Case("a task guard without a prompt", CHECK, **guard("task", ROW)),
     Case("a task guard of another column", CHECK, **guard("task", ROW, ', prompt: "{text}", completion: "{label}"')),
@@ -546,7 +560,7 @@ CASES = [
     Case("probes with a bound below 1", CHECK, **probes('{"prompt": "Why?", "max_new_tokens": -1}\n')),
     Case("probes with a title that is no text", CHECK, **probes('{"prompt": "Why?", "title": 1}\n')),
     Case("probes with half a character", CHECK, **probes('{"prompt": "Why \\ude00?"}\n')),
-    Case("a guard with half a character", CHECK, **guard("text", '{"text": "\\ud83d"}\n')),
+    Case("a guard with half a character", CHECK, **guard("text_nll", '{"text": "\\ud83d"}\n')),
     Case(
         "a replay file without answers",
         CHECK,

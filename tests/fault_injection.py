@@ -134,8 +134,8 @@ def make_project(embedded: bool) -> None:
             "forgetting": {
                 "strategy": "replay+distill+si",
                 "si": {"importance_steps": 2},
-                "every": 3,
-                "guards": {"known": {"kind": "choices", "data": "choices.jsonl"}},
+                "eval_steps": 3,
+                "evals": {"known": {"kind": "multiple_choice", "data": "choices.jsonl"}},
             },
         },
         "base_model": "smollm2-135m-instruct" if embedded else "./base",

@@ -205,7 +205,7 @@ def test_what_a_metric_cannot_score_is_found_before_the_answers(tmp_path):
     job = job_of(tmp_path, "code")
     rows = _rows_of_file(job, write("new.jsonl", {"q": "f", "a": "def f(): return 1"}), "code", False, "runs/one")
     with pytest.raises(AlfineError, match="new.jsonl:1: .*unit_tests needs a column `tests`"):
-        _check_scores(rows, {"code": {"metric": "unit_tests", "normalize": None, "group": None}})
+        _check_scores(rows, {"code": {"metric": "unit_tests", "normalize": None, "cluster_by": None}})
 
 
 def test_predictions_are_written_row_by_row(tmp_path, capsys):

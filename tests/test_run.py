@@ -58,7 +58,7 @@ def test_only_what_changed_is_done_again(project):
         "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "eval_base", "eval_tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
         "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
-        "pipeline.report.gates={odd: {least_gain: -100}}": {"report"},
+        "pipeline.report.gates={odd: {min_gain: -100}}": {"report"},
     }.items():
         overrides.append(override)
         after = run("one", *overrides).manifest["stages"]
@@ -209,7 +209,7 @@ def test_a_teacher_that_changes_trains_again(project):
     make_model(project / "teacher", seed=1)
     overrides = [
         "pipeline.forgetting.strategy=distill",
-        "pipeline.forgetting.distill={teacher: ./teacher, rows: tasks}",
+        "pipeline.forgetting.distill={teacher: ./teacher, apply_to: task}",
     ]
     assert changed(lambda: make_model(project / "teacher", seed=2), *overrides) == TRAINED_AGAIN
 
@@ -233,7 +233,7 @@ def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
     (first.folder / "config.yaml").write_text(Path("job.yaml").read_text())
     first.update(base_model=job.ludwig["base_model"], stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
-    second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.after=runs/first"])
+    second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.continue_from=runs/first"])
     start = sequence.starting_model(goes_on, second)
     assert sequence.starting_model(goes_on, second) == start and len(folded) == 1
     (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')

@@ -36,7 +36,7 @@ class DatasetChecks:
         self.references = ReferenceChecks(job, prompts, context_length)
         for name, guard in retention_eval_configs(job.pipeline.forgetting).items():
             if guard.kind == "task":
-                self.references.observe_retention_eval(name, guard, read_task_examples(guard)[: guard.rows])
+                self.references.observe_retention_eval(name, guard, read_task_examples(guard)[: guard.limit])
         self.overlap = TrainTestOverlap()
 
     def tap(self, rows: Iterable[TokenizedExample]) -> Iterator[TokenizedExample]:

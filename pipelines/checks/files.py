@@ -21,14 +21,14 @@ def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             yield key, task.data
         else:
             yield from (((*key, split), file) for split, file in task.data.model_dump().items() if file is not None)
-    if pipeline.report.prompts:
-        yield ("pipeline", "report", "prompts"), pipeline.report.prompts
+    if pipeline.report.sample_prompts:
+        yield ("pipeline", "report", "prompts"), pipeline.report.sample_prompts
     if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
         yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
-    guards = pipeline.forgetting.guards
+    guards = pipeline.forgetting.evals
     for name, guard in guards.items() if isinstance(guards, dict) else ():
         if not guard.data.startswith(HUB):
-            yield ("pipeline", "forgetting", "guards", name, "data"), guard.data
+            yield ("pipeline", "forgetting", "evals", name, "data"), guard.data
 
 
 def check_data_files(job: Job) -> None:
@@ -53,10 +53,10 @@ def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The key in the config, the prompt and the completion of every task and retention eval that has them."""
     for name, task in job.pipeline.tasks.items():
         yield ("pipeline", "tasks", name), task.prompt, task.completion
-    guards = job.pipeline.forgetting.guards
+    guards = job.pipeline.forgetting.evals
     for name, guard in guards.items() if isinstance(guards, dict) else ():
         if guard.prompt and guard.completion:
-            yield ("pipeline", "forgetting", "guards", name), guard.prompt, guard.completion
+            yield ("pipeline", "forgetting", "evals", name), guard.prompt, guard.completion
 
 
 def _completion_in_prompt(prompt: str, completion: str) -> str | None:

@@ -57,8 +57,8 @@ def check_job(job: Job) -> CheckResult:
         if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocab_size)
     check_retention_evals(job.pipeline.forgetting)
-    if job.pipeline.report.prompts:
-        load_sample_prompts(Path(job.pipeline.report.prompts))
+    if job.pipeline.report.sample_prompts:
+        load_sample_prompts(Path(job.pipeline.report.sample_prompts))
     return CheckResult(num_rows.total(), metrics.warnings())
 
 

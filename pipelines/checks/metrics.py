@@ -19,17 +19,17 @@ def unresolved_metrics(job: Job) -> Iterator[Problem]:
             _resolve_by_its_name(task.metric)
         except ConfigError as error:
             yield job.problem(f"task {name}: {error}", "pipeline", "tasks", name, "metric")
-    guards = job.pipeline.forgetting.guards
+    guards = job.pipeline.forgetting.evals
     for name, guard in guards.items() if isinstance(guards, dict) else ():
         if guard.kind != "task":
             continue
         try:
             if not _resolve_by_its_name(guard.metric).scores_completions:
                 raise ConfigError(
-                    f"metric {guard.metric} is not available here; for the loss of texts write kind: text"
+                    f"metric {guard.metric} is not available here; for the loss of texts write kind: text_nll"
                 )
         except ConfigError as error:
-            yield job.problem(f"retention eval {name}: {error}", "pipeline", "forgetting", "guards", name, "metric")
+            yield job.problem(f"retention eval {name}: {error}", "pipeline", "forgetting", "evals", name, "metric")
 
 
 def _resolve_by_its_name(metric: str) -> Metric:

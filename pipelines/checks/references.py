@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checks.findings import Finding
-from pipelines.config.forgetting import Guard
+from pipelines.config.forgetting import RetentionEvalSettings
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
@@ -124,7 +124,7 @@ class ReferenceChecks:
             token_ids = row.input_ids[row.supervised_from :]
             self._check(f"task {example.task}", record, token_ids, max_new_tokens, example.file)
 
-    def observe_retention_eval(self, name: str, guard: Guard, questions: Sequence[Question]) -> None:
+    def observe_retention_eval(self, name: str, guard: RetentionEvalSettings, questions: Sequence[Question]) -> None:
         """Checks the references of a retention eval of kind task."""
         with contextlib.suppress(ConfigError):
             self.metrics[f"retention eval {name}"] = resolve(guard.metric)

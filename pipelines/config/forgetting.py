@@ -1,4 +1,4 @@
-"""The `forgetting:` section: what a run must not forget (guards), and what keeps it from forgetting (strategies)."""
+"""The `forgetting:` section: what a run must not forget (retention evals), and what keeps it from forgetting (strategies)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Ewc(Section):
     Kirkpatrick et al. 2017, arXiv:1612.00796; the Fisher information is taken at the base, on general text.
     """
 
-    strength: NotNegative = 1.0
+    weight: NotNegative = 1.0
     """λ. At 1 a nat of divergence from the base, as the Fisher information foresees it, weighs as much as a nat of
     the tasks' loss."""
-    sequences: Count = 256
+    fisher_samples: Count = 256
     """Sequences of general text that the Fisher information is averaged over."""
     fisher: Literal["factored", "kronecker"] = "factored"
     """Under an adapter: rows × columns, or Kronecker factors. Without one it is the diagonal."""
-    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """γ of online EWC: what the earlier jobs' importance keeps (`after`)."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """γ of online EWC: what the earlier jobs' importance keeps (`continue_from`)."""
 
 
 class Si(Section):
@@ -34,7 +34,7 @@ class Si(Section):
     Zenke et al. 2017, arXiv:1703.04200.
     """
 
-    strength: NotNegative = 1.0
+    weight: NotNegative = 1.0
     """c."""
     damping: Positive = 0.1
     """ξ, in units of the mean squared move: how little a weight may move and still count as important."""
@@ -45,7 +45,7 @@ class Si(Section):
 class Replay(Section):
     """General instructions with the base's own answers, trained among the tasks."""
 
-    share: Fraction = 0.05
+    fraction: Fraction = 0.05
     """Of all supervised tokens."""
     data: Text | None = None
     """A file of rows with `prompt` and `completion`. None: the bundled instructions, answered by the base."""
@@ -57,13 +57,13 @@ class Distill(Section):
     Hinton et al. 2015, arXiv:1503.02531.
     """
 
-    strength: NotNegative = 1.0
+    weight: NotNegative = 1.0
     """α. At 1 a nat of divergence weighs as much as a nat of the tasks' loss."""
     temperature: Positive = 1.0
-    rows: Literal["replay", "tasks", "both"] = "replay"
-    """replay: on general rows (those of replay, or the same kind of rows); tasks: on the tasks' own rows, which it
+    apply_to: Literal["general", "task", "both"] = "general"
+    """general: on general rows (those of replay, or the same kind of rows); task: on the tasks' own rows, which it
     works against."""
-    share: Fraction = 0.05
+    fraction: Fraction = 0.05
     """Of general rows in the supervised tokens where there is no replay."""
     teacher: Text | None = None
     """Another model with the same tokenizer, taught on the tasks' rows. None: the base."""
@@ -73,50 +73,53 @@ class Distill(Section):
     @model_validator(mode="after")
     def _every_setting_has_its_use(self) -> Self:
         usual = type(self).model_fields
-        if self.teacher is not None and self.rows != "tasks":
-            raise ValueError("a teacher knows the tasks' rows only; write rows: tasks")
+        if self.teacher is not None and self.apply_to != "task":
+            raise ValueError("a teacher knows the tasks' rows only; write apply_to: task")
         if self.teacher is None and self.top_k != usual["top_k"].default:
             raise ValueError("top_k has no effect without a teacher; take it out")
-        if self.rows == "tasks" and self.share != usual["share"].default:
-            raise ValueError("share has no effect with rows: tasks, which draws no general rows; take it out")
+        if self.apply_to == "task" and self.fraction != usual["fraction"].default:
+            raise ValueError("fraction has no effect with apply_to: task, which draws no general rows; take it out")
         return self
 
 
 class L2sp(Section):
     """Distance from the base's weights costs, alike for all. Li et al. 2018, arXiv:1802.01483."""
 
-    strength: NotNegative = 0.01
+    weight: NotNegative = 0.01
     """Per unit of squared distance, halved."""
 
 
 class Interpolate(Section):
     """Weights between base and tuned, chosen after training. Wortsman et al. 2022, arXiv:2109.01903."""
 
-    budget: NotNegative = 0.02
+    max_loss_increase: NotNegative = 0.02
     """Nats per token of loss on general text that may be lost; the largest scale within it is taken."""
     scale: Annotated[float, Field(ge=0, le=1)] | None = None
     """This scale instead, whatever it loses."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
-        if self.scale is not None and self.budget != type(self)().budget:
-            raise ValueError("budget has no effect beside scale; take one of them out")
+        if self.scale is not None and self.max_loss_increase != type(self)().max_loss_increase:
+            raise ValueError("max_loss_increase has no effect beside scale; take one of them out")
         return self
 
 
 HUB = "hub:"
-"""What the data of a guard begin with that are a file of a data set on the hub: hub:OWNER/NAME/FILE."""
+"""What the data of a retention eval begin with that are a file of a data set on the hub: hub:OWNER/NAME/FILE."""
 
 
-class Guard(Section):
+RetentionEvalKind = Literal["multiple_choice", "text_nll", "kl", "task"]
+
+
+class RetentionEvalSettings(Section):
     """Rows that tell whether something the base could do is still there."""
 
-    kind: Literal["choices", "text", "answers", "task"]
-    """choices: multiple choice, in accuracy. text: loss in nats per token. answers: KL(base ‖ tuned) per token on the
+    kind: RetentionEvalKind
+    """multiple_choice: accuracy. text_nll: loss in nats per token. kl: KL(base ‖ tuned) per token on the
     base's own answers. task: completions, scored by `metric`."""
     data: Text
-    rows: Count | None = None
-    """The first so many rows."""
+    limit: Count | None = None
+    """The number of rows that are read, from the first on; None reads all."""
     prompt: Text | None = None
     completion: Text | None = None
     metric: Text = "rouge"
@@ -140,12 +143,12 @@ class Guard(Section):
         return self
 
 
-BUNDLED = {
-    "knowledge": ("choices", "retention/choices.jsonl"),
-    "text": ("text", "retention/passages.jsonl"),
-    "answers": ("answers", "retention/instructions.jsonl"),
+BUNDLED: dict[str, tuple[RetentionEvalKind, str]] = {
+    "knowledge": ("multiple_choice", "retention/choices.jsonl"),
+    "text": ("text_nll", "retention/passages.jsonl"),
+    "answers": ("kl", "retention/instructions.jsonl"),
 }
-"""The guards of `guards: bundled`: kind, and file in data/."""
+"""The retention evals of `evals: bundled`: kind, and file in data/."""
 
 SETTINGS: dict[str, type[Section]] = {
     "ewc": Ewc,
@@ -157,7 +160,7 @@ SETTINGS: dict[str, type[Section]] = {
 }
 BASELINE_LABELS = ("multitask", "full", "peft")
 """What a job's tasks and adapter already are, named so that they can be compared."""
-AUTO: dict[str, Section] = {"replay": Replay(share=0.1), "distill": Distill(strength=3.0)}
+AUTO: dict[str, Section] = {"replay": Replay(fraction=0.1), "distill": Distill(weight=3.0)}
 """What `auto` stands for, but where `resolve_auto` says otherwise; docs/forgetting.md has the measurements."""
 STRATEGIES = ("auto", "none", *SETTINGS, *BASELINE_LABELS)
 
@@ -168,9 +171,9 @@ def parse_strategies(strategy: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
-def resolve_auto(adapter: bool, after: bool) -> str:
+def resolve_auto(adapter: bool, continued: bool) -> str:
     """How a job's `auto` is written out. Where every weight of a base is trained, going back afterwards keeps more for less."""
-    return "auto" if adapter or after else "interpolate"
+    return "auto" if adapter or continued else "interpolate"
 
 
 class Forgetting(Section):
@@ -184,22 +187,23 @@ class Forgetting(Section):
     distill: Distill | None = None
     l2sp: L2sp | None = None
     interpolate: Interpolate | None = None
-    guards: Annotated[
+    evals: Annotated[
         Annotated[Literal["bundled", "none"], Tag("<word>")]
-        | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], Guard], Tag("<guards>")],
-        Discriminator(lambda value: "<guards>" if isinstance(value, dict) else "<word>"),
+        | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], RetentionEvalSettings], Tag("<evals>")],
+        Discriminator(lambda value: "<evals>" if isinstance(value, dict) else "<word>"),
     ] = "bundled"
-    every: Count | None = None
-    """Steps between measurements of the guards while training; None measures before and after alone."""
-    budget: dict[str, Positive] = {}
-    """By guard: what it may lose, in its own unit; training stops where a measurement (`every`) finds it spent."""
+    eval_steps: Count | None = None
+    """Steps between measurements of the retention evals while training; None measures only before and after."""
+    max_regression: dict[str, Positive] = {}
+    """By retention eval: the regression that is allowed, in its own unit; training stops at a measurement (`eval_steps`)
+    that exceeds it."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_word(cls, value: Any) -> Any:
         if not isinstance(value, str | dict | Forgetting):
             raise ValueError(
-                "expected a strategy, as in forgetting: ewc, or a section, as in {strategy: ewc, every: 20}"
+                "expected a strategy, as in forgetting: ewc, or a section, as in {strategy: ewc, eval_steps: 20}"
             )
         return {"strategy": value} if isinstance(value, str) else value
 
@@ -223,19 +227,27 @@ class Forgetting(Section):
             if getattr(self, name) is not None and name not in self.strategies:
                 both = f"write strategy: {self._with(name)} to use it"
                 raise ValueError(f"{name} has settings, but strategy is {self.strategy}; take {name} out, or {both}")
-        if "replay" in self.strategies and self.distill and self.distill.share != Distill().share:
-            raise ValueError("distill.share has no effect beside replay, whose rows it takes; write replay: {share: …}")
-        if self.guards == {}:
-            raise ValueError("guards is empty; write guards: none, or guards: bundled")
-        if self.every is not None and self.guards == "none":
-            raise ValueError("every has no effect with guards: none, since there is nothing to measure; take it out")
-        if self.budget and self.every is None:
-            raise ValueError("budget needs every, the steps between two looks at the guards, as in every: 20")
-        if strange := set(self.budget) - set(self.guard_names):
+        if "replay" in self.strategies and self.distill and self.distill.fraction != Distill().fraction:
+            raise ValueError(
+                "distill.fraction has no effect beside replay, whose rows it takes; write replay: {fraction: …}"
+            )
+        if self.evals == {}:
+            raise ValueError("evals is empty; write evals: none, or evals: bundled")
+        if self.eval_steps is not None and self.evals == "none":
+            raise ValueError(
+                "eval_steps has no effect with evals: none, since there is nothing to measure; take it out"
+            )
+        if self.max_regression and self.eval_steps is None:
+            raise ValueError(
+                "max_regression needs eval_steps, the steps between two measurements, as in eval_steps: 20"
+            )
+        if strange := set(self.max_regression) - set(self.eval_names):
             name = sorted(strange)[0]
-            near = did_you_mean(name, self.guard_names)
-            advice = f"did you mean {near}?" if near else f"the guards are {', '.join(self.guard_names) or 'none'}"
-            raise ValueError(f"budget.{name}: there is no such guard; {advice}")
+            near = did_you_mean(name, self.eval_names)
+            advice = (
+                f"did you mean {near}?" if near else f"the retention evals are {', '.join(self.eval_names) or 'none'}"
+            )
+            raise ValueError(f"max_regression.{name}: there is no such retention eval; {advice}")
         return self
 
     def _with(self, name: str) -> str:
@@ -246,10 +258,10 @@ class Forgetting(Section):
         return parse_strategies(self.strategy)
 
     @property
-    def guard_names(self) -> list[str]:
-        if isinstance(self.guards, dict):
-            return list(self.guards)
-        return list(BUNDLED) if self.guards == "bundled" else []
+    def eval_names(self) -> list[str]:
+        if isinstance(self.evals, dict):
+            return list(self.evals)
+        return list(BUNDLED) if self.evals == "bundled" else []
 
     def settings(self, name: str) -> Any:
         """The knobs of a strategy, defaults filled in."""

@@ -31,6 +31,7 @@ from pipelines.config.forgetting import Forgetting, resolve_auto
 from pipelines.config.key_hints import Hints
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pydantic_errors import path_of, translate, tree_of
+from pipelines.config.renamed_keys import rename_old_keys
 from pipelines.config.yaml_source import Document, in_order, read
 from pipelines.errors import ConfigError, Problem
 from pipelines.scoring.metric import METRICS, metric_hint
@@ -56,8 +57,8 @@ class Task(Section):
     metric: str = "rouge"
     normalize: bool | None = None
     """Of the metric `label`: false compares labels as they are written; None is true."""
-    group: Text | None = None
-    """The column that tells which rows belong together (the same document); the report's intervals mind it."""
+    cluster_by: Text | None = None
+    """The column that names the cluster of a row, such as its document; confidence intervals are clustered by it."""
     weight: Positive = 1.0
     system: str | None = None
     max_new_tokens: Count | None = None
@@ -112,31 +113,33 @@ class Split(Section):
 
 
 class Gate(Section):
-    """What a task must reach, or what a guard may lose: the run ends with exit code 3 where it does not hold."""
+    """What a task must gain, or what a retention eval may drop: the run ends with exit code 3 where it does not hold."""
 
-    least_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Of a task, in the unit of its metric, positive where tuned is better; -1 allows a loss of one point."""
-    greatest_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Of a guard, in its unit: points, or nats per token."""
-    of: Literal["interval", "value"] = "interval"
-    """interval: the worse end of the 95 % interval must hold it; value: the change itself."""
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of a retention eval, in its unit: points, or nats per token."""
+    by: Literal["ci", "point_estimate"] = "ci"
+    """ci: the pessimistic bound of the 95 % confidence interval must hold it; point_estimate: the change itself."""
 
     @model_validator(mode="after")
     def _one_condition(self) -> Self:
-        if self.least_gain is not None and self.greatest_loss is not None:
-            raise ValueError("least_gain is for a task, greatest_loss for a guard; take out the one that does not fit")
-        if self.least_gain is None and self.greatest_loss is None:
+        if self.min_gain is not None and self.max_drop is not None:
             raise ValueError(
-                "a task needs least_gain, as in least_gain: 5, a guard greatest_loss, as in greatest_loss: 0.05"
+                "min_gain is for a task, max_drop for a retention eval; take out the one that does not fit"
+            )
+        if self.min_gain is None and self.max_drop is None:
+            raise ValueError(
+                "a task needs min_gain, as in min_gain: 5, a retention eval max_drop, as in max_drop: 0.05"
             )
         return self
 
 
 class Report(Section):
-    """What the report shows beside the test rows, and what it demands. `prompts` is JSON Lines with `prompt` and
+    """What the report shows beside the test rows, and what it demands. `sample_prompts` is JSON Lines with `prompt` and
     perhaps `title`; `gates` are by task."""
 
-    prompts: Text | None = None
+    sample_prompts: Text | None = None
     gates: dict[str, Gate] = {}
 
 
@@ -152,10 +155,10 @@ class Pipeline(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     split: Split = Split()
     report: Report = Report()
-    on_nan: Annotated[str, Field(pattern=r"\A(stop|skip [1-9][0-9]{0,3})\z")] = "stop"
-    """What a step whose loss or gradient is not finite does: end the training, or be passed over, so many times in all."""
+    max_nonfinite_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps whose loss or gradient is not finite that may be skipped, in all; at 0 the first one ends the training."""
     forgetting: Forgetting = Forgetting()
-    after: Text | None = None
+    continue_from: Text | None = None
     """A finished run whose tuned model this job starts from, in place of the base."""
 
 
@@ -191,6 +194,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     document = read(path)
     for override in overrides:
         document.override(override)
+    rename_old_keys(document)
     hints = Hints({"pipeline": tree_of(Pipeline), **ludwig_keys.schema()}, document.value)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
     if tool := foreign_keys.tool_of(document.value):
@@ -265,7 +269,7 @@ def _expand_auto(section: Any, ludwig: dict[str, Any]) -> Any:
     strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else None
     if not isinstance(strategy, str):
         return section
-    word = resolve_auto(adapter=ludwig.get("adapter") is not None, after=section.get("after") is not None)
+    word = resolve_auto(adapter=ludwig.get("adapter") is not None, continued=section.get("continue_from") is not None)
     return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", word, strategy)}}
 
 
@@ -273,9 +277,11 @@ def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]
     problems = []
     for name, gate in pipeline.report.gates.items():
         kind, known = (
-            ("task", list(pipeline.tasks)) if gate.greatest_loss is None else ("guard", pipeline.forgetting.guard_names)
+            ("task", list(pipeline.tasks))
+            if gate.max_drop is None
+            else ("retention eval", pipeline.forgetting.eval_names)
         )
-        earlier = kind == "guard" and pipeline.after is not None and "/" in name
+        earlier = kind == "retention eval" and pipeline.continue_from is not None and "/" in name
         if name not in known and not earlier:
             near = did_you_mean(name, known)
             advice = f"did you mean {near}?" if near else f"the {kind}s are {', '.join(known) or 'none'}"
@@ -316,9 +322,9 @@ def _check_strategy_requirements(section: Any, ludwig: dict[str, Any]) -> dict[s
             "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
         )
     workers = ludwig["backend"].get("trainer") if isinstance(ludwig.get("backend"), dict) else None
-    if isinstance(workers, dict) and workers.get("shard_base"):
-        moves = "si moves the base's weights for a while, of which no worker holds all under shard_base"
-        wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no shard_base"
+    if isinstance(workers, dict) and workers.get("fsdp"):
+        moves = "si moves the base's weights for a while, of which no worker holds all under fsdp"
+        wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no fsdp"
     return {name: why for name, why in wrong.items() if isinstance(why, str)}
 
 
@@ -338,8 +344,14 @@ def _without_effect(pipeline: Pipeline, ludwig: dict[str, Any], document: Docume
     if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
         idle("split", "where every task names a file for each split", "split")
     ewc = forgetting.ewc
-    if ewc and ewc.decay != 1 and pipeline.after is None:
-        idle("forgetting.ewc.decay", "without pipeline.after: it weighs the earlier jobs", "forgetting", "ewc", "decay")
+    if ewc and ewc.gamma != 1 and pipeline.continue_from is None:
+        idle(
+            "forgetting.ewc.gamma",
+            "without pipeline.continue_from: it weighs the earlier jobs",
+            "forgetting",
+            "ewc",
+            "gamma",
+        )
     if ewc and ewc.fisher == "kronecker" and ludwig.get("adapter") is None:
         idle("forgetting.ewc.fisher", "without an adapter, where it is the diagonal", "forgetting", "ewc", "fisher")
     return problems

@@ -183,15 +183,11 @@ class _Checker:
             message = "quantization needs an adapter of type lora: 4-bit and 8-bit weights cannot be trained"
             self.report(message, "quantization")
         workers = backend.get("trainer") if isinstance(backend := config.get("backend"), Mapping) else None
-        if (
-            isinstance(workers, Mapping)
-            and workers.get("shard_base")
-            and (quantization or config.get("adapter") is None)
-        ):
+        if isinstance(workers, Mapping) and workers.get("fsdp") and (quantization or config.get("adapter") is None):
             needed = (
                 "an adapter: it shares out the weights that are not trained" if not quantization else "no quantization"
             )
-            self.report(f"backend.trainer.shard_base needs {needed}", "backend", "trainer", "shard_base")
+            self.report(f"backend.trainer.fsdp needs {needed}", "backend", "trainer", "fsdp")
         for message, path in contradictions(trainer):
             self.report(message, *path)
         if trainer.get("steps_per_checkpoint") and trainer.get("checkpoints_per_epoch"):

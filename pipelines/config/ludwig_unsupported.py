@@ -164,7 +164,7 @@ NARROWED: dict[str, dict[str, Any]] = {
                             "types": ["mapping"],
                             "fields": {"CPU": {"types": ["number"], "min": 0}, "GPU": {"types": ["number"], "min": 0}},
                         },
-                        "shard_base": {"types": ["boolean"]},
+                        "fsdp": {"enum": ["frozen", None]},
                         "max_failures": {"types": ["integer"], "min": 0},
                     },
                 },

@@ -53,7 +53,7 @@ _WRITTEN: dict[str, str] = {
     "quantization: {bits: 8}": "load_in_8bit",
     "adapter: {type: lora, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}": "lora_target_linear",
     "trainer: {learning_rate_scheduler: {decay: linear, warmup_fraction: 0.05}}": "lr_warmup_steps num_warmup_steps warmup warmup_steps",
-    "pipeline: {forgetting: {strategy: distill, distill: {teacher: OWNER/NAME, rows: tasks}}}": "teacher_model",
+    "pipeline: {forgetting: {strategy: distill, distill: {teacher: OWNER/NAME, apply_to: task}}}": "teacher_model",
     "adapter: {type: lora, use_dora: true}": "use_dora",
     "adapter: {type: lora, use_rslora: true}": "use_rslora",
 }
@@ -78,7 +78,7 @@ _NOTHING: dict[str, str] = {
     "the model's own chat template is used, and pipeline.tasks.NAME.prompt; leave it out": "chat_template_* conversation_template default_system prompt_style prompt_template template",
     "the same alfine run command resumes a run that was stopped; leave it out": "auto_resume* checkpointer load_best_model_at_end resume* save_adapter_weights_only save_only_model save_safetensors "
     "save_strategy save_total_limit",
-    "a job starts from an earlier run by pipeline.after: runs/NAME; leave it out": "adapter_name_or_path lora_model_dir",
+    "a job starts from an earlier run by pipeline.continue_from: runs/NAME; leave it out": "adapter_name_or_path lora_model_dir",
     "alfine trains on prompts and completions, not on preferences or rewards; leave it out": "beta dpo* grpo* kto* loss_type orpo* ppo* pref_* reward_* rl trl",
     "alfine fine-tunes on prompts and completions; leave it out": "stage",
     "alfine run trains; leave it out": "do_train",

@@ -20,9 +20,9 @@ _EXAMPLES = {
     "data": "data: data/sentiment.jsonl",
     "prompt": 'prompt: "Is this review positive or negative?\\n{review}"',
     "completion": 'completion: "{label}"',
-    "least_gain": "least_gain: 5",
+    "min_gain": "min_gain: 5",
     "train": "train: data/train.jsonl",
-    "kind": "kind: text",
+    "kind": "kind: text_nll",
 }
 _EXPECTED = {
     "string_type": "text",
@@ -65,7 +65,7 @@ def tree_of(annotation: Any) -> Node:
 
 def path_of(details: ErrorDetails) -> KeyPath:
     """Where a finding stands, from the top of the file."""
-    tags = ("<file>", "<files>", "<word>", "<guards>", "[key]")
+    tags = ("<file>", "<files>", "<word>", "<evals>", "[key]")
     return ("pipeline", *(part for part in details["loc"] if part not in tags))
 
 
@@ -88,17 +88,15 @@ def _sentence(details: ErrorDetails, path: KeyPath, document: Document, hints: H
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
         return f"{name} must be {words} {number(context[bound])}, found {found}"
-    if kind == "literal_error" and last == "guards":
-        own = "guards of your own, as in {mine: {kind: text, data: mine.jsonl}}"
+    if kind == "literal_error" and last == "evals":
+        own = "evals of your own, as in {mine: {kind: text_nll, data: mine.jsonl}}"
         return f"{name}: expected bundled, none or {own}; found {found}"
     if kind == "literal_error":
         near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
         choices = context["expected"].replace("'", "")
         return f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
-    if kind == "string_pattern_mismatch" and last == "on_nan":
-        return f"{name}: expected stop, or skip and how many steps, as in skip 3; found {found}"
     if kind == "string_pattern_mismatch":
-        what = "guard" if "guards" in path else "task"
+        what = "retention eval" if "evals" in path else "task"
         return f"{name}: the name of a {what} has letters, digits, _ and - only"
     if kind in ("string_too_short", "too_short"):
         return f"{name} is empty" + (f"; write {_EXAMPLES['tasks']}" if last == "tasks" else "")
@@ -116,12 +114,12 @@ def _missing(path: KeyPath, document: Document) -> str:
         return f"{dotted(section)}: there is no {what} {section[-1]} in the file; {advice}"
     example = (
         "data: data/retention/passages.jsonl"
-        if "guards" in path and last == "data"
+        if "evals" in path and last == "data"
         else _EXAMPLES.get(last, f"{last}: …")
     )
     return f"{dotted(path)} is missing, as in {example}"
 
 
-_NAMED: Mapping[KeyPath, str] = {("pipeline", "tasks"): "task", ("pipeline", "forgetting", "guards"): "guard"}
+_NAMED: Mapping[KeyPath, str] = {("pipeline", "tasks"): "task", ("pipeline", "forgetting", "evals"): "retention eval"}
 """Sections whose keys are names of the user's."""
-_WHOLE = {"task": _EXAMPLES["tasks"], "guard": "guards: {mine: {kind: text, data: mine.jsonl}}"}
+_WHOLE = {"task": _EXAMPLES["tasks"], "retention eval": "evals: {mine: {kind: text_nll, data: mine.jsonl}}"}

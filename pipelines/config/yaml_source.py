@@ -87,6 +87,16 @@ class Document:
         """The keys of a section that the file itself has."""
         return [str(at[-1]) for at in self.places if at[:-1] == path and at and not self.is_made_by_override(*at)]
 
+    def move(self, old: KeyPath, new: KeyPath) -> None:
+        """What is known of `old` and of all below it is known of `new` from now on; the value itself is the caller's."""
+
+        def moved(path: KeyPath) -> KeyPath:
+            return new + path[len(old) :] if path[: len(old)] == old else path
+
+        self.places = {moved(path): place for path, place in self.places.items()}
+        self.unreadable = {moved(path) for path in self.unreadable}
+        self.empty = {moved(path) for path in self.empty}
+
     def override(self, text: str) -> None:
         """Set one key from `key.path=value`; the value is YAML. Findings on it then name the override."""
         label = f"override {shorten(text)}"

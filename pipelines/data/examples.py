@@ -116,15 +116,17 @@ def _fill_example(name: str, task: Task, pipeline: Pipeline, row: SplitRow) -> E
 
 def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:
     """Raises DataError if a test row lacks a column that its score depends on and no template names."""
-    group = task.group
-    if group is not None:
-        if group not in fields:
-            raise DataError(f"group names the column {group}, {describe_columns(fields, group)}")
-        value = fields[group]
+    cluster_by = task.cluster_by
+    if cluster_by is not None:
+        if cluster_by not in fields:
+            raise DataError(f"cluster_by names the column {cluster_by}, {describe_columns(fields, cluster_by)}")
+        value = fields[cluster_by]
         if not isinstance(value, str | int | float) or not str(value).strip():
             is_missing = value is None or isinstance(value, str)
             described = "no value" if is_missing else "a value that is no text or number"
-            raise DataError(f"group names the column {group}, which has {described} here; every test row needs one")
+            raise DataError(
+                f"cluster_by names the column {cluster_by}, which has {described} here; every test row needs one"
+            )
     if task.metric == "unit_tests":
         row_tests(fields)
 

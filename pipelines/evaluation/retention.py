@@ -59,7 +59,7 @@ class PreparedRetentionEval:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.kind == "choices" or (self.kind == "task" and resolve(self.metric).higher_is_better)
+        return self.kind == "multiple_choice" or (self.kind == "task" and resolve(self.metric).higher_is_better)
 
     def parts(self, items: int) -> Iterator[PreparedRetentionEval]:
         """The guard in pieces of so many items, in order, for several to score."""
@@ -82,21 +82,21 @@ def prepare_retention_evals(
     for name, guard in retention_eval_configs(forgetting).items():
         file = resolve_data_file(guard)
         match guard.kind:
-            case "choices":
-                items = read_multiple_choice(file)[: guard.rows]
+            case "multiple_choice":
+                items = read_multiple_choice(file)[: guard.limit]
                 rows = _question_rows(prompts, items, file)
                 prepared.append(PreparedRetentionEval(name, guard.kind, guard.data, choices=items, question_rows=rows))
-            case "text":
+            case "text_nll":
                 prepared.append(
-                    PreparedRetentionEval(name, guard.kind, guard.data, encode_passages(prompts, file, guard.rows))
+                    PreparedRetentionEval(name, guard.kind, guard.data, encode_passages(prompts, file, guard.limit))
                 )
-            case "answers":
-                answers = generate_general_answers(load, prompts, model_id, file, system, guard.rows)
+            case "kl":
+                answers = generate_general_answers(load, prompts, model_id, file, system, guard.limit)
                 prepared.append(
                     PreparedRetentionEval(name, guard.kind, guard.data, encode_answers(prompts, answers, system))
                 )
             case "task":
-                questions = read_task_examples(guard)[: guard.rows]
+                questions = read_task_examples(guard)[: guard.limit]
                 prepared.append(
                     PreparedRetentionEval(name, guard.kind, guard.data, questions=questions, metric=guard.metric)
                 )
@@ -131,9 +131,9 @@ def score_retention_eval(
 
 def _scores(loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: BaseLogits) -> list[float | None]:
     match guard.kind:
-        case "answers":
+        case "kl":
             return list(_divergences(loaded.model, guard.rows, base_logits))
-        case "text":
+        case "text_nll":
             return list(sequence_losses(loaded.model, guard.rows))
         case "task":
             return _task_scores(loaded, guard)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.config.forgetting import BUNDLED, HUB, Forgetting, Guard
+from pipelines.config.forgetting import BUNDLED, HUB, Forgetting, RetentionEvalSettings
 from pipelines.data.readers import RowErrors, numbered_rows, text_column
 from pipelines.data.templates import check_system_is_constant, describe_columns, fill_nonempty, to_text
 from pipelines.errors import DataError, Problem
@@ -72,16 +72,19 @@ def read_text_column(file: Path, name: str) -> list[str]:
     return texts
 
 
-def retention_eval_configs(forgetting: Forgetting) -> dict[str, Guard]:
+def retention_eval_configs(forgetting: Forgetting) -> dict[str, RetentionEvalSettings]:
     """The guards that a config asks for, by name."""
-    if forgetting.guards == "none":
+    if forgetting.evals == "none":
         return {}
-    if forgetting.guards == "bundled":
-        return {name: Guard(kind=kind, data=str(bundled_file(file))) for name, (kind, file) in BUNDLED.items()}  # type: ignore[arg-type]
-    return dict(forgetting.guards)
+    if forgetting.evals == "bundled":
+        return {
+            name: RetentionEvalSettings(kind=kind, data=str(bundled_file(file)))
+            for name, (kind, file) in BUNDLED.items()
+        }
+    return dict(forgetting.evals)
 
 
-def resolve_data_file(guard: Guard) -> Path:
+def resolve_data_file(guard: RetentionEvalSettings) -> Path:
     """Where the guard's rows lie; what is on the hub is fetched once. Raises DataError."""
     if not guard.data.startswith(HUB):
         return Path(guard.data)
@@ -147,17 +150,17 @@ def check_retention_evals(forgetting: Forgetting) -> None:
         for name in ("prompt", "completion"):
             read_text_column(Path(forgetting.replay.data), name)
     for name, guard in retention_eval_configs(forgetting).items():
-        if guard.kind == "choices":
+        if guard.kind == "multiple_choice":
             read_multiple_choice(resolve_data_file(guard))
         elif guard.kind == "task":
             first = read_task_examples(guard)[0]
             if ":" in guard.metric and (wrong := try_metric(guard.metric, first.reference, first.fields)):
                 raise DataError(Problem(f"retention eval {name}: {wrong}", guard.data, 1))
         else:
-            read_text_column(resolve_data_file(guard), "text" if guard.kind == "text" else "instruction")
+            read_text_column(resolve_data_file(guard), "text" if guard.kind == "text_nll" else "instruction")
 
 
-def read_task_examples(guard: Guard) -> list[Question]:
+def read_task_examples(guard: RetentionEvalSettings) -> list[Question]:
     """The rows of a guard of kind task, its templates filled. Raises DataError."""
     assert guard.prompt is not None and guard.completion is not None
     questions, errors = [], RowErrors()

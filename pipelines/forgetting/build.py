@@ -123,8 +123,8 @@ def build_strategies(context: JobContext, task_rows: TokenSequences) -> list[Str
     if "distill" in used:
         distill = _distill(context, task_rows)
         found.append(distill)
-    if "replay" in used or (distill is not None and distill.settings.rows != "tasks"):
-        found.append(_replay(context, distill if distill is not None and distill.settings.rows != "tasks" else None))
+    if "replay" in used or (distill is not None and distill.settings.apply_to != "task"):
+        found.append(_replay(context, distill if distill is not None and distill.settings.apply_to != "task" else None))
     if "ewc" in used:
         found.append(_ewc(context))
     if "si" in used:
@@ -138,8 +138,8 @@ def _distill(context: JobContext, task_rows: TokenSequences) -> Distill:
     settings = context.job.pipeline.forgetting.settings("distill")
     if settings.teacher is None:
         return Distill(settings)
-    if settings.rows != "tasks":
-        message = "pipeline.forgetting.distill.teacher knows the tasks' rows alone; write rows: tasks"
+    if settings.apply_to != "task":
+        message = "pipeline.forgetting.distill.teacher knows the tasks' rows alone; write apply_to: task"
         raise ConfigError(context.job.problem(message, "pipeline", "forgetting", "distill"))
     with locate_model_errors(context.job, "pipeline", "forgetting", "distill", "teacher"):
         teacher = check_teacher(settings, context.model_folder)
@@ -160,17 +160,17 @@ def _replay(context: JobContext, distill: Distill | None) -> Replay:
     for earlier in ancestor_runs(context.run) if learn else ():
         past = load_split(earlier, "train")
         rows = TokenSequences([*rows.input_ids, *past.input_ids], [*rows.supervised_from, *past.supervised_from])
-    share = settings.share if learn else forgetting.settings("distill").share
+    share = settings.fraction if learn else forgetting.settings("distill").fraction
     return Replay(rows, share, seed, train_on_rows=learn, distill=distill)
 
 
 def _ewc(context: JobContext) -> Ewc:
     settings, seed = context.job.pipeline.forgetting.settings("ewc"), context.job.pipeline.seed
-    general = context.sample_general(settings.sequences)
+    general = context.sample_general(settings.fisher_samples)
     texts = [(general, _importance_file(context, "ewc", general, settings.fisher), 1.0)]
     for steps_back, earlier in enumerate(ancestor_runs(context.run)):
-        past = load_split(earlier, "train")[: settings.sequences]
-        texts.append((past, _importance_file(context, "ewc", past, settings.fisher), settings.decay**steps_back))
+        past = load_split(earlier, "train")[: settings.fisher_samples]
+        texts.append((past, _importance_file(context, "ewc", past, settings.fisher), settings.gamma**steps_back))
     return Ewc(settings, texts, context.model_id, seed)
 
 

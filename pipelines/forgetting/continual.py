@@ -22,22 +22,22 @@ from pipelines.storage.run_folder import Run
 
 def ancestor_runs(run: Run) -> Iterator[Run]:
     """The runs that led to where this one starts, the last first."""
-    while (folder := run.manifest.get("after")) is not None:
+    while (folder := run.manifest.get("continue_from")) is not None:
         run = Run.open(Path(folder))
         yield run
 
 
 def starting_model(job: Job, run: Run) -> Path:
-    """The folder of the model that the job starts from: the base, or what the run named by `after` has left.
+    """The folder of the model that the job starts from: the base, or what the run named by `continue_from` has left.
 
     An adapter of that run is folded into its base, once, in the run's folder `start/`: the new adapter begins at zero, and
     switched off it is the model before this job. Raises ConfigError for a run that is not finished or has another base.
     """
-    after = job.pipeline.after
-    if after is None:
+    continue_from = job.pipeline.continue_from
+    if continue_from is None:
         with locate_model_errors(job, "base_model"):
             return find_base_model(job.ludwig["base_model"])
-    earlier = _finished(job, Path(after))
+    earlier = _finished(job, Path(continue_from))
     check_earlier_gates(job, earlier)
     left = earlier.path("model")
     if not (left / "adapter_config.json").exists():
@@ -58,7 +58,7 @@ def check_earlier_gates(job: Job, last: Run) -> None:
     known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
     problems = []
     for name in job.pipeline.report.gates:
-        if "/" in name and name not in known and name not in job.pipeline.forgetting.guard_names:
+        if "/" in name and name not in known and name not in job.pipeline.forgetting.eval_names:
             near = did_you_mean(name, known)
             advice = f"did you mean {near}?" if near else f"the earlier tasks are {', '.join(known)}"
             message = f"pipeline.report.gates.{name}: there is no such earlier task; {advice}"
@@ -71,12 +71,12 @@ def trained_from(job: Job, run: Run) -> Path:
     """The folder of the model that a run was trained from: what `starting_model` gave then, whatever has become of an earlier
     run since."""
     start = run.path("start")
-    return start if job.pipeline.after is not None and start.exists() else starting_model(job, run)
+    return start if job.pipeline.continue_from is not None and start.exists() else starting_model(job, run)
 
 
 def _finished(job: Job, folder: Path) -> Run:
     def refuse(message: str) -> ConfigError:
-        return ConfigError(job.problem(f"pipeline.after: {message}", "pipeline", "after"))
+        return ConfigError(job.problem(f"pipeline.continue_from: {message}", "pipeline", "continue_from"))
 
     if not (folder / "manifest.json").is_file():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))

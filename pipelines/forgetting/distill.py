@@ -49,7 +49,7 @@ class Distill(Strategy):
     def __init__(self, settings: Settings, teacher_topk: Mapping[bytes, TopK] | None = None) -> None:
         """`teacher_topk`: another teacher's distributions for the tasks' rows, by the bytes of a row's tokens."""
         self.settings, self.teacher_topk = settings, teacher_topk
-        self.needs_logits = bool(settings.strength) and (settings.rows != "replay" or teacher_topk is not None)
+        self.needs_logits = bool(settings.weight) and (settings.apply_to != "general" or teacher_topk is not None)
         self.task_divergence = 0.0
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -77,7 +77,7 @@ class Distill(Strategy):
                     for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
                 ]
             )
-        term = self.settings.strength * each.sum() / supervised
+        term = self.settings.weight * each.sum() / supervised
         self.task_divergence += float(term)
         return term
 

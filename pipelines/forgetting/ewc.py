@@ -29,11 +29,11 @@ class Ewc(Strategy):
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         adapter = any(True for _ in lora_pairs(model))
         self.penalties: list[LoraQuadraticPenalty | ProximalQuadraticPenalty] = []
-        if not self.settings.strength:
+        if not self.settings.weight:
             return
         for rows, path, share in self.texts:
             importance = load_or_compute(path, self.model_id, lambda rows=rows: self._measure(model, rows, adapter))  # type: ignore[misc]
-            self.penalties.append(quadratic_penalty(self.name, self.settings.strength * share, adapter, importance))
+            self.penalties.append(quadratic_penalty(self.name, self.settings.weight * share, adapter, importance))
         for penalty in self.penalties:
             penalty.setup(model, optimizer)
 

@@ -35,7 +35,7 @@ def bisect_scale(settings: Settings, loss_at: Callable[[float], float]) -> tuple
 
     def within(place: int) -> bool:
         measured.append((SCALES[place], loss_at(SCALES[place])))
-        return measured[-1][1] - base <= settings.budget
+        return measured[-1][1] - base <= settings.max_loss_increase
 
     if within(0):
         return SCALES[0], measured

@@ -9,4 +9,4 @@ from pipelines.forgetting.strategy import Strategy
 
 def l2sp(settings: Settings, adapter: bool) -> Strategy:
     """½·strength·‖θ − θ₀‖², under LoRA ½·strength·‖ΔW‖²."""
-    return quadratic_penalty("l2sp", settings.strength, adapter, None)
+    return quadratic_penalty("l2sp", settings.weight, adapter, None)

@@ -64,7 +64,7 @@ class Replay(Strategy):
         for rows, counts in self.process_group.lockstep_batches(
             micro_batches(self.process_group.shard(self.current_rows), MICRO_BATCH), self.rows[0:1]
         ):
-            if self.distill is None or not self.distill.settings.strength:
+            if self.distill is None or not self.distill.settings.weight:
                 if self.train_on_rows:
                     yield self._learned(token_losses(self.model, rows), supervised, counts)
                 continue
@@ -72,7 +72,7 @@ class Replay(Strategy):
             # Divided by the tokens that a step should have, not by those it happens to have: over the steps that
             # is the mean over general tokens, which α is measured in.
             each = self.distill.general(rows, logits)
-            term = self.distill.settings.strength * each.sum() / (self.expected if counts else math.inf)
+            term = self.distill.settings.weight * each.sum() / (self.expected if counts else math.inf)
             self.sums["distill"] += float(each.sum()) * counts
             if self.train_on_rows:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()

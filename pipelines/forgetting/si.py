@@ -104,7 +104,7 @@ class Si(Strategy):
         self.model, self.pairs = model, [pair for pair in trained_pairs(model) if pair.lora_A.requires_grad]
         self.penalties: list[LoraQuadraticPenalty | ProximalQuadraticPenalty] = []
         # The penalty has no ½ before it, the quadratic penalties have.
-        strength = 2 * self.settings.strength
+        strength = 2 * self.settings.weight
         if strength:
             found = [load_or_compute(self.warm, self.model_id, self._measure_importance)]
             if self.carried is not None:

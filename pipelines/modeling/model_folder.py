@@ -75,7 +75,7 @@ def refuse_adapter(folder: Path) -> None:
         )
     of = f" of {shorten(base)}" if base else ""
     if (folder.parent / "manifest.json").is_file():
-        advice = f"write the base as base_model, and pipeline.after: {folder.parent}"
+        advice = f"write the base as base_model, and pipeline.continue_from: {folder.parent}"
     else:
         advice = (
             f"write base_model: {shorten(base) if base else 'its base'}, or merge the adapter into its base (PEFT's "

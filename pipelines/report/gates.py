@@ -16,35 +16,35 @@ def judge(
     """A result for each of `pipeline.report.gates`, the failed ones first."""
     results = []
     for name, gate in config["pipeline"].get("report", {}).get("gates", {}).items():
-        of = gate.get("of", "interval")
-        if gate.get("least_gain") is not None:
-            results.append(_judge(tasks[name], gate["least_gain"], of))
+        by = gate.get("by", "ci")
+        if gate.get("min_gain") is not None:
+            results.append(_judge(tasks[name], gate["min_gain"], by))
         else:
-            results.append(_judge_guard(name, guards.get(name), gate["greatest_loss"], of))
+            results.append(_judge_guard(name, guards.get(name), gate["max_drop"], by))
     return sorted(results, key=lambda result: result.passed)
 
 
-def _judge_guard(name: str, guard: GuardResult | None, greatest_loss: float, of: str) -> GateResult:
+def _judge_guard(name: str, guard: GuardResult | None, max_drop: float, by: str) -> GateResult:
     if guard is None:
         return GateResult(name, False, "the guard was not measured in this run.")
-    reached = guard.loss if of == "value" else guard.greatest_loss
-    where = "" if of == "value" else ", by the worse end of the 95 % interval"
+    reached = guard.loss if by == "point_estimate" else guard.greatest_loss
+    where = "" if by == "point_estimate" else ", by the worse end of the 95 % interval"
     unit = unit_name(guard.unit)
-    asked = f"a loss of at most {number(greatest_loss, guard.unit)} {unit} was asked{where}"
+    asked = f"a loss of at most {number(max_drop, guard.unit)} {unit} was asked{where}"
     found = f"the change is {signed(guard.delta, guard.unit)}, its 95 % interval {interval(guard.ci95, guard.unit)}"
-    return GateResult(name, reached <= greatest_loss, f"{asked}; {found}.")
+    return GateResult(name, reached <= max_drop, f"{asked}; {found}.")
 
 
-def _judge(task: TaskResult, least_gain: float, of: str) -> GateResult:
+def _judge(task: TaskResult, min_gain: float, by: str) -> GateResult:
     low, high = task.ci95
-    reached = task.gain if of == "value" else low if task.higher_is_better else -high
-    passed = reached >= least_gain
+    reached = task.gain if by == "point_estimate" else low if task.higher_is_better else -high
+    passed = reached >= min_gain
     unit = task.unit
-    asked = f"a gain of at least {signed(least_gain, unit)} {unit_name(unit)} was asked"
-    if of == "value":
+    asked = f"a gain of at least {signed(min_gain, unit)} {unit_name(unit)} was asked"
+    if by == "point_estimate":
         found = f"the gain is {signed(task.gain, unit)}"
     else:
         span = task.ci95 if task.higher_is_better else (-high, -low)
         found = f"the gain is {signed(task.gain, unit)}, its 95 % interval {interval(span, unit)}"
-    where = "" if of == "value" else " of the interval's lower end"
+    where = "" if by == "point_estimate" else " of the interval's lower end"
     return GateResult(task.name, passed, f"{asked}{where}; {found}.")

@@ -13,7 +13,7 @@ from pipelines.scoring.statistics import ALPHA, Comparison, bootstrap_interval, 
 if TYPE_CHECKING:
     from pipelines.report.run_files import GuardScore
 
-TITLES = {"choices": "multiple choice", "text": "loss on text", "answers": "divergence from base"}
+TITLES = {"multiple_choice": "multiple choice", "text_nll": "loss on text", "kl": "divergence from base"}
 
 Verdict = Literal["lost", "gained", "no loss seen", "drift"]
 
@@ -51,7 +51,7 @@ class GuardResult:
 
     @property
     def verdict(self) -> Verdict:
-        if self.kind == "answers":
+        if self.kind == "kl":
             return "drift"
         if self.p_holm is None or self.p_holm >= ALPHA or self.ci95[0] <= 0 <= self.ci95[1]:
             return "no loss seen"
@@ -64,7 +64,7 @@ class GuardResult:
         numbers = (
             f"{self.title} {number(self.base, self.unit)} → {number(self.tuned, self.unit)} on {count(self.n, 'item')}"
         )
-        if self.kind == "answers":
+        if self.kind == "kl":
             drifted = f"its general answers drifted by {number(self.tuned, self.unit)} {unit} from the base's"
             return f"{drifted} ({count(self.n, 'item')})."
         if self.verdict == "no loss seen":
@@ -88,7 +88,7 @@ def guard_results(base: Sequence[GuardScore], tuned: Sequence[GuardScore]) -> di
         if one.score is not None and other.score is not None:
             pairs.setdefault(one.guard, []).append((one, other))
     compared = {name: _compare(found) for name, found in pairs.items()}
-    tested = [name for name, found in pairs.items() if found[0][0].kind != "answers"]
+    tested = [name for name, found in pairs.items() if found[0][0].kind != "kl"]
     corrected = dict(zip(tested, holm([compared[name].p_value for name in tested]), strict=True))
     return {name: _result(found, compared[name], corrected.get(name)) for name, found in pairs.items()}
 
@@ -104,20 +104,20 @@ def guard_changes(base: Sequence[GuardScore], tuned: Sequence[GuardScore]) -> di
 
 def _compare(pairs: Sequence[tuple[GuardScore, GuardScore]]) -> Comparison:
     first = pairs[0][0]
-    binary = first.kind == "choices" or (first.kind == "task" and resolve(first.metric).binary)
+    binary = first.kind == "multiple_choice" or (first.kind == "task" and resolve(first.metric).binary)
     return compare([one.score or 0.0 for one, _ in pairs], [other.score or 0.0 for _, other in pairs], binary=binary)
 
 
 def _result(pairs: Sequence[tuple[GuardScore, GuardScore]], found: Comparison, p_holm: float | None) -> GuardResult:
     first = pairs[0][0]
     metric = resolve(first.metric) if first.kind == "task" else None
-    higher = metric.higher_is_better if metric else first.kind == "choices"
+    higher = metric.higher_is_better if metric else first.kind == "multiple_choice"
     worse, better = (found.lost, found.gained) if higher else (found.gained, found.lost)
     return GuardResult(
         name=first.guard,
         kind=first.kind,
         title=metric.title if metric else TITLES[first.kind],
-        unit=metric.unit if metric else "%" if first.kind == "choices" else "nats/token",
+        unit=metric.unit if metric else "%" if first.kind == "multiple_choice" else "nats/token",
         higher_is_better=higher,
         n=found.n,
         base=found.base,

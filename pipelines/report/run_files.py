@@ -168,7 +168,7 @@ class RunFiles:
 
     def group_column(self, task: str) -> str | None:
         """The column by which the task's rows belong together, if the config names one."""
-        column = self.config["pipeline"]["tasks"][task].get("group")
+        column = self.config["pipeline"]["tasks"][task].get("cluster_by")
         return None if column is None else str(column)
 
 

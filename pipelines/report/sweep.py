@@ -105,17 +105,17 @@ def read_bake_off(folder: Path) -> BakeOff:
 
 
 def _arm(strategy: str, knob: str, runs: Sequence[Analysis], plain: Sequence[Analysis]) -> ArmResult:
-    text = _guard_items(runs, "text"), _guard_items(plain, "text")
+    text = _guard_items(runs, "text_nll"), _guard_items(plain, "text_nll")
     if not text[0]:
-        raise RunError("a bake-off compares on neutral text; give the job a guard of kind text, or guards: bundled")
+        raise RunError("a bake-off compares on neutral text; give the job a guard of kind text_nll, or evals: bundled")
     trainings = [run.training for run in runs if run.training is not None]
     return ArmResult(
         strategy=strategy,
         knob=knob,
         gain=_measure([_task_items(run) for run in runs], [_task_items(run) for run in plain]),
         forgotten=_measure(*text),
-        knowledge=_optional(_guard_items(runs, "choices"), _guard_items(plain, "choices")),
-        drift=_optional(_guard_items(runs, "answers"), _guard_items(plain, "answers")),
+        knowledge=_optional(_guard_items(runs, "multiple_choice"), _guard_items(plain, "multiple_choice")),
+        drift=_optional(_guard_items(runs, "kl"), _guard_items(plain, "kl")),
         seconds=sum(training.seconds for training in trainings) / len(trainings),
         memory_bytes=max(training.peak_memory_bytes or 0 for training in trainings),
     )

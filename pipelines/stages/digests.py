@@ -33,9 +33,9 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
         "temperature": True,
         "report": True,
         "forgetting": True,
-        "after": True,
-        "on_nan": True,
-        "tasks": {"__all__": {"metric", "normalize", "group", "max_new_tokens", "weight"}},
+        "continue_from": True,
+        "max_nonfinite_steps": True,
+        "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
     }
     data = {file: files[file] for where, file in referenced_files(job) if "tasks" in where}
     tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
@@ -44,15 +44,16 @@ def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
     mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
     scoring = {
-        name: [metric_key(task.metric, task.normalize), metric_source(task.metric), task.group] for name, task in tasks
+        name: [metric_key(task.metric, task.normalize), metric_source(task.metric), task.cluster_by]
+        for name, task in tasks
     }
     # The references are scored as answers while rows are prepared, so what cuts an answer counts.
     prepare = digest(*shared, files, scoring, bounds, generation["max_new_tokens"])
-    base = digest(*shared, generation, bounds, files.get(pipeline.report.prompts or ""))
-    guards = digest(model_id, pipeline.system, pipeline.chat_template, _guard_files(job), pipeline.after)
-    forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"guards"})
+    base = digest(*shared, generation, bounds, files.get(pipeline.report.sample_prompts or ""))
+    guards = digest(model_id, pipeline.system, pipeline.chat_template, _guard_files(job), pipeline.continue_from)
+    forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"evals"})
     others = [_teacher(job), [files[file] for where, file in referenced_files(job) if "replay" in where]]
-    train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.every and guards)
+    train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.eval_steps and guards)
     tuned, tuned_guards = digest(train, base), digest(train, guards)
     report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
     return {
@@ -79,8 +80,8 @@ def _data_files(job: Job) -> dict[str, str]:
     """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
     that are none."""
     check_data_files(job)
-    if job.pipeline.report.prompts:
-        load_sample_prompts(Path(job.pipeline.report.prompts))
+    if job.pipeline.report.sample_prompts:
+        load_sample_prompts(Path(job.pipeline.report.sample_prompts))
     return {file: file_digest(Path(file)) for where, file in referenced_files(job) if "guards" not in where}
 
 

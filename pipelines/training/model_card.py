@@ -31,12 +31,12 @@ def write_model_card(folder: Path, job: Job, base: Path, model_id: str) -> None:
 def _named(job: Job, base: Path, model_id: str) -> tuple[str, str | None, str]:
     """The base's portable name, its commit on the hub, and a sentence about it."""
     given = str(job.ludwig["base_model"])
-    if job.pipeline.after is not None:
-        name = f"{Path(job.pipeline.after).name}-merged"
+    if job.pipeline.continue_from is not None:
+        name = f"{Path(job.pipeline.continue_from).name}-merged"
         return (
             name,
             None,
-            f"The base is the model that the run `{Path(job.pipeline.after).name}` left, content {model_id}.",
+            f"The base is the model that the run `{Path(job.pipeline.continue_from).name}` left, content {model_id}.",
         )
     if given in HUB_IDS:
         about = f"It was trained on alfine's embedded {given}: weights unpacked from 4 bits (Q4_1), content {model_id}."

@@ -37,7 +37,7 @@ class RetentionCallback:
         self.last_good_weights: list[torch.Tensor] = []
 
     def on_train_start(self, model: torch.nn.Module) -> None:
-        self.reference = ReferenceModel(model) if any(guard.kind == "answers" for guard in self.guards) else None
+        self.reference = ReferenceModel(model) if any(guard.kind == "kl" for guard in self.guards) else None
         self._keep_weights(model)
 
     def on_step_end(self, trainer: Any, step: int) -> None:

@@ -64,7 +64,7 @@ def auto_batch_size(job: Job) -> bool:
 def uses_fsdp(job: Job) -> bool:
     """Whether each worker holds a part of the frozen weights alone."""
     backend = job.ludwig.get("backend")
-    return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("shard_base"))
+    return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("fsdp"))
 
 
 def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
@@ -92,7 +92,7 @@ def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> Non
         context = JobContext(job, run, base_model)
         with process_group.main_process_first():
             strategies = build_strategies(context, training.data.sequences)
-            max_nonfinite_steps = int(job.pipeline.on_nan.removeprefix("skip ").replace("stop", "0"))
+            max_nonfinite_steps = job.pipeline.max_nonfinite_steps
             callback = LudwigCallback(
                 report,
                 strategies,
@@ -142,12 +142,16 @@ def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> Non
 def _retention_callback(context: JobContext) -> RetentionCallback | None:
     """Looks at the guards while training, where the YAML asks for it."""
     forgetting = context.job.pipeline.forgetting
-    if forgetting.every is None or forgetting.guards == "none":
+    if forgetting.eval_steps is None or forgetting.evals == "none":
         return None
     from pipelines.training.retention_callback import RetentionCallback
 
     return RetentionCallback(
-        context.retention_evals, context.prompts, forgetting.every, forgetting.budget, context.base_retention_means
+        context.retention_evals,
+        context.prompts,
+        forgetting.eval_steps,
+        forgetting.max_regression,
+        context.base_retention_means,
     )
 
 

@@ -111,7 +111,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             what = "the gradient" if torch.isfinite(loss) else "the loss"
             raise RunError(
                 f"step {step}: {what} is not a finite number; the rows of the step: {self._loop['batcher'].describe_batch()}. Lower "
-                f"trainer.learning_rate, look at the rows, or write pipeline.on_nan: skip {len(skipped) + 2}; nothing of this "
+                f"trainer.learning_rate, look at the rows, or write pipeline.max_nonfinite_steps: {len(skipped) + 2}; nothing of this "
                 f"step was kept"
             )
 

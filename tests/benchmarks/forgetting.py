@@ -36,18 +36,18 @@ def guards(folder: Path, workplace: Path) -> dict[str, dict[str, object]]:
     arc.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     bundled = ROOT / "data" / "retention"
     return {
-        "knowledge": {"kind": "choices", "data": str(bundled / "choices.jsonl")},
-        "text": {"kind": "text", "data": str(bundled / "passages.jsonl")},
-        "answers": {"kind": "answers", "data": str(bundled / "instructions.jsonl")},
-        "wikitext2": {"kind": "text", "data": str(wikitext)},
-        "arc_easy": {"kind": "choices", "data": str(arc)},
+        "knowledge": {"kind": "multiple_choice", "data": str(bundled / "choices.jsonl")},
+        "text": {"kind": "text_nll", "data": str(bundled / "passages.jsonl")},
+        "answers": {"kind": "kl", "data": str(bundled / "instructions.jsonl")},
+        "wikitext2": {"kind": "text_nll", "data": str(wikitext)},
+        "arc_easy": {"kind": "multiple_choice", "data": str(arc)},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("strategies", nargs="+", help="as in the YAML, with knobs behind a colon: ewc:ewc.strength=10")
+    parser.add_argument("strategies", nargs="+", help="as in the YAML, with knobs behind a colon: ewc:ewc.weight=10")
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--rate", type=float, default=0.0003)
     parser.add_argument("--seed", type=int, default=42)
@@ -68,7 +68,7 @@ def main() -> None:
     measured = guards(given.folder, workplace)
     for one in given.strategies:
         strategy, _, knobs = one.partition(":")
-        config["pipeline"]["forgetting"] = {"strategy": strategy, "guards": measured}
+        config["pipeline"]["forgetting"] = {"strategy": strategy, "evals": measured}
         name = "-".join(["forgetting", *re.findall(r"[\w.]+", one), f"s{given.seed}"])
         path = workplace / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -45,7 +45,7 @@ def main() -> None:
         task = {"data": "rows.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "exact_match"}
         config = {
             "base_model": str(base),
-            "pipeline": {"tasks": {"t": task}, "forgetting": {"strategy": "replay+distill", "guards": "none"}},
+            "pipeline": {"tasks": {"t": task}, "forgetting": {"strategy": "replay+distill", "evals": "none"}},
             "adapter": {"type": "lora", "r": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]},
             "trainer": {
                 "train_steps": steps,

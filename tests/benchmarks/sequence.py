@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.sequence [--rate 0.001] [--seed 42] STRATEGY ...
 
-The first job is the quickstart's reviews, the second, `after` it, its summaries and code. The runs lie in runs/sequence-*; each
+The first job is the quickstart's reviews, the second, continuing from it, its summaries and code. The runs lie in runs/sequence-*; each
 second run's report has backward transfer, with its interval. The first job is trained once.
 """
 
@@ -32,14 +32,14 @@ def main() -> None:
     jobs = {
         f"sequence-first-s{given.seed}": {
             "tasks": {"sentiment": tasks["sentiment"]},
-            "forgetting": {"strategy": "si", "si": {"strength": 0}},
+            "forgetting": {"strategy": "si", "si": {"weight": 0}},
         }
     }
     for strategy in given.strategies:
         jobs["-".join(["sequence", *re.findall(r"\w+", strategy), f"s{given.seed}"])] = {
             "tasks": {name: tasks[name] for name in ("summaries", "code")},
             "forgetting": {"strategy": strategy},
-            "after": f"runs/sequence-first-s{given.seed}",
+            "continue_from": f"runs/sequence-first-s{given.seed}",
         }
     for name, changed in jobs.items():
         path = ROOT / "runs" / f"{name}.yaml"

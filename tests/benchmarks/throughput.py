@@ -90,7 +90,7 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
         "pipeline": {
             "tasks": {"t": task},
             "chat_template": False,
-            "forgetting": {"strategy": "none", "guards": "none"},
+            "forgetting": {"strategy": "none", "evals": "none"},
         },
         "adapter": {
             "type": "lora",

@@ -33,8 +33,8 @@ def test_the_answers_column_in_the_prompt(tmp_path, prompt, completion, wrong):
 def test_the_answers_column_in_the_prompt_of_a_guard(tmp_path):
     (tmp_path / "g.jsonl").write_text('{"q": "x", "a": "y"}\n')
     guard = {"kind": "task", "data": str(tmp_path / "g.jsonl"), "prompt": "{q} {a}", "completion": "{a}"}
-    job = make_job(tmp_path, [{"q": "x", "a": "y"}], forgetting={"strategy": "none", "guards": {"g": guard}})
-    with pytest.raises(DataError, match="guards.g.prompt: it contains the answer"):
+    job = make_job(tmp_path, [{"q": "x", "a": "y"}], forgetting={"strategy": "none", "evals": {"g": guard}})
+    with pytest.raises(DataError, match="evals.g.prompt: it contains the answer"):
         check_data_files(job)
 
 

@@ -130,7 +130,7 @@ def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
     }
     task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
     config = {
-        "pipeline": {"tasks": {"t": task}, "forgetting": {"guards": {"mine": guard}}},
+        "pipeline": {"tasks": {"t": task}, "forgetting": {"evals": {"mine": guard}}},
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora"},
     }

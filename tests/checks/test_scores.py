@@ -163,7 +163,7 @@ def test_a_metric_with_numpy_is_fine(project: Path) -> None:
         ("rogue", "retention eval kept: unknown metric 'rogue'; did you mean rouge?"),
         (
             "nll",
-            "retention eval kept: metric nll is not available here; for the loss of texts write kind: text",
+            "retention eval kept: metric nll is not available here; for the loss of texts write kind: text_nll",
         ),
         ("judge:g", "retention eval kept: metric judge:g: module 'judge' has no function 'g'"),
         (
@@ -175,7 +175,7 @@ def test_a_metric_with_numpy_is_fine(project: Path) -> None:
 def test_metrics_of_guards_are_looked_at_too(project: Path, metric: str, said: str) -> None:
     (project / "judge.py").write_text("def f(completion, reference, row): pass\n")
     guard = {"kind": "task", "data": "rows.jsonl", "prompt": "{q}", "completion": "{a}", "metric": metric}
-    code, printed = check(job(project, GOOD, forgetting={"strategy": "none", "guards": {"kept": guard}}))
+    code, printed = check(job(project, GOOD, forgetting={"strategy": "none", "evals": {"kept": guard}}))
     assert code == 2 and said in printed and printed.count("\n") == 1
 
 

@@ -23,14 +23,14 @@ def test_a_word_names_strategies(word, strategies):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "after", "word"),
+    ("adapter", "continued", "word"),
     [(True, False, "auto"), (True, True, "auto"), (False, False, "interpolate"), (False, True, "auto")],
 )
-def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, after, word):
-    assert resolve_auto(adapter=adapter, after=after) == word
+def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, continued, word):
+    assert resolve_auto(adapter=adapter, continued=continued) == word
 
 
 def test_auto_has_knobs_of_its_own_unless_they_are_given():
     assert Forgetting().settings("replay") == AUTO["replay"] != SETTINGS["replay"]()
     assert Forgetting.model_validate("replay").settings("replay") == SETTINGS["replay"]()
-    assert Forgetting.model_validate({"replay": {"share": 0.2}}).settings("replay").share == 0.2
+    assert Forgetting.model_validate({"replay": {"fraction": 0.2}}).settings("replay").fraction == 0.2

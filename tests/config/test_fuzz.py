@@ -366,7 +366,7 @@ def test_rows_of_any_values_are_refused_or_come_out_as_strict_json(tmp_path, row
 
 
 @FUZZ
-@given(st.binary(max_size=60), st.sampled_from(["choices", "text", "answers"]))
+@given(st.binary(max_size=60), st.sampled_from(["multiple_choice", "text_nll", "kl"]))
 def test_guards_of_any_bytes_are_read_or_refused(tmp_path, raw, kind):
     path = tmp_path / "guard.jsonl"
     path.write_bytes(raw)
@@ -375,7 +375,7 @@ def test_guards_of_any_bytes_are_read_or_refused(tmp_path, raw, kind):
         "base_model": "x/y",
         "pipeline": {
             "tasks": {"t": {"data": "d.jsonl", "prompt": "{q}", "completion": "{a}", "metric": "exact_match"}},
-            "forgetting": {"strategy": "none", "guards": guards},
+            "forgetting": {"strategy": "none", "evals": guards},
         },
     }
     (tmp_path / "job.yaml").write_text(json.dumps(config))

@@ -60,9 +60,9 @@ def test_auto_is_written_out_for_the_job(write: Write) -> None:
     under_adapter, full = load_job(write(GOOD)), load_job(write(GOOD), ["adapter=null"])
     assert under_adapter.pipeline.forgetting.strategies == ["replay", "distill"]
     assert full.resolved()["pipeline"]["forgetting"]["strategy"] == "interpolate"
-    behind = load_job(write(GOOD), ["adapter=null", "pipeline.after=runs/one"])
+    behind = load_job(write(GOOD), ["adapter=null", "pipeline.continue_from=runs/one"])
     assert behind.pipeline.forgetting.strategies == ["replay", "distill"]
-    (problem,) = problems(write(GOOD), "adapter=null", "pipeline.forgetting={replay: {share: 0.2}}")
+    (problem,) = problems(write(GOOD), "adapter=null", "pipeline.forgetting={replay: {fraction: 0.2}}")
     assert "replay has settings, but strategy is interpolate" in problem.message
 
 
@@ -121,17 +121,17 @@ ACCEPTED = [
     "pipeline.tasks.sentiment.weight=2",
     "pipeline.tasks.sentiment.prompt='{{\"a\": 1}} {review}'",
     "pipeline.chat_template=null",
-    "pipeline.report.prompts=data/probes.jsonl",
+    "pipeline.report.sample_prompts=data/probes.jsonl",
     "pipeline.split={test: 0, validation: 0}",
     "pipeline.forgetting=none",
     "pipeline.forgetting=auto",
     "pipeline.forgetting=replay+distill",
     "pipeline.forgetting=peft+ewc + si",
-    "pipeline.forgetting={strategy: ewc, ewc: {strength: 3, fisher: kronecker}, guards: none}",
-    "pipeline.forgetting={guards: {mine: {kind: text, data: a.jsonl}}, every: 20, budget: {mine: 0.1}}",
-    "pipeline.forgetting={guards: {t: {kind: task, data: a.jsonl, prompt: '{q}', completion: '{a}', metric: exact_match}}}",
-    "pipeline.report.gates={text: {greatest_loss: 0.05}, sentiment: {least_gain: 5, of: value}}",
-    "pipeline.after=runs/first",
+    "pipeline.forgetting={strategy: ewc, ewc: {weight: 3, fisher: kronecker}, evals: none}",
+    "pipeline.forgetting={evals: {mine: {kind: text_nll, data: a.jsonl}}, eval_steps: 20, max_regression: {mine: 0.1}}",
+    "pipeline.forgetting={evals: {t: {kind: task, data: a.jsonl, prompt: '{q}', completion: '{a}', metric: exact_match}}}",
+    "pipeline.report.gates={text: {max_drop: 0.05}, sentiment: {min_gain: 5, by: point_estimate}}",
+    "pipeline.continue_from=runs/first",
 ]
 
 

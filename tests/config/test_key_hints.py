@@ -65,14 +65,14 @@ def a_value(path: list[str], config: dict[str, Any]) -> Any:
         "metric": "exact_match",
         "betas": [0.9, 0.99],
         "base_model": "x/y",
-        "prompts": "p.jsonl",
+        "sample_prompts": "p.jsonl",
         "layers_to_freeze_regex": "x",
         "strategy": "ewc",
-        "on_nan": "skip 3",
-        "guards": "bundled",
-        "budget": {},
+        "max_nonfinite_steps": 3,
+        "evals": "bundled",
+        "max_regression": {},
         "gates": {},
-        "every": 5,
+        "eval_steps": 5,
     }
     if names[-1] in special:
         return special[names[-1]]

@@ -63,15 +63,15 @@ def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
 @pytest.mark.parametrize(
     ("more", "settings", "message"),
     [
-        ({}, {"group": "document"}, "group names the column document, the row has: q, a"),
-        ({"Document": "d"}, {"group": "document"}, "the row has: q, a, Document; did you mean Document"),
+        ({}, {"cluster_by": "document"}, "cluster_by names the column document, the row has: q, a"),
+        ({"Document": "d"}, {"cluster_by": "document"}, "the row has: q, a, Document; did you mean Document"),
         (
             {"document": None},
-            {"group": "document"},
-            "group names the column document, which has no value here; every test row",
+            {"cluster_by": "document"},
+            "cluster_by names the column document, which has no value here; every test row",
         ),
-        ({"document": float("nan")}, {"group": "document"}, "which has no value here"),
-        ({"document": ["d"]}, {"group": "document"}, "a value that is no text or number"),
+        ({"document": float("nan")}, {"cluster_by": "document"}, "which has no value here"),
+        ({"document": ["d"]}, {"cluster_by": "document"}, "a value that is no text or number"),
         ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
@@ -90,7 +90,7 @@ def test_a_group_is_asked_of_test_rows_only_and_braces_may_stand_in_system(tmp_p
         {"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2]} | ({"doc": 1} if n % 2 else {}) for n in range(8)
     ]
     examples = list(
-        load_examples(task_job(tmp_path, rows, group="doc", system='Answer as {"label": …} or {{q}}.').pipeline)
+        load_examples(task_job(tmp_path, rows, cluster_by="doc", system='Answer as {"label": …} or {{q}}.').pipeline)
     )
     assert len(examples) == 8 and examples[0].system == 'Answer as {"label": …} or {{q}}.'
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from pipelines.config.forgetting import Forgetting, Guard
+from pipelines.config.forgetting import Forgetting, RetentionEvalSettings
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError
 from pipelines.evaluation.completions import LoadedModel
@@ -54,7 +54,7 @@ def settings(**more):
         "metric": "exact_match",
         "max_new_tokens": 4,
     }
-    return Forgetting.model_validate({"guards": guards | more})
+    return Forgetting.model_validate({"evals": guards | more})
 
 
 def test_each_kind_scores_every_item(files):
@@ -88,7 +88,7 @@ def test_a_choice_is_scored_by_its_log_likelihood_a_character(files):
     guard = next(
         g
         for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompt_format, "id", None)
-        if g.kind == "choices"
+        if g.kind == "multiple_choice"
     )
     found = score_retention_eval(loaded, guard, ReferenceModel(model).logits)
     for item, score in zip(ITEMS, found, strict=True):
@@ -110,7 +110,7 @@ def test_lines_say_what_guessing_would_give(files):
     guard = next(
         g
         for g in prepare_retention_evals(settings(), lambda: loaded, loaded.prompt_format, "id", None)
-        if g.kind == "choices"
+        if g.kind == "multiple_choice"
     )
     lines = retention_records(guard, [0.0] * 9)
     assert {line["chance"] for line in lines} == {100 / 3} and lines[8]["item"] == 9
@@ -153,7 +153,7 @@ def test_the_base_is_asked_once(files):
 def test_bad_rows_are_named(files, rows, kind, words):
     (files / "rows.jsonl").write_text(rows + "\n")
     with pytest.raises(DataError, match=None) as error:
-        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": kind, "data": "rows.jsonl"}}}))
+        check_retention_evals(Forgetting.model_validate({"evals": {"g": {"kind": kind, "data": "rows.jsonl"}}}))
     assert words in str(error.value)
 
 
@@ -182,7 +182,7 @@ def test_a_benchmark_row_without_its_answer_is_named(files):
 
 
 def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypatch):
-    guard = Guard(kind="choices", data="hub:some/benchmark/easy/test.jsonl")
+    guard = RetentionEvalSettings(kind="choices", data="hub:some/benchmark/easy/test.jsonl")
     (files / "test.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}\n')
     asked = []
 
@@ -201,7 +201,7 @@ def test_a_file_of_the_hub_is_fetched_where_it_is_not_there_yet(files, monkeypat
 @pytest.mark.parametrize("data", ["hub:some", "hub:some/benchmark", "hub:"])
 def test_a_name_that_is_no_file_of_the_hub(data):
     with pytest.raises(DataError, match="write hub:OWNER/NAME/FILE"):
-        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": data}}}))
+        check_retention_evals(Forgetting.model_validate({"evals": {"g": {"kind": "text_nll", "data": data}}}))
 
 
 def test_a_hub_out_of_reach_costs_one_line(monkeypatch):
@@ -211,13 +211,15 @@ def test_a_hub_out_of_reach_costs_one_line(monkeypatch):
     with pytest.raises(
         DataError, match=r"hub:a/b/c.jsonl: cannot be had from the hub \(no connection\); download the file"
     ):
-        check_retention_evals(Forgetting.model_validate({"guards": {"g": {"kind": "text", "data": "hub:a/b/c.jsonl"}}}))
+        check_retention_evals(
+            Forgetting.model_validate({"evals": {"g": {"kind": "text_nll", "data": "hub:a/b/c.jsonl"}}})
+        )
 
 
 def test_a_missing_column_of_a_task_guard_is_named(files):
     guard = {"kind": "task", "data": "task.jsonl", "prompt": "{nope}", "completion": "{a}"}
     with pytest.raises(DataError, match="task.jsonl:1.*nope"):
-        check_retention_evals(Forgetting.model_validate({"guards": {"g": guard}}))
+        check_retention_evals(Forgetting.model_validate({"evals": {"g": guard}}))
 
 
 def test_choices_are_read_as_they_stand(files):

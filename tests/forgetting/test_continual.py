@@ -28,13 +28,11 @@ def test_a_gate_on_an_earlier_task_names_one_that_is_there(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(GOOD.replace("sentiment:", f"{task}:"), encoding="utf-8")
         (tmp_path / name / "manifest.json").write_text(
-            json.dumps({"format_version": 1, "stages": {}, "after": after}), encoding="utf-8"
+            json.dumps({"format_version": 1, "stages": {}, "continue_from": after}), encoding="utf-8"
         )
-    gates = (
-        "report: {gates: {one/reviews: {greatest_loss: 1}, two/sums: {greatest_loss: 1}, two/suns: {greatest_loss: 1}}}"
-    )
+    gates = "report: {gates: {one/reviews: {max_drop: 1}, two/sums: {max_drop: 1}, two/suns: {max_drop: 1}}}"
     (tmp_path / "job.yaml").write_text(
-        pipeline(f"after: {tmp_path}/two").replace("  tasks:", f"  {gates}\n  tasks:"), encoding="utf-8"
+        pipeline(f"continue_from: {tmp_path}/two").replace("  tasks:", f"  {gates}\n  tasks:"), encoding="utf-8"
     )
     with pytest.raises(ConfigError) as caught:
         check_earlier_gates(load_job(tmp_path / "job.yaml"), Run.open(tmp_path / "two"))
@@ -57,12 +55,12 @@ def guarded(project):
     items = [{"question": f"is {n} tea?", "choices": ["a gate", "tea", "ice"], "answer": n % 3} for n in range(9)]
     Path(folder, "guards", "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     guards = {
-        "knowledge": {"kind": "choices", "data": "own/retention/choices.jsonl"},
-        "text": {"kind": "text", "data": "own/retention/passages.jsonl"},
-        "answers": {"kind": "answers", "data": "own/retention/instructions.jsonl"},
+        "knowledge": {"kind": "multiple_choice", "data": "own/retention/choices.jsonl"},
+        "text": {"kind": "text_nll", "data": "own/retention/passages.jsonl"},
+        "answers": {"kind": "kl", "data": "own/retention/instructions.jsonl"},
     }
     config = json.loads(Path("job.yaml").read_text())
-    config["pipeline"]["forgetting"] = {"strategy": "none", "guards": guards}
+    config["pipeline"]["forgetting"] = {"strategy": "none", "evals": guards}
     Path("job.yaml").write_text(json.dumps(config))
     return project
 
@@ -78,7 +76,7 @@ def second_job(after="runs/one", **forgetting):
     """The second task alone, on from the first run."""
     config = json.loads(Path("job.yaml").read_text())
     del config["pipeline"]["tasks"]["odd"]
-    config["pipeline"]["after"] = after
+    config["pipeline"]["continue_from"] = after
     config["pipeline"]["forgetting"] |= forgetting
     Path("second.yaml").write_text(json.dumps(config))
 
@@ -104,7 +102,7 @@ def test_every_guard_is_measured_before_and_after(guarded):
     assert any(line["score"] > 1e-4 for line in tuned if line["guard"] == "answers")
     assert set(analyse(first.folder).guards) == {"knowledge", "text", "answers"}
     finished = first.manifest["stages"]
-    again = run("one", "pipeline.forgetting.guards.text.rows=4").manifest["stages"]
+    again = run("one", "pipeline.forgetting.evals.text.limit=4").manifest["stages"]
     assert again["train"] == finished["train"] and again["eval_base_retention"] != finished["eval_base_retention"]
 
 
@@ -144,7 +142,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
 
 def test_a_run_that_is_not_there_or_not_finished_or_of_another_base(guarded):
     second_job("runs/none")
-    with pytest.raises(ConfigError, match=r"second.yaml:1: pipeline.after: runs/none holds no run"):
+    with pytest.raises(ConfigError, match=r"second.yaml:1: pipeline.continue_from: runs/none holds no run"):
         run_second()
     first = run()
     stages = first.manifest["stages"]
@@ -160,7 +158,7 @@ def test_a_run_that_is_not_there_or_not_finished_or_of_another_base(guarded):
 
 
 def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
-    watched = run("one", "pipeline.forgetting.every=1", "trainer.epochs=3", "trainer.batch_size=16")
+    watched = run("one", "pipeline.forgetting.eval_steps=1", "trainer.epochs=3", "trainer.batch_size=16")
     training = json.loads(watched.path("model", "training.json").read_text())
     assert [entry["step"] for entry in training["retention"]] == list(range(1, training["steps"] + 1))
     assert "stopped_by_retention" not in training
@@ -168,8 +166,8 @@ def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
     budget = (drift[0] + drift[1]) / 2
     stopped = run(
         "two",
-        "pipeline.forgetting.every=1",
-        f"pipeline.forgetting.budget.answers={budget}",
+        "pipeline.forgetting.eval_steps=1",
+        f"pipeline.forgetting.max_regression.answers={budget}",
         "trainer.epochs=3",
         "trainer.batch_size=16",
     )
@@ -188,7 +186,7 @@ def test_another_teacher_teaches_and_a_strange_one_is_refused(guarded):
     taught = run(
         "one",
         "pipeline.forgetting.strategy=distill",
-        "pipeline.forgetting.distill={rows: tasks, teacher: ./teacher, top_k: 8}",
+        "pipeline.forgetting.distill={apply_to: task, teacher: ./teacher, top_k: 8}",
     )
     steps = json.loads(taught.path("model", "training.json").read_text())["forgetting"]
     assert all(entry["distill on tasks"] > 0 for entry in steps)
@@ -197,7 +195,7 @@ def test_another_teacher_teaches_and_a_strange_one_is_refused(guarded):
         run(
             "two",
             "pipeline.forgetting.strategy=distill",
-            "pipeline.forgetting.distill={rows: tasks, teacher: ./strange}",
+            "pipeline.forgetting.distill={apply_to: task, teacher: ./strange}",
         )
 
 
@@ -237,4 +235,4 @@ def test_the_plain_run_is_always_among_the_arms_and_a_strange_word_is_named(guar
     job = load_job(Path("job.yaml"))
     assert [arm.knob for arm in arms(job, "none", 2)] == ["learning_rate: 0.01", "learning_rate: 0.003"]
     assert arms(job, "full", 1)[0].overrides[0] == "adapter=null"
-    assert [arm.knob for arm in arms(job, "replay+distill", 2)] == ["replay.share: 0.05", "replay.share: 0.1"]
+    assert [arm.knob for arm in arms(job, "replay+distill", 2)] == ["replay.fraction: 0.05", "replay.fraction: 0.1"]

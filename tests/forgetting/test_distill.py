@@ -71,7 +71,7 @@ def test_without_an_adapter_it_is_a_frozen_copy(tmp_path):
 
 def test_on_the_tasks_rows_the_term_is_the_mean_over_the_step(tmp_path):
     model, data = lora(tmp_path / "m", moved=True), rows(4)
-    distill = Distill(Settings(strength=0.3, rows="tasks"))
+    distill = Distill(Settings(weight=0.3, apply_to="task"))
     distill.setup(model, sgd(model))
     found, _ = supervised_logits(model, data)
     distill.sample_rows(data)
@@ -93,7 +93,7 @@ def test_another_teacher_teaches_row_by_row(tmp_path):
         ids.tobytes(): TopK.of(part, 1000)
         for ids, part in zip(data.input_ids, told.split(data.supervised_lengths), strict=True)
     }
-    distill = Distill(Settings(strength=1.0, rows="tasks", teacher="x"), teacher_topk)
+    distill = Distill(Settings(weight=1.0, apply_to="task", teacher="x"), teacher_topk)
     distill.setup(model, sgd(model))
     found, _ = supervised_logits(model, data)
     distill.sample_rows(data)

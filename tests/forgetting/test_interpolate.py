@@ -8,7 +8,9 @@ from pipelines.forgetting.interpolate import SCALES, bisect_scale
 
 @pytest.mark.parametrize("best", SCALES)
 def test_the_largest_scale_within_the_budget_is_found_in_a_few_passes(best):
-    scale, measured = bisect_scale(Interpolate(budget=0.02), lambda at: 4 + 0.02 * (at / (best or 0.001)) ** 2)
+    scale, measured = bisect_scale(
+        Interpolate(max_loss_increase=0.02), lambda at: 4 + 0.02 * (at / (best or 0.001)) ** 2
+    )
     assert scale == best
     assert len(measured) <= 6
     assert measured[0] == (0.0, 4.0)

@@ -48,7 +48,7 @@ def test_it_goes_on_where_it_was():
 
 def test_its_terms_are_cross_entropy_and_divergence(tmp_path):
     model, general = lora(tmp_path / "m", moved=True), rows(12, seed=3)
-    distill = Distill(DistillSettings(strength=0.5))
+    distill = Distill(DistillSettings(weight=0.5))
     replay = Replay(general, 0.4, 0, train_on_rows=True, distill=distill)
     for strategy in (distill, replay):
         strategy.setup(model, sgd(model))

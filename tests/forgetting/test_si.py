@@ -54,7 +54,7 @@ def test_factors_keep_the_row_and_column_sums():
 
 def make(tmp_path, strength=1.0, **more):
     return Si(
-        Settings(strength=strength, importance_steps=3, **more),
+        Settings(weight=strength, importance_steps=3, **more),
         rows(16),
         tmp_path / "warm.safetensors",
         "a model",
@@ -119,7 +119,7 @@ def test_a_matrix_that_is_kept_the_other_way_round(tmp_path):
     config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = get_peft_model(load_causal_lm(tmp_path / "gpt2", frozen=True), config)
     si = Si(
-        Settings(strength=1.0, importance_steps=2),
+        Settings(weight=1.0, importance_steps=2),
         rows(),
         tmp_path / "warm.safetensors",
         "it",

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.ludwig
 ADAM = {"optimizer": {"type": "adamw"}, "learning_rate": 0.003}
 KINDS = ["ewc", "si", "l2sp", "replay", "distill", "replay+distill"]
 OFF = {
-    "ewc": {"strength": 0.0},
-    "si": {"strength": 0.0},
-    "l2sp": {"strength": 0.0},
-    "replay": {"share": 0.0},
-    "distill": {"strength": 0.0},
+    "ewc": {"weight": 0.0},
+    "si": {"weight": 0.0},
+    "l2sp": {"weight": 0.0},
+    "replay": {"fraction": 0.0},
+    "distill": {"weight": 0.0},
 }
 
 
@@ -81,11 +81,11 @@ def test_each_holds_the_weights_back_and_says_by_how_much(make_job, adapter, str
 
 def _strong(strategy):
     strong = {
-        "ewc": {"strength": 300.0},
-        "si": {"strength": 300.0},
-        "l2sp": {"strength": 30.0},
-        "replay": {"share": 0.3},
-        "distill": {"strength": 30.0} if "replay" in strategy else {"strength": 30.0, "share": 0.3},
+        "ewc": {"weight": 300.0},
+        "si": {"weight": 300.0},
+        "l2sp": {"weight": 30.0},
+        "replay": {"fraction": 0.3},
+        "distill": {"weight": 30.0} if "replay" in strategy else {"weight": 30.0, "fraction": 0.3},
     }
     return {name: strong[name] for name in strategy.split("+")}
 
@@ -155,7 +155,7 @@ def test_interpolation_goes_back_as_far_as_its_budget_asks(make_job, adapter):
         expected = tuned[name] * (0.5 if "lora_B" in name else 1.0) if adapter else (start[name] + tuned[name]) / 2
         torch.testing.assert_close(weight, expected)
     job, run, base = make_job(
-        adapter, name="none", forgetting={"strategy": "interpolate", "interpolate": {"budget": 0.0}}, **ADAM
+        adapter, name="none", forgetting={"strategy": "interpolate", "interpolate": {"max_loss_increase": 0.0}}, **ADAM
     )
     run_training(job, run, base)
     found = history_of(run)["interpolate"]

@@ -247,7 +247,7 @@ def test_the_adapter_of_a_run_is_gone_on_from(tmp_path):
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     (folder.parent / "manifest.json").write_text("{}")
-    with pytest.raises(ModelError, match="pipeline.after: .*runs/first$"):
+    with pytest.raises(ModelError, match="pipeline.continue_from: .*runs/first$"):
         refuse_adapter(folder)
 
 

@@ -42,7 +42,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
         "moved",
         f"adapter={{{LORA}{options}}}",
         "pipeline.forgetting.strategy=distill",
-        "pipeline.forgetting.every=1",
+        "pipeline.forgetting.eval_steps=1",
         "trainer.learning_rate=0.001",
     )
     history = json.loads(moved.path("model", "training.json").read_text())

@@ -30,10 +30,10 @@ def run_with_gates(folder, gates, right=12):
 @pytest.mark.parametrize(
     ("gate", "passed"),
     [
-        ({"least_gain": 29.9, "of": "value"}, True),
-        ({"least_gain": 30.1, "of": "value"}, False),
-        ({"least_gain": 10}, True),
-        ({"least_gain": 29.9}, False),  # the interval's lower end is about 14
+        ({"min_gain": 29.9, "by": "point_estimate"}, True),
+        ({"min_gain": 30.1, "by": "point_estimate"}, False),
+        ({"min_gain": 10}, True),
+        ({"min_gain": 29.9}, False),  # the interval's lower end is about 14
     ],
 )
 def test_a_score(tmp_path, gate, passed):
@@ -43,16 +43,16 @@ def test_a_score(tmp_path, gate, passed):
     assert "+30.0" in analysis.gates[0].sentence
 
 
-@pytest.mark.parametrize(("least_gain", "passed"), [(0.9, True), (1.2, False), (-0.5, True)])
-def test_a_loss_gains_by_falling(tmp_path, least_gain, passed):
-    analysis = analyse(run_with_gates(tmp_path / "r", {"text": {"least_gain": least_gain}}))
+@pytest.mark.parametrize(("min_gain", "passed"), [(0.9, True), (1.2, False), (-0.5, True)])
+def test_a_loss_gains_by_falling(tmp_path, min_gain, passed):
+    analysis = analyse(run_with_gates(tmp_path / "r", {"text": {"min_gain": min_gain}}))
     low, high = analysis.tasks["text"].ci95
     assert high < 0 and -high >= 0.9
     assert analysis.gates[0].passed == passed
 
 
 def test_failed_gates_come_first_and_end_with_exit_code_3(tmp_path):
-    folder = run_with_gates(tmp_path / "r", {"text": {"least_gain": 0.5}, "mood": {"least_gain": 50}})
+    folder = run_with_gates(tmp_path / "r", {"text": {"min_gain": 0.5}, "mood": {"min_gain": 50}})
     result = CliRunner().invoke(main, ["compare", str(folder)])
     assert result.exit_code == 3
     assert result.output.index("FAILED") < result.output.index("passed")
@@ -66,8 +66,6 @@ def test_failed_gates_come_first_and_end_with_exit_code_3(tmp_path):
 
 def test_all_gates_passed_is_exit_code_0(tmp_path):
     assert (
-        CliRunner()
-        .invoke(main, ["compare", str(run_with_gates(tmp_path / "r", {"mood": {"least_gain": 5}}))])
-        .exit_code
+        CliRunner().invoke(main, ["compare", str(run_with_gates(tmp_path / "r", {"mood": {"min_gain": 5}}))]).exit_code
         == 0
     )

@@ -28,8 +28,8 @@ def results(base, tuned):
 
 
 def test_a_loss_of_knowledge_is_told_with_both_kinds_of_flips():
-    base = lines("knowledge", "choices", [100] * 60 + [0] * 40, chance=25)
-    tuned = lines("knowledge", "choices", [0] * 25 + [100] * 38 + [0] * 37, chance=25)
+    base = lines("knowledge", "multiple_choice", [100] * 60 + [0] * 40, chance=25)
+    tuned = lines("knowledge", "multiple_choice", [0] * 25 + [100] * 38 + [0] * 37, chance=25)
     found = results(base, tuned)["knowledge"]
     assert (found.lost, found.gained, found.verdict) == (25, 3, "lost")
     assert found.loss == pytest.approx(22) and found.greatest_loss > 22
@@ -37,23 +37,23 @@ def test_a_loss_of_knowledge_is_told_with_both_kinds_of_flips():
 
 
 def test_text_that_is_as_likely_as_before_is_no_loss_and_says_what_cannot_be_ruled_out():
-    base = lines("text", "text", [3.0 + n / 50 for n in range(40)])
-    tuned = lines("text", "text", [3.0 + n / 50 + 0.02 * (-1) ** n for n in range(40)])
+    base = lines("text", "text_nll", [3.0 + n / 50 for n in range(40)])
+    tuned = lines("text", "text_nll", [3.0 + n / 50 + 0.02 * (-1) ** n for n in range(40)])
     found = results(base, tuned)["text"]
     assert found.verdict == "no loss seen" and "cannot be ruled out" in found.sentence and found.unit == "nats/token"
-    worse = results(base, lines("text", "text", [3.1 + n / 50 + 0.02 * (-1) ** n for n in range(40)]))["text"]
+    worse = results(base, lines("text", "text_nll", [3.1 + n / 50 + 0.02 * (-1) ** n for n in range(40)]))["text"]
     assert worse.verdict == "lost" and worse.lost == 40 and worse.gained == 0
 
 
 def test_a_divergence_is_a_drift_and_is_not_tested():
-    found = results(lines("answers", "answers", [0.0] * 9), lines("answers", "answers", [0.3, 0.1, 0.2] * 3))["answers"]
+    found = results(lines("answers", "kl", [0.0] * 9), lines("answers", "kl", [0.3, 0.1, 0.2] * 3))["answers"]
     assert found.verdict == "drift" and found.p_holm is None and "drifted by 0.200" in found.sentence
 
 
 def test_a_guard_at_chance_can_show_nothing():
-    base = lines("k", "choices", ([100] + [0] * 3) * 10, chance=25)
+    base = lines("k", "multiple_choice", ([100] + [0] * 3) * 10, chance=25)
     assert "at chance (25.0 %, guessing gives 25.0 %)" in results(base, base)["k"].flags[0]
-    assert not results(lines("k", "choices", [100] * 30 + [0] * 10, chance=25), base)["k"].flags
+    assert not results(lines("k", "multiple_choice", [100] * 30 + [0] * 10, chance=25), base)["k"].flags
 
 
 def test_items_without_a_score_leave_the_pairs():
@@ -64,8 +64,8 @@ def test_items_without_a_score_leave_the_pairs():
 
 
 def test_what_was_learned_and_lost_stands_in_one_line():
-    base = lines("text", "text", [3.0] * 20) + lines("answers", "answers", [0.0] * 5)
-    tuned = lines("text", "text", [3.4 + n / 100 for n in range(20)]) + lines("answers", "answers", [0.3] * 5)
+    base = lines("text", "text_nll", [3.0] * 20) + lines("answers", "kl", [0.0] * 5)
+    tuned = lines("text", "text_nll", [3.4 + n / 100 for n in range(20)]) + lines("answers", "kl", [0.3] * 5)
     text = learned_and_lost(["mood (+9.0 points)"], list(results(base, tuned).values()))
     assert (
         text
@@ -79,13 +79,13 @@ def test_backward_transfer_is_the_mean_over_the_earlier_tasks():
         line["metric"] = "exact_match"
     found = backward_transfer(records(tuned))
     assert found.value == pytest.approx(-25) and found.tasks == 2 and found.ci95[0] < -25 < found.ci95[1]
-    assert backward_transfer(records(lines("text", "text", [1.0]))) is None
+    assert backward_transfer(records(lines("text", "text_nll", [1.0]))) is None
 
 
 def with_guards(folder, gates=None):
     make_run(folder)
-    base = lines("text", "text", [3.0] * 20) + lines("answers", "answers", [0.0] * 5)
-    tuned = lines("text", "text", [3.4 + n / 100 for n in range(20)]) + lines("answers", "answers", [0.3] * 5)
+    base = lines("text", "text_nll", [3.0] * 20) + lines("answers", "kl", [0.0] * 5)
+    tuned = lines("text", "text_nll", [3.4 + n / 100 for n in range(20)]) + lines("answers", "kl", [0.3] * 5)
     write_lines(folder / "retention" / "base.jsonl", base)
     write_lines(folder / "retention" / "tuned.jsonl", tuned)
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -101,9 +101,9 @@ def with_guards(folder, gates=None):
 @pytest.mark.parametrize(
     ("gate", "passed"),
     [
-        ({"greatest_loss": 0.5, "of": "value"}, True),
-        ({"greatest_loss": 0.4, "of": "value"}, False),
-        ({"greatest_loss": 0.5}, False),
+        ({"max_drop": 0.5, "by": "point_estimate"}, True),
+        ({"max_drop": 0.4, "by": "point_estimate"}, False),
+        ({"max_drop": 0.5}, False),
     ],
 )
 def test_a_gate_on_a_guard(tmp_path, gate, passed):
@@ -113,7 +113,7 @@ def test_a_gate_on_a_guard(tmp_path, gate, passed):
 
 
 def test_a_gate_on_a_guard_that_was_not_measured_fails(tmp_path):
-    assert not analyse(with_guards(tmp_path / "r", {"other": {"greatest_loss": 1.0}})).gates[0].passed
+    assert not analyse(with_guards(tmp_path / "r", {"other": {"max_drop": 1.0}})).gates[0].passed
 
 
 def test_every_form_shows_them(tmp_path):

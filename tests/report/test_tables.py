@@ -45,9 +45,9 @@ def analysis(request, tmp_path_factory):
         tuned,
     )
     kinds = [
-        ("knowledge", "choices", ""),
-        ("text", "text", ""),
-        ("general answers", "answers", ""),
+        ("knowledge", "multiple_choice", ""),
+        ("text", "text_nll", ""),
+        ("general answers", "kl", ""),
         (f"first/{names[0]}", "task", "rouge"),
     ]
     for side, shift in (("base", 0), ("tuned", 12345.678)):
@@ -59,8 +59,8 @@ def analysis(request, tmp_path_factory):
                     "kind": kind,
                     "metric": metric,
                     "item": n,
-                    "chance": 25.0 if kind == "choices" else None,
-                    "score": 100.0 * (n % 2) if kind == "choices" else shift + n,
+                    "chance": 25.0 if kind == "multiple_choice" else None,
+                    "score": 100.0 * (n % 2) if kind == "multiple_choice" else shift + n,
                 }
                 for name, kind, metric in kinds
                 for n in range(1, 40)
@@ -138,7 +138,7 @@ def bake_off_result():
         ),
         ArmResult(
             "replay+distill+interpolate",
-            "interpolate.budget: 0.005",
+            "interpolate.max_loss_increase: 0.005",
             measure(69.1),
             measure(-0.001),
             None,

@@ -79,7 +79,7 @@ def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, t
 
 
 def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypatch):
-    guards = "pipeline.forgetting.guards={knowledge: {kind: choices, data: choices.jsonl}, general: {kind: answers, data: asked.jsonl}}"
+    guards = "pipeline.forgetting.evals={knowledge: {kind: multiple_choice, data: choices.jsonl}, general: {kind: kl, data: asked.jsonl}}"
     items = [{"question": f"is {n} odd", "choices": ["no", "yes", "the tea"], "answer": n % 2} for n in range(40)]
     (project / "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     (project / "asked.jsonl").write_text("".join(json.dumps({"instruction": f"say {n}"}) + "\n" for n in range(9)))
@@ -114,7 +114,7 @@ def test_more_workers_than_there_are_cores_are_refused(ray, make_job):
 def test_what_the_user_can_mend_is_said_once_and_not_tried_again(ray, make_job, tmp_path):
     teacher = make_model(tmp_path / "other", "sentencepiece")
     job, folder, base = make_job(
-        LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(teacher), "rows": "tasks"}}
+        LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(teacher), "apply_to": "task"}}
     )
     with pytest.raises(ModelError, match="has another tokenizer than the base"):
         train_on_ray(two_workers(job), folder, base, lambda *_: None)

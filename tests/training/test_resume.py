@@ -235,7 +235,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_its_rows(jobs, mon
 
 def test_such_steps_may_be_passed_over(jobs, monkeypatch):
     job, run, base = jobs(forgetting="none")
-    job = type(job)(job.path, job.pipeline.model_copy(update={"on_nan": "skip 2"}), job.ludwig, job.document)
+    job = type(job)(job.path, job.pipeline.model_copy(update={"max_nonfinite_steps": 2}), job.ludwig, job.document)
     not_a_number_at(monkeypatch, 2, 4)
     train(job, run, base, report)
     assert history(run)["skipped"] == [2, 4]
