@@ -3,29 +3,25 @@
 import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from rich.console import Console
 
-from pipelines import run as pipeline
 from pipelines.config.job import load_job
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import RunError
-from pipelines.forgetting import continual as sequence
-from pipelines.modeling.base_models import find_base_model
-from pipelines.modeling.content_hash import fingerprint
+from pipelines.forgetting import continual
 from pipelines.predict import predict
 from pipelines.run import run_job
-from pipelines.stages.digests import stage_inputs
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run
 from tests.jobs import QUIET, run
-from tests.tiny import make_model
 
 pytestmark = pytest.mark.ludwig
 
 
-def test_a_run_leaves_everything_and_does_nothing_twice(project):
+def test_a_second_run_of_the_same_job_runs_no_stage(project):
     first = run()
     assert set(first.manifest["stages"]) == {
         "prepare",
@@ -48,7 +44,7 @@ def test_a_run_leaves_everything_and_does_nothing_twice(project):
     assert run().manifest["stages"] == first.manifest["stages"]
 
 
-def test_only_what_changed_is_done_again(project):
+def test_only_stages_with_changed_inputs_run_again(project):
     overrides = []
     stages = run().manifest["stages"]
     for override, expected in {
@@ -66,7 +62,7 @@ def test_only_what_changed_is_done_again(project):
         stages = after
 
 
-def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
+def test_base_completions_are_cached_for_other_runs(project, monkeypatch):
     run()
     calls = []
     from pipelines.evaluation.completions import LoadedModel
@@ -80,21 +76,21 @@ def test_the_base_is_answered_once_for_all_runs(project, monkeypatch):
     assert second.path("base", "completions.jsonl").read_text() == Path("runs/one/base/completions.jsonl").read_text()
 
 
-def test_a_run_cut_off_goes_on(project, monkeypatch):
-    whole = run("whole").path("tuned", "completions.jsonl").read_text()
-    monkeypatch.setattr(pipeline.Stages, "report", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+def test_an_interrupted_run_resumes(project, monkeypatch):
+    uninterrupted = run("whole").path("tuned", "completions.jsonl").read_text()
+    monkeypatch.setattr("pipelines.stages.report.write_report", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run("cut")
+        run("interrupted")
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setenv("ALFINE_CACHE", str(project / "cache"))
-    trained = Run(Path("runs/cut")).manifest["stages"]["train"]
-    resumed = run("cut")
+    trained = Run(Path("runs/interrupted")).manifest["stages"]["train"]
+    resumed = run("interrupted")
     assert resumed.manifest["stages"]["train"] == trained
-    assert resumed.path("tuned", "completions.jsonl").read_text() == whole
+    assert resumed.path("tuned", "completions.jsonl").read_text() == uninterrupted
 
 
-def test_the_same_rows_on_other_lines_take_no_answers_of_the_cache(project):
+def test_the_same_rows_on_other_lines_are_not_read_from_the_cache(project):
     run()
     Path("odd.jsonl").write_text("\n" + Path("odd.jsonl").read_text())
     moved = run("two")
@@ -102,7 +98,7 @@ def test_the_same_rows_on_other_lines_take_no_answers_of_the_cache(project):
     assert rows[0] == 5 and moved.path("report.json").exists()
 
 
-def test_a_folder_belongs_to_its_config(project):
+def test_a_run_folder_of_another_config_is_rejected(project):
     run()
     Path("other.yaml").write_text(Path("job.yaml").read_text())
     with pytest.raises(RunError, match=r"was created by job\.yaml"):
@@ -114,8 +110,8 @@ def test_predict_gives_the_completions_of_the_report(project):
     tuned = read_jsonl(done.path("tuned", "completions.jsonl"))
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = predict(done, Path("new.jsonl"), None, QUIET)
-    assert [row["prediction"] for row in found] == [row["completion"] for row in tuned]
+    rows = predict(done, Path("new.jsonl"), None, QUIET)
+    assert [row["prediction"] for row in rows] == [row["completion"] for row in tuned]
 
 
 @pytest.mark.parametrize(
@@ -143,17 +139,17 @@ def test_full_fine_tuning(project):
     assert json.loads(done.path("report.json").read_text())["training"]["trainable_parameters"] > 0
 
 
-def test_completions_of_a_batch_equal_those_of_one(project):
+def test_batched_completions_equal_single_completions(project):
     from pipelines.evaluation.completions import LoadedModel, complete
 
     loaded = LoadedModel.from_folder(Path("base"), None)
     prompts = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * n)) for n in range(1, 6)]
-    together = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
-    alone = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
-    assert together == alone
+    batched = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
+    single = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
+    assert batched == single
 
 
-def test_secrets_of_the_environment_reach_no_file(project, monkeypatch):
+def test_no_file_contains_secrets_of_the_environment(project, monkeypatch):
     secrets = {"HF_TOKEN": "hf_DoNotWriteMe123", "AWS_SECRET_ACCESS_KEY": "AlsoNotMe456", "WANDB_API_KEY": "NorMe789"}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
@@ -165,68 +161,26 @@ def test_secrets_of_the_environment_reach_no_file(project, monkeypatch):
         assert not [name for name, value in secrets.items() if value.encode() in raw], path
 
 
-def test_changed_data_are_named(project):
+def test_changed_data_files_are_reported(project):
     run()
     with Path("odd.jsonl").open("a") as file:
         file.write('{"q": "is 99 odd", "a": "yes", "split": "train"}\n')
-    reporter = ConsoleReporter(Console(file=(said := io.StringIO()), width=300))
+    reporter = ConsoleReporter(Console(file=(output := io.StringIO()), width=300))
     run_job(load_job(Path("job.yaml")), Run(Path("runs/one")), "alfine run job.yaml", reporter)
-    assert "odd.jsonl has changed since task odd was prepared" in said.getvalue()
-    assert "say.csv has changed" not in said.getvalue()
+    assert "odd.jsonl has changed since task odd was prepared" in output.getvalue()
+    assert "say.csv has changed" not in output.getvalue()
     assert Run(Path("runs/one")).manifest["data"]["odd"]["train"] == 21
 
 
-def inputs(*overrides):
-    job = load_job(Path("job.yaml"), overrides)
-    return stage_inputs(job, fingerprint(find_base_model(job.ludwig["base_model"])))
+def test_a_run_continues_from_the_latest_model_of_an_earlier_run(project, monkeypatch):
+    """An adapter is merged again if the earlier run has another one; `trained_from` is what a run was trained from."""
+    merged = []
 
-
-def changed(edit, *overrides):
-    """The stages that are done again after `edit`."""
-    before = inputs(*overrides)
-    edit()
-    after = inputs(*overrides)
-    return {stage for stage in before if before[stage] != after[stage]}
-
-
-TRAINED_AGAIN = {"train", "eval_tuned", "eval_tuned_retention", "report"}
-
-
-def test_a_users_metric_that_changes_scores_again(project):
-    Path("mine.py").write_text("def score(completion, reference, row):\n    return 1\n")
-    edit = lambda: Path("mine.py").write_text("def score(completion, reference, row):\n    return 2\n")  # noqa: E731
-    assert changed(edit, "pipeline.tasks.odd.metric=mine:score") == {"prepare", "report"}
-
-
-def test_replay_rows_that_change_train_again(project):
-    Path("general.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    overrides = ["pipeline.forgetting.strategy=replay", "pipeline.forgetting.replay={data: general.jsonl}"]
-    edit = lambda: Path("general.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')  # noqa: E731
-    assert changed(edit, *overrides) >= TRAINED_AGAIN
-
-
-def test_a_teacher_that_changes_trains_again(project):
-    make_model(project / "teacher", seed=1)
-    overrides = [
-        "pipeline.forgetting.strategy=distill",
-        "pipeline.forgetting.distill={teacher: ./teacher, apply_to: task}",
-    ]
-    assert changed(lambda: make_model(project / "teacher", seed=2), *overrides) == TRAINED_AGAIN
-
-
-def test_a_base_that_changes_does_all_again(project):
-    assert changed(lambda: make_model(project / "base", seed=5)) == set(inputs())
-
-
-def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
-    """An adapter is folded again once the earlier run has another one; a run that is done keeps what it was trained from."""
-    folded = []
-
-    def fold(base, adapter, target):
-        folded.append(adapter)
+    def merge(base, adapter, target):
+        merged.append(adapter)
         target.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(sequence, "_merge_adapter", fold)
+    monkeypatch.setattr(continual, "_merge_adapter", merge)
     job = load_job(Path("job.yaml"))
     first = Run(Path("runs/first"))
     (first.folder / "model").mkdir(parents=True)
@@ -234,8 +188,8 @@ def test_a_run_goes_on_from_what_an_earlier_one_left_last(project, monkeypatch):
     first.update(base_model=job.ludwig["base_model"], stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
     second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.continue_from=runs/first"])
-    start = sequence.starting_model(goes_on, second)
-    assert sequence.starting_model(goes_on, second) == start and len(folded) == 1
+    start = continual.starting_model(goes_on, second)
+    assert continual.starting_model(goes_on, second) == start and len(merged) == 1
     (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')
-    assert sequence.trained_from(goes_on, second) == start and len(folded) == 1
-    assert sequence.starting_model(goes_on, second) == start and len(folded) == 2
+    assert continual.trained_from(goes_on, second) == start and len(merged) == 1
+    assert continual.starting_model(goes_on, second) == start and len(merged) == 2

@@ -1,9 +1,10 @@
-"""What each stage of a run depends on, as one digest a stage: a stage whose digest is unchanged is not done again."""
+"""What each stage of a run depends on, as one digest per stage: a stage whose digest is unchanged is not run again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import Job
@@ -15,60 +16,73 @@ from pipelines.scoring.custom_metrics import metric_source
 from pipelines.scoring.metric import metric_key
 from pipelines.storage.files import digest, file_digest
 
+Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
+
 PREPARED_FORMAT = 3
-"""Raised when prepared tokens change for the same inputs, so that finished stages are done again."""
+"""Incremented when the prepared tokens change for the same config and data, so that complete stages run again."""
+
+NOT_IN_TOKENS: Mapping[str, Any] = {
+    "seed": True,
+    "mix": True,
+    "temperature": True,
+    "report": True,
+    "forgetting": True,
+    "continue_from": True,
+    "max_nonfinite_steps": True,
+    "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
+}
+"""Keys of the section `pipeline` that no prepared token depends on."""
 
 
-def stage_inputs(job: Job, model_id: str) -> dict[str, str]:
-    """A digest for each stage, so that a changed gate asks for a new report only, a changed metric, probe or bound for no new
-    training, and a changed seed for no new base pass. `model_id`: the fingerprint of the model that the job starts from.
+def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = file_digest) -> dict[Stage, str]:
+    """The digest of every stage; `model_id` is the fingerprint of the model that training starts from.
 
-    Raises DataError for files that are missing or hold no such rows, ModelError for a teacher that is none.
+    A changed gate changes the digest of the report only. A changed metric, sample prompt or token limit does not change
+    the digest of the training, a changed seed not that of the base model's evaluation. The last three digests are to be
+    combined with the fingerprint of the tuned model, which is known after the training.
+
+    Raises DataError for files that are missing or invalid, ModelError for a teacher that is not a model.
     """
-    pipeline, ludwig, files = job.pipeline, job.ludwig, _data_files(job)
+    pipeline, ludwig = job.pipeline, job.ludwig
     tasks, generation = pipeline.tasks.items(), ludwig["generation"]
-    not_in_tokens: dict[str, Any] = {
-        "seed": True,
-        "mix": True,
-        "temperature": True,
-        "report": True,
-        "forgetting": True,
-        "continue_from": True,
-        "max_nonfinite_steps": True,
-        "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
-    }
-    data = {file: files[file] for where, file in referenced_files(job) if "tasks" in where}
-    tokens = pipeline.model_dump(mode="json", exclude=not_in_tokens)
-    shared = [PREPARED_FORMAT, model_id, tokens, data, ludwig.get("preprocessing"), ludwig.get("quantization")]
-    bounds = {name: task.max_new_tokens for name, task in tasks}
-    mix = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
-    training = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
+    files = _data_files(job, file_digest)
+    task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
+    replay_files = [files[file] for path, file in referenced_files(job) if "replay" in path]
+    pipeline_keys = pipeline.model_dump(mode="json", exclude=dict(NOT_IN_TOKENS))
+    tokens = [PREPARED_FORMAT, model_id, pipeline_keys, task_files]
+    tokens += [ludwig.get("preprocessing"), ludwig.get("quantization")]
+    limits = {name: task.max_new_tokens for name, task in tasks}
+    mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
+    trainer = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
     scoring = {
         name: [metric_key(task.metric, task.normalize), metric_source(task.metric), task.cluster_by]
         for name, task in tasks
     }
-    # The references are scored as answers while rows are prepared, so what cuts an answer counts.
-    prepare = digest(*shared, files, scoring, bounds, generation["max_new_tokens"])
-    base = digest(*shared, generation, bounds, files.get(pipeline.report.sample_prompts or ""))
-    guards = digest(model_id, pipeline.system, pipeline.chat_template, _guard_files(job), pipeline.continue_from)
     forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"evals"})
-    others = [_teacher(job), [files[file] for where, file in referenced_files(job) if "replay" in where]]
-    train = digest(*shared, mix, training, forgetting, others, pipeline.forgetting.eval_steps and guards)
-    tuned, tuned_guards = digest(train, base), digest(train, guards)
-    report = digest(base, tuned, tuned_guards, scoring, pipeline.report.model_dump(mode="json"))
+
+    # The references are scored as completions while rows are prepared, so the token limits count.
+    prepare = digest(*tokens, files, scoring, limits, generation["max_new_tokens"])
+    eval_base = digest(*tokens, generation, limits, files.get(pipeline.report.sample_prompts or ""))
+    retention = digest(
+        model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_digest), pipeline.continue_from
+    )
+    in_training = pipeline.forgetting.eval_steps and retention
+    train = digest(*tokens, mixing, trainer, forgetting, [_teacher(job), replay_files], in_training)
+    eval_tuned, eval_tuned_retention = digest(train, eval_base), digest(train, retention)
+    report = digest(eval_base, eval_tuned, eval_tuned_retention, scoring, pipeline.report.model_dump(mode="json"))
     return {
         "prepare": prepare,
-        "eval_base": base,
-        "eval_base_retention": guards,
+        "eval_base": eval_base,
+        "eval_base_retention": retention,
         "train": train,
-        "eval_tuned": tuned,
-        "eval_tuned_retention": tuned_guards,
+        "eval_tuned": eval_tuned,
+        "eval_tuned_retention": eval_tuned_retention,
         "report": report,
     }
 
 
 def _teacher(job: Job) -> str | None:
-    """The content of the teacher that distillation names."""
+    """The fingerprint of the teacher of `distill`."""
     distill = job.pipeline.forgetting.distill
     if distill is None or distill.teacher is None:
         return None
@@ -76,19 +90,21 @@ def _teacher(job: Job) -> str | None:
         return fingerprint(find_base_model(distill.teacher))
 
 
-def _data_files(job: Job) -> dict[str, str]:
-    """sha256 of every file that the job names but for its guards'. Raises DataError for each that is missing, and for probes
-    that are none."""
+def _data_files(job: Job, file_digest: Callable[[Path], str]) -> dict[str, str]:
+    """The sha256 of every file that the job names, except those of the retention evals.
+
+    Raises DataError for missing files and for invalid sample prompts.
+    """
     check_data_files(job)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
-    return {file: file_digest(Path(file)) for where, file in referenced_files(job) if "guards" not in where}
+    return {file: file_digest(Path(file)) for path, file in referenced_files(job) if "evals" not in path}
 
 
-def _guard_files(job: Job) -> list[Any]:
-    """Each guard with the sha256 of its rows. Raises DataError for rows that are no guard's."""
+def _retention_evals(job: Job, file_digest: Callable[[Path], str]) -> list[Any]:
+    """Every retention eval with the sha256 of its rows. Raises DataError for invalid rows."""
     check_retention_evals(job.pipeline.forgetting)
     return [
-        [name, guard.model_dump(exclude={"data"}), metric_source(guard.metric), file_digest(resolve_data_file(guard))]
-        for name, guard in retention_eval_configs(job.pipeline.forgetting).items()
+        [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric), file_digest(resolve_data_file(spec))]
+        for name, spec in retention_eval_configs(job.pipeline.forgetting).items()
     ]

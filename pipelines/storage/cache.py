@@ -87,7 +87,7 @@ def cache_write_error(folder: Path, error: OSError) -> str:
 
 
 def _check_owner(folder: Path) -> None:
-    """Raises PermissionError for a temporary folder of another user, who could have put a model of their own into it."""
+    """Raises PermissionError for a temporary folder of another user, who could have put any model into it."""
     if folder != _temporary_folder() or os.environ.get("ALFINE_CACHE"):
         return
     status = folder.lstat()

@@ -60,17 +60,21 @@ def atomic_write(path: Path, suffix: str = STAGING_SUFFIX) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_dir(folder: Path, suffix: str = STAGING_SUFFIX) -> Iterator[Path]:
+def atomic_dir(folder: Path, suffix: str = STAGING_SUFFIX, keep_existing: bool = False) -> Iterator[Path]:
     """Yields the path of a staging folder, which the block creates and fills; it then replaces `folder`.
 
     The staging folder of an interrupted attempt is removed first. If the block raises, the staging folder is removed
-    and `folder` stays as it was.
+    and `folder` stays as it was. With `keep_existing`, a `folder` that another process has created is kept; processes
+    that may write the same folder at the same time need different suffixes.
     """
     staging = folder.with_name(folder.name + suffix)
     shutil.rmtree(staging, ignore_errors=True)
     try:
         yield staging
-        atomic_replace_dir(staging, folder)
+        if keep_existing and folder.exists():
+            shutil.rmtree(staging)
+        else:
+            atomic_replace_dir(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

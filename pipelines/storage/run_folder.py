@@ -71,8 +71,8 @@ class Run:
             if version != FORMAT_VERSION:
                 newer = version > FORMAT_VERSION
                 raise RunError(
-                    f"{self.manifest_path} was written by {'a newer' if newer else 'an older'} alfine (format {version}; "
-                    f"this version reads {FORMAT_VERSION}); "
+                    f"{self.manifest_path} was written by {'a newer' if newer else 'an older'} alfine "
+                    f"(format {version}; this version reads {FORMAT_VERSION}); "
                     f"{'update alfine' if newer else 'run the job again under another --name'}"
                 )
             manifest["stages"]
@@ -114,7 +114,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder's lock, which the system releases when the process ends. Raises RunError where it is held."""
+        """Holds the folder's lock, which the system releases when the process ends. Raises RunError if it is held."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path(".lock"), timeout=0):
@@ -128,8 +128,8 @@ class Run:
 def config_entries(config: Path, folder: Path) -> dict[str, str]:
     """The manifest's entries about the config of a run.
 
-    `config` is the path as the user wrote it; `config_from_run` is relative to the run's folder, so that a project keeps
-    its runs when it is moved.
+    `config` is the path as the user wrote it; `config_from_run` is relative to the run's folder, so that a project
+    keeps its runs when it is moved.
     """
     from_run = os.path.relpath(config.resolve(), folder.resolve())
     return {"config": str(config), "config_from_run": from_run}

@@ -102,3 +102,11 @@ def test_an_atomic_dir_that_fails_leaves_the_old_folder(tmp_path):
         write_text(staging / "x", "new")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "x").read_text() == "old"
+
+
+def test_an_atomic_dir_that_keeps_an_existing_folder(tmp_path):
+    with atomic_dir(tmp_path / "a", ".mine.partial", keep_existing=True) as staging:
+        write_text(staging / "x", "mine")
+        write_text(tmp_path / "a" / "x", "of another process")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "x").read_text() == "of another process"

@@ -1,0 +1,43 @@
+"""What the stages of one run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.job import Job
+from pipelines.console.reporter import ConsoleReporter
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.storage.run_folder import Run
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The job, its run, and the model that training starts from."""
+
+    job: Job
+    run: Run
+    reporter: ConsoleReporter
+    model_folder: Path
+    """The base model, or the model of the run that this job continues from."""
+    model_id: str
+    """The fingerprint of the model in `model_folder`."""
+    file_digest: Callable[[Path], str]
+    """The sha256 of a file, computed once per run."""
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The section `generation` of the config."""
+        return dict(self.job.ludwig["generation"])
+
+    @cached_property
+    def prompts(self) -> PromptFormat:
+        return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
+
+    def max_new_tokens(self, task: str) -> int:
+        """The limit of the task's completions, in tokens."""
+        limit = self.job.pipeline.tasks[task].max_new_tokens
+        return int(limit if limit is not None else self.generation["max_new_tokens"])

@@ -1,0 +1,160 @@
+"""Stages `eval_base`, `eval_base_retention`, `eval_tuned`, `eval_tuned_retention`: the evaluation of both models."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pipelines.data.sample_prompts import load_sample_prompts
+from pipelines.data.tokenize_rows import open_split, read_split
+from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
+from pipelines.evaluation.retention import retention_records
+from pipelines.evaluation.retention_files import retention_eval_configs
+from pipelines.forgetting.build import JobContext
+from pipelines.modeling.token_dataset import TokenDataset
+from pipelines.stages.context import StageContext
+from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
+from pipelines.storage.files import atomic_dir, write_json, write_jsonl, write_text
+from pipelines.training.ray import on_ray, ray_evaluator
+
+
+class EvaluatorSession:
+    """The evaluator of one model, which is loaded when a stage first needs it and released at the end of the block."""
+
+    def __init__(self, context: StageContext, side: Literal["base", "tuned"]) -> None:
+        self.context, self.side = context, side
+        self._evaluator: Evaluator | None = None
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> EvaluatorSession:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._evaluator = None
+        self._resources.close()
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The model in this process, or on the workers of a Ray cluster."""
+        if self._evaluator is None:
+            context = self.context
+            tuned = context.run.path("model") if self.side == "tuned" else None
+            with context.reporter.working(f"Loading the {self.side} model"):
+                if on_ray(context.job):
+                    on_cluster = ray_evaluator(context.job, context.model_folder, tuned)
+                    self._evaluator = self._resources.enter_context(on_cluster)
+                else:
+                    self._evaluator = LocalEvaluator(context.job, context.model_folder, tuned)
+        return self._evaluator
+
+
+def evaluate_completions(session: EvaluatorSession) -> None:
+    """Writes `SIDE/completions.jsonl`: the completion of every test row and the loss of its reference.
+
+    `SIDE/sample_prompts.jsonl` holds the completions of the sample prompts, `base/validation.json` the base model's
+    validation loss.
+    """
+    context, side = session.context, session.side
+    rows = read_split(context.run.path("data"), "test")
+    entry = completions_entry(context, rows) if side == "base" else None
+    with atomic_dir(context.run.path(side)) as folder:
+        if entry is not None and entry.exists():
+            shutil.copytree(entry, folder)
+            context.reporter.note("base completions loaded from the cache")
+            return
+        _write_sample_prompts(session, folder)
+        write_jsonl(folder / "completions.jsonl", _completion_records(session, rows))
+        if side == "base":
+            _write_validation_loss(session, folder)
+        if entry is not None:
+            store_completions(context, folder, entry)
+
+
+def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    context = session.context
+    prompts = [row["input_ids"][: row["supervised_from"]] for row in rows]
+    references = [row["input_ids"][row["supervised_from"] :] for row in rows]
+    limits = [context.max_new_tokens(row["task"]) for row in rows]
+    evaluator = session.evaluator
+    with context.reporter.bar(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
+        completions = evaluator.complete(prompts, context.generation, limits, progress, references)
+    return [
+        {
+            "task": row["task"],
+            "row": row["row"],
+            "prompt": row["prompt"],
+            "reference": row["completion"],
+            "completion": completion.text,
+            "reference_nll": completion.reference_nll,
+            "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
+            "num_generated_tokens": completion.num_generated_tokens,
+            "finish_reason": completion.finish_reason,
+            "fields": row["fields"],
+        }
+        for row, completion in zip(rows, completions, strict=True)
+    ]
+
+
+def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
+    context = session.context
+    if not context.job.pipeline.report.sample_prompts:
+        return
+    samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts))
+    prompts, default = context.prompts, context.generation["max_new_tokens"]
+    texts = [prompts.render_prompt(sample["prompt"], context.job.pipeline.system) for sample in samples]
+    limits = [int(sample.get("max_new_tokens") or default) for sample in samples]
+    evaluator = session.evaluator
+    with context.reporter.bar(f"{session.side.capitalize()} sample prompts", len(texts), "prompts") as progress:
+        completions = evaluator.complete(
+            [prompts.encode_prompt(text) for text in texts], context.generation, limits, progress
+        )
+    records = [
+        {
+            "title": sample.get("title"),
+            "prompt": sample["prompt"],
+            "completion": completion.text,
+            "num_generated_tokens": completion.num_generated_tokens,
+            "finish_reason": completion.finish_reason,
+        }
+        for sample, completion in zip(samples, completions, strict=True)
+    ]
+    write_jsonl(folder / "sample_prompts.jsonl", records)
+
+
+def _write_validation_loss(session: EvaluatorSession, folder: Path) -> None:
+    context = session.context
+    validation = TokenDataset.from_table(open_split(context.run.path("data"), "validation"))
+    if len(validation):
+        evaluator = session.evaluator
+        with context.reporter.working("Validation loss of the base model"):
+            write_json(folder / "validation.json", evaluator.validation_losses(validation))
+
+
+def evaluate_retention(session: EvaluatorSession, inputs: str) -> None:
+    """Writes `retention/SIDE.jsonl`: the score of every item of every retention eval; `inputs` is its digest."""
+    context, side = session.context, session.side
+    pipeline, file = context.job.pipeline, context.run.path("retention", f"{side}.jsonl")
+    if not retention_eval_configs(pipeline.forgetting) and pipeline.continue_from is None:
+        write_text(file, "")
+        return
+    entry = retention_entry(context, inputs) if side == "base" else None
+    if entry is not None and entry.exists():
+        write_text(file, entry.read_text(encoding="utf-8"))
+        context.reporter.note("base retention scores loaded from the cache")
+        return
+    evals = JobContext(context.job, context.run, context.model_folder).retention_evals
+    records: list[dict[str, Any]] = []
+    evaluator = session.evaluator
+    with context.reporter.bar(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:
+        for retention_eval in evals:
+            records += retention_records(retention_eval, evaluator.score_retention_eval(retention_eval))
+            progress(1)
+    write_jsonl(file, records)
+    if entry is not None:
+        store_retention(context, records, entry)

@@ -1,0 +1,80 @@
+"""The cache of what base models generate and score: a second run with the same model and prompts reads it.
+
+A result is found by the digest of everything that it depends on, and is stored only for the base model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import __version__
+from pipelines.data.tokenize_rows import read_split
+from pipelines.evaluation.completions import COMPLETIONS_FORMAT
+from pipelines.stages.context import StageContext
+from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error
+from pipelines.storage.environment import hardware, versions
+from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest, write_jsonl
+
+
+def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The folder in the cache for the base model's completions of the test rows and sample prompts."""
+    job = context.job
+    # The row number is part of a completion's record, so the same rows on other lines of their file have another entry.
+    prompts = [
+        [row["task"], row["row"], row["input_ids"], row["supervised_from"], context.max_new_tokens(row["task"])]
+        for row in rows
+    ]
+    validation = [row["input_ids"] for row in read_split(context.run.path("data"), "validation")]
+    sample_prompts = job.pipeline.report.sample_prompts
+    key = digest(
+        COMPLETIONS_FORMAT,
+        context.model_id,
+        prompts,
+        [row["fields"] for row in rows],
+        validation,
+        context.generation,
+        job.ludwig.get("quantization"),
+        context.file_digest(Path(sample_prompts)) if sample_prompts else None,
+        job.pipeline.system,
+        job.pipeline.chat_template,
+        __version__,
+        versions(),
+        hardware()["gpu"],
+    )
+    return cache_entry("completions", key[:32])
+
+
+def retention_entry(context: StageContext, inputs: str) -> Path:
+    """The file in the cache for the base model's retention scores; `inputs` is the digest of the stage."""
+    key = digest(inputs, context.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
+    return cache_entry("retention", f"{key[:32]}.jsonl")
+
+
+def store_completions(context: StageContext, folder: Path, entry: Path) -> None:
+    """Copies the folder of the base model's completions to the cache."""
+    with _warn_on_failure(context):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        # Another run may store the same entry at the same time.
+        with atomic_dir(entry, f".{context.run.name}{STAGING_SUFFIX}", keep_existing=True) as staging:
+            shutil.copytree(folder, staging)
+
+
+def store_retention(context: StageContext, records: Sequence[Mapping[str, Any]], entry: Path) -> None:
+    """Writes the base model's retention scores to the cache."""
+    with _warn_on_failure(context):
+        write_jsonl(entry, records)
+
+
+@contextlib.contextmanager
+def _warn_on_failure(context: StageContext) -> Iterator[None]:
+    """Turns an OSError into a warning: the run has the results in its own folder and does not need the cached copy."""
+    try:
+        yield
+    except OSError as error:
+        context.reporter.warn(
+            f"{cache_write_error(cache_folder(), error)}. Other runs cannot reuse the results of the base model"
+        )

@@ -1,0 +1,47 @@
+"""Stage `prepare`: checks the rows and writes their tokens to the folder `data/` of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.checks.dataset import DatasetChecks
+from pipelines.checks.findings import raise_on_errors
+from pipelines.data.examples import load_examples
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.splits import SPLITS
+from pipelines.data.tokenize_rows import tokenize_examples, write_splits
+from pipelines.modeling.base_models import context_length
+from pipelines.stages.context import StageContext
+
+
+def prepare_data(context: StageContext) -> None:
+    """Writes `data/{train,validation,test}.arrow`; the manifest gets the counts and digests of every task's data.
+
+    Raises DataError for rows that cannot be trained on; nothing is written then. Warnings are reported and recorded.
+    """
+    job, run = context.job, context.run
+    with context.reporter.working("Preparing rows"):
+        prompts = PromptFormat.for_job(job, context.model_folder)
+        checks = DatasetChecks(job, prompts, context_length(context.model_folder))
+        tokenized = tokenize_examples(load_examples(job.pipeline), prompts)
+        write_splits(checks.tap(tokenized), run.path("data"))
+        findings = checks.findings()
+    raise_on_errors(findings)
+    for finding in findings:
+        context.reporter.warn(str(finding.problem))
+    run.update(data=_data_entries(context, checks), warnings=[str(finding.problem) for finding in findings])
+
+
+def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any]:
+    """The manifest's entry per task: rows per split, the file of the training rows, its digest, notes on labels."""
+    entries = {}
+    for name, task in context.job.pipeline.tasks.items():
+        file = task.data if isinstance(task.data, str) else task.data.train
+        entries[name] = {
+            **{split: checks.counts[name, split] for split in SPLITS},
+            "file": file,
+            "sha256": context.file_digest(Path(file)),
+            "notes": checks.label_notes(name),
+        }
+    return entries

@@ -1,0 +1,28 @@
+"""Stage `train`: trains the model, in this process or on a Ray cluster, into the folder `model/` of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from pipelines.stages.context import StageContext
+from pipelines.storage.files import write_text
+from pipelines.training.ray import on_ray, train_on_ray
+from pipelines.training.train import train
+
+
+def train_model(context: StageContext, inputs: str) -> None:
+    """Trains, or resumes from the last checkpoint in `training/`; `inputs` is the digest of the stage."""
+    job, run, reporter = context.job, context.run, context.reporter
+    # Checkpoints of another config would be resumed by this one.
+    inputs_file = run.path("training", "inputs")
+    if inputs_file.exists() and inputs_file.read_text(encoding="utf-8") != inputs:
+        shutil.rmtree(inputs_file.parent)
+    write_text(inputs_file, inputs)
+    with reporter.steps("Training") as report_step:
+        (train_on_ray if on_ray(job) else train)(job, run, context.model_folder, report_step)
+    history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
+    for note in history.get("notes", []):
+        reporter.warn(note)
+    if skipped := history.get("skipped"):
+        reporter.warn(f"{len(skipped)} steps skipped (non-finite loss): {', '.join(map(str, skipped))}")

@@ -1,0 +1,51 @@
+"""The digest of every stage changes with what the stage depends on, and with nothing else."""
+
+from pathlib import Path
+
+from pipelines.config.job import load_job
+from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.stages.digests import stage_digests
+from tests.tiny import make_model
+
+
+def digests(*overrides):
+    job = load_job(Path("job.yaml"), overrides)
+    return stage_digests(job, fingerprint(find_base_model(job.ludwig["base_model"])))
+
+
+def changed(edit, *overrides):
+    """The stages whose digest changes by `edit`."""
+    before = digests(*overrides)
+    edit()
+    after = digests(*overrides)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+TRAIN_AND_LATER = {"train", "eval_tuned", "eval_tuned_retention", "report"}
+
+
+def test_a_changed_custom_metric(project):
+    Path("mine.py").write_text("def score(completion, reference, row):\n    return 1\n")
+    edit = lambda: Path("mine.py").write_text("def score(completion, reference, row):\n    return 2\n")  # noqa: E731
+    assert changed(edit, "pipeline.tasks.odd.metric=mine:score") == {"prepare", "report"}
+
+
+def test_changed_replay_rows(project):
+    Path("general.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    overrides = ["pipeline.forgetting.strategy=replay", "pipeline.forgetting.replay={data: general.jsonl}"]
+    edit = lambda: Path("general.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')  # noqa: E731
+    assert changed(edit, *overrides) >= TRAIN_AND_LATER
+
+
+def test_a_changed_teacher(project):
+    make_model(project / "teacher", seed=1)
+    overrides = [
+        "pipeline.forgetting.strategy=distill",
+        "pipeline.forgetting.distill={teacher: ./teacher, apply_to: task}",
+    ]
+    assert changed(lambda: make_model(project / "teacher", seed=2), *overrides) == TRAIN_AND_LATER
+
+
+def test_a_changed_base_model(project):
+    assert changed(lambda: make_model(project / "base", seed=5)) == set(digests())
