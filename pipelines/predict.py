@@ -12,7 +12,7 @@ from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.sample_prompts import parse_sample_prompt
-from pipelines.data.templates import fill_nonempty
+from pipelines.data.templates import MissingColumnError, fill_nonempty
 from pipelines.errors import DataError, RunError
 from pipelines.storage.files import os_errors_as_machine_error
 from pipelines.storage.run_folder import Run
@@ -105,7 +105,7 @@ def _in_template(template: str, row: Mapping[str, Any]) -> str:
         # The likeliest reason for a column that is missing beside a `prompt`.
         raw = (
             "; --raw asks the column `prompt` as it stands"
-            if "names the column" in str(error) and "prompt" in row
+            if isinstance(error, MissingColumnError) and "prompt" in row
             else ""
         )
         raise DataError(f"{error}{raw}") from None

@@ -55,7 +55,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": "{nothing}"}, "the template names the column {nothing}, the row has: q, l"),
+        ({"prompt": "{nothing}"}, "the template names the column {nothing}, but the row has: q, l"),
         ({"data": "nowhere.jsonl"}, "no such file: 'nowhere.jsonl'"),
         ({"metric": "rogue"}, "did you mean rouge"),
         ({"rows": '{"q": 1\n'}, "rows.jsonl:1: is not JSON"),

@@ -94,7 +94,7 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
     [
         (["./base", "./base"], "two models that are no runs need prompts"),
         (["runs/one", "runs/none"], "there is no such folder"),
-        (["runs/one", "runs/two", "--prompts", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["runs/one", "runs/two", "--prompts", "none.jsonl"], "none.jsonl: no such file"),
         (["runs/one", "runs/two", "--prompts", "odd.jsonl", "--task", "even"], "has no task 'even'"),
         (["runs/one", "runs/two", "--metric", "rogue"], "did you mean rouge"),
         (["runs/one", "--prompts", "odd.jsonl"], "--prompts goes with two models"),
@@ -104,7 +104,7 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
         (["./base", "./base", "--prompts", "odd.jsonl", "--task", "odd"], "two models that are no runs have no task"),
         (
             ["./base", "./base", "--prompts", "odd.jsonl"],
-            "odd.jsonl:1: a free prompt needs a text in `prompt`; the row has: q, a, split",
+            "odd.jsonl:1: a sample prompt needs a text in `prompt`; the row has: q, a, split",
         ),
         (["runs/one", "runs/two", "runs/one", "--ratings", "a.json"], "--ratings goes with a single run"),
     ],

@@ -92,7 +92,7 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
             [{"q": "3"}, {"Q": "3"}],
             None,
             False,
-            ["new.jsonl:2: the template names the column {q}, the row has: Q; did you mean {Q}?"],
+            ["new.jsonl:2: the template names the column {q}, but the row has: Q; did you mean {Q}?"],
         ),
         (
             ("odd",),
@@ -132,7 +132,7 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
         (("odd", "echo"), [{"q": "3", "task": ["odd"]}], None, False, ["has the task ['odd']; the run has odd, echo"]),
         (("odd",), [{"q": "3"}], "oddd", False, ["runs/one has no task 'oddd'; did you mean odd?"]),
         (("odd",), [{"q": "3"}], "odd", True, ["leave out --task, or --raw"]),
-        (("odd",), [{"q": "3"}], None, True, ["new.jsonl:1: a free prompt needs a text in `prompt`; the row has: q"]),
+        (("odd",), [{"q": "3"}], None, True, ["new.jsonl:1: a sample prompt needs a text in `prompt`; the row has: q"]),
         (("odd",), [{"prompt": "x", "max_new_tokens": "3"}], None, True, ["new.jsonl:1: max_new_tokens is '3'"]),
         (("odd",), ['{"q": "\\ud800"}'], None, False, ["new.jsonl:1: holds \\ud800, half of a character"]),
     ],

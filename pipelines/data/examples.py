@@ -119,7 +119,7 @@ def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:
     cluster_by = task.cluster_by
     if cluster_by is not None:
         if cluster_by not in fields:
-            raise DataError(f"cluster_by names the column {cluster_by}, {describe_columns(fields, cluster_by)}")
+            raise DataError(f"cluster_by names the column {cluster_by}, but {describe_columns(fields, cluster_by)}")
         value = fields[cluster_by]
         if not isinstance(value, str | int | float) or not str(value).strip():
             is_missing = value is None or isinstance(value, str)

@@ -1,4 +1,4 @@
-"""Token ids in the YAML: each must be one that the model's tokenizer has."""
+"""Token ids in the section `generation` of a config, checked against the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from typing import Any
 from pipelines.config.job import Job
 from pipelines.errors import ConfigError
 
+_COUNTS = ("max_new_tokens", "min_new_tokens")
+"""Keys that end like keys with token ids but hold a number of tokens."""
 
-def check_token_ids(job: Job, vocabulary: int) -> None:
-    """Raises ConfigError for each key of `generation:` that names a token of `vocabulary` (their number) or beyond."""
+
+def check_token_ids(job: Job, vocab_size: int) -> None:
+    """Raises ConfigError for every key of `generation` with a token id of `vocab_size` or more."""
     problems = []
     for key, value in job.ludwig["generation"].items():
-        if key.endswith(("_ids", "_token_id", "_tokens")) and key not in ("max_new_tokens", "min_new_tokens"):
-            beyond = next((number for number in _numbers(value) if number >= vocabulary), None)
-            if beyond is not None:
-                message = f"generation.{key} names the token {beyond}, this model's tokens are 0 to {vocabulary - 1}"
-                problems.append(job.problem(f"{message}; take it out, or write one of them", "generation", key))
+        if key.endswith(("_ids", "_token_id", "_tokens")) and key not in _COUNTS:
+            invalid = next((token for token in _integers(value) if token >= vocab_size), None)
+            if invalid is not None:
+                message = (
+                    f"generation.{key} names the token {invalid}, but this model's tokens are 0 to {vocab_size - 1}"
+                )
+                problems.append(job.problem(f"{message}; remove it, or write one of them", "generation", key))
     if problems:
         raise ConfigError(problems)
 
 
-def _numbers(value: Any) -> Iterator[int]:
+def _integers(value: Any) -> Iterator[int]:
+    """Every integer in `value`, an integer or lists of them of any depth."""
     if isinstance(value, list):
-        for one in value:
-            yield from _numbers(one)
+        for item in value:
+            yield from _integers(item)
     elif isinstance(value, int) and not isinstance(value, bool):
         yield value

@@ -1,4 +1,4 @@
-"""The first stage: rows become tokens, once, on disk, in a form that training maps into memory instead of reading."""
+"""Tokenization: turns examples into tokens and stores them on disk, in a format that training maps into memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.splits import SPLITS
+from pipelines.registry import lazy_import
 from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:
     import pyarrow as pa
+else:  # 0.3 s that `check` does not need
+    pa = lazy_import("pyarrow")
 
 TOKENIZE_BATCH_SIZE = 1024
 """Rows that are tokenized and written together."""
@@ -59,46 +62,45 @@ def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Ite
 
 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
-    """data/{train,validation,test}.arrow: task, file, row, input_ids, supervised_from, and for test rows, which are shown,
-    prompt, completion and fields (JSON). Nothing stands under these names unless every row could be written."""
+    """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_from.
+
+    The test split, whose rows the report shows, also has prompt, completion and fields (as JSON). The files appear under
+    these names only after every row has been written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    asides = {split: folder / f"{split}.arrow.partial" for split in SPLITS}
+    partial_paths = {split: folder / f"{split}.arrow.partial" for split in SPLITS}
     with contextlib.ExitStack() as stack:
-        writers = {split: stack.enter_context(_Writer(aside, split)) for split, aside in asides.items()}
+        writers = {split: stack.enter_context(_SplitWriter(path, split)) for split, path in partial_paths.items()}
         for row in rows:
             writers[row.example.split].add(row)
-    for split, aside in asides.items():
-        aside.replace(folder / f"{split}.arrow")
+    for split, path in partial_paths.items():
+        path.replace(folder / f"{split}.arrow")
 
 
-class _Writer:
-    """An Arrow file that takes rows one at a time and holds no more than `TOKENIZE_BATCH_SIZE` of them. Gone if it is not finished."""
+class _SplitWriter:
+    """Writes an Arrow file in batches of TOKENIZE_BATCH_SIZE rows. The file is removed if an exception ends the block."""
 
     def __init__(self, path: Path, split: str) -> None:
-        import pyarrow as pa
-
-        shown = [(name, pa.string()) for name in ("prompt", "completion", "fields")] if split == "test" else []
+        texts = [(name, pa.string()) for name in ("prompt", "completion", "fields")] if split == "test" else []
         tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_from", pa.int32())]
-        self.schema = pa.schema([("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), *tokens, *shown])
+        self.schema = pa.schema([("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), *tokens, *texts])
         self.path = path
-        self.rows: list[dict[str, Any]] = []
+        self.batch: list[dict[str, Any]] = []
 
-    def __enter__(self) -> _Writer:
-        import pyarrow as pa
-
+    def __enter__(self) -> _SplitWriter:
         self.file = pa.ipc.new_file(self.path, self.schema)
         return self
 
-    def __exit__(self, failed: object, *_: object) -> None:
-        if not failed:
+    def __exit__(self, exception: object, *_: object) -> None:
+        if not exception:
             self._flush()
         self.file.close()
-        if failed:
+        if exception:
             self.path.unlink()
 
     def add(self, row: TokenizedExample) -> None:
         example = row.example
-        self.rows.append(
+        self.batch.append(
             {
                 "task": example.task,
                 "file": example.file,
@@ -110,32 +112,28 @@ class _Writer:
                 "fields": example.fields,
             }
         )
-        if len(self.rows) == TOKENIZE_BATCH_SIZE:
+        if len(self.batch) == TOKENIZE_BATCH_SIZE:
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
         columns = []
         for field in self.schema:
-            values = [row[field.name] for row in self.rows]
+            values = [row[field.name] for row in self.batch]
             if field.name == "fields":
                 values = [dump(value) for value in values]
             columns.append(pa.array(values, field.type))
         self.file.write_batch(pa.record_batch(columns, schema=self.schema))
-        self.rows = []
+        self.batch = []
 
 
 def open_split(folder: Path, split: str) -> pa.Table:
-    """One split of the prepared rows, mapped into memory."""
-    import pyarrow as pa
-
+    """One split of the tokenized examples, mapped into memory. The columns are those of `write_splits`."""
     with pa.memory_map(str(folder / f"{split}.arrow")) as file:
         return pa.ipc.open_file(file).read_all()
 
 
 def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of one split as dicts, `fields` parsed."""
+    """The rows of one split as dicts, with `fields` parsed."""
     rows: list[dict[str, Any]] = open_split(folder, split).to_pylist()
     for row in rows:
         if "fields" in row:

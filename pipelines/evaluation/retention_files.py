@@ -61,7 +61,7 @@ def read_text_column(file: Path, name: str) -> list[str]:
         text = text_column(row, name)
         if text is None:
             errors.add(
-                str(file), number, f"a row here needs a text in `{name}`; {describe_columns(row, name, fixed=True)}"
+                str(file), number, f"a row here needs a text in `{name}`; {describe_columns(row, name, is_fixed=True)}"
             )
             continue
         try:

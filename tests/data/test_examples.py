@@ -63,7 +63,7 @@ def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
 @pytest.mark.parametrize(
     ("more", "settings", "message"),
     [
-        ({}, {"cluster_by": "document"}, "cluster_by names the column document, the row has: q, a"),
+        ({}, {"cluster_by": "document"}, "cluster_by names the column document, but the row has: q, a"),
         ({"Document": "d"}, {"cluster_by": "document"}, "the row has: q, a, Document; did you mean Document"),
         (
             {"document": None},
@@ -75,7 +75,7 @@ def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
         ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
-        ({"team": "x"}, {"system": "You work for {team}."}, r"system holds \{team\}, a column of the rows"),
+        ({"team": "x"}, {"system": "You work for {team}."}, r"system contains \{team\}, a column of the rows"),
         ({"team": "x"}, {"system": "You work for { team }."}, r"write \{team\} in prompt instead"),
     ],
 )

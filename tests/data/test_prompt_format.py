@@ -66,7 +66,7 @@ def test_a_template_without_a_system_turn_says_so():
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with pytest.raises(
         ConfigError,
-        match=r"takes no system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false",
+        match=r"does not support a system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false",
     ):
         PromptFormat(tokenizer).render_prompt("a", system="b")
 
@@ -77,7 +77,7 @@ def test_a_template_without_a_system_turn_says_so():
         ("{% if %}x", r"is not valid Jinja (its line 1: "),
         ("a\n{{ messages", r"is not valid Jinja (its line 2: "),
         ("{{ messages | tojsn }}", r"is not valid Jinja (its line 1: No filter named 'tojsn'"),
-        ("{{ raise_exception('only tools') }}", "refuses a user turn and its answer (only tools)"),
+        ("{{ raise_exception('only tools') }}", "rejects a user turn and its answer (only tools)"),
         ("{{ messages[0].content + 1 }}", "fails (TypeError: "),
         ("{{ documents[0].text }}", "fails (UndefinedError: "),
         ("{{ messages[7].content.x }}", "fails (UndefinedError: "),
@@ -113,10 +113,10 @@ def test_a_broken_template_names_the_line_that_helps(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
     )
     assert refusal(takes_none, config=task("system: Be brief.")).startswith(
-        "job.yaml:8: task sentiment: this model's chat template takes no system turn"
+        "job.yaml:8: task sentiment: this model's chat template does not support a system turn"
     )
     assert refusal(takes_none, "pipeline.system=Be").startswith(
-        "override pipeline.system=Be: task sentiment: this model's chat template takes no system turn"
+        "override pipeline.system=Be: task sentiment: this model's chat template does not support a system turn"
     )
     assert refusal("{{ 1 // 0 }}").startswith(
         "job.yaml:8: task sentiment: this model's chat template fails (ZeroDivisionError"

@@ -1,4 +1,4 @@
-"""Free prompts: the report's probes, and rows that are asked as they stand."""
+"""Sample prompts of the report and of --raw."""
 
 import json
 
@@ -14,7 +14,7 @@ def write(tmp_path, name, *rows):
     return path
 
 
-def test_probes(tmp_path):
+def test_sample_prompts(tmp_path):
     path = write(tmp_path, "p.jsonl", {"prompt": "Why?"}, {"prompt": "How?", "title": "b", "max_new_tokens": 3})
     assert load_sample_prompts(path) == [
         {"prompt": "Why?", "title": None, "max_new_tokens": None},
@@ -31,19 +31,19 @@ def test_a_csv_has_texts_of_digits(tmp_path):
     ("row", "message"),
     [
         *(
-            ({"prompt": "Why?", "max_new_tokens": bound}, "max_new_tokens is .*; write a whole number from 1 on")
+            ({"prompt": "Why?", "max_new_tokens": bound}, "max_new_tokens is .*; write a positive integer")
             for bound in ("12", 0, -3, True, 2.5, [3], 1e300)
         ),
         ({"prompt": "Why?", "title": 7}, "title is 7; write a text"),
-        ({"prompt": "Why?", "titel": "x"}, "unknown key 'titel'"),
+        ({"prompt": "Why?", "titel": "x"}, "unknown column 'titel'"),
         ({"prompt": " \n"}, "needs a text in `prompt`"),
         ({"prompt": ["Why?"]}, "needs a text in `prompt`"),
-        ({"prompt": "a\0b"}, "holds a NUL character"),
+        ({"prompt": "a\0b"}, "contains a NUL character"),
         ({}, "needs a text in `prompt`; the row has: no column"),
         ('{"prompt": "\\ud800"}', "half of a character"),
     ],
 )
-def test_probes_that_are_none(tmp_path, row, message):
+def test_invalid_sample_prompts(tmp_path, row, message):
     with pytest.raises(DataError, match=f"p.jsonl:2: .*{message}"):
         load_sample_prompts(write(tmp_path, "p.jsonl", {"prompt": "Why?"}, row))
 

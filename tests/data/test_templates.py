@@ -34,19 +34,19 @@ def test_values_as_json_writes_them(written, text):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "column a has no value .*; give it a text, or drop the row"),
+        (None, "column a has no value .*; fill it in, or drop the row"),
         (float("nan"), "column a has no value"),
         (float("inf"), "column a is Infinity, which no text stands for"),
-        ("x\0y", "column a holds a NUL character, as UTF-16 and binary files do"),
+        ("x\0y", "column a contains a NUL character, as UTF-16 and binary files do"),
         (
             [{"role": "user", "content": "x"}],
-            r"column a holds a conversation \(a list of messages\), which is not read yet; write the user's message as one column .*jq: .a\[0\].content",
+            r"column a holds a conversation \(a list of messages\), which is not supported; move the user's message into one column .*jq: .a\[0\].content",
         ),
         ([{"from": "human", "value": "x"}], r"holds a conversation .*jq: .a\[0\].value"),
         (["x", "y"], r'column a holds a list, not a text; join it \(jq: .a | join\("'),
         ([], "holds a list"),
-        ([1, 2], "holds a list, not a text; write the part"),
-        ({"b": "x"}, "column a holds an object, not a text; write the part that is meant as a column of its own"),
+        ([1, 2], "holds a list, not a text; move the part"),
+        ({"b": "x"}, "column a holds an object, not a text; move the part you need into its own column"),
     ],
 )
 def test_values_that_are_no_text(value, message):
@@ -57,9 +57,9 @@ def test_values_that_are_no_text(value, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"a": 1, "split": "train"}, "names the column {z}, the row has: a$"),
+        ({"a": 1, "split": "train"}, "names the column {z}, but the row has: a$"),
         ({"Z": 1}, r"the row has: Z; did you mean \{Z\}\?"),
-        ({"z:utc": 1}, "the row has: z:utc; 'z:utc' cannot stand in braces, rename it$"),
+        ({"z:utc": 1}, "the row has: z:utc; 'z:utc' cannot be used in braces, rename it$"),
         ({f"c{n}": 1 for n in range(500)}, r"c19, … \(500 in all\)$"),
         ({}, "the row has: no column"),
     ],
@@ -86,5 +86,5 @@ def test_system_is_no_template():
     check_system_is_constant("Be {kind}.", ["review"])
     check_system_is_constant('{"label": "…"} {{review}}', ["review", "label"])
     check_system_is_constant(None, ["review"])
-    with pytest.raises(DataError, match=r"system holds \{review\}, a column of the rows"):
+    with pytest.raises(DataError, match=r"system contains \{review\}, a column of the rows"):
         check_system_is_constant("About {review}.", ["review"])

@@ -24,7 +24,7 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_line(tmp_path, key):
     with pytest.raises(ConfigError) as caught:
         check_token_ids(job, 267)
     (problem,) = caught.value.problems
-    assert problem.line == 15 and "this model's tokens are 0 to 266" in problem.message
+    assert problem.line == 15 and "but this model's tokens are 0 to 266" in problem.message
     check_token_ids(job, 301)
 
 
