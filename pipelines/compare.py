@@ -275,7 +275,7 @@ def _tokens(side: Side, asked: Sequence[Asked]) -> Tokens:
         if one.reference is not None:
             reference = prompts.encode(
                 prompts.render_prompt(question.prompt, question.system), one.reference
-            ).supervised
+            ).completion_ids
         if len(prompt) + len(reference) > context:
             message = (
                 f"with its reference it is longer than the {context} tokens that {side.name} can read; drop the row"

@@ -120,9 +120,8 @@ class ReferenceChecks:
         if example.split == "test":
             record = {"task": example.task, "row": example.row, "reference": example.completion}
             record["fields"] = example.fields
-            max_new_tokens = min(self._max_new_tokens(example.task), self.context_length - row.supervised_from)
-            token_ids = row.input_ids[row.supervised_from :]
-            self._check(f"task {example.task}", record, token_ids, max_new_tokens, example.file)
+            max_new_tokens = min(self._max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
+            self._check(f"task {example.task}", record, row.completion_ids, max_new_tokens, example.file)
 
     def observe_retention_eval(self, name: str, guard: RetentionEvalSettings, questions: Sequence[Question]) -> None:
         """Checks the references of a retention eval of kind task."""
@@ -132,8 +131,8 @@ class ReferenceChecks:
             text = self.prompts.render_prompt(question.prompt, question.system)
             encoded = self.prompts.encode(text, question.reference)
             record = {"task": name, "row": row, "reference": question.reference, "fields": question.fields}
-            max_new_tokens = min(question.max_new_tokens, self.context_length - encoded.supervised_from)
-            self._check(f"retention eval {name}", record, encoded.supervised, max_new_tokens, guard.data)
+            max_new_tokens = min(question.max_new_tokens, self.context_length - len(encoded.prompt_ids))
+            self._check(f"retention eval {name}", record, encoded.completion_ids, max_new_tokens, guard.data)
 
     def _check(
         self, owner: str, record: Mapping[str, Any], token_ids: Sequence[int], max_new_tokens: int, file: str

@@ -47,11 +47,14 @@ def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
         ),
         RowCheck(
             "the completion tokenizes to zero tokens, so nothing would be trained",
-            lambda row: len(row.input_ids) - row.supervised_from < 2,
+            lambda row: not row.supervised_spans or any(end - start < 2 for start, end in row.supervised_spans),
         ),
         RowCheck(
             "the end-of-turn token is not supervised, so the model would never stop",
-            lambda row: row.input_ids[-1] not in prompts.stop_ids or row.supervised_from >= len(row.input_ids),
+            lambda row: (
+                not row.supervised_spans
+                or any(row.input_ids[end - 1] not in prompts.stop_ids for _, end in row.supervised_spans)
+            ),
         ),
         RowCheck(
             f"is longer than the limit of {max_length} tokens; completions are never truncated: shorten or drop such "

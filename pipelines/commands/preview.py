@@ -13,6 +13,7 @@ from pipelines.config.lr_schedules import Settings, Steps, factor, learning_rate
 from pipelines.console.plain_text import speaks_unicode
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
+from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
 from pipelines.report.formatting import printable
 from pipelines.report.tables import Column, cell, print_table
 
@@ -32,8 +33,8 @@ def _coloured(row: TokenizedExample, prompts: PromptFormat) -> Text:
     special = set(prompts.tokenizer.all_special_ids)
     decode = prompts.tokenizer.decode
     text = Text(overflow="fold")
-    parts = ((row.input_ids[: row.supervised_from], ""), (row.input_ids[row.supervised_from :], "bold green"))
-    for ids, style in parts:
+    for ids, is_supervised in split_at_spans(row.input_ids, row.supervised_spans):
+        style = "bold green" if is_supervised else ""
         plain: list[int] = []
         for token in [*ids, None]:
             if token is not None and token not in special:
@@ -54,7 +55,7 @@ def _print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
     for task, split in dict.fromkeys((row.example.task, row.example.split) for row in rows):
         group = [row for row in rows if (row.example.task, row.example.split) == (task, split)]
         lengths = sorted(len(row.input_ids) for row in group)
-        trained = sum(len(row.input_ids) - row.supervised_from for row in group)
+        trained = sum(num_supervised_tokens(row.supervised_spans) for row in group)
         figures = (len(group), lengths[0], lengths[len(lengths) // 2], lengths[-1], trained)
         table.append([cell(task), split, *(f"{figure:,}" for figure in figures)])
     console.print(Text("Lengths in tokens", style="italic"))

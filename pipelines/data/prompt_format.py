@@ -16,6 +16,7 @@ from pipelines.data.chat_template import ChatTemplateError, check_contains, rend
 from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
+from pipelines.modeling.token_sequences import Span, split_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,14 +31,21 @@ _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ")
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of a prompt, a completion and the end token. The loss covers `input_ids[supervised_from:]`."""
+    """Tokens of a prompt, a completion and the end token. The last of the `supervised_spans` is the completion with its end
+    token; there is none without a completion."""
 
     input_ids: list[int]
-    supervised_from: int
+    supervised_spans: list[Span]
 
     @property
-    def supervised(self) -> list[int]:
-        return self.input_ids[self.supervised_from :]
+    def prompt_ids(self) -> list[int]:
+        """The tokens before the completion."""
+        return split_prompt(self.input_ids, self.supervised_spans)[0]
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """The tokens of the completion with its end token; empty without a completion."""
+        return split_prompt(self.input_ids, self.supervised_spans)[1]
 
 
 class PromptFormat:
@@ -177,11 +185,12 @@ class PromptFormat:
         encoded = []
         for prompt, sequence, completion in zip(prompts, sequences, completions, strict=True):
             if completion is None:
-                encoded.append(Encoded(prompt, len(prompt)))
+                encoded.append(Encoded(prompt, []))
                 continue
             starts_with_prompt = sequence[: len(prompt)] == prompt
             completion_ids = sequence[len(prompt) :] if starts_with_prompt else self._tokenize(completion)
-            encoded.append(Encoded([*prompt, *completion_ids, self.end_id], len(prompt)))
+            input_ids = [*prompt, *completion_ids, self.end_id]
+            encoded.append(Encoded(input_ids, [(len(prompt), len(input_ids))]))
         return encoded
 
     def _with_bos(self, sequences: list[list[int]]) -> list[list[int]]:

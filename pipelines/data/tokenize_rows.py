@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.splits import SPLITS
+from pipelines.modeling.token_sequences import Span, split_prompt
 from pipelines.registry import lazy_import
 from pipelines.storage.strict_json import dump
 
@@ -33,23 +34,24 @@ class TokenizedExample:
         example: the source of the tokens.
         prompt_text: the prompt in the model's chat template (`PromptFormat.render_prompt`).
         input_ids: the tokens of the prompt, then those of the completion and the end token if there is a completion.
-        supervised_from: the index of the first supervised token; the length of `input_ids` without a completion.
+        supervised_spans: the half-open ranges (start, end) of tokens that the loss counts, in order. The last is the
+            completion with its end token; there is none without a completion.
     """
 
     example: Example
     prompt_text: str
     input_ids: list[int]
-    supervised_from: int
+    supervised_spans: list[Span]
 
     @property
     def prompt_ids(self) -> list[int]:
         """The tokens that the model is prompted with."""
-        return self.input_ids[: self.supervised_from]
+        return split_prompt(self.input_ids, self.supervised_spans)[0]
 
     @property
     def completion_ids(self) -> list[int]:
         """The tokens of the completion with the end token; empty without a completion."""
-        return self.input_ids[self.supervised_from :]
+        return split_prompt(self.input_ids, self.supervised_spans)[1]
 
 
 def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Iterator[TokenizedExample]:
@@ -58,11 +60,11 @@ def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Ite
         texts = [prompts.render_prompt(example.prompt, example.system) for example in batch]
         encodings = prompts.encode_batch(texts, [example.completion for example in batch])
         for example, text, encoded in zip(batch, texts, encodings, strict=True):
-            yield TokenizedExample(example, text, encoded.input_ids, encoded.supervised_from)
+            yield TokenizedExample(example, text, encoded.input_ids, encoded.supervised_spans)
 
 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
-    """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_from.
+    """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_spans.
 
     The test split, whose rows the report shows, also has prompt, completion and fields (as JSON). The files appear under
     these names only after every row has been written.
@@ -82,7 +84,7 @@ class _SplitWriter:
 
     def __init__(self, path: Path, split: str) -> None:
         texts = [(name, pa.string()) for name in ("prompt", "completion", "fields")] if split == "test" else []
-        tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_from", pa.int32())]
+        tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_spans", pa.list_(pa.list_(pa.int32(), 2)))]
         self.schema = pa.schema([("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), *tokens, *texts])
         self.path = path
         self.batch: list[dict[str, Any]] = []
@@ -106,7 +108,7 @@ class _SplitWriter:
                 "file": example.file,
                 "row": example.row,
                 "input_ids": row.input_ids,
-                "supervised_from": row.supervised_from,
+                "supervised_spans": row.supervised_spans,
                 "prompt": example.prompt,
                 "completion": example.completion,
                 "fields": example.fields,

@@ -14,6 +14,7 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
 
@@ -79,7 +80,7 @@ class LoadedModel:
         model = loading.load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
-    def logits(self, sequences: packing.TokenSequences) -> torch.Tensor:
+    def logits(self, sequences: TokenSequences) -> torch.Tensor:
         """The logits that predict the supervised tokens: [sequences.supervised_tokens, vocabulary]."""
         with torch.no_grad():
             return packing.supervised_logits(self.model, sequences)[0]
@@ -197,7 +198,9 @@ def _generate_batch(
     prompt_lengths: list[int],
     settings: dict[str, Any],
 ) -> list[Completion]:
-    sequences = packing.TokenSequences([np.asarray(ids) for ids in prompts_plus_references], prompt_lengths)
+    sequences = TokenSequences.from_completion_starts(
+        [np.asarray(ids) for ids in prompts_plus_references], prompt_lengths
+    )
     nlls: list[float | None] = [None] * len(prompts_plus_references)
     cache = None
     if generation_module.supports_packed_prefill(loaded.model):

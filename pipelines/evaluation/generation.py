@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
 from pipelines.modeling.attention import supports_prefix_sharing
-from pipelines.modeling.packing import TokenSequences, batch_by_tokens, packed_losses
+from pipelines.modeling.packing import packed_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
+from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
 
 CACHE_GROWTH = 32
 """Tokens by which a full cache grows: growing by one would copy all of it for every token."""
@@ -98,7 +99,7 @@ def packed_prefill(
     supervised tokens), and the cache of the prompts without their last tokens: per layer keys and values
     [sequences, heads, longest prompt - 1, head_dim], padded on the left.
     """
-    width = max(sequences.supervised_from) - 1
+    width = max(sequences.prompt_lengths) - 1
     num_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     layers = [PreallocatedCacheLayer() for _ in range(num_layers)]
     nlls: list[float | None] = []
@@ -111,7 +112,7 @@ def packed_prefill(
             nlls.append(float(token_losses.double().mean()) if len(token_losses) else None)
         cached_tokens = [
             prefix_tree.token_indices(index)[: prompt_length - 1]
-            for index, prompt_length in enumerate(batch.supervised_from)
+            for index, prompt_length in enumerate(batch.prompt_lengths)
         ]
         _scatter_to_left_padded_cache(cached_tokens, indices, packed_cache, layers, len(sequences), width)
     return nlls, Cache(layers=layers)

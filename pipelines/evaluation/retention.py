@@ -33,7 +33,8 @@ from pipelines.evaluation.retention_files import (
     retention_eval_configs,
 )
 from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import TokenSequences, micro_batches, sequence_losses, supervised_logits
+from pipelines.modeling.packing import sequence_losses, supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.scoring.metric import resolve
 
 MICRO_BATCH = 8
@@ -116,7 +117,9 @@ def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -
             message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
             raise DataError(Problem(message, str(file), number))
         shared = len(os.path.commonprefix([question, *wholes]))
-        found.append(TokenSequences([np.asarray(whole) for whole in wholes], [shared] * len(wholes)))
+        found.append(
+            TokenSequences.from_completion_starts([np.asarray(whole) for whole in wholes], [shared] * len(wholes))
+        )
     return found
 
 
@@ -142,10 +145,7 @@ def _scores(loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: Base
 
 
 def _choice_scores(model: torch.nn.Module, guard: PreparedRetentionEval) -> Iterator[float]:
-    rows = TokenSequences(
-        [ids for one in guard.question_rows for ids in one.input_ids],
-        [start for one in guard.question_rows for start in one.supervised_from],
-    )
+    rows = TokenSequences.concatenate(*guard.question_rows)
     summed = [mean * length for mean, length in zip(sequence_losses(model, rows), rows.supervised_lengths, strict=True)]
     losses = iter(summed)
     for item in guard.choices:

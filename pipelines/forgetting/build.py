@@ -31,8 +31,8 @@ from pipelines.forgetting.strategy import Strategy
 from pipelines.forgetting.teacher import cache_teacher_topk, check_teacher
 from pipelines.modeling.base_models import locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.token_dataset import TokenDataset
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.cache import cache_entry
 from pipelines.storage.environment import versions
 from pipelines.storage.files import digest, read_jsonl
@@ -102,10 +102,7 @@ class JobContext:
         order = np.random.default_rng(self.job.pipeline.seed).permutation(
             len(self.general_passages) + len(self.general_answers)
         )
-        both = TokenSequences(
-            [*self.general_passages.input_ids, *self.general_answers.input_ids],
-            [*self.general_passages.supervised_from, *self.general_answers.supervised_from],
-        )
+        both = TokenSequences.concatenate(self.general_passages, self.general_answers)
         return both.select([int(number) for number in order[:sequences]])
 
 
@@ -159,7 +156,7 @@ def _replay(context: JobContext, distill: Distill | None) -> Replay:
     )
     for earlier in ancestor_runs(context.run) if learn else ():
         past = load_split(earlier, "train")
-        rows = TokenSequences([*rows.input_ids, *past.input_ids], [*rows.supervised_from, *past.supervised_from])
+        rows = TokenSequences.concatenate(rows, past)
     share = settings.fraction if learn else forgetting.settings("distill").fraction
     return Replay(rows, share, seed, train_on_rows=learn, distill=distill)
 
@@ -196,7 +193,7 @@ def _si(context: JobContext) -> Si:
 def _importance_file(context: JobContext, name: str, rows: TokenSequences, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
     adapter = context.job.ludwig.get("adapter")
-    text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_from))
+    text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_spans))
     frozen = context.job.ludwig["trainer"].get("layers_to_freeze_regex")
     targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
     key = digest(context.model_id, text, how, context.job.pipeline.seed, targets, frozen, versions())

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pipelines.config.forgetting import Distill as Settings
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Distill(Strategy):
         else:
             each = torch.cat(
                 [
-                    self.teacher_topk[ids.tobytes()].kl_divergence(part, self.settings.temperature)
-                    for ids, part in zip(rows.input_ids, logits.split(rows.supervised_lengths), strict=True)
+                    self.teacher_topk[rows.key(index)].kl_divergence(part, self.settings.temperature)
+                    for index, part in enumerate(logits.split(rows.supervised_lengths))
                 ]
             )
         term = self.settings.weight * each.sum() / supervised

@@ -11,7 +11,7 @@ from pipelines.forgetting.fisher import lora_fisher, weight_fisher
 from pipelines.forgetting.importance import Importance, load_or_compute
 from pipelines.forgetting.penalty import LoraQuadraticPenalty, ProximalQuadraticPenalty, lora_pairs, quadratic_penalty
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 class Ewc(Strategy):

@@ -15,7 +15,8 @@ import torch
 from pipelines.console.activity import doing
 from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
 from pipelines.modeling.adapters import adapter_disabled, trained_weights
-from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 
 MICRO_BATCH = 8
 WHAT = "the Fisher information of what is to be kept"

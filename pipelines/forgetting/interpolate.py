@@ -19,7 +19,8 @@ from pipelines.errors import ConfigError, RunError
 from pipelines.modeling.adapters import attach_adapter, model_source
 from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import TokenSequences, sequence_losses
+from pipelines.modeling.packing import sequence_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.files import write_tensors
 
 SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from pipelines.forgetting.distill import Distill
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits, token_losses
+from pipelines.modeling.packing import supervised_logits, token_losses
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 
 MICRO_BATCH = 8
 

@@ -26,7 +26,8 @@ from pipelines.forgetting.penalty import (
 )
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import TokenSequences, micro_batches, token_losses
+from pipelines.modeling.packing import token_losses
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 
 IMPORTANCE_LR = 5e-5
 IMPORTANCE_BATCH = 8

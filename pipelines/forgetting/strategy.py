@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.process_group import ProcessGroup
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 class Strategy:

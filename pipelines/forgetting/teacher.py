@@ -13,7 +13,8 @@ from pipelines.errors import ModelError
 from pipelines.forgetting.distill import TopK
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import TokenSequences, micro_batches, supervised_logits
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.storage.files import write_tensors
 
 MICRO_BATCH = 8
@@ -36,18 +37,18 @@ def check_teacher(settings: Settings, base: Path) -> Path:
 
 
 def cache_teacher_topk(settings: Settings, teacher: Path, rows: TokenSequences, keep: Path) -> dict[bytes, TopK]:
-    """The teacher's distributions at each row's supervised tokens, by the bytes of the row's tokens; kept in a file, so
+    """The teacher's distributions at each row's supervised tokens, by the row's `TokenSequences.key`; kept in a file, so
     that a training that goes on does not ask again."""
     if not keep.exists():
         write_tensors(keep, _predict_topk(settings, teacher, rows))
     kept = load_file(keep)
     parts = zip(
-        rows.input_ids,
+        map(rows.key, range(len(rows))),
         kept["tokens"].split(rows.supervised_lengths),
         kept["log_probs"].split(rows.supervised_lengths),
         strict=True,
     )
-    return {ids.tobytes(): TopK(tokens.long(), log_probs) for ids, tokens, log_probs in parts}
+    return {key: TopK(tokens.long(), log_probs) for key, tokens, log_probs in parts}
 
 
 @torch.no_grad()

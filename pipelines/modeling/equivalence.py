@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipelines.modeling.packing import TokenSequences, supervised_logits, token_losses
+from pipelines.modeling.packing import supervised_logits, token_losses
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 def probe_batch(model: torch.nn.Module) -> TokenSequences:
@@ -15,7 +16,9 @@ def probe_batch(model: torch.nn.Module) -> TokenSequences:
     beginning, *ends = (
         random.integers(vocabulary // 8, vocabulary // 2, length).astype(np.int32) for length in (8, 9, 5, 13)
     )
-    return TokenSequences([*(np.concatenate([beginning, end]) for end in ends[:2]), ends[2]], [2, 9, 1])
+    return TokenSequences.from_completion_starts(
+        [*(np.concatenate([beginning, end]) for end in ends[:2]), ends[2]], [2, 9, 1]
+    )
 
 
 @torch.no_grad()

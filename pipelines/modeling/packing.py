@@ -7,8 +7,7 @@ The numbers are those of a padded batch: attention stays within each row and pos
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,38 +17,10 @@ import torch.nn.functional as F
 from pipelines.modeling.attention import supports_packing, supports_prefix_sharing
 from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
 from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
+from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
 
 PACK_TOKENS = 4096
 """Tokens that go through the model at once where nothing is kept for a backward pass."""
-
-
-@dataclass(frozen=True)
-class TokenSequences:
-    """Rows of tokens: `input_ids[i]` int32 of any length, of which the loss counts `[supervised_from[i]:]`."""
-
-    input_ids: Sequence[np.ndarray]
-    supervised_from: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(ids) for ids in self.input_ids)
-
-    @property
-    def supervised_tokens(self) -> int:
-        return sum(self.supervised_lengths)
-
-    @property
-    def supervised_lengths(self) -> list[int]:
-        return [len(ids) - start for ids, start in zip(self.input_ids, self.supervised_from, strict=True)]
-
-    def __getitem__(self, part: slice) -> TokenSequences:
-        return TokenSequences(self.input_ids[part], self.supervised_from[part])
-
-    def select(self, indices: Sequence[int]) -> TokenSequences:
-        return TokenSequences([self.input_ids[n] for n in indices], [self.supervised_from[n] for n in indices])
 
 
 def token_losses(model: torch.nn.Module, rows: TokenSequences) -> torch.Tensor:
@@ -125,8 +96,10 @@ def _inputs(
     """What the model is given, the places whose logits count, each predicting the next token, and those tokens."""
     device = next(model.parameters()).device
     # As int64, which is what torch looks tokens up by.
-    wanted = [prefix_tree.token_indices(row)[first - 1 : -1] for row, first in enumerate(rows.supervised_from)]
-    following = [ids[first:] for ids, first in zip(rows.input_ids, rows.supervised_from, strict=True)]
+    supervised = [rows.supervised_indices(row) for row in range(len(rows))]
+    # A token of a shared prefix is predicted once for each sequence that supervises it: its index is repeated here.
+    wanted = [prefix_tree.token_indices(row)[indices - 1] for row, indices in enumerate(supervised)]
+    following = [ids[indices] for ids, indices in zip(rows.input_ids, supervised, strict=True)]
     tokens, positions, places, targets = (
         torch.from_numpy(numbers.astype(np.int64)).to(device)
         for numbers in (
@@ -153,26 +126,6 @@ def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if inner is not None else model
-
-
-def micro_batches(rows: TokenSequences, size: int) -> Iterator[TokenSequences]:
-    """Slices of `size` rows, in order."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def batch_by_tokens(rows: TokenSequences, batch_tokens: int) -> Iterator[list[int]]:
-    """The numbers of rows that go through the model together: about `batch_tokens` tokens, in order."""
-    pack: list[int] = []
-    size = 0
-    for number, ids in enumerate(rows.input_ids):
-        if pack and size + len(ids) > batch_tokens:
-            yield pack
-            pack, size = [], 0
-        pack.append(number)
-        size += len(ids)
-    if pack:
-        yield pack
 
 
 def sequence_losses(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 
 from pipelines.modeling.adapters import adapter_disabled, disabled_adapter_is_base, model_source
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import TokenSequences, supervised_logits
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 class ReferenceModel:

@@ -18,7 +18,7 @@ from pipelines.storage.files import digest, file_digest
 
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
-PREPARED_FORMAT = 3
+PREPARED_FORMAT = 4
 """Incremented when the prepared tokens change for the same config and data, so that complete stages run again."""
 
 NOT_IN_TOKENS: Mapping[str, Any] = {

@@ -16,6 +16,7 @@ from pipelines.evaluation.retention import retention_records
 from pipelines.evaluation.retention_files import retention_eval_configs
 from pipelines.forgetting.build import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
+from pipelines.modeling.token_sequences import split_prompt
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
 from pipelines.storage.files import atomic_dir, write_json, write_jsonl, write_text
@@ -78,8 +79,8 @@ def evaluate_completions(session: EvaluatorSession) -> None:
 
 def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     context = session.context
-    prompts = [row["input_ids"][: row["supervised_from"]] for row in rows]
-    references = [row["input_ids"][row["supervised_from"] :] for row in rows]
+    tokens = [split_prompt(row["input_ids"], row["supervised_spans"]) for row in rows]
+    prompts, references = [prompt for prompt, _ in tokens], [reference for _, reference in tokens]
     limits = [context.max_new_tokens(row["task"]) for row in rows]
     evaluator = session.evaluator
     with context.reporter.bar(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
@@ -92,12 +93,12 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]
             "reference": row["completion"],
             "completion": completion.text,
             "reference_nll": completion.reference_nll,
-            "reference_tokens": len(row["input_ids"]) - row["supervised_from"],
+            "reference_tokens": len(reference),
             "num_generated_tokens": completion.num_generated_tokens,
             "finish_reason": completion.finish_reason,
             "fields": row["fields"],
         }
-        for row, completion in zip(rows, completions, strict=True)
+        for row, reference, completion in zip(rows, references, completions, strict=True)
     ]
 
 

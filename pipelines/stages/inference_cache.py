@@ -25,7 +25,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
     job = context.job
     # The row number is part of a completion's record, so the same rows on other lines of their file have another entry.
     prompts = [
-        [row["task"], row["row"], row["input_ids"], row["supervised_from"], context.max_new_tokens(row["task"])]
+        [row["task"], row["row"], row["input_ids"], row["supervised_spans"], context.max_new_tokens(row["task"])]
         for row in rows
     ]
     validation = [row["input_ids"] for row in read_split(context.run.path("data"), "validation")]

@@ -11,8 +11,8 @@ import pandas as pd
 from ludwig.data.batcher.base import Batcher
 from ludwig.data.dataset.base import Dataset
 
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.token_dataset import TokenDataset
+from pipelines.modeling.token_sequences import TokenSequences
 
 Sampler = Callable[[int], list[int]]
 """The row numbers of an epoch, given its number."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipelines.modeling.packing import TokenSequences, batch_by_tokens, micro_batches
+from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens, micro_batches
 
 ACTIVATION_MEMORY_FRACTION = 0.4
 """Of the free memory, for what a forward pass keeps; the backward pass needs about as much again."""

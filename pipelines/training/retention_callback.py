@@ -11,8 +11,8 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.retention import PreparedRetentionEval, mean_scores
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.reference_model import ReferenceModel
+from pipelines.modeling.token_sequences import TokenSequences
 
 
 class RetentionCallback:

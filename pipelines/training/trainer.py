@@ -25,9 +25,10 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 from pipelines.errors import MachineError, RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
-from pipelines.modeling.packing import TokenSequences, supervised_logits, token_losses
+from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches

@@ -38,7 +38,8 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from pipelines.modeling.attention import SHARED_PREFIX
-    from pipelines.modeling.packing import TokenSequences, token_losses
+    from pipelines.modeling.packing import token_losses
+    from pipelines.modeling.token_sequences import TokenSequences
 
     hidden, layers, heads, kv_heads, width = SHAPES[size]
     config = LlamaConfig(
@@ -57,7 +58,7 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     count = max(1, STEP_TOKENS // length)
-    rows = TokenSequences(
+    rows = TokenSequences.from_completion_starts(
         [np.random.default_rng(n).integers(10, 49000, length) for n in range(count)], [length * 3 // 4] * count
     )
     seconds = []

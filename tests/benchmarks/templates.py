@@ -19,7 +19,8 @@ from rich.table import Table
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX
 from pipelines.modeling.base_models import find_base_model
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import TokenSequences, token_losses
+from pipelines.modeling.packing import token_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.benchmarks.throughput import LORA, RATE
 
 ROWS, OWN, ANSWER = 8, 64, 16
@@ -29,7 +30,7 @@ def rows_behind(instruction: int, vocabulary: int) -> TokenSequences:
     random = np.random.default_rng(instruction)
     shared = random.integers(vocabulary, size=instruction)
     tokens = [np.concatenate([shared, random.integers(vocabulary, size=OWN)]).astype(np.int32) for _ in range(ROWS)]
-    return TokenSequences(tokens, [instruction + OWN - ANSWER] * ROWS)
+    return TokenSequences.from_completion_starts(tokens, [instruction + OWN - ANSWER] * ROWS)
 
 
 def main() -> None:

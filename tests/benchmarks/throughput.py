@@ -208,7 +208,8 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
 
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.modeling.loading import load_causal_lm
-    from pipelines.modeling.packing import TokenSequences, token_losses
+    from pipelines.modeling.packing import token_losses
+    from pipelines.modeling.token_sequences import TokenSequences
 
     encoded = PromptFormat.from_folder(model, False).encode_batch(*zip(*pairs, strict=True))
     tuned = get_peft_model(load_causal_lm(model, frozen=True), LoraConfig(**LORA)).train()
@@ -216,7 +217,7 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     seconds = []
     for start in range(0, len(encoded), batch):
         started, some = time.perf_counter(), encoded[start : start + batch]
-        rows = TokenSequences([np.asarray(one.input_ids) for one in some], [one.supervised_from for one in some])
+        rows = TokenSequences([np.asarray(one.input_ids) for one in some], [one.supervised_spans for one in some])
         token_losses(tuned, rows).mean().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -19,8 +19,8 @@ def test_ids_are_template_completion_and_end(kind):
     encoded = prompts.encode(text, ANSWER)
     whole = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
     assert encoded.input_ids == [*whole, prompts.end_id]
-    assert tokenizer.decode(encoded.supervised[:-1]).strip() == ANSWER
-    assert encoded.input_ids[: encoded.supervised_from] == prompts.encode_prompt(text)
+    assert tokenizer.decode(encoded.completion_ids[:-1]).strip() == ANSWER
+    assert encoded.prompt_ids == prompts.encode_prompt(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +30,7 @@ def test_one_bos_at_most_and_none_in_the_completion(kind):
     bos = prompts.tokenizer.bos_token_id
     expected = 1 if kind in ("adds_bos", "bos_in_template", "sentencepiece") else 0
     assert encoded.input_ids.count(bos) == expected
-    assert bos not in encoded.supervised or bos is None
+    assert bos not in encoded.completion_ids or bos is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,14 +38,14 @@ def test_the_end_is_trained_and_stops(kind):
     prompts = PromptFormat(make_tokenizer(kind))
     encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
     end = {"pad_is_eos": "<|im_end|>", "bos_in_template": "<|im_end|>", "no_pad": "<|im_end|>", "sentencepiece": "</s>"}
-    assert prompts.tokenizer.convert_ids_to_tokens(encoded.supervised[-1]) == end.get(kind, "<|endoftext|>")
-    assert encoded.supervised[-1] in prompts.stop_ids
+    assert prompts.tokenizer.convert_ids_to_tokens(encoded.completion_ids[-1]) == end.get(kind, "<|endoftext|>")
+    assert encoded.completion_ids[-1] in prompts.stop_ids
 
 
 def test_end_of_turn_inside_the_prompt_stays_there():
     prompts = PromptFormat(make_tokenizer("pad_is_eos"))
     encoded = prompts.encode(prompts.render_prompt(PROMPT, system="Be brief."), ANSWER)
-    head = encoded.input_ids[: encoded.supervised_from]
+    head = encoded.prompt_ids
     assert head.count(prompts.end_id) == 2
     assert "Be brief." in prompts.tokenizer.decode(head)
 
@@ -136,5 +136,5 @@ def test_a_broken_template_names_the_line_that_helps(tmp_path):
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
     prompts = PromptFormat(make_tokenizer("no_template"))
     encoded = prompts.encode("t", "he")
-    assert encoded.input_ids[: encoded.supervised_from] == prompts.encode_prompt("t")
+    assert encoded.prompt_ids == prompts.encode_prompt("t")
     assert prompts.tokenizer.decode(encoded.input_ids[:-1]) == "the"

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.evaluation.generation import COMPACT_EVERY, generate_from_cache, packed_prefill, supports_packed_prefill
 from pipelines.modeling.attention import candidate_attention
-from pipelines.modeling.packing import TokenSequences, sequence_losses
+from pipelines.modeling.packing import sequence_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.modeling.test_packing import ARCHITECTURES
 
 STOPS = [7, 8, 9]
@@ -42,7 +43,9 @@ def alone(model, prompt, tokens, **settings):
 def together(model, rows, tokens, **settings):
     cache = None
     if supports_packed_prefill(model):
-        cache = packed_prefill(model, TokenSequences([np.asarray(ids) for ids in rows], [len(ids) for ids in rows]))[1]
+        cache = packed_prefill(
+            model, TokenSequences.from_completion_starts([np.asarray(ids) for ids in rows], [len(ids) for ids in rows])
+        )[1]
     return generate_from_cache(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
 
 
@@ -71,7 +74,7 @@ def test_which_models_read_once():
 def test_losses_are_read_in_the_same_pass(architecture):
     _, ours = models(architecture)
     random = np.random.default_rng(0)
-    rows = TokenSequences([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
+    rows = TokenSequences.from_completion_starts([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
     losses, cache = packed_prefill(ours, rows, batch_tokens=25)
     scored = [0, 2, 3]
     assert losses[1] is None

@@ -74,7 +74,7 @@ def test_each_kind_scores_every_item(files):
     logits, targets = supervised_logits(moved, text)
     losses = F.cross_entropy(logits, targets, reduction="none").split(text.supervised_lengths)
     assert scores["text"] == pytest.approx([float(loss.detach().mean()) for loss in losses], rel=1e-4)
-    assert text.supervised_from == [1] * 4
+    assert text.supervised_spans == [[(1, len(ids))] for ids in text.input_ids]
 
     answers = guards["answers"].rows
     each = kl_divergence(base.logits(answers), supervised_logits(moved, answers)[0]).split(answers.supervised_lengths)

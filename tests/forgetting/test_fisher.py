@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pipelines.forgetting.fisher import lora_fisher, sampled_gradient, weight_fisher
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import TokenSequences, supervised_logits
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.forgetting.tiny_lora import base, lora, rows
 
 
@@ -34,7 +35,7 @@ class LinearSoftmax(torch.nn.Module):
 def test_it_is_the_closed_form_for_a_linear_softmax():
     model = LinearSoftmax()
     chance = np.random.default_rng(0)
-    data = TokenSequences([chance.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
+    data = TokenSequences.from_completion_starts([chance.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
     data.input_ids[0][1] = data.input_ids[0][1] % 5
     found = weight_fisher(model, data, seed=0)["weight"]
     x = model.x[torch.tensor([ids[0] for ids in data.input_ids])]
@@ -135,7 +136,7 @@ def test_a_beginning_that_rows_share_counts_in_each(tmp_path, monkeypatch):
     model = lora(tmp_path / "m", moved=True)
     random = np.random.default_rng(0)
     beginning = random.integers(5, 200, 10)
-    rows = TokenSequences(
+    rows = TokenSequences.from_completion_starts(
         [np.concatenate([beginning, random.integers(5, 200, 3)]).astype(np.int32) for _ in range(3)], [10] * 3
     )
     together = lora_fisher(model, rows, seed=0)

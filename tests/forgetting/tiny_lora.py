@@ -5,14 +5,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.tiny import make_model
 
 
 def rows(count=6, seed=0, vocabulary=200):
     chance = np.random.default_rng(seed)
     lengths = chance.integers(5, 12, count)
-    return TokenSequences([chance.integers(5, vocabulary, length) for length in lengths], [2] * count)
+    return TokenSequences.from_completion_starts(
+        [chance.integers(5, vocabulary, length) for length in lengths], [2] * count
+    )
 
 
 def base(folder):

@@ -11,7 +11,13 @@ from transformers import AutoModelForCausalLM
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
 from pipelines.modeling.loading import detect_linear_lm_head, load_causal_lm, select_attention_backend
 from pipelines.modeling.packing import linear_lm_head, token_losses
-from tests.modeling.test_packing import ARCHITECTURES, SMALL, losses_one_by_one, rows_that_begin_alike, some_rows
+from tests.modeling.test_packing import (
+    ARCHITECTURES,
+    SMALL,
+    hugging_face_losses,
+    sequences_with_shared_prefix,
+    unrelated_sequences,
+)
 from tests.tiny import make_model
 
 GROUPED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -41,8 +47,10 @@ def test_every_model_settles_where_it_is_right(kind):
     model.load_state_dict(reference.state_dict())
     select_attention_backend(model)
     assert model.config._attn_implementation == expected
-    for rows in (some_rows(), rows_that_begin_alike()):
-        torch.testing.assert_close(token_losses(model, rows), losses_one_by_one(reference, rows), atol=1e-5, rtol=1e-5)
+    for rows in (unrelated_sequences(), sequences_with_shared_prefix()):
+        torch.testing.assert_close(
+            token_losses(model, rows), hugging_face_losses(reference, rows), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, caplog):
@@ -89,7 +97,7 @@ def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind,
     model.get_output_embeddings().requires_grad_(False)
     detect_linear_lm_head(model)
     assert (linear_lm_head(model) is not None) == plain
-    rows, found = rows_that_begin_alike(), {}
+    rows, found = sequences_with_shared_prefix(), {}
     for model.has_linear_lm_head in (True, False):
         losses = token_losses(model, rows)
         (losses * torch.linspace(1, 2, len(losses))).sum().backward()

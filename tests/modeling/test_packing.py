@@ -1,4 +1,4 @@
-"""Rows laid end to end give the numbers of rows alone."""
+"""Packed losses, logits and gradients equal those of plain Hugging Face on one sequence at a time."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,11 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.modeling.attention import SHARED_PREFIX, candidate_attention
-from pipelines.modeling.packing import TokenSequences, sequence_losses, supervised_logits, token_losses
+from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
+from pipelines.modeling.loading import detect_linear_lm_head
+from pipelines.modeling.packing import sequence_losses, supervised_logits, token_losses
+from pipelines.modeling.token_dataset import TokenDataset, validation_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.tiny import make_model
 
 SMALL = {
@@ -48,37 +51,67 @@ ARCHITECTURES = {
 }
 
 
-def some_rows(seed=0, lengths=(7, 12, 3, 9)):
-    random = np.random.default_rng(seed)
-    return TokenSequences([random.integers(3, 60, n) for n in lengths], [n // 2 for n in lengths])
+def unrelated_sequences(seed=0, lengths=(7, 12, 3, 9)):
+    rng = np.random.default_rng(seed)
+    return TokenSequences.from_completion_starts(
+        [rng.integers(3, 60, length) for length in lengths], [length // 2 for length in lengths]
+    )
 
 
-def rows_that_begin_alike(seed=0):
-    """A prompt with five answers, one of them twice, the prompt itself as the end of a row, and another that shares half."""
-    random = np.random.default_rng(seed)
-    prompt, half = random.integers(3, 60, 14), random.integers(3, 60, 6)
-    answers = [random.integers(3, 60, n) for n in (1, 3, 6, 2)]
-    rows = [
+def sequences_with_shared_prefix(seed=0):
+    """A prompt with five answers, one of them twice, the prompt itself as a sequence, and another that shares half."""
+    rng = np.random.default_rng(seed)
+    prompt, half = rng.integers(3, 60, 14), rng.integers(3, 60, 6)
+    answers = [rng.integers(3, 60, length) for length in (1, 3, 6, 2)]
+    input_ids = [
         *(np.concatenate([prompt, answer]) for answer in (*answers, answers[1])),
         prompt,
         np.concatenate([prompt[:7], half]),
     ]
-    return TokenSequences(rows, [14, 14, 15, 9, 14, 6, 7])
+    return TokenSequences.from_completion_starts(input_ids, [14, 14, 15, 9, 14, 6, 7])
 
 
-def losses_one_by_one(model, rows):
-    """Hugging Face, a row at a time, every logit computed."""
-    found = []
-    for ids, start in zip(rows.input_ids, rows.supervised_from, strict=True):
-        tokens = torch.from_numpy(ids.astype(np.int64))[None]
-        logits = model(input_ids=tokens).logits[0, start - 1 : -1]
-        found.append(F.cross_entropy(logits, tokens[0, start:], reduction="none"))
-    return torch.cat(found)
+UNRELATED_SPANS = [[(1, 3), (5, 7)], [(2, 3), (4, 8), (10, 11)], [(1, 2)], [(3, 4), (4, 6)]]
+"""Several spans per sequence: adjacent ones, of one token, from the second token on, and short of the end."""
+SHARED_PREFIX_SPANS = [
+    [(3, 6), (14, 15)],  # supervises part of the shared prefix
+    [(14, 17)],  # supervises none of it
+    [(2, 9), (13, 16), (19, 20)],  # across the end of the shared prefix
+    [(1, 14)],  # all of it and nothing else
+    [(5, 6), (15, 16)],  # the tokens of the second sequence, supervised elsewhere
+    [(4, 7), (12, 14)],
+    [(3, 8), (10, 12)],
+]
+BATCHES = {
+    "unrelated": unrelated_sequences(),
+    "shared prefix": sequences_with_shared_prefix(),
+    "unrelated, several spans": TokenSequences(unrelated_sequences().input_ids, UNRELATED_SPANS),
+    "shared prefix, several spans": TokenSequences(sequences_with_shared_prefix().input_ids, SHARED_PREFIX_SPANS),
+}
 
 
-@pytest.mark.parametrize("rows", [some_rows(), rows_that_begin_alike()], ids=["strangers", "alike"])
+def hugging_face_labels(sequences, index):
+    """[1, length]: -100 wherever the token is not supervised."""
+    ids = torch.from_numpy(sequences.input_ids[index].astype(np.int64))
+    labels = torch.full_like(ids, -100)
+    for start, end in sequences.supervised_spans[index]:
+        labels[start:end] = ids[start:end]
+    return labels[None]
+
+
+def hugging_face_losses(model, sequences):
+    """The loss of every supervised token by plain Hugging Face: one sequence at a time, every logit computed."""
+    losses = []
+    for index, ids in enumerate(sequences.input_ids):
+        logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1]
+        labels = hugging_face_labels(sequences, index)[0, 1:]
+        losses.append(F.cross_entropy(logits, labels, reduction="none")[labels != -100])
+    return torch.cat(losses)
+
+
+@pytest.mark.parametrize("sequences", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_losses_and_gradients_equal_rows_alone(architecture, rows):
+def test_packed_losses_and_gradients_equal_those_of_single_sequences(architecture, sequences):
     name, settings = ARCHITECTURES[architecture]
     torch.manual_seed(0)
     config, same = (getattr(transformers, name)(**settings) for _ in range(2))
@@ -87,58 +120,102 @@ def test_packed_losses_and_gradients_equal_rows_alone(architecture, rows):
         same, attn_implementation=candidate_attention(type(reference), same)
     ).eval()
     packed.load_state_dict(reference.state_dict())
-    expected, found = losses_one_by_one(reference, rows), token_losses(packed, rows)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    expected, losses = hugging_face_losses(reference, sequences), token_losses(packed, sequences)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
     expected.sum().backward()
-    found.sum().backward()
+    losses.sum().backward()
     for (key, a), b in zip(reference.named_parameters(), packed.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_no_row_sees_another(tmp_path):
+@pytest.mark.parametrize("frozen_head", [True, False], ids=["linear cross entropy", "logits"])
+@pytest.mark.parametrize("attention", [SHARED_PREFIX, PACKED, UNPACKED])
+@pytest.mark.parametrize("name", ["unrelated, several spans", "shared prefix, several spans"])
+def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, frozen_head):
+    sequences = BATCHES[name]
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=attention).eval()
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    for each in (model, reference):
+        each.get_output_embeddings().requires_grad_(not frozen_head)
+    detect_linear_lm_head(model)
+    # Hugging Face's own loss of each sequence, from labels that are -100 outside of the spans.
+    means = [
+        reference(input_ids=torch.from_numpy(ids)[None], labels=hugging_face_labels(sequences, index)).loss
+        for index, ids in enumerate(sequences.input_ids)
+    ]
+    counts = [int((hugging_face_labels(sequences, index) != -100).sum()) for index in range(len(sequences))]
+    assert sequences.supervised_lengths == counts and sequences.supervised_tokens == sum(counts)
+    expected = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+    loss = token_losses(model, sequences).sum() / sequences.supervised_tokens
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+    assert list(sequence_losses(model, sequences, batch_tokens=30)) == pytest.approx(
+        [float(mean) for mean in means], abs=1e-5
+    )
+    logits, targets = supervised_logits(model, sequences)
+    torch.testing.assert_close(F.cross_entropy(logits, targets), expected, atol=1e-6, rtol=1e-5)
+    expected.backward()
+    loss.backward()
+    for a, b in zip(reference.parameters(), model.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_validation_losses_of_several_spans_are_means_over_tokens(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
-    rows = some_rows()
-    alone = token_losses(model, rows[1:2])
-    beside = token_losses(model, rows).split(rows.supervised_lengths)[1]
-    torch.testing.assert_close(beside, alone, atol=1e-6, rtol=1e-6)
+    sequences = BATCHES["shared prefix, several spans"]
+    tasks = ["a", "b", "a", "a", "b", "a", "b"]
+    losses = hugging_face_losses(model, sequences).split(sequences.supervised_lengths)
+    result = validation_losses(model, TokenDataset(sequences, tasks))
+    assert result["loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-6)
+    of_b = torch.cat([loss for loss, task in zip(losses, tasks, strict=True) if task == "b"])
+    assert result["tasks"]["b"] == pytest.approx(float(of_b.mean()), abs=1e-6)
 
 
-def count_tokens(model, seen):
+def test_sequences_do_not_attend_to_each_other(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
+    sequences = unrelated_sequences()
+    single = token_losses(model, sequences[1:2])
+    packed = token_losses(model, sequences).split(sequences.supervised_lengths)[1]
+    torch.testing.assert_close(packed, single, atol=1e-6, rtol=1e-6)
+
+
+def record_forward_lengths(model, lengths):
     return model.get_input_embeddings().register_forward_hook(
-        lambda module, inputs, output: seen.append(output.shape[1])
+        lambda module, inputs, output: lengths.append(output.shape[1])
     )
 
 
-def test_what_rows_begin_with_is_read_once(tmp_path):
+def test_a_shared_prefix_is_computed_once(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).train()
-    rows, seen = rows_that_begin_alike(), []
-    count_tokens(model, seen)
-    token_losses(model, rows)
-    supervised_logits(model, rows, share_prefixes=False)
-    assert seen == [14 + 1 + 3 + 3 + 6 + 2 + 6, rows.tokens]  # three tokens are too few to share
+    sequences, lengths = sequences_with_shared_prefix(), []
+    record_forward_lengths(model, lengths)
+    token_losses(model, sequences)
+    supervised_logits(model, sequences, share_prefixes=False)
+    assert lengths == [14 + 1 + 3 + 3 + 6 + 2 + 6, sequences.tokens]  # three tokens are too few to share
 
 
-def test_under_dropout_each_row_draws_its_own(tmp_path):
+def test_a_supervised_prefix_is_shared_whichever_sequences_supervise_it(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).train()
+    lengths = []
+    record_forward_lengths(model, lengths)
+    token_losses(model, BATCHES["shared prefix, several spans"])
+    token_losses(model, sequences_with_shared_prefix())
+    assert lengths[0] == lengths[1]
+
+
+def test_dropout_is_drawn_per_sequence(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"))
-    rows, seen = rows_that_begin_alike(), []
-    count_tokens(model, seen)
-    token_losses(model.train(), rows)
-    token_losses(model.eval(), rows)
-    assert seen[0] == rows.tokens > seen[1]
+    sequences, lengths = sequences_with_shared_prefix(), []
+    record_forward_lengths(model, lengths)
+    token_losses(model.train(), sequences)
+    token_losses(model.eval(), sequences)
+    assert lengths[0] == sequences.tokens > lengths[1]
 
 
-def test_row_losses_are_means_whatever_the_pack(tmp_path):
+def test_sequence_losses_are_means_whatever_the_batches(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
-    rows = some_rows()
-    small, large = (
-        list(sequence_losses(model, rows, batch_tokens=8)),
-        list(sequence_losses(model, rows, batch_tokens=4096)),
-    )
+    sequences = unrelated_sequences()
+    small, large = (list(sequence_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
     assert small == pytest.approx(large, abs=1e-6)
-    assert small[0] == pytest.approx(float(losses_one_by_one(model, rows[0:1]).mean()), abs=1e-6)
-
-
-def test_counts():
-    rows = some_rows()
-    assert (rows.tokens, rows.supervised_tokens, len(rows)) == (31, 4 + 6 + 2 + 5, 4)
+    assert small[0] == pytest.approx(float(hugging_face_losses(model, sequences[0:1]).mean()), abs=1e-6)

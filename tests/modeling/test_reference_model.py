@@ -29,8 +29,8 @@ def plain_logits(folder):
     """By transformers only, one row after the other."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     found = []
-    for ids, start in zip(rows().input_ids, rows().supervised_from, strict=True):
-        found.append(model(torch.from_numpy(ids)[None]).logits[0, start - 1 : -1])
+    for index, ids in enumerate(rows().input_ids):
+        found.append(model(torch.from_numpy(ids)[None]).logits[0, rows().supervised_indices(index) - 1])
     return torch.cat(found)
 
 

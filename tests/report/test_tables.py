@@ -164,7 +164,11 @@ def test_a_bake_off(width):
 @pytest.mark.parametrize("kind", NAMES)
 def test_lengths_of_rows(width, kind):
     prepared = [
-        SimpleNamespace(example=SimpleNamespace(task=task, split=split), input_ids=range(1_234_567), supervised_from=9)
+        SimpleNamespace(
+            example=SimpleNamespace(task=task, split=split),
+            input_ids=range(1_234_567),
+            supervised_spans=[(9, 1_234_567)],
+        )
         for task in NAMES[kind]
         for split in ("train", "validation", "test")
     ]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
-from pipelines.modeling.packing import TokenSequences
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training import micro_batches
 from pipelines.training.micro_batches import MicroBatches
 from pipelines.training.trainer import FineTuneTrainer
@@ -16,16 +16,16 @@ from tests.jobs import LORA, run_training
 
 
 def rows(*lengths):
-    return TokenSequences([np.full(n, n) for n in lengths], [1] * len(lengths))
+    return TokenSequences.from_completion_starts([np.full(n, n) for n in lengths], [1] * len(lengths))
 
 
 def lengths(parts):
     return [[len(ids) for ids in part.input_ids] for part in parts]
 
 
-def test_rows_that_begin_alike_go_together():
+def test_sequences_with_shared_prefix_go_together():
     texts = [[7, 1, 1], [5, 2], [7, 1, 3], [5, 4, 4], [7, 9]]
-    some = TokenSequences([np.array(text, dtype=np.int32) for text in texts], [1] * 5)
+    some = TokenSequences.from_completion_starts([np.array(text, dtype=np.int32) for text in texts], [1] * 5)
 
     def parts(batches):
         return [[ids.tolist() for ids in part.input_ids] for part in batches.split(some)]

@@ -46,9 +46,11 @@ def padded_batch_loss(model, rows):
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, -100)
-    for n, (row, start) in enumerate(zip(rows.input_ids, rows.supervised_from, strict=True)):
+    for n, (row, spans) in enumerate(zip(rows.input_ids, rows.supervised_spans, strict=True)):
         tokens = torch.from_numpy(row.astype(np.int64))
-        ids[n, : len(row)], mask[n, : len(row)], labels[n, start : len(row)] = tokens, 1, tokens[start:]
+        ids[n, : len(row)], mask[n, : len(row)] = tokens, 1
+        for start, end in spans:
+            labels[n, start:end] = tokens[start:end]
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.modeling.packing import TokenSequences
 from pipelines.modeling.process_group import ProcessGroup
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
 from tests.jobs import LORA
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_workers_rows_are_all_rows_once_and_about_as_many_tokens():
     lengths = [90, 3, 41, 40, 8, 60, 2, 55]
-    rows = TokenSequences([np.full(n, n) for n in lengths], [1] * len(lengths))
+    rows = TokenSequences.from_completion_starts([np.full(n, n) for n in lengths], [1] * len(lengths))
     parts = [ProcessGroup(rank, 3).shard(rows) for rank in range(3)]
     assert sorted(len(ids) for part in parts for ids in part.input_ids) == sorted(lengths)
     tokens = [part.tokens for part in parts]
