@@ -120,8 +120,8 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
     reporter = ConsoleReporter()
-    with reporter.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
-        folder = find_base_model(job.ludwig["base_model"])
+    with reporter.working(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
+        folder = find_base_model(job.base_model)
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
     with reporter.working("Preparing rows"):
         prompts = PromptFormat.for_job(job, folder)
@@ -129,7 +129,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         prepared = list(checks.tap(tokenize_examples(examples, prompts)))
     console = Console(highlight=False)
     show_rows(prepared, prompts, console, rows)
-    show_schedule(job.ludwig["trainer"], sum(row.example.split == "train" for row in prepared), console)
+    show_schedule(job.trainer, sum(row.example.split == "train" for row in prepared), console)
     findings = checks.findings()
     for finding in findings:
         if finding.severity == "warning":

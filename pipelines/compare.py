@@ -140,7 +140,7 @@ def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any
 
 def _generation(job: Job | None) -> dict[str, Any]:
     """The settings that act when answers are made, over neutral ones."""
-    given = job.ludwig["generation"] if job else {"do_sample": False, "max_new_tokens": 128}
+    given = job.generation if job else {"do_sample": False, "max_new_tokens": 128}
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -207,13 +207,11 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
 def _test_rows(run: Run, job: Job) -> list[Asked]:
     from pipelines.data.tokenize_rows import read_split
 
-    default = int(job.ludwig["generation"]["max_new_tokens"])
     asked = []
     for row in read_split(run.path("data"), "test"):
-        task = job.pipeline.tasks[row["task"]]
-        system = task.system if task.system is not None else job.pipeline.system
-        bound = task.max_new_tokens or default
-        question = Question(row["task"], row["prompt"], system, bound, row["fields"], row["file"], row["row"])
+        name, fields = row["task"], row["fields"]
+        system, limit = job.system_prompt(name), job.max_new_tokens(name)
+        question = Question(name, row["prompt"], system, limit, fields, row["file"], row["row"])
         asked.append(Asked(question, row["completion"]))
     return asked
 
@@ -330,7 +328,7 @@ def _describe(
     settings = {side.name: side.job.resolved() if side.job else side.place for side in (one, two)}
     config = {"pipeline": {"tasks": tasks}, "compared": settings}
     write_text(aside / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    models = dict.fromkeys(side.job.ludwig["base_model"] if side.job else side.place for side in (one, two))
+    models = dict.fromkeys(side.job.base_model if side.job else side.place for side in (one, two))
     manifest = Run(aside)
     write_json(
         manifest.manifest_path,

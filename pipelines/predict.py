@@ -67,19 +67,18 @@ def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = Fals
             f"{run} has no task {task!r}; " + (f"did you mean {near}?" if near else f"it has {', '.join(tasks)}")
         )
     only = task or (next(iter(tasks)) if len(tasks) == 1 else None)
-    default = int(job.ludwig["generation"]["max_new_tokens"])
     found, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
             if raw:
                 prompt, bound = parse_sample_prompt(row, file)
-                found.append(Question(None, prompt, job.pipeline.system, bound or default, row, str(file), number))
+                limit = bound or job.max_new_tokens()
+                found.append(Question(None, prompt, job.system_prompt(), limit, row, str(file), number))
                 continue
             name = only or _task_of(row, tasks)
-            system = tasks[name].system if tasks[name].system is not None else job.pipeline.system
             prompt = _in_template(tasks[name].prompt, row)
-            bound = tasks[name].max_new_tokens
-            found.append(Question(name, prompt, system, int(bound or default), row, str(file), number))
+            system, limit = job.system_prompt(name), job.max_new_tokens(name)
+            found.append(Question(name, prompt, system, limit, row, str(file), number))
         except DataError as error:
             errors.add(str(file), number, str(error))
     errors.raise_if_any()
@@ -130,13 +129,11 @@ def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """The base of the run with what was trained, as the run's own tuned pass loads it."""
-    from pipelines.evaluation.completions import LoadedModel, quantization_config
+    from pipelines.evaluation.completions import LoadedModel
     from pipelines.forgetting.continual import trained_from
 
     base = trained_from(job, run)
-    return LoadedModel.from_folder(base, job.pipeline.chat_template, quantization_config(job)).with_adapter(
-        run.path("model")
-    )
+    return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_adapter(run.path("model"))
 
 
 def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
@@ -185,7 +182,7 @@ def _answered(
         with reporter.bar(f"Completions{part}", len(some), "rows") as progress:
             bounds = [one.max_new_tokens for one in some]
             part_ids = ids[start : start + ROWS_AT_ONCE]
-            answers = complete(loaded, part_ids, job.ludwig["generation"], bounds, progress, seed=job.pipeline.seed)
+            answers = complete(loaded, part_ids, job.generation, bounds, progress, seed=job.pipeline.seed)
         for one, answer in zip(some, answers, strict=True):
             yield {**one.row, PREDICTION: answer.text, FINISH_REASON: answer.finish_reason}
 

@@ -57,7 +57,7 @@ class RunPipeline:
 
     def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
         """Finds the model that training starts from. Raises ModelError or ConfigError where that is not possible."""
-        with reporter.working(f"Base model {job.ludwig['base_model']}"):
+        with reporter.working(f"Base model {job.base_model}"):
             quiet_libraries()
             model_folder = continual.starting_model(job, run)
             model_id = fingerprint(model_folder)
@@ -101,7 +101,7 @@ class RunPipeline:
             **config_entries(job.path, run.folder),
             command=self.command,
             seed=job.pipeline.seed,
-            base_model=job.ludwig["base_model"],
+            base_model=job.base_model,
             base_revision=self._base_revision(),
             continue_from=job.pipeline.continue_from,
             generation=self._generation_settings(),
@@ -117,7 +117,7 @@ class RunPipeline:
 
     def _generation_settings(self) -> dict[str, Any]:
         """The generation settings with their defaults; `max_new_tokens` by task where the tasks differ."""
-        limits = {task: self.context.max_new_tokens(task) for task in self.job.pipeline.tasks}
+        limits = {task: self.job.max_new_tokens(task) for task in self.job.pipeline.tasks}
         limit: Any = limits if len(set(limits.values())) > 1 else next(iter(limits.values()))
         return generation_settings({**self.context.generation, "max_new_tokens": limit}, self.context.prompts)
 

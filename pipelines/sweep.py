@@ -52,7 +52,7 @@ def arms(job: Job, strategy: str, tries: int) -> list[Arm]:
     own = next((word for word in parse_strategies(strategy) if word in KNOBS), None)
     adapter = ("adapter=null",) if "full" in strategy.split("+") else ()
     if own is None:
-        rate = float(job.ludwig["trainer"].get("learning_rate", 2e-4)) * (0.1 if adapter else 1.0)
+        rate = float(job.trainer.get("learning_rate", 2e-4)) * (0.1 if adapter else 1.0)
         settings = [("trainer.learning_rate", rate * factor) for factor in RATES[:tries]]
         return [
             Arm(

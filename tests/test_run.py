@@ -185,7 +185,7 @@ def test_a_run_continues_from_the_latest_model_of_an_earlier_run(project, monkey
     first = Run(Path("runs/first"))
     (first.folder / "model").mkdir(parents=True)
     (first.folder / "config.yaml").write_text(Path("job.yaml").read_text())
-    first.update(base_model=job.ludwig["base_model"], stages={"eval_tuned": {"inputs": "", "seconds": 1}})
+    first.update(base_model=job.base_model, stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
     second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.continue_from=runs/first"])
     start = continual.starting_model(goes_on, second)

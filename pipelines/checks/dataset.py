@@ -28,8 +28,7 @@ class DatasetChecks:
 
     def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
         self.job = job
-        max_sequence_length = job.ludwig.get("preprocessing", {}).get("global_max_sequence_length")
-        max_length = min(context_length, int(max_sequence_length)) if max_sequence_length else context_length
+        max_length = min(context_length, job.max_sequence_length or context_length)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.rows = row_checks(prompts, max_length)
         self.metrics = MetricChecks(job)

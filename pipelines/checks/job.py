@@ -40,7 +40,7 @@ def check_job(job: Job) -> CheckResult:
     if problems := metrics.errors():
         raise ConfigError(problems)
     _check_models(job)
-    folder = local_folder(job.ludwig["base_model"])
+    folder = local_folder(job.base_model)
     if folder is not None:
         check_names(job, folder)
     first_examples: dict[str, Example] = {}
@@ -65,7 +65,7 @@ def check_job(job: Job) -> CheckResult:
 def _check_models(job: Job) -> None:
     """Checks every model that the config names, as far as its files are on this disk."""
     with locate_model_errors(job, "base_model"):
-        check_base_model(job.ludwig["base_model"])
+        check_base_model(job.base_model)
     distill = job.pipeline.forgetting.distill
     if distill is not None and distill.teacher is not None:
         with locate_model_errors(job, "pipeline", "forgetting", "distill", "teacher"):

@@ -120,7 +120,7 @@ class ReferenceChecks:
         if example.split == "test":
             record = {"task": example.task, "row": example.row, "reference": example.completion}
             record["fields"] = example.fields
-            max_new_tokens = min(self._max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
+            max_new_tokens = min(self.job.max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
             self._check(f"task {example.task}", record, row.completion_ids, max_new_tokens, example.file)
 
     def observe_retention_eval(self, name: str, guard: RetentionEvalSettings, questions: Sequence[Question]) -> None:
@@ -149,10 +149,6 @@ class ReferenceChecks:
             count = self.counts.setdefault(owner, {}).setdefault(shortfall.kind, first)
             count.rows += 1
             count.needed_tokens = max(count.needed_tokens, shortfall.needed_tokens)
-
-    def _max_new_tokens(self, task: str) -> int:
-        limit = self.job.pipeline.tasks[task].max_new_tokens
-        return int(limit if limit is not None else self.job.ludwig["generation"]["max_new_tokens"])
 
     def findings(self) -> Iterator[Finding]:
         """One finding per kind of cause, at its first row.

@@ -161,6 +161,11 @@ class Pipeline(Section):
     continue_from: Text | None = None
     """A finished run whose tuned model this job starts from, in place of the base."""
 
+    def system_prompt(self, task: str | None = None) -> str | None:
+        """The system prompt of a task, or of prompts that belong to no task; None for none."""
+        own_prompt = None if task is None else self.tasks[task].system
+        return own_prompt if own_prompt is not None else self.system
+
 
 @dataclass(frozen=True)
 class Job:
@@ -170,6 +175,52 @@ class Job:
     pipeline: Pipeline
     ludwig: dict[str, Any]
     document: Document = field(default_factory=Document, repr=False, compare=False)
+
+    @property
+    def base_model(self) -> str:
+        """The base model as it is written: an embedded model, a hub id or a folder."""
+        return str(self.ludwig["base_model"])
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """The section `adapter`; None where every weight is trained."""
+        return self.ludwig.get("adapter") or None
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """The section `quantization`, None without one. It applies to training, evaluation and `predict` alike."""
+        return self.ludwig.get("quantization") or None
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """The section `trainer`, with alfine's defaults."""
+        return dict(self.ludwig["trainer"])
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The section `generation`, with alfine's defaults."""
+        return dict(self.ludwig["generation"])
+
+    @property
+    def backend(self) -> dict[str, Any]:
+        """The section `backend`, in its long form: `{"type": "ray"}` for `backend: ray`."""
+        backend = self.ludwig.get("backend") or "local"
+        return {"type": backend} if isinstance(backend, str) else dict(backend)
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """The number of tokens that a training example may have, None for what the model's context holds."""
+        length = (self.ludwig.get("preprocessing") or {}).get("global_max_sequence_length")
+        return None if length is None else int(length)
+
+    def system_prompt(self, task: str | None = None) -> str | None:
+        """The system prompt of a task, or of prompts that belong to no task; None for none."""
+        return self.pipeline.system_prompt(task)
+
+    def max_new_tokens(self, task: str | None = None) -> int:
+        """The limit of a completion of a task, or of prompts that belong to no task, in tokens."""
+        own_limit = None if task is None else self.pipeline.tasks[task].max_new_tokens
+        return int(own_limit if own_limit is not None else self.ludwig["generation"]["max_new_tokens"])
 
     def line_of(self, *path: str | int) -> int | None:
         """The line of `job.line_of("pipeline", "tasks", "sentiment", "prompt")`, or of its nearest parent."""

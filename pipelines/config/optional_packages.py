@@ -15,9 +15,9 @@ def check_extras(job: Job) -> None:
     """Raises ConfigError, with the config's lines, for each key that needs bitsandbytes where it is not installed."""
     if find_spec("bitsandbytes") is not None:
         return
-    optimizer = (job.ludwig["trainer"].get("optimizer") or {}).get("type", "")
+    optimizer = (job.trainer.get("optimizer") or {}).get("type", "")
     needing: list[tuple[tuple[str, ...], str]] = []
-    if job.ludwig.get("quantization"):
+    if job.quantization:
         needing.append((("quantization",), "take the section out"))
     if optimizer.endswith("8bit") or optimizer.startswith(_OF_BITSANDBYTES):
         needing.append((("trainer", "optimizer", "type"), "write adamw"))

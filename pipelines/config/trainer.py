@@ -80,7 +80,7 @@ def _decay(scheduler: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator
 
 def of_rows(job: Job, training: int, validation: int) -> Iterator[Problem]:
     """What `trainer` asks for and so many training and validation rows do not allow."""
-    trainer = job.ludwig["trainer"]
+    trainer = job.trainer
     scheduler = trainer.get("learning_rate_scheduler") or {}
     settings, steps = Settings.of(scheduler), Steps.of(trainer, training)
     for key in ("reduce_on_plateau", "early_stop"):

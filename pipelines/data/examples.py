@@ -96,7 +96,7 @@ def _fill_example(name: str, task: Task, pipeline: Pipeline, row: SplitRow) -> E
     """Raises DataError, without a location, for a row without a split or with columns that the task cannot use."""
     if row.split is None:
         raise DataError(row.error)
-    system = task.system if task.system is not None else pipeline.system
+    system = pipeline.system_prompt(name)
     check_system_is_constant(system, row.fields)
     prompt = fill_nonempty(task.prompt, row.fields, "prompt")
     completion = fill_nonempty(task.completion, row.fields, "completion")

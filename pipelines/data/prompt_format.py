@@ -92,10 +92,9 @@ class PromptFormat:
     def check_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:
         """Renders one prompt per task, given by task. Raises ConfigError, located in the config."""
         for name, prompt in prompts.items():
-            task = job.pipeline.tasks[name]
-            has_own_system = task.system is not None
+            has_own_system = job.pipeline.tasks[name].system is not None
             try:
-                self.render_prompt(prompt, task.system if has_own_system else job.pipeline.system)
+                self.render_prompt(prompt, job.system_prompt(name))
             except ChatTemplateError as error:
                 system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")
                 key = system_key if error.key == "system" else _template_key(job)

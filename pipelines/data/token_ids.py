@@ -15,7 +15,7 @@ _COUNTS = ("max_new_tokens", "min_new_tokens")
 def check_token_ids(job: Job, vocab_size: int) -> None:
     """Raises ConfigError for every key of `generation` with a token id of `vocab_size` or more."""
     problems = []
-    for key, value in job.ludwig["generation"].items():
+    for key, value in job.generation.items():
         if key.endswith(("_ids", "_token_id", "_tokens")) and key not in _COUNTS:
             invalid = next((token for token in _integers(value) if token >= vocab_size), None)
             if invalid is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
@@ -120,11 +119,6 @@ def generation_settings(generation: dict[str, Any], prompt_format: PromptFormat)
         **settings,
         "stop_tokens": [str(tokenizer.convert_ids_to_tokens(token)) for token in prompt_format.stop_ids],
     }
-
-
-def quantization_config(job: Job) -> dict[str, Any] | None:
-    """The job's `quantization` section, None without one. It applies to training, evaluation and `predict` alike."""
-    return job.ludwig.get("quantization") or None
 
 
 def complete(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.config.job import Job
-from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete, quantization_config
+from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete
 from pipelines.evaluation.retention import PreparedRetentionEval, score_retention_eval
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
@@ -41,7 +41,7 @@ class LocalEvaluator:
 
     def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
         """Loads the base model and, if `tuned` is a folder that training exported, the tuned model on it."""
-        base = LoadedModel.from_folder(base_folder, job.pipeline.chat_template, quantization_config(job))
+        base = LoadedModel.from_folder(base_folder, job.pipeline.chat_template, job.quantization)
         self.seed = job.pipeline.seed
         self.loaded = base if tuned is None else base.with_adapter(tuned)
         self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits

@@ -12,7 +12,7 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import open_split
 from pipelines.errors import ConfigError
-from pipelines.evaluation.completions import LoadedModel, quantization_config
+from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.general_text import (
     encode_answers,
     encode_passages,
@@ -53,7 +53,7 @@ class JobContext:
     @cached_property
     def model_id(self) -> str:
         """The content of the model as it is loaded: quantized weights answer differently."""
-        quantization = self.job.ludwig.get("quantization")
+        quantization = self.job.quantization
         own = fingerprint(self.model_folder)
         return digest(own, quantization)[:16] if quantization else own
 
@@ -62,14 +62,12 @@ class JobContext:
         return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel.from_folder(
-            self.model_folder, self.job.pipeline.chat_template, quantization_config(self.job)
-        )
+        return LoadedModel.from_folder(self.model_folder, self.job.pipeline.chat_template, self.job.quantization)
 
     @cached_property
     def general_answers(self) -> TokenSequences:
         """The bundled general instructions with the starting model's own answers."""
-        system = self.job.pipeline.system
+        system = self.job.system_prompt()
         found = generate_general_answers(
             self.load_model, self.prompts, self.model_id, bundled_file("general/instructions.jsonl"), system
         )
@@ -113,7 +111,7 @@ def load_split(run: Run, split: str) -> TokenSequences:
 
 def build_strategies(context: JobContext, task_rows: TokenSequences) -> list[Strategy]:
     """The strategies of the job, in the order in which they act."""
-    forgetting, adapter = context.job.pipeline.forgetting, bool(context.job.ludwig.get("adapter"))
+    forgetting, adapter = context.job.pipeline.forgetting, context.job.adapter is not None
     used = forgetting.strategies
     found: list[Strategy] = []
     distill = None
@@ -192,9 +190,9 @@ def _si(context: JobContext) -> Si:
 
 def _importance_file(context: JobContext, name: str, rows: TokenSequences, how: object) -> Path:
     """In the user's cache: measured once for a model, a text and a kind of job."""
-    adapter = context.job.ludwig.get("adapter")
+    adapter = context.job.adapter
     text = digest([ids.tolist() for ids in rows.input_ids], list(rows.supervised_spans))
-    frozen = context.job.ludwig["trainer"].get("layers_to_freeze_regex")
+    frozen = context.job.trainer.get("layers_to_freeze_regex")
     targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
     key = digest(context.model_id, text, how, context.job.pipeline.seed, targets, frozen, versions())
     return cache_entry("importance", f"{name}-{key[:32]}.safetensors")

@@ -36,7 +36,7 @@ def starting_model(job: Job, run: Run) -> Path:
     continue_from = job.pipeline.continue_from
     if continue_from is None:
         with locate_model_errors(job, "base_model"):
-            return find_base_model(job.ludwig["base_model"])
+            return find_base_model(job.base_model)
     earlier = _finished(job, Path(continue_from))
     check_earlier_gates(job, earlier)
     left = earlier.path("model")
@@ -87,7 +87,7 @@ def _finished(job: Job, folder: Path) -> Run:
     if "eval_tuned" not in earlier.manifest["stages"]:
         raise refuse(f"{folder} is not finished; finish it with: {earlier.command}")
     base = earlier.manifest["base_model"]
-    if base != job.ludwig["base_model"]:
+    if base != job.base_model:
         raise refuse(f"{folder} is tuned from {base}; write base_model: {base}")
     return earlier
 
@@ -109,11 +109,10 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
     guards: list[PreparedRetentionEval] = []
     for earlier in ancestor_runs(run):
         job = load_job(earlier.path("config.yaml"))
-        default = int(job.ludwig["generation"]["max_new_tokens"])
         table = read_split(earlier.path("data"), "test")
         left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
-            system = task.system if task.system is not None else job.pipeline.system
+            system, max_new_tokens = job.system_prompt(name), job.max_new_tokens(name)
             metric = metric_key(task.metric, task.normalize)
             mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
             guards.append(
@@ -123,9 +122,7 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
                     str(earlier.folder),
                     metric=metric,
                     questions=[
-                        Question(
-                            row["prompt"], system, row["completion"], row["fields"], task.max_new_tokens or default
-                        )
+                        Question(row["prompt"], system, row["completion"], row["fields"], max_new_tokens)
                         for row, _ in mine
                     ],
                     own_scores=[resolve(metric).score(answer).value for _, answer in mine],

@@ -186,7 +186,7 @@ def check_names(job: Job, folder: Path) -> None:
         return
     # An output layer that shares the embedding's matrix is a module, though the file does not have its name.
     head = {} if any(_is_head(name.partition(".")[0]) for name in shapes) else {"lm_head.weight": [0, 0]}
-    modules, adapter = Modules({**shapes, **head}), job.ludwig.get("adapter")
+    modules, adapter = Modules({**shapes, **head}), job.adapter
     problems: list[Problem] = []
     if isinstance(adapter, dict):
         kind = str(adapter["type"])
@@ -196,7 +196,7 @@ def check_names(job: Job, folder: Path) -> None:
         init, targets = adapter.get("init_lora_weights"), adapter.get("target_modules") or ()
         if head and init in ("pissa", "olora") and any(_is_head(name.rpartition(".")[2]) for name in targets):
             problems.append(job.problem(no_longer_whole(init), "adapter", "init_lora_weights"))
-    elif regex := job.ludwig["trainer"].get("layers_to_freeze_regex"):
+    elif regex := job.trainer.get("layers_to_freeze_regex"):
         names = _full_names(list(shapes))
         if message := freeze_problem(regex, names, names):
             problems.append(job.problem(message, "trainer", "layers_to_freeze_regex"))

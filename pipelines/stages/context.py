@@ -31,13 +31,8 @@ class StageContext:
     @property
     def generation(self) -> dict[str, Any]:
         """The section `generation` of the config."""
-        return dict(self.job.ludwig["generation"])
+        return self.job.generation
 
     @cached_property
     def prompts(self) -> PromptFormat:
         return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
-
-    def max_new_tokens(self, task: str) -> int:
-        """The limit of the task's completions, in tokens."""
-        limit = self.job.pipeline.tasks[task].max_new_tokens
-        return int(limit if limit is not None else self.generation["max_new_tokens"])

@@ -43,17 +43,17 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
 
     Raises DataError for files that are missing or invalid, ModelError for a teacher that is not a model.
     """
-    pipeline, ludwig = job.pipeline, job.ludwig
-    tasks, generation = pipeline.tasks.items(), ludwig["generation"]
+    pipeline, generation = job.pipeline, job.generation
+    tasks = pipeline.tasks.items()
     files = _data_files(job, file_digest)
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
     replay_files = [files[file] for path, file in referenced_files(job) if "replay" in path]
     pipeline_keys = pipeline.model_dump(mode="json", exclude=dict(NOT_IN_TOKENS))
     tokens = [PREPARED_FORMAT, model_id, pipeline_keys, task_files]
-    tokens += [ludwig.get("preprocessing"), ludwig.get("quantization")]
+    tokens += [job.max_sequence_length, job.quantization]
     limits = {name: task.max_new_tokens for name, task in tasks}
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
-    trainer = {key: value for key, value in ludwig.items() if key not in ("generation", "base_model")}
+    trainer = {key: value for key, value in job.ludwig.items() if key not in ("generation", "base_model")}
     scoring = {
         name: [metric_key(task.metric, task.normalize), metric_source(task.metric), task.cluster_by]
         for name, task in tasks

@@ -81,7 +81,7 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]
     context = session.context
     tokens = [split_prompt(row["input_ids"], row["supervised_spans"]) for row in rows]
     prompts, references = [prompt for prompt, _ in tokens], [reference for _, reference in tokens]
-    limits = [context.max_new_tokens(row["task"]) for row in rows]
+    limits = [context.job.max_new_tokens(row["task"]) for row in rows]
     evaluator = session.evaluator
     with context.reporter.bar(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
@@ -107,9 +107,9 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     if not context.job.pipeline.report.sample_prompts:
         return
     samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts))
-    prompts, default = context.prompts, context.generation["max_new_tokens"]
-    texts = [prompts.render_prompt(sample["prompt"], context.job.pipeline.system) for sample in samples]
-    limits = [int(sample.get("max_new_tokens") or default) for sample in samples]
+    prompts = context.prompts
+    texts = [prompts.render_prompt(sample["prompt"], context.job.system_prompt()) for sample in samples]
+    limits = [sample.get("max_new_tokens") or context.job.max_new_tokens() for sample in samples]
     evaluator = session.evaluator
     with context.reporter.bar(f"{session.side.capitalize()} sample prompts", len(texts), "prompts") as progress:
         completions = evaluator.complete(

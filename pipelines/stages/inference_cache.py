@@ -25,7 +25,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
     job = context.job
     # The row number is part of a completion's record, so the same rows on other lines of their file have another entry.
     prompts = [
-        [row["task"], row["row"], row["input_ids"], row["supervised_spans"], context.max_new_tokens(row["task"])]
+        [row["task"], row["row"], row["input_ids"], row["supervised_spans"], context.job.max_new_tokens(row["task"])]
         for row in rows
     ]
     validation = [row["input_ids"] for row in read_split(context.run.path("data"), "validation")]
@@ -37,7 +37,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
         [row["fields"] for row in rows],
         validation,
         context.generation,
-        job.ludwig.get("quantization"),
+        job.quantization,
         context.file_digest(Path(sample_prompts)) if sample_prompts else None,
         job.pipeline.system,
         job.pipeline.chat_template,
@@ -50,7 +50,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
 
 def retention_entry(context: StageContext, inputs: str) -> Path:
     """The file in the cache for the base model's retention scores; `inputs` is the digest of the stage."""
-    key = digest(inputs, context.job.ludwig.get("quantization"), __version__, versions(), hardware()["gpu"])
+    key = digest(inputs, context.job.quantization, __version__, versions(), hardware()["gpu"])
     return cache_entry("retention", f"{key[:32]}.jsonl")
 
 

@@ -30,7 +30,7 @@ def write_model_card(folder: Path, job: Job, base: Path, model_id: str) -> None:
 
 def _named(job: Job, base: Path, model_id: str) -> tuple[str, str | None, str]:
     """The base's portable name, its commit on the hub, and a sentence about it."""
-    given = str(job.ludwig["base_model"])
+    given = job.base_model
     if job.pipeline.continue_from is not None:
         name = f"{Path(job.pipeline.continue_from).name}-merged"
         return (

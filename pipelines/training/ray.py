@@ -36,12 +36,7 @@ POLL_INTERVAL_S = 0.5
 
 
 def on_ray(job: Job) -> bool:
-    return _backend(job).get("type") == "ray"
-
-
-def _backend(job: Job) -> dict[str, Any]:
-    backend = job.ludwig.get("backend") or {}
-    return {"type": backend} if isinstance(backend, str) else dict(backend)
+    return bool(job.backend["type"] == "ray")
 
 
 def train_on_ray(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
@@ -113,12 +108,12 @@ def _connect(job: Job) -> Any:
 
 
 def _max_failures(job: Job) -> int:
-    return int(_backend(job).get("trainer", {}).get("max_failures", MAX_FAILURES))
+    return int(job.backend.get("trainer", {}).get("max_failures", MAX_FAILURES))
 
 
 def _workers(ray: Any, job: Job) -> tuple[int, dict[str, float]]:
     """How many, and what each needs; without a number one for each GPU, or for each node where there is none."""
-    settings = _backend(job).get("trainer", {})
+    settings = job.backend.get("trainer", {})
     there = ray.cluster_resources()
     use_gpu = bool(settings.get("use_gpu", there.get("GPU", 0) > 0))
     workers = int(settings.get("num_workers") or (there.get("GPU", 0) if use_gpu else len(ray.nodes())))

@@ -58,13 +58,12 @@ def ludwig_config(job: Job, base_model: Path) -> dict[str, Any]:
 
 
 def auto_batch_size(job: Job) -> bool:
-    return bool(job.ludwig["trainer"]["batch_size"] == "auto")
+    return bool(job.trainer["batch_size"] == "auto")
 
 
 def uses_fsdp(job: Job) -> bool:
     """Whether each worker holds a part of the frozen weights alone."""
-    backend = job.ludwig.get("backend")
-    return isinstance(backend, dict) and bool(backend.get("trainer", {}).get("fsdp"))
+    return bool(job.backend.get("trainer", {}).get("fsdp"))
 
 
 def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
@@ -105,7 +104,7 @@ def train(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> Non
         backend = ProcessGroupBackend() if process_group.world_size > 1 else "local"
         config = ludwig_config(job, base_model)
         # Ludwig evaluates once an epoch where an epoch has fewer steps than `checkpoints_per_epoch`.
-        config["trainer"]["steps_per_checkpoint"] = Steps.of(job.ludwig["trainer"], len(training)).per_evaluation
+        config["trainer"]["steps_per_checkpoint"] = Steps.of(job.trainer, len(training)).per_evaluation
         config["trainer"].pop("checkpoints_per_epoch", None)
         model = LudwigModel(config, backend=backend, callbacks=[callback], logging_level=logging.INFO)
         set_disable_progressbar(True)  # behind the constructor, which switches it on again
@@ -159,11 +158,10 @@ def _after_training(context: JobContext, strategies: Sequence[Strategy], tuned: 
     """What is decided on the finished weights, in the folder `tuned`."""
     if "interpolate" not in context.job.pipeline.forgetting.strategies:
         return
-    from pipelines.evaluation.completions import quantization_config
     from pipelines.forgetting.interpolate import Between, bisect_scale
 
     settings = context.job.pipeline.forgetting.settings("interpolate")
-    between = Between(context.model_folder, tuned, quantization_config(context.job))
+    between = Between(context.model_folder, tuned, context.job.quantization)
     scale, measured = bisect_scale(settings, between.general_loss(context.general_passages))
     between.save(scale)
     history["probe_losses"] = between.probe_losses(scale)
@@ -174,7 +172,7 @@ def _datasets(job: Job, run: Run) -> tuple[LudwigTokenDataset, LudwigTokenDatase
     from pipelines.modeling.token_dataset import TokenDataset
     from pipelines.training.ludwig_dataset import LudwigTokenDataset
 
-    trainer, pipeline = job.ludwig["trainer"], job.pipeline
+    trainer, pipeline = job.trainer, job.pipeline
     rows = effective_batch_size(trainer)
     training, validation = (
         TokenDataset.from_table(open_split(run.path("data"), split)) for split in ("train", "validation")
@@ -222,8 +220,8 @@ def _export_model(model: Any, workdir: Path, context: JobContext, history: dict[
     load_tokenizer(context.model_folder).save_pretrained(folder)
     write_model_card(folder, context.job, context.model_folder, context.model_id)
     llm = model.model
-    if llm.begins_elsewhere:
-        kind = context.job.ludwig["adapter"]["type"]
+    if llm.begins_elsewhere and (adapter := context.job.adapter):
+        kind = adapter["type"]
         note = f"adapter {kind}: with random weights at its start it changes what the base says; training did not start there"
         history.setdefault("notes", []).append(note)
     history["probe_losses"] = llm.probe_losses

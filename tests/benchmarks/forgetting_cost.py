@@ -43,7 +43,7 @@ def one(strategy: str, steps: int) -> None:
 
     quiet_libraries()
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", [f"pipeline.forgetting={strategy}"])
-    base = find_base_model(job.ludwig["base_model"])
+    base = find_base_model(job.base_model)
     stamps: list[float] = []
 
     def report(done: int, total: int, loss: float | None) -> None:
@@ -83,9 +83,9 @@ def fisher_seconds() -> float:
     from pipelines.storage.run_folder import Run
 
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
-    base = find_base_model(job.ludwig["base_model"])
+    base = find_base_model(job.base_model)
     rows = JobContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general(256)
-    adapter = job.ludwig["adapter"]
+    adapter = job.adapter
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"
     )

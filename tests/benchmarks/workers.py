@@ -60,7 +60,7 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
             raise Enough
 
     with contextlib.suppress(Enough):
-        train(job, Run(run_folder), find_base_model(job.ludwig["base_model"]), report)
+        train(job, Run(run_folder), find_base_model(job.base_model), report)
     if int(os.environ.get("RANK", "0")) == 0:
         seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
         print(
@@ -77,7 +77,7 @@ def measure(kind: str, workers: int, steps: int) -> dict:
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        prompts = PromptFormat.from_folder(find_base_model(job.ludwig["base_model"]))
+        prompts = PromptFormat.from_folder(find_base_model(job.base_model))
         write_splits(tokenize_examples(load_examples(job.pipeline), prompts), Path(folder) / "data")
         launcher = (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []

@@ -56,6 +56,24 @@ def test_a_good_config_loads_with_alfines_defaults(write: Write) -> None:
     assert (job.pipeline.split.validation, job.pipeline.split.test, job.pipeline.seed) == (0.1, 0.1, 42)
 
 
+def test_the_sections_of_a_job_have_one_form(write: Write) -> None:
+    job = load_job(write(GOOD))
+    assert (job.base_model, job.adapter, job.quantization) == ("smollm2-135m-instruct", {"type": "lora", "r": 16}, None)
+    assert (job.trainer["epochs"], job.generation["do_sample"]) == (2, False)
+    assert (job.backend, job.max_sequence_length) == ({"type": "local"}, None)
+    full = load_job(write(GOOD), ["adapter=null", "backend=ray", "preprocessing.global_max_sequence_length=64"])
+    assert (full.adapter, full.backend, full.max_sequence_length) == (None, {"type": "ray"}, 64)
+
+
+def test_a_task_has_its_own_system_prompt_and_limit_or_those_of_the_job(write: Write) -> None:
+    job = load_job(write(GOOD))
+    assert (job.system_prompt("sentiment"), job.max_new_tokens("sentiment"), job.max_new_tokens()) == (None, 8, 8)
+    job = load_job(write(GOOD), ["pipeline.system=Be brief.", "pipeline.tasks.sentiment.max_new_tokens=3"])
+    assert (job.system_prompt("sentiment"), job.max_new_tokens("sentiment")) == ("Be brief.", 3)
+    job = load_job(write(GOOD), ["pipeline.system=Be brief.", "pipeline.tasks.sentiment.system=''"])
+    assert (job.system_prompt("sentiment"), job.system_prompt()) == ("", "Be brief.")
+
+
 def test_auto_is_written_out_for_the_job(write: Write) -> None:
     under_adapter, full = load_job(write(GOOD)), load_job(write(GOOD), ["adapter=null"])
     assert under_adapter.pipeline.forgetting.strategies == ["replay", "distill"]

@@ -11,7 +11,7 @@ from tests.tiny import make_model
 
 def digests(*overrides):
     job = load_job(Path("job.yaml"), overrides)
-    return stage_digests(job, fingerprint(find_base_model(job.ludwig["base_model"])))
+    return stage_digests(job, fingerprint(find_base_model(job.base_model)))
 
 
 def changed(edit, *overrides):

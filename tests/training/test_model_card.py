@@ -11,7 +11,7 @@ from pipelines.training.model_card import write_model_card
 
 def job(base_model, after=None):
     return SimpleNamespace(
-        ludwig={"base_model": base_model},
+        base_model=base_model,
         pipeline=SimpleNamespace(continue_from=after, tasks={"reviews": None, "code": None}),
     )
 

@@ -14,7 +14,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     for folder in map(Path, sys.argv[1:]):
         job = load_job(folder / "job.yaml")
-        train(job, Run(folder / "run"), Path(job.ludwig["base_model"]), lambda done, total, loss: None)
+        train(job, Run(folder / "run"), Path(job.base_model), lambda done, total, loss: None)
     dist.destroy_process_group()
 
 
