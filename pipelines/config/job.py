@@ -84,7 +84,7 @@ class Task(Section):
         if metric not in METRICS and not is_own:
             advice = metric_hint(metric)
             if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
-                advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the folder where alfine is started"
+                advice = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the working directory"
             raise ValueError(f"unknown metric {metric!r}; {advice}")
         return metric
 

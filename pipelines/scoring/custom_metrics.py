@@ -1,4 +1,5 @@
-"""A metric of the user's: the function `module:function(completion, reference, row)` of the folder where alfine is started."""
+"""Custom metrics: a function `module:function(completion, reference, row)` of the user, imported from the working
+directory."""
 
 from __future__ import annotations
 
@@ -19,35 +20,35 @@ MetricFunction = Callable[[str, str, dict[str, Any]], Any]
 
 
 def load_metric(name: str) -> MetricFunction:
-    """The function that `module:function` names. Raises ConfigError where there is none, or where it cannot be called with
-    a completion, a reference and a row."""
+    """Imports the function that `module:function` names. Raises ConfigError if there is none, or if it cannot be called
+    with a completion, a reference and a row."""
     module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    _check_place(name, module_name, Path(here))
-    sys.path.insert(0, here)  # the user's modules stand beside their data, not in the installed packages
+    folder = str(Path.cwd())
+    _check_location(name, module_name, Path(folder))
+    sys.path.insert(0, folder)  # the user's modules are in the working directory, not in the installed packages
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"metric {name}: cannot import {module_name!r} ({describe_error(error)}); "
-            f"modules are looked for in the folder where alfine is started"
+            f"modules are imported from the working directory"
         ) from error
     finally:
-        if here in sys.path:
-            sys.path.remove(here)
+        if folder in sys.path:
+            sys.path.remove(folder)
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
-        near = difflib.get_close_matches(function_name, vars(module), n=1)
-        advice = f"; did you mean {near[0]}?" if near else ""
+        close = difflib.get_close_matches(function_name, vars(module), n=1)
+        advice = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"metric {name}: module {module_name!r} has no function {function_name!r}{advice}")
     _check_signature(name, function)
     return function
 
 
 def call_metric(function: MetricFunction, completion: str, reference: str, row: Mapping[str, Any]) -> float:
-    """What the function returns, True being 100 and False 0. Raises ValueError, with the rest of the message, where
-    it raises or returns anything but a finite number."""
+    """The value that the function returns, True as 100 and False as 0. Raises ValueError, with the rest of the message,
+    if it raises or returns anything but a finite number."""
     try:
         value = function(completion, reference, dict(row))
     except (Exception, SystemExit) as error:
@@ -59,20 +60,23 @@ def call_metric(function: MetricFunction, completion: str, reference: str, row: 
 
 
 def try_metric(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
-    """What goes wrong where the metric scores a row whose completion is the reference, and one whose completion is empty; None
-    where nothing does. Raises ConfigError as `load_metric` does."""
+    """Calls the metric with the reference as completion and with an empty completion. Returns what goes wrong, or None.
+    Raises ConfigError as `load_metric` does."""
     function = load_metric(name)
-    for completion, which in ((reference, "this row's reference as its completion"), ("", "an empty completion")):
+    for completion, description in ((reference, "this row's reference as its completion"), ("", "an empty completion")):
         try:
             call_metric(function, completion, reference, row)
         except ValueError as error:
-            return f"metric {name} {error}, for {which}; correct the function: it returns a finite number for every completion"
+            return (
+                f"metric {name} {error}, for {description}; correct the function: "
+                f"it returns a finite number for every completion"
+            )
     return None
 
 
 def as_finite_float(value: Any, bool_is: float | None = None) -> float:
-    """A number of Python's, or a scalar of numpy or torch (an array without axes), as a float. `bool_is`: what True is worth;
-    None refuses it. Raises ValueError for everything else, NaN and infinity too."""
+    """A Python number, or a scalar of numpy or torch (an array without axes), as a float. `bool_is` is the value of
+    True; None refuses booleans. Raises ValueError for everything else, including NaN and infinity."""
     plain = value.item() if getattr(value, "shape", None) == () and not getattr(value, "mask", False) else value
     if isinstance(plain, bool) and bool_is is not None:
         return bool_is * plain
@@ -103,33 +107,33 @@ def _one_line(text: str, width: int) -> str:
 
 
 def metric_source(name: str) -> str | None:
-    """The source of a user's metric: scores are computed again when it changes. None for a metric of alfine's, and where the
-    module's file is not there."""
+    """The source of a custom metric: scores are computed again when it changes. None for built-in metrics, and if the
+    module's file does not exist."""
     module, colon, _ = name.partition(":")
-    place = Path.cwd().joinpath(*module.split("."))
-    file = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    path = Path.cwd().joinpath(*module.split("."))
+    file = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
     return file.read_text(encoding="utf-8", errors="replace") if colon and file is not None else None
 
 
-def _check_place(name: str, module: str, here: Path) -> None:
-    """A config may come from elsewhere, so it names no code but the project's own: `os:system` is none."""
+def _check_location(name: str, module: str, folder: Path) -> None:
+    """Refuses code outside of the working directory, such as `os:system`: a config may come from elsewhere."""
     if not module:
         raise ConfigError(f"metric {name}: names no module; write module:function")
-    place = here.joinpath(*module.split("."))
-    found = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-    if found is None or not found.resolve().is_relative_to(here.resolve()):
+    path = folder.joinpath(*module.split("."))
+    source = next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    if source is None or not source.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"metric {name}: there is no {module.replace('.', '/')}.py in the folder where alfine is started; "
-            f"code of other places is not run"
+            f"metric {name}: there is no {module.replace('.', '/')}.py in the working directory; "
+            f"metrics are only imported from there"
         )
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
     if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"metric {name}: is asynchronous, so it returns no number; write def without async")
+        raise ConfigError(f"metric {name}: is asynchronous; write def without async")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # written in C, some tell nothing; the first call will
+    except (TypeError, ValueError):  # functions written in C may have no signature; the first call shows it
         return
     try:
         signature.bind("completion", "reference", {})

@@ -57,10 +57,11 @@ def split_tests(text: str) -> list[str]:
 
 
 def row_tests(row: Mapping[str, Any]) -> list[str]:
-    """The tests of a row's column `tests`: a text of Python, or a list of such, also where a CSV cell holds the list as text.
+    """The tests of a row's column `tests`: a text of Python, or a list of such, also where a CSV cell holds the list as
+    text.
 
-    Functions that nobody calls are called: `test_x()`, the methods of a test class, and `check(candidate)` with the function
-    that the row's column `entry_point` names. Raises DataError, with one line, for tests that assert nothing.
+    Functions that nobody calls are called: `test_x()`, the methods of a test class, and `check(candidate)` with the
+    function that the row's column `entry_point` names. Raises DataError, with one line, for tests that assert nothing.
     """
     text = "\n".join(_texts(row))
     tree = _parse(text)
@@ -218,8 +219,8 @@ def _function_call(node: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: An
         raise DataError(f"{head} is never called; add the line that calls it to the tests")
     if not isinstance(entry_point, str) or not entry_point.isidentifier():
         raise DataError(
-            f"{head} is never called; add a column `entry_point` with the name of the function that it tests, or the line "
-            f"`{node.name}(NAME)` to the tests"
+            f"{head} is never called; add a column `entry_point` with the name of the function that it tests, "
+            f"or the line `{node.name}(NAME)` to the tests"
         )
     return call.format(f"{node.name}({entry_point})")
 
@@ -235,8 +236,9 @@ def _class_calls(node: ast.ClassDef) -> list[str]:
 
 
 def _unknown_names(body: list[ast.stmt]) -> set[str]:
-    """The names that the tests use and do not make themselves: what the code under test must define. Builtins count, since a
-    model's function may have the name of one; what is imported from another module than the standard library's, too."""
+    """The names that the tests use and do not make themselves: what the code under test must define. Builtins count,
+    since a model's function may have the name of one; what is imported from another module than the standard library's,
+    too."""
     made: set[str] = set()
     for node in ast.walk(ast.Module(body, [])):
         named = [] if isinstance(node, ast.alias) else [getattr(node, "name", None), getattr(node, "arg", None)]
@@ -257,8 +259,8 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
 
 
 def instrument(test: str, prefix: str) -> str:
-    """The test with its asserts counted, and the values that they compare shown where they fail: `assert f(1) == 2` becomes
-    `assert PREFIXcompare(f(1), '==', 2)`. What Python cannot parse stays as it is."""
+    """The test with its asserts counted, and the values that they compare shown where they fail: `assert f(1) == 2`
+    becomes `assert PREFIXcompare(f(1), '==', 2)`. What Python cannot parse stays as it is."""
     tree = _parse(test)
     if not isinstance(tree, ast.Module):
         return test

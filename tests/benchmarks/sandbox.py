@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.errors import DataError
 from pipelines.scoring.python_tests import row_tests
 from pipelines.scoring.sandbox import run_tests
-from pipelines.scoring.wasm_module import compiled
+from pipelines.scoring.wasm_interpreter import compiled
 
 SECONDS = 60
 PLAIN = """

@@ -87,7 +87,7 @@ def test_what_is_no_finite_number(value: Any) -> None:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes a module into the folder where alfine is started."""
+    """Writes a module into the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 

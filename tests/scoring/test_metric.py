@@ -412,7 +412,7 @@ def test_own_metric_may_return_numpy_numbers() -> None:
     [
         (
             "no_such_module:f",
-            r"there is no no_such_module\.py in the folder where alfine is started; code of other places",
+            r"there is no no_such_module\.py in the working directory; metrics are only imported",
         ),
         ("folder.no_such:f", r"there is no folder/no_such\.py"),
         ("os:system", r"there is no os\.py"),

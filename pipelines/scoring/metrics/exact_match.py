@@ -33,7 +33,8 @@ register(
             unit=Unit.PERCENT,
             score=_as_written,
             binary=True,
-            note="A label counts as it is written; only white space around it and Unicode's canonical forms (NFC) do not.",
+            note="A label counts as it is written; only white space around it and Unicode's canonical forms (NFC) "
+            "do not.",
             labels=lambda text: [text],
             single_label=True,
             label_form=written_label,

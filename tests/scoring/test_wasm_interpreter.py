@@ -8,8 +8,8 @@ import pytest
 import wasmtime
 
 from pipelines.errors import MachineError
-from pipelines.scoring import wasm_module
-from pipelines.scoring.wasm_module import MODULE, SUM, compile_into, compiled, is_compiled
+from pipelines.scoring import wasm_interpreter
+from pipelines.scoring.wasm_interpreter import MODULE, CHECKSUM, compile_into, compiled, is_compiled
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wasmtime.wat2wasm('(module (func (export "one") (result i32) (i32.const 1)))')
     )
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(wasm_module, "_snapshot", lambda: tmp_path / "small.wasm")
-    monkeypatch.setattr(wasm_module, "_compile_apart", compile_into)
-    monkeypatch.setattr(wasm_module, "_folder", wasm_module._folder.__wrapped__)
+    monkeypatch.setattr(wasm_interpreter, "_snapshot", lambda: tmp_path / "small.wasm")
+    monkeypatch.setattr(wasm_interpreter, "_compile_apart", compile_into)
+    monkeypatch.setattr(wasm_interpreter, "_folder", wasm_interpreter._folder.__wrapped__)
     return tmp_path / "cache" / "sandbox"
 
 
@@ -45,7 +45,7 @@ def test_compiled_once(cache: Path) -> None:
 def test_a_damaged_module_is_compiled_again(cache: Path, damage: str) -> None:
     load()
     (file,) = cache.glob(f"*/{MODULE}")
-    whole, sum_file = file.read_bytes(), file.with_name(SUM)
+    whole, sum_file = file.read_bytes(), file.with_name(CHECKSUM)
     match damage:
         case "bytes":
             file.write_bytes(whole[:-100] + bytes(100))
@@ -58,14 +58,14 @@ def test_a_damaged_module_is_compiled_again(cache: Path, damage: str) -> None:
         case "another sum":
             sum_file.write_bytes(b"\xff")
     load()
-    assert len(file.read_bytes()) == len(whole) and wasm_module._is_whole(file.parent)
+    assert len(file.read_bytes()) == len(whole) and wasm_interpreter._is_whole(file.parent)
 
 
 def test_a_module_of_another_machine_is_compiled_again(cache: Path) -> None:
     load()
     (file,) = cache.glob(f"*/{MODULE}")
     file.write_bytes(b"another processor's")
-    file.with_name(SUM).write_text(wasm_module.file_digest(file))
+    file.with_name(CHECKSUM).write_text(wasm_interpreter.file_digest(file))
     assert [one.name for one in load().exports] == ["one"]
 
 
@@ -79,7 +79,7 @@ def test_another_interpreter_has_another_folder(cache: Path, tmp_path: Path) -> 
 def test_a_cache_that_cannot_be_written_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(wasm_module, "_folder", wasm_module._folder.__wrapped__)
+    monkeypatch.setattr(wasm_interpreter, "_folder", wasm_interpreter._folder.__wrapped__)
     with pytest.raises(MachineError) as raised:
         load()
     assert "cannot be compiled into" in str(raised.value) and "ALFINE_CACHE names another folder" in str(raised.value)

