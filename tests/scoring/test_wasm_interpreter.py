@@ -9,7 +9,7 @@ import wasmtime
 
 from pipelines.errors import MachineError
 from pipelines.scoring import wasm_interpreter
-from pipelines.scoring.wasm_interpreter import MODULE, CHECKSUM, compile_into, compiled, is_compiled
+from pipelines.scoring.wasm_interpreter import CHECKSUM, MODULE, compile_into, compiled, is_compiled
 
 
 @pytest.fixture
