@@ -10,6 +10,7 @@ from pipelines.config.job import Job, Task
 from pipelines.data.splits import SPLITS
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError
+from pipelines.evaluation.retention_files import retention_eval_configs
 
 
 def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -22,18 +23,20 @@ def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         else:
             yield from (((*key, split), file) for split, file in task.data.model_dump().items() if file is not None)
     if pipeline.report.sample_prompts:
-        yield ("pipeline", "report", "prompts"), pipeline.report.sample_prompts
+        yield ("pipeline", "report", "sample_prompts"), pipeline.report.sample_prompts
     if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
         yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
-    guards = pipeline.forgetting.evals
-    for name, guard in guards.items() if isinstance(guards, dict) else ():
-        if not guard.data.startswith(HUB):
-            yield ("pipeline", "forgetting", "evals", name, "data"), guard.data
+    evals = pipeline.forgetting.evals
+    for name, settings in evals.items() if isinstance(evals, dict) else ():
+        if not settings.data.startswith(HUB):
+            yield ("pipeline", "forgetting", "evals", name, "data"), settings.data
 
 
 def check_data_files(job: Job) -> None:
-    """Raises DataError, located in the config, for every missing file, every file that is named for two splits of a task, and
-    every prompt template that contains the completion."""
+    """Checks that every file exists and is one split of its task only, and that no prompt contains its completion.
+
+    Raises DataError with every problem, located in the config.
+    """
     problems = [
         job.problem(f"{'.'.join(key)}: no such file: {file!r}; paths are relative to the working directory", *key)
         for key, file in referenced_files(job)
@@ -53,14 +56,13 @@ def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The key in the config, the prompt and the completion of every task and retention eval that has them."""
     for name, task in job.pipeline.tasks.items():
         yield ("pipeline", "tasks", name), task.prompt, task.completion
-    guards = job.pipeline.forgetting.evals
-    for name, guard in guards.items() if isinstance(guards, dict) else ():
-        if guard.prompt and guard.completion:
-            yield ("pipeline", "forgetting", "evals", name), guard.prompt, guard.completion
+    for name, settings in retention_eval_configs(job.pipeline.forgetting).items():
+        if settings.prompt and settings.completion:
+            yield ("pipeline", "forgetting", "evals", name), settings.prompt, settings.completion
 
 
 def _completion_in_prompt(prompt: str, completion: str) -> str | None:
-    """A message if every column of the completion template is also in the prompt, so that the model can copy the answer."""
+    """A message if every column of the completion is also in the prompt, so that the model can copy the answer."""
     columns = list(dict.fromkeys(template_columns(completion)))
     if not set(columns) <= set(template_columns(prompt)):
         return None

@@ -16,7 +16,7 @@ DOMINANT_FRACTION = 0.95
 
 
 class LabelChecks:
-    """Counts the labels of one task. It stores one spelling of each normalized label and its number of rows per split."""
+    """Counts the labels of one task: one spelling of each normalized label, and its number of rows per split."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric

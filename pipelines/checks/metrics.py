@@ -41,7 +41,7 @@ def _resolve_by_its_name(metric: str) -> Metric:
 
 
 class MetricChecks:
-    """Observes the examples of a job and reports metrics that would fail on them and labels that make scores meaningless.
+    """Observes the examples of a job and reports failing metrics and labels that make scores meaningless.
 
     It needs no tokenizer and no model.
     """

@@ -1,7 +1,7 @@
 """Checks that a perfect completion would get the full score: each reference of a test row is scored as a completion.
 
-It is tokenized, cut at `max_new_tokens`, decoded and scored as a generated completion is. If a reference does not reach the
-full score, no model can reach it, and the difference between base and tuned is understated.
+It is tokenized, cut at `max_new_tokens`, decoded and scored as a generated completion is. If a reference does not reach
+the full score, no model can reach it, and the difference between base and tuned is understated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.evaluation.retention_files import Question
 from pipelines.scoring.metric import Metric, metric_key, resolve
 
 MAX_SCORED = 1000
-"""Rows of a task whose references are scored. Of further rows only the decoded text is compared: unit tests take long."""
+"""Rows of a task whose references are scored. Of other rows only the decoded text is compared: unit tests are slow."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _ShortfallCount:
 
 
 class ReferenceChecks:
-    """Observes the tokenized examples and counts the references that fall short, by task (or retention eval) and cause."""
+    """Observes tokenized examples and counts the references that fall short, by task (or retention eval) and cause."""
 
     def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
         self.job, self.prompts, self.context_length = job, prompts, context_length
@@ -153,7 +153,7 @@ class ReferenceChecks:
     def findings(self) -> Iterator[Finding]:
         """One finding per kind of cause, at its first row.
 
-        It is an error if no reference of the task reaches the full score, or if the metric is binary and the text itself is
+        It is an error if no reference of the task reaches the full score, or if the metric is binary and the text is
         lost, so that the row scores 0 whatever the model generates.
         """
         for owner, counts in self.counts.items():

@@ -14,7 +14,7 @@ from pipelines.errors import Problem
 
 @dataclass
 class RowCheck:
-    """A condition that no row may meet. It is reported once per task, at the first such row, with the number of rows."""
+    """A condition that no row may meet. It is reported once per task, at the first such row, with their number."""
 
     message: str
     is_violated: Callable[[TokenizedExample], object]
@@ -39,8 +39,8 @@ def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
     bos = prompts.tokenizer.bos_token_id
     checks = [
         RowCheck(
-            "the text contains a special token of this model (such as an end of turn), which would be tokenized as one; "
-            "remove it from the row",
+            "the text contains a special token of this model (such as an end of turn), which would be tokenized "
+            "as one; remove it from the row",
             lambda row: any(
                 token in row.example.prompt or token in (row.example.completion or "") for token in special_tokens
             ),

@@ -18,7 +18,7 @@ Messages = list[dict[str, str]]
 
 
 class ChatTemplateError(ConfigError):
-    """A chat template that cannot be rendered, or that loses text. `key` is what to change: `chat_template` or `system`."""
+    """A chat template that cannot be rendered or loses text. `key` is what to change: `chat_template` or `system`."""
 
     def __init__(self, problems: str | Problem, key: str = "chat_template") -> None:
         super().__init__(problems)

@@ -26,7 +26,7 @@ class Example:
     Every consumer of rows uses this type:
 
     - `load_examples` yields the rows of a job's tasks. They have a completion and a split.
-    - A prompt without a known answer (`alfine predict`, a sample prompt) has `completion=None`. A prompt that belongs to no
+    - A prompt without a known answer (`alfine predict`, a sample prompt) has `completion=None`. One that belongs to no
       task has `task=""`.
     - A row of a retention eval of kind task has the eval's name as its `task`.
 

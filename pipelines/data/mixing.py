@@ -14,8 +14,8 @@ def mixing_weights(
     """The fraction of an epoch's rows that each task gets. The fractions add up to 1.
 
     A task's fraction is proportional to its weight in `task_weights` times a power of its rows (`counts`): rows for
-    "proportional", 1 for "equal", rows^(1/T) for "temperature", which is between the two (Raffel et al. 2020, "Exploring the
-    Limits of Transfer Learning with a Unified Text-to-Text Transformer", 3.5.2).
+    "proportional", 1 for "equal", rows^(1/T) for "temperature", which is between the two (Raffel et al. 2020,
+    "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", 3.5.2).
     """
     exponent = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[mix]
     unnormalized = {task: task_weights[task] * count**exponent for task, count in counts.items()}
@@ -26,7 +26,7 @@ def mixing_weights(
 def sample_epoch(tasks: Sequence[str], weights: Mapping[str, float], seed: int, epoch: int, shuffle: bool) -> list[int]:
     """The row indices of one epoch: as many as there are rows, each task by its mixing weight.
 
-    `tasks` has the task of every row. A task that gets more rows than it has repeats them, each row once before any comes
+    `tasks` has the task of every row. A task that gets more rows than it has repeats them, each once before any comes
     twice; a task that gets fewer leaves rows out, different ones in every epoch. With weights proportional to the rows
     every row comes once. The order depends on `seed` and `epoch` only.
     """

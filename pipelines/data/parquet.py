@@ -29,9 +29,9 @@ SUPPORTED_EXTENSION_TYPES = ("arrow.uuid", "arrow.json", "arrow.bool8")
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the rows by column, each after its index from 1.
 
-    Numbers, booleans, texts, lists and structs become their JSON counterparts. Dates, times and timestamps become ISO 8601
-    texts, as do durations (PT5400S); decimals become their digits, and NaN becomes None. Bytes, other extension types than
-    SUPPORTED_EXTENSION_TYPES, and values that Python cannot represent become a `NotText`.
+    Numbers, booleans, texts, lists and structs become their JSON counterparts. Dates, times and timestamps become ISO
+    8601 texts, as do durations (PT5400S); decimals become their digits, and NaN becomes None. Bytes, other extension
+    types than SUPPORTED_EXTENSION_TYPES, and values that Python cannot represent become a `NotText`.
 
     Raises DataError for a file that is not valid or that has two columns of one name.
     """
@@ -65,8 +65,8 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _unsupported_extension(field: pa.Field) -> str | None:
     """The name of the column's extension type, or None if it has none or a supported one.
 
-    The metadata are read too: whether Arrow knows a type depends on what else is imported. Without pandas, its periods look
-    like the integers that they are stored as.
+    The metadata are read too: whether Arrow knows a type depends on what else is imported. Without pandas, its periods
+    look like the integers that they are stored as.
     """
     name = getattr(field.type, "extension_name", None)
     name = name or (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
@@ -74,7 +74,7 @@ def _unsupported_extension(field: pa.Field) -> str | None:
 
 
 def _json_values(column: pa.Array, unsupported_extension: str | None) -> list[Any]:
-    """The values of one column, shape (rows,). Stored values of an unsupported extension are meaningless: 652 for May 2024."""
+    """The values of one column, one per row. What an unsupported extension stores has no meaning: 652 for May 2024."""
     if unsupported_extension is not None:
         why = f"is of the extension type {unsupported_extension}, whose values have no text form; write them as text"
         return [NotText(str(value), why) if value.is_valid else None for value in getattr(column, "storage", column)]

@@ -1,6 +1,6 @@
 """Prompt format: how a tokenizer writes prompts and completions as tokens, and which of them are supervised.
 
-Training and evaluation use the same `PromptFormat`, so that a model is prompted with exactly the tokens it was trained on.
+Training and evaluation use the same `PromptFormat`, so that a model is prompted with the tokens it was trained on.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Encoded:
 class PromptFormat:
     """The prompt format of one tokenizer.
 
-    With a chat template the prompt is one user turn (after a system turn, if there is one) and the start of the assistant's;
-    without a chat template it is the text itself. The completion and `end_id` are supervised.
+    With a chat template the prompt is one user turn (after a system turn, if there is one) and the start of the
+    assistant's; without a chat template it is the text itself. The completion and `end_id` are supervised.
 
     Args:
         tokenizer: a tokenizer of transformers, or `checks.chat_template.TemplateRenderer`, which only renders text.
@@ -164,7 +164,7 @@ class PromptFormat:
         return self._with_bos([self._tokenize(text)])[0]
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of a text that is not a prompt, without the chat template and with the tokenizer's BOS, if it adds one."""
+        """Tokens of a text that is not a prompt: without the chat template, with the BOS if the tokenizer adds one."""
         ids = self._tokenize(text)
         return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
 

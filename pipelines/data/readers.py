@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def numbered_rows(path: Path) -> NumberedRows:
     """Yields the rows as they are read, each after the line on which it begins (of a Parquet file: its index from 1).
 
-    White space around column names is stripped. Raises DataError with file and line at the first row that cannot be read.
+    White space around column names is stripped. Raises DataError with file and line at the first row that is not valid.
     """
     suffix = path.suffix.lower()
     readers: dict[str, Callable[[Path], NumberedRows]]
@@ -162,7 +162,8 @@ def _json_hint(error: json.JSONDecodeError, is_first_line: bool) -> str:
     if "Unterminated" in error.msg or not rest:
         return "the line ends before its object does; is the file truncated?"
     if "control character" in error.msg:
-        return f"unescaped control character {ascii(line[error.pos])} in column {error.colno}; write its escape, such as \\t"
+        character = ascii(line[error.pos])
+        return f"unescaped control character {character} in column {error.colno}; write its escape, such as \\t"
     return f"{error.msg[0].lower()}{error.msg[1:]} in column {error.colno}; each line holds one object, {{...}}"
 
 
@@ -195,7 +196,7 @@ def _read_csv(path: Path) -> NumberedRows:
 
 
 def _has_space_after_commas(header: str) -> bool:
-    """Whether the header has a space after its commas, as in `text, label`; it is then part of the separator in all rows."""
+    """Whether the header has a space after its commas, as in `text, label`. It is then part of the separator."""
     try:
         return any(name.startswith(" ") for name in next(csv.reader([header]), [])[1:])
     except csv.Error:

@@ -1,6 +1,6 @@
 """Splits: whether a row belongs to train, validation or test.
 
-A row's split comes from the file that names it (`data: {train: …, test: …}`), else from its column `split`, else it is drawn.
+A row's split comes from its file (`data: {train: …, test: …}`), else from its column `split`, else it is drawn.
 """
 
 from __future__ import annotations

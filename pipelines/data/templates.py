@@ -38,7 +38,7 @@ def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
 def fill(template: str, fields: Mapping[str, Any]) -> str:
     """Puts a row's columns into a template.
 
-    Raises MissingColumnError for a column that the row does not have, and DataError for a value that is missing or not a text.
+    Raises MissingColumnError for a column that the row does not have, and DataError for a value that cannot be text.
     """
     parts: list[str] = []
     for literal, name in _parse(template):
@@ -52,7 +52,7 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
 
 
 def fill_nonempty(template: str, fields: Mapping[str, Any], kind: str) -> str:
-    """As `fill`, and raises DataError if the result is blank. `kind` names it in the message: "prompt" or "completion"."""
+    """As `fill`, and raises DataError if the result is blank. `kind` names it: "prompt" or "completion"."""
     text = fill(template, fields)
     if not text.strip():
         raise DataError(f"the {kind} is empty; fill in its column, or drop the row")
@@ -62,8 +62,8 @@ def fill_nonempty(template: str, fields: Mapping[str, Any], kind: str) -> str:
 def describe_columns(fields: Mapping[str, Any], missing: str, in_braces: bool = False, is_fixed: bool = False) -> str:
     """The end of a message about a missing column: "the row has: a, b; did you mean b?".
 
-    `in_braces`: the suggestion is for a template. `is_fixed`: alfine requires the name `missing`, so the advice is to rename
-    the row's column.
+    `in_braces`: the suggestion is for a template. `is_fixed`: alfine requires the name `missing`, so the advice is to
+    rename the row's column.
     """
     names = [name for name in fields if name != SPLIT_COLUMN]
     rest = f", … ({len(names)} in all)" if len(names) > MAX_COLUMNS_LISTED else ""
@@ -91,7 +91,7 @@ def is_valid_placeholder(column: str) -> bool:
 def to_text(column: str, value: Any) -> str:
     """A value as text: a text unchanged, a number, true or false as in JSON.
 
-    Raises DataError for a missing value, a list or an object: the model would learn to write JSON's brackets and quotes.
+    Raises DataError for a missing value, a list or an object: the model would learn JSON's brackets and quotes.
     """
     if isinstance(value, float) and math.isinf(value):
         value = infinity("Infinity" if value > 0 else "-Infinity")
@@ -116,11 +116,12 @@ def _describe_nested(column: str, value: list[Any] | dict[str, Any]) -> str:
     if value and all(isinstance(item, dict) and {"content", "value"} & set(item) for item in value):
         key = "content" if "content" in value[0] else "value"
         return (
-            f"holds a conversation (a list of messages), which is not supported; move the user's message into one column "
-            f"and the assistant's answer into another, each as text (jq: .{column}[0].{key})"
+            f"holds a conversation (a list of messages), which is not supported; move the user's message into one "
+            f"column and the assistant's answer into another, each as text (jq: .{column}[0].{key})"
         )
     if all(isinstance(item, str) for item in value):
-        return f'holds a list, not a text; join it (jq: .{column} | join("\\n")), or move one of its texts into its own column'
+        advice = f'join it (jq: .{column} | join("\\n")), or move one of its texts into its own column'
+        return f"holds a list, not a text; {advice}"
     return "holds a list, not a text; move the part you need into its own column"
 
 
@@ -132,6 +133,6 @@ def check_system_is_constant(system: str | None, columns: Iterable[str]) -> None
     for name in _PLACEHOLDER.findall(system):
         if name.strip() in known:
             raise DataError(
-                f"system contains {{{name}}}, a column of the rows, but system is not a template: it is the same for every "
-                f"row; write {{{name.strip()}}} in prompt instead"
+                f"system contains {{{name}}}, a column of the rows, but system is not a template: it is the same for "
+                f"every row; write {{{name.strip()}}} in prompt instead"
             )

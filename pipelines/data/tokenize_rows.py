@@ -66,8 +66,8 @@ def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Ite
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
     """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_spans.
 
-    The test split, whose rows the report shows, also has prompt, completion and fields (as JSON). The files appear under
-    these names only after every row has been written.
+    The test split, whose rows the report shows, also has prompt, completion and fields (as JSON). The files appear
+    under these names only after every row has been written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial_paths = {split: folder / f"{split}.arrow.partial" for split in SPLITS}
@@ -80,7 +80,7 @@ def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
 
 
 class _SplitWriter:
-    """Writes an Arrow file in batches of TOKENIZE_BATCH_SIZE rows. The file is removed if an exception ends the block."""
+    """Writes an Arrow file in batches of TOKENIZE_BATCH_SIZE rows. An exception in the block removes the file."""
 
     def __init__(self, path: Path, split: str) -> None:
         texts = [(name, pa.string()) for name in ("prompt", "completion", "fields")] if split == "test" else []
