@@ -1,4 +1,4 @@
-"""One module per verb of the command line, imported when the verb is called.
+"""The verbs of the command line, one module each, and what they share.
 
-May import everything; nothing but `cli` imports it.
+Must not be imported by any other package of alfine but `cli`.
 """

@@ -1,0 +1,46 @@
+"""`alfine sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipelines.commands.arguments import RUNS, check_run_name, config_argument, overrides_argument
+from pipelines.console.reporter import ConsoleReporter
+from pipelines.report.sweep import print_bake_off, write_bake_off
+from pipelines.sweep import bake_off, parse_arms
+
+
+@click.command()
+@config_argument
+@overrides_argument
+@click.option(
+    "--strategies",
+    default="none,ewc,si,replay,distill,replay+distill,l2sp,interpolate",
+    show_default=True,
+    help="The strategies to compare; + combines two.",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds per strategy.")
+@click.option(
+    "--trials",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 4),
+    help="Hyperparameter values to try per strategy.",
+)
+@click.option("--name", help="The folder in runs/. [default: the config's name and -sweep]")
+def sweep(
+    config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, trials: int, name: str | None
+) -> None:
+    """Compare forgetting strategies on the same data, seeds and budget.
+
+    \b
+    Example:
+      alfine sweep ludwig_configs/quickstart.yaml --strategies none,ewc,replay+distill --seeds 3 --trials 4
+    """
+    folder = RUNS / check_run_name(name if name is not None else f"{config.stem}-sweep")
+    bake_off(config, overrides, parse_arms(strategies), seeds, trials, folder, ConsoleReporter())
+    print_bake_off(write_bake_off(folder), Console(highlight=False))
+    click.echo(f"report: {folder / 'bakeoff.html'}")
