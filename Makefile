@@ -6,17 +6,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Where Python writes no bytecode, every command would compile its libraries anew: half a minute for Ludwig's.
+# Without bytecode files every command would compile its libraries again: half a minute for Ludwig's.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune compare bakeoff predict test lint benchmark chaos clean
+.PHONY: help setup check preview finetune report compare sweep predict test lint benchmark fault-injection clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  CONFIG=$(CONFIG) NAME=$(NAME) choose the job and the run; ARGS='trainer.epochs=2' overrides keys"
 
-setup: $(READY) ## install everything into .venv (the other targets do it by themselves)
+setup: $(READY) ## install everything into .venv (the other targets do this themselves)
 
 $(READY): requirements.lock pyproject.toml
 	@python=$$(for p in python3.12 python3.13 python3 "$$(pyenv which python3.12 2>/dev/null)" "$$(pyenv prefix 3.12 2>/dev/null)/bin/python" "$$(uv python find '>=3.12,<3.14' 2>/dev/null)"; do \
@@ -29,20 +29,23 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
-check: $(READY) ## check CONFIG and its rows; nothing is trained
+check: $(READY) ## check CONFIG and its data; nothing is trained
 	@$(BIN)/alfine check $(CONFIG) $(ARGS)
 
-preview: $(READY) ## show rows as the model will see them
+preview: $(READY) ## show tokenized rows, sequence lengths and learning rates
 	@$(BIN)/alfine preview $(CONFIG) $(ARGS)
 
-finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare before and after
+finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare base and tuned
 	@$(BIN)/alfine run $(CONFIG) --name $(NAME) $(ARGS)
 
-compare: $(READY) ## the verdict, the table and the gates of runs/NAME; exit code 3 where a gate failed
+report: $(READY) ## show the verdict, scores and gates of runs/NAME; exit code 3 if a gate failed
+	@$(BIN)/alfine report runs/$(NAME) $(ARGS)
+
+compare: $(READY) ## compare runs/NAME with another model: ARGS=runs/OTHER
 	@$(BIN)/alfine compare runs/$(NAME) $(ARGS)
 
-bakeoff: $(READY) ## strategies against forgetting on CONFIG: what each gains and what it forgets
-	@$(BIN)/alfine bakeoff $(CONFIG) $(ARGS)
+sweep: $(READY) ## compare forgetting strategies on CONFIG: same data, seeds and budget
+	@$(BIN)/alfine sweep $(CONFIG) $(ARGS)
 
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
@@ -65,10 +68,10 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 	@$(BIN)/python -m tests.benchmarks.workers
 	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
 
-chaos: $(READY) ## kill a hundred runs at random moments, make every write fail once; each must end as if nothing had been
+fault-injection: $(READY) ## kill runs at random times and make every write fail once; each must end with the same result
 	@$(BIN)/python -m tests.fault_injection --kills 100
 	@$(BIN)/python -m tests.fault_injection --kills 5 --embedded
 	@$(BIN)/python -m tests.failing_writes --each 12
 
-clean: ## remove the runs' scratch files and caches (runs and .venv stay)
+clean: ## remove staging files and tool caches (runs/ and .venv are kept)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache runs/*/*.partial

@@ -20,7 +20,7 @@ from pipelines.storage.cache import ensure_home
 
 VERBS: Mapping[str, str] = {
     "check": "Check a YAML file and its data; nothing is trained.",
-    "preview": "Show tokenized rows, sequence lengths and the learning rate schedule.",
+    "preview": "Show tokenized rows, sequence lengths and learning rates.",
     "run": "Fine-tune and compare base and tuned.",
     "predict": "Complete new rows with a tuned model.",
     "report": "Show the result of a run and write its report files again.",

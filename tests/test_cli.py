@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import _run_name, main
+from pipelines.cli import OTHER_NAMES, VERBS, main
+from pipelines.commands.arguments import check_run_name
 from pipelines.console import activity
 from pipelines.data.examples import Example
 from tests.report.run_folder import demo_run, make_run
@@ -23,10 +24,12 @@ def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("name", main.commands)
-def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_help_with_an_example_and_is_in_the_readme(name):
     text = call(name, "--help").output
     assert f"alfine {name}" in text and len(text.splitlines()) > 6
+    command = main.get_command(None, name)
+    assert command.name == name and command.help.startswith(VERBS[name].removesuffix("."))
     assert f"alfine {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -63,7 +66,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
         ({"rows": '{"q": "a", "l": "x"}\n'}, "the train split is empty"),
     ],
 )
-def test_check_says_one_line_and_ends_with_2(tmp_path, change, message):
+def test_check_prints_one_line_per_error_and_exits_with_2(tmp_path, change, message):
     result = call("check", write_job(tmp_path, **change))
     assert result.exit_code == 2
     assert message in result.output
@@ -87,7 +90,7 @@ def test_names_of_runs(tmp_path, name, message):
 
 @pytest.mark.parametrize("name", ["erster", "हिन्दी", "ครั้งที่1", "프로젝트-2", "a_b.c"])
 def test_names_of_runs_in_every_script(name):
-    assert _run_name(name) == name
+    assert check_run_name(name) == name
 
 
 def test_missing_config_and_run(tmp_path):
@@ -120,15 +123,17 @@ def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
     config = write_job(tmp_path / "my jobs").relative_to(tmp_path)
     saved = []
     monkeypatch.setattr(
-        "pipelines.run.run_job", lambda job, run, command, reporter: saved.append(command) or sys.exit(0)
+        "pipelines.commands.run.run_job", lambda job, run, command, reporter: saved.append(command) or sys.exit(0)
     )
     monkeypatch.setattr(
         "pipelines.sweep.run_job", lambda job, run, command, reporter: saved.append(command) or sys.exit(0)
     )
-    monkeypatch.setattr("pipelines.compare.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0))
+    monkeypatch.setattr(
+        "pipelines.commands.compare.compare_models", lambda *given: saved.append(given[6]) or sys.exit(0)
+    )
     call("run", config, *HOSTILE, "--name", "one")
     assert shlex.split(saved[-1]) == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
-    call("bakeoff", config, *HOSTILE, "--strategies", "none")
+    call("sweep", config, *HOSTILE, "--strategies", "none")
     words = shlex.split(saved[-1])
     assert (
         words[:5] == ["alfine", "run", str(config), "--name", "none-learning_rate-0.0002-seed42"]
@@ -154,7 +159,7 @@ def test_saved_commands_can_be_pasted(tmp_path, monkeypatch):
     assert shown.split("\0")[:-1] == ["alfine", "run", str(config), "--name", "one", *HOSTILE]
 
 
-def test_advice_to_run_something_is_quoted(tmp_path):
+def test_suggested_commands_are_quoted(tmp_path):
     result = call("predict", _begun(tmp_path / "my run"), tmp_path / "x.jsonl")
     assert "finish it with: alfine run 'a b.yaml' --name 'my run'" in result.output
 
@@ -165,9 +170,46 @@ def _begun(folder):
     return folder
 
 
-def test_ratings_are_of_one_run(tmp_path):
-    result = call("compare", "a", "b", "--ratings", tmp_path / "anna.json")
-    assert (result.exit_code, "--ratings goes with a single run" in result.output) == (2, True)
+@pytest.mark.parametrize("models", [[], ["a"], ["a", "b", "c"]], ids=len)
+def test_compare_takes_two_models(models):
+    result = call("compare", *models)
+    assert result.exit_code == 2 and f"compare takes two models, not {len(models)}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"), [*OTHER_NAMES.items(), ("chekc", "check"), ("exampels", "examples"), ("rnu", "run")]
+)
+def test_a_word_that_is_not_a_verb_names_the_verb(word, verb):
+    result = call(word, "x")
+    assert (result.exit_code, result.output) == (2, f"error: no such command {word!r}; did you mean {verb}?\n")
+
+
+def test_a_word_that_resembles_no_verb_lists_them():
+    assert call("xyz").output == f"error: no such command 'xyz'; the commands are {', '.join(VERBS)}\n"
+
+
+def test_the_help_lists_the_verbs_in_order_and_imports_none():
+    code = (
+        "import sys; from click.testing import CliRunner; from pipelines.cli import main\n"
+        "print(CliRunner().invoke(main, ['--help']).output)\n"
+        "assert not [name for name in sys.modules if name.startswith('pipelines.commands')]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout[done.stdout.index("Commands:") :].splitlines()[1:]
+    assert [line.split()[0] for line in lines if line.strip()] == list(VERBS)
+
+
+def test_runs_lists_finished_and_unfinished_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("runs").output == "no runs in runs/; create one with: alfine run CONFIG\n"
+    make_run(Path("runs/second"), rows=4)
+    make_run(Path("runs/first"), rows=4)
+    _begun(Path("runs/third"))
+    result = call("runs")
+    assert result.exit_code == 0 and result.output.count("mood") == 2
+    assert "runs/third: not finished; resume it with: alfine run 'a b.yaml' --name third" in result.output
+    assert call("runs", "runs/first").output.count("mood") == 1
+    assert call("runs", "runs/none").exit_code == 2
 
 
 def alfine(*arguments, **environment):
@@ -177,8 +219,8 @@ def alfine(*arguments, **environment):
 
 
 @pytest.mark.usefixtures("compiled_sandbox")
-@pytest.mark.parametrize("arguments", [["show"], ["compare"], ["report"]], ids=lambda one: one[0])
-def test_a_reader_that_leaves_ends_it_quietly(tmp_path, arguments):
+@pytest.mark.parametrize("arguments", [["examples"], ["report"], ["runs"]], ids=lambda words: words[0])
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path, arguments):
     process = alfine(*arguments, demo_run(tmp_path / "r", rows=40))
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == b"" and process.wait() in (0, 1)
@@ -193,22 +235,22 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path, arguments):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("command", ["show", "compare"])
-def test_an_encoding_that_lacks_characters_is_no_traceback(tmp_path, environment, command):
+@pytest.mark.parametrize("command", ["examples", "report"])
+def test_an_encoding_that_lacks_characters(tmp_path, environment, command):
     run = make_run(tmp_path / "r", rows=8, base_answer="▁tea … 中 {}")
     process = alfine(command, run, **environment)
     out, errors = process.communicate()
     assert process.returncode == 0 and b"Traceback" not in errors
-    assert b"\\u4e2d" in out if command == "show" else b"mood" in out
+    assert b"\\u4e2d" in out if command == "examples" else b"mood" in out
 
 
-def test_no_pager_where_only_colour_is_forced(tmp_path):
-    process = alfine("show", make_run(tmp_path / "r", rows=4), FORCE_COLOR="1", PAGER="false")
+def test_forced_color_starts_no_pager(tmp_path):
+    process = alfine("examples", make_run(tmp_path / "r", rows=4), FORCE_COLOR="1", PAGER="false")
     out, _ = process.communicate()
     assert process.returncode == 0 and b"mood, row" in out
 
 
-def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
+def test_a_silent_command_prints_the_heartbeat(tmp_path, monkeypatch):
     slow = write_job(tmp_path)
     monkeypatch.setattr(activity.HEARTBEAT, "every", 0.05)
 
@@ -222,4 +264,4 @@ def test_a_silent_command_says_that_it_lives(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pipelines.checks.job.load_examples", slow_rows)
     result = call("check", slow)
-    assert "reading the rows: 0." in result.stderr and "fine" in result.stdout
+    assert "reading the rows: 0." in result.stderr and ": OK (" in result.stdout

@@ -1,4 +1,4 @@
-"""A short form of `make chaos`."""
+"""A short form of `make fault-injection`."""
 
 import subprocess
 import sys

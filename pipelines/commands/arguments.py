@@ -18,7 +18,7 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 
 def check_run_name(name: str) -> str:
-    """The value of --name. Raises RunError unless it is letters of any script, digits and - _ . without a leading dot."""
+    """The value of --name. Raises RunError unless it consists of letters, digits and - _ . and has no leading dot."""
     if not name:
         raise RunError("--name is empty; write one, as in --name first")
     if name.startswith("."):

@@ -19,4 +19,6 @@ def models() -> None:
     for model in EMBEDDED.values():
         is_unpacked = (cache_folder() / "models" / f"{model.name}-{CONVERSION_FORMAT}" / "config.json").exists()
         click.echo(f"{model.name}  {model.about}  [{'ready' if is_unpacked else 'unpacked on first use'}]")
-    click.echo("base_model also takes a model id of the Hub (owner/name) or a folder with config.json and .safetensors.")
+    click.echo(
+        "base_model also takes a model id of the Hub (owner/name) or a folder with config.json and .safetensors."
+    )

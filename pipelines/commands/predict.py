@@ -25,8 +25,8 @@ from pipelines.storage.strict_json import dump
 def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | None) -> None:
     """Complete new rows with a tuned model, in the prompt template of their task.
 
-    The output is JSON Lines: each row's own columns, the completion in `prediction`, and in `finish_reason` whether the
-    model stopped (`stop`) or reached max_new_tokens (`length`).
+    The output is JSON Lines: each row's own columns, the completion in `prediction`, and in `prediction_finish_reason`
+    whether the model stopped (`stop`) or reached max_new_tokens (`length`).
 
     \b
     Example:

@@ -1,92 +1,142 @@
-"""Rows as the model will see them: special tokens visible, what is trained in another colour, lengths per task; and the
-learning rate from step to step."""
+"""`alfine preview`: tokenized rows, sequence lengths and the learning rate schedule, as training will see them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.text import Text
 
+from pipelines.checks.dataset import DatasetChecks
+from pipelines.checks.files import check_data_files
+from pipelines.checks.findings import raise_on_errors
+from pipelines.commands.arguments import config_argument, overrides_argument
+from pipelines.config.job import load_job
 from pipelines.config.lr_schedules import Settings, Steps, factor, learning_rate
 from pipelines.console.plain_text import speaks_unicode
+from pipelines.console.reporter import ConsoleReporter, quiet_libraries
+from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import TokenizedExample
+from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
+from pipelines.modeling.base_models import context_length, find_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
 from pipelines.report.formatting import printable
 from pipelines.report.tables import Column, cell, print_table
+from pipelines.scoring.sandbox import prepare_sandbox
+
+SUPERVISED_STYLE = "bold green"
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "01234567"
+SPARKLINE_WIDTH = 40
 
 
-def show_rows(rows: Sequence[TokenizedExample], prompts: PromptFormat, console: Console, per_task: int) -> None:
-    """`per_task` training rows of every task, then a table of lengths in tokens."""
-    console.print(Text.assemble("read by the model  ", ("trained: the answer and its end", "bold green")))
+@click.command()
+@config_argument
+@overrides_argument
+@click.option("--rows", default=2, show_default=True, help="Rows to show per task.")
+def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
+    """Show tokenized rows, sequence lengths and learning rates.
+
+    Supervised tokens are green, special tokens are visible. The data are checked as in a run.
+
+    \b
+    Example:
+      alfine preview ludwig_configs/quickstart.yaml --rows 1
+    """
+    job = load_job(config, overrides)
+    check_data_files(job)
+    examples = list(load_examples(job.pipeline))
+    quiet_libraries()
+    reporter = ConsoleReporter()
+    with reporter.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
+        folder = find_base_model(job.ludwig["base_model"])
+    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
+    with reporter.working("Preparing rows"):
+        prompt_format = PromptFormat.for_job(job, folder)
+        checks = DatasetChecks(job, prompt_format, context_length(folder))
+        tokenized = list(checks.tap(tokenize_examples(examples, prompt_format)))
+    console = Console(highlight=False)
+    print_rows(tokenized, prompt_format, console, rows)
+    print_lengths(tokenized, console)
+    num_train_rows = sum(row.example.split == "train" for row in tokenized)
+    print_schedule(job.ludwig["trainer"], num_train_rows, console)
+    findings = checks.findings()
+    for finding in findings:
+        if finding.severity == "warning":
+            reporter.warn(str(finding.problem))
+    raise_on_errors(findings)
+
+
+def print_rows(
+    rows: Sequence[TokenizedExample], prompt_format: PromptFormat, console: Console, rows_per_task: int
+) -> None:
+    """Prints `rows_per_task` training rows of every task, decoded from their tokens."""
+    console.print(Text.assemble("prompt  ", ("supervised: the completion and its end token", SUPERVISED_STYLE)))
     for task in dict.fromkeys(row.example.task for row in rows):
-        of_task = [row for row in rows if row.example.task == task and row.example.split == "train"]
-        for row in of_task[:per_task]:
+        task_rows = [row for row in rows if row.example.task == task and row.example.split == "train"]
+        for row in task_rows[:rows_per_task]:
             console.rule(Text(f"{task}  {row.example.source_location}"), align="left")
-            console.print(_coloured(row, prompts))
-    _print_lengths(rows, console)
+            console.print(_highlighted(row, prompt_format))
 
 
-def _coloured(row: TokenizedExample, prompts: PromptFormat) -> Text:
-    special = set(prompts.tokenizer.all_special_ids)
-    decode = prompts.tokenizer.decode
+def _highlighted(row: TokenizedExample, prompt_format: PromptFormat) -> Text:
+    special_ids = set(prompt_format.tokenizer.all_special_ids)
+    decode = prompt_format.tokenizer.decode
     text = Text(overflow="fold")
     for ids, is_supervised in split_at_spans(row.input_ids, row.supervised_spans):
-        style = "bold green" if is_supervised else ""
-        plain: list[int] = []
+        style = SUPERVISED_STYLE if is_supervised else ""
+        pending: list[int] = []
         for token in [*ids, None]:
-            if token is not None and token not in special:
-                plain.append(token)
+            if token is not None and token not in special_ids:
+                pending.append(token)
                 continue
-            # Whole runs are decoded together: a letter may be spread over several tokens.
-            text.append(printable(str(decode(plain))), style=style)
-            plain = []
+            # Ordinary tokens are decoded together: a character may consist of several tokens.
+            text.append(printable(str(decode(pending))), style=style)
+            pending = []
             if token is not None:
                 text.append(str(decode([token])), style="reverse " + (style or "dim"))
     return text
 
 
-def _print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
+def print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
+    """Prints a table of sequence lengths in tokens, per task and split."""
     columns = [Column("task", words=True), Column("split", left=True)]
-    columns += [Column(name) for name in ("rows", "shortest", "median", "longest", "trained tokens")]
+    columns += [Column(name) for name in ("rows", "shortest", "median", "longest", "supervised tokens")]
     table: list[list[str | Text]] = []
     for task, split in dict.fromkeys((row.example.task, row.example.split) for row in rows):
         group = [row for row in rows if (row.example.task, row.example.split) == (task, split)]
         lengths = sorted(len(row.input_ids) for row in group)
-        trained = sum(num_supervised_tokens(row.supervised_spans) for row in group)
-        figures = (len(group), lengths[0], lengths[len(lengths) // 2], lengths[-1], trained)
-        table.append([cell(task), split, *(f"{figure:,}" for figure in figures)])
-    console.print(Text("Lengths in tokens", style="italic"))
+        supervised = sum(num_supervised_tokens(row.supervised_spans) for row in group)
+        numbers = (len(group), lengths[0], lengths[len(lengths) // 2], lengths[-1], supervised)
+        table.append([cell(task), split, *(f"{number:,}" for number in numbers)])
+    console.print(Text("Sequence lengths in tokens", style="italic"))
     print_table(columns, table, console)
 
 
-BARS, DIGITS = "▁▂▃▄▅▆▇█", "01234567"
-WIDTH = 40
-"""Characters of the curve of the learning rate."""
-
-
-def show_schedule(trainer: Mapping[str, Any], rows: int, console: Console) -> None:
-    """Steps, evaluations and the learning rate of the section `trainer` on `rows` training rows, with a curve of it from the
-    first step to the last."""
-    settings, steps = Settings.of(trainer.get("learning_rate_scheduler") or {}), Steps.of(trainer, rows)
+def print_schedule(trainer: Mapping[str, Any], num_rows: int, console: Console) -> None:
+    """Prints the steps, the evaluations and the learning rate of the section `trainer` on `num_rows` training rows."""
+    settings, steps = Settings.of(trainer.get("learning_rate_scheduler") or {}), Steps.of(trainer, num_rows)
     peak = learning_rate(trainer)
     rates = [peak * factor(settings, steps, peak, step) for step in range(steps.total)]
-    console.print(f"{steps.total:,} steps, {steps.per_epoch:,} an epoch, evaluated every {steps.per_evaluation:,}")
-    curve = sparkline(rates, BARS if speaks_unicode(console.file) else DIGITS)
+    highest = max(rates)
+    console.print(f"{steps.total:,} steps, {steps.per_epoch:,} per epoch, evaluated every {steps.per_evaluation:,}")
+    curve = sparkline(rates, BARS if speaks_unicode(console.file) else ASCII_BARS)
     console.print(f"learning rate  {curve}  {settings.decay or 'constant'}")
     console.print(
-        f"first {rates[0]:.3g}, peak {max(rates):.3g} at step {rates.index(max(rates)) + 1:,}, last {rates[-1]:.3g}"
+        f"first {rates[0]:.3g}, peak {highest:.3g} at step {rates.index(highest) + 1:,}, last {rates[-1]:.3g}"
     )
     if settings.reduce_on_plateau:
         rate, times = settings.reduce_on_plateau_rate, settings.reduce_on_plateau
-        console.print(f"times {rate:g} on each plateau, at most {times} times")
+        console.print(f"multiplied by {rate:g} on each plateau, at most {times} times")
 
 
-def sparkline(values: Sequence[float], bars: str = BARS, width: int = WIDTH) -> str:
-    """One bar for each value, or for evenly spaced ones where there are more than `width`, with the first and the last; an
-    empty bar is 0, a full one the largest value."""
-    count, top = min(len(values), width), max(values) or 1.0
-    chosen = [values[round(n * (len(values) - 1) / max(count - 1, 1))] for n in range(count)]
-    return "".join(bars[min(int(value / top * len(bars)), len(bars) - 1)] for value in chosen)
+def sparkline(values: Sequence[float], bars: str = BARS, width: int = SPARKLINE_WIDTH) -> str:
+    """A bar chart of `values` in one line of at most `width` characters.
+
+    More values than that are sampled at even distances, with the first and the last. The scale begins at 0.
+    """
+    num_bars, largest = min(len(values), width), max(values) or 1.0
+    sampled = [values[round(index * (len(values) - 1) / max(num_bars - 1, 1))] for index in range(num_bars)]
+    return "".join(bars[min(int(value / largest * len(bars)), len(bars) - 1)] for value in sampled)

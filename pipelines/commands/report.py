@@ -23,8 +23,8 @@ from pipelines.storage.run_folder import Run
 def report(run: Path, ratings: tuple[Path, ...]) -> None:
     """Show the result of a run and write its report files again.
 
-    Prints the verdict, the gates and the scores per task; writes report.html, report.md and report.json. The exit code is
-    3 if a gate failed.
+    Prints the verdict, the gates and the scores per task; writes report.html, report.md and report.json. The exit code
+    is 3 if a gate failed.
 
     \b
     Examples:

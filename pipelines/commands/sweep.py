@@ -31,9 +31,7 @@ from pipelines.sweep import bake_off, parse_arms
     help="Hyperparameter values to try per strategy.",
 )
 @click.option("--name", help="The folder in runs/. [default: the config's name and -sweep]")
-def sweep(
-    config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, trials: int, name: str | None
-) -> None:
+def sweep(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, trials: int, name: str | None) -> None:
     """Compare forgetting strategies on the same data, seeds and budget.
 
     \b

@@ -1,12 +1,9 @@
 """What in `trainer` contradicts the number of rows, and the curve that preview shows."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
-from pipelines.commands.preview import DIGITS, show_schedule, sparkline
 from pipelines.config.job import load_job
 from pipelines.config.trainer import of_rows
 
@@ -82,30 +79,3 @@ def test_what_it_allows(tmp_path, scheduler, trainer):
 def test_without_validation_rows_nothing_is_watched(tmp_path, scheduler, trainer, key):
     (problem,) = of_rows(job_with(tmp_path, scheduler, **trainer), 100, 0)
     assert problem.message == f"{key} has no effect without validation rows; take it out, or give some"
-
-
-def test_preview_shows_the_curve():
-    console = Console(file=io.StringIO(), width=80)
-    scheduler = {"decay": "linear", "warmup_fraction": 0.2, "reduce_on_plateau": 2}
-    show_schedule(
-        {"batch_size": 10, "epochs": 1, "learning_rate": 0.01, "learning_rate_scheduler": scheduler}, 100, console
-    )
-    assert console.file.getvalue().splitlines() == [
-        "10 steps, 10 an epoch, evaluated every 10",
-        "learning rate  ▁▅██▇▆▅▄▃▂  linear",
-        "first 0, peak 0.01 at step 3, last 0.00125",
-        "times 0.1 on each plateau, at most 2 times",
-    ]
-
-
-@pytest.mark.parametrize(("values", "bars"), [([1.0], "█"), ([0.0, 1.0], "▁█"), ([0.0], "▁"), ([1.0] * 500, "█" * 40)])
-def test_sparkline(values, bars):
-    assert sparkline(values) == bars
-
-
-def test_a_terminal_without_unicode_gets_digits():
-    assert sparkline([0.0, 0.5, 1.0], DIGITS) == "047"
-
-
-def test_sparkline_has_the_first_and_the_last():
-    assert sparkline([0.0] * 99 + [1.0]).endswith("▁█") and sparkline([1.0] + [0.0] * 99).startswith("█▁")

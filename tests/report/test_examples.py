@@ -1,4 +1,4 @@
-"""`alfine show`: which examples, in what order, and that no text moves the cursor."""
+"""`alfine examples`: which examples, in what order, and that no text moves the cursor."""
 
 import pytest
 from click.testing import CliRunner
@@ -23,7 +23,7 @@ def run(tmp_path):
 
 
 def show(run, *arguments):
-    return CliRunner().invoke(main, ["show", str(run), *arguments])
+    return CliRunner().invoke(main, ["examples", str(run), *arguments])
 
 
 def test_the_worst_comes_first(run):

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipelines.commands.preview import _print_lengths
+from pipelines.commands.preview import print_lengths
 from pipelines.report.analysis import analyse
 from pipelines.report.formatting import interval, number, signed
 from pipelines.report.ratings import Preference
@@ -172,7 +172,7 @@ def test_lengths_of_rows(width, kind):
         for task in NAMES[kind]
         for split in ("train", "validation", "test")
     ]
-    text = printed(width, _print_lengths, prepared)
+    text = printed(width, print_lengths, prepared)
     whole(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
 
 

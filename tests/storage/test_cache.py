@@ -49,7 +49,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", ["run", "bakeoff"])
+@pytest.mark.parametrize("command", ["run", "sweep"])
 def test_a_cache_that_cannot_be_written_is_one_line_before_anything_else(tmp_path, monkeypatch, kind, command):
     folder = unwritable_folder(kind, tmp_path / "kept")
     monkeypatch.setenv("ALFINE_CACHE", str(folder))
