@@ -50,8 +50,8 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
     reporter = ConsoleReporter()
-    with reporter.working(f"Base model {job.ludwig['base_model']}"), locate_model_errors(job, "base_model"):
-        folder = find_base_model(job.ludwig["base_model"])
+    with reporter.working(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
+        folder = find_base_model(job.base_model)
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
     with reporter.working("Preparing rows"):
         prompt_format = PromptFormat.for_job(job, folder)
@@ -61,7 +61,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     print_rows(tokenized, prompt_format, console, rows)
     print_lengths(tokenized, console)
     num_train_rows = sum(row.example.split == "train" for row in tokenized)
-    print_schedule(job.ludwig["trainer"], num_train_rows, console)
+    print_schedule(job.trainer, num_train_rows, console)
     findings = checks.findings()
     for finding in findings:
         if finding.severity == "warning":
