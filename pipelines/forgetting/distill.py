@@ -67,7 +67,9 @@ class Distill(Strategy):
         """T²·KL of each supervised token of general rows: [rows.supervised_tokens]."""
         return kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
 
-    def task_loss(self, rows: TokenSequences, logits: torch.Tensor, supervised: float) -> torch.Tensor:
+    def task_loss(
+        self, rows: TokenSequences, logits: torch.Tensor, supervised: int, weight: float = 1.0
+    ) -> torch.Tensor:
         if self.teacher_topk is None:
             each = kl_divergence(self.base.logits(rows), logits, self.settings.temperature)
         else:
@@ -77,7 +79,7 @@ class Distill(Strategy):
                     for index, part in enumerate(logits.split(rows.supervised_lengths))
                 ]
             )
-        term = self.settings.weight * each.sum() / supervised
+        term = weight * (self.settings.weight * each.sum() / supervised)
         self.task_divergence += float(term)
         return term
 

@@ -35,9 +35,12 @@ class Strategy:
         """Chooses the rows that this step gets beside `inputs`; how many supervised tokens they add to its mean."""
         return 0
 
-    def task_loss(self, rows: TokenSequences, logits: torch.Tensor, supervised: float) -> torch.Tensor:
+    def task_loss(
+        self, rows: TokenSequences, logits: torch.Tensor, supervised: int, weight: float = 1.0
+    ) -> torch.Tensor:
         """A term of the loss on a micro-batch of the tasks' rows: scalar, to be added to their cross entropy, which
-        is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`."""
+        is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by the step's `supervised`, times `weight`
+        (1, and 0 for a dummy batch)."""
         raise NotImplementedError
 
     def reset_step(self) -> None:

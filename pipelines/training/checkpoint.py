@@ -1,4 +1,4 @@
-"""One safetensors file a checkpoint: all that a training needs to go on as if nothing had been. No pickle."""
+"""Checkpoints: one safetensors file with all that a bitwise identical resume needs. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
 from pipelines.modeling.adapters import trained_weights
-from pipelines.storage.files import save_tensors
+from pipelines.storage.files import atomic_write, save_tensors
 
-WEIGHTS, OPTIMIZER, RANDOM, STRATEGY = "weights/", "optimizer/", "random/", "strategy/"
+WEIGHTS, OPTIMIZER, RNG, COMPONENT = "weights/", "optimizer/", "rng/", "component/"
+"""Prefixes of the tensors' names in a checkpoint."""
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint that is torn, or not what was written."""
+    """A checkpoint that is truncated, altered, or of other trained weights. The message is the reason."""
 
 
 class Stateful(Protocol):
-    """What has a state from step to step: a strategy, or who watches the guards."""
+    """A component whose state is part of a checkpoint: a strategy or a trainer callback.
+
+    Each value of the state is a tensor or can be represented in JSON.
+    """
 
     name: str
 
@@ -39,12 +43,12 @@ class Stateful(Protocol):
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """Ludwig's checkpoint protocol on one file that is written aside, flushed to disk and renamed, with a checksum of its
-    tensors; the one before is kept beside the latest.
+    """Ludwig's checkpoint interface on one file, which is written atomically and has a checksum of its tensors.
 
-    Only trainable weights are kept: a LoRA checkpoint is megabytes, not the base model. `history`, a dict that JSON can hold,
-    is saved with them and put back in place, and so is what `stateful` carry from step to step, and Ludwig's own progress
-    (`tracker`): in one file they cannot be of different steps.
+    The file has the trained weights (of a LoRA training megabytes, not the base model), the state of the optimizer, the
+    schedule, the random number generators and of each component in `stateful`, Ludwig's progress (`tracker`), and
+    `history`, a dict that can be represented in JSON and is updated in place on a load. One file cannot mix steps.
+    The checkpoint before the latest is kept.
     """
 
     def __init__(self, *args: Any, history: dict[str, Any], stateful: Sequence[Stateful] = ()) -> None:
@@ -54,135 +58,148 @@ class SafetensorsCheckpoint(Checkpoint):
         self.pending: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
-        """Raises OSError where the disk does not take it; the files of before are untouched then."""
+        """Writes the checkpoint on rank 0. Raises OSError if that fails; existing checkpoints are unchanged then."""
         if not self.distributed.is_coordinator():
             return
-        tensors = {WEIGHTS + name: tensor for name, tensor in self._trainable().items()}
+        tensors = {WEIGHTS + name: tensor for name, tensor in self._trained().items()}
         optimizer = self.optimizer.state_dict()
-        scalars: dict[str, dict[str, Any]] = {}
-        for number, state in optimizer["state"].items():
-            for key, value in state.items():
+        optimizer_scalars: dict[str, dict[str, Any]] = {}
+        for index, values in optimizer["state"].items():
+            for key, value in values.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{OPTIMIZER}{number}/{key}"] = value
+                    tensors[f"{OPTIMIZER}{index}/{key}"] = value
                 else:
-                    scalars.setdefault(str(number), {})[key] = value
-        positions: dict[str, Any] = {}
+                    optimizer_scalars.setdefault(str(index), {})[key] = value
+        component_state: dict[str, dict[str, Any]] = {}
         for component in self.stateful:
             for key, value in component.state_dict().items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{STRATEGY}{component.name}/{key}"] = value
+                    tensors[f"{COMPONENT}{component.name}/{key}"] = value
                 else:
-                    positions.setdefault(component.name, {})[key] = value
-        tensors[RANDOM + "cpu"] = torch.get_rng_state()
+                    component_state.setdefault(component.name, {})[key] = value
+        tensors[RNG + "cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
-            tensors[RANDOM + "cuda"] = torch.cuda.get_rng_state()
+            tensors[RNG + "cuda"] = torch.cuda.get_rng_state()
         state = {
             "global_step": global_step,
             "param_groups": optimizer["param_groups"],
-            "optimizer_scalars": scalars,
+            "optimizer_scalars": optimizer_scalars,
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
-            "strategies": positions,
-            "tracker": self.tracker and _plain(self.tracker),
+            "components": component_state,
+            "tracker": self.tracker and _tracker_to_json(self.tracker),
         }
-        whole = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
+        cpu_tensors = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
         path = Path(save_path)
-        save_tensors(whole, {"state": json.dumps(state), "sha256": _checksum(whole)}, path.with_suffix(".partial"))
-        if path.name == LATEST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        path.with_suffix(".partial").replace(path)
+        with atomic_write(path) as staging_path:
+            save_tensors(cpu_tensors, {"state": json.dumps(state), "sha256": _checksum(cpu_tensors)}, staging_path)
+            if path.name == LATEST and path.exists():
+                path.replace(path.with_name(PREVIOUS))
 
     def resume(self, folder: Path) -> ProgressTracker | None:
-        """Goes on from the latest checkpoint that can be read; None where there is none. One that cannot is named in
-        `history["notes"]`. Raises CorruptCheckpointError where there are some, and none can be read."""
-        notes: list[str] = []
+        """Loads the latest valid checkpoint in `folder` and returns its progress, None if there is no checkpoint.
+
+        `history["notes"]` names a corrupt checkpoint. Raises CorruptCheckpointError if no checkpoint is valid.
+        """
+        errors: list[str] = []
         for path in (folder / LATEST, folder / PREVIOUS):
             if not path.exists():
                 continue
             try:
                 self.load(str(path))
             except CorruptCheckpointError as error:
-                notes.append(f"{path} cannot be read ({error})")
+                errors.append(f"checkpoint {path} is corrupt ({error})")
                 continue
-            if notes:
-                self.history.setdefault("notes", []).append(
-                    f"{notes[0]}; training went on from step {self.global_step}"
-                )
+            if errors:
+                note = f"{errors[0]}; training resumed from step {self.global_step}"
+                self.history.setdefault("notes", []).append(note)
             assert self.tracker is not None
             return self.tracker
-        if notes:
-            raise CorruptCheckpointError("; ".join(notes))
+        if errors:
+            raise CorruptCheckpointError("; ".join(errors))
         return None
 
     def load(self, save_path: str, device: torch.device | None = None) -> bool:
-        """Weights and optimiser are put back at once; schedule and random state wait in `pending`, since
-        Ludwig builds a new schedule and seeds anew after it has loaded a checkpoint. Raises CorruptCheckpointError."""
-        try:
-            with safe_open(save_path, framework="pt") as file:
-                metadata = file.metadata()
-            state, tensors = json.loads(metadata["state"]), load_file(save_path)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptCheckpointError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-        if _checksum(tensors) != metadata.get("sha256"):
-            raise CorruptCheckpointError("its checksum is not that of what was written")
-        weights, trained = _part(tensors, WEIGHTS), self._trainable()
-        if different := sorted(set(weights) ^ set(trained)):
-            raise CorruptCheckpointError(f"it holds other weights than are trained now, such as {different[0]}")
+        """Restores the weights, the optimizer, the history and the components. Raises CorruptCheckpointError.
+
+        The states of the schedule and of the random number generators are left in `pending`: after the load, Ludwig
+        builds a new schedule and sets the seeds.
+        """
+        state, tensors = _read(save_path)
+        weights = _with_prefix(tensors, WEIGHTS)
+        if mismatched := sorted(set(weights) ^ set(self._trained())):
+            raise CorruptCheckpointError(
+                f"its weights are not the trained weights of this job, such as {mismatched[0]}"
+            )
         self.history.update(state["history"])
         self.tracker = state["tracker"] and ProgressTracker.load(state["tracker"])
         self.global_step = state["global_step"]
-        self.model.load_state_dict(weights, strict=False)  # the frozen ones are not in the file
+        self.model.load_state_dict(weights, strict=False)  # frozen weights are not in the file
         optimizer_state: dict[int, dict[str, Any]] = {
-            int(number): dict(scalars) for number, scalars in state["optimizer_scalars"].items()
+            int(index): dict(scalars) for index, scalars in state["optimizer_scalars"].items()
         }
-        for name, tensor in _part(tensors, OPTIMIZER).items():
-            number, _, key = name.partition("/")
-            optimizer_state.setdefault(int(number), {})[key] = tensor
+        for name, tensor in _with_prefix(tensors, OPTIMIZER).items():
+            index, _, key = name.partition("/")
+            optimizer_state.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
         for component in self.stateful:
-            kept = {**_part(tensors, f"{STRATEGY}{component.name}/"), **state["strategies"].get(component.name, {})}
-            if kept:
-                component.load_state_dict(kept)
-        self.pending = {
-            "scheduler": state["scheduler"],
-            "random": _part(tensors, RANDOM),
-        }
+            component_tensors = _with_prefix(tensors, f"{COMPONENT}{component.name}/")
+            if component_state := {**component_tensors, **state["components"].get(component.name, {})}:
+                component.load_state_dict(component_state)
+        self.pending = {"scheduler": state["scheduler"], "rng": _with_prefix(tensors, RNG)}
         return True
 
     def get_state_for_inference(self, save_path: str, device: torch.device | None = None) -> Mapping[str, Any]:
-        return _part(load_file(save_path, device=str(device or "cpu")), WEIGHTS)
+        return _with_prefix(load_file(save_path, device=str(device or "cpu")), WEIGHTS)
 
-    def _trainable(self) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+    def _trained(self) -> dict[str, torch.Tensor]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
 
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Returns the state and the tensors of a checkpoint file. Raises CorruptCheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        state, tensors = json.loads(metadata["state"]), load_file(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    if _checksum(tensors) != metadata.get("sha256"):
+        raise CorruptCheckpointError("checksum mismatch")
+    return state, tensors
+
+
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check_disk(model: torch.nn.Module, folder: str | Path) -> None:
-    """Raises MachineError where the checkpoints to come would not fit: latest, previous, best and the one being written, each
-    with the trained weights and two moments."""
-    trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(model))
-    needed, free = 4 * 3 * trained, shutil.disk_usage(folder).free
+    """Raises MachineError if the checkpoints of a training of `model` do not fit on the disk of `folder`.
+
+    There are at most four: the latest, the previous, the best, and the one being written, each with the trained weights
+    and two optimizer moments.
+    """
+    trained_bytes = sum(weight.numel() * weight.element_size() for weight in trained_weights(model))
+    needed, free = 4 * 3 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(
-            f"{folder}: training needs about {needed / 1e9:.1f} GB for its checkpoints, {free / 1e9:.1f} GB are free; make room, "
-            f"then the same command goes on from here"
+            f"{folder}: training needs about {needed / 1e9:.1f} GB for its checkpoints, {free / 1e9:.1f} GB are free; "
+            "free some space, then run the same command again to resume"
         )
 
 
-def _plain(tracker: ProgressTracker) -> dict[str, Any]:
-    """Ludwig's progress as JSON holds it, without what it sets anew at each start."""
+def _tracker_to_json(tracker: ProgressTracker) -> dict[str, Any]:
+    """Returns Ludwig's progress without the values that it sets at each start."""
     ephemeral = {"steps_per_epoch", "total_steps", "training_start_time"}
-    kept = {key: value for key, value in vars(tracker).items() if key not in ephemeral}
-    return dict(json.loads(json.dumps(kept, cls=NumpyEncoder)))
+    persistent = {key: value for key, value in vars(tracker).items() if key not in ephemeral}
+    return dict(json.loads(json.dumps(persistent, cls=NumpyEncoder)))
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names and bytes."""
-    found = hashlib.sha256()
+    """Returns the sha256 of the tensors' names and bytes."""
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return found.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return sha256.hexdigest()

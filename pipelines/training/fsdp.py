@@ -1,8 +1,8 @@
-"""The frozen base shared out over the workers, for one that leaves a single GPU no room to train: each keeps a part of every
-layer, and a layer's weights come together while it is at work (torch's FSDP).
+"""FSDP for the frozen base: each process holds a shard of every layer, for a base that does not fit next to training.
 
-The adapter's weights stay whole in every worker, so that steps, strategies and checkpoints are those of a base that is not
-shared. What changes is that a pass is everyone's: all workers must make as many, see `ProcessGroup.lockstep_batches`.
+torch's `fully_shard` gathers the weights of a layer while the layer is computed. The trained weights of the adapter stay
+complete in every process, so steps, strategies and checkpoints are those of an unsharded base. Each forward pass is a
+collective operation: all processes must make the same number of them, see `ProcessGroup.lockstep_batches`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from torch.distributed.fsdp import fully_shard
 from pipelines.modeling.process_group import ProcessGroup
 
 
-def shard_base(model: torch.nn.Module, process_group: ProcessGroup) -> ProcessGroup:
-    """Each layer's frozen weights become this worker's part of them. Returns the workers, bound to each other's passes."""
+def shard_frozen_weights(model: torch.nn.Module, process_group: ProcessGroup) -> ProcessGroup:
+    """Shards the frozen weights of each layer in place. Returns the process group with `lockstep` set.
+
+    A single process keeps the complete model.
+    """
     if process_group.world_size == 1:
         return process_group
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (process_group.world_size,))
-    for layer in _layers(model):
-        fully_shard(layer, mesh=mesh, ignored_params={weight for weight in layer.parameters() if weight.requires_grad})
+    for layer in _decoder_layers(model):
+        trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+        fully_shard(layer, mesh=mesh, ignored_params=trained)
     return replace(process_group, lockstep=True)
 
 
-def _layers(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The model's decoder layers: of its lists of modules the one with the most weights."""
+def _decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """Returns the decoder layers: the ModuleList with the most parameters."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=lambda one: sum(weight.numel() for weight in one.parameters()))
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))

@@ -1,4 +1,4 @@
-"""Ludwig's own idea of several processes, on ours."""
+"""A Ludwig backend for the processes of a torch.distributed process group."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from ludwig.distributed import init_dist_strategy
 from ludwig.distributed.accelerate import AccelerateStrategy
 from ludwig.modules.optimization_modules import create_optimizer
 
+from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.process_group import ProcessGroup
 
 
 class ProcessGroupStrategy(AccelerateStrategy):
-    """Ludwig's Accelerate strategy, but for DDP around the model: it would send gradients behind every backward pass, and a
-    step has several, of micro-batches and of what keeps the model from forgetting. Ours are sent once a step, by the
-    trainer."""
+    """Ludwig's Accelerate strategy without DistributedDataParallel.
+
+    DDP reduces gradients in every backward pass. A step has several, for micro-batches and strategies against
+    forgetting; the trainer reduces the gradients once per step.
+    """
 
     def prepare(self, model: Any, trainer_config: Any, base_learning_rate: float) -> tuple[Any, Any]:
         return model, create_optimizer(model, trainer_config.optimizer, base_learning_rate)
 
     def sync_model(self, model: Any) -> None:
-        ProcessGroup.current().broadcast_parameters([weight for weight in model.parameters() if weight.requires_grad])
+        ProcessGroup.current().broadcast_parameters(trained_weights(model))
 
 
 class ProcessGroupBackend(LocalBackend):
-    """Ludwig's local backend in each of several processes that share a training."""
+    """Ludwig's local backend in each process of a distributed training."""
 
     def __init__(self) -> None:
         super().__init__()
         if not torch.cuda.is_available():
-            # Without this Accelerate takes each process for the only one.
+            # Otherwise Accelerate does not detect the process group.
             os.environ["ACCELERATE_USE_CPU"] = "true"
         self.strategy = ProcessGroupStrategy()
 
-    def initialize(self) -> None:  # a static method there
+    def initialize(self) -> None:  # a static method in Ludwig
         init_dist_strategy("local")
 
     def is_coordinator(self) -> bool:

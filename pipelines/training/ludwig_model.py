@@ -1,11 +1,10 @@
-"""Ludwig's LLM class with this project's loading, adapter checks and saving."""
+"""Ludwig's LLM class with another way to load the base model, checks of the adapter, and another way to save."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from ludwig.globals import MODEL_WEIGHTS_FILE_NAME
@@ -28,31 +27,30 @@ from pipelines.modeling.module_names import no_longer_whole
 from pipelines.storage.files import atomic_dir
 
 
+def load_base_model(config: Any, model_config: Any = None, weights_save_path: str | None = None) -> PreTrainedModel:
+    """Loads the base model of Ludwig's `config`, or the model in the folder `weights_save_path`.
+
+    `pipelines.training.ludwig_registry` replaces `load_pretrained_from_config` by this function. Ludwig's loads fp32
+    weights with the default attention.
+    """
+    folder = weights_save_path or config.base_model
+    quantization = config.quantization and config.quantization.model_dump()
+    return load_causal_lm(folder, frozen=config.adapter is not None, quantization=quantization)
+
+
 class FineTunedLLM(LLM):
-    """Ludwig's LLM, but for how the base is loaded (Ludwig takes fp32 and its own choice of attention), and for what is asked
-    of an adapter."""
+    """Ludwig's LLM with checks of the adapter and of frozen layers, and with `probe_losses` of the saved model."""
 
-    begins_elsewhere = False
-    """Whether the model with its new adapter was not the base."""
-    initial: Mapping[str, torch.Tensor] = {}
-    """What the adapter took out of the base's weights: its matrices at the start, by name."""
+    starts_at_base = True
+    """Whether the model with its initial adapter is equal to the base."""
+    subtracted: Mapping[str, torch.Tensor] = {}
+    """Initial adapter matrices whose product the adapter has subtracted from the base's weights, by name."""
     probe_losses: list[float] | None = None
-    checked = False
-
-    def __init__(self, config_obj: Any, *args: Any, **kwargs: Any) -> None:
-        def load(config: Any, *_: Any, **__: Any) -> PreTrainedModel:
-            return load_causal_lm(
-                config.base_model,
-                frozen=config.adapter is not None,
-                quantization=config.quantization and config.quantization.model_dump(),
-            )
-
-        # The constructor calls a function of its module; there is no registry for it.
-        with mock.patch("ludwig.models.llm.load_pretrained_from_config", load):
-            super().__init__(config_obj, *args, **kwargs)
+    """The losses of the saved model on the probe batch; None if the weights are sharded over processes."""
+    _is_freezing_checked = False
 
     def initialize_adapter(self) -> None:
-        """As Ludwig's; raises ConfigError for names that match no module, and finds out what the adapter does to the base."""
+        """Adds the adapter. Raises ConfigError if it does not match the model."""
         adapter = self.config_obj.adapter
         if adapter is None or self._adapter_initialized:
             super().initialize_adapter()
@@ -61,29 +59,28 @@ class FineTunedLLM(LLM):
         with peft_errors_as_config_error(self.model, adapter):
             super().initialize_adapter()
         disabled_adapter_is_base(self.model)
-        self.begins_elsewhere = not initial_adapter_is_base(self.model)
-        self.initial = subtracted_init(self.model)
-        if self.initial and self.begins_elsewhere:
+        self.starts_at_base = initial_adapter_is_base(self.model)
+        self.subtracted = subtracted_init(self.model)
+        if self.subtracted and not self.starts_at_base:
             raise ConfigError(no_longer_whole(adapter.init_lora_weights))
 
     def prepare_for_training(self) -> None:
+        """Raises ConfigError if `layers_to_freeze_regex` freezes none or all of the trained weights."""
         super().prepare_for_training()
-        if not self.checked:  # Ludwig may call it again, and has frozen the weights by then
+        if not self._is_freezing_checked:  # Ludwig may call this method again after it has frozen the weights
             check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
-            self.checked = True
+            self._is_freezing_checked = True
 
     def save(self, save_path: str) -> None:
-        """Ludwig writes its own generation settings over the model's, and transformers refuses to save the mixture.
+        """Saves the weights atomically: PEFT would add to the files of an interrupted save.
 
-        Into an empty folder: PEFT adds to what a save that was cut off has left. `probe_losses` are then those of what was
-        saved; none where each worker holds a part of the weights.
+        Ludwig's method assigns its own generation settings to the model, which transformers refuses to save.
         """
-        target = Path(save_path) / MODEL_WEIGHTS_FILE_NAME
-        with atomic_dir(target) as staging:
+        with atomic_dir(Path(save_path) / MODEL_WEIGHTS_FILE_NAME) as staging_dir:
             if self.config_obj.adapter is not None:
-                save_adapter(self.model, staging, self.initial)
+                save_adapter(self.model, staging_dir, self.subtracted)
             else:
                 self.model.generation_config = neutral_generation_config(self.model)
-                self.model.save_pretrained(staging)
-        shared_out = any(hasattr(weight, "device_mesh") for weight in self.model.parameters())
-        self.probe_losses = None if shared_out else probe_losses(self.model).tolist()
+                self.model.save_pretrained(staging_dir)
+        is_sharded = any(hasattr(parameter, "device_mesh") for parameter in self.model.parameters())
+        self.probe_losses = None if is_sharded else probe_losses(self.model).tolist()

@@ -1,21 +1,28 @@
-"""Our parts inside Ludwig: `register()` puts them in place, before the first `LudwigModel` is made."""
+"""Registers this package's trainer, model class, learning-rate scheduler and optimizers with Ludwig."""
 
 from __future__ import annotations
 
+import ludwig.models.llm as ludwig_llm
+import ludwig.modules.optimization_modules as ludwig_optimizers
+import ludwig.trainers.trainer as ludwig_trainer
+from ludwig.models.registry import model_type_registry
+from ludwig.trainers.registry import register_llm_trainer
+
+from pipelines.training.lr_scheduler import LRScheduler
+from pipelines.training.ludwig_model import FineTunedLLM, load_base_model
+from pipelines.training.optimizers import optimizer_class_and_kwargs
+from pipelines.training.trainer import FineTuneTrainer
+
 
 def register() -> None:
-    """Registers our trainer for `trainer.type: finetune`, our model class for `model_type: llm`, and our schedule."""
-    import ludwig.trainers.trainer
-    from ludwig.models.registry import model_type_registry
-    from ludwig.trainers.registry import register_llm_trainer
+    """Replaces Ludwig's parts, for all models created afterwards. Calling it again has no effect.
 
-    from pipelines.training import optimizers as optimizer
-    from pipelines.training.lr_scheduler import LRScheduler
-    from pipelines.training.ludwig_model import FineTunedLLM
-    from pipelines.training.trainer import FineTuneTrainer
-
+    Ludwig has registries for the trainer and the model class. The functions and the scheduler are looked up in the
+    modules that use them, so they are replaced there. Its registry of schedules covers neither warm-up nor `one_cycle`
+    nor the reduction on a plateau.
+    """
     register_llm_trainer("finetune")(FineTuneTrainer)
     model_type_registry["llm"] = FineTunedLLM
-    # Ludwig's registry of decays holds neither the warm-up nor one_cycle nor the plateau; its trainer finds the class here.
-    ludwig.trainers.trainer.LRScheduler = LRScheduler
-    optimizer.register()
+    ludwig_llm.load_pretrained_from_config = load_base_model
+    ludwig_trainer.LRScheduler = LRScheduler
+    ludwig_optimizers.get_optimizer_class_and_kwargs = optimizer_class_and_kwargs

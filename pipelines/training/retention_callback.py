@@ -1,9 +1,9 @@
-"""The curve of forgetting while it happens, and an end to training where a guard's budget is spent."""
+"""Retention evals during training, and early stopping when a score regresses too far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,71 +14,82 @@ from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_sequences import TokenSequences
 
+if TYPE_CHECKING:
+    from pipelines.training.trainer import FineTuneTrainer
+
 
 class RetentionCallback:
-    """Measures the guards every so many steps into the trainer's `history["retention"]` [{step, scores: {guard: mean}}].
+    """Runs the retention evals every `eval_steps` steps and records the mean scores in the history.
 
-    A guard whose loss (points for choices, nats per token for the others) exceeds its budget ends the training, with the
-    weights of the last measurement at which all were within theirs.
+    `history["retention"]` is [{step, scores: {eval: mean}}]. If an eval regresses by more than its `max_regression`
+    (percentage points, or nats per token), the training ends with the weights of the last measurement at which no eval
+    did.
     """
 
     name = "retention"
 
     def __init__(
         self,
-        guards: Sequence[PreparedRetentionEval],
+        evals: Sequence[PreparedRetentionEval],
         prompts: PromptFormat,
-        every: int,
-        budget: Mapping[str, float],
-        base: Mapping[str, float],
+        eval_steps: int,
+        max_regression: Mapping[str, float],
+        base_means: Mapping[str, float],
     ) -> None:
-        """`base`: each guard's mean before training."""
-        self.guards, self.prompts, self.every, self.budget, self.base = guards, prompts, every, budget, base
+        """`base_means` has the mean score of each eval before training. `max_regression` may have only some of them."""
+        self.evals, self.prompts, self.eval_steps = evals, prompts, eval_steps
+        self.max_regression, self.base_means = max_regression, base_means
         self.last_good_weights: list[torch.Tensor] = []
 
     def on_train_start(self, model: torch.nn.Module) -> None:
-        self.reference = ReferenceModel(model) if any(guard.kind == "kl" for guard in self.guards) else None
+        needs_reference = any(retention_eval.kind == "kl" for retention_eval in self.evals)
+        self.reference = ReferenceModel(model) if needs_reference else None
         self._keep_weights(model)
 
-    def on_step_end(self, trainer: Any, step: int) -> None:
-        if step % self.every:
+    def on_step_end(self, trainer: FineTuneTrainer, step: int) -> None:
+        if step % self.eval_steps:
             return
         model = trainer.model.model
         scores = trainer.process_group.broadcast_from_rank0(
-            lambda: mean_scores(LoadedModel(model, self.prompts), self.guards, self._base_logits)
+            lambda: mean_scores(LoadedModel(model, self.prompts), self.evals, self._reference_logits)
         )
         model.train()
         trainer.history.setdefault("retention", []).append({"step": step, "scores": scores})
-        measured = [guard for guard in self.guards if guard.name in scores and guard.name in self.base]
-        lost = {guard.name: self._lost(guard, scores[guard.name]) for guard in measured}
-        spent = [name for name, budget in self.budget.items() if name in lost and lost[name] > budget]
-        if not spent:
+        regressed = self._regressed(scores)
+        if not regressed:
             self._keep_weights(model)
             return
         with torch.no_grad():
-            for weight, kept in zip(trained_weights(model), self.last_good_weights, strict=True):
-                weight.copy_(kept)
-        trainer.history["stopped_by_retention"] = {"evals": spent, "step": step}
-        # Ludwig's loop ends here as it does behind the last step, with a last look at the validation rows.
+            for weight, good in zip(trained_weights(model), self.last_good_weights, strict=True):
+                weight.copy_(good)
+        trainer.history["stopped_by_retention"] = {"evals": regressed, "step": step}
+        # Ludwig's loop ends here as it does after the last step, with an evaluation of the validation set.
         trainer.total_steps = step
 
     def state_dict(self) -> dict[str, Any]:
-        return {f"last_good_weights/{number}": weight for number, weight in enumerate(self.last_good_weights)}
+        return {f"last_good_weights/{index}": weight for index, weight in enumerate(self.last_good_weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.last_good_weights = [
-            state[f"last_good_weights/{number}"].to(weight.device)
-            for number, weight in enumerate(self.last_good_weights)
+            state[f"last_good_weights/{index}"].to(weight.device) for index, weight in enumerate(self.last_good_weights)
         ]
 
-    def _lost(self, guard: PreparedRetentionEval, score: float) -> float:
-        change = score - self.base[guard.name]
-        return -change if guard.higher_is_better else change
+    def _regressed(self, scores: Mapping[str, float]) -> list[str]:
+        """Returns the names of the evals that are worse than before training by more than `max_regression`."""
+        higher_is_better = {retention_eval.name: retention_eval.higher_is_better for retention_eval in self.evals}
+        regressions = {
+            name: self.base_means[name] - scores[name] if is_higher_better else scores[name] - self.base_means[name]
+            for name, is_higher_better in higher_is_better.items()
+            if name in scores and name in self.base_means
+        }
+        return [
+            name for name, limit in self.max_regression.items() if name in regressions and regressions[name] > limit
+        ]
 
-    def _base_logits(self, rows: TokenSequences) -> torch.Tensor:
+    def _reference_logits(self, sequences: TokenSequences) -> torch.Tensor:
         assert self.reference is not None
-        return self.reference.logits(rows)
+        return self.reference.logits(sequences)
 
     def _keep_weights(self, model: torch.nn.Module) -> None:
-        if self.budget:
+        if self.max_regression:
             self.last_good_weights = [weight.detach().clone() for weight in trained_weights(model)]

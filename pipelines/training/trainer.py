@@ -1,19 +1,19 @@
-"""Our trainer, registered with Ludwig in place of its own for `trainer.type: finetune`.
+"""The trainer that replaces Ludwig's for `trainer.type: finetune`.
 
-Ludwig keeps the loop: epochs, schedule, clipping, evaluation rounds, early stopping, best checkpoint. What it does
-with tokens is replaced: rows arrive tokenised, a step is the mean over all its supervised tokens, validation is that
-mean per task, a resumed run goes on where it was cut off, and Ctrl-C does not pass for a finished training.
+Ludwig keeps the loop: epochs, schedule, clipping, evaluation rounds, early stopping, best checkpoint. This trainer
+replaces what Ludwig does with tokens: rows are tokenized before, the loss of a step is the mean over all its supervised
+tokens, the validation loss is that mean per task, a resumed training is bitwise identical to an uninterrupted one, and an
+interrupted training is not taken for a finished one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric_dict
 
-from pipelines.errors import MachineError, RunError
+from pipelines.errors import RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trained_weights
 from pipelines.modeling.packing import supervised_logits, token_losses
@@ -30,21 +30,27 @@ from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
+from pipelines.training.gradients import all_reduce_gradients, autocast, copy_gradients, has_finite_gradients
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
-from pipelines.training.micro_batches import MicroBatches
-from pipelines.training.optimizers import check_freezing, check_optimizer
+from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
+from pipelines.training.optimizers import check_optimizer
+from pipelines.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from pipelines.training.callback import TrainerCallback
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
-    """Trains on `LudwigTokenDataset`s; `history` holds what the report shows.
+    """Trains on `LudwigTokenDataset`s and records a history, which becomes training.json.
 
-    Metrics recorded: `train_loss` [{step, loss}], `validation_loss` [{step, loss, tasks: {task: loss}}], in nats
-    per supervised token of the tasks; `rows`, `tokens`, `supervised_tokens` of theirs seen; where strategies against
-    forgetting act, `forgetting` [{step, term: nats, penalty_to_task_grad_norm_ratio}], the last the norm of what they add to the
-    gradient by that of the tasks' own; `micro_batch` {rows or tokens: n} where memory has decided it.
+    Keys of `history`, with losses in nats per supervised token of the tasks:
+    - `train_loss`: [{step, loss}]
+    - `validation_loss`: [{step, loss, tasks: {task: loss}}]
+    - `rows`, `tokens`, `supervised_tokens`: numbers of the tasks' rows and tokens trained on
+    - `skipped`: steps with a non-finite loss or gradient, if there are any
+    - `forgetting`: [{step, name of a loss: nats, penalty_to_task_grad_norm_ratio}], if there are strategies; the ratio
+      is the norm of the gradient that strategies add, divided by the norm of the tasks' gradient
+    - `micro_batch`: {rows: n} or {tokens: n}, if it was measured or reduced
     """
 
     resume: bool
@@ -64,14 +70,12 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.stop_requested = False
         self.process_group = ProcessGroup.current()
         self.micro_batches = MicroBatches(self.batch_size, self.history)
-        # Evaluation on the training set is the mean of the steps since the last one, see `evaluation`.
+        # The loss on the training set is the mean of the steps since the last evaluation, see `evaluation`.
         self.evaluate_training_set = True
 
     def prepare(self) -> None:
-        """As Ludwig's, which logs a pattern that freezes nothing and trains every weight. Raises ConfigError, MachineError."""
+        """Creates the optimizer. Raises MachineError if this machine cannot run it."""
         check_optimizer(self.config.optimizer)
-        if self.config.layers_to_freeze_regex:
-            check_freezing(self.model, self.config.layers_to_freeze_regex)
         super().prepare()
 
     # --- one step ---
@@ -82,15 +86,19 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def train_step(
         self, inputs: TokenSequences, targets: None = None, should_step: bool = True, profiler: Any = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-        """One optimiser step: the gradient of the mean loss over all supervised tokens of `inputs`, and of the
-        strategies' terms beside it."""
+        """Takes one optimizer step.
+
+        The gradient is that of the mean loss over all supervised tokens of `inputs`, plus those of the strategies. A
+        step with a non-finite loss or gradient does not change the weights.
+        """
         self.dist_model.train()
-        supervised = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
-        loss = self._backward_rows(self.process_group.shard(inputs), inputs[0:1], supervised)
-        self._all_reduce_gradients(loss)
-        task_gradients = self._backward_strategies(supervised)
-        loss = loss * (supervised / inputs.supervised_tokens)
-        if self._is_finite(loss):
+        weights = trained_weights(self.model.model)
+        supervised_tokens = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
+        loss = self._accumulate_task_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
+        all_reduce_gradients(self.process_group, weights, loss)
+        task_gradients = self._accumulate_strategy_gradients(supervised_tokens)
+        loss = loss * (supervised_tokens / inputs.supervised_tokens)
+        if torch.isfinite(loss) and has_finite_gradients(weights):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
                 strategy.after_step(task_gradients)
@@ -100,118 +108,107 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.distributed.zero_grad(self.optimizer)
         return loss, {name: loss for name in self.model.output_features}, inputs.tokens
 
-    def _is_finite(self, loss: torch.Tensor) -> bool:
-        gradients = [weight.grad for weight in trained_weights(self.model.model) if weight.grad is not None]
-        return bool(torch.isfinite(loss) and torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-
     def _skip_nonfinite_step(self, loss: torch.Tensor) -> None:
-        """A step that would spoil the weights is not taken. Raises RunError with its rows where no more may be skipped."""
+        """Records a skipped step. Raises RunError, which names the step's rows, after `max_nonfinite_steps` of them."""
         step, skipped = self._step, self.history.setdefault("skipped", [])
         skipped.append(step)
         if len(skipped) > self.max_nonfinite_steps:
-            what = "the gradient" if torch.isfinite(loss) else "the loss"
+            name = "gradient" if torch.isfinite(loss) else "loss"
             raise RunError(
-                f"step {step}: {what} is not a finite number; the rows of the step: {self._loop['batcher'].describe_batch()}. Lower "
-                f"trainer.learning_rate, look at the rows, or write pipeline.max_nonfinite_steps: {len(skipped) + 2}; nothing of this "
-                f"step was kept"
+                f"step {step}: the {name} is not finite (rows {self._loop['batcher'].describe_batch()}); the weights "
+                "are unchanged. Lower trainer.learning_rate, check these rows, or set "
+                f"pipeline.max_nonfinite_steps: {len(skipped) + 2}"
             )
 
     @property
     def _step(self) -> int:
-        """The number of the step at hand, from 1."""
+        """The current step, counted from 1."""
         return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
-    def _backward_rows(self, rows: TokenSequences, dummy_batch: TokenSequences, supervised: int) -> torch.Tensor:
-        """Adds the gradients of the tasks' rows, in parts that memory allows. Running out of it, the step starts anew with
-        smaller ones. `dummy_batch`: what goes through the model where another worker has more parts."""
-        random = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        if self.micro_batches.size is None and (len(rows) or self.process_group.lockstep):
-            with self.micro_batches.calibrate(rows if len(rows) else dummy_batch, self.model.model) as longest:
-                self._backward_tasks(longest, supervised)
-            self._restart_step(*random)
+    def _accumulate_task_gradients(
+        self, shard: TokenSequences, dummy_batch: TokenSequences, supervised_tokens: int
+    ) -> torch.Tensor:
+        """Adds the gradients of this process's task rows, in micro-batches. Returns their part of the step's mean loss.
+
+        If memory runs out, the step restarts with smaller micro-batches; raises MachineError if they cannot be smaller.
+        `dummy_batch` is processed with weight 0 while another process still has micro-batches.
+        """
+        rng = rng_state()
+        if self.micro_batches.size is None and (len(shard) or self.process_group.lockstep):
+            with self.micro_batches.calibrate(shard if len(shard) else dummy_batch, self.model.model) as longest:
+                self._backward_micro_batch(longest, supervised_tokens)
+            self._restart_step(rng)
         while True:
             loss = torch.zeros((), device=self.device)
             try:
-                parts = self.micro_batches.split(rows) if len(rows) else ()
-                for part, counts in self.process_group.lockstep_batches(parts, dummy_batch):
-                    # Of infinitely many tokens each is worth nothing.
-                    loss += self._backward_tasks(part, supervised if counts else math.inf)
+                micro_batches = self.micro_batches.split(shard) if len(shard) else ()
+                for batch, is_real in self.process_group.lockstep_batches(micro_batches, dummy_batch):
+                    loss += self._backward_micro_batch(batch, supervised_tokens, weight=float(is_real))
                 return loss
             except torch.OutOfMemoryError:
-                pass  # the traceback holds what the pass had kept, so what follows stands behind it
-            if self.process_group.lockstep or not self.micro_batches.halve(rows):
-                longest_row = max(map(len, [*rows.input_ids, *dummy_batch.input_ids]))
-                what, mend = f"one row of {longest_row} tokens", "shorter rows"
-                if self.process_group.lockstep:
-                    what, mend = f"rows of up to {longest_row} tokens", "a smaller trainer.batch_size, shorter rows"
-                raise MachineError(
-                    f"memory is too small for {what}; take {mend}, a smaller base_model, an adapter, or quantization"
-                )
-            self._restart_step(*random)
+                pass  # the traceback references activations, which must be freed before the step restarts
+            if self.process_group.lockstep or not self.micro_batches.halve(shard):
+                max_length = max(map(len, [*shard.input_ids, *dummy_batch.input_ids]))
+                raise out_of_memory_error(max_length, lockstep=self.process_group.lockstep)
+            self._restart_step(rng)
 
-    def _restart_step(self, cpu: torch.Tensor, cuda: torch.Tensor | None) -> None:
-        """As before the first row of the step."""
+    def _restart_step(self, rng: Mapping[str, torch.Tensor]) -> None:
+        """Discards the gradients of the current step and restores the random number generators."""
         self.distributed.zero_grad(self.optimizer)
         for strategy in self.strategies:
             strategy.reset_step()
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
+        set_rng_state(rng)
+        if "cuda" in rng:
             torch.cuda.empty_cache()
 
-    def _backward_tasks(self, rows: TokenSequences, supervised: float) -> torch.Tensor:
-        """Adds the gradients of one micro-batch; its share of the step's mean loss."""
-        with self._autocast():
+    def _backward_micro_batch(self, batch: TokenSequences, supervised_tokens: int, weight: float = 1.0) -> torch.Tensor:
+        """Adds the gradients of one micro-batch, times `weight`. Returns its part of the step's mean loss, times `weight`.
+
+        A dummy batch has weight 0.
+        """
+        with autocast(self.device):
+            losses: list[torch.Tensor] = []
             if any(strategy.needs_logits for strategy in self.strategies):
-                logits, targets = supervised_logits(self.model.model, rows)
-                part = F.cross_entropy(logits, targets, reduction="none").float().sum() / supervised
-                terms = [
-                    strategy.task_loss(rows, logits, supervised)
+                logits, targets = supervised_logits(self.model.model, batch)
+                cross_entropy = F.cross_entropy(logits, targets, reduction="none").float().sum()
+                losses = [
+                    strategy.task_loss(batch, logits, supervised_tokens, weight)
                     for strategy in self.strategies
                     if strategy.needs_logits
                 ]
             else:
-                part, terms = token_losses(self.model.model, rows).sum() / supervised, []
-        self.distributed.backward(sum(terms, part), self.dist_model)
-        return part.detach()
+                cross_entropy = token_losses(self.model.model, batch).sum()
+            loss = weight * (cross_entropy / supervised_tokens)
+        self.distributed.backward(sum(losses, loss), self.dist_model)
+        return loss.detach()
 
-    def _backward_strategies(self, supervised: int) -> list[torch.Tensor]:
-        """Adds the gradients of the strategies; returns those that the tasks' rows alone have given."""
+    def _accumulate_strategy_gradients(self, supervised_tokens: int) -> list[torch.Tensor]:
+        """Adds the gradients of the strategies. Returns copies of the gradients before, which are those of the tasks."""
         if not self.strategies:
             return []
         weights = trained_weights(self.model.model)
-        task_gradients = [torch.zeros_like(one) if one.grad is None else one.grad.detach().clone() for one in weights]
+        task_gradients = copy_gradients(weights)
         for strategy in self.strategies:
-            terms = strategy.extra_losses(supervised)
+            losses = strategy.extra_losses(supervised_tokens)
             while True:
-                with self._autocast():
-                    term = next(terms, None)
-                if term is None:
+                with autocast(self.device):
+                    loss = next(losses, None)
+                if loss is None:
                     break
-                self.distributed.backward(term, self.dist_model)
-        self._all_reduce_gradients(but=task_gradients)
+                self.distributed.backward(loss, self.dist_model)
+        all_reduce_gradients(self.process_group, weights, already_reduced=task_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
-        added = [one.grad - task for one, task in zip(weights, task_gradients, strict=True) if one.grad is not None]
-        self._added = torch.nn.utils.get_total_norm(added)
+        added = [
+            weight.grad - task_gradient
+            for weight, task_gradient in zip(weights, task_gradients, strict=True)
+            if weight.grad is not None
+        ]
+        self._strategy_grad_norm = torch.nn.utils.get_total_norm(added)
         return task_gradients
 
-    def _all_reduce_gradients(self, *more: torch.Tensor, but: Sequence[torch.Tensor] = ()) -> None:
-        """Each gradient, and `more`, becomes its sum over the workers; `but` is the part that they all have already."""
-        if self.process_group.world_size == 1:
-            return
-        weights = trained_weights(self.model.model)
-        for weight in weights:
-            # Every worker sends as much, be it zero: one may have had no row that uses a weight.
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        for gradient, part in zip(gradients, but, strict=bool(but)):
-            gradient.sub_(part)
-        self.process_group.all_reduce_sum([*more, *gradients])
-        for gradient, part in zip(gradients, but, strict=bool(but)):
-            gradient.add_(part)
-
     def _record(self, inputs: TokenSequences, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
+        """Adds a step to the history."""
         step = self._step
         self.history["train_loss"].append({"step": step, "loss": float(loss)})
         self.history["rows"] += len(inputs)
@@ -219,41 +216,32 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.history["supervised_tokens"] += inputs.supervised_tokens
         if not self.strategies:
             return
-        terms = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
-        pulls = [strategy.penalty_grad_norm for strategy in self.strategies]
-        by_tasks = float(torch.nn.utils.get_total_norm(task_gradients))
-        ratio = math.hypot(float(self._added), *pulls) / by_tasks if by_tasks else None
-        entry = {"step": step, **terms, "penalty_to_task_grad_norm_ratio": ratio}
-        self.history.setdefault("forgetting", []).append(entry)
-
-    @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
-        """bf16 on a GPU that has it; fp32 everywhere else."""
-        if torch.device(self.device).type == "cuda" and torch.cuda.is_bf16_supported():
-            with torch.autocast("cuda", torch.bfloat16):
-                yield
-        else:
-            yield
+        metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
+        penalty_norms = [strategy.penalty_grad_norm for strategy in self.strategies]
+        task_norm = float(torch.nn.utils.get_total_norm(task_gradients))
+        ratio = math.hypot(float(self._strategy_grad_norm), *penalty_norms) / task_norm if task_norm else None
+        record = {"step": step, **metrics, "penalty_to_task_grad_norm_ratio": ratio}
+        self.history.setdefault("forgetting", []).append(record)
 
     # --- evaluation ---
 
     def evaluation(
         self, dataset: LudwigTokenDataset, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
     ) -> Any:
+        """Computes the loss of a split. For the training set it is the mean of the steps since the last evaluation."""
         if dataset_name == "train":
-            # Ludwig would run over the whole training set again; the steps just taken say nearly the same.
             evaluated = [entry["step"] for entry in self.history["validation_loss"]]
-            since = evaluated[-1] if evaluated else 0
-            recent = [entry["loss"] for entry in self.history["train_loss"] if entry["step"] > since]
+            last_evaluation = evaluated[-1] if evaluated else 0
+            recent = [entry["loss"] for entry in self.history["train_loss"] if entry["step"] > last_evaluation]
             loss = sum(recent) / len(recent) if recent else math.nan
         else:
             self.dist_model.eval()
-            with self._autocast():
+            with autocast(self.device):
                 losses = validation_losses(self.model.model, dataset.data, self.process_group)
             self.dist_model.train()
             loss = losses["loss"]
             self.history["validation_loss"].append({"step": progress_tracker.steps, **losses})
-        # Ludwig writes these to a file after each round; it would decode every token of the data set for them.
+        # Ludwig writes these examples to a file after each evaluation. It would decode every token of the split.
         progress_tracker.llm_eval_examples = {"inputs": [], "targets": [], "outputs": []}
         results = {name: {"loss": loss} for name in [*self.model.output_features, "combined"]}
         return append_metrics(self.model, dataset_name, results, metrics_log, progress_tracker)
@@ -270,7 +258,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def _create_or_resume_progress_tracker(
         self, tracker_path: str, folder: str, checkpoint: Any, output_features: Any
     ) -> Any:
-        """Ludwig would start afresh where a checkpoint cannot be read; ours takes the one before, or says so and stops."""
+        """Resumes from the latest valid checkpoint. Raises RunError if all are corrupt, where Ludwig would start over."""
         tracker = None
         if self.resume:
             try:
@@ -283,7 +271,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             self.resume = resume
         else:
             for split in ("train_metrics", "validation_metrics", "test_metrics"):
-                # JSON knows no defaults, which are all that stands there before the first round.
+                # JSON does not keep the default values of these dicts, which are all they have before an evaluation.
                 log = initialize_trainer_metric_dict(output_features)
                 for name, metrics in getattr(tracker, split).items():
                     log[name].update(metrics)
@@ -292,62 +280,59 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         return tracker
 
     def _train_loop(self, *arguments: Any) -> tuple[bool, bool]:
+        """Trains to the end of the epoch. After the last step it evaluates, which Ludwig does only at full intervals."""
         self._loop = loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
         tracker, batcher = loop["progress_tracker"], loop["batcher"]
-        # The schedule that Ludwig has just built is the one to save and to put back.
-        self._checkpoint.scheduler = self.scheduler
+        self._checkpoint.scheduler = self.scheduler  # Ludwig has built it after the checkpoint handle
         self._restore_scheduler_and_rng()
         if "stopped_by_retention" in self.history or 0 < loop["early_stopping_steps"] <= tracker.last_improvement_steps:
-            return True, False  # cut off between the decision to end and the end
+            return True, False  # interrupted between the decision to stop and the end of training
         tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
         batcher.set_epoch(tracker.epoch, tracker.batch_size)
         batcher.skip(done)
         stop, broken = super()._train_loop(*arguments)
-        if (
-            not (stop or broken)
-            and tracker.steps == self.total_steps
-            and tracker.steps % loop["final_steps_per_checkpoint"]
-        ):
-            # Ludwig leaves the steps behind the last full round unjudged; the last weights may be the best.
-            names = inspect.signature(self._eval_and_checkpoint).parameters
-            known = {name: value for name, value in loop.items() if name in names}
+        is_last = not (stop or broken) and tracker.steps == self.total_steps
+        if is_last and tracker.steps % loop["final_steps_per_checkpoint"]:
+            # The last weights may be the best.
+            parameters = inspect.signature(self._eval_and_checkpoint).parameters
+            known = {name: value for name, value in loop.items() if name in parameters}
             stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)
         return stop, broken
 
     def _restore_scheduler_and_rng(self) -> None:
-        """Puts back what a checkpoint holds and Ludwig has built or seeded anew since."""
+        """Restores the parts of a checkpoint that Ludwig has overwritten since it was loaded."""
         pending, self._checkpoint.pending = self._checkpoint.pending, None
         if pending is None:
             return
         self.scheduler.load_state_dict(pending["scheduler"])
-        torch.set_rng_state(pending["random"]["cpu"])
-        if "cuda" in pending["random"]:
-            torch.cuda.set_rng_state(pending["random"]["cuda"])
+        set_rng_state(pending["rng"])
 
     def callback(self, fn: Any, coordinator_only: bool = True) -> None:
-        """Ludwig calls most callbacks on the coordinator alone; ours measure guards and may end the training, for all."""
+        """Calls the callbacks in every process. They run collective operations and may end the training."""
         super().callback(fn, coordinator_only=False)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Ludwig's, with SIGTERM, which a cluster or a shutdown sends, read as Ctrl-C."""
+        """Trains. SIGTERM, which cluster schedulers send, acts as Ctrl-C does."""
         if threading.current_thread() is not threading.main_thread():
             return super().train(*args, **kwargs)
-        before = signal.signal(signal.SIGTERM, self.set_steps_to_1_or_quit)
+        handler = signal.signal(signal.SIGTERM, self.set_steps_to_1_or_quit)
         try:
             return super().train(*args, **kwargs)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
 
     def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
-        """Ctrl-C, which Ludwig hands on to here, where it would end the loop and take the half-trained model for the result. The
-        first ends the training behind its step, the second at once."""
+        """Ludwig's handler of Ctrl-C. The first signal stops training after the current step, the second at once.
+
+        Ludwig would end the loop as if training were finished.
+        """
         if self.stop_requested:
             raise KeyboardInterrupt
         self.stop_requested = True
-        print("\nstopping behind this step; once more stops at once", file=sys.stderr)
+        print("\nstopping after this step; press Ctrl-C again to stop now", file=sys.stderr)
 
     def stop_if_requested(self) -> None:
-        """Between two steps, when all that the last one called for is done."""
+        """Saves a checkpoint and raises KeyboardInterrupt after a signal. Called between two steps."""
         if self.stop_requested:
             self.save_checkpoint(
                 self._loop["progress_tracker"], self._loop["save_path"], self._loop["checkpoint_manager"]

@@ -35,6 +35,6 @@ def test_one_of_other_weights_is_refused_before_anything_is_put_back(tmp_path, b
         for weight in saved.model.parameters():
             weight.fill_(7)
     saved.save(str(tmp_path / "latest.ckpt"), 3)
-    with pytest.raises(CorruptCheckpointError, match=f"other weights than are trained now, such as {named}"):
+    with pytest.raises(CorruptCheckpointError, match=f"not the trained weights of this job, such as {named}"):
         other.load(str(tmp_path / "latest.ckpt"))
     assert other.global_step == 0 and not any(weight.eq(7).any() for weight in other.model.parameters())

@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, Re
 
 from pipelines.config.lr_schedules import DECAYS, Plateau, Settings, Steps, factor, learning_rate, share_of
 from pipelines.training.lr_scheduler import LRScheduler
-from pipelines.training.train import ludwig_config, train
+from pipelines.training.ludwig_config import ludwig_config
+from pipelines.training.train import train
 from tests.jobs import LORA
 
 PEAK = 0.01
@@ -368,7 +369,7 @@ def test_a_real_training_takes_these_rates_and_goes_on_with_them(make_job, recor
 def test_clipping_is_off_and_adafactor_takes_the_learning_rate(make_job):
     """`gradient_clipping: null` is 0.5 in Ludwig, and its Adafactor takes no learning rate."""
     job, run, base = make_job(LORA, gradient_clipping=None, optimizer={"type": "adafactor"})
-    written = ludwig_config(job, base)["trainer"]
+    written = ludwig_config(job, base, 18)["trainer"]
     assert written["gradient_clipping"] == {"clipglobalnorm": None}
     assert (written["optimizer"]["lr"], written["optimizer"]["relative_step"]) == (0.01, False)
     steps = []

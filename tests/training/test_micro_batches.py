@@ -82,15 +82,15 @@ def test_where_memory_runs_out_the_step_starts_anew_with_less(make_job, monkeypa
     expected, _ = trained(
         make_job, "small", dropping, forgetting="distill", batch_size=3, gradient_accumulation_steps=2
     )
-    backward = FineTuneTrainer._backward_tasks
+    backward = FineTuneTrainer._backward_micro_batch
 
-    def too_much(self, part, supervised):
-        found = backward(self, part, supervised)
+    def too_much(self, part, supervised, weight=1.0):
+        found = backward(self, part, supervised, weight)
         if len(part) > 3:
             raise torch.OutOfMemoryError("too much")
         return found
 
-    monkeypatch.setattr(FineTuneTrainer, "_backward_tasks", too_much)
+    monkeypatch.setattr(FineTuneTrainer, "_backward_micro_batch", too_much)
     found, history = trained(make_job, "large", dropping, forgetting="distill", batch_size=6)
     assert history["micro_batch"] == {"rows": 3}
     for key in expected:
@@ -99,9 +99,9 @@ def test_where_memory_runs_out_the_step_starts_anew_with_less(make_job, monkeypa
 
 @pytest.mark.ludwig
 def test_a_row_that_does_not_fit_is_said(make_job, monkeypatch):
-    def too_much(self, part, supervised):
+    def too_much(self, part, supervised, weight=1.0):
         raise torch.OutOfMemoryError("too much")
 
-    monkeypatch.setattr(FineTuneTrainer, "_backward_tasks", too_much)
-    with pytest.raises(MachineError, match=r"too small for one row of \d+ tokens; take shorter rows"):
+    monkeypatch.setattr(FineTuneTrainer, "_backward_micro_batch", too_much)
+    with pytest.raises(MachineError, match=r"out of memory at batch size 1 \(\d+ tokens\); use shorter rows"):
         trained(make_job, "never", LORA)

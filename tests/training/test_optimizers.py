@@ -6,6 +6,7 @@ import torch
 from pipelines.config import ludwig as ludwig_keys
 from pipelines.config.ludwig_unsupported import REFUSED_VALUES
 from pipelines.errors import ConfigError, MachineError
+from pipelines.modeling.adapters import check_freezing
 
 pytestmark = pytest.mark.ludwig
 
@@ -30,7 +31,7 @@ def test_each_is_built_and_takes_the_learning_rate(name):
     fixed = {"relative_step": False, "scale_parameter": False, "lr": 0.5} if name == "adafactor" else {}
     config = config_of(name, **fixed)
     if (config.is_8bit or config.is_paged) and not torch.cuda.is_available():
-        with pytest.raises(MachineError, match=f"trainer.optimizer.type: {name} needs a GPU; write adamw"):
+        with pytest.raises(MachineError, match=f"trainer.optimizer.type: {name} needs a GPU; use adamw"):
             check_optimizer(config)
         return
     torch.manual_seed(0)
@@ -52,14 +53,12 @@ def test_each_is_built_and_takes_the_learning_rate(name):
 @pytest.mark.parametrize(
     ("regex", "message"),
     [
-        ("layers.9", "'layers.9' matches no weight that is trained, such as 1.weight"),
-        (".", "matches every weight that is trained; leave some"),
-        ("^0", "matches no weight that is trained"),
+        ("layers.9", "matches no weight of the model; the trained weights are named like 1.weight"),
+        (".", "matches all 2 trained weights, so nothing would be trained"),
+        ("^0", "matches only weights that are not trained anyway"),
     ],
 )
 def test_a_pattern_must_freeze_some_of_what_is_trained(regex, message):
-    from pipelines.training.optimizers import check_freezing
-
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     with pytest.raises(ConfigError) as caught:

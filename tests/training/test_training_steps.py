@@ -16,7 +16,8 @@ from pipelines.data.mixing import sample_epoch
 from pipelines.data.tokenize_rows import open_split
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.storage.run_folder import Run
-from pipelines.training.train import ludwig_config, train
+from pipelines.training.ludwig_config import ludwig_config
+from pipelines.training.train import train
 from pipelines.training.trainer import FineTuneTrainer
 from tests.jobs import LORA, run_training
 
@@ -160,6 +161,6 @@ def test_the_ludwig_part_is_accepted_by_stock_ludwig(make_job):
     from ludwig.schema.model_types.base import ModelConfig
 
     job, _, base = make_job(LORA)
-    config = ludwig_config(job, base)
+    config = ludwig_config(job, base, 18)
     check_schema(config)
     assert ModelConfig.from_dict(config).trainer.learning_rate == 0.01

@@ -1,0 +1,41 @@
+"""The model folder of a finished training."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.forgetting.build import JobContext
+from pipelines.modeling.base_models import load_tokenizer
+from pipelines.training.ludwig_model import FineTunedLLM
+from pipelines.training.model_card import write_model_card
+
+
+def export_model(llm: FineTunedLLM, context: JobContext, history: dict[str, Any], folder: Path) -> None:
+    """Moves the weights that Ludwig has saved to `folder`, which must not exist, and adds tokenizer and model card.
+
+    Extends `history` with the losses of the probe batch, which identify the model when it is loaded, the numbers of
+    parameters, and the peak memory.
+    """
+    shutil.move(context.run.path("training", "model", "model_weights"), folder)
+    load_tokenizer(context.model_folder).save_pretrained(folder)
+    write_model_card(folder, context.job, context.model_folder, context.model_id)
+    if not llm.starts_at_base and (adapter := context.job.adapter):
+        note = f"adapter {adapter['type']}: its random initial weights change the model, so training did not start at the base"
+        history.setdefault("notes", []).append(note)
+    history["probe_losses"] = llm.probe_losses
+    parameters = list(llm.model.parameters())
+    history["parameters"] = sum(parameter.numel() for parameter in parameters)
+    history["trainable_parameters"] = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    history["peak_memory_bytes"] = _peak_memory()
+
+
+def _peak_memory() -> int:
+    """Returns the bytes allocated on the GPU at the peak, without a GPU the peak memory of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,54 @@
+"""Operations on the gradients of the trained weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from pipelines.modeling.process_group import ProcessGroup
+
+
+def all_reduce_gradients(
+    process_group: ProcessGroup,
+    weights: Sequence[torch.nn.Parameter],
+    *extra: torch.Tensor,
+    already_reduced: Sequence[torch.Tensor] = (),
+) -> None:
+    """Replaces each gradient, and each tensor in `extra`, by its sum over the processes.
+
+    `already_reduced` has the part of each gradient that is the same in all processes. It is not summed again.
+    """
+    if process_group.world_size == 1:
+        return
+    for weight in weights:
+        # Messages have the same size in all processes, although a process may have had no row that uses a weight.
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    for gradient, reduced in zip(gradients, already_reduced, strict=bool(already_reduced)):
+        gradient.sub_(reduced)
+    process_group.all_reduce_sum([*extra, *gradients])
+    for gradient, reduced in zip(gradients, already_reduced, strict=bool(already_reduced)):
+        gradient.add_(reduced)
+
+
+def copy_gradients(weights: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Returns a copy of each weight's gradient; zeros for a weight without one."""
+    return [torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone() for weight in weights]
+
+
+def has_finite_gradients(weights: Sequence[torch.nn.Parameter]) -> bool:
+    """Returns whether the norm of all gradients is finite."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device | str) -> Iterator[None]:
+    """bf16 autocast on a GPU that supports it; fp32 elsewhere."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported():
+        with torch.autocast("cuda", torch.bfloat16):
+            yield
+    else:
+        yield

@@ -1,0 +1,133 @@
+"""One training with Ludwig, from the tokenized rows of a run to its model folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ludwig.api import LudwigModel
+from ludwig.globals import set_disable_progressbar
+
+from pipelines.config.job import Job
+from pipelines.console.activity import doing
+from pipelines.errors import RunError
+from pipelines.forgetting.build import JobContext, build_strategies
+from pipelines.forgetting.interpolate import Between, bisect_scale
+from pipelines.modeling.content_hash import fingerprint
+from pipelines.modeling.process_group import ProcessGroup
+from pipelines.storage.files import atomic_dir, write_json
+from pipelines.storage.run_folder import Run
+from pipelines.training.callback import LudwigCallback
+from pipelines.training.export import export_model
+from pipelines.training.ludwig_backend import ProcessGroupBackend
+from pipelines.training.ludwig_config import auto_batch_size, feature_metadata, ludwig_config, uses_fsdp
+from pipelines.training.ludwig_dataset import LudwigTokenDataset, load_datasets
+from pipelines.training.ludwig_registry import register
+from pipelines.training.retention_callback import RetentionCallback
+
+if TYPE_CHECKING:
+    from pipelines.training.train import ProgressCallback
+
+
+def train_with_ludwig(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> None:
+    """Trains and exports a model, see `pipelines.training.train.train`."""
+    register()
+    process_group = ProcessGroup.current()
+    context = JobContext(job, run, base_model)
+    training_set, validation_set = load_datasets(job, run)
+    with process_group.main_process_first():
+        strategies = build_strategies(context, training_set.data.sequences)
+        retention_callback = _retention_callback(context)
+    callback = LudwigCallback(
+        progress,
+        strategies,
+        retention_callback,
+        auto_batch_size=auto_batch_size(job),
+        max_nonfinite_steps=job.pipeline.max_nonfinite_steps,
+        fsdp=uses_fsdp(job),
+    )
+    model = _ludwig_model(context, len(training_set), process_group, callback)
+    _fit(model, context, training_set, validation_set)
+    if process_group.rank:
+        return
+    history = _history(callback, run)
+    with atomic_dir(run.path("model")) as staging_dir:
+        with doing("saving the model"):
+            export_model(model.model, context, history, staging_dir)
+        if "interpolate" in job.pipeline.forgetting.strategies:
+            _interpolate(context, staging_dir, history)
+        write_json(staging_dir / "training.json", history)
+        for strategy in strategies:
+            strategy.on_train_end(fingerprint(staging_dir))
+    shutil.rmtree(run.path("training", "model"), ignore_errors=True)
+
+
+def _retention_callback(context: JobContext) -> RetentionCallback | None:
+    """Returns the callback that runs the retention evals every `eval_steps` steps, None if it is not configured."""
+    forgetting = context.job.pipeline.forgetting
+    if forgetting.eval_steps is None or forgetting.evals == "none":
+        return None
+    return RetentionCallback(
+        context.retention_evals,
+        context.prompts,
+        forgetting.eval_steps,
+        forgetting.max_regression,
+        context.base_retention_means,
+    )
+
+
+def _ludwig_model(
+    context: JobContext, num_train_rows: int, process_group: ProcessGroup, callback: LudwigCallback
+) -> LudwigModel:
+    # The backend is explicit, since Ludwig joins any Ray cluster that it detects on the machine.
+    backend = ProcessGroupBackend() if process_group.world_size > 1 else "local"
+    config = ludwig_config(context.job, context.model_folder, num_train_rows)
+    model = LudwigModel(config, backend=backend, callbacks=[callback], logging_level=logging.INFO)
+    set_disable_progressbar(True)  # after the constructor, which enables it
+    return model
+
+
+def _fit(
+    model: LudwigModel,
+    context: JobContext,
+    training_set: LudwigTokenDataset,
+    validation_set: LudwigTokenDataset | None,
+) -> None:
+    """Runs Ludwig's training loop. Checkpoints and the saved model are in the run's folder `training`."""
+    model.train(
+        training_set=training_set,
+        validation_set=validation_set,
+        training_set_metadata=feature_metadata(),
+        model_resume_path=str(context.run.path("training")),
+        skip_save_training_description=True,
+        skip_save_training_statistics=True,
+        skip_save_log=True,
+        skip_save_processed_input=True,
+        random_seed=context.job.pipeline.seed,
+    )
+
+
+def _history(callback: LudwigCallback, run: Run) -> dict[str, Any]:
+    """Returns the history of a finished training, with the base's validation loss as step 0."""
+    history = callback.history
+    if history is None:
+        raise RunError("training ended before its first step")
+    history["seconds"] = round(history.get("seconds", 0.0), 1)
+    base_validation = run.path("base", "validation.json")
+    if base_validation.exists():
+        base_loss = json.loads(base_validation.read_text(encoding="utf-8"))
+        history["validation_loss"].insert(0, {"step": 0, **base_loss})
+    return history
+
+
+def _interpolate(context: JobContext, tuned: Path, history: dict[str, Any]) -> None:
+    """Moves the weights in the folder `tuned` towards the base, within the configured loss increase on general text."""
+    settings = context.job.pipeline.forgetting.settings("interpolate")
+    between = Between(context.model_folder, tuned, context.job.quantization)
+    scale, losses = bisect_scale(settings, between.general_loss(context.general_passages))
+    between.save(scale)
+    history["probe_losses"] = between.probe_losses(scale)
+    history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in losses]}
