@@ -20,7 +20,7 @@ from pipelines.modeling.token_sequences import split_prompt
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
 from pipelines.storage.files import atomic_dir, write_json, write_jsonl, write_text
-from pipelines.training.ray import on_ray, ray_evaluator
+from pipelines.training.ray import ray_evaluator, uses_ray
 
 
 class EvaluatorSession:
@@ -47,7 +47,7 @@ class EvaluatorSession:
             context = self.context
             tuned = context.run.path("model") if self.side == "tuned" else None
             with context.reporter.working(f"Loading the {self.side} model"):
-                if on_ray(context.job):
+                if uses_ray(context.job):
                     on_cluster = ray_evaluator(context.job, context.model_folder, tuned)
                     self._evaluator = self._resources.enter_context(on_cluster)
                 else:

@@ -7,7 +7,7 @@ import shutil
 
 from pipelines.stages.context import StageContext
 from pipelines.storage.files import write_text
-from pipelines.training.ray import on_ray, train_on_ray
+from pipelines.training.ray import train_on_ray, uses_ray
 from pipelines.training.train import train
 
 
@@ -20,7 +20,7 @@ def train_model(context: StageContext, inputs: str) -> None:
         shutil.rmtree(inputs_file.parent)
     write_text(inputs_file, inputs)
     with reporter.steps("Training") as report_step:
-        (train_on_ray if on_ray(job) else train)(job, run, context.model_folder, report_step)
+        (train_on_ray if uses_ray(job) else train)(job, run, context.model_folder, report_step)
     history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     for note in history.get("notes", []):
         reporter.warn(note)

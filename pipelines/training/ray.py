@@ -1,9 +1,9 @@
-"""A job on a Ray cluster, for `backend: {type: ray}`: training by one process a worker, each on its share of every step's rows,
-and both passes with the rows dealt out to as many.
+"""Training and evaluation on a Ray cluster, for `backend: {type: ray}`.
 
-The workers run the same `train` and the same `LocalEvaluator` as a laptop does; what they share is the run folder, which every node
-must see under the same path. A worker that dies in training restarts the group, which goes on from its last checkpoint; one that
-dies in a pass is replaced and asked again.
+In training, each worker is one process of a torch.distributed process group and processes its shard of every step's
+rows. In evaluation, the rows are distributed over as many actors. The workers run the same `train` and `LocalEvaluator`
+as a single machine does. All nodes must see the run's folder under the same path. If a worker dies in training, the
+group is restarted and resumes from its last checkpoint; in evaluation, Ray restarts the actor and repeats its task.
 """
 
 from __future__ import annotations
@@ -19,222 +19,150 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job
 from pipelines.errors import AlfineError, ConfigError, MachineError, RunError
+from pipelines.evaluation.completions import MAX_BATCH_SIZE
+from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import ProgressCallback, train
 
 if TYPE_CHECKING:
+    import ray
+    import ray.exceptions as ray_exceptions
+    import ray.train as ray_train
+    import ray.train.torch as ray_torch
+    import ray.train.v2.api.config as ray_config
+    import ray.train.v2.api.exceptions as ray_train_exceptions
+    import ray.util as ray_util
+
+    from pipelines.evaluation import evaluator
     from pipelines.evaluation.completions import Completion, Progress
     from pipelines.evaluation.retention import PreparedRetentionEval
     from pipelines.modeling.token_dataset import TokenDataset
+else:
+    # Ray is an optional package, and 1 s to import.
+    ray, ray_train = lazy_import("ray"), lazy_import("ray.train")
+    ray_exceptions, ray_util = lazy_import("ray.exceptions"), lazy_import("ray.util")
+    ray_torch = lazy_import("ray.train.torch")
+    ray_config, ray_train_exceptions = (lazy_import(f"ray.train.v2.api.{name}") for name in ("config", "exceptions"))
+    evaluator = lazy_import("pipelines.evaluation.evaluator")  # torch
 
 MAX_FAILURES = 3
-"""Times that a worker may die before the training is given up."""
+"""Default of `backend.trainer.max_failures`, the restarts of dead workers before training or evaluation fails."""
 RETENTION_BATCH_ITEMS = 16
-"""Items of a guard that are scored at once by one worker."""
+"""Items of a retention eval that one worker scores per task."""
 POLL_INTERVAL_S = 0.5
-"""Seconds between two looks at how far the workers are."""
+"""Seconds between two reads of the workers' progress."""
 
 
-def on_ray(job: Job) -> bool:
+def uses_ray(job: Job) -> bool:
     return bool(job.backend["type"] == "ray")
 
 
-def train_on_ray(job: Job, run: Run, base_model: Path, report: ProgressCallback) -> None:
-    """As `train`, by the workers that the YAML asks for. Raises ConfigError where Ray or its workers are not to be had,
-    RunError where they died more often than `max_failures`."""
-    ray = _connect(job)
-    workers, each = _workers(ray, job)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
+# --- training ---
 
+
+def train_on_ray(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> None:
+    """Trains as `train` does, in the configured number of Ray workers.
+
+    Raises ConfigError if Ray is not installed or has too few resources, MachineError if it cannot be reached, RunError
+    if workers die more often than `max_failures`, and the errors of `train`.
+    """
+    _connect(job)
+    num_workers, resources_per_worker = _resources(job)
     progress_actor = ray.remote(_ProgressActor).options(num_cpus=0).remote()
-    state = run.path("training", "ray").absolute()
-    shutil.rmtree(state, ignore_errors=True)
-    trainer = TorchTrainer(
-        _worker,
+    ray_dir = run.path("training", "ray").absolute()
+    shutil.rmtree(ray_dir, ignore_errors=True)
+    trainer = ray_torch.TorchTrainer(
+        _train_worker,
         train_loop_config={
             "job": job,
-            "run": run.folder.absolute(),
+            "run_folder": run.folder.absolute(),
             "base_model": base_model.absolute(),
             "progress_actor": progress_actor,
-            "folder": os.getcwd(),
+            "working_directory": os.getcwd(),
             "cache": os.environ.get("ALFINE_CACHE"),
         },
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=each.get("GPU", 0) > 0, resources_per_worker=each),
-        run_config=RunConfig(
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=resources_per_worker.get("GPU", 0) > 0,
+            resources_per_worker=resources_per_worker,
+        ),
+        run_config=ray_train.RunConfig(
             name="workers",
-            storage_path=str(state),
-            failure_config=FailureConfig(max_failures=_max_failures(job)),
-            logging_config=LoggingConfig(log_level="CRITICAL"),
+            storage_path=str(ray_dir),
+            failure_config=ray_train.FailureConfig(max_failures=_max_failures(job)),
+            logging_config=ray_config.LoggingConfig(log_level="CRITICAL"),
         ),
     )
     try:
-        with _relayed(ray, progress_actor, report):
+        with _forward_progress(progress_actor, progress):
             trainer.fit()
-    except TrainingFailedError as error:
-        cause = next(
-            (line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "no reason given"
-        )
-        raise RunError(
-            f"training on Ray failed: {cause.strip()}; the workers' logs are in {run.path('training')}"
-        ) from None
+    except ray_train_exceptions.TrainingFailedError as error:
+        reason = _last_line(error.__cause__ or error)
+        raise RunError(f"training on Ray failed: {reason}; the workers' logs are in {run.path('training')}") from None
     finally:
-        shutil.rmtree(state, ignore_errors=True)
-    if (told := ray.get(progress_actor.get_error.remote())) is not None:
-        raise told
+        shutil.rmtree(ray_dir, ignore_errors=True)
+    if (worker_error := ray.get(progress_actor.get_error.remote())) is not None:
+        raise worker_error
 
 
-def _connect(job: Job) -> Any:
-    """The module ray, connected: to the cluster of RAY_ADDRESS, or to one of this machine's own cores."""
+def _train_worker(config: dict[str, Any]) -> None:
+    """Trains in one worker.
+
+    An AlfineError is deterministic: it is stored in the progress actor, and a restarted worker returns at once.
+    """
+    progress_actor = config["progress_actor"]
+    if ray.get(progress_actor.get_error.remote()) is not None:
+        return
+    os.chdir(config["working_directory"])
+    if config["cache"]:
+        os.environ["ALFINE_CACHE"] = config["cache"]
+    is_rank_0 = ray_train.get_context().get_world_rank() == 0
+
+    def progress(done: int, total: int, loss: float | None) -> None:
+        if is_rank_0:
+            progress_actor.set_progress.remote(done, total, loss)
+
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # The workers' threads are torch's business, and a warning about it each time would be noise.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-    except ImportError:
-        message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
-        raise ConfigError(job.problem(message, "backend", "type")) from None
-    if not ray.is_initialized():
-        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        try:
-            ray.init(log_to_driver=False, logging_level="CRITICAL", **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "this machine")
-            reason = next(iter(str(error).splitlines()), "no reason given")
-            raise MachineError(f"Ray cannot be reached or started ({where}): {reason}") from None
-    return ray
-
-
-def _max_failures(job: Job) -> int:
-    return int(job.backend.get("trainer", {}).get("max_failures", MAX_FAILURES))
-
-
-def _workers(ray: Any, job: Job) -> tuple[int, dict[str, float]]:
-    """How many, and what each needs; without a number one for each GPU, or for each node where there is none."""
-    settings = job.backend.get("trainer", {})
-    there = ray.cluster_resources()
-    use_gpu = bool(settings.get("use_gpu", there.get("GPU", 0) > 0))
-    workers = int(settings.get("num_workers") or (there.get("GPU", 0) if use_gpu else len(ray.nodes())))
-    each = settings.get("resources_per_worker") or {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
-    if not os.environ.get("RAY_ADDRESS"):
-        # A cluster may grow; this machine will not, and Ray would wait for ever.
-        for kind, amount in each.items():
-            if amount * workers > there.get(kind, 0):
-                message = (
-                    f"backend.trainer asks for {workers} × {amount:g} {kind}, this machine has {there.get(kind, 0):g}"
-                )
-                raise ConfigError(job.problem(message, "backend", "trainer"))
-    return workers, dict(each)
-
-
-@contextlib.contextmanager
-def ray_evaluator(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
-    """The model in as many processes as train; they end with the block."""
-    from pipelines.evaluation.evaluator import LocalEvaluator
-
-    ray = _connect(job)
-    count, each = _workers(ray, job)
-    again = _max_failures(job)
-    needs = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
-    actor = ray.remote(LocalEvaluator).options(**needs, max_restarts=again, max_task_retries=again)
-    actors = [actor.remote(job, base_folder.absolute(), tuned and tuned.absolute()) for _ in range(count)]
-    try:
-        yield RayEvaluator(actors)
-    finally:
-        for one in actors:
-            ray.kill(one)
-
-
-class RayEvaluator:
-    """A `Evaluator` whose rows are dealt out."""
-
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = actors
-
-    def _each(
-        self, ask: Callable[[Any, Any], Any], parts: Sequence[Any], progress: Progress = lambda rows: None
-    ) -> list[Any]:
-        """What is answered to each part, by whoever is free. Raises RunError where workers died too often."""
-        from ray.exceptions import RayError
-        from ray.util import ActorPool
-
-        found = []
-        try:
-            for answer in ActorPool(self.actors).map(ask, parts):
-                found.append(answer)
-                progress(len(answer))
-        except RayError as error:
-            cause = next(line for line in reversed(str(error).splitlines()) if line.strip())
-            raise RunError(f"a worker of the cluster failed: {cause.strip()}") from None
-        return found
-
-    def complete(
-        self,
-        prompts: Sequence[list[int]],
-        generation: dict[str, Any],
-        bounds: Sequence[int],
-        progress: Progress = lambda rows: None,
-        references: Sequence[list[int]] | None = None,
-    ) -> list[Completion]:
-        from pipelines.evaluation.completions import MAX_BATCH_SIZE
-
-        order = sorted(range(len(prompts)), key=lambda n: (bounds[n], len(prompts[n]), n))
-        size = min(MAX_BATCH_SIZE, max(1, len(order) // (2 * len(self.actors))))
-        parts = [order[start : start + size] for start in range(0, len(order), size)]
-
-        def ask(actor: Any, part: list[int]) -> Any:
-            asked = [prompts[n] for n in part], generation, [bounds[n] for n in part]
-            return actor.complete.remote(*asked, references=[references[n] for n in part] if references else None)
-
-        answers = [answer for some in self._each(ask, parts, progress) for answer in some]
-        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
-
-    def score_retention_eval(self, guard: PreparedRetentionEval) -> list[float | None]:
-        scores = self._each(
-            lambda actor, part: actor.score_retention_eval.remote(part), list(guard.parts(RETENTION_BATCH_ITEMS))
-        )
-        return [score for some in scores for score in some]
-
-    def validation_losses(self, rows: TokenDataset) -> dict[str, Any]:
-        return dict(self._each(lambda actor, part: actor.validation_losses.remote(part), [rows])[0])
+        train(config["job"], Run(config["run_folder"]), config["base_model"], progress)
+    except AlfineError as error:
+        ray.get(progress_actor.set_error.remote(error))
+        raise
 
 
 class _ProgressActor:
-    """Where the workers write how far they are, for the process that waits for them."""
+    """Stores the workers' progress and their first error for the process that waits for them."""
 
     def __init__(self) -> None:
-        self.last: tuple[int, int, float | None] | None = None
-        self.error: AlfineError | None = None
+        self._progress: tuple[int, int, float | None] | None = None
+        self._error: AlfineError | None = None
 
-    def step(self, done: int, total: int, loss: float | None) -> None:
-        self.last = (done, total, loss)
+    def set_progress(self, done: int, total: int, loss: float | None) -> None:
+        self._progress = (done, total, loss)
 
     def latest(self) -> tuple[int, int, float | None] | None:
-        return self.last
+        return self._progress
 
     def set_error(self, error: AlfineError) -> None:
-        self.error = self.error or error
+        self._error = self._error or error
 
     def get_error(self) -> AlfineError | None:
-        return self.error
+        return self._error
 
 
 @contextlib.contextmanager
-def _relayed(ray: Any, progress_actor: Any, report: ProgressCallback) -> Iterator[None]:
-    """The steps that the workers report reach `report` while the workers work."""
+def _forward_progress(progress_actor: Any, progress: ProgressCallback) -> Iterator[None]:
+    """Calls `progress` with the workers' progress during the block."""
     finished = threading.Event()
 
-    def relay() -> None:
-        seen = None
+    def poll() -> None:
+        previous = None
         while not finished.wait(POLL_INTERVAL_S):
-            last = ray.get(progress_actor.latest.remote())
-            if last is not None and last != seen:
-                report(*last)
-                seen = last
+            latest = ray.get(progress_actor.latest.remote())
+            if latest is not None and latest != previous:
+                progress(*latest)
+                previous = latest
 
-    thread = threading.Thread(target=relay, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
@@ -243,30 +171,137 @@ def _relayed(ray: Any, progress_actor: Any, report: ProgressCallback) -> Iterato
         thread.join()
 
 
-def _worker(given: dict[str, Any]) -> None:
-    """What each worker does. An error that the user can mend is set on the progress actor and not tried again."""
-    import ray
-    from ray.train import get_context
+# --- cluster ---
 
-    progress_actor = given["progress_actor"]
-    if ray.get(progress_actor.get_error.remote()) is not None:
-        return
-    os.chdir(given["folder"])
-    if given["cache"]:
-        os.environ["ALFINE_CACHE"] = given["cache"]
 
-    def report(done: int, total: int, loss: float | None) -> None:
-        progress_actor.step.remote(done, total, loss)
-
-    def nothing(done: int, total: int, loss: float | None) -> None: ...
-
+def _connect(job: Job) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts one on this machine. Raises ConfigError and MachineError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would warn about the number of threads, which torch decides here.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        train(
-            given["job"],
-            Run(given["run"]),
-            given["base_model"],
-            report if get_context().get_world_rank() == 0 else nothing,
-        )
-    except AlfineError as error:
-        ray.get(progress_actor.set_error.remote(error))
-        raise
+        is_connected = ray.is_initialized()
+    except ImportError:
+        message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
+        raise ConfigError(job.problem(message, "backend", "type")) from None
+    if is_connected:
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local_settings = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level="CRITICAL", **local_settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "unknown reason")
+        raise MachineError(f"cannot connect to Ray or start it ({address or 'this machine'}): {reason}") from None
+
+
+def _max_failures(job: Job) -> int:
+    return int(job.backend.get("trainer", {}).get("max_failures", MAX_FAILURES))
+
+
+def _resources(job: Job) -> tuple[int, dict[str, float]]:
+    """Returns the number of workers and the resources of each.
+
+    The default is one worker per GPU, or one per node if there is no GPU. Raises ConfigError if this machine, without a
+    cluster, has too few resources.
+    """
+    settings = job.backend.get("trainer", {})
+    available = ray.cluster_resources()
+    use_gpu = bool(settings.get("use_gpu", available.get("GPU", 0) > 0))
+    num_workers = int(settings.get("num_workers") or (available.get("GPU", 0) if use_gpu else len(ray.nodes())))
+    resources_per_worker = settings.get("resources_per_worker") or {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+    if not os.environ.get("RAY_ADDRESS"):
+        # A cluster may be extended later. On a single machine, Ray would wait forever.
+        for kind, amount in resources_per_worker.items():
+            if amount * num_workers > available.get(kind, 0):
+                message = (
+                    f"backend.trainer requests {num_workers} × {amount:g} {kind}, "
+                    f"this machine has {available.get(kind, 0):g}"
+                )
+                raise ConfigError(job.problem(message, "backend", "trainer"))
+    return num_workers, dict(resources_per_worker)
+
+
+def _last_line(error: BaseException) -> str:
+    """Returns the last line of an error's text, which in Ray's errors is the original exception."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "unknown reason")
+
+
+# --- evaluation ---
+
+
+@contextlib.contextmanager
+def ray_evaluator(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
+    """Yields an evaluator of the base model or of the folder `tuned`. Its actors are killed after the block."""
+    _connect(job)
+    num_workers, resources = _resources(job)
+    max_failures = _max_failures(job)
+    actor_class = ray.remote(evaluator.LocalEvaluator).options(
+        num_cpus=resources.get("CPU", 0),
+        num_gpus=resources.get("GPU", 0),
+        max_restarts=max_failures,
+        max_task_retries=max_failures,
+    )
+    tuned = tuned and tuned.absolute()
+    actors = [actor_class.remote(job, base_folder.absolute(), tuned) for _ in range(num_workers)]
+    try:
+        yield RayEvaluator(actors)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class RayEvaluator:
+    """An `Evaluator` that distributes the rows over Ray actors."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
+
+    def _map(
+        self, submit: Callable[[Any, Any], Any], batches: Sequence[Any], progress: Progress = lambda count: None
+    ) -> list[Any]:
+        """Returns the result of each batch. `submit(actor, batch)` starts the task; the next free actor gets the next batch.
+
+        Raises RunError if actors die more often than `max_failures`.
+        """
+        results = []
+        try:
+            for result in ray_util.ActorPool(self.actors).map(submit, batches):
+                results.append(result)
+                progress(len(result))
+        except ray_exceptions.RayError as error:
+            raise RunError(f"a Ray worker failed: {_last_line(error)}") from None
+        return results
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        generation: dict[str, Any],
+        max_new_tokens: Sequence[int],
+        progress: Progress = lambda count: None,
+        references: Sequence[list[int]] | None = None,
+    ) -> list[Completion]:
+        # Batches of similar lengths, and at least two per actor.
+        order = sorted(range(len(prompts)), key=lambda index: (max_new_tokens[index], len(prompts[index]), index))
+        batch_size = min(MAX_BATCH_SIZE, max(1, len(order) // (2 * len(self.actors))))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+        def submit(actor: Any, indices: list[int]) -> Any:
+            return actor.complete.remote(
+                [prompts[index] for index in indices],
+                generation,
+                [max_new_tokens[index] for index in indices],
+                references=[references[index] for index in indices] if references else None,
+            )
+
+        completions = [completion for batch in self._map(submit, batches, progress) for completion in batch]
+        return [completion for _, completion in sorted(zip(order, completions, strict=True), key=itemgetter(0))]
+
+    def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
+        batches = list(prepared.parts(RETENTION_BATCH_ITEMS))
+        results = self._map(lambda actor, batch: actor.score_retention_eval.remote(batch), batches)
+        return [score for scores in results for score in scores]
+
+    def validation_losses(self, dataset: TokenDataset) -> dict[str, Any]:
+        (losses,) = self._map(lambda actor, data: actor.validation_losses.remote(data), [dataset])
+        return dict(losses)

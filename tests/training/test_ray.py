@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, ModelError
 from pipelines.storage.files import read_jsonl
-from pipelines.training.ray import on_ray, train_on_ray
+from pipelines.training.ray import train_on_ray, uses_ray
 from pipelines.training.train import train
 from tests.jobs import LORA, run
 from tests.tiny import make_model
@@ -35,8 +35,8 @@ def two_workers(job, **settings):
 
 def test_local_is_the_default(make_job):
     job, _, _ = make_job(LORA)
-    assert not on_ray(job)
-    assert on_ray(two_workers(job))
+    assert not uses_ray(job)
+    assert uses_ray(two_workers(job))
 
 
 def test_without_ray_it_is_said(make_job, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypat
 
 def test_more_workers_than_there_are_cores_are_refused(ray, make_job):
     job, folder, base = make_job(LORA)
-    with pytest.raises(ConfigError, match="asks for 999 × 1 CPU, this machine has"):
+    with pytest.raises(ConfigError, match="requests 999 × 1 CPU, this machine has"):
         train_on_ray(two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), folder, base, lambda *_: None)
 
 
