@@ -148,7 +148,7 @@ def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) 
         ),
         ("def f(completion, reference, row, model): return 1", r"takes \(completion, reference, row, model\)"),
         ("def f(*, completion, reference, row): return 1", "is called with a completion, a reference and a row"),
-        ("async def f(completion, reference, row): return 1", "is asynchronous, so it returns no number"),
+        ("async def f(completion, reference, row): return 1", "is asynchronous; write def without async"),
         ("raise SystemExit(0)", r"cannot import 'mine' \(SystemExit: 0\)"),
         ("import no_such\n", "ModuleNotFoundError"),
         ("f = 3", "has no function 'f'"),

@@ -21,12 +21,12 @@ LIBRARY = "/usr/local/lib/python315.zip"
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thirtieth of the instructions and calls, and half of the memory."""
-    sandbox._judged.cache_clear()
+    sandbox._cached_result.cache_clear()
     monkeypatch.setattr(wasm, "INSTRUCTIONS", wasm.INSTRUCTIONS // 30)
     monkeypatch.setattr(wasm_host, "HOST_CALLS", wasm_host.HOST_CALLS // 30)
     monkeypatch.setattr(wasm, "MEMORY", wasm.MEMORY // 2)
     yield
-    sandbox._judged.cache_clear()
+    sandbox._cached_result.cache_clear()
 
 
 def test_every_test_is_run_and_the_first_failure_named() -> None:
@@ -352,10 +352,10 @@ def test_every_run_is_the_same() -> None:
     code = "import time, random, uuid, os\nx = [time.time(), random.random(), uuid.uuid4(), os.urandom(4), hash('a'), object()]"
     spent = []
     for _ in range(2):
-        sandbox._judged.cache_clear()
-        judge = sandbox._Judge(code, ["assert x == 0"])
-        program = wasm_host.Program(sandbox._driver(), judge.answer)
-        spent.append((judge.result(wasm.run_program(program)), program.instructions, program.calls))
+        sandbox._cached_result.cache_clear()
+        session = sandbox._TestSession(code, ["assert x == 0"])
+        program = wasm_host.Program(sandbox._driver(), session.reply)
+        spent.append((session.result(wasm.run_program(program)), program.instructions, program.calls))
     assert spent[0] == spent[1]
     assert "got [17" in spent[0][0].message and spent[0][1] > 10**7
 
@@ -387,9 +387,9 @@ def test_an_endless_loop_ends_at_the_instruction_limit() -> None:
 
 def test_the_guard_ends_a_program_and_does_not_judge_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wasm, "WALL_SECONDS", 0.3)
-    sandbox._judged.cache_clear()
+    sandbox._cached_result.cache_clear()
     result = run_tests("while True: pass", ["assert f"])
-    sandbox._judged.cache_clear()
+    sandbox._cached_result.cache_clear()
     assert (result.passed, result.unsupported, result.message) == (0, True, "the machine was too slow to run it")
     monkeypatch.undo()
     assert run_tests(ADD_THREE, ["assert f(1) == 4"]).passed == 1

@@ -20,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(wasm_interpreter, "_snapshot", lambda: tmp_path / "small.wasm")
-    monkeypatch.setattr(wasm_interpreter, "_compile_apart", compile_into)
+    monkeypatch.setattr(wasm_interpreter, "_compile_in_subprocess", compile_into)
     monkeypatch.setattr(wasm_interpreter, "_folder", wasm_interpreter._folder.__wrapped__)
     return tmp_path / "cache" / "sandbox"
 
@@ -58,7 +58,7 @@ def test_a_damaged_module_is_compiled_again(cache: Path, damage: str) -> None:
         case "another sum":
             sum_file.write_bytes(b"\xff")
     load()
-    assert len(file.read_bytes()) == len(whole) and wasm_interpreter._is_whole(file.parent)
+    assert len(file.read_bytes()) == len(whole) and wasm_interpreter._is_intact(file.parent)
 
 
 def test_a_module_of_another_machine_is_compiled_again(cache: Path) -> None:
