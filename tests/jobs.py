@@ -14,8 +14,6 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.run import run_job
 from pipelines.storage.run_folder import Run
-from pipelines.training.train import train
-from tests.tiny import make_model
 
 QUIET = ConsoleReporter(Console(file=io.StringIO()))
 LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
@@ -24,6 +22,8 @@ LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["
 @pytest.fixture
 def make_job(tmp_path, monkeypatch):
     """make_job(adapter=…, trainer={…}) → (job, run with prepared rows, base folder)."""
+    from tests.tiny import make_model  # torch: seconds that tests without a model do not need
+
     monkeypatch.chdir(tmp_path)
     words = ["tea", "the inn", "a gate", "nine", "thin ice", "in a net"]
     rows = [
@@ -78,6 +78,8 @@ def make_job(tmp_path, monkeypatch):
 
 
 def run_training(job, run, base):
+    from pipelines.training.train import train  # Ludwig: seconds that tests without training do not need
+
     steps = []
     train(job, run, base, lambda done, total, loss: steps.append((done, total, loss)))
     return steps
@@ -86,6 +88,8 @@ def run_training(job, run, base):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with a tiny base model, two tasks and a YAML; returns its path."""
+    from tests.tiny import make_model  # torch: seconds that tests without a model do not need
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     make_model(tmp_path / "base")

@@ -18,7 +18,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import AlfineError
 from pipelines.predict import check_lengths, check_output, questions, write_predictions
 from tests.jobs import run
-from tests.tiny import make_tokenizer
+from tests.tiny_tokenizers import make_tokenizer
 
 
 def write(name, *rows):

@@ -1,83 +1,13 @@
-"""Tiny models and tokenizers, built on the spot: the six kinds of tokenizer that trip fine-tuning tools."""
+"""Tiny models with random weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "<pad>"]
-
-
-def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
-    """Every byte a token, GPT-2's way of writing them, a few merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("n", "e"), ("g", "a")]
-    vocabulary = [*special, *alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    return tokenizer
-
-
-def sentencepiece_like() -> Tokenizer:
-    """A leading ▁ for the first word and for spaces, characters as tokens, BOS added: Llama 2's habits."""
-    letters = [chr(code) for code in range(33, 127)]
-    vocabulary = ["<unk>", "<s>", "</s>", "▁", "\n", *letters]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, [], unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer
-
-
-def adding_bos() -> Tokenizer:
-    tokenizer = byte_level()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
-    )
-    return tokenizer
-
-
-def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """`pad_is_eos` with a chat template, `adds_bos`, `no_pad`, `no_template`, `sentencepiece`, `bos_in_template`."""
-    if kind == "pad_is_eos":
-        return PreTrainedTokenizerFast(
-            tokenizer_object=byte_level(), eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML
-        )
-    if kind == "adds_bos":
-        return PreTrainedTokenizerFast(
-            tokenizer_object=adding_bos(), bos_token="<bos>", eos_token="<|endoftext|>", pad_token="<pad>"
-        )
-    if kind == "bos_in_template":
-        return PreTrainedTokenizerFast(
-            tokenizer_object=adding_bos(),
-            bos_token="<bos>",
-            eos_token="<|endoftext|>",
-            pad_token="<pad>",
-            chat_template="{{ bos_token }}" + CHATML,
-        )
-    if kind == "no_pad":
-        return PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|endoftext|>", chat_template=CHATML)
-    if kind == "no_template":
-        return PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|endoftext|>", pad_token="<pad>")
-    if kind == "sentencepiece":
-        return PreTrainedTokenizerFast(
-            tokenizer_object=sentencepiece_like(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-        )
-    raise ValueError(kind)
-
-
-KINDS = ("pad_is_eos", "adds_bos", "bos_in_template", "no_pad", "no_template", "sentencepiece")
+from tests.tiny_tokenizers import make_tokenizer
 
 
 def make_model(folder: Path, kind: str = "pad_is_eos", seed: int = 0) -> Path:

@@ -51,7 +51,7 @@ class TemplateRenderer:
         return in_config if isinstance(in_config, str) and in_config else None
 
     def apply_chat_template(self, messages: Messages, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """As the method of transformers' tokenizers. Raises jinja2.TemplateError if the template rejects the messages."""
+        """The tokenizers' method of this name. Raises jinja2.TemplateError if the template rejects the messages."""
         from transformers.utils.chat_template_utils import render_jinja_template  # 0.9 s, for chat models only
 
         template = self.chat_template["default"] if isinstance(self.chat_template, dict) else self.chat_template

@@ -9,7 +9,7 @@ from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import ConfigError
-from tests.tiny import CHATML, KINDS, make_tokenizer
+from tests.tiny_tokenizers import CHATML, KINDS, make_tokenizer
 
 DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 REFUSES_SYSTEM = (

@@ -11,7 +11,7 @@ from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import DataError
-from tests.tiny import make_tokenizer
+from tests.tiny_tokenizers import make_tokenizer
 
 
 def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="exact_match", **config):

@@ -10,7 +10,7 @@ from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import tokenize_examples
-from tests.tiny import make_tokenizer
+from tests.tiny_tokenizers import make_tokenizer
 
 
 def findings(

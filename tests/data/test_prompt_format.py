@@ -6,7 +6,7 @@ from pipelines.config.job import load_job
 from pipelines.data.prompt_format import ChatTemplateError, PromptFormat
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD, pipeline, task
-from tests.tiny import KINDS, make_tokenizer
+from tests.tiny_tokenizers import KINDS, make_tokenizer
 
 PROMPT, ANSWER = "Is the tea in?", "negative"
 

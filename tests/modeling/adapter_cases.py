@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.config import ludwig as ludwig_keys
 from pipelines.config.ludwig_unsupported import REFUSED_VALUES
-from tests.tiny import make_tokenizer
+from tests.tiny_tokenizers import make_tokenizer
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 TYPES = {

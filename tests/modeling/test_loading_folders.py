@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from pipelines.errors import DataError, ModelError
 from pipelines.evaluation.completions import LoadedModel, complete, generation_settings
 from pipelines.modeling.loading import load_causal_lm
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import make_model
+from tests.tiny_tokenizers import make_tokenizer
 
 
 def rewrite(folder, change, name="model.safetensors"):

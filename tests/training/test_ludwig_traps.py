@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import make_model
+from tests.tiny_tokenizers import make_tokenizer
 
 pytestmark = pytest.mark.ludwig
 
