@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from pipelines import __version__
-from pipelines.console.activity import HEARTBEAT, Unfailing, draws
-from pipelines.console.plain_text import make_readable
+from pipelines.console.activity import HEARTBEAT, BestEffortStream, supports_progress_bars
+from pipelines.console.plain_text import replace_unencodable
 from pipelines.errors import AlfineError
 from pipelines.storage.cache import ensure_home
 
@@ -82,7 +82,7 @@ class ErrorHandlingGroup(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            make_readable(stream)
+            replace_unencodable(stream)
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -104,10 +104,10 @@ class ErrorHandlingGroup(LazyGroup):
 @contextlib.contextmanager
 def _heartbeat() -> Iterator[None]:
     """Where no terminal shows progress bars, a line is written after each 30 s of silence during the whole command."""
-    if draws(sys.stderr):
+    if supports_progress_bars(sys.stderr):
         yield
         return
-    with HEARTBEAT.beating(Unfailing(sys.stderr).line):
+    with HEARTBEAT.running(BestEffortStream(sys.stderr).write_line):
         yield
 
 

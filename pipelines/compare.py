@@ -105,7 +105,7 @@ def compare_models(
     """
     if prompts is None and (task is not None or raw):
         raise RunError(f"{'--raw' if raw else '--task'} says how the rows of a file are asked; add --prompts FILE")
-    with reporter.working("Models"):
+    with reporter.status("Models"):
         one, two = Side.of(places[0]), Side.of(places[1])
     if one.name == two.name:
         one, two = replace(one, name=one.place), replace(two, name=two.place)
@@ -174,7 +174,7 @@ def _new_answers(
         name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "cluster_by": None}
         for name in named
     }
-    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, reporter.working)
+    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, reporter.status)
     _check_scores(asked, tasks)
     generation = _generation(job)
     tokens = [_tokens(side, asked) for side in (one, two)]
@@ -289,10 +289,10 @@ def _answer(
 ) -> list[Completion]:
     from pipelines.evaluation.completions import complete
 
-    with reporter.working(f"Loading {side.name}"):
+    with reporter.status(f"Loading {side.name}"):
         loaded = side.load()
     bounds = [one.question.max_new_tokens for one in asked]
-    with reporter.bar(f"Answers of {side.name}", len(asked), "rows") as progress:
+    with reporter.progress(f"Answers of {side.name}", len(asked), "rows") as progress:
         return complete(loaded, tokens.prompts, generation, bounds, progress, tokens.references)
 
 

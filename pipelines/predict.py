@@ -173,13 +173,13 @@ def _answered(
 ) -> Iterator[dict[str, Any]]:
     from pipelines.evaluation.completions import complete
 
-    with reporter.working("Loading the tuned model"):
+    with reporter.status("Loading the tuned model"):
         loaded = load_tuned(run, job)
     for start in range(0, len(asked), ROWS_AT_ONCE):
         some = asked[start : start + ROWS_AT_ONCE]
         part = "" if len(some) == len(asked) else f", rows {start + 1} to {start + len(some)} of {len(asked)}"
         # A bar for each part: nothing is drawn while its rows are written.
-        with reporter.bar(f"Completions{part}", len(some), "rows") as progress:
+        with reporter.progress(f"Completions{part}", len(some), "rows") as progress:
             bounds = [one.max_new_tokens for one in some]
             part_ids = ids[start : start + ROWS_AT_ONCE]
             answers = complete(loaded, part_ids, job.generation, bounds, progress, seed=job.pipeline.seed)

@@ -41,9 +41,9 @@ else:
 def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
     """Runs every stage that is not complete. An interrupted run is resumed by the same call.
 
-    `command` is recorded in the manifest as the command that resumes or repeats the run. Raises ConfigError, DataError or
-    ModelError, before the first stage where possible; RunError for a folder of another config or process; MachineError
-    for the disk, the memory or permissions.
+    `command` is recorded in the manifest as the command that resumes or repeats the run. Raises ConfigError, DataError
+    or ModelError, before the first stage where possible; RunError for a folder of another config or process;
+    MachineError for the disk, the memory or permissions.
     """
     check_extras(job)
     with os_errors_as_machine_error(run.folder), run.locked():
@@ -57,7 +57,7 @@ class RunPipeline:
 
     def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
         """Finds the model that training starts from. Raises ModelError or ConfigError where that is not possible."""
-        with reporter.working(f"Base model {job.base_model}"):
+        with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
             model_folder = continual.starting_model(job, run)
             model_id = fingerprint(model_folder)
@@ -131,4 +131,4 @@ class RunPipeline:
         """Compiles the sandbox, where a metric runs code."""
         evals = retention_eval_configs(self.job.pipeline.forgetting).values()
         metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {spec.metric or "" for spec in evals}
-        prepare_sandbox(metrics, self.reporter.working)
+        prepare_sandbox(metrics, self.reporter.status)

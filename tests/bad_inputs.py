@@ -150,7 +150,7 @@ def probes(rows: str) -> dict[str, Any]:
     }
 
 
-PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: broken off after \d| so far|still at work)")
+PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: interrupted after \d| so far|still running)")
 """What was done before the mistake was found."""
 ROW = '{"review": "Fine.", "label": "good"}\n'
 MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})

@@ -252,7 +252,7 @@ def test_forced_color_starts_no_pager(tmp_path):
 
 def test_a_silent_command_prints_the_heartbeat(tmp_path, monkeypatch):
     slow = write_job(tmp_path)
-    monkeypatch.setattr(activity.HEARTBEAT, "every", 0.05)
+    monkeypatch.setattr(activity.HEARTBEAT, "interval", 0.05)
 
     def slow_rows(pipeline):
         for row in range(6):

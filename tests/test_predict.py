@@ -134,7 +134,7 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
         (("odd",), [{"q": "3"}], "odd", True, ["leave out --task, or --raw"]),
         (("odd",), [{"q": "3"}], None, True, ["new.jsonl:1: a sample prompt needs a text in `prompt`; the row has: q"]),
         (("odd",), [{"prompt": "x", "max_new_tokens": "3"}], None, True, ["new.jsonl:1: max_new_tokens is '3'"]),
-        (("odd",), ['{"q": "\\ud800"}'], None, False, ["new.jsonl:1: holds \\ud800, half of a character"]),
+        (("odd",), ['{"q": "\\ud800"}'], None, False, ["new.jsonl:1: contains an unpaired surrogate, \\ud800"]),
     ],
 )
 def test_rows_that_cannot_be_asked(tmp_path, names, rows, task, raw, messages):

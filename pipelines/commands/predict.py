@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipelines.commands.arguments import run_argument
-from pipelines.console.plain_text import speaks_unicode
+from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.predict import check_output, write_predictions
 from pipelines.predict import predict as predict_rows
@@ -41,6 +41,6 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
         write_predictions(rows, output, reporter)
         return
     # JSON escapes of characters that the terminal's encoding lacks keep each line valid JSON.
-    ascii_only = not speaks_unicode(sys.stdout)
+    ascii_only = not encodes_unicode(sys.stdout)
     for row in rows:
         click.echo(dump(row, ascii_only=ascii_only))

@@ -16,7 +16,7 @@ from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import load_job
 from pipelines.config.lr_schedules import Settings, Steps, factor, learning_rate
-from pipelines.console.plain_text import speaks_unicode
+from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
@@ -50,10 +50,10 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     examples = list(load_examples(job.pipeline))
     quiet_libraries()
     reporter = ConsoleReporter()
-    with reporter.working(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
+    with reporter.status(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
         folder = find_base_model(job.base_model)
-    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.working)
-    with reporter.working("Preparing rows"):
+    prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.status)
+    with reporter.status("Preparing rows"):
         prompt_format = PromptFormat.for_job(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
         tokenized = list(checks.tap(tokenize_examples(examples, prompt_format)))
@@ -122,7 +122,7 @@ def print_schedule(trainer: Mapping[str, Any], num_rows: int, console: Console) 
     rates = [peak * factor(settings, steps, peak, step) for step in range(steps.total)]
     highest = max(rates)
     console.print(f"{steps.total:,} steps, {steps.per_epoch:,} per epoch, evaluated every {steps.per_evaluation:,}")
-    curve = sparkline(rates, BARS if speaks_unicode(console.file) else ASCII_BARS)
+    curve = sparkline(rates, BARS if encodes_unicode(console.file) else ASCII_BARS)
     console.print(f"learning rate  {curve}  {settings.decay or 'constant'}")
     console.print(
         f"first {rates[0]:.3g}, peak {highest:.3g} at step {rates.index(highest) + 1:,}, last {rates[-1]:.3g}"

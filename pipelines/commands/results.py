@@ -21,7 +21,7 @@ GATE_FAILED = 3
 def prepare_sandbox_of(*folders: Path) -> None:
     """Compiles the sandbox, with a line on stderr, where a metric of the runs in these folders executes code."""
     prepare_sandbox(
-        {metric for folder in folders for metric in read_run(folder).metrics.values()}, ConsoleReporter().working
+        {metric for folder in folders for metric in read_run(folder).metrics.values()}, ConsoleReporter().status
     )
 
 

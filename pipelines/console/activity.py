@@ -1,7 +1,8 @@
-"""What the program is busy with at this moment, and a line about it where no terminal shows a bar.
+"""What the program is doing at the moment, and a line about it where no terminal shows a progress bar.
 
-Whatever may take long says so with `doing`; whoever watches (a bar, the heartbeat) reads it from there. The heartbeat is a
-thread, so that a line comes also while nothing reports progress: after `LINE_EVERY` seconds of silence it writes the last state.
+Code that may run for long describes itself with `doing`; progress bars and the heartbeat read it from there. The
+heartbeat is a thread, so that a line is written even while nothing reports progress: after HEARTBEAT_INTERVAL_S of
+silence it writes the current state.
 """
 
 from __future__ import annotations
@@ -17,36 +18,38 @@ from typing import Any
 
 from pipelines.console.plain_text import duration, rate
 
-LINE_EVERY = 30.0
+HEARTBEAT_INTERVAL_S = 30.0
 """Seconds without a line after which the heartbeat writes one."""
 
 Clock = Callable[[], float]
-"""Seconds since some moment."""
+"""Returns seconds since a fixed moment."""
 
 
 @dataclass(eq=False)
 class Activity:
-    """One thing that is being done; `total` None where nobody counts. `note` is what else there is to say, such as a loss."""
+    """An activity and its progress."""
 
-    what: str
+    title: str
     unit: str
     total: int | None
+    """The number of units, None where they are not counted."""
     clock: Clock
     done: int = 0
     note: str = ""
+    """Further information, such as the loss."""
 
     def __post_init__(self) -> None:
         self.started = self.clock()
-        self._counted_from: tuple[float, int] | None = (self.started, 0) if self.total is not None else None
+        self._rate_start: tuple[float, int] | None = (self.started, 0) if self.total is not None else None
 
-    def advance(self, number: int) -> None:
-        """So many more are done."""
-        self.done += number
+    def advance(self, units: int) -> None:
+        """Adds `units` to those that are done."""
+        self.done += units
 
     def reach(self, done: int, total: int) -> None:
-        """So many are done. The first call is where the rate is counted from: a resumed training begins in the middle."""
+        """Sets the units that are done. The rate counts from the first call, as a resumed training starts late."""
         self.done, self.total = done, total
-        self._counted_from = self._counted_from or (self.clock(), done)
+        self._rate_start = self._rate_start or (self.clock(), done)
 
     @property
     def seconds(self) -> float:
@@ -54,36 +57,40 @@ class Activity:
 
     @property
     def count(self) -> str:
+        """Such as `12/101 steps`; empty where units are not counted."""
         return "" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
 
     @property
-    def speed(self) -> float | None:
-        """Units a second; None before the first."""
-        if self._counted_from is None:
+    def rate(self) -> float | None:
+        """Units per second; None before the first unit."""
+        if self._rate_start is None:
             return None
-        moment, done = self._counted_from
-        passed = self.clock() - moment
-        return (self.done - done) / passed if self.done > done and passed > 0 else None
+        moment, done = self._rate_start
+        elapsed = self.clock() - moment
+        return (self.done - done) / elapsed if self.done > done and elapsed > 0 else None
 
     def state(self) -> str:
-        """12/101 steps after 30 s, 24.0/min, 3 min 42 s left, loss 1.234."""
+        """Such as `12/101 steps after 30 s, 24.0/min, 3 min 42 s left, loss 1.234`."""
         parts = [f"{self.count} after {duration(self.seconds)}" if self.count else f"{duration(self.seconds)} so far"]
-        if self.speed and self.total is not None:
-            parts += [rate(self.speed), f"{duration((self.total - self.done) / self.speed)} left"]
+        if self.rate and self.total is not None:
+            parts += [rate(self.rate), f"{duration((self.total - self.done) / self.rate)} left"]
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
-    def end(self) -> str:
-        """done in 5 min 3 s, 101/101 steps, loss 0.512."""
+    def summary(self) -> str:
+        """The final state, such as `done in 5 min 3 s, 101/101 steps, loss 0.512`."""
         return ", ".join(part for part in (f"done in {duration(self.seconds)}", self.count, self.note) if part)
 
 
 _stack: list[Activity] = []
+"""The current activities, the innermost last."""
 
 
 @contextlib.contextmanager
-def doing(what: str, total: int | None = None, unit: str = "rows", clock: Clock = time.monotonic) -> Iterator[Activity]:
-    """While the block runs, `what` is what the program does, inside of what it did before."""
-    activity = Activity(what, unit, total, clock)
+def doing(
+    title: str, total: int | None = None, unit: str = "rows", clock: Clock = time.monotonic
+) -> Iterator[Activity]:
+    """Makes `title` the current activity, inside of the one before, while the block runs."""
+    activity = Activity(title, unit, total, clock)
     _stack.append(activity)
     try:
         yield activity
@@ -91,80 +98,80 @@ def doing(what: str, total: int | None = None, unit: str = "rows", clock: Clock 
         _stack.remove(activity)
 
 
-def inside(activity: Activity) -> str:
-    """What is being done inside of `activity`, as a few words, or nothing."""
+def innermost(activity: Activity) -> str:
+    """The title and the count of the innermost activity inside of `activity`; empty where there is none."""
     inner = _stack[-1] if _stack else activity
-    return "" if inner is activity else f"{inner.what}: {inner.count}" if inner.count else inner.what
+    return "" if inner is activity else f"{inner.title}: {inner.count}" if inner.count else inner.title
 
 
-def state() -> str:
-    """The line about everything that is being done: the stage, and what it is at."""
+def current_state() -> str:
+    """One line about the outermost activity and the innermost one."""
     stack = list(_stack)
     if not stack:
-        return "alfine: still at work"
-    detail = inside(stack[0])
-    return f"{stack[0].what}: {stack[0].state()}" + (f"; {detail}" if detail else "")
+        return "alfine: still running"
+    detail = innermost(stack[0])
+    return f"{stack[0].title}: {stack[0].state()}" + (f"; {detail}" if detail else "")
 
 
 class Heartbeat:
-    """Writes `state()` after every `every` seconds of silence, from a thread of its own."""
+    """Writes `current_state()` after every `interval` seconds of silence, from its own thread."""
 
-    def __init__(self, every: float = LINE_EVERY, clock: Clock = time.monotonic) -> None:
-        self.every, self.clock = every, clock
-        self._said = clock()
-        self._running = False
+    def __init__(self, interval: float = HEARTBEAT_INTERVAL_S, clock: Clock = time.monotonic) -> None:
+        self.interval, self.clock = interval, clock
+        self._last_line = clock()
+        self._is_running = False
 
-    def said(self) -> None:
-        """A line has just been written by somebody else."""
-        self._said = self.clock()
+    def reset(self) -> None:
+        """Starts the interval again, since a line has been written."""
+        self._last_line = self.clock()
 
     def beat(self, write: Callable[[str], None]) -> None:
-        """Writes a line, if it is time for one."""
-        if self.clock() - self._said >= self.every:
-            self.said()
-            write(state())
+        """Writes a line if the interval is over."""
+        if self.clock() - self._last_line >= self.interval:
+            self.reset()
+            write(current_state())
 
     @contextlib.contextmanager
-    def beating(self, write: Callable[[str], None]) -> Iterator[None]:
-        """Beats while the block runs; inside of another such block nothing more is needed."""
-        if self._running:
+    def running(self, write: Callable[[str], None]) -> Iterator[None]:
+        """Runs the thread during the block; has no effect inside of another such block."""
+        if self._is_running:
             yield
             return
-        ended = threading.Event()
+        stopped = threading.Event()
 
         def loop() -> None:
-            while not ended.wait(max(0.01, self._said + self.every - self.clock())):
+            while not stopped.wait(max(0.01, self._last_line + self.interval - self.clock())):
                 self.beat(write)
 
-        self._running = True
-        self.said()
+        self._is_running = True
+        self.reset()
         thread = threading.Thread(target=loop, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            self._running = False
-            ended.set()
+            self._is_running = False
+            stopped.set()
             thread.join()
 
 
 HEARTBEAT = Heartbeat()
-"""Of this process."""
+"""The heartbeat of this process."""
 
 
-def draws(stream: Any) -> bool:
-    """Whether bars may be drawn on `stream`: on a terminal that can move its cursor, and that no CI only records."""
+def supports_progress_bars(stream: Any) -> bool:
+    """Whether `stream` is a terminal that can move its cursor, and not the log of a CI system."""
     terminal = stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     return terminal and not in_ci()
 
 
 def in_ci() -> bool:
-    """Whether the variable CI says so; CI systems that give a terminal keep its raw output as the log."""
+    """Whether the variable CI is set. CI systems that provide a terminal keep its raw output as the log."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
 
 
-class Unfailing:
-    """A stream that only shows progress: a closed pipe, a terminal that is gone or a full disk does not end the work."""
+class BestEffortStream:
+    """A stream for progress only: a closed pipe, a lost terminal or a full disk does not end the program."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -173,23 +180,23 @@ class Unfailing:
         try:
             self.stream.write(text)
         except (OSError, ValueError) as error:
-            self._lost(error)
+            self._discard_buffer(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
         except (OSError, ValueError) as error:
-            self._lost(error)
+            self._discard_buffer(error)
 
-    def _lost(self, error: Exception) -> None:
-        """What is still buffered would make Python's own last flush fail."""
+    def _discard_buffer(self, error: Exception) -> None:
+        """Redirects a lost stream to /dev/null: text left in its buffer would make Python's last flush fail."""
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
-                os.dup2(nothing.fileno(), self.stream.fileno())
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self.stream.fileno())
 
-    def line(self, text: str) -> None:
-        """`text` as one line, at once."""
+    def write_line(self, text: str) -> None:
+        """Writes `text` as one line and flushes it."""
         self.write(f"{text}\n")
         self.flush()
 

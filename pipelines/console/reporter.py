@@ -1,9 +1,12 @@
-"""What a person sees while a run works, on stderr: bars with rate and time left in a terminal, else lines for a log."""
+"""What a person sees on stderr while a run works: progress bars in a terminal, lines in a log."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
@@ -20,21 +23,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipelines.console.activity import HEARTBEAT, Activity, Heartbeat, Unfailing, doing, in_ci, inside
-from pipelines.console.plain_text import count, duration, printable, rate, speaks_unicode
+from pipelines.console.activity import HEARTBEAT, Activity, BestEffortStream, Heartbeat, doing, in_ci, innermost
+from pipelines.console.plain_text import count, duration, encodes_unicode, printable, rate
 
 
 def quiet_libraries() -> None:
-    """One voice on the terminal: ours. What the libraries log while training goes to a file."""
-    import logging
-    import os
-    import warnings
-
-    # Ludwig, imported, sends everybody's INFO to stdout, unless the root logger has been set up before.
+    """Silences the progress bars, warnings and log messages of the libraries on the terminal."""
+    # Importing Ludwig sends every INFO message to stdout unless the root logger has been configured before.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as transformers_logging  # 1 s that `alfine check` does not need
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -42,128 +41,129 @@ def quiet_libraries() -> None:
 
 
 class ConsoleReporter:
-    """Stages as bars where `console` is a terminal. Elsewhere a line when a stage begins and one when it ends, and in between
-    those of the heartbeat: whole lines without control characters, flushed, so that a kill loses none."""
+    """Reports stages, notes and warnings on stderr.
+
+    In a terminal a stage is a progress bar. Elsewhere it is a line when it starts, one when it ends, and the
+    heartbeat's in between: whole lines without control characters, each flushed, so that a killed process loses none.
+    """
 
     def __init__(self, console: Console | None = None, heartbeat: Heartbeat = HEARTBEAT) -> None:
-        self.console = console or Console(file=cast(IO[str], Unfailing(sys.stderr)), highlight=False)
+        self.console = console or Console(file=cast(IO[str], BestEffortStream(sys.stderr)), highlight=False)
         self.heartbeat = heartbeat
-        self.bars = _draws_bars(self.console)
+        self.has_bars = _supports_bars(self.console)
 
     def note(self, text: str) -> None:
-        self._say(text, "dim")
+        self._print(text, "dim")
 
     def warn(self, text: str) -> None:
-        self._say(f"warning: {text}", "yellow")
+        self._print(f"warning: {text}", "yellow")
 
     @contextlib.contextmanager
-    def working(self, what: str) -> Iterator[None]:
-        """A stage of which nobody counts the parts."""
-        with self._stage(what):
+    def status(self, title: str) -> Iterator[None]:
+        """A stage without a count."""
+        with self._stage(title):
             yield
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` parts; what it gives is called with the number of parts just done."""
-        with self._stage(what, total, unit) as (activity, show):
+    def progress(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units. Yields a function to call with the number of units that have just been done."""
+        with self._stage(title, total, unit) as (activity, refresh):
 
-            def advance(number: int) -> None:
-                activity.advance(number)
-                show()
+            def advance(units: int) -> None:
+                activity.advance(units)
+                refresh()
 
             yield advance
 
     @contextlib.contextmanager
-    def steps(self, what: str) -> Iterator[Callable[[int, int, float | None], None]]:
-        """A training; what it gives is called with steps done, steps in all, and the last loss."""
-        with self._stage(what, None, "steps") as (activity, show):
+    def training_steps(self, title: str) -> Iterator[Callable[[int, int, float | None], None]]:
+        """A training. Yields a function to call with the steps done, all steps, and the last loss."""
+        with self._stage(title, None, "steps") as (activity, refresh):
             activity.note = "starting Ludwig"
 
             def report(done: int, total: int, loss: float | None) -> None:
                 activity.reach(done, total)
                 activity.note = "" if loss is None else f"loss {loss:.3f}"
-                show()
+                refresh()
 
             yield report
 
     @contextlib.contextmanager
     def _stage(
-        self, what: str, total: int | None = None, unit: str = ""
+        self, title: str, total: int | None = None, unit: str = ""
     ) -> Iterator[tuple[Activity, Callable[[], None]]]:
-        shown = self._bar if self.bars else self._lines
-        with doing(what, total, unit, self.heartbeat.clock) as activity, shown(activity) as show:
-            yield activity, show
+        shown = self._as_bar if self.has_bars else self._as_lines
+        with doing(title, total, unit, self.heartbeat.clock) as activity, shown(activity) as refresh:
+            yield activity, refresh
 
     @contextlib.contextmanager
-    def _lines(self, activity: Activity) -> Iterator[Callable[[], None]]:
+    def _as_lines(self, activity: Activity) -> Iterator[Callable[[], None]]:
         counted = "" if activity.total is None else f", {count(activity.total, activity.unit.removesuffix('s'))}"
-        self._say(f"{activity.what}: started{counted}")
-        with self.heartbeat.beating(self._say):
+        self._print(f"{activity.title}: started{counted}")
+        with self.heartbeat.running(self._print):
             try:
                 yield lambda: None
             except BaseException:
-                self._say(f"{activity.what}: broken off after {duration(activity.seconds)}")
+                self._print(f"{activity.title}: interrupted after {duration(activity.seconds)}")
                 raise
-        self._say(f"{activity.what}: {activity.end()}")
+        self._print(f"{activity.title}: {activity.summary()}")
 
     @contextlib.contextmanager
-    def _bar(self, activity: Activity) -> Iterator[Callable[[], None]]:
-        with self._progress(activity) as progress:
-            task = progress.add_task(activity.what, total=activity.total or (None if activity.unit else 1))
+    def _as_bar(self, activity: Activity) -> Iterator[Callable[[], None]]:
+        with self._progress_bar(activity) as progress:
+            task = progress.add_task(activity.title, total=activity.total or (None if activity.unit else 1))
 
-            def show() -> None:
+            def refresh() -> None:
                 progress.update(task, completed=activity.done, total=activity.total)
 
             try:
-                yield show
+                yield refresh
             except BaseException:
                 if not activity.unit:
-                    progress.update(task, visible=False)  # the error is said once, below
+                    progress.update(task, visible=False)  # the error is printed below
                 raise
             if not activity.unit:
                 progress.update(task, completed=1)
 
-    def _progress(self, activity: Activity) -> Progress:
-        spinner = SpinnerColumn("dots" if speaks_unicode(self.console) else "line", finished_text="✓")
+    def _progress_bar(self, activity: Activity) -> Progress:
+        spinner = SpinnerColumn("dots" if encodes_unicode(self.console) else "line", finished_text="✓")
         columns: list[ProgressColumn] = [spinner, TextColumn("{task.description}", markup=False)]
         if activity.unit:
             columns += [
                 BarColumn(bar_width=24),
-                _Words(lambda task: activity.count),
-                _Words(lambda task: rate(task.speed) if task.speed else "", "progress.data.speed"),
+                _DynamicText(lambda task: activity.count),
+                _DynamicText(lambda task: rate(task.speed) if task.speed else "", "progress.data.speed"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                _Words(lambda task: inside(activity) or activity.note),
+                _DynamicText(lambda task: innermost(activity) or activity.note),
             ]
         else:
-            columns += [TimeElapsedColumn(), _Words(lambda task: "" if task.finished else inside(activity))]
+            columns += [TimeElapsedColumn(), _DynamicText(lambda task: "" if task.finished else innermost(activity))]
         return Progress(*columns, console=self.console)
 
-    def _say(self, text: str, style: str = "") -> None:
-        self.heartbeat.said()
-        # One line stays one line in a log, however long; a terminal's are broken between words.
-        line = Text(printable(text) if self.bars else " ".join(printable(text).split()), style=style)
-        self.console.print(line, soft_wrap=not self.bars)
+    def _print(self, text: str, style: str = "") -> None:
+        self.heartbeat.reset()
+        # In a log a message is one line, however long; in a terminal it is wrapped between words.
+        line = Text(printable(text) if self.has_bars else " ".join(printable(text).split()), style=style)
+        self.console.print(line, soft_wrap=not self.has_bars)
 
 
-class _Words(ProgressColumn):
-    """Words that are looked up whenever the bar is drawn."""
+class _DynamicText(ProgressColumn):
+    """A column whose text is computed whenever the bar is drawn."""
 
     max_refresh = 0.2
 
-    def __init__(self, words: Callable[[Task], str], style: str = "") -> None:
-        self.words, self.style = words, style
+    def __init__(self, text: Callable[[Task], str], style: str = "") -> None:
+        self.text, self.style = text, style
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        return Text(self.words(task), style=self.style)
+        return Text(self.text(task), style=self.style)
 
 
-def _draws_bars(console: Console) -> bool:
-    """FORCE_COLOR makes rich take a pipe for a terminal: it asks for colour, which a log can show, not for a moving cursor."""
-    import os
-
+def _supports_bars(console: Console) -> bool:
+    """Whether the console is a terminal. With FORCE_COLOR rich takes a pipe for one, but a log shows colours only."""
     file: Any = console.file
-    forced = bool(os.environ.get("FORCE_COLOR")) and not file.isatty()
-    return console.is_interactive and not console.is_dumb_terminal and not forced and not in_ci()
+    is_forced = bool(os.environ.get("FORCE_COLOR")) and not file.isatty()
+    return console.is_interactive and not console.is_dumb_terminal and not is_forced and not in_ci()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DataError, Problem
 from pipelines.registry import lazy_import
-from pipelines.storage.strict_json import NotText, infinity
+from pipelines.storage.strict_json import NonTextValue, infinity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Numbers, booleans, texts, lists and structs become their JSON counterparts. Dates, times and timestamps become ISO
     8601 texts, as do durations (PT5400S); decimals become their digits, and NaN becomes None. Bytes, other extension
-    types than SUPPORTED_EXTENSION_TYPES, and values that Python cannot represent become a `NotText`.
+    types than SUPPORTED_EXTENSION_TYPES, and values that Python cannot represent become a `NonTextValue`.
 
     Raises DataError for a file that is not valid or that has two columns of one name.
     """
@@ -77,7 +77,9 @@ def _json_values(column: pa.Array, unsupported_extension: str | None) -> list[An
     """The values of one column, one per row. What an unsupported extension stores has no meaning: 652 for May 2024."""
     if unsupported_extension is not None:
         why = f"is of the extension type {unsupported_extension}, whose values have no text form; write them as text"
-        return [NotText(str(value), why) if value.is_valid else None for value in getattr(column, "storage", column)]
+        return [
+            NonTextValue(str(value), why) if value.is_valid else None for value in getattr(column, "storage", column)
+        ]
     try:
         values = column.to_pylist()
     except (ValueError, OverflowError, LookupError):  # one value cannot be represented: convert them one by one
@@ -91,7 +93,7 @@ def _python_value(column: pa.Array, index: int) -> Any:
         return column[index].as_py()
     except (ValueError, OverflowError, LookupError) as error:
         why = f"of type {column.type} cannot be read ({' '.join(str(error).split())[:80]}); write it as text"
-        return NotText(f"<{column.type}>", why)
+        return NonTextValue(f"<{column.type}>", why)
 
 
 def _float_converter(column: pa.Array) -> Callable[[float], Any]:
@@ -101,7 +103,7 @@ def _float_converter(column: pa.Array) -> Callable[[float], Any]:
 
 
 def _json_value(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | NotText):
+    if value is None or isinstance(value, str | bool | int | NonTextValue):
         return value
     if isinstance(value, float):
         if math.isinf(value):
@@ -109,7 +111,7 @@ def _json_value(value: Any) -> Any:
         return None if math.isnan(value) else value
     if isinstance(value, bytes):
         why = "holds bytes; write them as text (in pandas: column.str.decode('utf-8')), or name another column"
-        return NotText(base64.b64encode(value).decode(), why)
+        return NonTextValue(base64.b64encode(value).decode(), why)
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
     if isinstance(value, timedelta):

@@ -1,6 +1,6 @@
 """Readers: stream the rows of a .jsonl, .csv or .parquet file, which may be larger than memory.
 
-Every value of a row is a JSON value or a `NotText`, so that all rows can be written as JSON (`strict_json.dump`).
+Every value of a row is a JSON value or a `NonTextValue`, so that all rows can be written as JSON (`strict_json.dump`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.data.parquet import read_parquet
 from pipelines.errors import DataError, Problem
-from pipelines.storage.strict_json import NotStrict, parse
+from pipelines.storage.strict_json import StrictJsonError, parse
 
 MAX_LINE_BYTES = 64 << 20
 MAX_PROBLEMS = 10
@@ -140,7 +140,7 @@ def _read_jsonl(path: Path) -> NumberedRows:
             row = parse(line)
         except json.JSONDecodeError as error:
             raise DataError(Problem(f"is not JSON: {_json_hint(error, number == 1)}", str(path), number)) from None
-        except NotStrict as error:
+        except StrictJsonError as error:
             raise DataError(Problem(str(error), str(path), number)) from None
         if not isinstance(row, dict):
             message = 'expected a JSON object per line, as in {"column": "value", ...}'

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.config.job import check_template
 from pipelines.config.messages import did_you_mean
 from pipelines.errors import DataError
-from pipelines.storage.strict_json import NotText, infinity
+from pipelines.storage.strict_json import NonTextValue, infinity
 
 SPLIT_COLUMN = "split"
 MAX_COLUMNS_LISTED = 20
@@ -95,8 +95,8 @@ def to_text(column: str, value: Any) -> str:
     """
     if isinstance(value, float) and math.isinf(value):
         value = infinity("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, NotText):
-        raise DataError(f"column {column} {value.why}")
+    if isinstance(value, NonTextValue):
+        raise DataError(f"column {column} {value.reason}")
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise DataError(
             f"column {column} has no value (null, or NaN, as pandas writes empty cells); fill it in, or drop the row"

@@ -220,7 +220,7 @@ def _convert(gguf: Path, target: Path, pad_token: str) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
-    # The conversion draws a progress bar of its own, which TQDM_DISABLE stops only where tqdm is not imported yet.
+    # The conversion supports_progress_bars a progress bar of its own, which TQDM_DISABLE stops only where tqdm is not imported yet.
     with contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False

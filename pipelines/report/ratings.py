@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import Problem, RunError
 from pipelines.scoring.statistics import Comparison, compare
-from pipelines.storage.strict_json import NotStrict, dump, parse
+from pipelines.storage.strict_json import StrictJsonError, dump, parse
 
 if TYPE_CHECKING:
     from pipelines.report.results import Analysis
@@ -78,7 +78,7 @@ def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise RunError(Problem(f"{key or 'the file'}: {first['msg'].lower()}; {AGAIN}", str(path))) from None
-    except NotStrict as error:
+    except StrictJsonError as error:
         raise RunError(Problem(f"{error}; {AGAIN}", str(path))) from None
     except ValueError:
         raise RunError(Problem(f"is not the JSON that the report page exports; {AGAIN}", str(path))) from None

@@ -74,7 +74,7 @@ def _cached_result(code: str, tests: tuple[str, ...]) -> TestResult:
 
 def prepare_sandbox(metrics: Iterable[str], working: Callable[[str], AbstractContextManager[None]]) -> None:
     """Loads the sandbox if one of `metrics` is unit_tests, and compiles it if the cache has none, with a progress line
-    by `working` (such as `ConsoleReporter.working`). Raises MachineError if that fails."""
+    by `working` (such as `ConsoleReporter.status`). Raises MachineError if that fails."""
     if "unit_tests" in metrics:
         progress = working("Compiling the sandbox for unit tests (once, a minute or two)")
         with contextlib.nullcontext() if is_compiled() else progress:

@@ -46,7 +46,7 @@ class EvaluatorSession:
         if self._evaluator is None:
             context = self.context
             tuned = context.run.path("model") if self.side == "tuned" else None
-            with context.reporter.working(f"Loading the {self.side} model"):
+            with context.reporter.status(f"Loading the {self.side} model"):
                 if uses_ray(context.job):
                     on_cluster = ray_evaluator(context.job, context.model_folder, tuned)
                     self._evaluator = self._resources.enter_context(on_cluster)
@@ -83,7 +83,7 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]
     prompts, references = [prompt for prompt, _ in tokens], [reference for _, reference in tokens]
     limits = [context.job.max_new_tokens(row["task"]) for row in rows]
     evaluator = session.evaluator
-    with context.reporter.bar(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
+    with context.reporter.progress(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     return [
         {
@@ -111,7 +111,7 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     texts = [prompts.render_prompt(sample["prompt"], context.job.system_prompt()) for sample in samples]
     limits = [sample.get("max_new_tokens") or context.job.max_new_tokens() for sample in samples]
     evaluator = session.evaluator
-    with context.reporter.bar(f"{session.side.capitalize()} sample prompts", len(texts), "prompts") as progress:
+    with context.reporter.progress(f"{session.side.capitalize()} sample prompts", len(texts), "prompts") as progress:
         completions = evaluator.complete(
             [prompts.encode_prompt(text) for text in texts], context.generation, limits, progress
         )
@@ -133,7 +133,7 @@ def _write_validation_loss(session: EvaluatorSession, folder: Path) -> None:
     validation = TokenDataset.from_table(open_split(context.run.path("data"), "validation"))
     if len(validation):
         evaluator = session.evaluator
-        with context.reporter.working("Validation loss of the base model"):
+        with context.reporter.status("Validation loss of the base model"):
             write_json(folder / "validation.json", evaluator.validation_losses(validation))
 
 
@@ -152,7 +152,7 @@ def evaluate_retention(session: EvaluatorSession, inputs: str) -> None:
     evals = JobContext(context.job, context.run, context.model_folder).retention_evals
     records: list[dict[str, Any]] = []
     evaluator = session.evaluator
-    with context.reporter.bar(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:
+    with context.reporter.progress(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:
         for retention_eval in evals:
             records += retention_records(retention_eval, evaluator.score_retention_eval(retention_eval))
             progress(1)

@@ -21,7 +21,7 @@ def prepare_data(context: StageContext) -> None:
     Raises DataError for rows that cannot be trained on; nothing is written then. Warnings are reported and recorded.
     """
     job, run = context.job, context.run
-    with context.reporter.working("Preparing rows"):
+    with context.reporter.status("Preparing rows"):
         prompts = PromptFormat.for_job(job, context.model_folder)
         checks = DatasetChecks(job, prompts, context_length(context.model_folder))
         tokenized = tokenize_examples(load_examples(job.pipeline), prompts)

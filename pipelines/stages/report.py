@@ -8,5 +8,5 @@ from pipelines.stages.context import StageContext
 
 def write_run_report(context: StageContext) -> None:
     """Compares the base and the tuned model, from the files that the other stages have written."""
-    with context.reporter.working("Report"):
+    with context.reporter.status("Report"):
         write_report(context.run.folder)

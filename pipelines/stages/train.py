@@ -19,7 +19,7 @@ def train_model(context: StageContext, inputs: str) -> None:
     if inputs_file.exists() and inputs_file.read_text(encoding="utf-8") != inputs:
         shutil.rmtree(inputs_file.parent)
     write_text(inputs_file, inputs)
-    with reporter.steps("Training") as report_step:
+    with reporter.training_steps("Training") as report_step:
         (train_on_ray if uses_ray(job) else train)(job, run, context.model_folder, report_step)
     history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     for note in history.get("notes", []):

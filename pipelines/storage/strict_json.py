@@ -1,6 +1,6 @@
-"""JSON as its standard has it (RFC 8259): what is read has one meaning, and any program can read what is written.
+"""Strict JSON (RFC 8259): a text has one meaning, and every program can read what is written.
 
-Python's own module reads and writes more than that: NaN, infinity, halves of characters, a key twice of which the last wins.
+Python's own module also reads and writes NaN, infinity, unpaired surrogates and objects with a repeated key.
 """
 
 from __future__ import annotations
@@ -11,116 +11,123 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-MOST_DEPTH = 100
-"""Levels of lists and objects within each other."""
-_HALF = re.compile("[\ud800-\udfff]")
+MAX_DEPTH = 100
+"""Levels of nested arrays and objects."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class NotStrict(ValueError):
-    """JSON by its grammar that has no one meaning, or none that can be held; the text says why and what to write."""
+class StrictJsonError(ValueError):
+    """Valid JSON grammar with an ambiguous or unrepresentable value. The message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
-class NotText:
-    """A value of a row that no prompt can hold (bytes, infinity): `why` says what to write instead. No trouble where no
-    template uses it: in JSON it is the text `written`."""
+class NonTextValue:
+    """A value of a row that cannot be put into a prompt, such as bytes or infinity.
 
-    written: str
-    why: str
+    It is an error only where a template uses it; in JSON it is the string `text`.
+    """
+
+    text: str
+    reason: str
+    """The rest of an error message: why no prompt can contain the value, and what to write instead."""
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text. NaN, as pandas writes an empty cell, is None; infinity is a NotText.
+    """The value of a JSON text. NaN, which pandas writes for an empty cell, is None; infinity is a NonTextValue.
 
-    Raises json.JSONDecodeError for what is not JSON, NotStrict for a key twice, half a surrogate pair, a number that is
-    too large, and lists and objects nested deeper than MOST_DEPTH.
+    Raises json.JSONDecodeError for invalid JSON, StrictJsonError for a repeated key, an unpaired surrogate, a number
+    out of range, and more than MAX_DEPTH levels.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
-    except (json.JSONDecodeError, NotStrict):
+        value = json.loads(
+            text, object_pairs_hook=_parse_object, parse_float=_parse_float, parse_constant=_parse_constant
+        )
+    except (json.JSONDecodeError, StrictJsonError):
         raise
     except RecursionError:
-        raise NotStrict(_TOO_DEEP) from None
-    except ValueError:  # Python's bound on the digits of a whole number
-        raise NotStrict("holds a whole number of more than 4,300 digits; write it as text, in quotes") from None
-    # Both walks are for the few texts that could need them.
-    if text.count("[") + text.count("{") > MOST_DEPTH and _depth(value) > MOST_DEPTH:
-        raise NotStrict(_TOO_DEEP)
-    if "\\u" in text and re.search(r"\\u[dD][89a-fA-F]", text) and (half := _half(value)):
-        raise NotStrict(
-            f"holds {ascii(half)[1:-1]}, half of a character, as where a text was cut inside an emoji; "
+        raise StrictJsonError(_TOO_DEEP) from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise StrictJsonError("has an integer of more than 4,300 digits; write it as text, in quotes") from None
+    # Two cheap tests on the text, so that only few values are searched.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise StrictJsonError(_TOO_DEEP)
+    if "\\u" in text and re.search(r"\\u[dD][89a-fA-F]", text) and (surrogate := _find_surrogate(value)):
+        raise StrictJsonError(
+            f"contains an unpaired surrogate, {ascii(surrogate)[1:-1]}, as where a text was cut inside an emoji; "
             f"write the whole character, or drop the row"
         )
     return value
 
 
-_TOO_DEEP = f"its lists and objects are nested too deeply, more than {MOST_DEPTH} levels"
+_TOO_DEEP = f"its arrays and objects are nested too deeply, more than {MAX_DEPTH} levels"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NotStrict(f"the name {twice!r} stands twice in one object; keep the value that is meant")
-    return found
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        shown = text if len(text) <= 30 else text[:29] + "…"
-        raise NotStrict(f"the number {shown} is too large to be held; write it as text, in quotes")
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise StrictJsonError(f"has the key {repeated!r} twice in one object; keep one of them")
     return value
 
 
-def _constant(text: str) -> NotText | None:
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        shown = text if len(text) <= 30 else text[:29] + "…"
+        raise StrictJsonError(f"the number {shown} is out of range; write it as text, in quotes")
+    return value
+
+
+def _parse_constant(text: str) -> NonTextValue | None:
     return None if text == "NaN" else infinity(text)
 
 
-def infinity(written: str) -> NotText:
+def infinity(text: str) -> NonTextValue:
     """The value `Infinity` or `-Infinity` of a row."""
-    return NotText(written, f"is {written}, which no text stands for; give it a number or a text, or drop the row")
+    return NonTextValue(text, f"is {text}, which has no text form; write a number or a text, or drop the row")
 
 
 def _depth(value: Any) -> int:
-    """Levels, found without recursion and not far beyond MOST_DEPTH."""
+    """The levels of nesting, counted without recursion and only to MAX_DEPTH + 1."""
     level, depth = [value], 0
-    while depth <= MOST_DEPTH and (level := [one for one in level if isinstance(one, list | dict)]):
+    while depth <= MAX_DEPTH and (level := [item for item in level if isinstance(item, list | dict)]):
         depth += 1
-        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 
-def _half(value: Any) -> str | None:
-    """The first half of a surrogate pair in any text or name."""
+def _find_surrogate(value: Any) -> str | None:
+    """The first surrogate in any string or key."""
     if isinstance(value, str):
-        found = _HALF.search(value)
-        return found[0] if found else None
+        match = _SURROGATE.search(value)
+        return match[0] if match else None
     children = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((half for child in children if (half := _half(child))), None)
+    return next((surrogate for child in children if (surrogate := _find_surrogate(child))), None)
 
 
 def dump(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
-    """JSON that every reader takes. A number that is not finite becomes the text NaN, Infinity or -Infinity, which
-    `float` reads; a NotText becomes its text. `ascii_only` escapes all other letters."""
+    """A JSON text. NaN and infinity become the strings NaN, Infinity and -Infinity, which `float` reads; a NonTextValue
+    becomes its text. `ascii_only` escapes all other characters."""
     try:
-        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_default)
+        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_to_json)
     except ValueError:
-        text = json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_default)
-    # Half a character is written as its escape, since UTF-8 has no bytes for it.
-    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+        text = json.dumps(
+            _replace_nonfinite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_to_json
+        )
+    # UTF-8 cannot encode a surrogate, so it is written as an escape.
+    return _SURROGATE.sub(lambda surrogate: f"\\u{ord(surrogate[0]):04x}", text)
 
 
-def _default(value: Any) -> str:
-    if isinstance(value, NotText):
-        return value.written
-    raise TypeError(f"{type(value).__name__} is no JSON")
+def _to_json(value: Any) -> str:
+    if isinstance(value, NonTextValue):
+        return value.text
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
-    return [_finite(child) for child in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_nonfinite(child) for key, child in value.items()}
+    return [_replace_nonfinite(child) for child in value] if isinstance(value, list | tuple) else value

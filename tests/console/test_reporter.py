@@ -1,4 +1,4 @@
-"""Progress without a terminal: whole lines, often enough, from start to end, whatever the program is at; bars in a terminal."""
+"""Progress in a log: whole lines at regular intervals, from start to end of each stage; progress bars in a terminal."""
 
 import contextlib
 import io
@@ -14,8 +14,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.console.activity import LINE_EVERY, Activity, Heartbeat, Unfailing, doing, draws, state
-from pipelines.console.plain_text import duration, make_readable, rate
+from pipelines.console.activity import (
+    HEARTBEAT_INTERVAL_S,
+    Activity,
+    BestEffortStream,
+    Heartbeat,
+    current_state,
+    doing,
+    supports_progress_bars,
+)
+from pipelines.console.plain_text import duration, rate, replace_unencodable
 from pipelines.console.reporter import ConsoleReporter
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +32,13 @@ FAST = 0.05
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
+def environment_without_overrides(monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR", "CI", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -38,34 +46,34 @@ class Clock:
         return self.now
 
 
-def said_by(work, every=1000.0, clock=time.monotonic):
-    """The lines that a screen without a terminal writes while work(reporter) runs."""
+def lines_of(work, every=1000.0, clock=time.monotonic):
+    """The lines of a reporter without a terminal while work(reporter) runs."""
     out = io.StringIO()
     work(ConsoleReporter(Console(file=out), Heartbeat(every, clock)))
     return out.getvalue().splitlines()
 
 
-def test_a_stage_says_when_it_begins_and_how_long_it_took():
+def test_a_stage_has_a_line_at_its_start_and_end():
     clock = Clock()
 
     def work(reporter):
-        with reporter.working("Preparing rows"):
+        with reporter.status("Preparing rows"):
             clock.now += 95
 
-    assert said_by(work, clock=clock) == ["Preparing rows: started", "Preparing rows: done in 1 min 35 s"]
+    assert lines_of(work, clock=clock) == ["Preparing rows: started", "Preparing rows: done in 1 min 35 s"]
 
 
 def test_a_counted_stage_and_a_training():
     clock = Clock()
 
     def work(reporter):
-        with reporter.bar("Base completions", 1200, "rows") as progress:
+        with reporter.progress("Base completions", 1200, "rows") as progress:
             progress(1200)
-        with reporter.steps("Training") as report:
+        with reporter.training_steps("Training") as report:
             clock.now += 60
             report(101, 101, 0.5123)
 
-    assert said_by(work, clock=clock) == [
+    assert lines_of(work, clock=clock) == [
         "Base completions: started, 1,200 rows",
         "Base completions: done in 0.0 s, 1,200/1,200 rows",
         "Training: started",
@@ -73,29 +81,29 @@ def test_a_counted_stage_and_a_training():
     ]
 
 
-def test_a_stage_that_breaks_off_has_an_end_too():
+def test_an_interrupted_stage_has_a_line_at_its_end():
     def work(reporter):
-        with contextlib.suppress(KeyError), reporter.working("Report"):
+        with contextlib.suppress(KeyError), reporter.status("Report"):
             raise KeyError("x")
 
-    assert said_by(work)[-1].startswith("Report: broken off after 0.")
+    assert lines_of(work)[-1].startswith("Report: interrupted after 0.")
 
 
-def test_done_total_rate_time_left_and_loss():
+def test_the_state_of_a_training():
     clock = Clock()
     with doing("Training", None, "steps", clock) as training:
         training.note = "starting Ludwig"
         clock.now = 40
-        assert state() == "Training: 40 s so far, starting Ludwig"
+        assert current_state() == "Training: 40 s so far, starting Ludwig"
         training.reach(50, 101)  # from a checkpoint: what was done before does not count for the rate
         clock.now = 100
         training.reach(80, 101)
         training.note = "loss 1.234"
-        assert state() == "Training: 80/101 steps after 1 min 40 s, 30.0/min, 42 s left, loss 1.234"
+        assert current_state() == "Training: 80/101 steps after 1 min 40 s, 30.0/min, 42 s left, loss 1.234"
         with doing("the Fisher information", 512) as inner:
             inner.advance(128)
-            assert state().endswith("loss 1.234; the Fisher information: 128/512 rows")
-    assert state() == "alfine: still at work"
+            assert current_state().endswith("loss 1.234; the Fisher information: 128/512 rows")
+    assert current_state() == "alfine: still running"
 
 
 def test_the_heartbeat_waits_for_its_interval_and_for_silence():
@@ -104,55 +112,55 @@ def test_the_heartbeat_waits_for_its_interval_and_for_silence():
     for seconds, said in ((29, False), (30, True), (59, False), (60, True), (75, "other"), (100, False), (105, True)):
         clock.now, before = seconds, len(lines)
         if said == "other":
-            heartbeat.said()
+            heartbeat.reset()
             continue
         heartbeat.beat(lines.append)
         assert len(lines) == before + said, seconds
-    assert LINE_EVERY == 30
+    assert HEARTBEAT_INTERVAL_S == 30
 
 
-def test_lines_come_while_nothing_is_reported():
+def test_the_heartbeat_runs_while_nothing_is_reported():
     def work(reporter):
-        with reporter.working("Loading the base model"):
+        with reporter.status("Loading the base model"):
             time.sleep(8 * FAST)
 
-    lines = said_by(work, FAST)
+    lines = lines_of(work, FAST)
     assert 4 <= len(lines) <= 10
     assert all(re.fullmatch(r"Loading the base model: 0\.\d s so far", line) for line in lines[1:-1])
 
 
-def test_reports_between_two_beats_write_nothing():
+def test_progress_between_two_beats_writes_no_line():
     def work(reporter):
-        with reporter.steps("Training") as report:
+        with reporter.training_steps("Training") as report:
             for step in range(10_000):
                 report(step, 10_000, 1.0)
 
-    assert len(said_by(work)) == 2
+    assert len(lines_of(work)) == 2
 
 
-def test_silence_between_two_stages_is_broken_too():
+def test_the_heartbeat_between_two_stages():
     out = io.StringIO()
     heartbeat = Heartbeat(FAST)
-    with heartbeat.beating(lambda line: out.write(line + "\n")), doing("reading the data files"):
+    with heartbeat.running(lambda line: out.write(line + "\n")), doing("reading the data files"):
         time.sleep(4 * FAST)
     assert out.getvalue().startswith("reading the data files: 0.")
 
 
-def test_one_heartbeat_inside_of_another():
+def test_a_nested_heartbeat_has_no_effect():
     lines = []
     heartbeat = Heartbeat(FAST)
-    with heartbeat.beating(lines.append), heartbeat.beating(lines.append), doing("x"):
+    with heartbeat.running(lines.append), heartbeat.running(lines.append), doing("x"):
         time.sleep(3.5 * FAST)
     assert 1 <= len(lines) <= 3
 
 
-def test_a_line_stays_a_line_without_control_characters():
+def test_a_message_is_one_line_without_control_characters():
     def work(reporter):
         reporter.warn("one\ntwo \x1b[2J \u202e [red] :bomb: " + "long " * 60)
-        with reporter.working("Base model a\rb\x07"):
+        with reporter.status("Base model a\rb\x07"):
             pass
 
-    lines = said_by(work)
+    lines = lines_of(work)
     assert len(lines) == 3 and lines[0].startswith("warning: one two ␛[2J ⟨U+202E⟩ [red] :bomb: long")
     assert all(line.isprintable() for line in lines)
 
@@ -163,7 +171,7 @@ from pipelines.console.activity import Heartbeat
 from pipelines.console.reporter import ConsoleReporter
 reporter = ConsoleReporter(heartbeat=Heartbeat(0.1))
 reporter.warn("look here")
-with reporter.bar("Base completions", 8, "rows") as progress:
+with reporter.progress("Base completions", 8, "rows") as progress:
     progress(2)
     time.sleep(float(sys.argv[1]))
 """
@@ -176,7 +184,7 @@ def child(seconds, stderr, **environment):
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"CI": "true"}, {"TERM": "dumb"}], ids=str)
-def test_a_log_file_holds_plain_lines(tmp_path, environment):
+def test_a_log_file_has_plain_lines(tmp_path, environment):
     with (tmp_path / "log").open("wb") as log:
         assert child(0.5, log, **environment).wait() == 0
     raw = (tmp_path / "log").read_bytes()
@@ -186,7 +194,7 @@ def test_a_log_file_holds_plain_lines(tmp_path, environment):
     assert "\x1b" not in raw.decode() and "\r" not in raw.decode()
 
 
-def test_force_color_colours_and_moves_no_cursor(tmp_path):
+def test_force_color_adds_color_but_no_cursor_movement(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         assert child(0.3, log, FORCE_COLOR="1").wait() == 0
     text = (tmp_path / "log").read_text()
@@ -194,7 +202,7 @@ def test_force_color_colours_and_moves_no_cursor(tmp_path):
     assert not re.search(r"\x1b\[[?\d;]*[A-Za-ln-z]", text) and "\r" not in text
 
 
-def test_a_kill_loses_no_line(tmp_path):
+def test_a_killed_process_loses_no_line(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         process = child(60, log)
         deadline = time.monotonic() + 30
@@ -207,47 +215,47 @@ def test_a_kill_loses_no_line(tmp_path):
 
 
 def terminal_output(seconds, **environment):
-    ours, theirs = pty.openpty()
-    process = child(seconds, theirs, **environment)
-    os.close(theirs)
+    terminal, child_end = pty.openpty()
+    process = child(seconds, child_end, **environment)
+    os.close(child_end)
     parts = []
     with contextlib.suppress(OSError):  # the other end is closed
-        while part := os.read(ours, 65536):
+        while part := os.read(terminal, 65536):
             parts.append(part)
-    os.close(ours)
+    os.close(terminal)
     assert process.wait() == 0
     return b"".join(parts).decode()
 
 
-def test_a_terminal_keeps_its_bars():
+def test_a_terminal_has_progress_bars():
     text = terminal_output(0.3)
     assert "\x1b[" in text and "━" in text and "2/8 rows" in text and "started" not in text
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"CI": "1"}], ids=str)
-def test_a_terminal_that_is_none_gets_lines(environment):
+def test_a_dumb_terminal_or_ci_log_has_lines(environment):
     text = terminal_output(0.3, **environment)
     assert "Base completions: started, 8 rows" in text and "\x1b[2K" not in text and "\x1b[?25l" not in text
 
 
-def test_a_closed_pipe_does_not_end_the_work():
+def test_a_closed_pipe_does_not_end_the_program():
     process = child(0.5, subprocess.PIPE)
     process.stderr.readline()
     process.stderr.close()
     assert process.wait() == 0
 
 
-def test_a_full_disk_does_not_end_the_work():
+def test_a_full_disk_does_not_end_the_program():
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     with open("/dev/full", "w") as full:
-        Unfailing(full).line("x")
-        ConsoleReporter(Console(file=Unfailing(full))).warn("x")
+        BestEffortStream(full).write_line("x")
+        ConsoleReporter(Console(file=BestEffortStream(full))).warn("x")
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 @pytest.mark.parametrize(
-    ("variables", "terminal", "drawn"),
+    ("variables", "is_terminal", "expected"),
     [
         ({"TERM": "xterm"}, True, True),
         ({"TERM": "dumb"}, True, False),
@@ -256,19 +264,19 @@ def test_a_full_disk_does_not_end_the_work():
         ({}, False, False),
     ],
 )
-def test_who_gets_bars(monkeypatch, variables, terminal, drawn):
+def test_streams_that_support_progress_bars(monkeypatch, variables, is_terminal, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     stream = io.StringIO()
-    stream.isatty = lambda: terminal
-    assert draws(stream) is drawn and draws(None) is False
+    stream.isatty = lambda: is_terminal
+    assert supports_progress_bars(stream) is expected and supports_progress_bars(None) is False
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
-def test_what_an_encoding_lacks_is_readable(encoding):
+def test_characters_that_an_encoding_lacks_are_replaced(encoding):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
-    make_readable(stream)
+    replace_unencodable(stream)
     print("80 … 90, −3.1 → ▁tea ⟨U+202E⟩ 中 \ud800 😀", file=stream)
     text = raw.getvalue().decode(encoding)
     assert "-3.1" in text and "\\u4e2d" in text and "\\ud800" in text and "\\U0001f600" in text
@@ -276,28 +284,28 @@ def test_what_an_encoding_lacks_is_readable(encoding):
         assert text.startswith("80 ... 90, -3.1 -> _tea <U+202E>")
 
 
-def test_slow_things_have_a_rate():
+def test_low_rates_and_long_durations():
     assert [rate(value) for value in (3.21, 0.2, 0.001)] == ["3.2/s", "12.0/min", "3.6/h"]
     assert duration(3725) == "1 h 2 min"
     clock = Clock()
     activity = Activity("x", "rows", 10, clock)
-    assert activity.speed is None
+    assert activity.rate is None
     clock.now, activity.done = 100, 5
-    assert activity.speed == 0.05
+    assert activity.rate == 0.05
 
 
-def test_an_ascii_terminal_gets_ascii_bars():
+def test_progress_bars_of_an_ascii_terminal():
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
-    make_readable(out)
+    replace_unencodable(out)
     reporter = ConsoleReporter(Console(file=out, force_terminal=True, width=100))
-    with reporter.bar("Base completions", 8, "rows") as progress:
+    with reporter.progress("Base completions", 8, "rows") as progress:
         progress(8)
     assert "8/8 rows" in out.buffer.getvalue().decode("ascii")
 
 
-def test_two_activities_of_the_same_words_are_two():
+def test_two_activities_with_the_same_title():
     clock = Clock()
     with doing("x", clock=clock) as outer, doing("x", clock=clock):
         clock.now = 5
-        assert outer.what == "x" and state() == "x: 5.0 s so far; x"
-    assert state() == "alfine: still at work"
+        assert outer.title == "x" and current_state() == "x: 5.0 s so far; x"
+    assert current_state() == "alfine: still running"

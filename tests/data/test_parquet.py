@@ -1,4 +1,4 @@
-"""Every type of a Parquet column: read as a JSON value or a NotText, and written again by any JSON writer."""
+"""Every type of a Parquet column: read as a JSON value or a NonTextValue, and written again by any JSON writer."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from pipelines.data.parquet import read_parquet
 from pipelines.data.templates import fill
 from pipelines.errors import DataError
-from pipelines.storage.strict_json import NotText, dump
+from pipelines.storage.strict_json import NonTextValue, dump
 
 ID = uuid.UUID(int=7)
 
@@ -87,7 +87,7 @@ def badly_encoded():
 )
 def test_types_that_no_prompt_can_hold_matter_where_a_template_names_them(tmp_path, column, message, written):
     value = first_value(tmp_path, column)
-    assert isinstance(value, NotText) and written in (None, value.written)
+    assert isinstance(value, NonTextValue) and written in (None, value.text)
     with pytest.raises(DataError, match=message):
         fill("{c}", {"c": value})
 
@@ -118,7 +118,7 @@ fill("{{month}}", rows[0])
 def test_tensors(tmp_path):
     storage = pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2))
     value = first_value(tmp_path, pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int32(), [2]), storage))
-    assert isinstance(value, NotText) and "arrow.fixed_shape_tensor" in value.why
+    assert isinstance(value, NonTextValue) and "arrow.fixed_shape_tensor" in value.reason
 
 
 def test_what_arrow_itself_cannot_read_is_said(tmp_path):
@@ -133,7 +133,7 @@ def test_what_arrow_itself_cannot_read_is_said(tmp_path):
 def test_one_value_out_of_range_leaves_the_others(tmp_path):
     pq.write_table(pa.table({"c": pa.array([0, 10**12, None], pa.timestamp("s"))}), tmp_path / "a.parquet")
     first, second, third = (row["c"] for _, row in read_parquet(tmp_path / "a.parquet"))
-    assert (first, third) == ("1970-01-01T00:00:00", None) and isinstance(second, NotText)
+    assert (first, third) == ("1970-01-01T00:00:00", None) and isinstance(second, NonTextValue)
 
 
 def test_a_column_twice_is_refused(tmp_path):

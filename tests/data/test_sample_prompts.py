@@ -40,7 +40,7 @@ def test_a_csv_has_texts_of_digits(tmp_path):
         ({"prompt": ["Why?"]}, "needs a text in `prompt`"),
         ({"prompt": "a\0b"}, "contains a NUL character"),
         ({}, "needs a text in `prompt`; the row has: no column"),
-        ('{"prompt": "\\ud800"}', "half of a character"),
+        ('{"prompt": "\\ud800"}', "unpaired surrogate"),
     ],
 )
 def test_invalid_sample_prompts(tmp_path, row, message):

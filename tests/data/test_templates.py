@@ -36,7 +36,7 @@ def test_values_as_json_writes_them(written, text):
     [
         (None, "column a has no value .*; fill it in, or drop the row"),
         (float("nan"), "column a has no value"),
-        (float("inf"), "column a is Infinity, which no text stands for"),
+        (float("inf"), "column a is Infinity, which has no text form"),
         ("x\0y", "column a contains a NUL character, as UTF-16 and binary files do"),
         (
             [{"role": "user", "content": "x"}],

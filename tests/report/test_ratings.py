@@ -125,8 +125,8 @@ def test_an_item_twice_or_of_another_run_does_not_count(run):
             merged(run, ratings(run, "anna", [], ratings=items))
     path = ratings(run, "ben", ["tuned"])
     for text, message in (
-        (path.read_text().replace('"choice"', '"choice": "base", "choice"'), "the name 'choice' stands twice"),
-        (path.read_text().replace('"ben"', '"b\\ud800"'), "half of a character"),
+        (path.read_text().replace('"choice"', '"choice": "base", "choice"'), "has the key 'choice' twice"),
+        (path.read_text().replace('"ben"', '"b\\ud800"'), "unpaired surrogate"),
     ):
         path.write_text(text)
         with pytest.raises(RunError, match=message):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.storage.strict_json import NotStrict, NotText, dump, parse
+from pipelines.storage.strict_json import NonTextValue, StrictJsonError, dump, parse
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -19,7 +19,7 @@ ANY = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(st.characters(categories=None))
-    | st.builds(NotText, st.text(), st.just("")),
+    | st.builds(NonTextValue, st.text(), st.just("")),
     lambda children: (
         st.lists(children, max_size=3) | st.dictionaries(st.text(st.characters(categories=None)), children, max_size=3)
     ),
@@ -32,24 +32,24 @@ def strictly(text):
 
 
 @given(PLAIN)
-def test_what_is_plain_comes_back(value):
+def test_a_value_survives_dump_and_parse(value):
     assert parse(dump(value)) == strictly(dump(value)) == value
 
 
 @given(ANY, st.sampled_from([None, 1]))
-def test_whatever_a_row_or_a_score_can_be_is_written_as_json(value, indent):
+def test_dump_writes_strict_json(value, indent):
     strictly(dump(value, indent))
 
 
-def test_numbers_that_are_not_finite_keep_their_name():
+def test_nan_and_infinity_become_strings():
     written = dump({"loss": float("nan"), "all": [float("inf"), -math.inf, 1.5]})
     assert strictly(written) == {"loss": "NaN", "all": ["Infinity", "-Infinity", 1.5]}
     assert math.isnan(float(json.loads(written)["loss"]))
 
 
-def test_python_s_own_constants_are_read():
+def test_constants_of_python_are_parsed():
     assert parse("[NaN]") == [None]
-    assert [one.written for one in parse("[Infinity, -Infinity]")] == ["Infinity", "-Infinity"]
+    assert [value.text for value in parse("[Infinity, -Infinity]")] == ["Infinity", "-Infinity"]
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_python_s_own_constants_are_read():
         '{"a":' * 150 + "1" + "}" * 150,
     ],
 )
-def test_refused(text):
-    with pytest.raises(NotStrict):
+def test_invalid(text):
+    with pytest.raises(StrictJsonError):
         parse(text)
 
 
-def test_at_the_bounds():
+def test_values_at_the_limits():
     assert parse("1" * 4300) == int("1" * 4300)
     assert parse("[" * 100 + "]" * 100) and parse("1e308") == 1e308 and parse("-0.0") == 0
     assert len(parse("[" + ",".join(["[]"] * 500) + "]")) == 500
