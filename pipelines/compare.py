@@ -14,15 +14,16 @@ from pipelines.data.templates import fill, template_columns, to_text
 from pipelines.errors import DataError, RunError
 from pipelines.predict import Question, check_lengths, load_tuned, questions, tuned_format, tuned_job
 from pipelines.storage.environment import hardware, versions
-from pipelines.storage.files import (
-    atomic_dir,
-    os_errors_as_machine_error,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-    write_text,
+from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_json, write_text
+from pipelines.storage.records import (
+    CompletionRecord,
+    Hardware,
+    Manifest,
+    SamplePromptRecord,
+    read_records,
+    write_records,
 )
-from pipelines.storage.run_folder import Run
+from pipelines.storage.run_folder import FORMAT_VERSION, Run
 
 if TYPE_CHECKING:
     from pipelines.console.reporter import ConsoleReporter
@@ -124,16 +125,17 @@ def compare_models(
 def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any]]:
     """The tuned answers that both runs have given to the same prompts. Returns the tasks that they share."""
 
-    def answers(run: Run) -> dict[tuple[str, str, str], dict[str, Any]]:
-        lines = read_jsonl(run.path("tuned", "completions.jsonl"))
-        return {(line["task"], line["prompt"], line["reference"]): line for line in lines}
+    def answers(run: Run) -> dict[tuple[str, str, str], CompletionRecord]:
+        records = read_records(run.path("tuned", "completions.jsonl"), CompletionRecord)
+        return {(record.task, record.prompt, record.reference): record for record in records}
 
     left, right = answers(one), answers(two)
     shared = [key for key in left if key in right]
     if not shared:
         raise RunError(f"{one.folder} and {two.folder} share no test row; give a file of prompts with --prompts FILE")
-    write_jsonl(folder / "base" / "completions.jsonl", [left[key] for key in shared])
-    write_jsonl(folder / "tuned" / "completions.jsonl", [{**right[key], "row": left[key]["row"]} for key in shared])
+    write_records(folder / "base" / "completions.jsonl", [left[key] for key in shared])
+    tuned = [right[key].model_copy(update={"row": left[key].row}) for key in shared]
+    write_records(folder / "tuned" / "completions.jsonl", tuned)
     tasks = tuned_job(one).pipeline.tasks
     return {name: _scoring(tasks[name]) for name in dict.fromkeys(key[0] for key in shared)}
 
@@ -298,25 +300,37 @@ def _answer(
 
 def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, with_losses: bool) -> None:
     """completions.jsonl for rows with a reference, sample_prompts.jsonl for those without."""
-    scored: list[dict[str, Any]] = []
-    free: list[dict[str, Any]] = []
+    completions: list[CompletionRecord] = []
+    sample_prompts: list[SamplePromptRecord] = []
     for one, answered in zip(asked, answers, strict=True):
-        answer: dict[str, Any] = {
-            "prompt": one.question.prompt,
-            "completion": answered.text,
-            "num_generated_tokens": answered.num_generated_tokens,
-            "finish_reason": answered.finish_reason,
-        }
         if one.reference is None:
-            free.append({"title": one.title, **answer})
-        else:
-            answer |= {"reference": one.reference, "reference_nll": answered.reference_nll if with_losses else None}
-            scored.append(
-                {"task": one.question.task or FREE, "row": one.question.number, "fields": one.question.row, **answer}
+            sample_prompts.append(
+                SamplePromptRecord(
+                    title=one.title,
+                    prompt=one.question.prompt,
+                    completion=answered.text,
+                    num_generated_tokens=answered.num_generated_tokens,
+                    finish_reason=answered.finish_reason,
+                )
             )
-    for name, lines in (("completions.jsonl", scored), ("sample_prompts.jsonl", free)):
-        if lines:
-            write_jsonl(folder / name, lines)
+        else:
+            completions.append(
+                CompletionRecord(
+                    task=one.question.task or FREE,
+                    row=one.question.number,
+                    prompt=one.question.prompt,
+                    reference=one.reference,
+                    completion=answered.text,
+                    reference_nll=answered.reference_nll if with_losses else None,
+                    num_generated_tokens=answered.num_generated_tokens,
+                    finish_reason=answered.finish_reason,
+                    fields=one.question.row,
+                )
+            )
+    if completions:
+        write_records(folder / "completions.jsonl", completions)
+    if sample_prompts:
+        write_records(folder / "sample_prompts.jsonl", sample_prompts)
 
 
 def _describe(
@@ -329,19 +343,17 @@ def _describe(
     config = {"pipeline": {"tasks": tasks}, "compared": settings}
     write_text(aside / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     models = dict.fromkeys(side.job.base_model if side.job else side.place for side in (one, two))
-    manifest = Run(aside)
-    write_json(
-        manifest.manifest_path,
-        {
-            **manifest.manifest,
-            "name": folder.name,
-            "sides": [one.name, two.name],
-            "command": command,
-            "base_model": " and ".join(models),
-            "seed": job.pipeline.seed if job else 0,
-            "generation": _generation(job),
-            "versions": versions(),
-            "hardware": hardware(),
-            "data": {},
-        },
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=folder.name,
+        models=(one.name, two.name),
+        command=command,
+        base_model=" and ".join(models),
+        seed=job.pipeline.seed if job else 0,
+        generation=_generation(job),
+        versions=versions(),
+        hardware=Hardware(**hardware()),
+        stages={},
+        data={},
     )
+    write_json(aside / "manifest.json", manifest.model_dump())

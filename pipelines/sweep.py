@@ -16,9 +16,10 @@ from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import retention_eval_configs
 from pipelines.evaluation.retention_files import bundled_file
-from pipelines.report.sweep import DEVELOPMENT
+from pipelines.report.sweep import VALIDATION_EVAL
 from pipelines.run import run_job
 from pipelines.storage.files import read_jsonl, write_json
+from pipelines.storage.records import SweepTrial, SweepVariant, SweepVariants
 from pipelines.storage.run_folder import Run
 
 KNOBS = {
@@ -95,29 +96,32 @@ def bake_off(
     folder: Path,
     reporter: ConsoleReporter,
 ) -> None:
-    """Runs every arm into `folder`, one run folder each, and writes `folder/arms.json`. Finished runs are not run again.
+    """Runs every arm into `folder`, one run folder each, and writes `folder/variants.json`. Finished runs are not run again.
 
     The knob is chosen with the first seed, by the sum of what the job cares for on rows that no report shows: the
     validation loss of the tasks and the loss of general text, both in nats per token.
     """
     job = load_job(config, overrides)
     first = job.pipeline.seed
-    chosen = []
+    variants: list[SweepVariant] = []
     for strategy in strategies:
         candidates = arms(job, strategy, tries)
         losses = [_run(config, overrides, arm, first, folder, reporter) for arm in candidates]
         best = min(range(len(candidates)), key=lambda number: losses[number]["sum"])
         for seed in range(first + 1, first + seeds):
             _run(config, overrides, candidates[best], seed, folder, reporter)
-        chosen.append(
-            {
-                "strategy": strategy,
-                "knob": candidates[best].knob,
-                "runs": [f"{candidates[best].folder}-seed{seed}" for seed in range(first, first + seeds)],
-                "tried": [{"knob": arm.knob, **loss} for arm, loss in zip(candidates, losses, strict=True)],
-            }
+        variants.append(
+            SweepVariant(
+                strategy=strategy,
+                hyperparameter=candidates[best].knob,
+                runs=[f"{candidates[best].folder}-seed{seed}" for seed in range(first, first + seeds)],
+                trials=[
+                    SweepTrial(hyperparameter=arm.knob, **loss) for arm, loss in zip(candidates, losses, strict=True)
+                ],
+            )
         )
-        write_json(folder / "arms.json", {"config": str(config), "seeds": seeds, "tries": tries, "arms": chosen})
+        sweep = SweepVariants(config=str(config), seeds=seeds, num_trials=tries, variants=variants)
+        write_json(folder / "variants.json", sweep.model_dump())
 
 
 def _run(
@@ -127,7 +131,7 @@ def _run(
     given = [*overrides, *arm.overrides, f"pipeline.seed={seed}"]
     guards = load_job(config, given).pipeline.forgetting
     wanted = {name: guard.model_dump(exclude_none=True) for name, guard in retention_eval_configs(guards).items()}
-    wanted[DEVELOPMENT] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
+    wanted[VALIDATION_EVAL] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
     given.append(f"pipeline.forgetting.evals={json.dumps(wanted)}")
     run = Run(folder / f"{arm.folder}-seed{seed}")
     reporter.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
@@ -143,5 +147,5 @@ def _run(
 
 def _development(run: Run) -> Iterator[float]:
     for line in read_jsonl(run.path("retention", "tuned.jsonl")):
-        if line["guard"] == DEVELOPMENT:
+        if line["eval"] == VALIDATION_EVAL:
             yield float(line["score"])

@@ -29,7 +29,7 @@ def test_two_runs_are_compared_by_what_they_have_answered(two_runs):
     result = compare("runs/one", "runs/two")
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
-    assert report["sides"] == ["one", "two"] and report["training"] is None
+    assert report["models"] == ["one", "two"] and report["training"] is None
     answers = {
         name: [row["completion"] for row in read_jsonl(Path(f"runs/{name}/tuned/completions.jsonl"))]
         for name in ("one", "two")
@@ -56,7 +56,7 @@ def test_raw_prompts_with_and_without_a_reference(two_runs):
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
     assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {"prompts": ("chrf", 1)}
-    assert [probe["prompt"] for probe in report["probes"]] == ["the tea"]
+    assert [probe["prompt"] for probe in report["sample_prompts"]] == ["the tea"]
 
 
 def test_rows_of_tasks_with_and_without_an_answer(two_runs):
@@ -73,7 +73,7 @@ def test_rows_of_tasks_with_and_without_an_answer(two_runs):
         "odd": ("exact_match", 1),
         "say": ("chrf", 1),
     }
-    assert [probe["prompt"] for probe in report["probes"]] == ["is 5 odd?"]
+    assert [probe["prompt"] for probe in report["sample_prompts"]] == ["is 5 odd?"]
 
 
 def test_prompts_alone_are_shown_without_scores(two_runs):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines.commands.arguments import RUNS, check_run_name, config_argument, overrides_argument
 from pipelines.console.reporter import ConsoleReporter
-from pipelines.report.sweep import print_bake_off, write_bake_off
+from pipelines.report.sweep import print_sweep, write_sweep_report
 from pipelines.sweep import bake_off, parse_arms
 
 
@@ -40,5 +40,5 @@ def sweep(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int,
     """
     folder = RUNS / check_run_name(name if name is not None else f"{config.stem}-sweep")
     bake_off(config, overrides, parse_arms(strategies), seeds, trials, folder, ConsoleReporter())
-    print_bake_off(write_bake_off(folder), Console(highlight=False))
-    click.echo(f"report: {folder / 'bakeoff.html'}")
+    print_sweep(write_sweep_report(folder), Console(highlight=False))
+    click.echo(f"report: {folder / 'sweep.html'}")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import sequence_losses, supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.scoring.metric import resolve
+from pipelines.storage.records import RetentionRecord
 
 MICRO_BATCH = 8
 
@@ -182,17 +183,21 @@ def _divergences(model: torch.nn.Module, rows: TokenSequences, base_logits: Base
             yield float(row.double().mean())
 
 
-def retention_records(guard: PreparedRetentionEval, scores: Sequence[float | None]) -> list[dict[str, Any]]:
-    """What a pass writes down, a line an item."""
-    lines: list[dict[str, Any]] = [
-        {"guard": guard.name, "kind": guard.kind, "metric": guard.metric, "item": number, "score": score}
-        for number, score in enumerate(scores, start=1)
+def retention_records(guard: PreparedRetentionEval, scores: Sequence[float | None]) -> list[RetentionRecord]:
+    """The records of the items, in their order."""
+    chances = [100 / len(item.choices) for item in guard.choices]
+    return [
+        RetentionRecord(
+            eval=guard.name,
+            kind=guard.kind,
+            metric=guard.metric,
+            item=number,
+            score=score,
+            chance_accuracy=chance,
+            score_after_own_task=own_score,
+        )
+        for number, (score, chance, own_score) in enumerate(zip_longest(scores, chances, guard.own_scores), start=1)
     ]
-    for line, item in zip(lines, guard.choices, strict=False):
-        line["chance"] = 100 / len(item.choices)
-    for line, own in zip(lines, guard.own_scores, strict=False):
-        line["own"] = own
-    return lines
 
 
 def mean_scores(

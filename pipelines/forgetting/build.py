@@ -35,7 +35,8 @@ from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.cache import cache_entry
 from pipelines.storage.environment import versions
-from pipelines.storage.files import digest, read_jsonl
+from pipelines.storage.files import digest
+from pipelines.storage.records import RetentionRecord, read_records
 from pipelines.storage.run_folder import Run
 
 SI_FILE = "si.safetensors"
@@ -86,9 +87,9 @@ class JobContext:
     def base_retention_means(self) -> dict[str, float]:
         """Each guard's mean before training, as the run's first pass has measured it."""
         sums: dict[str, list[float]] = {}
-        for line in read_jsonl(self.run.path("retention", "base.jsonl")):
-            if line["score"] is not None:
-                sums.setdefault(line["guard"], []).append(float(line["score"]))
+        for record in read_records(self.run.path("retention", "base.jsonl"), RetentionRecord):
+            if record.score is not None:
+                sums.setdefault(record.eval, []).append(record.score)
         return {name: sum(scores) / len(scores) for name, scores in sums.items()}
 
     @cached_property

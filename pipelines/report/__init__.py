@@ -1,6 +1,6 @@
-"""The report of a run: read the files once, then write HTML, Markdown and JSON from one analysis.
+"""The report of a run: its files are read and analysed once, then written as HTML, Markdown and JSON.
 
-A leaf: it reads what the stages left in the run folder and is imported by the command line alone.
+Must not import torch, so that the report of a finished run is written in a second.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from pipelines.errors import MachineError
+from pipelines.report import html, json_report, markdown
 from pipelines.report.analysis import analyse
 from pipelines.report.results import Analysis
 
@@ -16,32 +17,29 @@ __all__ = ["Analysis", "analyse", "write_report"]
 
 
 def write_report(run: Path) -> Analysis:
-    """Write `report.html`, `report.md` and `report.json` into the run folder and return what they show.
+    """Write `report.html`, `report.md` and `report.json` into the run folder and return the analysis.
 
-    All three are made in memory, written beside their final names and then renamed, so a failure leaves
-    the old report as it was. The same files in give the same bytes out.
+    The files are written under temporary names and renamed at the end, so a failure leaves the old report unchanged. The
+    same run gives the same bytes.
 
-    Raises RunError for a run that cannot be read, MachineError where the folder cannot be written.
+    Raises RunError for a run that cannot be read, MachineError if the folder cannot be written.
     """
-    from pipelines.report import html, markdown
-    from pipelines.report import json_report as as_json
-
     analysis = analyse(run)
     texts = {
         "report.html": html.render(analysis),
         "report.md": markdown.render(analysis),
-        "report.json": as_json.render(analysis),
+        "report.json": json_report.render(analysis),
     }
-    drafts = {run / f".{name}.part": run / name for name in texts}
+    staging = {run / f".{name}.part": run / name for name in texts}
     try:
-        for draft, text in zip(drafts, texts.values(), strict=True):
-            # A model can write half of a surrogate pair, which UTF-8 cannot hold: it becomes "?".
-            draft.write_bytes(text.encode("utf-8", errors="replace"))
-        for draft, final in drafts.items():
-            os.replace(draft, final)
+        for path, text in zip(staging, texts.values(), strict=True):
+            # A model can generate unpaired surrogates, which UTF-8 cannot encode: they become "?".
+            path.write_bytes(text.encode("utf-8", errors="replace"))
+        for path, final in staging.items():
+            os.replace(path, final)
     except OSError as error:
         raise MachineError(f"{run}: the report cannot be written: {error.strerror}") from error
     finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+        for path in staging:
+            path.unlink(missing_ok=True)
     return analysis

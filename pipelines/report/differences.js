@@ -3,7 +3,7 @@
 (() => {
   const MOST_CELLS = 4e6; // of the table below, some 30 ms; longer pairs stay unmarked
   const toggle = document.getElementById("differences");
-  const pairs = [...document.querySelectorAll("main .pair:has(> .sides > .base)")];
+  const pairs = [...document.querySelectorAll("main .pair:has(> .completions > .base)")];
   const marked = new Set();
 
   let segmenter = null;
@@ -103,7 +103,7 @@
   }
 
   function unmark(pair) {
-    for (const text of pair.querySelectorAll(".sides .said, .sides .start")) text.replaceChildren(text.textContent);
+    for (const text of pair.querySelectorAll(".completions .said, .completions .start")) text.replaceChildren(text.textContent);
   }
 
   // Only what comes near the screen is compared: a thousand examples cost nothing until they are read.

@@ -1,23 +1,24 @@
-"""How the report writes numbers and texts, the same in every form."""
+"""Numbers, units and text, written in the same way in every form of the report."""
 
 from __future__ import annotations
 
 from pipelines.console.plain_text import count as count
 from pipelines.console.plain_text import duration as duration
 from pipelines.console.plain_text import printable as printable
+from pipelines.scoring.metric import Unit
 from pipelines.scoring.unicode_text import cut
 
 BASE_AND_TUNED = ("base", "tuned")
-"""The two sides of a run; those of a comparison of two runs have the runs' names."""
+"""The names of the two models of a run. A comparison of two models has names of its own."""
 
 
-def number(value: float, unit: str = "%") -> str:
-    """91.3 on the 0…100 scale, 1.234 in nats."""
-    return f"{value:.3f}" if unit == "nats/token" else f"{value:.1f}"
+def number(value: float, unit: Unit = Unit.PERCENT) -> str:
+    """The value with the decimal places of its unit, such as 91.3 or 1.234."""
+    return f"{value:.{unit.decimals}f}"
 
 
-def score(value: float | None, unit: str, binary: bool) -> str:
-    """A row's score: right or wrong where there is nothing between, else the number."""
+def score(value: float | None, unit: Unit, binary: bool) -> str:
+    """The score of one row: a number, or right or wrong for a binary metric."""
     if value is None:
         return "not scored"
     if binary:
@@ -25,38 +26,44 @@ def score(value: float | None, unit: str, binary: bool) -> str:
     return number(value, unit)
 
 
-def signed(value: float, unit: str = "%") -> str:
-    """+3.1 or −3.1, with a real minus; a change that rounds to nothing has no sign."""
+def signed(value: float, unit: Unit = Unit.PERCENT) -> str:
+    """The value with its sign, such as +3.1 or −3.1. A value that rounds to 0 has no sign."""
     text = number(abs(value), unit)
     if float(text) == 0:
         return text
     return ("+" if value > 0 else "\u2212") + text
 
 
-def interval(ci95: tuple[float, float], unit: str = "%") -> str:
-    """The words for a confidence interval."""
+def interval(ci95: tuple[float, float], unit: Unit = Unit.PERCENT) -> str:
+    """A confidence interval, such as −1.0 to +2.0."""
     return f"{signed(ci95[0], unit)} to {signed(ci95[1], unit)}"
 
 
 def p_value(p: float) -> str:
+    """A p-value with three decimal places."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def unit_name(unit: str) -> str:
-    """The unit of a change: that of a percentage is told in points, as is that of ROUGE or chrF."""
-    return "points" if unit == "%" else unit
+def change_unit(unit: Unit) -> str:
+    """The unit of a change: percentages differ by points."""
+    return unit.of_change
+
+
+def with_unit(title: str, unit: Unit) -> str:
+    """The title of a measure, with (%) for a percentage."""
+    return f"{title} (%)" if unit is Unit.PERCENT else title
 
 
 def one_line(text: str, width: int) -> str:
-    """The text on one line, cut with … where it takes more than `width` columns of a terminal."""
+    """The text on one line, truncated with … to `width` columns of a terminal."""
     return cut(" ".join(printable(text[: 20 * width]).split()), width)
 
 
-def heading(side: str) -> str:
-    """A side's name where a capital stands. Base and tuned are words; the name of a run is shown as it is."""
-    return side.capitalize() if side in BASE_AND_TUNED else side
+def heading(model: str) -> str:
+    """The name of a model in a heading: Base or Tuned with a capital, other names unchanged."""
+    return model.capitalize() if model in BASE_AND_TUNED else model
 
 
 def joined(words: list[str]) -> str:
-    """a, b and c"""
+    """A list in words, such as "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,50 +1,50 @@
-"""Gates: what the YAML demands of a run, held against what was measured."""
+"""Quality gates: the conditions on results that the YAML sets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.formatting import interval, number, signed, unit_name
+from pipelines.report.formatting import change_unit, interval, number, signed
 from pipelines.report.results import GateResult, TaskResult
-from pipelines.report.retention import GuardResult
+from pipelines.report.retention import RetentionResult
 
 
-def judge(
-    config: Mapping[str, Any], tasks: Mapping[str, TaskResult], guards: Mapping[str, GuardResult]
+def check_gates(
+    config: Mapping[str, Any], tasks: Mapping[str, TaskResult], retention: Mapping[str, RetentionResult]
 ) -> list[GateResult]:
-    """A result for each of `pipeline.report.gates`, the failed ones first."""
+    """A result for each gate of `pipeline.report.gates`, failed ones first."""
     results = []
     for name, gate in config["pipeline"].get("report", {}).get("gates", {}).items():
-        by = gate.get("by", "ci")
+        by_ci = gate.get("by", "ci") == "ci"
         if gate.get("min_gain") is not None:
-            results.append(_judge(tasks[name], gate["min_gain"], by))
+            results.append(_check_gain(tasks[name], gate["min_gain"], by_ci))
+        elif name in retention:
+            results.append(_check_regression(retention[name], gate["max_drop"], by_ci))
         else:
-            results.append(_judge_guard(name, guards.get(name), gate["max_drop"], by))
+            results.append(GateResult(name, False, "the retention eval was not measured in this run."))
     return sorted(results, key=lambda result: result.passed)
 
 
-def _judge_guard(name: str, guard: GuardResult | None, max_drop: float, by: str) -> GateResult:
-    if guard is None:
-        return GateResult(name, False, "the guard was not measured in this run.")
-    reached = guard.loss if by == "point_estimate" else guard.greatest_loss
-    where = "" if by == "point_estimate" else ", by the worse end of the 95 % interval"
-    unit = unit_name(guard.unit)
-    asked = f"a loss of at most {number(max_drop, guard.unit)} {unit} was asked{where}"
-    found = f"the change is {signed(guard.delta, guard.unit)}, its 95 % interval {interval(guard.ci95, guard.unit)}"
-    return GateResult(name, reached <= max_drop, f"{asked}; {found}.")
+def _check_gain(task: TaskResult, min_gain: float, by_ci: bool) -> GateResult:
+    """Compares the gain, or the lower bound of its 95 % interval, with the required one."""
+    unit, ci95 = task.unit, task.gain_ci95
+    value = ci95[0] if by_ci else task.gain
+    required = f"required: a gain of at least {signed(min_gain, unit)} {change_unit(unit)}"
+    measured = f"measured: {signed(task.gain, unit)}"
+    if by_ci:
+        required += " at the lower bound of the 95 % CI"
+        measured += f" (95 % CI {interval(ci95, unit)})"
+    return GateResult(task.name, value >= min_gain, f"{required}; {measured}.")
 
 
-def _judge(task: TaskResult, min_gain: float, by: str) -> GateResult:
-    low, high = task.ci95
-    reached = task.gain if by == "point_estimate" else low if task.higher_is_better else -high
-    passed = reached >= min_gain
-    unit = task.unit
-    asked = f"a gain of at least {signed(min_gain, unit)} {unit_name(unit)} was asked"
-    if by == "point_estimate":
-        found = f"the gain is {signed(task.gain, unit)}"
-    else:
-        span = task.ci95 if task.higher_is_better else (-high, -low)
-        found = f"the gain is {signed(task.gain, unit)}, its 95 % interval {interval(span, unit)}"
-    where = "" if by == "point_estimate" else " of the interval's lower end"
-    return GateResult(task.name, passed, f"{asked}{where}; {found}.")
+def _check_regression(result: RetentionResult, max_drop: float, by_ci: bool) -> GateResult:
+    """Compares the regression, or the pessimistic bound of its 95 % interval, with the allowed one."""
+    unit = result.unit
+    value = result.regression_bound if by_ci else result.regression
+    required = f"required: a regression of at most {number(max_drop, unit)} {change_unit(unit)}"
+    if by_ci:
+        required += ", using the pessimistic bound of the 95 % CI"
+    comparison = result.comparison
+    measured = f"measured change: {signed(comparison.delta, unit)} (95 % CI {interval(comparison.ci95, unit)})"
+    return GateResult(result.name, value <= max_drop, f"{required}; {measured}.")

@@ -1,37 +1,73 @@
-"""`report.html`: one file that needs no network, made from the template, the style and the scripts beside this module."""
+"""`report.html`: one file that needs no network, made from the template, the style sheet and the scripts in this folder."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipelines.report import formatting as wording
-from pipelines.report import plots
-from pipelines.report import summaries as findings
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from pipelines.report.results import Analysis
+from pipelines.report import formatting, plots
+from pipelines.report.columns import retention_columns, task_columns
+from pipelines.report.results import Analysis
+from pipelines.report.summaries import (
+    backward_transfer_summary,
+    headline,
+    retention_summary,
+    task_caveats,
+    training_summary,
+)
+from pipelines.scoring.metric import Unit
 
 HERE = Path(__file__).parent
 
 SCRIPTS = ("page.js", "examples.js", "differences.js", "copying.js", "rating.js")
-"""In this order: the first has what the others share."""
+"""The scripts of the page. The first has what the others share."""
 
-MOST_EXAMPLES = 1000
-"""Examples on the page, the worst regressions first; the others stand in report.json."""
+MAX_EXAMPLES = 1000
+"""Examples on the page, the largest regressions first. All examples are in report.json."""
 
-MOST_CHARACTERS = 4000
-"""Of one text on the page; the whole text stands in report.json."""
+MAX_CHARACTERS = 4000
+"""Characters of one text on the page. The whole text is in report.json."""
 
 
 def render(analysis: Analysis) -> str:
-    """The page. Everything from the run is escaped by jinja2; only our own style, script and figures are not."""
-    import yaml
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    """The page. jinja2 escapes everything from the run; only the style sheet, the scripts and the figures are inserted as
+    they are."""
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    transfer = analysis.backward_transfer
+    return (
+        page_environment()
+        .get_template("template.html.jinja")
+        .render(
+            analysis=analysis,
+            tasks=analysis.tasks,
+            manifest=analysis.manifest,
+            training=analysis.training,
+            headline=headline(analysis),
+            task_columns=task_columns(analysis.models),
+            retention_columns=retention_columns(analysis.models),
+            retention_summary=retention_summary(analysis),
+            training_summary=training_summary(analysis),
+            backward_transfer_summary=backward_transfer_summary(transfer) if transfer else "",
+            examples=analysis.examples_by_regression[:MAX_EXAMPLES],
+            max_characters=MAX_CHARACTERS,
+            config=yaml.safe_dump(analysis.config, sort_keys=False, allow_unicode=True, width=100),
+            dot_plot=Markup(plots.dot_plot(list(analysis.tasks.values()))),
+            retention_curve=Markup(plots.retention_curve(analysis)),
+            loss_curve=Markup(plots.loss_curve(analysis.training)),
+            style=style_sheet(),
+            script=Markup(script),
+            script_hash=_sha256(script),
+        )
+    )
 
+
+def page_environment() -> Environment:
+    """The jinja2 environment of the pages, with the functions of `formatting` as filters."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -41,46 +77,32 @@ def render(analysis: Analysis) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(wording, name)
-        for name in (
-            "count",
-            "duration",
-            "heading",
-            "interval",
-            "number",
-            "p_value",
-            "printable",
-            "score",
-            "signed",
-            "unit_name",
-        )
+        "caveats": task_caveats,
+        "change_unit": formatting.change_unit,
+        "count": formatting.count,
+        "duration": formatting.duration,
+        "heading": formatting.heading,
+        "interval": formatting.interval,
+        "number": formatting.number,
+        "printable": formatting.printable,
+        "score": formatting.score,
+        "signed": formatting.signed,
+        "with_unit": formatting.with_unit,
     }
-    environment.filters["notes"] = findings.notes
-    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    return environment.get_template("template.html.jinja").render(
-        analysis=analysis,
-        tasks=analysis.tasks,
-        manifest=analysis.manifest,
-        training=analysis.training,
-        headline=findings.headline(analysis),
-        examples=analysis.worst_first[:MOST_EXAMPLES],
-        most_characters=MOST_CHARACTERS,
-        config=yaml.safe_dump(analysis.config, sort_keys=False, allow_unicode=True, width=100),
-        dot_plot=Markup(plots.dot_plot(list(analysis.tasks.values()))),
-        bwt_sentence=findings.bwt_sentence(analysis.bwt) if analysis.bwt else "",
-        guard_curve=Markup(plots.guard_curve(analysis)),
-        loss_curve=Markup(plots.loss_curve(analysis.training)),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=_sha256(script),
-    )
+    environment.globals["Unit"] = Unit
+    return environment
+
+
+def style_sheet() -> Markup:
+    """The style sheet of the pages."""
+    return Markup((HERE / "report.css").read_text(encoding="utf-8"))
 
 
 def _visible(value: object) -> object:
-    """Names and titles come from the run as well: what cannot be seen is made visible wherever text is put out."""
-    return value if hasattr(value, "__html__") or not isinstance(value, str) else wording.printable(value)
+    """Makes invisible characters visible in every text that is inserted: names and titles come from the run as well."""
+    return value if hasattr(value, "__html__") or not isinstance(value, str) else formatting.printable(value)
 
 
 def _sha256(script: str) -> str:
-    """As a Content-Security-Policy names the only script that may run."""
+    """The hash by which the Content-Security-Policy allows the script of the page and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

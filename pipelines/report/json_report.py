@@ -1,163 +1,177 @@
 """`report.json`: the whole analysis for programs.
 
-Its form is `Report`; docs/report.schema.json is the same as JSON Schema. A change of the form raises FORMAT_VERSION.
+The model `Report` defines the format; docs/report.schema.json is the same as JSON Schema. A change of the format raises
+FORMAT_VERSION.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.report.run_files import Hardware, Stage, TaskData, Training
-from pipelines.report.summaries import headline, sentence
+from pipelines.report.results import Analysis, Change, TaskResult, Verdict
+from pipelines.report.retention import RetentionResult
+from pipelines.report.retention import Verdict as RetentionVerdict
+from pipelines.report.summaries import headline, retention_summary, task_summary
+from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
 
-if TYPE_CHECKING:
-    from pipelines.report.results import Analysis, TaskResult
-    from pipelines.report.retention import GuardResult
+FORMAT_VERSION = 4
+"""The value of `Report.format_version`."""
 
-FORMAT_VERSION = 3
-"""Stands in `Report.format_version` as well, where a reader of the schema looks for it."""
-
-Verdict = Literal["better", "worse", "cannot tell"]
-Change = Literal["better", "worse", "same", "unscored"]
 Interval = tuple[float, float]
 
 
-class Part(BaseModel):
+class JsonModel(BaseModel):
+    """Base of the objects of report.json: no unknown keys, no NaN, no infinity."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class LossReport(Part):
-    """Mean loss of the references in nats per token, `ci95` that of the difference."""
+class PairReport[T](JsonModel):
+    """One value per model."""
 
-    base: float
-    tuned: float
-    delta: float
-    ci95: Interval
+    base: T = Field(description="Value of the base, or of the first model.")
+    tuned: T = Field(description="Value of the tuned model, or of the second model.")
 
 
-class SidesOf[T](Part):
-    base: T
-    tuned: T
+class NllReport(JsonModel):
+    """The mean negative log-likelihood of the references, in nats per token."""
+
+    base: float = Field(description="Mean of the base, or of the first model.")
+    tuned: float = Field(description="Mean of the tuned model, or of the second model.")
+    delta: float = Field(description="Difference tuned - base.")
+    ci95: Interval = Field(description="Paired 95 % confidence interval of delta.")
 
 
-class TaskReport(Part):
-    """A task over the `n` rows that could be scored on both sides; percentages and points on a 0…100 scale."""
+class ComparisonReport(JsonModel):
+    """The scores of two models on the same rows. Percentages and points are on a scale from 0 to 100."""
 
-    metric: str
-    title: str
-    unit: str
-    binary: bool
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    delta: float = Field(description="tuned - base")
-    ci95: Interval = Field(description="paired 95 % interval of delta")
-    p_value: float
-    p_holm: float = Field(description="p_value after Holm's correction for the number of tasks")
-    gained: int = Field(description="rows that tuned answers better; right-or-wrong metrics: wrong → right")
-    lost: int
-    same: int
-    unscored: SidesOf[int]
-    rows_needed: int | None = Field(description="about how many rows would tell the difference; null where it is told")
-    loss: LossReport | None
-    loose: SidesOf[float] | None = Field(description="label tasks: answers that name the right label, in whatever form")
-    scoring: str = Field(description="how the metric compares answers with references; empty where its title says it")
-    flags: list[str] = Field(description="what makes these numbers worth less than they look")
-    told_apart: bool
-    verdict: Verdict
-    sentence: str
+    title: str = Field(description="Name of the measure for readers.")
+    unit: str = Field(description="Unit of the scores: %, points or nats/token.")
+    higher_is_better: bool = Field(description="Whether a higher score is better.")
+    n: int = Field(description="Number of rows or items that were scored on both models.")
+    base: float = Field(description="Mean score of the base, or of the first model.")
+    tuned: float = Field(description="Mean score of the tuned model, or of the second model.")
+    delta: float = Field(description="Difference tuned - base.")
+    ci95: Interval = Field(description="Paired 95 % confidence interval of delta.")
 
 
-class ExampleReport(Part):
-    task: str
-    row: int
-    prompt: str
-    reference: str
-    base: str
-    tuned: str
-    base_score: float | None
-    tuned_score: float | None
-    base_detail: str
-    tuned_detail: str
-    change: Change
-    gain: float
-    both_wrong: bool
+class TaskReport(ComparisonReport):
+    """A task."""
+
+    metric: str = Field(description="Metric as the config names it.")
+    binary: bool = Field(description="Whether every row scores 0 or 100.")
+    p_value: float = Field(description="Two-sided p-value of no difference.")
+    p_holm: float = Field(description="p_value after Holm's correction for the number of tasks.")
+    significant: bool = Field(description="Whether p_holm is below 0.05 and ci95 excludes 0.")
+    verdict: Verdict = Field(description="Result in one word; inconclusive if not significant.")
+    wins: int = Field(description="Number of rows with a better score of the tuned model.")
+    losses: int = Field(description="Number of rows with a worse score of the tuned model.")
+    ties: int = Field(description="Number of rows with the same score.")
+    unscored: PairReport[int] = Field(description="Number of completions that could not be scored.")
+    required_sample_size: int | None = Field(
+        description="Approximate number of rows for 80 % power at the observed effect size; null if significant."
+    )
+    reference_nll: NllReport | None = Field(
+        description="Negative log-likelihood of the references; null if the models tokenize them differently."
+    )
+    label_anywhere_accuracy: PairReport[float] | None = Field(
+        description="Percentage of completions with the right label and no other anywhere in the text; label tasks only."
+    )
+    scoring: str = Field(description="Note on how the metric compares completions with references; may be empty.")
+    summary: str = Field(description="Result in a sentence.")
+    caveats: list[str] = Field(description="Sentences about what limits the meaning of the result.")
 
 
-class ProbeReport(Part):
-    """A free prompt, which has no reference."""
+class ExampleReport(JsonModel):
+    """A test row with the completions of both models."""
 
-    title: str | None
-    prompt: str
-    base: str
-    tuned: str
-
-
-class GuardReport(Part):
-    """A guard over the `n` items that could be scored on both sides."""
-
-    kind: str
-    title: str
-    unit: str
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    delta: float = Field(description="tuned - base")
-    ci95: Interval = Field(description="paired 95 % interval of delta")
-    p_holm: float | None = Field(description="corrected for the number of guards; null for a divergence")
-    lost: int = Field(description="items that tuned does worse; multiple choice: right → wrong")
-    gained: int
-    flags: list[str]
-    verdict: Literal["lost", "gained", "no loss seen", "drift"]
-    sentence: str
+    task: str = Field(description="Name of the task.")
+    row: int = Field(description="Line of the row in its data file, from 1.")
+    prompt: str = Field(description="Prompt, before the chat template.")
+    reference: str = Field(description="Expected completion.")
+    base: str = Field(description="Completion of the base, or of the first model.")
+    tuned: str = Field(description="Completion of the tuned model, or of the second model.")
+    base_score: float | None = Field(description="Score of `base`; null if it could not be scored.")
+    tuned_score: float | None = Field(description="Score of `tuned`; null if it could not be scored.")
+    base_detail: str = Field(description="Details of the score of `base`, such as failed tests.")
+    tuned_detail: str = Field(description="Details of the score of `tuned`, such as failed tests.")
+    change: Change = Field(description="Direction of the change of the score.")
+    gain: float = Field(description="Change of the score, positive where the tuned model is better.")
+    both_wrong: bool = Field(description="Whether both completions are wrong; binary metrics only.")
 
 
-class BackwardTransferReport(Part):
-    """The mean over earlier tasks of their score now minus that right behind their own job, in points."""
+class SamplePromptReport(JsonModel):
+    """A prompt without a reference, with the completions of both models."""
 
-    value: float
-    ci95: Interval
-    tasks: int
-
-
-class GateReport(Part):
-    name: str
-    passed: bool
-    sentence: str
+    title: str | None = Field(description="Title of the prompt.")
+    prompt: str = Field(description="Prompt, before the chat template.")
+    base: str = Field(description="Completion of the base, or of the first model.")
+    tuned: str = Field(description="Completion of the tuned model, or of the second model.")
 
 
-class Report(Part):
-    """What `base` and `tuned` stand for is in `sides`: where two models are compared, their names."""
+class RetentionReport(ComparisonReport):
+    """A retention eval."""
 
-    format_version: Literal[3] = 3
-    run: str
-    base_model: str
-    sides: tuple[str, str]
-    digest: str = Field(description="SHA-256 of all answers; ratings belong to these")
-    headline: str
-    gates: list[GateReport]
-    tasks: dict[str, TaskReport]
-    examples: list[ExampleReport]
-    probes: list[ProbeReport]
-    guards: dict[str, GuardReport]
-    bwt: BackwardTransferReport | None
-    strategies: str = Field(description="peft or full, multitask; and what was done against forgetting")
-    learned_and_lost: str
-    training: Training | None
-    config: dict[str, Any]
-    data: dict[str, TaskData]
-    versions: dict[str, str]
-    hardware: Hardware
-    stages: dict[str, Stage]
-    command: str
-    seed: int
-    generation: dict[str, Any]
+    kind: str = Field(description="Kind of the eval.")
+    p_holm: float | None = Field(
+        description="p-value after Holm's correction for the number of evals; null for a divergence, which is not tested."
+    )
+    verdict: RetentionVerdict | None = Field(description="Result in a few words; null for a divergence.")
+    losses: int = Field(description="Number of items with a worse score of the tuned model.")
+    wins: int = Field(description="Number of items with a better score of the tuned model.")
+    summary: str = Field(description="Result in a sentence.")
+    caveats: list[str] = Field(description="Sentences about what limits the meaning of the result.")
+
+
+class BackwardTransferReport(JsonModel):
+    """Backward transfer: the mean over earlier tasks of the score now minus the score right after the task's own run."""
+
+    value: float = Field(description="Backward transfer in points.")
+    ci95: Interval = Field(description="95 % confidence interval of value.")
+    tasks: int = Field(description="Number of earlier tasks.")
+
+
+class GateReport(JsonModel):
+    """A quality gate."""
+
+    name: str = Field(description="Name of the task or retention eval.")
+    passed: bool = Field(description="Whether the gate passed.")
+    summary: str = Field(description="Required and measured value in a sentence.")
+
+
+class Report(JsonModel):
+    """The report of a run, or of a comparison of two models. `models` names what `base` and `tuned` stand for."""
+
+    format_version: Literal[4] = Field(default=4, description="Version of this format.")
+    run: str = Field(description="Name of the run.")
+    base_model: str = Field(description="Base model as the config names it.")
+    models: tuple[str, str] = Field(description="Names of the two models.")
+    digest: str = Field(description="SHA-256 of all completions; ratings are valid for exactly these.")
+    headline: str = Field(description="Result of the run in one line.")
+    gates: list[GateReport] = Field(description="Quality gates, failed ones first.")
+    tasks: dict[str, TaskReport] = Field(description="Results by task.")
+    examples: list[ExampleReport] = Field(description="Test rows in the order of the completions.")
+    sample_prompts: list[SamplePromptReport] = Field(description="Prompts without a reference.")
+    retention: dict[str, RetentionReport] = Field(description="Results by retention eval.")
+    retention_summary: str = Field(description="Improved tasks and regressed retention evals in one line.")
+    backward_transfer: BackwardTransferReport | None = Field(
+        description="Backward transfer; null unless the run continues from an earlier run."
+    )
+    training_method: str = Field(description="Training method: peft or full, and multitask for several tasks.")
+    strategies: list[str] = Field(description="Strategies against forgetting.")
+    training: TrainingHistory | None = Field(description="History of the training; null for a comparison.")
+    config: dict[str, Any] = Field(description="Resolved config.")
+    data: dict[str, TaskData] = Field(description="Data by task.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the main packages.")
+    hardware: Hardware = Field(description="Machine of the run.")
+    stages: dict[str, StageRecord] = Field(description="Completed stages by name.")
+    command: str = Field(description="Command that started the run.")
+    seed: int = Field(description="Random seed.")
+    generation: dict[str, Any] = Field(description="Generation settings.")
 
 
 def render(analysis: Analysis) -> str:
@@ -166,19 +180,22 @@ def render(analysis: Analysis) -> str:
     report = Report(
         run=manifest.name,
         base_model=manifest.base_model,
-        sides=analysis.sides,
+        models=analysis.models,
         digest=analysis.digest,
         headline=headline(analysis),
-        gates=[GateReport(**asdict(gate)) for gate in analysis.failed_first],
+        gates=[GateReport(**asdict(gate)) for gate in analysis.gates_failed_first],
         tasks={name: _task(task) for name, task in analysis.tasks.items()},
         examples=[ExampleReport(**asdict(example)) for example in analysis.examples],
-        probes=[ProbeReport(**asdict(probe)) for probe in analysis.probes],
-        guards={name: _guard(guard) for name, guard in analysis.guards.items()},
-        bwt=BackwardTransferReport(**asdict(analysis.bwt)) if analysis.bwt else None,
+        sample_prompts=[SamplePromptReport(**asdict(sample)) for sample in analysis.sample_prompts],
+        retention={name: _retention(result) for name, result in analysis.retention.items()},
+        retention_summary=retention_summary(analysis),
+        backward_transfer=BackwardTransferReport(**asdict(analysis.backward_transfer))
+        if analysis.backward_transfer
+        else None,
+        training_method=analysis.training_method,
         strategies=analysis.strategies,
-        learned_and_lost=analysis.learned_and_lost,
         training=analysis.training,
-        # YAML knows dates, JSON does not: `default=str` writes them as they look.
+        # YAML has dates, JSON does not: `default=str` writes them as text.
         config=json.loads(json.dumps(analysis.config, default=str)),
         data=manifest.data,
         versions=manifest.versions,
@@ -192,27 +209,56 @@ def render(analysis: Analysis) -> str:
 
 
 def schema() -> str:
-    """The form as JSON Schema, as docs/report.schema.json holds it."""
+    """The JSON Schema of the format, as in docs/report.schema.json."""
     return json.dumps(Report.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
 
 
 def _task(task: TaskResult) -> TaskReport:
-    fields = asdict(task)
-    del fields["name"], fields["single_label"]
-    unscored = SidesOf[int](base=fields.pop("unscored_base"), tuned=fields.pop("unscored_tuned"))
-    gained, lost = fields.pop("better"), fields.pop("worse")
+    anywhere, nll = task.label_anywhere_accuracy, task.reference_nll
     return TaskReport(
-        **fields,
-        unscored=unscored,
-        gained=gained,
-        lost=lost,
-        told_apart=task.told_apart,
+        **_comparison(task),
+        metric=task.metric.name,
+        binary=task.metric.binary,
+        p_value=task.comparison.p_value,
+        p_holm=task.p_holm,
+        significant=task.significant,
         verdict=task.verdict,
-        sentence=sentence(task),
+        wins=task.wins,
+        losses=task.losses,
+        ties=task.ties,
+        unscored=PairReport[int](**asdict(task.unscored)),
+        required_sample_size=task.comparison.required_sample_size,
+        reference_nll=NllReport(**asdict(nll)) if nll else None,
+        label_anywhere_accuracy=PairReport[float](**asdict(anywhere)) if anywhere else None,
+        scoring=task.metric.note,
+        summary=task_summary(task),
+        caveats=task.caveats,
     )
 
 
-def _guard(guard: GuardResult) -> GuardReport:
-    fields = asdict(guard)
-    del fields["name"]
-    return GuardReport(**fields, verdict=guard.verdict, sentence=guard.sentence)
+def _retention(result: RetentionResult) -> RetentionReport:
+    return RetentionReport(
+        **_comparison(result),
+        kind=result.kind,
+        p_holm=result.p_holm,
+        verdict=result.verdict,
+        losses=result.losses,
+        wins=result.wins,
+        summary=result.summary,
+        caveats=result.caveats,
+    )
+
+
+def _comparison(result: TaskResult | RetentionResult) -> dict[str, Any]:
+    """The keys of ComparisonReport."""
+    comparison = result.comparison
+    return {
+        "title": result.title,
+        "unit": result.unit,
+        "higher_is_better": result.higher_is_better,
+        "n": comparison.n,
+        "base": comparison.base,
+        "tuned": comparison.tuned,
+        "delta": comparison.delta,
+        "ci95": comparison.ci95,
+    }

@@ -1,163 +1,135 @@
-"""`report.md`: short enough for a pull-request comment."""
+"""`report.md`: short enough for a comment on a pull request."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-from pipelines.report.formatting import (
-    count,
-    duration,
-    interval,
-    number,
-    one_line,
-    p_value,
-    printable,
-    score,
-    signed,
+from pipelines.report.columns import ResultColumn, retention_columns, task_columns
+from pipelines.report.formatting import count, duration, one_line, printable, score
+from pipelines.report.results import Analysis, Example, TaskResult
+from pipelines.report.summaries import (
+    backward_transfer_summary,
+    headline,
+    retention_summary,
+    task_summary,
+    training_summary,
 )
-from pipelines.report.summaries import bwt_sentence, headline, sentence
-
-if TYPE_CHECKING:
-    from pipelines.report.results import Analysis, Example, TaskResult
 
 TEXT_WIDTH = 160
+"""Characters of a prompt or a completion."""
+MAX_SENTENCE = 500
+"""Characters of a name or a sentence."""
 
 
 def render(analysis: Analysis) -> str:
-    """The verdict, the table, a few examples and how to repeat the run."""
+    """The headline, the tables, a few examples and the command that repeats the run."""
     return "\n".join(
         [
             f"## {_escape(headline(analysis))}",
             "",
             *_gates(analysis),
-            *(f"- **{_escape(name)}** {_escape(sentence(task))}" for name, task in analysis.tasks.items()),
+            *(f"- **{_escape(name)}** {_escape(task_summary(task))}" for name, task in analysis.tasks.items()),
             "",
-            *_table(analysis),
-            "",
-            *_guards(analysis),
-            *_notes(analysis.tasks.values()),
+            *_tasks(analysis),
+            *_retention(analysis),
+            *_caveats(analysis.tasks.values()),
             *_examples(analysis),
-            *_run(analysis),
+            *_reproducibility(analysis),
             "",
         ]
     )
 
 
 def _gates(analysis: Analysis) -> Iterable[str]:
-    for gate in analysis.failed_first:
-        yield f"- {'passed' if gate.passed else '**FAILED**'}: {_escape(gate.name)}: {_escape(gate.sentence)}"
+    for gate in analysis.gates_failed_first:
+        yield f"- {'passed' if gate.passed else '**FAILED**'}: {_escape(gate.name)}: {_escape(gate.summary)}"
     if analysis.gates:
         yield ""
 
 
-def _table(analysis: Analysis) -> Iterable[str]:
-    base, tuned = map(_escape, analysis.sides)
-    yield f"| task | metric | rows | {base} | {tuned} | change (95 % interval) | p (Holm) | better / worse / same | verdict |"
-    yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
-    for task in analysis.tasks.values():
-        cells = [
-            _escape(task.name),
-            _escape(task.title),
-            f"{task.n:,}",
-            number(task.base, task.unit),
-            number(task.tuned, task.unit),
-            f"{signed(task.delta, task.unit)} ({interval(task.ci95, task.unit)})",
-            p_value(task.p_holm),
-            f"{task.better} / {task.worse} / {task.same}",
-            task.verdict,
-        ]
-        yield f"| {' | '.join(cells)} |"
+def _tasks(analysis: Analysis) -> Iterable[str]:
+    yield from _table(task_columns(analysis.models), analysis.tasks.values())
     yield ""
     yield (
-        "Paired on test rows that no training row repeats; p corrected for the number of tasks (Holm). *Better* means better "
-        "than before, not good enough: that is for gates to say."
+        "Paired on test rows that no training row repeats; p-values are corrected for the number of tasks (Holm). "
+        "*Better* means better than before, not good enough; use gates for that."
     )
-    for title, scoring in analysis.scoring.items():
-        yield from ("", f"*{_escape(title)}:* {_escape(scoring)}")
-
-
-def _guards(analysis: Analysis) -> Iterable[str]:
-    if not analysis.guards:
-        return
-    base, tuned = map(_escape, analysis.sides)
-    yield from ("### What was kept", "", _escape(analysis.learned_and_lost), "")
-    yield f"| guard | measure | items | {base} | {tuned} | change (95 % interval) | items lost / gained | |"
-    yield "|---|---|--:|--:|--:|--:|--:|---|"
-    for guard in analysis.guards.values():
-        cells = [
-            _escape(guard.name),
-            _escape(guard.title),
-            f"{guard.n:,}",
-            number(guard.base, guard.unit),
-            number(guard.tuned, guard.unit),
-            f"{signed(guard.delta, guard.unit)} ({interval(guard.ci95, guard.unit)})",
-            f"{guard.lost} / {guard.gained}",
-            guard.verdict,
-        ]
-        yield f"| {' | '.join(cells)} |"
+    for title, note in analysis.metric_notes.items():
+        yield from ("", f"*{_escape(title)}:* {_escape(note)}")
     yield ""
-    if analysis.bwt is not None:
-        yield from (f"{_escape(bwt_sentence(analysis.bwt))}", "")
-    yield from (
-        f"- **{_escape(guard.name)}** {_escape(flag)}" for guard in analysis.guards.values() for flag in guard.flags
-    )
-    yield from (f"Trained as {_escape(analysis.strategies)}.", "")
 
 
-def _notes(tasks: Iterable[TaskResult]) -> Iterable[str]:
-    notes = [f"- **{_escape(task.name)}** {_escape(flag)}" for task in tasks for flag in task.flags]
-    if notes:
-        yield from ("### To keep in mind", "", *notes, "")
+def _table[R](columns: Sequence[ResultColumn[R]], results: Iterable[R]) -> Iterable[str]:
+    yield f"| {' | '.join(_escape(column.heading) for column in columns)} |"
+    yield f"|{'|'.join('---' if column.alignment == 'left' else '--:' for column in columns)}|"
+    for result in results:
+        yield f"| {' | '.join(_escape(column.text(result)) for column in columns)} |"
+
+
+def _retention(analysis: Analysis) -> Iterable[str]:
+    if not analysis.retention:
+        return
+    yield from ("### Retention", "", _escape(retention_summary(analysis)), "")
+    yield from _table(retention_columns(analysis.models), analysis.retention.values())
+    yield ""
+    if analysis.backward_transfer is not None:
+        yield from (_escape(backward_transfer_summary(analysis.backward_transfer)), "")
+    for result in analysis.retention.values():
+        yield from (f"- **{_escape(result.name)}** {_escape(caveat)}" for caveat in result.caveats)
+    yield from (_escape(training_summary(analysis)), "")
+
+
+def _caveats(tasks: Iterable[TaskResult]) -> Iterable[str]:
+    caveats = [f"- **{_escape(task.name)}** {_escape(caveat)}" for task in tasks for caveat in task.caveats]
+    if caveats:
+        yield from ("### Caveats", "", *caveats, "")
 
 
 def _examples(analysis: Analysis) -> Iterable[str]:
     yield from (
-        "<details><summary>Examples: the worst regression, the greatest gain, one that both got wrong</summary>",
+        "<details><summary>Examples: the largest regression, the largest gain, one that both models got wrong</summary>",
         "",
     )
     for name, task in analysis.tasks.items():
-        mine = [example for example in analysis.worst_first if example.task == name]
-        for example in _telling(mine):
-            yield from _example(example, task, analysis.sides)
+        examples = [example for example in analysis.examples_by_regression if example.task == name]
+        for example in _pick_examples(examples):
+            yield from _example(example, task, analysis.models)
     yield from ("</details>", "")
 
 
-def _telling(worst_first: list[Example]) -> Iterable[Example]:
-    """The worst regression, the greatest gain, and one that both got wrong: what a reader would pick to be convinced."""
-    worst = [example for example in worst_first[:1] if example.change == "worse"]
-    gains = [example for example in worst_first if example.change == "better"]
-    wrong = [example for example in worst_first if example.both_wrong]
-    yield from (*worst, *gains[-1:], *wrong[:1])
+def _pick_examples(examples_by_regression: list[Example]) -> Iterable[Example]:
+    """The largest regression, the largest gain, and an example that both models got wrong."""
+    worse = [example for example in examples_by_regression[:1] if example.change == "worse"]
+    better = [example for example in examples_by_regression if example.change == "better"]
+    both_wrong = [example for example in examples_by_regression if example.both_wrong]
+    yield from (*worse, *better[-1:], *both_wrong[:1])
 
 
-def _example(example: Example, task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
-    scores = (
-        f"{score(example.base_score, task.unit, task.binary)} → {score(example.tuned_score, task.unit, task.binary)}"
-    )
-    yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {scores}"
-    names = ("prompt", "reference", *map(_escape, sides))
+def _example(example: Example, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
+    scores = [score(value, task.unit, task.metric.binary) for value in (example.base_score, example.tuned_score)]
+    yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {' → '.join(scores)}"
+    names = ("prompt", "reference", *map(_escape, models))
     texts = (example.prompt, example.reference, example.base, example.tuned)
     yield from (f"- {name}: {_code(text)}" for name, text in zip(names, texts, strict=True))
     yield ""
 
 
-def _run(analysis: Analysis) -> Iterable[str]:
+def _reproducibility(analysis: Analysis) -> Iterable[str]:
     manifest, training = analysis.manifest, analysis.training
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    tuned = (
+    trained = (
         f"tuned for {count(training.steps, 'step')} on {count(training.rows, 'row')} "
         f"({training.supervised_tokens:,} supervised tokens) in {duration(training.seconds)}, "
         if training
         else ""
     )
-    yield f"{_code(manifest.base_model)} {tuned}seed {manifest.seed}. {_escape(versions)}. Repeat it with"
+    yield f"{_code(manifest.base_model)} {trained}seed {manifest.seed}. {_escape(versions)}. Repeat it with"
     yield from ("", _command(manifest.command))
 
 
 def _command(text: str) -> str:
-    """A block that can be pasted: what stands in quotes stays as it is, spaces and line ends too."""
+    """A block to copy the command from. Spaces and line ends in quotes stay as they are."""
     text = printable(text)
     if "\n" not in text:
         return f"    {text}"
@@ -166,8 +138,8 @@ def _command(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """No character of the text acts as Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(text, 500))
+    """The text on one line, with no character that acts as Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(text, MAX_SENTENCE))
 
 
 def _code(text: str) -> str:

@@ -1,10 +1,10 @@
 "use strict";
 // What the other scripts share.
 
-/** The name of the first side and of the second; in the page's markup they are always .base and .tuned. */
-const SIDES = JSON.parse(document.body.dataset.sides);
+/** The names of the two models; in the page's markup they are always .base and .tuned. */
+const MODELS = JSON.parse(document.body.dataset.models);
 
-/** The texts of an example or a free prompt as the page shows them, unfolded. */
+/** The texts of an example or a sample prompt as the page shows them, unfolded. */
 function readPair(pair) {
   const read = (part) => {
     const said = pair.querySelector(`${part} .said`);

@@ -5,17 +5,24 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pipelines.registry import lazy_import
 from pipelines.report.formatting import one_line, signed
+from pipelines.report.results import Analysis, TaskResult
+from pipelines.scoring.metric import Unit
+from pipelines.storage.records import TrainingHistory
 
 if TYPE_CHECKING:
+    import matplotlib
+    from matplotlib import figure as matplotlib_figure
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from pipelines.report.results import Analysis, TaskResult
-    from pipelines.report.run_files import Training
+else:  # 0.5 s that the terminal's tables do not need
+    matplotlib = lazy_import("matplotlib")
+    matplotlib_figure = lazy_import("matplotlib.figure")
 
 # Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
 # serves light, dark and print.
@@ -26,6 +33,18 @@ WIDTH = 4.7
 """Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
 
 
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A strategy in the figure `pareto_front`."""
+
+    name: str
+    gain: float
+    gain_ci95: tuple[float, float]
+    text_loss_increase: float
+    text_loss_increase_ci95: tuple[float, float]
+    pareto_optimal: bool
+
+
 def dot_plot(tasks: Sequence[TaskResult]) -> str:
     """Base → tuned per task, with the 95 % interval of the change drawn from base; "" where none has a 0…100 score."""
     shown = [task for task in tasks if task.percent_scale]
@@ -34,14 +53,15 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
 
     def draw(figure: Figure, axes: Axes) -> None:
         for y, task in enumerate(shown):
-            low, high = (task.base + bound for bound in task.ci95)
+            comparison = task.comparison
+            low, high = (comparison.base + bound for bound in comparison.ci95)
             axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
-            axes.plot([task.base, task.tuned], [y, y], color=DIM, lw=1.2)
+            axes.plot([comparison.base, comparison.tuned], [y, y], color=DIM, lw=1.2)
             # A ring and a disc: base and tuned differ without colour too.
-            axes.plot([task.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
-            axes.plot([task.tuned], [y], "o", color=TUNED, ms=9)
+            axes.plot([comparison.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
+            axes.plot([comparison.tuned], [y], "o", color=TUNED, ms=9)
             axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
-            axes.text(100, y - 0.3, signed(task.delta, task.unit), color=INK, ha="right")
+            axes.text(100, y - 0.3, signed(comparison.delta, task.unit), color=INK, ha="right")
         axes.set(xlim=(-2, 102), ylim=(len(shown) - 0.5, -0.65), xticks=range(0, 101, 20))
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
@@ -52,7 +72,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
     return _svg("dots", "Score of each task, from the first side to the second", height, draw)
 
 
-def loss_curve(training: Training | None) -> str:
+def loss_curve(training: TrainingHistory | None) -> str:
     """Loss over the steps, in training and validation, the kept step marked; "" where nothing was recorded."""
     if training is None or not (training.train_loss or training.validation_loss):
         return ""
@@ -93,18 +113,18 @@ def loss_curve(training: Training | None) -> str:
     return _svg("loss", "Loss over the steps of training", 2.9, draw)
 
 
-def guard_curve(analysis: Analysis) -> str:
-    """What each guard in nats per token has lost since the start, over the steps; "" where none was measured on the way."""
+def retention_curve(analysis: Analysis) -> str:
+    """The change of each NLL or divergence since the start of training, over the steps; "" if none was measured."""
     training = analysis.training
-    shown = [guard for guard in analysis.guards.values() if guard.unit == "nats/token"]
+    shown = [result for result in analysis.retention.values() if result.unit is Unit.NATS_PER_TOKEN]
     if training is None or not training.retention or not shown:
         return ""
 
     def draw(figure: Figure, axes: Axes) -> None:
-        for guard, color, style in zip(shown, (TUNED, BASE, DIM), ("o-", "s--", "^:"), strict=False):
-            points = [(0, 0.0), *((one.step, one.scores[guard.name] - guard.base) for one in training.retention)]
-            steps, losses = zip(*points, strict=True)
-            axes.plot(steps, losses, style, color=color, lw=1.6, ms=4, label=one_line(guard.name, 24))
+        for result, color, style in zip(shown, (TUNED, BASE, DIM), ("o-", "s--", "^:"), strict=False):
+            changes = [(point.step, point.scores[result.name] - result.comparison.base) for point in training.retention]
+            steps, values = zip(*[(0, 0.0), *changes], strict=True)
+            axes.plot(steps, values, style, color=color, lw=1.6, ms=4, label=one_line(result.name, 24))
         axes.axhline(0, color=LINE, lw=1)
         axes.set_xlabel("step", color=DIM)
         axes.set_ylabel("change (nats per token)", color=DIM)
@@ -112,25 +132,25 @@ def guard_curve(analysis: Analysis) -> str:
         axes.legend(frameon=False, labelcolor=INK)
         figure.subplots_adjust(left=0.15, right=0.98, top=0.96, bottom=0.18)
 
-    return _svg("guards", "What the guards lost over the steps of training", 2.9, draw)
+    return _svg("retention-curve", "Change of the retention evals over the steps of training", 2.9, draw)
 
 
-def front(points: Sequence[Mapping[str, Any]]) -> str:
-    """Gain against forgetting, a point a strategy, with both intervals."""
+def pareto_front(points: Sequence[ParetoPoint]) -> str:
+    """Gain on the tasks over the increase of the loss on text, one point per strategy, with both intervals."""
 
     def draw(figure: Figure, axes: Axes) -> None:
         for point in points:
-            x, y, color = point["x"], point["y"], TUNED if point["front"] else BASE
-            axes.plot(point["x_ci"], (y, y), color=color, lw=1.2, alpha=0.6)
-            axes.plot((x, x), point["y_ci"], color=color, lw=1.2, alpha=0.6)
-            axes.plot([x], [y], "o", mfc=color if point["front"] else PAPER, mec=color, mew=2, ms=8)
-            axes.annotate(point["name"], (x, y), xytext=(7, 6), textcoords="offset points", color=INK)
-        axes.set_xlabel("forgotten: loss on neutral text (nats per token)", color=DIM)
+            x, y, color = point.text_loss_increase, point.gain, TUNED if point.pareto_optimal else BASE
+            axes.plot(point.text_loss_increase_ci95, (y, y), color=color, lw=1.2, alpha=0.6)
+            axes.plot((x, x), point.gain_ci95, color=color, lw=1.2, alpha=0.6)
+            axes.plot([x], [y], "o", mfc=color if point.pareto_optimal else PAPER, mec=color, mew=2, ms=8)
+            axes.annotate(point.name, (x, y), xytext=(7, 6), textcoords="offset points", color=INK)
+        axes.set_xlabel("increase of the loss on neutral text (nats per token)", color=DIM)
         axes.set_ylabel("gain on the tasks (points)", color=DIM)
         axes.grid(color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.14, right=0.97, top=0.96, bottom=0.16)
 
-    return _svg("front", "Gain against forgetting of each strategy", 3.4, draw)
+    return _svg("pareto-front", "Gain over forgetting of each strategy", 3.4, draw)
 
 
 def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:
@@ -142,9 +162,6 @@ def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], lis
 
 
 def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -159,10 +176,10 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], No
         "axes.spines.right": False,
     }
     buffer = io.StringIO()
-    with rc_context(style), warnings.catch_warnings():
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         # Task names in any script: the page's fonts draw them, matplotlib need not know the glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(WIDTH, height))
+        figure = matplotlib_figure.Figure(figsize=(WIDTH, height))
         draw(figure, figure.add_subplot())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -4,7 +4,7 @@
   const { run, report } = document.body.dataset;
   const KEY = `alfine ratings ${run} ${report}`;
   const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both bad" };
-  const CHOICES = [...SIDES, "tie", "both bad"];
+  const CHOICES = [...MODELS, "tie", "both bad"];
   const byId = (name) => document.getElementById(`rate-${name}`);
   const form = byId("form");
   const items = shuffledItems();
@@ -22,7 +22,7 @@
 
   function shuffledItems() {
     const random = randomFrom(parseInt(report.slice(0, 8), 16));
-    const shuffled = [...document.querySelectorAll("#probes .pair, #list > .pair")];
+    const shuffled = [...document.querySelectorAll("#sample-prompts .pair, #list > .pair")];
     for (let last = shuffled.length - 1; last > 0; last--) {
       const other = Math.floor(random() * (last + 1));
       [shuffled[last], shuffled[other]] = [shuffled[other], shuffled[last]];
@@ -30,11 +30,11 @@
     return shuffled.map((pair) => ({ pair, baseIsLeft: random() < 0.5 }));
   }
 
-  /** What names an item in the saved ratings: a test row, or a free prompt by its number. */
+  /** What names an item in the saved ratings: a test row, or a sample prompt by its index. */
   function named({ pair }) {
-    const { task, row, promptNumber } = pair.dataset;
-    if (promptNumber !== undefined) return { task: null, row: null, prompt_number: Number(promptNumber) };
-    return { task, row: Number(row), prompt_number: null };
+    const { task, row, promptIndex } = pair.dataset;
+    if (promptIndex !== undefined) return { task: null, row: null, prompt_index: Number(promptIndex) };
+    return { task, row: Number(row), prompt_index: null };
   }
 
   function load() {
@@ -116,7 +116,7 @@
 
   function choose(choice) {
     const item = items[ratings.length];
-    const sides = item.baseIsLeft ? SIDES : [...SIDES].reverse();
+    const sides = item.baseIsLeft ? MODELS : [...MODELS].reverse();
     const chosen = { left: sides[0], right: sides[1] }[choice] ?? choice;
     ratings.push({ ...named(item), choice: chosen });
     keep();
@@ -151,13 +151,13 @@
       for (const choice of CHOICES) add("td", row, among.filter((rating) => rating.choice === choice).length);
     };
     const tasks = [...new Set(ratings.map(({ task }) => task))];
-    if (tasks.length > 1) for (const task of tasks) line(task ?? "free prompts", ratings.filter((rating) => rating.task === task));
+    if (tasks.length > 1) for (const task of tasks) line(task ?? "sample prompts", ratings.filter((rating) => rating.task === task));
     line("all", ratings);
     byId("revealed").hidden = false;
   }
 
   function save() {
-    const saved = { format_version: 1, run, report, sides: SIDES, rater, ratings };
+    const saved = { format_version: 2, run, report, models: MODELS, rater, ratings };
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(saved, null, 2) + "\n"], { type: "application/json" }));
     link.download = `${run}-ratings.json`;

@@ -1,4 +1,4 @@
-"""What the comparison of two models found, as every form of the report shows it."""
+"""The results of a comparison of two models, which every form of the report shows."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.config.forgetting import BASELINE_LABELS, parse_strategies
-from pipelines.report.formatting import BASE_AND_TUNED, signed, unit_name
-from pipelines.report.retention import BackwardTransfer, GuardResult, learned_and_lost
-from pipelines.report.run_files import Manifest, Stage, Training
+from pipelines.report.formatting import BASE_AND_TUNED
+from pipelines.report.retention import BackwardTransfer, RetentionResult
+from pipelines.scoring.metric import Metric, Unit
+from pipelines.scoring.statistics import Comparison, is_significant
+from pipelines.storage.records import Manifest, StageRecord, TrainingHistory
 
-SIGNIFICANCE = 0.05
-
-Verdict = Literal["better", "worse", "cannot tell"]
+Verdict = Literal["better", "worse", "inconclusive"]
 Change = Literal["better", "worse", "same", "unscored"]
 
 
 @dataclass(frozen=True)
-class Sides:
-    """One number for each model."""
+class Pair[T]:
+    """One value per model."""
 
-    base: float
-    tuned: float
+    base: T
+    tuned: T
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Mean over rows of the reference's loss, in nats per token; `ci95` is that of the difference."""
+class NllChange:
+    """The mean negative log-likelihood of the references in nats per token. `ci95` is the interval of `delta`."""
 
     base: float
     tuned: float
@@ -38,65 +38,75 @@ class Loss:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task on both models, over the `n` rows that both sides could be scored on."""
+    """A task, scored on the rows that both models' completions could be scored on."""
 
     name: str
-    metric: str
-    title: str
-    unit: str
-    binary: bool
-    single_label: bool
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    delta: float
-    ci95: tuple[float, float]
-    p_value: float
+    metric: Metric
+    comparison: Comparison
     p_holm: float
-    """`p_value` after Holm's correction for the number of tasks."""
-    better: int
-    """Rows that tuned answers better; with a right-or-wrong metric these went wrong → right."""
-    worse: int
-    same: int
-    unscored_base: int
-    unscored_tuned: int
-    rows_needed: int | None
-    loss: Loss | None
-    """None where the two sides count in different tokens."""
-    loose: Sides | None
-    """Label tasks: share of answers (%) that name the right label and no other, whatever stands around it."""
-    scoring: str = ""
-    """How the metric compares answers, in sentences."""
-    flags: list[str] = field(default_factory=list)
-    """Sentences about what makes these numbers worth less than they look."""
+    """The p-value after Holm's correction for the number of tasks."""
+    wins: int
+    """Rows with a better score of the tuned model; for a binary metric wrong → right."""
+    losses: int
+    """Rows with a worse score of the tuned model."""
+    ties: int
+    """Rows with the same score."""
+    unscored: Pair[int]
+    """Completions that could not be scored."""
+    reference_nll: NllChange | None
+    """None where the two models tokenize the references differently."""
+    label_anywhere_accuracy: Pair[float] | None
+    """For label tasks, the percentage of completions with the right label and no other label anywhere in the text."""
+    caveats: list[str] = field(default_factory=list)
+    """Sentences about what limits the meaning of the result."""
 
     @property
-    def told_apart(self) -> bool:
-        """The corrected test and the interval agree that the difference is not chance."""
-        low, high = self.ci95
-        return self.p_holm < SIGNIFICANCE and not low <= 0 <= high
+    def title(self) -> str:
+        """The name of the metric in the report."""
+        return self.metric.title
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the scores."""
+        return self.metric.unit
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher score is better."""
+        return self.metric.higher_is_better
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is significant after the correction for the number of tasks."""
+        return is_significant(self.p_holm, self.comparison.ci95)
 
     @property
     def percent_scale(self) -> bool:
-        """The score runs from 0 to 100. Of a user's own metric nobody knows."""
-        return self.unit in ("%", "points") and ":" not in self.metric
+        """Whether scores are known to run from 0 to 100. The scale of a custom metric is not known."""
+        return self.unit is not Unit.NATS_PER_TOKEN and ":" not in self.metric.name
 
     @property
     def gain(self) -> float:
-        """The change, positive where tuned is better."""
-        return self.delta if self.higher_is_better else -self.delta
+        """The change of the mean score, positive where the tuned model is better."""
+        return self.comparison.delta if self.higher_is_better else -self.comparison.delta
+
+    @property
+    def gain_ci95(self) -> tuple[float, float]:
+        """The 95 % interval of `gain`."""
+        low, high = self.comparison.ci95
+        return (low, high) if self.higher_is_better else (-high, -low)
 
     @property
     def verdict(self) -> Verdict:
-        if not self.told_apart:
-            return "cannot tell"
+        """The result in one word."""
+        if not self.significant:
+            return "inconclusive"
         return "better" if self.gain > 0 else "worse"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test row with the answers of both models; a score is None where it could not be scored."""
+    """A test row with the completions of both models. A score is None where the completion could not be scored."""
 
     task: str
     row: int
@@ -110,13 +120,13 @@ class Example:
     tuned_detail: str
     change: Change
     gain: float
-    """Change of the score, positive where tuned is better; 0 where unscored."""
+    """The change of the score, positive where the tuned model is better; 0 if unscored."""
     both_wrong: bool
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A free prompt and the answers of both models."""
+class SamplePrompt:
+    """A prompt without a reference, with the completions of both models."""
 
     title: str | None
     prompt: str
@@ -126,84 +136,82 @@ class Probe:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A condition that the run was to meet, and the sentence that says whether it did."""
+    """The result of a quality gate, with a sentence about what was required and measured."""
 
     name: str
     passed: bool
-    sentence: str
+    summary: str
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that a report shows. `examples` stand in the order of the completions."""
+    """Everything that a report shows. `examples` have the order of the completions."""
 
     manifest: Manifest
     config: dict[str, Any]
     tasks: dict[str, TaskResult]
     examples: list[Example]
-    probes: list[Probe]
-    training: Training | None
-    """None where two finished runs are compared: each has its own."""
-    sides: tuple[str, str] = BASE_AND_TUNED
-    """What the two models are called wherever a reader sees them."""
+    sample_prompts: list[SamplePrompt]
+    training: TrainingHistory | None
+    """None for a comparison of two models."""
+    models: tuple[str, str] = BASE_AND_TUNED
+    """The names of the two models."""
     gates: list[GateResult] = field(default_factory=list)
-    guards: dict[str, GuardResult] = field(default_factory=dict)
-    """What the base could do and the tuned model must still do."""
-    guard_changes: dict[str, list[float]] = field(default_factory=dict)
-    """By guard, `tuned - base` of each item that both could be scored on."""
-    bwt: BackwardTransfer | None = None
-    """Where the run goes on from an earlier one."""
+    retention: dict[str, RetentionResult] = field(default_factory=dict)
+    """The results of the retention evals by name."""
+    retention_changes: dict[str, list[float]] = field(default_factory=dict)
+    """By retention eval, `tuned - base` of each item that was scored on both models."""
+    backward_transfer: BackwardTransfer | None = None
+    """None unless the run continues from an earlier run."""
 
     @property
-    def strategies(self) -> str:
-        """What the job's tasks and adapter already are, and what was done against forgetting."""
+    def training_method(self) -> str:
+        """What is trained, and on how many tasks: `peft` or `full`, and `multitask`."""
         pipeline = self.config["pipeline"]
-        already = [
+        labels = [
             "peft" if self.config.get("adapter") else "full",
             *(["multitask"] if len(pipeline["tasks"]) > 1 else []),
+            *(word for word in self._forgetting_words if word in BASELINE_LABELS),
         ]
-        used = parse_strategies(pipeline.get("forgetting", {}).get("strategy", "none"))
-        return f"{', '.join(dict.fromkeys([*already, *(word for word in used if word in BASELINE_LABELS)]))}; " + (
-            f"against forgetting: {', '.join(word for word in used if word not in BASELINE_LABELS) or 'nothing'}"
-        )
+        return ", ".join(dict.fromkeys(labels))
 
     @property
-    def learned_and_lost(self) -> str:
-        """One line in plain words; "" without guards."""
-        return learned_and_lost(
-            [
-                f"{task.name} ({signed(task.delta, task.unit)} {unit_name(task.unit)})"
-                for task in self.tasks.values()
-                if task.verdict == "better"
-            ],
-            list(self.guards.values()),
-        )
+    def strategies(self) -> list[str]:
+        """The strategies against forgetting."""
+        return [word for word in self._forgetting_words if word not in BASELINE_LABELS]
 
     @property
-    def scoring(self) -> dict[str, str]:
-        """By the title of a metric, how it compares answers; metrics that need no such word are left out."""
-        return {task.title: task.scoring for task in self.tasks.values() if task.scoring}
+    def _forgetting_words(self) -> list[str]:
+        return parse_strategies(self.config["pipeline"].get("forgetting", {}).get("strategy", "none"))
+
+    @property
+    def metric_notes(self) -> dict[str, str]:
+        """By title of a metric, how it compares completions with references. Metrics without a note are left out."""
+        return {task.title: task.metric.note for task in self.tasks.values() if task.metric.note}
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all answers of both sides: a rating belongs to these answers and to no others."""
+        """The SHA-256 of all completions of both models. Ratings are valid for exactly these completions."""
         rows = [[example.task, example.row, example.base, example.tuned] for example in self.examples]
-        prompts = [[probe.prompt, probe.base, probe.tuned] for probe in self.probes]
+        prompts = [[sample.prompt, sample.base, sample.tuned] for sample in self.sample_prompts]
         return hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()
 
     @property
-    def failed_first(self) -> list[GateResult]:
+    def gates_failed_first(self) -> list[GateResult]:
+        """The gates, failed ones first."""
         return sorted(self.gates, key=lambda gate: gate.passed)
 
     @property
-    def stages(self) -> dict[str, Stage]:
-        """Without the report's own: its time would make the second report differ from the first."""
+    def stages(self) -> dict[str, StageRecord]:
+        """The stages without the report, whose time would make a second report differ from the first."""
         return {name: stage for name, stage in self.manifest.stages.items() if name != "report"}
 
     @property
-    def worst_first(self) -> list[Example]:
-        """The greatest regressions first, the greatest gains last, the unscored behind them; among the
-        unchanged, those that both models got wrong first."""
+    def examples_by_regression(self) -> list[Example]:
+        """The examples sorted by gain: the largest regression first, the unscored last.
+
+        Among unchanged examples those that both models got wrong come first.
+        """
         return sorted(
             self.examples,
             key=lambda example: (example.change == "unscored", example.gain, not example.both_wrong),

@@ -1,176 +1,214 @@
-"""What the base could do, held against what the tuned model still can."""
+"""Retention: the scores of the base on the retention evals, compared with those of the tuned model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pipelines.report.formatting import count, number, signed, unit_name
-from pipelines.scoring.metric import resolve
-from pipelines.scoring.statistics import ALPHA, Comparison, bootstrap_interval, compare, holm, proportion_interval
+from pipelines.report.formatting import change_unit, count, number, signed
+from pipelines.scoring.metric import Unit, resolve
+from pipelines.scoring.statistics import (
+    Comparison,
+    bootstrap_interval,
+    compare,
+    holm,
+    is_significant,
+    proportion_interval,
+)
+from pipelines.storage.records import RetentionRecord
 
-if TYPE_CHECKING:
-    from pipelines.report.run_files import GuardScore
-
-TITLES = {"multiple_choice": "multiple choice", "text_nll": "loss on text", "kl": "divergence from base"}
-
-Verdict = Literal["lost", "gained", "no loss seen", "drift"]
+Verdict = Literal["regressed", "improved", "no significant regression"]
+RecordPairs = Sequence[tuple[RetentionRecord, RetentionRecord]]
+"""The records of the same items: of the base, and of the tuned model."""
 
 
 @dataclass(frozen=True)
-class GuardResult:
-    """A guard on both models, over the `n` items that both could be scored on."""
+class Measure:
+    """What a retention eval measures."""
+
+    title: str
+    unit: Unit
+    binary: bool = False
+    higher_is_better: bool = False
+    is_divergence: bool = False
+    """Whether the score is a divergence from the base, which is 0 for the base and cannot be negative."""
+
+
+_MEASURES = {
+    "multiple_choice": Measure("multiple choice", Unit.PERCENT, binary=True, higher_is_better=True),
+    "text_nll": Measure("NLL of text", Unit.NATS_PER_TOKEN),
+    "kl": Measure("KL divergence from base", Unit.NATS_PER_TOKEN, is_divergence=True),
+}
+
+
+def _measure(record: RetentionRecord) -> Measure:
+    if record.kind in _MEASURES:
+        return _MEASURES[record.kind]
+    metric = resolve(record.metric)
+    return Measure(metric.title, metric.unit, binary=metric.binary, higher_is_better=metric.higher_is_better)
+
+
+@dataclass(frozen=True)
+class RetentionResult:
+    """A retention eval, scored on the items that could be scored on both models."""
 
     name: str
     kind: str
-    title: str
-    unit: str
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    delta: float
-    ci95: tuple[float, float]
+    measure: Measure
+    comparison: Comparison
     p_holm: float | None
-    """Corrected for the number of guards; None for a divergence, which cannot be less than 0."""
-    lost: int
-    """Items that tuned does worse; for choices right → wrong."""
-    gained: int
-    flags: list[str] = field(default_factory=list)
+    """The p-value after Holm's correction for the number of evals; None for a divergence, which is not tested."""
+    caveats: list[str] = field(default_factory=list)
+    """Sentences about what limits the meaning of the result."""
 
     @property
-    def loss(self) -> float:
-        """The change, positive where tuned is worse."""
-        return -self.delta if self.higher_is_better else self.delta
+    def title(self) -> str:
+        """The name of the measure in the report."""
+        return self.measure.title
 
     @property
-    def greatest_loss(self) -> float:
-        """The worse end of the 95 % interval."""
-        return -self.ci95[0] if self.higher_is_better else self.ci95[1]
+    def unit(self) -> Unit:
+        """The unit of the scores."""
+        return self.measure.unit
 
     @property
-    def verdict(self) -> Verdict:
-        if self.kind == "kl":
-            return "drift"
-        if self.p_holm is None or self.p_holm >= ALPHA or self.ci95[0] <= 0 <= self.ci95[1]:
-            return "no loss seen"
-        return "lost" if self.loss > 0 else "gained"
+    def higher_is_better(self) -> bool:
+        """Whether a higher score is better."""
+        return self.measure.higher_is_better
 
     @property
-    def sentence(self) -> str:
-        """What the numbers say, in plain words, without the guard's name."""
-        unit = unit_name(self.unit)
-        numbers = (
-            f"{self.title} {number(self.base, self.unit)} → {number(self.tuned, self.unit)} on {count(self.n, 'item')}"
-        )
-        if self.kind == "kl":
-            drifted = f"its general answers drifted by {number(self.tuned, self.unit)} {unit} from the base's"
-            return f"{drifted} ({count(self.n, 'item')})."
-        if self.verdict == "no loss seen":
-            return f"no loss seen: {numbers}; one of {number(max(self.greatest_loss, 0), self.unit)} {unit} cannot be ruled out."
-        return f"{self.verdict}: {numbers}, {signed(self.delta, self.unit)} {unit}."
+    def wins(self) -> int:
+        """Items with a better score of the tuned model; for multiple choice wrong → right."""
+        return self.comparison.gained if self.higher_is_better else self.comparison.lost
+
+    @property
+    def losses(self) -> int:
+        """Items with a worse score of the tuned model."""
+        return self.comparison.lost if self.higher_is_better else self.comparison.gained
+
+    @property
+    def regression(self) -> float:
+        """The change of the mean score, positive where the tuned model is worse."""
+        return -self.comparison.delta if self.higher_is_better else self.comparison.delta
+
+    @property
+    def regression_bound(self) -> float:
+        """The pessimistic bound of the 95 % interval of `regression`."""
+        low, high = self.comparison.ci95
+        return -low if self.higher_is_better else high
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is significant after the correction for the number of evals."""
+        return self.p_holm is not None and is_significant(self.p_holm, self.comparison.ci95)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The result in a few words; None for a divergence, which is not tested."""
+        if self.measure.is_divergence:
+            return None
+        if not self.significant:
+            return "no significant regression"
+        return "regressed" if self.regression > 0 else "improved"
+
+    @property
+    def summary(self) -> str:
+        """The result in a sentence, without the name of the eval."""
+        unit, items = change_unit(self.unit), count(self.comparison.n, "item")
+        base, tuned = number(self.comparison.base, self.unit), number(self.comparison.tuned, self.unit)
+        if self.measure.is_divergence:
+            return f"KL(base ‖ tuned) on general answers: {tuned} {unit} ({items})."
+        if self.verdict == "no significant regression":
+            bound = f"the 95 % CI includes a regression of {number(max(self.regression_bound, 0), self.unit)} {unit}"
+            return f"{self.verdict}: {self.title} {base} → {tuned} on {items}; {bound}."
+        change = f"{signed(self.comparison.delta, self.unit)} {unit}"
+        return f"{self.verdict}: {self.title} {base} → {tuned} on {items}, {change}."
 
 
 @dataclass(frozen=True)
 class BackwardTransfer:
-    """BWT: the mean over earlier tasks of their score now minus their score right behind the job that trained them."""
+    """Backward transfer (BWT): the mean over earlier tasks of the score now minus the score right after the task's own run.
+
+    (Lopez-Paz and Ranzato 2017, arXiv:1706.08840.)
+    """
 
     value: float
     ci95: tuple[float, float]
     tasks: int
 
 
-def guard_results(base: Sequence[GuardScore], tuned: Sequence[GuardScore]) -> dict[str, GuardResult]:
-    """By name, in the order of the files. A guard without a pair that could be scored is left out."""
-    pairs: dict[str, list[tuple[GuardScore, GuardScore]]] = {}
-    for one, other in zip(base, tuned, strict=True):
-        if one.score is not None and other.score is not None:
-            pairs.setdefault(one.guard, []).append((one, other))
-    compared = {name: _compare(found) for name, found in pairs.items()}
-    tested = [name for name, found in pairs.items() if found[0][0].kind != "kl"]
-    corrected = dict(zip(tested, holm([compared[name].p_value for name in tested]), strict=True))
-    return {name: _result(found, compared[name], corrected.get(name)) for name, found in pairs.items()}
+def compare_retention(base: Sequence[RetentionRecord], tuned: Sequence[RetentionRecord]) -> dict[str, RetentionResult]:
+    """The results by name, in the order of the records. Evals without an item scored on both models are left out."""
+    pairs = _scored_pairs(base, tuned)
+    measures = {name: _measure(records[0][0]) for name, records in pairs.items()}
+    comparisons = {name: _compare(records, measures[name]) for name, records in pairs.items()}
+    tested = [name for name, measure in measures.items() if not measure.is_divergence]
+    p_holm = dict(zip(tested, holm([comparisons[name].p_value for name in tested]), strict=True))
+    return {
+        name: RetentionResult(
+            name=name,
+            kind=records[0][0].kind,
+            measure=measures[name],
+            comparison=comparisons[name],
+            p_holm=p_holm.get(name),
+            caveats=list(_chance_caveats(records, comparisons[name])),
+        )
+        for name, records in pairs.items()
+    }
 
 
-def guard_changes(base: Sequence[GuardScore], tuned: Sequence[GuardScore]) -> dict[str, list[float]]:
-    """By guard, `tuned - base` of each item that both could be scored on."""
-    changes: dict[str, list[float]] = {}
-    for one, other in zip(base, tuned, strict=True):
-        if one.score is not None and other.score is not None:
-            changes.setdefault(one.guard, []).append(other.score - one.score)
-    return changes
+def retention_changes(base: Sequence[RetentionRecord], tuned: Sequence[RetentionRecord]) -> dict[str, list[float]]:
+    """By eval, `tuned - base` of each item that was scored on both models."""
+    return {
+        name: [after - before for before, after in _scores(records)]
+        for name, records in _scored_pairs(base, tuned).items()
+    }
 
 
-def _compare(pairs: Sequence[tuple[GuardScore, GuardScore]]) -> Comparison:
-    first = pairs[0][0]
-    binary = first.kind == "multiple_choice" or (first.kind == "task" and resolve(first.metric).binary)
-    return compare([one.score or 0.0 for one, _ in pairs], [other.score or 0.0 for _, other in pairs], binary=binary)
+def _scored_pairs(
+    base: Sequence[RetentionRecord], tuned: Sequence[RetentionRecord]
+) -> dict[str, list[tuple[RetentionRecord, RetentionRecord]]]:
+    pairs: dict[str, list[tuple[RetentionRecord, RetentionRecord]]] = {}
+    for before, after in zip(base, tuned, strict=True):
+        if before.score is not None and after.score is not None:
+            pairs.setdefault(before.eval, []).append((before, after))
+    return pairs
 
 
-def _result(pairs: Sequence[tuple[GuardScore, GuardScore]], found: Comparison, p_holm: float | None) -> GuardResult:
-    first = pairs[0][0]
-    metric = resolve(first.metric) if first.kind == "task" else None
-    higher = metric.higher_is_better if metric else first.kind == "multiple_choice"
-    worse, better = (found.lost, found.gained) if higher else (found.gained, found.lost)
-    return GuardResult(
-        name=first.guard,
-        kind=first.kind,
-        title=metric.title if metric else TITLES[first.kind],
-        unit=metric.unit if metric else "%" if first.kind == "multiple_choice" else "nats/token",
-        higher_is_better=higher,
-        n=found.n,
-        base=found.base,
-        tuned=found.tuned,
-        delta=found.delta,
-        ci95=found.ci95,
-        p_holm=p_holm,
-        lost=worse,
-        gained=better,
-        flags=_flags(pairs, found),
-    )
+def _scores(records: RecordPairs) -> list[tuple[float, float]]:
+    return [(before.score or 0.0, after.score or 0.0) for before, after in records]
 
 
-def _flags(pairs: Sequence[tuple[GuardScore, GuardScore]], found: Comparison) -> list[str]:
-    chances = [one.chance for one, _ in pairs if one.chance is not None]
+def _compare(records: RecordPairs, measure: Measure) -> Comparison:
+    base, tuned = zip(*_scores(records), strict=True)
+    return compare(base, tuned, binary=measure.binary)
+
+
+def _chance_caveats(records: RecordPairs, comparison: Comparison) -> Iterable[str]:
+    chances = [before.chance_accuracy for before, _ in records if before.chance_accuracy is not None]
     if not chances:
-        return []
+        return
     chance = sum(chances) / len(chances)
-    low, high = proportion_interval(round(found.base / 100 * found.n), found.n)
+    low, high = proportion_interval(round(comparison.base / 100 * comparison.n), comparison.n)
     if low <= chance <= high:
-        scores = f"{number(found.base)} %, guessing gives {number(chance)} %"
-        return [f"The base is at chance ({scores}): this guard can show no loss."]
-    return []
+        accuracies = f"{number(comparison.base)} %, chance is {number(chance)} %"
+        yield f"The base is at chance ({accuracies}): this eval cannot show a regression."
 
 
-def backward_transfer(tuned: Sequence[GuardScore]) -> BackwardTransfer | None:
-    """None where the job goes on from no other."""
+def backward_transfer(tuned: Sequence[RetentionRecord]) -> BackwardTransfer | None:
+    """None where the run does not continue from an earlier run."""
     import numpy as np
 
-    differences: dict[str, list[float]] = {}
-    for line in tuned:
-        if line.own is not None and line.score is not None:
-            sign = 1 if resolve(line.metric).higher_is_better else -1
-            differences.setdefault(line.guard, []).append(sign * (line.score - line.own))
-    if not differences:
+    changes: dict[str, list[float]] = {}
+    for record in tuned:
+        if record.score_after_own_task is not None and record.score is not None:
+            sign = 1 if resolve(record.metric).higher_is_better else -1
+            changes.setdefault(record.eval, []).append(sign * (record.score - record.score_after_own_task))
+    if not changes:
         return None
-    total, tasks = sum(map(len, differences.values())), len(differences)
+    total, tasks = sum(map(len, changes.values())), len(changes)
     # Weighted so that the mean over items is the mean over tasks of the tasks' means.
-    weighted = [one * total / (tasks * len(found)) for found in differences.values() for one in found]
+    weighted = [change * total / (tasks * len(values)) for values in changes.values() for change in values]
     low, high = bootstrap_interval(np.asarray(weighted))
     return BackwardTransfer(float(np.mean(weighted)), (float(low), float(high)), tasks)
-
-
-def learned_and_lost(learned: Sequence[str], guards: Sequence[GuardResult]) -> str:
-    """One line in plain words. `learned`: the tasks that got better."""
-    if not guards:
-        return ""
-    lost, drift = [], []
-    for guard in guards:
-        if guard.verdict == "lost":
-            lost.append(f"{guard.name} ({signed(guard.delta, guard.unit)} {unit_name(guard.unit)})")
-        elif guard.verdict == "drift":
-            drift.append(f"its general answers drifted by {number(guard.tuned, guard.unit)} nats/token")
-    first = f"Learned: {', '.join(learned) or 'nothing that these rows can tell'}."
-    second = f"Lost: {', '.join(lost) or 'nothing that the guards can tell'}"
-    return f"{first} {'; '.join([second, *drift])}."

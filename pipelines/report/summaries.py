@@ -1,13 +1,13 @@
-"""The sentences of the report: the verdict, what each task shows, and what makes its numbers doubtful."""
+"""The sentences of the report: the headline, and summary and caveats of each result."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from pipelines.report.formatting import (
     BASE_AND_TUNED,
+    change_unit,
     count,
     heading,
     interval,
@@ -15,167 +15,208 @@ from pipelines.report.formatting import (
     number,
     one_line,
     signed,
-    unit_name,
 )
-from pipelines.report.run_files import Completion
+from pipelines.report.results import Analysis, Example, TaskResult
+from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.unicode_text import label_finder
+from pipelines.storage.records import CompletionRecord
 
-if TYPE_CHECKING:
-    from pipelines.report.results import Analysis, Example, TaskResult
-    from pipelines.report.retention import BackwardTransfer
+LabelForm = Callable[[str], str]
+"""Maps a label to the form that is compared: `Metric.label_form`."""
 
-Form = Callable[[str], str]
-"""Of a label, by which labels are compared: `Metric.label_form`."""
+MIN_RELIABLE_ROWS = 30
+"""Number of rows below which the interval itself is unreliable."""
 
-FEW_ROWS = 30
-"""Below this the interval is wide and its form uncertain."""
+MIN_CAVEAT_SHARE = 0.1
+"""Share of truncated or empty completions from which a caveat is written."""
 
-OFTEN = 0.1
-"""The share of cut or empty answers from which it is worth a sentence."""
+LIMIT_MARGIN = 1.0
+"""Points from 0 or 100 within which a score is at the floor or ceiling."""
 
-NEAR_LIMIT = 1.0
-"""Points from 0 or 100 at which a score is called floor or ceiling."""
-
-FORM_ONLY = 5.0
-"""Points by which the loose score must pass the exact one before the report speaks of form."""
+MIN_FORMAT_GAP = 5.0
+"""Points between the accuracy of labels anywhere in the completion and exact match from which a caveat is written."""
 
 
 def headline(analysis: Analysis) -> str:
-    """The whole run in one line: "Better on a and b; worse on c; cannot tell on d. Gate failed: a."."""
+    """The result in one line, such as "Better on a and b; inconclusive on c. Gate failed: a."."""
     if not analysis.tasks:
-        return "No prompt has a reference, so nothing is scored: read the answers, or rate them blind."
+        return "No prompt has a reference, so nothing is scored: read the completions, or rate them blind."
     parts = []
-    for verdict in ("better", "worse", "cannot tell"):
+    for verdict in ("better", "worse", "inconclusive"):
         names = [name for name, task in analysis.tasks.items() if task.verdict == verdict]
         if names:
             parts.append(f"{verdict} on {joined(names)}")
     text = "; ".join(parts) + "."
-    if analysis.sides == BASE_AND_TUNED:
+    if analysis.models == BASE_AND_TUNED:
         text = text[0].upper() + text[1:]
     else:
-        text = f"{analysis.sides[1]} against {analysis.sides[0]}: {text}"
-    lost = [guard.name for guard in analysis.guards.values() if guard.verdict == "lost"]
-    if lost:
-        text += f" Lost on {joined(lost)}."
+        text = f"{analysis.models[1]} compared with {analysis.models[0]}: {text}"
+    regressed = [result.name for result in analysis.retention.values() if result.verdict == "regressed"]
+    if regressed:
+        text += f" Retention regressed on {joined(regressed)}."
     failed = [gate.name for gate in analysis.gates if not gate.passed]
     if failed:
         text += f" {'Gate' if len(failed) == 1 else 'Gates'} failed: {joined(failed)}."
     return text
 
 
-def sentence(task: TaskResult) -> str:
-    """What the numbers of one task say, in plain words, without its name."""
-    numbers = f"{task.title} {number(task.base, task.unit)} → {number(task.tuned, task.unit)} on {count(task.n, 'row')}"
-    change = f"{signed(task.delta, task.unit)} {unit_name(task.unit)}"
-    span = f"95 % interval {interval(task.ci95, task.unit)}"
-    if task.told_apart:
-        return f"{task.verdict}: {numbers}, {change} ({span})."
-    text = f"cannot tell: {numbers}; {change} may be chance ({span})"
-    if task.better == task.worse == 0:
-        text = f"cannot tell: {numbers}; both models score the same on every row"
-    if task.rows_needed:
-        return f"{text}; about {task.rows_needed:,} test rows would tell (80 % power), if it is as large as it seems."
+def task_summary(task: TaskResult) -> str:
+    """The result of one task in a sentence, without the name of the task."""
+    comparison, unit = task.comparison, task.unit
+    means = (
+        f"{task.title} {number(comparison.base, unit)} → {number(comparison.tuned, unit)} on "
+        f"{count(comparison.n, 'row')}"
+    )
+    change = f"{signed(comparison.delta, unit)} {change_unit(unit)}"
+    ci95 = f"95 % CI {interval(comparison.ci95, unit)}"
+    if task.significant:
+        return f"{task.verdict}: {means}, {change} ({ci95})."
+    if task.wins == task.losses == 0:
+        text = f"inconclusive: {means}; both models score the same on every row"
+    else:
+        text = f"inconclusive: {means}; {change} is not significant ({ci95})"
+    if comparison.required_sample_size:
+        return f"{text}; {_sample_size(comparison.required_sample_size)}."
     return f"{text}."
 
 
-def bwt_sentence(bwt: BackwardTransfer) -> str:
-    """Backward transfer in plain words."""
+def _sample_size(rows: int) -> str:
+    return f"≈{rows:,} test rows needed for 80 % power at the observed effect size"
+
+
+def retention_summary(analysis: Analysis) -> str:
+    """The improved tasks and regressed retention evals in one line; "" if no retention eval was scored."""
+    if not analysis.retention:
+        return ""
+    results = analysis.retention.values()
+    improved = [_named_change(task) for task in analysis.tasks.values() if task.verdict == "better"]
+    regressed = [_named_change(result) for result in results if result.verdict == "regressed"]
+    sentences = [
+        f"Improved: {', '.join(improved)}." if improved else "No task improved significantly.",
+        f"Regressed: {', '.join(regressed)}." if regressed else "No retention eval regressed significantly.",
+        *(result.summary for result in results if result.measure.is_divergence),
+    ]
+    return " ".join(sentences)
+
+
+def _named_change(result: TaskResult | RetentionResult) -> str:
+    return f"{result.name} ({signed(result.comparison.delta, result.unit)} {change_unit(result.unit)})"
+
+
+def training_summary(analysis: Analysis) -> str:
+    """The training method and the strategies against forgetting in a sentence."""
+    strategies = ", ".join(analysis.strategies) or "none"
+    return f"Training method: {analysis.training_method}; strategies against forgetting: {strategies}."
+
+
+def backward_transfer_summary(transfer: BackwardTransfer) -> str:
+    """Backward transfer in a sentence."""
     return (
-        f"Backward transfer over {count(bwt.tasks, 'earlier task')}: {signed(bwt.value)} points since each was trained "
-        f"(95 % interval {interval(bwt.ci95)})."
+        f"Backward transfer over {count(transfer.tasks, 'earlier task')}: {signed(transfer.value)} points "
+        f"(95 % CI {interval(transfer.ci95)})."
     )
 
 
-def notes(task: TaskResult) -> list[str]:
-    """What a reader should keep in mind about one task, the missing rows first."""
-    if task.rows_needed and not task.told_apart:
-        enough = f"about {task.rows_needed:,} test rows would (80 % power)"
-        missing = f"These rows cannot tell; {enough}, if the difference is as large as it seems."
-        return [missing, *task.flags]
-    return task.flags
+def task_caveats(task: TaskResult) -> list[str]:
+    """The caveats of one task, the required sample size first."""
+    required = task.comparison.required_sample_size
+    if required and not task.significant:
+        return [f"Inconclusive: {_sample_size(required)}.", *task.caveats]
+    return task.caveats
 
 
-def loose_scores(examples: Sequence[Example], form: Form) -> tuple[float, float]:
-    """Per side, the share (%) of answers that contain the right label and no other label of the task: a model that knows the
-    answer, whether or not it knows the format."""
-    named_in = label_finder({example.reference for example in examples}, form)
+def label_anywhere_accuracies(examples: Sequence[Example], form: LabelForm) -> tuple[float, float]:
+    """Per model, the percentage of completions with the right label and no other label of the task.
+
+    A model with a high value knows the answer, whether or not it knows the format.
+    """
+    labels_in = label_finder({example.reference for example in examples}, form)
     right = [{form(example.reference)} for example in examples]
-    base = sum(named_in(example.base) == label for example, label in zip(examples, right, strict=True))
-    tuned = sum(named_in(example.tuned) == label for example, label in zip(examples, right, strict=True))
+    base = sum(labels_in(example.base) == label for example, label in zip(examples, right, strict=True))
+    tuned = sum(labels_in(example.tuned) == label for example, label in zip(examples, right, strict=True))
     return 100 * base / len(examples), 100 * tuned / len(examples)
 
 
-def flags(
-    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str], form: Form
+def find_caveats(
+    task: TaskResult, base: Sequence[CompletionRecord], tuned: Sequence[CompletionRecord], models: tuple[str, str]
 ) -> list[str]:
-    """Sentences about what makes the numbers of this task worth less than they look."""
+    """Sentences about what limits the meaning of the result of a task."""
     return [
-        *_too_few(task),
-        *_format_only(task, sides),
-        *_one_answer(task, base, tuned, sides, form),
-        *_limits(task, sides),
-        *_unscored(task, sides),
-        *_empty_or_cut(task, sides[0], base),
-        *_empty_or_cut(task, sides[1], tuned),
+        *_small_sample(task),
+        *_format_only(task, models),
+        *_constant_label(task, base, tuned, models),
+        *_floor_or_ceiling(task, models),
+        *_unscored(task, models),
+        *_empty_or_truncated(task, models[0], base),
+        *_empty_or_truncated(task, models[1], tuned),
     ]
 
 
-def _too_few(task: TaskResult) -> Iterable[str]:
-    if task.n < FEW_ROWS:
-        yield f"Only {count(task.n, 'test row')}: with fewer than {FEW_ROWS} the interval itself is uncertain."
+def _small_sample(task: TaskResult) -> Iterable[str]:
+    rows = task.comparison.n
+    if rows < MIN_RELIABLE_ROWS:
+        yield f"Small sample ({count(rows, 'test row')}, fewer than {MIN_RELIABLE_ROWS}): the CI may be unreliable."
 
 
-def _format_only(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
-    if task.loose and task.loose.base - task.base >= FORM_ONLY:
+def _format_only(task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
+    anywhere, exact = task.label_anywhere_accuracy, task.comparison.base
+    if anywhere and anywhere.base - exact >= MIN_FORMAT_GAP:
         yield (
-            f"{heading(sides[0])} names the right label and no other in {number(task.loose.base)} % of its answers, in the exact "
-            f"form in {number(task.base)} %: counted by label alone the change is "
-            f"{signed(task.loose.tuned - task.loose.base)} points, the rest is learning the form."
+            f"{heading(models[0])} gives the right label and no other in {number(anywhere.base)} % of its completions, "
+            f"in the exact format in {number(exact)} %. Without the format the change is "
+            f"{signed(anywhere.tuned - anywhere.base)} points; the rest is learning the format."
         )
 
 
-def _one_answer(
-    task: TaskResult, base: Sequence[Completion], tuned: Sequence[Completion], sides: tuple[str, str], form: Form
+def _constant_label(
+    task: TaskResult, base: Sequence[CompletionRecord], tuned: Sequence[CompletionRecord], models: tuple[str, str]
 ) -> Iterable[str]:
-    if not task.single_label:
+    if not task.metric.single_label:
         return
-    references = Counter(form(line.reference) for line in base)
-    most, times = references.most_common(1)[0]
-    spelt = next(line.reference for line in base if form(line.reference) == most)
+    form = task.metric.label_form
+    references = Counter(form(record.reference) for record in base)
+    most_common, frequency = references.most_common(1)[0]
+    label = one_line(next(record.reference for record in base if form(record.reference) == most_common), 40)
     if len(references) == 1:
-        yield f"Every reference is “{one_line(spelt, 40)}”: always giving it would score 100 %."
+        yield f"Every reference is “{label}”: always giving it would score 100 %."
         return
-    yield f"Always answering “{one_line(spelt, 40)}” would score {number(100 * times / len(base))} %."
-    for side, lines in zip(sides, (base, tuned), strict=True):
-        answers = {form(line.completion) for line in lines}
-        if len(answers) == 1 and len(lines) > 1 and answers != {""}:
-            yield f"{heading(side)} always answers “{one_line(lines[0].completion, 40)}”: it does not look at the prompt."
+    yield f"Always answering “{label}” would score {number(100 * frequency / len(base))} %."
+    for model, records in zip(models, (base, tuned), strict=True):
+        labels = {form(record.completion) for record in records}
+        if len(labels) == 1 and len(records) > 1 and labels != {""}:
+            label = one_line(records[0].completion, 40)
+            yield f"{heading(model)} always answers “{label}”, whatever the prompt is."
 
 
-def _limits(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
+def _floor_or_ceiling(task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
     if not task.percent_scale:
         return
-    for side, value in zip(sides, (task.base, task.tuned), strict=True):
-        if value <= NEAR_LIMIT:
-            yield f"{heading(side)} is at the floor ({number(value)}): read some of its answers before trusting the change."
-        elif value >= 100 - NEAR_LIMIT:
-            yield f"{heading(side)} is at the ceiling ({number(value)}): harder rows would be needed to see a difference."
+    for model, score in zip(models, (task.comparison.base, task.comparison.tuned), strict=True):
+        if score <= LIMIT_MARGIN:
+            yield (
+                f"{heading(model)} is at the floor ({number(score)}): read some of its completions before trusting "
+                "the change."
+            )
+        elif score >= 100 - LIMIT_MARGIN:
+            yield f"{heading(model)} is at the ceiling ({number(score)}): only harder rows would show a difference."
 
 
-def _unscored(task: TaskResult, sides: tuple[str, str]) -> Iterable[str]:
-    if task.unscored_base or task.unscored_tuned:
+def _unscored(task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
+    if task.unscored.base or task.unscored.tuned:
         yield (
-            f"Left out of the pairs: {count(task.unscored_base, f'{sides[0]} answer')} and "
-            f"{count(task.unscored_tuned, f'{sides[1]} answer')} that could not be scored."
+            f"Left out of the comparison: {count(task.unscored.base, f'{models[0]} completion')} and "
+            f"{count(task.unscored.tuned, f'{models[1]} completion')} that could not be scored."
         )
 
 
-def _empty_or_cut(task: TaskResult, side: str, lines: Sequence[Completion]) -> Iterable[str]:
-    empty = sum(not line.completion.strip() for line in lines)
-    if empty >= OFTEN * len(lines):
-        yield f"{empty:,} of {len(lines):,} {side} answers are empty."
-    cut = [line.num_generated_tokens for line in lines if line.finish_reason == "length"]
-    # A sentence that was cut is no label, and would be none with more room.
-    if not task.single_label and len(cut) >= max(1, OFTEN * len(lines)):
-        cut_off = f"{len(cut):,} of {len(lines):,} {side} answers were cut at {max(cut):,} tokens"
-        yield f"{cut_off}: with more room they might score higher."
+def _empty_or_truncated(task: TaskResult, model: str, records: Sequence[CompletionRecord]) -> Iterable[str]:
+    empty = sum(not record.completion.strip() for record in records)
+    if empty >= MIN_CAVEAT_SHARE * len(records):
+        yield f"{empty:,} of {len(records):,} {model} completions are empty."
+    truncated = [record.num_generated_tokens for record in records if record.finish_reason == "length"]
+    # A truncated sentence is not a label, and would not be one with a higher limit.
+    if not task.metric.single_label and len(truncated) >= max(1, MIN_CAVEAT_SHARE * len(records)):
+        yield (
+            f"{len(truncated):,} of {len(records):,} {model} completions were truncated at {max(truncated):,} tokens: "
+            "with a higher limit they might score higher."
+        )

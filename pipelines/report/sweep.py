@@ -1,275 +1,301 @@
-"""The page of a bake-off: what each strategy gained against what it forgot, over seeds and items."""
+"""The report of a sweep: the gain of each strategy against forgetting, and what it forgot, over seeds and items."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
 
 from pipelines.errors import Problem, RunError
 from pipelines.report import plots
 from pipelines.report.analysis import analyse
-from pipelines.report.formatting import count, duration, interval, number, one_line, signed
+from pipelines.report.columns import ResultColumn
+from pipelines.report.formatting import count, duration, interval, one_line, signed
+from pipelines.report.html import page_environment, style_sheet
 from pipelines.report.results import Analysis
-from pipelines.report.tables import Column, print_table
+from pipelines.report.tables import print_table
+from pipelines.scoring.metric import Unit
 from pipelines.scoring.statistics import crossed_interval
 from pipelines.storage.files import write_text
+from pipelines.storage.records import SweepVariants
 from pipelines.storage.strict_json import dump
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-DEVELOPMENT = "development"
-"""The guard that knobs are chosen on: other text than that of the guards, which stay untouched until the end."""
-MARGIN = 1.0
-"""Points of task score that a recommended strategy may lie below the plain run."""
+BASELINE = "none"
+"""The strategy that the others are compared with."""
+VALIDATION_EVAL = "development"
+"""The retention eval on which hyperparameters are chosen. Its text differs from that of the evals in the report."""
+NON_INFERIORITY_MARGIN = 1.0
+"""Points of task score by which a recommended strategy may be worse than the baseline."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean over seeds and items with its 95 % interval, and the same of the difference from the plain run."""
+    """A mean over seeds and items with its 95 % interval, and the same of the difference from the baseline."""
 
     value: float
     ci95: tuple[float, float]
-    against_none: float
-    against_none_ci95: tuple[float, float]
+    vs_baseline: float
+    vs_baseline_ci95: tuple[float, float]
 
 
 @dataclass(frozen=True)
-class ArmResult:
-    """One strategy with the knob that was chosen for it."""
+class VariantResult:
+    """A strategy with the hyperparameter that was chosen for it."""
 
     strategy: str
-    knob: str
+    hyperparameter: str
+    """The hyperparameter as in the YAML, such as `ewc.weight: 10`."""
     gain: Measure
-    """Mean over the tasks of the change of their score, in points."""
-    forgotten: Measure
-    """Loss on neutral text since the base, in nats per token."""
-    knowledge: Measure | None
-    """Change in accuracy on multiple choice, in points."""
-    drift: Measure | None
+    """The mean over the tasks of the change of their score, in points."""
+    text_loss_increase: Measure
+    """The increase of the loss on neutral text since the base, in nats per token."""
+    accuracy_change: Measure | None
+    """The change of the accuracy on multiple choice, in points."""
+    kl_divergence: Measure | None
     """KL(base ‖ tuned) on general answers, in nats per token."""
     seconds: float
-    """Mean time of training."""
-    memory_bytes: int
-    """Peak memory of training, the greatest over the seeds."""
-    on_front: bool = False
-    """No other strategy gains more and forgets less."""
+    """The mean time of training."""
+    peak_memory_bytes: int
+    """The peak memory of training: the maximum over the seeds."""
+    pareto_optimal: bool = False
+    """Whether no other variant has at least the same gain with at most the same increase of the loss on text."""
 
 
 @dataclass(frozen=True)
-class BakeOff:
+class Sweep:
+    """The results of all variants of a sweep."""
+
     config: str
     seeds: int
-    tries: int
-    arms: list[ArmResult]
+    num_trials: int
+    """The number of hyperparameter values that were tried per strategy."""
+    variants: list[VariantResult]
     recommended: str
+    """The strategy of the recommended variant."""
 
     @property
     def headline(self) -> str:
-        best, plain = self.arm(self.recommended), self.arm("none")
-        lost = f"{signed(best.forgotten.value, 'nats/token')} nats/token on neutral text"
-        what = f"{signed(best.gain.value)} points on the tasks, {lost}"
-        if best.strategy == "none":
-            return f"Nothing beats the plain run: {what}."
-        ordinary = f"{signed(plain.gain.value)} and {signed(plain.forgotten.value, 'nats/token')} without"
-        return f"Recommended: {best.strategy} ({best.knob}): {what}; {ordinary}."
+        """The recommendation in one line."""
+        best, baseline = self.variant(self.recommended), self.variant(BASELINE)
+        increase = signed(best.text_loss_increase.value, Unit.NATS_PER_TOKEN)
+        changes = f"{signed(best.gain.value)} points on the tasks, {increase} nats/token on neutral text"
+        if best.strategy == BASELINE:
+            return f"No strategy beats the baseline: {changes}."
+        baseline_increase = signed(baseline.text_loss_increase.value, Unit.NATS_PER_TOKEN)
+        baseline_changes = f"baseline {signed(baseline.gain.value)} and {baseline_increase}"
+        return f"Recommended: {best.strategy} ({best.hyperparameter}): {changes}; {baseline_changes}."
 
     @property
     def yaml_line(self) -> str:
-        """What to write into the job."""
-        best = self.arm(self.recommended)
-        key, value = best.knob.split(": ")
+        """The line for the YAML of the job."""
+        best = self.variant(self.recommended)
+        key, value = best.hyperparameter.split(": ")
         if key == "learning_rate":
             return f"forgetting: {best.strategy}    # under trainer: learning_rate: {value}"
-        strategy, knob = key.split(".")
-        return f"forgetting: {{strategy: {best.strategy}, {strategy}: {{{knob}: {value}}}}}"
+        section, name = key.split(".")
+        return f"forgetting: {{strategy: {best.strategy}, {section}: {{{name}: {value}}}}}"
 
-    def arm(self, strategy: str) -> ArmResult:
-        return next(arm for arm in self.arms if arm.strategy == strategy)
+    def variant(self, strategy: str) -> VariantResult:
+        """The variant of a strategy."""
+        return next(variant for variant in self.variants if variant.strategy == strategy)
 
 
-def read_bake_off(folder: Path) -> BakeOff:
-    """From `arms.json` and the run folders that it names. Raises RunError."""
+def read_sweep(folder: Path) -> Sweep:
+    """The results from `variants.json` and the run folders that it names. Raises RunError."""
+    path = folder / "variants.json"
     try:
-        plan = json.loads((folder / "arms.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        message = "no arm of the bake-off is finished; repeat its `alfine bakeoff` command to go on with it"
-        raise RunError(Problem(message, str(folder / "arms.json"))) from None
-    runs = {arm["strategy"]: [analyse(folder / name) for name in arm["runs"]] for arm in plan["arms"]}
-    results = [_arm(arm["strategy"], arm["knob"], runs[arm["strategy"]], runs["none"]) for arm in plan["arms"]]
-    results = [_placed(arm, results) for arm in results]
-    return BakeOff(plan["config"], plan["seeds"], plan["tries"], results, _recommended(results))
+        plan = SweepVariants.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        message = "no variant of the sweep is finished; repeat its `alfine sweep` command to resume it"
+        raise RunError(Problem(message, str(path))) from None
+    runs = {variant.strategy: [analyse(folder / name) for name in variant.runs] for variant in plan.variants}
+    results = [
+        _variant_result(variant.strategy, variant.hyperparameter, runs[variant.strategy], runs[BASELINE])
+        for variant in plan.variants
+    ]
+    results = [replace(result, pareto_optimal=_is_pareto_optimal(result, results)) for result in results]
+    return Sweep(plan.config, plan.seeds, plan.num_trials, results, _recommended(results))
 
 
-def _arm(strategy: str, knob: str, runs: Sequence[Analysis], plain: Sequence[Analysis]) -> ArmResult:
-    text = _guard_items(runs, "text_nll"), _guard_items(plain, "text_nll")
-    if not text[0]:
-        raise RunError("a bake-off compares on neutral text; give the job a guard of kind text_nll, or evals: bundled")
+def _variant_result(
+    strategy: str, hyperparameter: str, runs: Sequence[Analysis], baseline: Sequence[Analysis]
+) -> VariantResult:
+    text_changes = _retention_changes(runs, "text_nll")
+    if not text_changes:
+        raise RunError(
+            "a sweep compares the loss on neutral text; give the job a retention eval of kind text_nll, or evals: bundled"
+        )
     trainings = [run.training for run in runs if run.training is not None]
-    return ArmResult(
+    return VariantResult(
         strategy=strategy,
-        knob=knob,
-        gain=_measure([_task_items(run) for run in runs], [_task_items(run) for run in plain]),
-        forgotten=_measure(*text),
-        knowledge=_optional(_guard_items(runs, "multiple_choice"), _guard_items(plain, "multiple_choice")),
-        drift=_optional(_guard_items(runs, "kl"), _guard_items(plain, "kl")),
+        hyperparameter=hyperparameter,
+        gain=_measure([_task_gains(run) for run in runs], [_task_gains(run) for run in baseline]),
+        text_loss_increase=_measure(text_changes, _retention_changes(baseline, "text_nll")),
+        accuracy_change=_optional_measure(runs, baseline, "multiple_choice"),
+        kl_divergence=_optional_measure(runs, baseline, "kl"),
         seconds=sum(training.seconds for training in trainings) / len(trainings),
-        memory_bytes=max(training.peak_memory_bytes or 0 for training in trainings),
+        peak_memory_bytes=max(training.peak_memory_bytes or 0 for training in trainings),
     )
 
 
-def _task_items(run: Analysis) -> list[float]:
-    """The change of every test row, weighted so that the mean over rows is the mean over tasks."""
-    known = [one for one in run.examples if one.base_score is not None or one.tuned_score is not None]
-    sizes = {task: sum(one.task == task for one in known) for task in run.tasks}
-    return [one.gain * len(known) / (len(sizes) * sizes[one.task]) for one in known]
+def _task_gains(run: Analysis) -> list[float]:
+    """The gain of every test row, weighted so that the mean over rows is the mean over tasks."""
+    scored = [example for example in run.examples if example.base_score is not None or example.tuned_score is not None]
+    sizes = {task: sum(example.task == task for example in scored) for task in run.tasks}
+    return [example.gain * len(scored) / (len(sizes) * sizes[example.task]) for example in scored]
 
 
-def _guard_items(runs: Sequence[Analysis], kind: str) -> list[list[float]]:
-    """Per run, the change of every item of the guards of this kind, those alone that knobs were not chosen on."""
-    found = [
+def _retention_changes(runs: Sequence[Analysis], kind: str) -> list[list[float]]:
+    """Per run, the change of every item of the evals of this kind, without the eval that hyperparameters are chosen on."""
+    items = [
         [
             change
-            for name, changes in run.guard_changes.items()
-            if run.guards[name].kind == kind and name != DEVELOPMENT
+            for name, changes in run.retention_changes.items()
+            if run.retention[name].kind == kind and name != VALIDATION_EVAL
             for change in changes
         ]
         for run in runs
     ]
-    return found if all(found) else []
+    return items if all(items) else []
 
 
-def _measure(items: Sequence[Sequence[float]], plain: Sequence[Sequence[float]]) -> Measure:
-    import numpy as np
-
-    shortest = min(len(one) for one in [*items, *plain])
-    mine = np.asarray([one[:shortest] for one in items])
-    difference = mine - np.asarray([one[:shortest] for one in plain])
-    return Measure(float(mine.mean()), crossed_interval(mine), float(difference.mean()), crossed_interval(difference))
-
-
-def _optional(items: list[list[float]], plain: list[list[float]]) -> Measure | None:
-    return _measure(items, plain) if items and plain else None
-
-
-def _placed(arm: ArmResult, arms: Sequence[ArmResult]) -> ArmResult:
-    beaten = any(
-        other.gain.value >= arm.gain.value
-        and other.forgotten.value <= arm.forgotten.value
-        and (other.gain.value, other.forgotten.value) != (arm.gain.value, arm.forgotten.value)
-        for other in arms
+def _measure(items: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Measure:
+    shortest = min(len(values) for values in [*items, *baseline])
+    values = np.asarray([run_values[:shortest] for run_values in items])
+    difference = values - np.asarray([run_values[:shortest] for run_values in baseline])
+    return Measure(
+        float(values.mean()), crossed_interval(values), float(difference.mean()), crossed_interval(difference)
     )
-    return ArmResult(**{**arm.__dict__, "on_front": not beaten})
 
 
-def _recommended(arms: Sequence[ArmResult]) -> str:
-    """The one that forgets least among those whose tasks are not worse than the plain run's by more than MARGIN."""
-    fit = [arm for arm in arms if arm.gain.against_none >= -MARGIN]
-    return min(fit, key=lambda arm: (arm.forgotten.value, arm.seconds)).strategy
+def _optional_measure(runs: Sequence[Analysis], baseline: Sequence[Analysis], kind: str) -> Measure | None:
+    items, baseline_items = _retention_changes(runs, kind), _retention_changes(baseline, kind)
+    return _measure(items, baseline_items) if items and baseline_items else None
 
 
-def write_bake_off(folder: Path) -> BakeOff:
-    """bakeoff.html, bakeoff.md and bakeoff.json in the bake-off's folder."""
-    found = read_bake_off(folder)
-    whole = {**asdict(found), "headline": found.headline, "yaml": found.yaml_line}
-    write_text(folder / "bakeoff.json", dump(whole, indent=2) + "\n")
-    write_text(folder / "bakeoff.md", _markdown(found))
-    write_text(folder / "bakeoff.html", _html(found))
-    return found
+def _is_pareto_optimal(variant: VariantResult, variants: Sequence[VariantResult]) -> bool:
+    return not any(
+        other.gain.value >= variant.gain.value
+        and other.text_loss_increase.value <= variant.text_loss_increase.value
+        and (other.gain.value, other.text_loss_increase.value) != (variant.gain.value, variant.text_loss_increase.value)
+        for other in variants
+    )
 
 
-HEADINGS = (
-    "strategy",
-    "knob",
-    "gain (points)",
-    "forgotten (nats/token)",
-    "knowledge (points)",
-    "drift (nats/token)",
-    "training",
-    "memory",
+def _recommended(variants: Sequence[VariantResult]) -> str:
+    """The strategy with the smallest increase of the loss on text among those whose tasks are not inferior to the baseline."""
+    candidates = [variant for variant in variants if variant.gain.vs_baseline >= -NON_INFERIORITY_MARGIN]
+    return min(candidates, key=lambda variant: (variant.text_loss_increase.value, variant.seconds)).strategy
+
+
+def write_sweep_report(folder: Path) -> Sweep:
+    """Write sweep.html, sweep.md and sweep.json into the folder of the sweep."""
+    sweep = read_sweep(folder)
+    content = {**asdict(sweep), "headline": sweep.headline, "yaml": sweep.yaml_line}
+    write_text(folder / "sweep.json", dump(content, indent=2) + "\n")
+    write_text(folder / "sweep.md", _markdown(sweep))
+    write_text(folder / "sweep.html", _html(sweep))
+    return sweep
+
+
+COLUMNS: Sequence[ResultColumn[VariantResult]] = (
+    ResultColumn(
+        key="name",
+        heading="Strategy",
+        words=True,
+        text=lambda variant: ("* " if variant.pareto_optimal else "") + variant.strategy,
+    ),
+    ResultColumn(
+        key="hyperparameter", heading="Hyperparameter", words=True, text=lambda variant: variant.hyperparameter
+    ),
+    ResultColumn(
+        key="gain", heading="Gain (points)", left=True, text=lambda variant: _measure_text(variant.gain, Unit.POINTS)
+    ),
+    ResultColumn(
+        key="text_loss_increase",
+        heading="Text loss increase (nats/token)",
+        left=True,
+        text=lambda variant: _measure_text(variant.text_loss_increase, Unit.NATS_PER_TOKEN),
+    ),
+    ResultColumn(
+        key="accuracy_change",
+        heading="Multiple choice (points)",
+        left=True,
+        text=lambda variant: _measure_text(variant.accuracy_change, Unit.POINTS),
+    ),
+    ResultColumn(
+        key="kl_divergence",
+        heading="KL from base (nats/token)",
+        left=True,
+        text=lambda variant: _measure_text(variant.kl_divergence, Unit.NATS_PER_TOKEN),
+    ),
+    ResultColumn(key="seconds", heading="Training", left=True, text=lambda variant: duration(variant.seconds)),
+    ResultColumn(
+        key="peak_memory_bytes",
+        heading="Memory",
+        left=True,
+        text=lambda variant: f"{variant.peak_memory_bytes / 1e9:.1f} GB",
+    ),
 )
+"""The columns of the table, the same in every form. * marks Pareto-optimal variants."""
 
 
-def rows(found: BakeOff) -> list[list[str]]:
-    """The table as text, the same in every form; * stands before what is on the front."""
-    return [
-        [
-            ("* " if arm.on_front else "") + arm.strategy,
-            arm.knob,
-            _cell(arm.gain, "points"),
-            _cell(arm.forgotten, "nats/token"),
-            _cell(arm.knowledge, "points"),
-            _cell(arm.drift, "nats/token"),
-            duration(arm.seconds),
-            f"{arm.memory_bytes / 1e9:.1f} GB",
-        ]
-        for arm in found.arms
-    ]
+def sweep_rows(sweep: Sweep) -> list[list[str]]:
+    """The cells of the table."""
+    return [[column.text(variant) for column in COLUMNS] for variant in sweep.variants]
 
 
-def _cell(measure: Measure | None, unit: str) -> str:
+def _measure_text(measure: Measure | None, unit: Unit) -> str:
     return "" if measure is None else f"{signed(measure.value, unit)} ({interval(measure.ci95, unit)})"
 
 
-def _about(found: BakeOff) -> str:
-    tries = "one setting of each knob" if found.tries == 1 else f"{found.tries} settings of each knob tried"
+def _about(sweep: Sweep) -> str:
+    trials = f"{count(sweep.num_trials, 'hyperparameter value')} per strategy"
     return (
-        f"{one_line(found.config, 200)}, {count(found.seeds, 'seed')}, {tries}; intervals are over seeds and items. "
-        "* is on the Pareto front: no other strategy gains more and forgets less."
+        f"{one_line(sweep.config, 200)}, {count(sweep.seeds, 'seed')}, {trials}; intervals (95 % CI) are over seeds and "
+        "items. * is Pareto-optimal: no other strategy gains at least as much and forgets at most as much."
     )
 
 
-def _markdown(found: BakeOff) -> str:
-    lines = [f"## {found.headline}", "", f"    {found.yaml_line}", ""]
-    lines += [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    lines += [f"| {' | '.join(cell.replace('|', ' ') for cell in row)} |" for row in rows(found)]
-    return "\n".join([*lines, "", _about(found), ""])
+def _markdown(sweep: Sweep) -> str:
+    lines = [f"## {sweep.headline}", "", f"    {sweep.yaml_line}", ""]
+    lines += [f"| {' | '.join(column.heading for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(text.replace('|', ' ') for text in row)} |" for row in sweep_rows(sweep)]
+    return "\n".join([*lines, "", _about(sweep), ""])
 
 
-def _html(found: BakeOff) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("sweep.html.jinja").render(
-        found=found,
-        headings=HEADINGS,
-        rows=rows(found),
-        about=_about(found),
-        figure=Markup(plots.front(points(found))),
-        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+def _html(sweep: Sweep) -> str:
+    template = page_environment().get_template("sweep.html.jinja")
+    return template.render(
+        sweep=sweep,
+        columns=COLUMNS,
+        about=_about(sweep),
+        figure=Markup(plots.pareto_front([_pareto_point(variant) for variant in sweep.variants])),
+        style=style_sheet(),
     )
 
 
-def print_bake_off(found: BakeOff, console: Console) -> None:
-    """The recommendation and the table."""
-    from rich.text import Text
-
-    columns = [Column(heading, words=heading in ("strategy", "knob"), left=True) for heading in HEADINGS]
-    console.print(Text(found.headline, style="bold"))
+def print_sweep(sweep: Sweep, console: Console) -> None:
+    """Print the recommendation and the table."""
+    console.print(Text(sweep.headline, style="bold"))
     console.print()
-    print_table(columns, rows(found), console)
-    console.print(Text(found.yaml_line), soft_wrap=True)  # whole, to be pasted
-    console.print(Text(_about(found)))
+    print_table(COLUMNS, sweep_rows(sweep), console)
+    console.print(Text(sweep.yaml_line), soft_wrap=True)  # on one line, to be copied
+    console.print(Text(_about(sweep)))
 
 
-def points(found: BakeOff) -> list[dict[str, Any]]:
-    """What the figure shows."""
-    return [
-        {
-            "name": one_line(arm.strategy, 30),
-            "x": arm.forgotten.value,
-            "x_ci": arm.forgotten.ci95,
-            "y": arm.gain.value,
-            "y_ci": arm.gain.ci95,
-            "front": arm.on_front,
-            "label": number(arm.gain.value),
-        }
-        for arm in found.arms
-    ]
+def _pareto_point(variant: VariantResult) -> plots.ParetoPoint:
+    return plots.ParetoPoint(
+        name=one_line(variant.strategy, 30),
+        gain=variant.gain.value,
+        gain_ci95=variant.gain.ci95,
+        text_loss_increase=variant.text_loss_increase.value,
+        text_loss_increase_ci95=variant.text_loss_increase.ci95,
+        pareto_optimal=variant.pareto_optimal,
+    )

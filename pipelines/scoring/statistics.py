@@ -46,9 +46,14 @@ class Comparison:
     """Rows where the score rose: wrong → right for right-or-wrong scores."""
     lost: int
     """Rows where it fell."""
-    rows_needed: int | None
-    """If `delta` cannot be told from 0: about how many rows in all would tell a difference of this size, with
-    80 % power. None where it is told already, or where there is no difference at all."""
+    required_sample_size: int | None
+    """Approximate number of rows for 80 % power at the observed effect size. None if the difference is significant
+    already, and if `delta` is 0."""
+
+
+def is_significant(p_value: float, ci95: tuple[float, float], alpha: float = ALPHA) -> bool:
+    """Whether the test rejects a difference of 0 at the level `alpha` and the 95 % interval excludes 0."""
+    return p_value < alpha and not ci95[0] <= 0 <= ci95[1]
 
 
 def compare(
@@ -63,7 +68,7 @@ def compare(
     """Compare two models row by row: `base[i]` and `tuned[i]` are scores of the same row.
 
     `binary` scores are 0 or 100. Rows with equal `clusters[i]` belong together (questions on one document).
-    `comparisons`: how many tasks the reader will see; for `rows_needed` alone, which then counts on the level
+    `comparisons`: how many tasks the reader will see; for `required_sample_size` alone, which then counts on the level
     that the correction leaves (ALPHA / comparisons). `seed` fixes the resampling, so the same scores give the
     same numbers. Where all rows change by the same amount the bootstrap knows no spread and the interval is
     that one number; the p-value alone tells how sure it is. Raises DataError for no rows, unequal numbers of
@@ -88,7 +93,7 @@ def compare(
         low, high = bootstrap_interval(difference, seed=seed)
         ci95, p_value = (float(low), float(high)), float(sign_flip_test(difference, seed=seed))
     level = ALPHA / comparisons
-    told = p_value < level and not ci95[0] <= 0 <= ci95[1]
+    is_certain = is_significant(p_value, ci95, level)
     return Comparison(
         n=difference.size,
         base=float(before.mean()),
@@ -98,7 +103,7 @@ def compare(
         p_value=p_value,
         gained=gained,
         lost=lost,
-        rows_needed=None if told else _rows_needed(units, rows_per_unit, level),
+        required_sample_size=None if is_certain else _required_sample_size(units, rows_per_unit, level),
     )
 
 
@@ -224,7 +229,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _rows_needed(difference: Floats, rows_per_unit: float, level: float) -> int | None:
+def _required_sample_size(difference: Floats, rows_per_unit: float, level: float) -> int | None:
     """For binary scores this is Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211), with
     the spread that flipped signs have and the spread around the difference observed. `difference` is per row,
     or per cluster of `rows_per_unit` rows on average."""

@@ -19,7 +19,8 @@ from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.modeling.token_sequences import split_prompt
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
-from pipelines.storage.files import atomic_dir, write_json, write_jsonl, write_text
+from pipelines.storage.files import atomic_dir, write_json, write_text
+from pipelines.storage.records import CompletionRecord, RetentionRecord, SamplePromptRecord, write_records
 from pipelines.training.ray import ray_evaluator, uses_ray
 
 
@@ -70,14 +71,14 @@ def evaluate_completions(session: EvaluatorSession) -> None:
             context.reporter.note("base completions loaded from the cache")
             return
         _write_sample_prompts(session, folder)
-        write_jsonl(folder / "completions.jsonl", _completion_records(session, rows))
+        write_records(folder / "completions.jsonl", _completion_records(session, rows))
         if side == "base":
             _write_validation_loss(session, folder)
         if entry is not None:
             store_completions(context, folder, entry)
 
 
-def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]]) -> list[CompletionRecord]:
     context = session.context
     tokens = [split_prompt(row["input_ids"], row["supervised_spans"]) for row in rows]
     prompts, references = [prompt for prompt, _ in tokens], [reference for _, reference in tokens]
@@ -86,18 +87,18 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]
     with context.reporter.progress(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     return [
-        {
-            "task": row["task"],
-            "row": row["row"],
-            "prompt": row["prompt"],
-            "reference": row["completion"],
-            "completion": completion.text,
-            "reference_nll": completion.reference_nll,
-            "reference_tokens": len(reference),
-            "num_generated_tokens": completion.num_generated_tokens,
-            "finish_reason": completion.finish_reason,
-            "fields": row["fields"],
-        }
+        CompletionRecord(
+            task=row["task"],
+            row=row["row"],
+            prompt=row["prompt"],
+            reference=row["completion"],
+            completion=completion.text,
+            reference_nll=completion.reference_nll,
+            num_reference_tokens=len(reference),
+            num_generated_tokens=completion.num_generated_tokens,
+            finish_reason=completion.finish_reason,
+            fields=row["fields"],
+        )
         for row, reference, completion in zip(rows, references, completions, strict=True)
     ]
 
@@ -116,16 +117,16 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
             [prompts.encode_prompt(text) for text in texts], context.generation, limits, progress
         )
     records = [
-        {
-            "title": sample.get("title"),
-            "prompt": sample["prompt"],
-            "completion": completion.text,
-            "num_generated_tokens": completion.num_generated_tokens,
-            "finish_reason": completion.finish_reason,
-        }
+        SamplePromptRecord(
+            title=sample.get("title"),
+            prompt=sample["prompt"],
+            completion=completion.text,
+            num_generated_tokens=completion.num_generated_tokens,
+            finish_reason=completion.finish_reason,
+        )
         for sample, completion in zip(samples, completions, strict=True)
     ]
-    write_jsonl(folder / "sample_prompts.jsonl", records)
+    write_records(folder / "sample_prompts.jsonl", records)
 
 
 def _write_validation_loss(session: EvaluatorSession, folder: Path) -> None:
@@ -150,12 +151,12 @@ def evaluate_retention(session: EvaluatorSession, inputs: str) -> None:
         context.reporter.note("base retention scores loaded from the cache")
         return
     evals = JobContext(context.job, context.run, context.model_folder).retention_evals
-    records: list[dict[str, Any]] = []
+    records: list[RetentionRecord] = []
     evaluator = session.evaluator
     with context.reporter.progress(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:
         for retention_eval in evals:
             records += retention_records(retention_eval, evaluator.score_retention_eval(retention_eval))
             progress(1)
-    write_jsonl(file, records)
+    write_records(file, records)
     if entry is not None:
         store_retention(context, records, entry)

@@ -17,7 +17,8 @@ from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error
 from pipelines.storage.environment import hardware, versions
-from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest, write_jsonl
+from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
+from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
 
 
 def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -32,6 +33,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
     sample_prompts = job.pipeline.report.sample_prompts
     key = digest(
         COMPLETIONS_FORMAT,
+        RECORDS_FORMAT,
         context.model_id,
         prompts,
         [row["fields"] for row in rows],
@@ -50,7 +52,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
 
 def retention_entry(context: StageContext, inputs: str) -> Path:
     """The file in the cache for the base model's retention scores; `inputs` is the digest of the stage."""
-    key = digest(inputs, context.job.quantization, __version__, versions(), hardware()["gpu"])
+    key = digest(RECORDS_FORMAT, inputs, context.job.quantization, __version__, versions(), hardware()["gpu"])
     return cache_entry("retention", f"{key[:32]}.jsonl")
 
 
@@ -63,10 +65,10 @@ def store_completions(context: StageContext, folder: Path, entry: Path) -> None:
             shutil.copytree(folder, staging)
 
 
-def store_retention(context: StageContext, records: Sequence[Mapping[str, Any]], entry: Path) -> None:
+def store_retention(context: StageContext, records: Sequence[RetentionRecord], entry: Path) -> None:
     """Writes the base model's retention scores to the cache."""
     with _warn_on_failure(context):
-        write_jsonl(entry, records)
+        write_records(entry, records)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pipelines.data.splits import SPLITS
 from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.modeling.base_models import context_length
 from pipelines.stages.context import StageContext
+from pipelines.storage.records import TaskData
 
 
 def prepare_data(context: StageContext) -> None:
@@ -38,10 +39,11 @@ def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any
     entries = {}
     for name, task in context.job.pipeline.tasks.items():
         file = task.data if isinstance(task.data, str) else task.data.train
-        entries[name] = {
+        data = TaskData(
             **{split: checks.counts[name, split] for split in SPLITS},
-            "file": file,
-            "sha256": context.file_digest(Path(file)),
-            "notes": checks.label_notes(name),
-        }
+            file=file,
+            sha256=context.file_digest(Path(file)),
+            notes=checks.label_notes(name),
+        )
+        entries[name] = data.model_dump()
     return entries

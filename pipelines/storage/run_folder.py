@@ -28,7 +28,7 @@ class Run:
         self.folder = folder
         self.manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "stages": {}}
         if self.manifest_path.exists():
-            self.manifest = self._read_manifest()
+            self.manifest = read_manifest(self.manifest_path)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -63,25 +63,6 @@ class Run:
     def path(self, *parts: str) -> Path:
         """A path inside the folder of the run."""
         return self.folder.joinpath(*parts)
-
-    def _read_manifest(self) -> dict[str, Any]:
-        try:
-            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            version = manifest["format_version"]
-            if version != FORMAT_VERSION:
-                newer = version > FORMAT_VERSION
-                raise RunError(
-                    f"{self.manifest_path} was written by {'a newer' if newer else 'an older'} alfine "
-                    f"(format {version}; this version reads {FORMAT_VERSION}); "
-                    f"{'update alfine' if newer else 'run the job again under another --name'}"
-                )
-            manifest["stages"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise RunError(
-                f"{self.manifest_path} is damaged; nothing else in the folder was changed; "
-                f"run the job again under another --name"
-            ) from None
-        return dict(manifest)
 
     def update(self, **values: Any) -> None:
         """Sets keys of the manifest and writes it."""
@@ -123,6 +104,26 @@ class Run:
             raise RunError(
                 f"{self.folder} is locked by another alfine process; wait for it to end, or use another --name"
             ) from None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run, finished or not. Raises RunError for a damaged one or another version's."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        if version != FORMAT_VERSION:
+            newer = version > FORMAT_VERSION
+            raise RunError(
+                f"{path} was written by {'a newer' if newer else 'an older'} alfine (format {version}; "
+                f"this version reads {FORMAT_VERSION}); "
+                f"{'update alfine' if newer else 'run the job again under another --name'}"
+            )
+        manifest["stages"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise RunError(
+            f"{path} is damaged; nothing else in the folder was changed; run the job again under another --name"
+        ) from None
+    return dict(manifest)
 
 
 def config_entries(config: Path, folder: Path) -> dict[str, str]:

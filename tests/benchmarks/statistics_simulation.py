@@ -1,7 +1,7 @@
 """Do the report's statistics keep what they promise? `python -m tests.benchmarks.statistics_simulation`
 
 Draws data sets whose truth is known and counts: how often the 95 % interval holds the truth, how often a test
-calls a difference where there is none, and how often it finds one with as many rows as `rows_needed` asks for.
+calls a difference where there is none, and how often it finds one with as many rows as `required_sample_size` asks for.
 Right-or-wrong scores are simulated through every step of `compare`, other scores with 1,999 resamples a data set.
 """
 
@@ -50,7 +50,7 @@ def undecided(
     """Thirty rows that cannot tell, and how many like them would (at most 2,000, so that they can be simulated)."""
     while True:
         pilot = draw(rng, (1, 30))[0] * 0.6
-        needed = compare([0.0] * 30, pilot.tolist(), binary=False).rows_needed
+        needed = compare([0.0] * 30, pilot.tolist(), binary=False).required_sample_size
         if needed is not None and needed <= 2000:
             return pilot, needed
 
@@ -90,7 +90,7 @@ def main() -> None:
     for gained, lost, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
         base = [0] * gained + [100] * (n - gained)
         tuned = [100] * gained + [0] * lost + [100] * (n - gained - lost)
-        needed = compare(base, tuned, binary=True).rows_needed
+        needed = compare(base, tuned, binary=True).required_sample_size
         assert needed is not None
         drawn = rng.multinomial(needed, [gained / n, lost / n, 1 - (gained + lost) / n], size=DATA_SETS)
         found = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]

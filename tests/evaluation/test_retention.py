@@ -113,7 +113,7 @@ def test_lines_say_what_guessing_would_give(files):
         if g.kind == "multiple_choice"
     )
     lines = retention_records(guard, [0.0] * 9)
-    assert {line["chance"] for line in lines} == {100 / 3} and lines[8]["item"] == 9
+    assert {record.chance_accuracy for record in lines} == {100 / 3} and lines[8].item == 9
 
 
 def test_the_base_is_asked_once(files):

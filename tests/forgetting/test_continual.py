@@ -12,7 +12,7 @@ from pipelines.forgetting.continual import check_earlier_gates
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.predict import predict
 from pipelines.report import analyse
-from pipelines.report.sweep import read_bake_off, write_bake_off
+from pipelines.report.sweep import read_sweep, write_sweep_report
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run
 from pipelines.sweep import arms, bake_off, parse_arms
@@ -97,9 +97,9 @@ def run_second(name="two", *overrides):
 def test_every_guard_is_measured_before_and_after(guarded):
     first = run()
     base, tuned = (read_jsonl(first.path("retention", f"{which}.jsonl")) for which in ("base", "tuned"))
-    assert [line["guard"] for line in base] == ["knowledge"] * 9 + ["text"] * 8 + ["answers"] * 6
-    assert all(line["score"] == pytest.approx(0, abs=1e-5) for line in base if line["guard"] == "answers")
-    assert any(line["score"] > 1e-4 for line in tuned if line["guard"] == "answers")
+    assert [line["eval"] for line in base] == ["knowledge"] * 9 + ["text"] * 8 + ["answers"] * 6
+    assert all(line["score"] == pytest.approx(0, abs=1e-5) for line in base if line["eval"] == "answers")
+    assert any(line["score"] > 1e-4 for line in tuned if line["eval"] == "answers")
     assert set(analyse(first.folder).guards) == {"knowledge", "text", "answers"}
     finished = first.manifest["stages"]
     again = run("one", "pipeline.forgetting.evals.text.limit=4").manifest["stages"]
@@ -121,8 +121,8 @@ def test_a_job_goes_on_from_another(guarded, adapter):
         if line["task"] == "say"
     }
     assert [line["completion"] for line in before] == [said[line["row"]] for line in before]
-    lines = [line for line in read_jsonl(second.path("retention", "base.jsonl")) if line["guard"] == "one/odd"]
-    assert lines and all(line["own"] == line["score"] for line in lines)
+    lines = [line for line in read_jsonl(second.path("retention", "base.jsonl")) if line["eval"] == "one/odd"]
+    assert lines and all(line["score_after_own_task"] == line["score"] for line in lines)
     analysis = analyse(second.folder)
     assert analysis.bwt is not None and analysis.bwt.tasks == 2
     assert "./base, as runs/one left it, was tuned on" in second.path("report.html").read_text(encoding="utf-8")
@@ -133,7 +133,7 @@ def test_a_job_goes_on_from_another(guarded, adapter):
     # The third knows both.
     second_job("runs/two", strategy="ewc")
     third = run_second("three", *without)
-    assert {line["guard"] for line in read_jsonl(third.path("retention", "base.jsonl"))} >= {
+    assert {line["eval"] for line in read_jsonl(third.path("retention", "base.jsonl"))} >= {
         "two/say",
         "one/odd",
         "one/say",
@@ -174,9 +174,7 @@ def test_the_curve_is_measured_and_a_spent_budget_ends_the_training(guarded):
     found = json.loads(stopped.path("model", "training.json").read_text())
     assert found["stopped_by_retention"] == {"evals": ["answers"], "step": 2} and found["steps"] == 2
     # The weights are those of the last measurement within the budget.
-    left = [
-        line["score"] for line in read_jsonl(stopped.path("retention", "tuned.jsonl")) if line["guard"] == "answers"
-    ]
+    left = [line["score"] for line in read_jsonl(stopped.path("retention", "tuned.jsonl")) if line["eval"] == "answers"]
     assert sum(left) / len(left) == pytest.approx(drift[0], rel=1e-3)
 
 
@@ -215,17 +213,20 @@ def test_an_importance_file_of_another_model_is_refused(guarded):
 def test_a_bake_off_runs_every_arm_once_and_recommends_one(guarded):
     strategies = parse_arms("l2sp")
     bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
-    found = write_bake_off(Path("runs/bake"))
-    assert [arm.strategy for arm in found.arms] == ["none", "l2sp"] and found.recommended in ("none", "l2sp")
+    found = write_sweep_report(Path("runs/bake"))
+    assert [variant.strategy for variant in found.variants] == ["none", "l2sp"] and found.recommended in (
+        "none",
+        "l2sp",
+    )
     folders = sorted(path.name for path in Path("runs/bake").iterdir() if path.is_dir())
     assert len(folders) == 6  # two knobs with the first seed, the chosen one with the second, for each of two arms
-    assert found.arm("none").forgotten.against_none == 0
-    page = Path("runs/bake/bakeoff.html").read_text()
+    assert found.variant("none").text_loss_increase.vs_baseline == 0
+    page = Path("runs/bake/sweep.html").read_text()
     assert found.headline in page and "<svg" in page
     stages = json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"]
     bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
     assert json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"] == stages
-    assert read_bake_off(Path("runs/bake")) == found
+    assert read_sweep(Path("runs/bake")) == found
 
 
 def test_the_plain_run_is_always_among_the_arms_and_a_strange_word_is_named(guarded):

@@ -36,7 +36,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
     shutil.rmtree("base")
     make_biased(Path("base"))
     still = run("still", f"adapter={{{LORA}{options}}}", *STILL)
-    drift = [line["score"] for line in read_jsonl(still.path("retention", "tuned.jsonl")) if line["guard"] == "answers"]
+    drift = [line["score"] for line in read_jsonl(still.path("retention", "tuned.jsonl")) if line["eval"] == "answers"]
     assert drift and max(map(abs, drift)) < 1e-4
     moved = run(
         "moved",
@@ -54,7 +54,7 @@ def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa
     )
     torch.testing.assert_close(probe_logits(load_causal_lm("base", frozen=True)), base.model_source.logits)
     measured = [
-        line["score"] for line in read_jsonl(moved.path("retention", "tuned.jsonl")) if line["guard"] == "answers"
+        line["score"] for line in read_jsonl(moved.path("retention", "tuned.jsonl")) if line["eval"] == "answers"
     ]
     assert sum(measured) / len(measured) == pytest.approx(history["retention"][-1]["scores"]["answers"], rel=1e-2)
     assert tuned.loaded.has_adapter

@@ -7,7 +7,7 @@ import yaml
 
 from pipelines.errors import DataError
 from pipelines.report.analysis import analyse
-from pipelines.report.summaries import headline, notes, sentence
+from pipelines.report.summaries import headline, task_caveats, task_summary
 from tests.report.run_folder import line, write_run
 
 
@@ -27,10 +27,10 @@ def task_of(folder, run):
 
 def test_wrong_to_right_is_better(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 38 + ["yes"] * 2, ["yes"] * 39 + ["no"]))
-    assert (task.better, task.worse, task.same, task.verdict) == (38, 1, 1, "better")
-    assert [example.change for example in analysis.worst_first[:2]] == ["worse", "same"]
+    assert (task.wins, task.losses, task.ties, task.verdict) == (38, 1, 1, "better")
+    assert [example.change for example in analysis.examples_by_regression[:2]] == ["worse", "same"]
     assert headline(analysis) == "Better on mood."
-    assert sentence(task).startswith("better: exact match 5.0 → 97.5 on 40 rows, +92.5 points (95 % interval +")
+    assert task_summary(task).startswith("better: exact match 5.0 → 97.5 on 40 rows, +92.5 points (95 % CI +")
 
 
 def test_right_to_wrong_is_worse(tmp_path):
@@ -40,27 +40,28 @@ def test_right_to_wrong_is_worse(tmp_path):
 
 def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 20 + ["yes"] * 20, ["yes"] + ["no"] * 19 + ["yes"] * 20))
-    assert task.verdict == "cannot tell" and headline(analysis) == "Cannot tell on mood."
-    assert task.rows_needed > 40
+    assert task.verdict == "inconclusive" and headline(analysis) == "Inconclusive on mood."
+    assert task.comparison.required_sample_size > 40
     assert (
-        f"about {task.rows_needed:,} test rows would tell" in sentence(task)
-        and f"{task.rows_needed:,}" in notes(task)[0]
+        f"≈{task.comparison.required_sample_size:,} test rows needed for 80 % power" in task_summary(task)
+        and f"≈{task.comparison.required_sample_size:,}" in task_caveats(task)[0]
     )
 
 
 def test_equal_answers_ask_for_no_more_rows(tmp_path):
     _, task = task_of(tmp_path / "r", labels(["yes"] * 40, ["yes"] * 40))
     assert (
-        sentence(task) == "cannot tell: exact match 100.0 → 100.0 on 40 rows; both models score the same on every row."
+        task_summary(task)
+        == "inconclusive: exact match 100.0 → 100.0 on 40 rows; both models score the same on every row."
     )
 
 
 def test_a_lower_loss_is_better(tmp_path):
     sides = [[line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
     analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *sides))
-    assert (task.verdict, task.better, task.worse) == ("better", 40, 0)
-    assert task.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
-    assert not task.percent_scale and task.loss.delta == pytest.approx(-1)
+    assert (task.verdict, task.wins, task.losses) == ("better", 40, 0)
+    assert task.comparison.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
+    assert not task.percent_scale and task.reference_nll.delta == pytest.approx(-1)
 
 
 @pytest.mark.usefixtures("compiled_sandbox")
@@ -76,10 +77,13 @@ def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
         for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
     ]
     analysis, task = task_of(tmp_path / "r", ({"code": "unit_tests"}, *sides))
-    assert (task.n, task.unscored_base, task.unscored_tuned) == (29, 1, 1)
-    assert (task.base, task.tuned) == (0, 100)
-    assert [example.change for example in analysis.worst_first[-2:]] == ["unscored", "unscored"]
-    assert any(flag.startswith("Left out of the pairs: 1 base answer and 1 tuned answer") for flag in task.flags)
+    assert (task.comparison.n, task.unscored.base, task.unscored.tuned) == (29, 1, 1)
+    assert (task.comparison.base, task.comparison.tuned) == (0, 100)
+    assert [example.change for example in analysis.examples_by_regression[-2:]] == ["unscored", "unscored"]
+    assert any(
+        caveat.startswith("Left out of the comparison: 1 base completion and 1 tuned completion")
+        for caveat in task.caveats
+    )
 
 
 def test_holm_corrects_over_the_tasks(tmp_path):
@@ -91,8 +95,8 @@ def test_holm_corrects_over_the_tasks(tmp_path):
     )
     analysis = analyse(write_run(tmp_path / "r", metrics, base, tuned))
     for task in analysis.tasks.values():
-        assert task.p_value == pytest.approx(2 * 0.5**7)
-        assert task.p_holm == pytest.approx(4 * task.p_value) and task.verdict == "cannot tell"
+        assert task.comparison.p_value == pytest.approx(2 * 0.5**7)
+        assert task.p_holm == pytest.approx(4 * task.comparison.p_value) and task.verdict == "inconclusive"
 
 
 def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
@@ -106,16 +110,16 @@ def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "base, tuned, more, said",
     [
-        (["no"] * 12, ["yes"] * 12, {}, "Only 12 test rows"),
+        (["no"] * 12, ["yes"] * 12, {}, "Small sample (12 test rows, fewer than 30)"),
         (["no"] * 40, ["yes"] * 40, {}, "Every reference is “yes”"),
         (["no"] * 40, ["yes"] * 40, {}, "Base is at the floor (0.0)"),
         (["no"] * 40, ["yes"] * 40, {}, "Tuned is at the ceiling (100.0)"),
-        ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base answers are empty."),
+        ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base completions are empty."),
     ],
 )
 def test_flags(tmp_path, base, tuned, more, said):
     _, task = task_of(tmp_path / "r", labels(base, tuned, **more))
-    assert any(flag.startswith(said) for flag in task.flags)
+    assert any(caveat.startswith(said) for caveat in task.caveats)
 
 
 def test_one_class_always_answered(tmp_path):
@@ -123,7 +127,7 @@ def test_one_class_always_answered(tmp_path):
         [line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")
     ]
     _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
-    assert "Tuned always answers “Yes.”: it does not look at the prompt." in task.flags
+    assert "Tuned always answers “Yes.”, whatever the prompt is." in task.caveats
 
 
 def test_sound_rows_raise_no_flag(tmp_path):
@@ -132,7 +136,7 @@ def test_sound_rows_raise_no_flag(tmp_path):
         for every in (3, 7)
     ]
     _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
-    assert task.flags == ["Always answering “yes” would score 50.0 %."]
+    assert task.caveats == ["Always answering “yes” would score 50.0 %."]
 
 
 def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
@@ -145,7 +149,9 @@ def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
             for answer in ("no", "yes")
         ]
         _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))
-        assert any("40 of 40 tuned answers were cut at 128 tokens" in flag for flag in task.flags) == told
+        assert (
+            any("40 of 40 tuned completions were truncated at 128 tokens" in caveat for caveat in task.caveats) == told
+        )
 
 
 def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
@@ -154,15 +160,27 @@ def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
         for form in ("这条评论是{}的。", "{}")
     ]
     _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
-    assert (task.base, task.tuned, task.loose.base, task.loose.tuned) == (0, 100, 100, 100)
-    assert any("Base names the right label and no other in 100.0 % of its answers" in flag for flag in task.flags)
+    assert (
+        task.comparison.base,
+        task.comparison.tuned,
+        task.label_anywhere_accuracy.base,
+        task.label_anywhere_accuracy.tuned,
+    ) == (
+        0,
+        100,
+        100,
+        100,
+    )
+    assert any(
+        "Base gives the right label and no other in 100.0 % of its completions" in caveat for caveat in task.caveats
+    )
 
 
 def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
     references = ["Polish", "polish", "other", "other", "Polish"] * 8
     sides = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
     _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
-    assert "Always answering “Polish” would score 60.0 %." in task.flags
+    assert "Always answering “Polish” would score 60.0 %." in task.caveats
 
 
 def test_labels_as_written_where_the_config_says_so(tmp_path):
@@ -171,15 +189,18 @@ def test_labels_as_written_where_the_config_says_so(tmp_path):
         for answer in ("polish", "I say Polish.")
     ]
     folder = write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)
-    for normalize, scores, loose in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
+    for normalize, scores, anywhere in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["pipeline"]["tasks"]["mood"]["normalize"] = normalize
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         task = analyse(folder).tasks["mood"]
-        assert (task.base, task.tuned) == scores and (task.loose.base, task.loose.tuned) == loose
+        assert (task.comparison.base, task.comparison.tuned) == scores and (
+            task.label_anywhere_accuracy.base,
+            task.label_anywhere_accuracy.tuned,
+        ) == anywhere
         assert (
             task.title == ("exact match" if normalize is None else "exact match, as written")
-            and task.metric == "exact_match"
+            and task.metric.name == "exact_match"
         )
 
 
@@ -188,10 +209,15 @@ def test_what_preflight_found_in_the_labels_stands_among_the_notes(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["data"]["mood"]["notes"] = ["A label of the test rows has no training row: 'yes' (40 rows)."]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert analyse(folder).tasks["mood"].flags[-1] == "A label of the test rows has no training row: 'yes' (40 rows)."
+    assert analyse(folder).tasks["mood"].caveats[-1] == "A label of the test rows has no training row: 'yes' (40 rows)."
 
 
 def test_sets_of_labels(tmp_path):
     sides = [[line("topics", n, "p", "a, b", answer) for n in range(40)] for answer in ("b", "b, a")]
     analysis, task = task_of(tmp_path / "r", ({"topics": "multilabel_f1"}, *sides))
-    assert (task.base, task.tuned, task.verdict, task.loose) == (pytest.approx(200 / 3), 100, "better", None)
+    assert (task.comparison.base, task.comparison.tuned, task.verdict, task.label_anywhere_accuracy) == (
+        pytest.approx(200 / 3),
+        100,
+        "better",
+        None,
+    )

@@ -243,10 +243,10 @@ def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
         assert page.locator("#rate-revealed tr").last.inner_text().split() == ["all", "0", "7", "2", "2"]
         assert page.inner_text("#rate-count") == "11 of 11 rated." and not page.is_visible("#rate-start")
         report = saved(page)
-        assert {key: report[key] for key in ("format_version", "run", "sides", "rater")} == {
-            "format_version": 1,
+        assert {key: report[key] for key in ("format_version", "run", "models", "rater")} == {
+            "format_version": 2,
             "run": "small",
-            "sides": ["base", "tuned"],
+            "models": ["base", "tuned"],
             "rater": "Ada",
         }
         assert report["report"] == page.get_attribute("body", "data-report") and re.fullmatch(
@@ -256,14 +256,14 @@ def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
         assert choices == ["tuned"] * 7 + ["both bad", "tie", "both bad", "tie"]
         rows = {rating["row"] for rating in report["ratings"] if rating["task"] == "mood"}
         assert rows == set(range(10))
-        assert [rating["prompt_number"] for rating in report["ratings"] if rating["task"] is None] == [0]
+        assert [rating["prompt_index"] for rating in report["ratings"] if rating["task"] is None] == [0]
         page.once("dialog", lambda dialog: dialog.accept())
         page.click("#rate-discard")
         assert page.inner_text("#rate-count") == "11 pairs of answers." and not page.is_visible("#rate-save")
 
 
 def test_nothing_on_the_screen_says_whose_answer_it_is(tmp_path, opened):
-    analysis = replace(analyse(make_run(tmp_path / "r", rows=4)), sides=("alpha-run", "omega-run"))
+    analysis = replace(analyse(make_run(tmp_path / "r", rows=4)), models=("alpha-run", "omega-run"))
     with opened(written(tmp_path, analysis)) as page:
         assert "alpha-run" in page.inner_text("body")
         page.click("#rate-start")

@@ -11,11 +11,10 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from pipelines.report import formatting as wording
-from pipelines.report import json_report as as_json
-from pipelines.report import markdown, plots
+from pipelines.report import formatting, html, json_report, markdown, plots
 from pipelines.report.analysis import analyse
 from pipelines.report.terminal import print_summary
+from pipelines.scoring.metric import Unit
 from tests.report.run_folder import demo_run, line, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +35,7 @@ def test_markdown_is_short_and_opens_with_the_verdict(analysis):
 
 
 def test_every_form_says_how_answers_are_compared(analysis):
-    from pipelines.report import html
-
-    page, comment, data = html.render(analysis), markdown.render(analysis), json.loads(as_json.render(analysis))
+    page, comment, data = html.render(analysis), markdown.render(analysis), json.loads(json_report.render(analysis))
     for name, said in (
         ("sentiment", "Case, white space, quotes around a label"),
         ("summaries", "of scripts without spaces between words"),
@@ -75,7 +72,9 @@ def test_the_terminal_table_has_every_task(analysis):
     print_summary(analysis, Console(file=out, width=140))
     for name, task in analysis.tasks.items():
         assert re.search(
-            rf"^{name} .*{re.escape(wording.number(task.tuned))} .*{task.verdict}", out.getvalue(), re.MULTILINE
+            rf"^{name} .*{re.escape(formatting.number(task.comparison.tuned, task.unit))} .*{task.verdict}",
+            out.getvalue(),
+            re.MULTILINE,
         )
 
 
@@ -96,45 +95,45 @@ def test_a_long_run_is_drawn_with_few_points():
 @pytest.mark.parametrize(
     "made, expected",
     [
-        (wording.signed(3.14), "+3.1"),
-        (wording.signed(-3.14), "−3.1"),
-        (wording.signed(-0.04), "0.0"),
-        (wording.signed(-0.0004, "nats/token"), "0.000"),
-        (wording.interval((-1, 2)), "−1.0 to +2.0"),
-        (wording.score(None, "%", True), "not scored"),
-        (wording.score(0.0, "%", True), "wrong"),
-        (wording.score(100.0, "%", True), "right"),
-        (wording.score(41.666, "points", False), "41.7"),
-        (wording.p_value(0.0004), "< 0.001"),
-        (wording.p_value(0.05), "0.050"),
-        (wording.count(1, "row"), "1 row"),
-        (wording.count(1200, "row"), "1,200 rows"),
-        (wording.duration(0.44), "0.4 s"),
-        (wording.duration(59.6), "1 min 0 s"),
-        (wording.duration(3599.9), "1 h 0 min"),
-        (wording.joined(["a"]), "a"),
-        (wording.joined(["a", "b", "c"]), "a, b and c"),
-        (wording.one_line("a\n b\tc", 10), "a b c"),
-        (wording.one_line("abcdef", 4), "abc…"),
-        (wording.one_line("中文\n字", 6), "中文…"),
-        (wording.one_line("हिन्दी", 2), "हि…"),
-        (wording.printable("a\x00b\r\nc\td\x7f\ud800"), "a␀b\nc\td⟨U+007F⟩⟨U+D800⟩"),
+        (formatting.signed(3.14), "+3.1"),
+        (formatting.signed(-3.14), "−3.1"),
+        (formatting.signed(-0.04), "0.0"),
+        (formatting.signed(-0.0004, Unit.NATS_PER_TOKEN), "0.000"),
+        (formatting.interval((-1, 2)), "−1.0 to +2.0"),
+        (formatting.score(None, Unit.PERCENT, True), "not scored"),
+        (formatting.score(0.0, Unit.PERCENT, True), "wrong"),
+        (formatting.score(100.0, Unit.PERCENT, True), "right"),
+        (formatting.score(41.666, Unit.POINTS, False), "41.7"),
+        (formatting.p_value(0.0004), "< 0.001"),
+        (formatting.p_value(0.05), "0.050"),
+        (formatting.count(1, "row"), "1 row"),
+        (formatting.count(1200, "row"), "1,200 rows"),
+        (formatting.duration(0.44), "0.4 s"),
+        (formatting.duration(59.6), "1 min 0 s"),
+        (formatting.duration(3599.9), "1 h 0 min"),
+        (formatting.joined(["a"]), "a"),
+        (formatting.joined(["a", "b", "c"]), "a, b and c"),
+        (formatting.one_line("a\n b\tc", 10), "a b c"),
+        (formatting.one_line("abcdef", 4), "abc…"),
+        (formatting.one_line("中文\n字", 6), "中文…"),
+        (formatting.one_line("हिन्दी", 2), "हि…"),
+        (formatting.printable("a\x00b\r\nc\td\x7f\ud800"), "a␀b\nc\td⟨U+007F⟩⟨U+D800⟩"),
     ],
 )
-def test_wording(made, expected):
+def test_formatting(made, expected):
     assert made == expected
 
 
-SCHEMAS = {3: "975f41dfa6a527e9957d6d7b367f7fd2cf9b8aa5d0acae3c8c2146085d06d0b9"}
+SCHEMAS = {4: "48e0ca4cf20a9151f8e31ae690f756f1edffb4f1a6b22312bd86cf5e190add4f"}
 """sha256 of the schema of each format_version: a change of the form without a new number fails here."""
 
 
 def test_the_json_form_is_the_shipped_schema_and_its_number_is_raised_by_a_change():
-    assert (ROOT / "docs" / "report.schema.json").read_text() == as_json.schema()
-    known = hashlib.sha256(as_json.schema().encode()).hexdigest()
-    assert SCHEMAS[as_json.FORMAT_VERSION] == known, "raise FORMAT_VERSION, and write docs/report.schema.json again"
+    assert (ROOT / "docs" / "report.schema.json").read_text() == json_report.schema()
+    known = hashlib.sha256(json_report.schema().encode()).hexdigest()
+    assert SCHEMAS[json_report.FORMAT_VERSION] == known, "raise FORMAT_VERSION, and write docs/report.schema.json again"
 
 
 def test_every_report_fits_the_schema(tmp_path):
-    schema = json.loads(as_json.schema())
-    jsonschema.validate(json.loads(as_json.render(analyse(demo_run(tmp_path / "r", rows=40)))), schema)
+    schema = json.loads(json_report.schema())
+    jsonschema.validate(json.loads(json_report.render(analyse(demo_run(tmp_path / "r", rows=40)))), schema)

@@ -40,13 +40,13 @@ def test_a_score(tmp_path, gate, passed):
     analysis = analyse(run_with_gates(tmp_path / "r", {"mood": gate}))
     assert [(result.name, result.passed) for result in analysis.gates] == [("mood", passed)]
     assert ("Gate failed: mood." in headline(analysis)) != passed
-    assert "+30.0" in analysis.gates[0].sentence
+    assert "+30.0" in analysis.gates[0].summary
 
 
 @pytest.mark.parametrize(("min_gain", "passed"), [(0.9, True), (1.2, False), (-0.5, True)])
 def test_a_loss_gains_by_falling(tmp_path, min_gain, passed):
     analysis = analyse(run_with_gates(tmp_path / "r", {"text": {"min_gain": min_gain}}))
-    low, high = analysis.tasks["text"].ci95
+    low, high = analysis.tasks["text"].comparison.ci95
     assert high < 0 and -high >= 0.9
     assert analysis.gates[0].passed == passed
 

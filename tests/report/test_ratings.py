@@ -21,13 +21,13 @@ def ratings(run, rater, choices, /, **changes):
     """A file with one choice for each row from 0 on; None: not rated."""
     analysis = analyse(run)
     content = {
-        "format_version": 1,
+        "format_version": 2,
         "run": analysis.manifest.name,
         "report": analysis.digest,
-        "sides": ["base", "tuned"],
+        "models": ["base", "tuned"],
         "rater": rater,
         "ratings": [
-            {"task": "mood", "row": n, "prompt_number": None, "choice": choice}
+            {"task": "mood", "row": n, "prompt_index": None, "choice": choice}
             for n, choice in enumerate(choices)
             if choice
         ],
@@ -77,11 +77,11 @@ def test_all_alike_has_no_alpha(run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"report": "0" * 64}, "rates other answers of this run"),
+        ({"report": "0" * 64}, "rates other completions of this run"),
         ({"report": "0" * 64, "run": "other"}, "rates the run 'other'"),
         ({"format_version": 9}, "format_version"),
-        ({"ratings": []}, "holds no rating yet"),
-        ({"ratings": [{"task": "mood", "row": 1, "prompt_number": None, "choice": "left"}]}, "the choice 'left'"),
+        ({"ratings": []}, "has no ratings"),
+        ({"ratings": [{"task": "mood", "row": 1, "prompt_index": None, "choice": "left"}]}, "the choice 'left'"),
         ({"ratings": [{"task": "mood"}]}, "ratings.0.row: field required"),
     ],
 )
@@ -115,11 +115,11 @@ def test_on_the_command_line(run):
 
 
 def test_an_item_twice_or_of_another_run_does_not_count(run):
-    entry = {"task": "mood", "row": 0, "prompt_number": None, "choice": "tuned"}
+    entry = {"task": "mood", "row": 0, "prompt_index": None, "choice": "tuned"}
     for items, message in (
         ([entry, {**entry, "choice": "base"}], "rates mood/0 2 times"),
-        ([{**entry, "row": 999}], "rates mood/999, which this run has not"),
-        ([{**entry, "task": None, "row": None, "prompt_number": 1}], "rates prompt 1, which this run has not"),
+        ([{**entry, "row": 999}], "rates mood/999, which is not in this run"),
+        ([{**entry, "task": None, "row": None, "prompt_index": 1}], "rates prompt 1, which is not in this run"),
     ):
         with pytest.raises(RunError, match=message):
             merged(run, ratings(run, "anna", [], ratings=items))

@@ -17,13 +17,13 @@ def test_json_has_what_is_promised(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     report = json.loads((run / "report.json").read_text())
-    assert report["format_version"] == 3 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
+    assert report["format_version"] == 4 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
     task = report["tasks"]["mood"]
     assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("exact_match", 40, 0, 100, 100)
-    assert task["ci95"][0] > 80 and task["loose"]["base"] == 100
+    assert task["ci95"][0] > 80 and task["label_anywhere_accuracy"]["base"] == 100
     assert {"task", "prompt", "reference", "base", "tuned", "base_score", "tuned_score"} <= set(report["examples"][0])
     assert {"steps", "rows", "supervised_tokens", "seconds", "train_loss", "validation_loss"} <= set(report["training"])
-    assert report["probes"][0]["tuned"] == "tuned"
+    assert report["sample_prompts"][0]["tuned"] == "tuned"
 
 
 def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_path):
@@ -46,12 +46,12 @@ def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_
 def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
-    flags = json.loads((run / "report.json").read_text())["tasks"]["mood"]["flags"]
+    caveats = json.loads((run / "report.json").read_text())["tasks"]["mood"]["caveats"]
     assert any(
-        "Base names the right label and no other in 100.0 % of its answers, in the exact form in 0.0 %" in flag
-        for flag in flags
+        "Base gives the right label and no other in 100.0 % of its completions, in the exact format in 0.0 %" in caveat
+        for caveat in caveats
     )
-    assert "learning the form" in (run / "report.html").read_text()
+    assert "learning the format" in (run / "report.html").read_text()
     assert "better on mood" in (run / "report.md").read_text().lower()
 
 
@@ -105,11 +105,11 @@ def remove(run, name):
 
 
 DAMAGE = {
-    "broken manifest": ("manifest.json", lambda text: text[:-9], "broken JSON"),
+    "broken manifest": ("manifest.json", lambda text: text[:-9], "manifest.json is damaged"),
     "other format": (
         "manifest.json",
         lambda text: text.replace('"format_version": 1', '"format_version": 9'),
-        "this alfine reads 1",
+        "this version reads 1",
     ),
     "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),
     "broken config": ("config.yaml", lambda text: "a: [", "not YAML"),
@@ -213,7 +213,7 @@ def test_a_run_without_probes_and_without_validation(tmp_path):
     )
     write_report(run)
     page = (run / "report.html").read_text()
-    assert "Free prompts" not in page and page.count("<svg") == 1
+    assert "Sample prompts" not in page and page.count("<svg") == 1
 
 
 def test_headings_stand_in_order_and_ids_once(tmp_path):
@@ -237,10 +237,10 @@ def test_the_scripts_write_no_markup(name):
 
 
 def test_more_rows_than_the_page_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(html, "MOST_EXAMPLES", 5)
+    monkeypatch.setattr(html, "MAX_EXAMPLES", 5)
     page = written(make_run(tmp_path / "r"))
-    assert page.count('<article class="pair"') == 5 + 1 and "Here are 5 of 40" in page
-    assert "holds the 5 rows with the worst changes out of 40" in page
+    assert page.count('<article class="pair"') == 5 + 1 and "This page shows 5 of 40" in page
+    assert "shows the 5 rows with the worst changes of 40" in page
 
 
 def written(run):
@@ -256,5 +256,5 @@ def test_long_answers_fold(tmp_path):
     )
     write_report(run)
     page = (run / "report.html").read_text()
-    assert "1,000,000 characters" in page and "the rest stands in report.json" in page
+    assert "1,000,000 characters" in page and "the full text is in report.json" in page
     assert len(page) < 400_000

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipelines.report import analyse, html, markdown
-from pipelines.report import json_report as as_json
+from pipelines.report import analyse, html, json_report, markdown
 from pipelines.report.results import GateResult
 from pipelines.report.terminal import print_summary
 from tests.report.run_folder import line, make_run, write_run
@@ -24,7 +23,7 @@ def compared(tmp_path_factory):
     sides = [[line("mood", n, "p", ["yes", "no"][n % 2], side[n]) for n in range(20)] for side in answers]
     run = write_run(tmp_path_factory.mktemp("runs") / "r", {"mood": "exact_match"}, *sides)
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps({**manifest, "sides": ["lr_low", "lr_high"]}))
+    (run / "manifest.json").write_text(json.dumps({**manifest, "models": ["lr_low", "lr_high"]}))
     return replace(analyse(run), gates=GATES)
 
 
@@ -36,9 +35,9 @@ def visible(page):
 
 def test_a_comparison_shows_only_the_names_of_its_sides(compared):
     text = visible(html.render(compared))
-    assert not re.search(r"\b(base|tuned)\b", text[: text.rindex("What was run")], re.IGNORECASE)
+    assert not re.search(r"\b(base|tuned)\b", text[: text.rindex("Reproducibility")], re.IGNORECASE)
     for said in (
-        "lr_low and lr_high answered the same 20 test rows.",
+        "lr_low and lr_high completed the same 20 test rows.",
         "lr_low is at the ceiling",
         "lr_high always answers",
     ):
@@ -49,7 +48,7 @@ def test_without_training_nothing_is_said_of_it(compared):
     page = html.render(compared)
     assert 'id="training"' not in page and "#training" not in page and "was tuned on" not in page
     assert "supervised" not in markdown.render(compared)
-    assert json.loads(as_json.render(compared))["training"] is None
+    assert json.loads(json_report.render(compared))["training"] is None
 
 
 def test_other_forms_have_the_names_too(compared):
@@ -57,15 +56,15 @@ def test_other_forms_have_the_names_too(compared):
     assert "| lr\\_low | lr\\_high |" in text and "- lr\\_high: `yes`" in text
     out = io.StringIO()
     print_summary(compared, Console(file=out, width=140))
-    assert re.search(r"rows +lr_low +lr_high +change", out.getvalue())
-    assert json.loads(as_json.render(compared))["sides"] == ["lr_low", "lr_high"]
+    assert re.search(r"Rows +lr_low +lr_high +Change", out.getvalue())
+    assert json.loads(json_report.render(compared))["models"] == ["lr_low", "lr_high"]
 
 
 def test_base_and_tuned_are_the_sides_of_a_run(tmp_path):
     analysis = analyse(make_run(tmp_path / "r", rows=4))
     text = visible(html.render(analysis))
-    assert analysis.sides == ("base", "tuned") and "Base · wrong" not in text
-    assert "Base wrong" in text.replace("  ", " ") and "Conditions" not in text
+    assert analysis.models == ("base", "tuned") and "Base · wrong" not in text
+    assert "Base wrong" in text.replace("  ", " ") and "Quality gates" not in text
 
 
 def test_failed_conditions_come_first_in_words(compared):
@@ -79,7 +78,7 @@ def test_failed_conditions_come_first_in_words(compared):
     out = io.StringIO()
     print_summary(compared, Console(file=out, width=140))
     assert out.getvalue().index("FAILED mood") < out.getvalue().index("passed speed")
-    assert [gate["passed"] for gate in json.loads(as_json.render(compared))["gates"]] == [False, True]
+    assert [gate["passed"] for gate in json.loads(json_report.render(compared))["gates"]] == [False, True]
 
 
 def test_the_digest_is_that_of_the_answers(tmp_path):
@@ -93,7 +92,7 @@ def test_the_digest_is_that_of_the_answers(tmp_path):
     )
     assert swapped.digest != one.digest
     assert f'data-report="{one.digest}"' in html.render(one)
-    assert json.loads(as_json.render(one))["digest"] == one.digest
+    assert json.loads(json_report.render(one))["digest"] == one.digest
 
 
 def test_the_kept_step_is_named_in_the_figure(tmp_path):

@@ -13,7 +13,7 @@ from pipelines.commands.preview import print_lengths
 from pipelines.report.analysis import analyse
 from pipelines.report.formatting import interval, number, signed
 from pipelines.report.ratings import Preference
-from pipelines.report.sweep import ArmResult, BakeOff, Measure, print_bake_off, rows
+from pipelines.report.sweep import Measure, Sweep, VariantResult, print_sweep, sweep_rows
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.report.terminal import print_preference, print_runs, print_summary
 from pipelines.scoring.statistics import compare
@@ -55,11 +55,11 @@ def analysis(request, tmp_path_factory):
             folder / "retention" / f"{side}.jsonl",
             [
                 {
-                    "guard": name,
+                    "eval": name,
                     "kind": kind,
                     "metric": metric,
                     "item": n,
-                    "chance": 25.0 if kind == "multiple_choice" else None,
+                    "chance_accuracy": 25.0 if kind == "multiple_choice" else None,
                     "score": 100.0 * (n % 2) if kind == "multiple_choice" else shift + n,
                 }
                 for name, kind, metric in kinds
@@ -84,14 +84,15 @@ def whole(text, width, wanted):
         assert any(one in found for found in squeezed), f"{one!r} at {width}:\n{text}"
 
 
-def numbers_of(found):
+def numbers_of(result):
+    comparison = result.comparison
     values = (
-        number(found.base, found.unit),
-        number(found.tuned, found.unit),
-        signed(found.delta, found.unit),
-        interval(found.ci95, found.unit),
+        number(comparison.base, result.unit),
+        number(comparison.tuned, result.unit),
+        signed(comparison.delta, result.unit),
+        interval(comparison.ci95, result.unit),
     )
-    return [f"{found.n:,}", *values, *found.verdict.split()]
+    return [f"{comparison.n:,}", *values, *(result.verdict or "").split()]
 
 
 def words_of(names):
@@ -101,7 +102,7 @@ def words_of(names):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_summary(analysis, width):
     text = printed(width, print_summary, analysis)
-    results = [*analysis.tasks.values(), *analysis.guards.values()]
+    results = [*analysis.tasks.values(), *analysis.retention.values()]
     whole(text, width, [one for found in results for one in numbers_of(found)])
     whole(text, width, words_of([found.name for found in results] + [found.title for found in results]))
     whole(text, width, ["divergence"])
@@ -116,8 +117,8 @@ def test_many_runs(analysis, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_two_models_with_long_names(analysis, width):
-    sides = ("smollm2-135m-instruct-before-everything", "微調整済みモデル第二版")
-    text = printed(width, print_summary, replace(analysis, sides=sides))
+    models = ("smollm2-135m-instruct-before-everything", "微調整済みモデル第二版")
+    text = printed(width, print_summary, replace(analysis, models=models))
     whole(text, width, [one for found in analysis.tasks.values() for one in numbers_of(found)])
 
 
@@ -128,15 +129,15 @@ def test_a_preference(analysis, width):
     whole(printed(width, print_preference, preference, analysis), width, ["0.81"])
 
 
-def bake_off_result():
+def sweep_result():
     def measure(value):
         return Measure(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
 
     arms = [
-        ArmResult(
+        VariantResult(
             "none", "learning_rate: 0.0002", measure(71.4), measure(0.02), measure(-3), None, 3725.0, 4_200_000_000
         ),
-        ArmResult(
+        VariantResult(
             "replay+distill+interpolate",
             "interpolate.max_loss_increase: 0.005",
             measure(69.1),
@@ -148,15 +149,15 @@ def bake_off_result():
             True,
         ),
     ]
-    return BakeOff("job.yaml", 3, 4, arms, "none")
+    return Sweep("job.yaml", 3, 4, arms, "none")
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 160])
 def test_a_bake_off(width):
-    found = bake_off_result()
-    text = printed(width, print_bake_off, found)
+    found = sweep_result()
+    text = printed(width, print_sweep, found)
     lines = [one for one in text.splitlines() if one != found.yaml_line]
-    whole("\n".join(lines), width, [one for row in rows(found) for one in row])
+    whole("\n".join(lines), width, [one for row in sweep_rows(found) for one in row])
     assert found.yaml_line in text.splitlines()  # whole, however long, to be pasted
 
 

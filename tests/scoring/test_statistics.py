@@ -43,11 +43,11 @@ def test_binary_comparison() -> None:
 def test_same_scores_twice() -> None:
     for scores in ([0.0, 100.0] * 20, [100.0] * 40):
         result = compare(scores, scores, binary=True)
-        assert (result.delta, result.p_value, result.rows_needed) == (0.0, 1.0, None)
+        assert (result.delta, result.p_value, result.required_sample_size) == (0.0, 1.0, None)
         assert result.ci95[0] == -result.ci95[1]
         assert result.ci95[1] > 1  # forty rows alike do not prove the models alike
         result = compare(scores, scores, binary=False)
-        assert (result.delta, result.ci95, result.p_value, result.rows_needed) == (0.0, (0.0, 0.0), 1.0, None)
+        assert (result.delta, result.ci95, result.p_value, result.required_sample_size) == (0.0, (0.0, 0.0), 1.0, None)
 
 
 def test_mean_comparison() -> None:
@@ -75,7 +75,7 @@ def test_losses_have_their_sign() -> None:
 def test_one_row_tells_nothing(is_binary: bool) -> None:
     result = compare([0], [100], binary=is_binary)
     assert (result.n, result.delta, result.p_value) == (1, 100.0, 1.0)
-    assert result.rows_needed == 6
+    assert result.required_sample_size == 6
     assert result.ci95[0] <= 100.0 == result.ci95[1]
 
 
@@ -154,17 +154,17 @@ def test_holm_is_that_of_statsmodels() -> None:
         assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)
 
 
-def test_rows_needed() -> None:
-    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).rows_needed is None  # told already
+def test_required_sample_size() -> None:
+    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).required_sample_size is None  # told already
     undecided = binary(gained=12, lost=8, both_right=60, both_wrong=20)
     # Connor 1987: ((1.95996 * sqrt(.20) + .84162 * sqrt(.20 - .04**2)) / .04)**2
-    assert undecided.rows_needed == 979
+    assert undecided.required_sample_size == 979
     half = binary(gained=24, lost=16, both_right=40, both_wrong=20)
-    assert half.rows_needed is not None and half.rows_needed < 979
+    assert half.required_sample_size is not None and half.required_sample_size < 979
 
 
 def test_as_many_rows_as_needed_find_the_difference_four_times_in_five() -> None:
-    rows = binary(gained=12, lost=8, both_right=60, both_wrong=20).rows_needed
+    rows = binary(gained=12, lost=8, both_right=60, both_wrong=20).required_sample_size
     assert rows is not None
     drawn = np.random.default_rng(0).multinomial(rows, [0.12, 0.08, 0.80], size=400)
     found = np.mean([mcnemar(int(gained), int(lost)) < 0.05 for gained, lost, _ in drawn])
@@ -315,20 +315,20 @@ def test_intervals_over_documents_cover_and_those_over_rows_do_not() -> None:
     assert np.mean(alarms) <= 0.12
 
 
-def test_right_or_wrong_by_document_and_its_rows_needed() -> None:
+def test_right_or_wrong_by_document_and_its_required_sample_size() -> None:
     base, tuned = [0, 0, 100, 0] * 10, [100, 100, 0, 0] * 10
     documents = [number // 4 for number in range(40)]
     together = compare(base, tuned, binary=True, clusters=documents)
     assert (together.delta, together.ci95) == (25.0, (25.0, 25.0))  # every document changes alike
     rng = np.random.default_rng(7)
     values, clusters = clustered(rng, 12, effect=2)
-    needed = compare([0.0] * len(values), values, binary=False, clusters=clusters).rows_needed
+    needed = compare([0.0] * len(values), values, binary=False, clusters=clusters).required_sample_size
     assert needed is not None and needed > len(values)
 
 
 def test_more_comparisons_need_more_rows() -> None:
     one, three = (
-        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).rows_needed
+        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).required_sample_size
         for comparisons in (1, 3)
     )
     assert one is not None and three is not None and three > one

@@ -101,7 +101,7 @@ def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypat
         assert [line["score"] for line in two if line["kind"] == "answers"] == pytest.approx(
             [line["score"] for line in one if line["kind"] == "answers"], abs=1e-3
         )
-        assert [(line["guard"], line["item"]) for line in one] == [(line["guard"], line["item"]) for line in two]
+        assert [(line["eval"], line["item"]) for line in one] == [(line["eval"], line["item"]) for line in two]
     assert spread.path("report.html").exists()
 
 

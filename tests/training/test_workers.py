@@ -71,7 +71,7 @@ def test_two_processes_end_with_the_weights_of_one(make_job, tmp_path, monkeypat
         folder.mkdir()
         shutil.copy("job.yaml", folder)
         run.path("retention").mkdir()
-        run.path("retention", "base.jsonl").write_text('{"guard": "t", "score": 4.0}\n')
+        run.path("retention", "base.jsonl").write_text('{"eval": "t", "kind": "text", "item": 1, "score": 4.0}\n')
         for part in ("data", "retention"):
             shutil.copytree(run.path(part), folder / "run" / part)
         train(job, run, base, lambda done, total, loss: None)

@@ -1,0 +1,85 @@
+"""The columns of the result tables, the same in the terminal, in Markdown and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipelines.report.formatting import heading, interval, number, p_value, signed, with_unit
+from pipelines.report.results import TaskResult
+from pipelines.report.retention import RetentionResult
+from pipelines.report.tables import Column
+from pipelines.scoring.metric import Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultColumn[R](Column):
+    """A column and the text of its cells."""
+
+    key: str
+    """The name of the column in code and in the page's markup."""
+    text: Callable[[R], str]
+
+
+def task_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult]]:
+    """The columns of the table of tasks."""
+    return [
+        ResultColumn(key="name", heading="Task", words=True, text=lambda task: task.name),
+        ResultColumn(key="title", heading="Metric", words=True, text=lambda task: with_unit(task.title, task.unit)),
+        ResultColumn(key="n", heading="Rows", text=lambda task: f"{task.comparison.n:,}"),
+        *_comparison_columns(models),
+        ResultColumn(key="p_holm", heading="p (Holm)", optional=True, text=lambda task: p_value(task.p_holm)),
+        ResultColumn(
+            key="wins",
+            heading="Better / worse / same",
+            optional=True,
+            text=lambda task: f"{task.wins:,} / {task.losses:,} / {task.ties:,}",
+        ),
+        ResultColumn(
+            key="reference_nll",
+            heading="Reference NLL",
+            optional=True,
+            text=lambda task: _nll(task),
+        ),
+        ResultColumn(key="verdict", heading="Verdict", words=True, text=lambda task: task.verdict),
+    ]
+
+
+def retention_columns(models: tuple[str, str]) -> list[ResultColumn[RetentionResult]]:
+    """The columns of the table of retention evals."""
+    return [
+        ResultColumn(key="name", heading="Eval", words=True, text=lambda result: result.name),
+        ResultColumn(
+            key="title", heading="Measure", words=True, text=lambda result: with_unit(result.title, result.unit)
+        ),
+        ResultColumn(key="n", heading="Items", text=lambda result: f"{result.comparison.n:,}"),
+        *_comparison_columns(models),
+        ResultColumn(
+            key="losses",
+            heading="Worse / better",
+            optional=True,
+            text=lambda result: f"{result.losses:,} / {result.wins:,}",
+        ),
+        ResultColumn(key="verdict", heading="Verdict", words=True, text=lambda result: result.verdict or ""),
+    ]
+
+
+def _comparison_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult | RetentionResult]]:
+    """The means of both models, the change and its interval."""
+    return [
+        ResultColumn(
+            key="base", heading=heading(models[0]), text=lambda result: number(result.comparison.base, result.unit)
+        ),
+        ResultColumn(
+            key="tuned", heading=heading(models[1]), text=lambda result: number(result.comparison.tuned, result.unit)
+        ),
+        ResultColumn(key="delta", heading="Change", text=lambda result: signed(result.comparison.delta, result.unit)),
+        ResultColumn(key="ci95", heading="95 % CI", text=lambda result: interval(result.comparison.ci95, result.unit)),
+    ]
+
+
+def _nll(task: TaskResult) -> str:
+    if task.reference_nll is None:
+        return ""
+    nll, unit = task.reference_nll, Unit.NATS_PER_TOKEN
+    return f"{number(nll.base, unit)} → {number(nll.tuned, unit)}"

@@ -1,0 +1,226 @@
+"""The JSON objects of a run folder: the same pydantic models write them and read them.
+
+`manifest.json`, `model/training.json` and the JSON Lines files of completions, sample prompts and retention evals.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticKnownError
+
+from pipelines.storage.files import read_jsonl, write_jsonl
+
+RECORDS_FORMAT = 1
+"""Part of the keys of cached records: incremented when the keys of a record change."""
+
+REJECT_NONFINITE = {"reject_nonfinite": True}
+"""Validation context of readers: a NaN or infinite measurement is an error. Writers store what was measured."""
+
+
+def replace_surrogates(text: Any) -> Any:
+    """Replaces each unpaired surrogate by U+FFFD, since UTF-8 cannot encode it. Leaves other values as they are."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text) if isinstance(text, str) else text
+
+
+def _check_finite(value: float, info: ValidationInfo) -> float:
+    if info.context is REJECT_NONFINITE and not math.isfinite(value):
+        raise PydanticKnownError("finite_number")
+    return value
+
+
+ModelText = Annotated[str, BeforeValidator(replace_surrogates)]
+"""Text that a model or a user wrote."""
+Measurement = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_check_finite)]
+"""A measured number, NaN or infinite where the training diverged."""
+
+
+class LenientModel(BaseModel):
+    """Base of the objects of a run folder. Unknown keys are kept, so that older readers accept newer files."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class CompletionRecord(LenientModel):
+    """A line of `base/completions.jsonl` and `tuned/completions.jsonl`."""
+
+    task: str = Field(description="Name of the task.")
+    row: int = Field(description="Line of the row in its data file, from 1.")
+    prompt: ModelText = Field(description="Prompt, before the chat template.")
+    reference: ModelText = Field(description="Expected completion.")
+    completion: ModelText = Field(description="Generated completion.")
+    reference_nll: Measurement | None = Field(
+        description="Mean negative log-likelihood of the reference, in nats per token; null if it was not measured."
+    )
+    num_reference_tokens: int | None = Field(default=None, description="Number of tokens of the reference.")
+    num_generated_tokens: int = Field(description="Number of generated tokens.")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="Reason for the end of the completion: a stop token, or the limit on its length."
+    )
+    fields: dict[str, Any] = Field(default={}, description="All columns of the row.")
+
+
+class SamplePromptRecord(LenientModel):
+    """A line of `sample_prompts.jsonl`: a prompt without a reference, and its completion."""
+
+    title: ModelText | None = Field(default=None, description="Title of the prompt in the report.")
+    prompt: ModelText = Field(description="Prompt, before the chat template.")
+    completion: ModelText = Field(description="Generated completion.")
+    num_generated_tokens: int | None = Field(default=None, description="Number of generated tokens.")
+    finish_reason: Literal["stop", "length"] | None = Field(
+        default=None, description="Reason for the end of the completion: a stop token, or the limit on its length."
+    )
+
+
+class RetentionRecord(LenientModel):
+    """A line of `retention/base.jsonl` and `retention/tuned.jsonl`: the score of one item of a retention eval."""
+
+    eval: str = Field(description="Name of the retention eval.")
+    kind: str = Field(description="Kind of the retention eval.")
+    metric: str = Field(default="", description="Metric of an eval of kind `task`; empty for other kinds.")
+    item: int = Field(description="Index of the item in the eval, from 1.")
+    score: Measurement | None = Field(description="Score of the item; null if it could not be scored.")
+    chance_accuracy: float | None = Field(
+        default=None, description="Expected accuracy of a random guess, in percent; multiple choice only."
+    )
+    score_after_own_task: float | None = Field(
+        default=None, description="Score of the item right after the run that trained its task; earlier tasks only."
+    )
+
+
+class StepLoss(LenientModel):
+    """The training loss of one step."""
+
+    step: int
+    loss: float
+
+
+class ValidationLoss(LenientModel):
+    """The validation loss after a step."""
+
+    step: int
+    loss: float
+    tasks: dict[str, float] = Field(default={}, description="Validation loss per task.")
+
+
+class RetentionMeans(LenientModel):
+    """The mean scores of the retention evals after a step."""
+
+    step: int
+    scores: dict[str, float] = Field(description="Mean score per retention eval.")
+
+
+class TrainingHistory(LenientModel):
+    """`model/training.json`. Losses are in nats per supervised token."""
+
+    steps: int = Field(description="Number of optimizer steps.")
+    rows: int = Field(description="Number of training rows processed, over all epochs.")
+    supervised_tokens: int = Field(description="Number of supervised tokens processed, over all epochs.")
+    seconds: float = Field(description="Wall-clock time of training, in seconds.")
+    train_loss: list[StepLoss] = Field(description="Training loss per step.")
+    validation_loss: list[ValidationLoss] = Field(description="Validation loss per evaluation.")
+    best_step: int | None = Field(default=None, description="Step of the weights that were kept.")
+    stopped_early: bool = Field(default=False, description="Whether early stopping ended the training.")
+    trainable_parameters: int | None = Field(default=None, description="Number of trainable parameters.")
+    parameters: int | None = Field(default=None, description="Number of parameters of the model.")
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Peak memory in bytes: of the GPU if there is one, else of the process."
+    )
+    retention: list[RetentionMeans] = Field(default=[], description="Scores of the retention evals during training.")
+    forgetting: list[dict[str, float | None]] = Field(
+        default=[], description="Metrics of the strategies against forgetting per step."
+    )
+
+    @property
+    def validated_once(self) -> bool:
+        """Whether validation measured only one set of trained weights."""
+        return len({point.step for point in self.validation_loss if point.step}) < 2
+
+
+class StageRecord(LenientModel):
+    """A completed stage of a run."""
+
+    seconds: float = Field(description="Wall-clock time of the stage, in seconds.")
+    finished: str = Field(default="", description="Time of completion in UTC, in ISO 8601.")
+    inputs: str = Field(default="", description="Digest of what the stage depends on.")
+
+
+class TaskData(LenientModel):
+    """The data of a task."""
+
+    train: int = Field(description="Number of training rows.")
+    validation: int = Field(description="Number of validation rows.")
+    test: int = Field(description="Number of test rows.")
+    file: str = Field(default="", description="Path of the data file.")
+    sha256: str = Field(default="", description="SHA-256 of the data file.")
+    notes: list[str] = Field(default=[], description="Notes of the data checks on the labels of the task.")
+
+
+class Hardware(LenientModel):
+    """The machine of a run."""
+
+    cpu: str = Field(description="Model name of the CPU.")
+    cores: int = Field(description="Number of CPU cores.")
+    memory_gb: float = Field(description="Main memory in GiB.")
+    gpu: str | None = Field(default=None, description="Model name of the GPU.")
+
+
+class Manifest(LenientModel):
+    """`manifest.json` of a finished run or of a comparison of two models."""
+
+    format_version: int
+    name: str = Field(description="Name of the run.")
+    command: str = Field(description="Command that started the run.")
+    base_model: str = Field(description="Base model as the config names it.")
+    seed: int = Field(description="Random seed of the run.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the main packages.")
+    hardware: Hardware = Field(description="Machine of the run.")
+    generation: dict[str, Any] = Field(description="Generation settings of all completions.")
+    stages: dict[str, StageRecord] = Field(description="Completed stages.")
+    data: dict[str, TaskData] = Field(description="Data of each task.")
+    models: tuple[str, str] | None = Field(
+        default=None, description="Names of the two models of a comparison; null for a run, which has base and tuned."
+    )
+
+
+class SweepTrial(LenientModel):
+    """One hyperparameter value of a strategy. Losses are in nats per token, on rows that no report shows."""
+
+    hyperparameter: str = Field(description="Hyperparameter as in the YAML.")
+    task: Measurement = Field(description="Validation loss of the tasks.")
+    general: Measurement = Field(description="Loss on general text.")
+    sum: Measurement = Field(description="Sum of both losses, which is minimized.")
+
+
+class SweepVariant(LenientModel):
+    """A strategy of a sweep with the chosen hyperparameter."""
+
+    strategy: str = Field(description="Strategy, or several joined by +.")
+    hyperparameter: str = Field(description="Chosen hyperparameter as in the YAML.")
+    runs: list[str] = Field(description="Run folders, one per seed.")
+    trials: list[SweepTrial] = Field(description="Hyperparameter values that were tried.")
+
+
+class SweepVariants(LenientModel):
+    """`variants.json` of a sweep: its finished variants."""
+
+    config: str = Field(description="Path of the config.")
+    seeds: int = Field(description="Number of seeds per strategy.")
+    num_trials: int = Field(description="Number of hyperparameter values per strategy.")
+    variants: list[SweepVariant] = Field(description="Finished variants.")
+
+
+def write_records(path: Path, records: Iterable[LenientModel]) -> None:
+    """Writes JSON Lines with all keys of each record."""
+    # Not model_dump(), which would convert the values of a row's columns.
+    write_jsonl(path, [dict(record) for record in records])
+
+
+def read_records[R: LenientModel](path: Path, model: type[R]) -> list[R]:
+    """The records of a file that `write_records` wrote."""
+    return [model.model_validate(record) for record in read_jsonl(path)]
