@@ -109,7 +109,7 @@ def test_on_the_command_line(run):
     paths = [
         ratings(run, name, ["tuned"] * 20 + ["tie"] * 5 + [last]) for name, last in (("anna", "base"), ("ben", "tie"))
     ]
-    result = CliRunner().invoke(main, ["compare", str(run), "--ratings", str(paths[0]), "--ratings", str(paths[1])])
+    result = CliRunner().invoke(main, ["report", str(run), "--ratings", str(paths[0]), "--ratings", str(paths[1])])
     assert result.exit_code == 0
     assert "2 raters prefer tuned." in result.output and "Krippendorff" in result.output
 
