@@ -49,11 +49,11 @@ def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None
     with os_errors_as_machine_error(run.folder), run.locked():
         check_same_config(job.path, run)
         check_cache()
-        RunPipeline(job, run, command, reporter).run_stages()
+        RunPipeline(job, run, command, reporter).run()
 
 
 class RunPipeline:
-    """The stages of one run, in their order, each with the digest of what it depends on."""
+    """The stages of one run, in their order."""
 
     def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
         """Finds the model that training starts from. Raises ModelError or ConfigError where that is not possible."""
@@ -62,13 +62,15 @@ class RunPipeline:
             model_folder = continual.starting_model(job, run)
             model_id = fingerprint(model_folder)
         check_names(job, model_folder)
-        self.job, self.run, self.command, self.reporter = job, run, command, reporter
         self.context = StageContext(job, run, reporter, model_folder, model_id, functools.cache(file_digest))
+        self.command = command
+        self.digests: dict[Stage, str] = {}
 
-    def run_stages(self) -> None:
-        context, run = self.context, self.run
+    def run(self) -> None:
+        """Runs the stages that are not complete."""
+        context, digests = self.context, self.digests
         with doing("reading the data files"):
-            self.digests = stage_digests(self.job, context.model_id, context.file_digest)
+            digests.update(stage_digests(context.job, context.model_id, context.file_digest))
         self._record_start()
         self._warn_changed_data()
         self._prepare_sandbox()
@@ -77,25 +79,28 @@ class RunPipeline:
         with evaluate.EvaluatorSession(context, "base") as base:
             self._stage("eval_base", lambda: evaluate.evaluate_completions(base))
             self._stage(
-                "eval_base_retention", lambda: evaluate.evaluate_retention(base, self.digests["eval_base_retention"])
+                "eval_base_retention", lambda: evaluate.evaluate_retention(base, digests["eval_base_retention"])
             )
-        self._stage("train", lambda: train.train_model(context, self.digests["train"]))
-        for stage in ("eval_tuned", "eval_tuned_retention", "report"):
-            self.digests[stage] = digest(self.digests[stage], fingerprint(run.path("model")))
+        self._stage("train", lambda: train.train_model(context, digests["train"]))
+        self._add_to_digests(fingerprint(context.run.path("model")))
         with evaluate.EvaluatorSession(context, "tuned") as tuned:
             self._stage("eval_tuned", lambda: evaluate.evaluate_completions(tuned))
-            self._stage(
-                "eval_tuned_retention", lambda: evaluate.evaluate_retention(tuned, self.digests["eval_tuned_retention"])
-            )
+            self._stage("eval_tuned_retention", lambda: evaluate.evaluate_retention(tuned))
         self._stage("report", lambda: report.write_run_report(context))
 
     def _stage(self, stage: Stage, work: Callable[[], None]) -> None:
-        if not self.run.run_stage(stage, self.digests[stage], work):
-            self.reporter.note(f"{stage}: up to date")
+        if not self.context.run.run_stage(stage, self.digests[stage], work):
+            self.context.reporter.note(f"{stage}: up to date")
+
+    def _add_to_digests(self, tuned_id: str) -> None:
+        """Makes the fingerprint of the tuned model part of the digests of the stages after the training."""
+        after_training: tuple[Stage, ...] = ("eval_tuned", "eval_tuned_retention", "report")
+        for stage in after_training:
+            self.digests[stage] = digest(self.digests[stage], tuned_id)
 
     def _record_start(self) -> None:
-        """Writes what the manifest says of the run as a whole, and `config.yaml`: the config with its defaults."""
-        job, run = self.job, self.run
+        """Writes the manifest's entries about the run as a whole, and `config.yaml`: the config with its defaults."""
+        job, run = self.context.job, self.context.run
         run.update(
             name=run.name,
             **config_entries(job.path, run.folder),
@@ -117,18 +122,22 @@ class RunPipeline:
 
     def _generation_settings(self) -> dict[str, Any]:
         """The generation settings with their defaults; `max_new_tokens` by task where the tasks differ."""
-        limits = {task: self.job.max_new_tokens(task) for task in self.job.pipeline.tasks}
+        job = self.context.job
+        limits = {task: job.max_new_tokens(task) for task in job.pipeline.tasks}
         limit: Any = limits if len(set(limits.values())) > 1 else next(iter(limits.values()))
         return generation_settings({**self.context.generation, "max_new_tokens": limit}, self.context.prompts)
 
     def _warn_changed_data(self) -> None:
-        for task, entry in self.run.manifest.get("data", {}).items():
+        for task, entry in self.context.run.manifest.get("data", {}).items():
             file = Path(entry["file"])
             if file.is_file() and self.context.file_digest(file) != entry["sha256"]:
-                self.reporter.warn(f"{file} has changed since task {task} was prepared; dependent stages will be rerun")
+                self.context.reporter.warn(
+                    f"{file} has changed since task {task} was prepared; dependent stages will be rerun"
+                )
 
     def _prepare_sandbox(self) -> None:
         """Compiles the sandbox, where a metric runs code."""
-        evals = retention_eval_configs(self.job.pipeline.forgetting).values()
-        metrics = {task.metric for task in self.job.pipeline.tasks.values()} | {spec.metric or "" for spec in evals}
-        prepare_sandbox(metrics, self.reporter.status)
+        pipeline = self.context.job.pipeline
+        evals = retention_eval_configs(pipeline.forgetting).values()
+        metrics = {task.metric for task in pipeline.tasks.values()} | {spec.metric or "" for spec in evals}
+        prepare_sandbox(metrics, self.context.reporter.status)

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +25,12 @@ from rich.text import Text
 
 from pipelines.console.activity import HEARTBEAT, Activity, BestEffortStream, Heartbeat, doing, in_ci, innermost
 from pipelines.console.plain_text import count, duration, encodes_unicode, printable, rate
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    from transformers.utils import logging as transformers_logging
+else:
+    transformers_logging = lazy_import("transformers.utils.logging")  # 1 s that an error in the config does not need
 
 
 def quiet_libraries() -> None:
@@ -33,8 +39,6 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers.utils import logging as transformers_logging  # 1 s that `alfine check` does not need
-
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)

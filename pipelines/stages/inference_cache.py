@@ -51,7 +51,7 @@ def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) 
 
 
 def retention_entry(context: StageContext, inputs: str) -> Path:
-    """The file in the cache for the base model's retention scores; `inputs` is the digest of the stage."""
+    """The file in the cache for the base model's retention scores; `inputs` is the digest of `eval_base_retention`."""
     key = digest(RECORDS_FORMAT, inputs, context.job.quantization, __version__, versions(), hardware()["gpu"])
     return cache_entry("retention", f"{key[:32]}.jsonl")
 

@@ -1,4 +1,4 @@
-"""The run folder, the cache folder, atomic writing and strict JSON.
+"""The run folder and its files, the cache folder, and strict JSON.
 
-Must not import any package of alfine but `errors`.
+Must not import any package of alfine but `errors` and `registry`.
 """

@@ -7,12 +7,16 @@ import errno
 import functools
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from pipelines.errors import MachineError
+
+if sys.platform != "win32":
+    import pwd
 
 ALFINE_CACHE_HINT = "ALFINE_CACHE names another folder"
 
@@ -100,9 +104,7 @@ def ensure_home() -> None:
 
     Libraries read both, and some end in a traceback without them.
     """
-    try:
-        import pwd  # not on Windows, where every user has a home directory
-    except ImportError:
+    if sys.platform == "win32":  # every user has a home directory
         return
     home = None
     with contextlib.suppress(KeyError):

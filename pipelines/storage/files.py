@@ -17,12 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from pipelines.errors import MachineError
+from pipelines.registry import lazy_import
 from pipelines.storage.cache import ALFINE_CACHE_HINT, cache_folder
 from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:
+    import safetensors.torch as safetensors_torch
     import torch
+else:
+    safetensors_torch = lazy_import("safetensors.torch")  # torch: 3 s that `alfine check` does not need
 
 STAGING_SUFFIX = ".partial"
 
@@ -110,12 +116,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None, path: Path) -> None:
     """Writes a safetensors file and flushes it to disk. On an error the file is removed and OSError raised."""
-    # safetensors.torch: imports torch, 3 s that `alfine check` does not need.
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        safetensors_torch.save_file(dict(tensors), path, metadata=metadata)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
