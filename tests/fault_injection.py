@@ -1,11 +1,11 @@
-"""Runs killed at random moments, each of which must end as the undisturbed one: the same weights to the bit, the same answers,
-the same report but for times.
+"""Kills runs at random times. Each must end like an uninterrupted run: bitwise identical weights, the same completions, the
+same report except for times.
 
     python -m tests.fault_injection [--kills 100] [--embedded] [--seed 0]
 
-Every run starts with an empty cache and is killed once or several times (SIGKILL mostly, SIGTERM and SIGINT too), anywhere between
-its first file and its last. `--embedded` takes the embedded model instead of a tiny one. Children are forked from a process that has
-imported everything and computed nothing, since importing Ludwig would take longer than the run.
+Every run starts with an empty cache and is killed once or several times (mostly SIGKILL, also SIGTERM and SIGINT) between its
+first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked from a process that
+has imported everything and computed nothing, since importing Ludwig takes longer than the run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+
+from tests.tiny import make_model
 
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
 IMPORTED = (
@@ -37,12 +42,14 @@ IMPORTED = (
     "pipelines.report",
     "tests.jobs",
 )
-TIMES = {"seconds", "finished", "peak_memory_bytes", "run", "command", "stages"}
-"""Of report.json: what may differ."""
+VARYING_KEYS = {"seconds", "finished", "peak_memory_bytes", "run", "command", "stages"}
+"""Keys of report.json whose values differ between equal runs."""
 
 
-def in_a_child(work: Callable[[], None], seconds: float | None = None, how: int = signal.SIGKILL) -> int | None:
-    """The exit code of `work` in a forked process; None where the signal was sent before it had ended."""
+def run_in_child(
+    work: Callable[[], None], kill_after: float | None = None, kill_signal: int = signal.SIGKILL
+) -> int | None:
+    """The exit code of `work` in a forked process, which gets `kill_signal` after `kill_after` seconds; None if it was killed."""
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -56,41 +63,37 @@ def in_a_child(work: Callable[[], None], seconds: float | None = None, how: int 
         except KeyboardInterrupt:
             code = 130
         except BaseException:
-            import traceback
-
             traceback.print_exc()
         finally:
             os._exit(code)
-    ends = None if seconds is None else time.monotonic() + seconds
-    sent = False
+    deadline = None if kill_after is None else time.monotonic() + kill_after
+    is_signaled = False
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return None if sent and status else os.waitstatus_to_exitcode(status)
-        if ends is not None and time.monotonic() > ends:
-            os.kill(child, how if not sent else signal.SIGKILL)
-            sent, ends = True, time.monotonic() + 30
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return None if is_signaled and status else os.waitstatus_to_exitcode(status)
+        if deadline is not None and time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL if is_signaled else kill_signal)
+            is_signaled, deadline = True, time.monotonic() + 30
         time.sleep(0.005)
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """What must be the same: digests of the weights and answers, and the report without times."""
+def result_of(run: Path) -> dict[str, Any]:
+    """What must be equal: digests of the weights, completions and scores, and the report without VARYING_KEYS."""
     files = [
         *run.glob("model/*.safetensors"),
         *run.glob("*/completions.jsonl"),
         *run.glob("retention/*.jsonl"),
         *run.glob("forgetting/*"),
     ]
-    found: dict[str, Any] = {str(path.relative_to(run)): _digest(path) for path in sorted(files)}
-    return {**found, "report": _without_times(json.loads((run / "report.json").read_text(encoding="utf-8")))}
+    digests: dict[str, Any] = {str(path.relative_to(run)): _digest(path) for path in sorted(files)}
+    return {**digests, "report": _without_varying_keys(json.loads((run / "report.json").read_text(encoding="utf-8")))}
 
 
 def _digest(path: Path) -> str:
-    """Of a file; of safetensors, whose header has no order, of what it holds."""
+    """The sha256 of a file; of a safetensors file, whose header has no fixed order, that of its metadata and tensors."""
     if path.suffix != ".safetensors":
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    from safetensors import safe_open
-
     with safe_open(path, "numpy") as file:
         parts = [repr(sorted((file.metadata() or {}).items())).encode()]
         for name in sorted(file.keys()):
@@ -98,16 +101,14 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _without_times(value: Any) -> Any:
+def _without_varying_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_times(one) for key, one in value.items() if key not in TIMES}
-    return [_without_times(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_varying_keys(child) for key, child in value.items() if key not in VARYING_KEYS}
+    return [_without_varying_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def make_project(embedded: bool) -> None:
-    """job.yaml and its rows, in the working folder; two epochs with a validation round every second step."""
-    from tests.tiny import make_model
-
+    """Writes job.yaml and its rows into the working folder: two epochs with a validation every second step."""
     if not embedded:
         make_model(Path("base"))
     rows = [
@@ -152,60 +153,66 @@ def make_project(embedded: bool) -> None:
     Path("job.yaml").write_text(json.dumps(config))
 
 
-def do_run(name: str, cache: Path) -> None:
+def start_run(name: str, cache: Path) -> None:
     os.environ["ALFINE_CACHE"] = str(cache)
-    from tests.jobs import run
-
-    run(name)
+    importlib.import_module("tests.jobs").run(name)
 
 
-def trials(kills: int, embedded: bool, seed: int, say: Callable[[str], None] = print) -> Counter[str]:
-    """Runs until so many kills have hit; how many fell into each stage. Raises AssertionError where a run ends otherwise."""
+def run_trials(kills: int, embedded: bool, seed: int, log: Callable[[str], None] = print) -> Counter[str]:
+    """Starts runs until `kills` of them were hit, and returns the number of kills after each stage.
+
+    Raises AssertionError where a run ends with another result.
+    """
     warnings.filterwarnings("ignore", message=".*use of fork")
     for name in IMPORTED:
         importlib.import_module(name)
-    draw = random.Random(seed)
-    before = os.getcwd()
+    rng = random.Random(seed)
+    working_folder = os.getcwd()
     hits: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            assert in_a_child(lambda: make_project(embedded)) == 0, Path("log").read_text()
+            assert run_in_child(lambda: make_project(embedded)) == 0, Path("log").read_text()
             cache = os.environ.get("ALFINE_CACHE") if embedded else None
             started = time.monotonic()
-            assert in_a_child(lambda: do_run("whole", Path(cache or "cache-whole"))) == 0, Path("log").read_text()
-            whole, expected = time.monotonic() - started, outcome(Path("runs/whole"))
-            say(f"undisturbed: {whole:.1f} s")
-            number = 0
+            uninterrupted = run_in_child(lambda: start_run("uninterrupted", Path(cache or "cache-uninterrupted")))
+            assert uninterrupted == 0, Path("log").read_text()
+            seconds, expected = time.monotonic() - started, result_of(Path("runs/uninterrupted"))
+            log(f"uninterrupted: {seconds:.1f} s")
+            run_number = 0
             while hits.total() < kills:
-                number += 1
-                name = f"run{number}"
-                _one(name, Path(cache or f"cache-{number}"), whole, draw, hits)
-                found = outcome(Path("runs") / name)
-                assert found == expected, f"{name} (seed {seed}) ended otherwise: {differences(expected, found)}"
-                say(f"{name}: the same; {hits.total()} kills so far")
+                run_number += 1
+                name = f"run{run_number}"
+                _kill_until_complete(name, Path(cache or f"cache-{run_number}"), seconds, rng, hits)
+                result = result_of(Path("runs") / name)
+                assert result == expected, f"{name} (seed {seed}): another result: {differences(expected, result)}"
+                log(f"{name}: same result; {hits.total()} kills so far")
         finally:
-            os.chdir(before)
+            os.chdir(working_folder)
     return hits
 
 
-def _one(name: str, cache: Path, whole: float, draw: random.Random, hits: Counter[str]) -> None:
+def _kill_until_complete(name: str, cache: Path, max_seconds: float, rng: random.Random, hits: Counter[str]) -> None:
+    """Starts a run, kills it at a random time and starts it again, until it ends before the signal."""
     while True:
-        how, seconds = draw.choice(SIGNALS), draw.uniform(0, whole)
-        ended = in_a_child(lambda: do_run(name, cache), seconds, how)
-        if ended == 0:
+        kill_signal, kill_after = rng.choice(SIGNALS), rng.uniform(0, max_seconds)
+        exit_code = run_in_child(lambda: start_run(name, cache), kill_after, kill_signal)
+        if exit_code == 0:
             return
-        assert ended is None or ended == 130, f"{name}: exit code {ended}\n{Path('log').read_text()[-3000:]}"
+        assert exit_code is None or exit_code == 130, (
+            f"{name}: exit code {exit_code}\n{Path('log').read_text()[-3000:]}"
+        )
         manifest = Path("runs") / name / "manifest.json"
         stages = json.loads(manifest.read_text())["stages"] if manifest.exists() else {}
-        hits["behind " + (list(stages)[-1] if stages else "nothing")] += 1
+        hits[f"after {list(stages)[-1]}" if stages else "before the first stage"] += 1
 
 
-def differences(expected: Any, found: Any, where: str = "") -> list[str]:
-    if isinstance(expected, dict) and isinstance(found, dict):
-        keys = sorted({*expected, *found})
-        return [line for key in keys for line in differences(expected.get(key), found.get(key), f"{where}/{key}")]
-    return [] if expected == found else [f"{where}: {str(expected)[:80]} is {str(found)[:80]}"]
+def differences(expected: Any, actual: Any, path: str = "") -> list[str]:
+    """One line per value that differs between two nested dicts."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        keys = sorted({*expected, *actual})
+        return [line for key in keys for line in differences(expected.get(key), actual.get(key), f"{path}/{key}")]
+    return [] if expected == actual else [f"{path}: expected {str(expected)[:80]}, got {str(actual)[:80]}"]
 
 
 def main() -> None:
@@ -213,9 +220,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--embedded", action="store_true")
-    given = parser.parse_args()
-    hits = trials(given.kills, given.embedded, given.seed, lambda line: print(line, flush=True))
-    print(f"{hits.total()} kills, every run ended as the undisturbed one")
+    arguments = parser.parse_args()
+    hits = run_trials(arguments.kills, arguments.embedded, arguments.seed, lambda line: print(line, flush=True))
+    print(f"{hits.total()} kills, every run ended with the result of the uninterrupted one")
     for stage, count in hits.items():
         print(f"  {stage}: {count}")
 

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.ludwig
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the library that makes writes fail")
-def test_a_run_whose_writes_fail_ends_as_the_undisturbed_one():
+def test_failed_writes_end_with_the_result_of_the_uninterrupted_run():
     command = [sys.executable, "-m", "tests.failing_writes", "--first", "40"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
