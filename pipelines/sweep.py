@@ -1,13 +1,17 @@
-"""Several strategies against forgetting on the same job: equal data, steps, seeds and tries at their one knob."""
+"""A sweep: several strategies against forgetting on one job, with the same data, steps, seeds and number of trials.
+
+A variant is a strategy, or several joined by +, as in `forgetting.strategy`. A trial is a variant with one value of its
+hyperparameter. The best trial of each variant is trained with every seed.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from pipelines.config.forgetting import SETTINGS, STRATEGIES, parse_strategies
 from pipelines.config.job import Job, load_job
@@ -16,13 +20,13 @@ from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import retention_eval_configs
 from pipelines.evaluation.retention_files import bundled_file
-from pipelines.report.sweep import VALIDATION_EVAL
+from pipelines.report.sweep import BASELINE, VALIDATION_EVAL
 from pipelines.run import run_job
-from pipelines.storage.files import read_jsonl, write_json
-from pipelines.storage.records import SweepTrial, SweepVariant, SweepVariants
+from pipelines.storage.files import write_json
+from pipelines.storage.records import RetentionRecord, SweepTrial, SweepVariant, SweepVariants, read_records
 from pipelines.storage.run_folder import Run
 
-KNOBS = {
+SEARCH_SPACE = {
     "ewc": ("weight", (1.0, 10.0, 0.1, 100.0)),
     "si": ("weight", (1.0, 10.0, 0.1, 100.0)),
     "l2sp": ("weight", (0.01, 0.1, 1.0, 0.001)),
@@ -30,122 +34,122 @@ KNOBS = {
     "distill": ("weight", (1.0, 3.0, 0.3, 10.0)),
     "interpolate": ("max_loss_increase", (0.02, 0.01, 0.005, 0.05)),
 }
-RATES = (1.0, 0.3, 0.1, 0.03)
-"""Factors on the learning rate: the knob of what has none of its own. A low rate is the control to beat."""
+"""The hyperparameter of each strategy, and its values in the order in which they are tried."""
+LR_FACTORS = (1.0, 0.3, 0.1, 0.03)
+"""Factors on the learning rate, the hyperparameter of variants without another. A low rate is the baseline to beat."""
+FULL_FINETUNING_LR_FACTOR = 0.1
+"""The factor on an adapter's learning rate where every weight is trained."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One strategy with one setting of its knob."""
+class Trial:
+    """A variant with one value of its hyperparameter."""
 
-    strategy: str
-    knob: str
-    """As it stands in the YAML, such as `ewc.weight: 10`."""
+    variant: str
+    hyperparameter: str
+    """As in the YAML, such as `ewc.weight: 10`."""
     overrides: tuple[str, ...]
+    """The overrides of the config, as on the command line."""
 
-    @property
-    def folder(self) -> str:
-        return f"{self.strategy}-{self.knob.replace(': ', '-')}"
+    def run_name(self, seed: int) -> str:
+        return f"{self.variant}-{self.hyperparameter.replace(': ', '-')}-seed{seed}"
 
 
-def arms(job: Job, strategy: str, tries: int) -> list[Arm]:
-    """`tries` settings of the strategy's knob, the usual one first."""
-    own = next((word for word in parse_strategies(strategy) if word in KNOBS), None)
-    adapter = ("adapter=null",) if "full" in strategy.split("+") else ()
-    if own is None:
-        rate = float(job.trainer.get("learning_rate", 2e-4)) * (0.1 if adapter else 1.0)
-        settings = [("trainer.learning_rate", rate * factor) for factor in RATES[:tries]]
-        return [
-            Arm(
-                strategy,
-                f"learning_rate: {value:g}",
-                (*adapter, f"pipeline.forgetting.strategy={strategy}", f"{key}={value:g}"),
+class Losses(NamedTuple):
+    """What trials are compared by, in nats per token, on rows that no report shows."""
+
+    task: float
+    """The lowest validation loss of the tasks."""
+    general: float
+    """The loss on general text."""
+
+
+@dataclass(frozen=True)
+class SweepRunner:
+    """A job and the folder for the runs of its variants."""
+
+    config: Path
+    overrides: Sequence[str]
+    folder: Path
+    reporter: ConsoleReporter
+
+    def run(self, variants: Sequence[str], num_seeds: int, num_trials: int) -> None:
+        """Runs every trial into its own run folder and writes `variants.json`. Complete runs are not repeated.
+
+        The trial of a variant is chosen with the job's own seed, by the sum of its losses.
+        """
+        job = load_job(self.config, self.overrides)
+        seeds = range(job.pipeline.seed, job.pipeline.seed + num_seeds)
+        results: list[SweepVariant] = []
+        for variant in variants:
+            trials = make_trials(job, variant, num_trials)
+            losses = [self.run_trial(trial, seeds[0]) for trial in trials]
+            best = min(range(len(trials)), key=lambda index: sum(losses[index]))
+            for seed in seeds[1:]:
+                self.run_trial(trials[best], seed)
+            results.append(
+                SweepVariant(
+                    strategy=variant,
+                    hyperparameter=trials[best].hyperparameter,
+                    runs=[trials[best].run_name(seed) for seed in seeds],
+                    trials=[
+                        SweepTrial(hyperparameter=trial.hyperparameter, **loss._asdict(), sum=sum(loss))
+                        for trial, loss in zip(trials, losses, strict=True)
+                    ],
+                )
             )
-            for key, value in settings
-        ]
-    name, values = KNOBS[own]
-    return [
-        Arm(
-            strategy,
-            f"{own}.{name}: {value:g}",
-            (*adapter, f"pipeline.forgetting.strategy={strategy}", f"pipeline.forgetting.{own}.{name}={value:g}"),
-        )
-        for value in values[:tries]
-    ]
+            plan = SweepVariants(config=str(self.config), seeds=num_seeds, num_trials=num_trials, variants=results)
+            write_json(self.folder / "variants.json", plan.model_dump())
+
+    def run_trial(self, trial: Trial, seed: int) -> Losses:
+        """Runs a trial with one seed, with a retention eval that only the choice of the trial sees."""
+        overrides = [*self.overrides, *trial.overrides, f"pipeline.seed={seed}"]
+        evals = retention_eval_configs(load_job(self.config, overrides).pipeline.forgetting)
+        specs = {name: spec.model_dump(exclude_none=True) for name, spec in evals.items()}
+        specs[VALIDATION_EVAL] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
+        overrides.append(f"pipeline.forgetting.evals={json.dumps(specs)}")
+        run = Run(self.folder / trial.run_name(seed))
+        self.reporter.note(f"{trial.variant}, {trial.hyperparameter}, seed {seed}")
+        # `alfine run` does not accept a + in a name.
+        command = shlex.join(["alfine", "run", str(self.config), "--name", run.name.replace("+", "-"), *overrides])
+        run_job(load_job(self.config, overrides), run, command, self.reporter)
+        return _losses(run)
 
 
-def parse_arms(text: str) -> list[str]:
-    """`none,ewc,replay+distill` as a list. Raises ConfigError for a word that is no strategy."""
-    strategies = [part.strip() for part in text.split(",") if part.strip()]
-    for word in (word for strategy in strategies for word in strategy.split("+")):
-        if word not in STRATEGIES:
-            near = did_you_mean(word, STRATEGIES)
-            advice = f"did you mean {near}?" if near else f"there are {', '.join(STRATEGIES)}"
-            raise ConfigError(f"--strategies: unknown strategy {word!r}; {advice}")
-    if not strategies:
-        raise ConfigError(f"--strategies is empty; write none,ewc or others of {', '.join(SETTINGS)}")
-    return list(dict.fromkeys(["none", *strategies]))
+def make_trials(job: Job, variant: str, num_trials: int) -> list[Trial]:
+    """The first `num_trials` trials of a variant, in the order of the search space."""
+    strategy = next((name for name in parse_strategies(variant) if name in SEARCH_SPACE), None)
+    is_full = "full" in variant.split("+")
+    if strategy is None:
+        rate = float(job.trainer.get("learning_rate", 2e-4)) * (FULL_FINETUNING_LR_FACTOR if is_full else 1.0)
+        label, key = "learning_rate", "trainer.learning_rate"
+        values = [rate * factor for factor in LR_FACTORS[:num_trials]]
+    else:
+        name, space = SEARCH_SPACE[strategy]
+        label, key, values = f"{strategy}.{name}", f"pipeline.forgetting.{strategy}.{name}", list(space[:num_trials])
+    common = (*(("adapter=null",) if is_full else ()), f"pipeline.forgetting.strategy={variant}")
+    return [Trial(variant, f"{label}: {value:g}", (*common, f"{key}={value:g}")) for value in values]
 
 
-def bake_off(
-    config: Path,
-    overrides: Sequence[str],
-    strategies: Sequence[str],
-    seeds: int,
-    tries: int,
-    folder: Path,
-    reporter: ConsoleReporter,
-) -> None:
-    """Runs every arm into `folder`, one run folder each, and writes `folder/variants.json`. Finished runs are not run again.
+def parse_variants(text: str) -> list[str]:
+    """The variants of a text such as `none,ewc,replay+distill`, the baseline first.
 
-    The knob is chosen with the first seed, by the sum of what the job cares for on rows that no report shows: the
-    validation loss of the tasks and the loss of general text, both in nats per token.
+    Raises ConfigError for an unknown strategy.
     """
-    job = load_job(config, overrides)
-    first = job.pipeline.seed
-    variants: list[SweepVariant] = []
-    for strategy in strategies:
-        candidates = arms(job, strategy, tries)
-        losses = [_run(config, overrides, arm, first, folder, reporter) for arm in candidates]
-        best = min(range(len(candidates)), key=lambda number: losses[number]["sum"])
-        for seed in range(first + 1, first + seeds):
-            _run(config, overrides, candidates[best], seed, folder, reporter)
-        variants.append(
-            SweepVariant(
-                strategy=strategy,
-                hyperparameter=candidates[best].knob,
-                runs=[f"{candidates[best].folder}-seed{seed}" for seed in range(first, first + seeds)],
-                trials=[
-                    SweepTrial(hyperparameter=arm.knob, **loss) for arm, loss in zip(candidates, losses, strict=True)
-                ],
-            )
-        )
-        sweep = SweepVariants(config=str(config), seeds=seeds, num_trials=tries, variants=variants)
-        write_json(folder / "variants.json", sweep.model_dump())
+    variants = [part.strip() for part in text.split(",") if part.strip()]
+    for name in (name for variant in variants for name in variant.split("+")):
+        if name not in STRATEGIES:
+            similar = did_you_mean(name, STRATEGIES)
+            advice = f"did you mean {similar}?" if similar else f"the strategies are {', '.join(STRATEGIES)}"
+            raise ConfigError(f"--strategies: unknown strategy {name!r}; {advice}")
+    if not variants:
+        raise ConfigError(f"--strategies is empty; write none,ewc or others of {', '.join(SETTINGS)}")
+    return list(dict.fromkeys([BASELINE, *variants]))
 
 
-def _run(
-    config: Path, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, reporter: ConsoleReporter
-) -> dict[str, Any]:
-    """Runs one arm with one seed, and what it lost on rows that the report does not show, in nats per token."""
-    given = [*overrides, *arm.overrides, f"pipeline.seed={seed}"]
-    guards = load_job(config, given).pipeline.forgetting
-    wanted = {name: guard.model_dump(exclude_none=True) for name, guard in retention_eval_configs(guards).items()}
-    wanted[VALIDATION_EVAL] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
-    given.append(f"pipeline.forgetting.evals={json.dumps(wanted)}")
-    run = Run(folder / f"{arm.folder}-seed{seed}")
-    reporter.note(f"{arm.strategy}, {arm.knob}, seed {seed}")
-    # As a run of its own, whose name `alfine run` takes.
-    command = shlex.join(["alfine", "run", str(config), "--name", run.name.replace("+", "-"), *given])
-    run_job(load_job(config, given), run, command, reporter)
+def _losses(run: Run) -> Losses:
     training = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
+    records = read_records(run.path("retention", "tuned.jsonl"), RetentionRecord)
+    scores = [float(record.score) for record in records if record.eval == VALIDATION_EVAL and record.score is not None]
     task = min((float(entry["loss"]) for entry in training["validation_loss"]), default=0.0)
-    general = list(_development(run))
-    loss = sum(general) / len(general)
-    return {"task": task, "general": loss, "sum": task + loss}
-
-
-def _development(run: Run) -> Iterator[float]:
-    for line in read_jsonl(run.path("retention", "tuned.jsonl")):
-        if line["eval"] == VALIDATION_EVAL:
-            yield float(line["score"])
+    return Losses(task, sum(scores) / len(scores))

@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines.commands.arguments import RUNS, check_run_name, config_argument, overrides_argument
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.report.sweep import print_sweep, write_sweep_report
-from pipelines.sweep import bake_off, parse_arms
+from pipelines.sweep import SweepRunner, parse_variants
 
 
 @click.command()
@@ -39,6 +39,7 @@ def sweep(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int,
       alfine sweep ludwig_configs/quickstart.yaml --strategies none,ewc,replay+distill --seeds 3 --trials 4
     """
     folder = RUNS / check_run_name(name if name is not None else f"{config.stem}-sweep")
-    bake_off(config, overrides, parse_arms(strategies), seeds, trials, folder, ConsoleReporter())
+    variants = parse_variants(strategies)
+    SweepRunner(config, overrides, folder, ConsoleReporter()).run(variants, seeds, trials)
     print_sweep(write_sweep_report(folder), Console(highlight=False))
     click.echo(f"report: {folder / 'sweep.html'}")

@@ -1,4 +1,4 @@
-"""Jobs one after the other, guards on the way, and bake-offs, on a tiny model."""
+"""Jobs one after the other, guards on the way, on a tiny model."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,8 @@ from pipelines.forgetting.continual import check_earlier_gates
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.predict import predict
 from pipelines.report import analyse
-from pipelines.report.sweep import read_sweep, write_sweep_report
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run
-from pipelines.sweep import arms, bake_off, parse_arms
 from tests.bad_configs import GOOD, pipeline
 from tests.jobs import QUIET, run
 from tests.tiny import make_model
@@ -208,32 +206,3 @@ def test_an_importance_file_of_another_model_is_refused(guarded):
     Path("y.safetensors").write_bytes(b"half a file")
     with pytest.raises(RunError, match="is no importance file"):
         load_importance(Path("y.safetensors"), "one model")
-
-
-def test_a_bake_off_runs_every_arm_once_and_recommends_one(guarded):
-    strategies = parse_arms("l2sp")
-    bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
-    found = write_sweep_report(Path("runs/bake"))
-    assert [variant.strategy for variant in found.variants] == ["none", "l2sp"] and found.recommended in (
-        "none",
-        "l2sp",
-    )
-    folders = sorted(path.name for path in Path("runs/bake").iterdir() if path.is_dir())
-    assert len(folders) == 6  # two knobs with the first seed, the chosen one with the second, for each of two arms
-    assert found.variant("none").text_loss_increase.vs_baseline == 0
-    page = Path("runs/bake/sweep.html").read_text()
-    assert found.headline in page and "<svg" in page
-    stages = json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"]
-    bake_off(Path("job.yaml"), (), strategies, 2, 2, Path("runs/bake"), QUIET)
-    assert json.loads(Path("runs/bake", folders[0], "manifest.json").read_text())["stages"] == stages
-    assert read_sweep(Path("runs/bake")) == found
-
-
-def test_the_plain_run_is_always_among_the_arms_and_a_strange_word_is_named(guarded):
-    assert parse_arms("ewc, none,ewc") == ["none", "ewc"]
-    with pytest.raises(ConfigError, match="unknown strategy 'ecw'; did you mean ewc"):
-        parse_arms("none,ecw")
-    job = load_job(Path("job.yaml"))
-    assert [arm.knob for arm in arms(job, "none", 2)] == ["learning_rate: 0.01", "learning_rate: 0.003"]
-    assert arms(job, "full", 1)[0].overrides[0] == "adapter=null"
-    assert [arm.knob for arm in arms(job, "replay+distill", 2)] == ["replay.fraction: 0.05", "replay.fraction: 0.1"]
