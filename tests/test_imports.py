@@ -1,0 +1,40 @@
+"""Ludwig takes half a minute to import: only training may, and inference never does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pipelines
+
+ROOT = Path(pipelines.__file__).parent
+LUDWIG_SCHEMA = "config/ludwig_schema.py"
+"""The tool that writes Ludwig's schema to a file; no job runs it."""
+
+
+def test_only_training_imports_ludwig():
+    importing = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(name.split(".")[0] == "ludwig" for name in names):
+                importing.add(path.relative_to(ROOT).as_posix())
+    assert {path for path in importing if not path.startswith("training/")} == {LUDWIG_SCHEMA}
+
+
+def test_inference_leaves_ludwig_out():
+    modules = [
+        "predict",
+        "compare",
+        *(f"evaluation.{path.stem}" for path in sorted((ROOT / "evaluation").glob("*.py")) if path.stem != "__init__"),
+        *(f"modeling.{path.stem}" for path in sorted((ROOT / "modeling").glob("*.py")) if path.stem != "__init__"),
+    ]
+    code = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module("pipelines." + name)
+loaded = sorted(name for name in sys.modules if name.split(".")[0] == "ludwig")
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
