@@ -1,6 +1,7 @@
-"""Attention that knows rows: which of the tokens laid end to end may look at which.
+"""Attention over packed sequences: causal within each sequence (intra-document masking), with shared prefixes.
 
-A model takes it where it gives, on a few rows, what the model's own attention gives (`select_attention_backend`).
+A model uses it only if packed logits match those of its own attention on single sequences: `select_attention_backend`
+compares them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from pipelines.modeling.prefix_tree import PrefixTree
 
 SHARED_PREFIX, PACKED = "alfine_shared_prefix", "alfine_packed"
-"""Names under which transformers knows `prefix_tree_attention`: with rows that share what they begin with, or each with its own."""
+"""Values of transformers' `attn_implementation` for `prefix_tree_attention`: packed with or without shared prefixes."""
 UNPACKED = "eager"
-"""The model's own attention, of one row at a time."""
+"""The value for a model's own attention, one sequence per forward pass."""
 SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""Layers, in transformers' names, that `prefix_tree_attention` can stand in for."""
+"""Values of transformers' `layer_types` that `prefix_tree_attention` can replace."""
 
 
 def prefix_tree_attention(
@@ -33,48 +34,50 @@ def prefix_tree_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each row of a packed sequence.
+    """Causal attention of every token to its ancestors in the prefix tree: the tokens before it in its own sequences.
 
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], the tokens as `prefix_tree` has them.
-    Without one (a model that generates) this is transformers' SDPA attention.
+    query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim], with the tokens in the order of
+    `prefix_tree.input_ids`. Without a tree (in generation) this is transformers' SDPA attention.
     Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
     if prefix_tree is None:
-        answer, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return answer, None
-    # Split, not sliced: the gradient of a slice is as long as the whole, and there is one for every segment.
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
+    # split instead of slices: the gradient of a slice has the size of the whole tensor, and there is one per segment.
     queries, keys, values = (tensor.split(prefix_tree.lengths, dim=2) for tensor in (query, key, value))
-    answers = []
+    outputs = []
     for segment, ancestors in enumerate(prefix_tree.ancestors):
-        length, depth, path = prefix_tree.lengths[segment], prefix_tree.prefix_lengths[segment], (*ancestors, segment)
-        mask, asked = None, path
-        if depth > length or (sliding_window is not None and depth + length > sliding_window):
-            mask, asked = _mask(depth, length, sliding_window, query.device), (segment,)
-        # Without a mask attention is causal from the first token on, so what comes before is asked again: up to as many
-        # tokens as the segment's own that is faster.
-        answer, _ = sdpa_attention_forward(
+        length, prefix_len = prefix_tree.lengths[segment], prefix_tree.prefix_lengths[segment]
+        path = (*ancestors, segment)
+        mask, query_segments = None, path
+        if prefix_len > length or (sliding_window is not None and prefix_len + length > sliding_window):
+            mask = _suffix_mask(prefix_len, length, sliding_window, query.device)
+            query_segments = (segment,)
+        # Without a mask, SDPA is causal from the first token on, so the prefix is queried again. That is faster than a mask
+        # as long as the prefix is no longer than the segment.
+        output, _ = sdpa_attention_forward(
             module,
-            _joined(queries, asked),
-            _joined(keys, path),
-            _joined(values, path),
+            _concatenate(queries, query_segments),
+            _concatenate(keys, path),
+            _concatenate(values, path),
             mask,
             is_causal=mask is None,
             **kwargs,
         )
-        answers.append(answer if answer.shape[1] == length else answer.split([depth, length], dim=1)[1])
-    return torch.cat(answers, dim=1), None
+        outputs.append(output if output.shape[1] == length else output.split([prefix_len, length], dim=1)[1])
+    return torch.cat(outputs, dim=1), None
 
 
-def _joined(parts: Sequence[torch.Tensor], path: Sequence[int]) -> torch.Tensor:
-    return torch.cat([parts[segment] for segment in path], dim=2) if len(path) > 1 else parts[path[0]]
+def _concatenate(tensors: Sequence[torch.Tensor], segments: Sequence[int]) -> torch.Tensor:
+    return torch.cat([tensors[segment] for segment in segments], dim=2) if len(segments) > 1 else tensors[segments[0]]
 
 
-def _mask(depth: int, length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
-    """[1, 1, length, depth + length]: whom the last `length` of a row's first tokens may look at."""
-    position = torch.arange(depth + length, device=device)
-    distance = position[depth:, None] - position[None, :]
-    seen = distance >= 0
-    return (seen if sliding_window is None else seen & (distance < sliding_window))[None, None]
+def _suffix_mask(prefix_len: int, length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
+    """The causal mask of the last `length` of `prefix_len + length` tokens: bool [1, 1, length, prefix_len + length]."""
+    position = torch.arange(prefix_len + length, device=device)
+    distance = position[prefix_len:, None] - position[None, :]
+    visible = distance >= 0
+    return (visible if sliding_window is None else visible & (distance < sliding_window))[None, None]
 
 
 for _name in (SHARED_PREFIX, PACKED):
@@ -84,22 +87,25 @@ for _name in (SHARED_PREFIX, PACKED):
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
-    """Whether its attention knows rows."""
+    """Whether the model's attention keeps packed sequences apart."""
     return getattr(model.config, "_attn_implementation", None) in (SHARED_PREFIX, PACKED)
 
 
 def supports_prefix_sharing(model: torch.nn.Module) -> bool:
-    """Whether rows may share what they begin with."""
+    """Whether packed sequences may share their prefixes."""
     return getattr(model.config, "_attn_implementation", None) == SHARED_PREFIX
 
 
 def candidate_attention(model_class: type, config: PretrainedConfig) -> str:
-    """What to load a model with, for `pipelines.modeling.loading` to try: `UNPACKED` where it cannot be anything else.
+    """The `attn_implementation` to load a model with: `SHARED_PREFIX` if packing may be possible, else `UNPACKED`.
 
-    Beyond `prefix_tree_attention` are soft-capped scores (Gemma 2), sinks (gpt-oss), and layers of other kinds.
+    `prefix_tree_attention` supports neither soft-capped scores (Gemma 2) nor attention sinks (gpt-oss) nor layers of
+    other types than `SUPPORTED_LAYER_TYPES`.
     """
     text_config = config.get_text_config()
-    pluggable = getattr(model_class, "_supports_attention_backend", False)
-    capped = getattr(text_config, "attn_logit_softcapping", None) is not None or text_config.model_type == "gpt_oss"
-    kinds = set(getattr(text_config, "layer_types", None) or ())
-    return SHARED_PREFIX if pluggable and not capped and kinds <= SUPPORTED_LAYER_TYPES else UNPACKED
+    is_pluggable = getattr(model_class, "_supports_attention_backend", False)
+    is_capped = getattr(text_config, "attn_logit_softcapping", None) is not None
+    has_sinks = text_config.model_type == "gpt_oss"
+    layer_types = set(getattr(text_config, "layer_types", None) or ())
+    is_supported = is_pluggable and not is_capped and not has_sinks and layer_types <= SUPPORTED_LAYER_TYPES
+    return SHARED_PREFIX if is_supported else UNPACKED

@@ -1,7 +1,11 @@
-"""Rows laid end to end through the model: no padding, what they have in common read once, and the vocabulary projection only
-where the loss counts.
+"""Forward passes over packed token sequences: no padding, shared prefixes computed once, logits only where the loss counts.
 
-The numbers are those of a padded batch: attention stays within each row and positions restart with it.
+Sequences are concatenated into one. Attention stays within each sequence and positions restart with it, so losses and
+gradients equal those of a padded batch whose labels are -100 outside of the supervised spans.
+
+A shared prefix is computed once although each of its sequences may supervise other tokens of it. Its hidden states do not
+depend on that: causal attention sees nothing that follows. A token of the prefix counts once for each sequence that
+supervises it, as it does without sharing, since the position that predicts it is selected once for each.
 """
 
 from __future__ import annotations
@@ -20,122 +24,132 @@ from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
 
 PACK_TOKENS = 4096
-"""Tokens that go through the model at once where nothing is kept for a backward pass."""
+"""Tokens per forward pass if no activations are kept for a backward pass."""
 
 
-def token_losses(model: torch.nn.Module, rows: TokenSequences) -> torch.Tensor:
-    """Cross entropy in nats of every supervised token, row after row: fp32 [rows.supervised_tokens]."""
-    return torch.cat([packed_losses(model, part, prefix_tree) for part, prefix_tree in _forward_batches(model, rows)])
+def token_losses(model: torch.nn.Module, sequences: TokenSequences) -> torch.Tensor:
+    """The cross entropy of every supervised token in nats, sequence after sequence: fp32 [supervised tokens]."""
+    return torch.cat([packed_losses(model, batch, tree) for batch, tree in _packed_batches(model, sequences)])
 
 
 def supervised_logits(
-    model: torch.nn.Module, rows: TokenSequences, *, share_prefixes: bool = True
+    model: torch.nn.Module, sequences: TokenSequences, *, share_prefixes: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits that predict each supervised token, row after row, and those tokens:
-    [rows.supervised_tokens, vocabulary] and int64 [rows.supervised_tokens].
+    """The logits that predict the supervised tokens, sequence after sequence, and the tokens themselves.
 
-    Without `share` each row is read by itself from its first token on, for who wants the gradient at each of its tokens.
+    Returns [supervised tokens, vocabulary] in the model's dtype and int64 [supervised tokens]. Without `share_prefixes`
+    every sequence is computed from its first token, so that each of its tokens has a gradient of its own.
     """
-    passes = [
-        packed_logits(model, part, prefix_tree) for part, prefix_tree in _forward_batches(model, rows, share_prefixes)
-    ]
-    if len(passes) == 1:
-        return passes[0]  # joining would copy what is the largest thing of a step
-    logits, targets = zip(*passes, strict=True)
+    batches = [packed_logits(model, batch, tree) for batch, tree in _packed_batches(model, sequences, share_prefixes)]
+    if len(batches) == 1:
+        return batches[0]  # concatenation would copy the largest tensor of a step
+    logits, targets = zip(*batches, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
 
-def _forward_batches(
-    model: torch.nn.Module, rows: TokenSequences, share_prefixes: bool = True
+def _packed_batches(
+    model: torch.nn.Module, sequences: TokenSequences, share_prefixes: bool = True
 ) -> Iterator[tuple[TokenSequences, PrefixTree]]:
-    """The passes that the model takes for `rows`: one, or one a row."""
+    """The forward passes for `sequences`: one for all, or one per sequence if the model does not support packing."""
     if supports_packing(model):
-        yield (
-            rows,
-            build_prefix_tree(
-                rows.input_ids,
-                share_prefixes=share_prefixes and supports_prefix_sharing(model) and not _has_active_dropout(model),
-            ),
-        )
-    else:
-        yield from ((rows[n : n + 1], build_prefix_tree(rows.input_ids[n : n + 1])) for n in range(len(rows)))
+        share = share_prefixes and supports_prefix_sharing(model) and not _has_active_dropout(model)
+        yield sequences, build_prefix_tree(sequences.input_ids, share_prefixes=share)
+        return
+    for index in range(len(sequences)):
+        sequence = sequences[index : index + 1]
+        yield sequence, build_prefix_tree(sequence.input_ids)
 
 
 def _has_active_dropout(model: torch.nn.Module) -> bool:
-    """Whether the model now draws random numbers: each row has its own."""
+    """Whether the model draws dropout masks. Every sequence must have masks of its own, also for a shared prefix."""
     if not model.training:
         return False
-    layers = (module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
-    return any(layers) or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))  # type: ignore[operator, union-attr]
+    probabilities = (module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    text_config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    return any(probabilities) or bool(getattr(text_config, "attention_dropout", 0))
 
 
-def packed_losses(model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree, **more: Any) -> torch.Tensor:
-    """As `token_losses`, of rows laid out; `more` goes to the model."""
-    head = linear_lm_head(model)
-    if head is None:
-        logits, targets = packed_logits(model, rows, prefix_tree, **more)
+def packed_losses(
+    model: torch.nn.Module, sequences: TokenSequences, prefix_tree: PrefixTree, **model_kwargs: Any
+) -> torch.Tensor:
+    """`token_losses` of sequences whose prefix tree is built; `model_kwargs` are passed to the model."""
+    lm_head = linear_lm_head(model)
+    if lm_head is None:
+        logits, targets = packed_logits(model, sequences, prefix_tree, **model_kwargs)
         return F.cross_entropy(logits, targets, reduction="none").float()
-    inputs, places, targets = _inputs(model, rows, prefix_tree)
-    hidden = transformers_model(model).get_decoder()(**{**inputs, **more}).last_hidden_state  # type: ignore[operator]
-    return linear_cross_entropy(hidden.squeeze(0).index_select(0, places), head, targets)
+    inputs, loss_positions, targets = _model_inputs(model, sequences, prefix_tree)
+    decoder = transformers_model(model).get_decoder()  # type: ignore[operator]
+    hidden_states = decoder(**{**inputs, **model_kwargs}).last_hidden_state.squeeze(0)
+    return linear_cross_entropy(hidden_states.index_select(0, loss_positions), lm_head, targets)
 
 
 def packed_logits(
-    model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree, **more: Any
+    model: torch.nn.Module, sequences: TokenSequences, prefix_tree: PrefixTree, **model_kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `supervised_logits`, of rows laid out; `more` goes to the model."""
-    inputs, places, targets = _inputs(model, rows, prefix_tree)
+    """`supervised_logits` of sequences whose prefix tree is built; `model_kwargs` are passed to the model."""
+    inputs, loss_positions, targets = _model_inputs(model, sequences, prefix_tree)
     if "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
-        return model(**{**inputs, **more}, logits_to_keep=places).logits.squeeze(0), targets
-    return model(**{**inputs, **more}).logits[0, places], targets
+        output = model(**{**inputs, **model_kwargs}, logits_to_keep=loss_positions)
+        return output.logits.squeeze(0), targets
+    return model(**{**inputs, **model_kwargs}).logits[0, loss_positions], targets
 
 
-def _inputs(
-    model: torch.nn.Module, rows: TokenSequences, prefix_tree: PrefixTree
+def _model_inputs(
+    model: torch.nn.Module, sequences: TokenSequences, prefix_tree: PrefixTree
 ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """What the model is given, the places whose logits count, each predicting the next token, and those tokens."""
+    """The model's keyword arguments, the positions whose logits are needed, and the tokens that those predict.
+
+    Positions and targets are int64 [supervised tokens]. A position is repeated if several sequences supervise the token
+    that follows it.
+    """
     device = next(model.parameters()).device
-    # As int64, which is what torch looks tokens up by.
-    supervised = [rows.supervised_indices(row) for row in range(len(rows))]
-    # A token of a shared prefix is predicted once for each sequence that supervises it: its index is repeated here.
-    wanted = [prefix_tree.token_indices(row)[indices - 1] for row, indices in enumerate(supervised)]
-    following = [ids[indices] for ids, indices in zip(rows.input_ids, supervised, strict=True)]
-    tokens, positions, places, targets = (
-        torch.from_numpy(numbers.astype(np.int64)).to(device)
-        for numbers in (
-            prefix_tree.input_ids,
-            prefix_tree.position_ids,
-            np.concatenate(wanted),
-            np.concatenate(following),
-        )
+    supervised = [sequences.supervised_indices(index) for index in range(len(sequences))]
+    loss_positions = [prefix_tree.token_indices(index)[indices - 1] for index, indices in enumerate(supervised)]
+    targets = [ids[indices] for ids, indices in zip(sequences.input_ids, supervised, strict=True)]
+    arrays = (prefix_tree.input_ids, prefix_tree.position_ids, np.concatenate(loss_positions), np.concatenate(targets))
+    # Embeddings and index_select take int64.
+    input_ids, position_ids, positions, target_ids = (
+        torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays
     )
-    inputs = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
-    return inputs | ({"prefix_tree": prefix_tree} if supports_packing(model) else {}), places, targets
+    inputs: dict[str, Any] = {"input_ids": input_ids[None], "position_ids": position_ids[None], "use_cache": False}
+    if supports_packing(model):
+        inputs["prefix_tree"] = prefix_tree
+    return inputs, positions, target_ids
 
 
 def linear_lm_head(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """The output layer where logits are its product with the decoder's last hidden states and nothing more (which
-    `detect_linear_lm_head` finds out), and where no gradient of its own is asked for."""
+    """The output layer, if the loss may be computed from it and the last hidden states without keeping logits.
+
+    That is so if logits are the product of the two (see `detect_linear_lm_head`) and the layer needs no gradient. None
+    otherwise.
+    """
     inner = transformers_model(model)
     head = inner.get_output_embeddings() if getattr(inner, "has_linear_lm_head", False) else None  # type: ignore[operator]
-    trained = torch.is_grad_enabled() and head is not None and any(weight.requires_grad for weight in head.parameters())
-    return head if type(head) is torch.nn.Linear and not trained else None
+    if type(head) is not torch.nn.Linear:
+        return None
+    is_trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters())
+    return None if is_trained else head
 
 
 def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT wrapper, or the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if inner is not None else model
+    get_base_model = getattr(model, "get_base_model", None)
+    return get_base_model() if get_base_model is not None else model
 
 
-def sequence_losses(model: torch.nn.Module, rows: TokenSequences, batch_tokens: int = PACK_TOKENS) -> Iterator[float]:
-    """Mean loss of each row's supervised tokens, in nats per token; packs of about `batch_tokens` tokens."""
-    for numbers in batch_by_tokens(rows, batch_tokens):
-        yield from mean_loss_per_sequence(model, rows.select(numbers))
+def sequence_losses(
+    model: torch.nn.Module, sequences: TokenSequences, batch_tokens: int = PACK_TOKENS
+) -> Iterator[float]:
+    """The mean loss over the supervised tokens of each sequence, in nats per token, without gradients.
+
+    A forward pass takes up to `batch_tokens` tokens. A sequence without supervised tokens gives NaN.
+    """
+    for indices in batch_by_tokens(sequences, batch_tokens):
+        yield from mean_loss_per_sequence(model, sequences.select(indices))
 
 
-def mean_loss_per_sequence(model: torch.nn.Module, rows: TokenSequences) -> list[float]:
-    """Mean loss of each row's supervised tokens, all in one pass."""
+def mean_loss_per_sequence(model: torch.nn.Module, sequences: TokenSequences) -> list[float]:
+    """`sequence_losses` in one forward pass."""
     with torch.no_grad():
-        losses = token_losses(model, rows).split(rows.supervised_lengths)
+        losses = token_losses(model, sequences).split(sequences.supervised_lengths)
     return [float(loss.double().mean()) for loss in losses]

@@ -1,7 +1,7 @@
-"""Rows end to end, and what several of them begin with only once: a system prompt, a task's instruction, a question.
+"""Prefix trees of token sequences: shared prefixes (a system prompt, an instruction, a question) are stored once.
 
-A causal model makes the same of a beginning whatever follows it, so one reading serves all rows that share it, forward and
-backward: its gradient is the sum over them.
+In a causal model the hidden states of a prefix do not depend on what follows it. One forward and backward computation
+serves all sequences that share it; its gradient is the sum over them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from functools import cached_property
 import numpy as np
 
 MIN_SHARED_PREFIX = 4
-"""Fewer tokens than this are read again: another segment costs about as much."""
+"""Shorter prefixes are not shared: an additional segment costs about as much as this many tokens."""
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """Segments of tokens, laid end to end, and for each row the segments it consists of, in order.
+    """Token sequences as paths in a tree of segments.
 
-    `segments[s]` int32 of any length above 0; `depths[s]` tokens come before it in its rows; a row is its `paths[row]`.
+    Attributes:
+        segments: int32 [length] each, of at least one token.
+        prefix_lengths: the number of tokens that precede each segment in its sequences.
+        paths: for each sequence, the indices of its segments in order.
     """
 
     segments: Sequence[np.ndarray]
@@ -29,68 +32,80 @@ class PrefixTree:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
+        """The number of tokens of each segment."""
         return tuple(map(len, self.segments))
 
     @property
     def input_ids(self) -> np.ndarray:
-        """int32 [tokens]"""
+        """All segments concatenated: int32 [tokens]."""
         return np.concatenate(self.segments)
 
     @property
     def position_ids(self) -> np.ndarray:
-        """int64 [tokens]: of each token within its rows."""
+        """The position of each of `input_ids` within its sequences: int64 [tokens]."""
         return np.concatenate(
-            [depth + np.arange(length) for depth, length in zip(self.prefix_lengths, self.lengths, strict=True)]
+            [
+                prefix_len + np.arange(length)
+                for prefix_len, length in zip(self.prefix_lengths, self.lengths, strict=True)
+            ]
         )
 
     @cached_property
     def ancestors(self) -> tuple[tuple[int, ...], ...]:
-        """For each segment those that come before it in its rows, in order."""
-        found = {segment: path[:place] for path in self.paths for place, segment in enumerate(path)}
-        return tuple(found[segment] for segment in range(len(self.segments)))
+        """For each segment, the indices of the segments that precede it in its sequences, in order."""
+        ancestors = {segment: path[:depth] for path in self.paths for depth, segment in enumerate(path)}
+        return tuple(ancestors[segment] for segment in range(len(self.segments)))
 
     @cached_property
-    def _starts(self) -> np.ndarray:
+    def _offsets(self) -> np.ndarray:
         return np.cumsum([0, *self.lengths])
 
-    def token_indices(self, row: int) -> np.ndarray:
-        """int64 [tokens of the row]: where its tokens stand in `input_ids`."""
+    def token_indices(self, sequence: int) -> np.ndarray:
+        """The indices of a sequence's tokens in `input_ids`: int64 [length of the sequence]."""
         return np.concatenate(
-            [np.arange(self._starts[segment], self._starts[segment + 1]) for segment in self.paths[row]]
+            [np.arange(self._offsets[segment], self._offsets[segment + 1]) for segment in self.paths[sequence]]
         )
 
 
-def build_prefix_tree(rows: Sequence[np.ndarray], *, share_prefixes: bool = True) -> PrefixTree:
-    """A layout of `rows`, each int32 of any length above 0; without `share_prefixes` a segment a row, in order."""
-    if not share_prefixes or len(rows) == 1:
-        return PrefixTree(rows, [0] * len(rows), [(number,) for number in range(len(rows))])
-    rows = [np.ascontiguousarray(row, dtype=np.int32) for row in rows]
-    # Sorted by their bytes, rows that begin alike stand together.
-    order = sorted(range(len(rows)), key=lambda number: rows[number].tobytes())
-    shared = [_common(rows[one], rows[next_one]) for one, next_one in zip(order, order[1:], strict=False)]
+def build_prefix_tree(sequences: Sequence[np.ndarray], *, share_prefixes: bool = True) -> PrefixTree:
+    """The prefix tree of sequences, int32 [length] each, of at least one token.
+
+    Without `share_prefixes` every sequence is one segment, in the given order.
+    """
+    if not share_prefixes or len(sequences) == 1:
+        return PrefixTree(sequences, [0] * len(sequences), [(index,) for index in range(len(sequences))])
+    sequences = [np.ascontiguousarray(sequence, dtype=np.int32) for sequence in sequences]
+    # In the order of their bytes, sequences with a common prefix are neighbours.
+    order = sorted(range(len(sequences)), key=lambda index: sequences[index].tobytes())
+    common = [
+        _common_prefix_len(sequences[index], sequences[successor])
+        for index, successor in zip(order, order[1:], strict=False)
+    ]
     segments: list[np.ndarray] = []
     prefix_lengths: list[int] = []
-    paths: list[tuple[int, ...]] = [()] * len(rows)
-    # Parts of `order` still to lay out: first, end, how many tokens lie before, and the segments that hold those.
-    parts: list[tuple[int, int, int, tuple[int, ...]]] = [(0, len(rows), 0, ())]
-    while parts:
-        first, end, depth, path = parts.pop()
-        common = min(shared[first : end - 1], default=len(rows[order[first]]))
-        if common - depth >= MIN_SHARED_PREFIX or (end - first == 1 and common > depth):
+    paths: list[tuple[int, ...]] = [()] * len(sequences)
+    # Ranges of `order` to place in the tree, with the tokens and the segments that precede them.
+    pending: list[tuple[int, int, int, tuple[int, ...]]] = [(0, len(sequences), 0, ())]
+    while pending:
+        start, end, prefix_len, path = pending.pop()
+        is_leaf = end - start == 1
+        common_len = min(common[start : end - 1], default=len(sequences[order[start]]))
+        if common_len - prefix_len >= MIN_SHARED_PREFIX or (is_leaf and common_len > prefix_len):
             path = (*path, len(segments))
-            segments.append(rows[order[first]][depth:common])
-            prefix_lengths.append(depth)
-            depth = common
-        if end - first == 1:
-            paths[order[first]] = path
+            segments.append(sequences[order[start]][prefix_len:common_len])
+            prefix_lengths.append(prefix_len)
+            prefix_len = common_len
+        if is_leaf:
+            paths[order[start]] = path
             continue
-        cuts = [first, *(place + 1 for place in range(first, end - 1) if shared[place] == common), end]
-        parts += [(low, high, depth, path) for low, high in zip(cuts, cuts[1:], strict=False)]
+        splits = [index + 1 for index in range(start, end - 1) if common[index] == common_len]
+        boundaries = [start, *splits, end]
+        pending += [(low, high, prefix_len, path) for low, high in zip(boundaries, boundaries[1:], strict=False)]
     return PrefixTree(segments, prefix_lengths, paths)
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens both begin with."""
+def _common_prefix_len(one: np.ndarray, other: np.ndarray) -> int:
+    """The number of tokens in the longest common prefix."""
     length = min(len(one), len(other))
-    different = np.flatnonzero(one[:length] != other[:length])
-    return int(different[0]) if len(different) else length
+    differences = np.flatnonzero(one[:length] != other[:length])
+    return int(differences[0]) if len(differences) else length
