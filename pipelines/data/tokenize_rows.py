@@ -19,6 +19,8 @@ from pipelines.storage.strict_json import dump
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from pipelines.config.job import Job
 else:  # 0.3 s that `check` does not need
     pa = lazy_import("pyarrow")
 
@@ -32,14 +34,12 @@ class TokenizedExample:
 
     Attributes:
         example: the source of the tokens.
-        prompt_text: the prompt in the model's chat template (`PromptFormat.render_prompt`).
         input_ids: the tokens of the prompt, then those of the completion and the end token if there is a completion.
         supervised_spans: the half-open ranges (start, end) of tokens that the loss counts, in order. The last is the
             completion with its end token; there is none without a completion.
     """
 
     example: Example
-    prompt_text: str
     input_ids: list[int]
     supervised_spans: list[Span]
 
@@ -59,8 +59,8 @@ def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Ite
     for batch in batched(examples, TOKENIZE_BATCH_SIZE):
         texts = [prompts.render_prompt(example.prompt, example.system) for example in batch]
         encodings = prompts.encode_batch(texts, [example.completion for example in batch])
-        for example, text, encoded in zip(batch, texts, encodings, strict=True):
-            yield TokenizedExample(example, text, encoded.input_ids, encoded.supervised_spans)
+        for example, encoded in zip(batch, encodings, strict=True):
+            yield TokenizedExample(example, encoded.input_ids, encoded.supervised_spans)
 
 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
@@ -134,10 +134,23 @@ def open_split(folder: Path, split: str) -> pa.Table:
         return pa.ipc.open_file(file).read_all()
 
 
-def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of one split as dicts, with `fields` parsed."""
-    rows: list[dict[str, Any]] = open_split(folder, split).to_pylist()
-    for row in rows:
-        if "fields" in row:
-            row["fields"] = json.loads(row["fields"])
-    return rows
+def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
+    """The tokenized examples of the test split, with the system turns and limits that the job's config gives them."""
+    return [
+        TokenizedExample(
+            Example(
+                task=row["task"],
+                split="test",
+                file=row["file"],
+                row=row["row"],
+                system=job.system_prompt(row["task"]),
+                prompt=row["prompt"],
+                completion=row["completion"],
+                fields=json.loads(row["fields"]),
+                max_new_tokens=job.max_new_tokens(row["task"]),
+            ),
+            row["input_ids"],
+            [(start, end) for start, end in row["supervised_spans"]],
+        )
+        for row in open_split(folder, "test").to_pylist()
+    ]

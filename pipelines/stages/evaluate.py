@@ -7,16 +7,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.data.sample_prompts import load_sample_prompts
-from pipelines.data.tokenize_rows import open_split, read_split
+from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import retention_records
 from pipelines.evaluation.retention_files import retention_eval_configs
 from pipelines.forgetting.build import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
-from pipelines.modeling.token_sequences import split_prompt
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
 from pipelines.storage.files import atomic_dir, write_json, write_text
@@ -63,7 +62,7 @@ def evaluate_completions(session: EvaluatorSession) -> None:
     validation loss.
     """
     context, side = session.context, session.side
-    rows = read_split(context.run.path("data"), "test")
+    rows = read_test_examples(context.run.path("data"), context.job)
     entry = completions_entry(context, rows) if side == "base" else None
     with atomic_dir(context.run.path(side)) as folder:
         if entry is not None and entry.exists():
@@ -78,26 +77,25 @@ def evaluate_completions(session: EvaluatorSession) -> None:
             store_completions(context, folder, entry)
 
 
-def _completion_records(session: EvaluatorSession, rows: Sequence[dict[str, Any]]) -> list[CompletionRecord]:
+def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExample]) -> list[CompletionRecord]:
     context = session.context
-    tokens = [split_prompt(row["input_ids"], row["supervised_spans"]) for row in rows]
-    prompts, references = [prompt for prompt, _ in tokens], [reference for _, reference in tokens]
-    limits = [context.job.max_new_tokens(row["task"]) for row in rows]
+    prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+    limits = [context.job.max_new_tokens(row.example.task) for row in rows]
     evaluator = session.evaluator
     with context.reporter.progress(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     return [
         CompletionRecord(
-            task=row["task"],
-            row=row["row"],
-            prompt=row["prompt"],
-            reference=row["completion"],
+            task=row.example.task,
+            row=row.example.row,
+            prompt=row.example.prompt,
+            reference=row.example.completion,
             completion=completion.text,
             reference_nll=completion.reference_nll,
             num_reference_tokens=len(reference),
             num_generated_tokens=completion.num_generated_tokens,
             finish_reason=completion.finish_reason,
-            fields=row["fields"],
+            fields=row.example.fields,
         )
         for row, reference, completion in zip(rows, references, completions, strict=True)
     ]

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines import __version__
-from pipelines.data.tokenize_rows import read_split
+from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error
@@ -21,22 +20,28 @@ from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
 from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
 
 
-def completions_entry(context: StageContext, rows: Sequence[Mapping[str, Any]]) -> Path:
+def completions_entry(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:
     """The folder in the cache for the base model's completions of the test rows and sample prompts."""
     job = context.job
     # The row number is part of a completion's record, so the same rows on other lines of their file have another entry.
     prompts = [
-        [row["task"], row["row"], row["input_ids"], row["supervised_spans"], context.job.max_new_tokens(row["task"])]
+        [
+            row.example.task,
+            row.example.row,
+            row.input_ids,
+            row.supervised_spans,
+            job.max_new_tokens(row.example.task),
+        ]
         for row in rows
     ]
-    validation = [row["input_ids"] for row in read_split(context.run.path("data"), "validation")]
+    validation = open_split(context.run.path("data"), "validation")["input_ids"].to_pylist()
     sample_prompts = job.pipeline.report.sample_prompts
     key = digest(
         COMPLETIONS_FORMAT,
         RECORDS_FORMAT,
         context.model_id,
         prompts,
-        [row["fields"] for row in rows],
+        [row.example.fields for row in rows],
         validation,
         context.generation,
         job.quantization,
