@@ -1,0 +1,21 @@
+"""`alfine check` as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.checks.labelled_jobs import GOOD_ROWS, write_job
+
+
+def test_check_imports_no_heavy_library(tmp_path: Path) -> None:
+    """The metric is tried and the labels are counted without a library that takes seconds."""
+    path = write_job(tmp_path, GOOD_ROWS)
+    code = (
+        "import sys; from click.testing import CliRunner; from pipelines.cli import main; "
+        f"assert CliRunner().invoke(main, ['check', {str(path)!r}]).exit_code == 0; "
+        "print([name for name in ('torch', 'ludwig', 'nltk', 'sacrebleu') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
