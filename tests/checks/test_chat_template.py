@@ -1,4 +1,4 @@
-"""`check` renders each task's first row with the model's own template, without its tokenizer."""
+"""The chat template is rendered without a tokenizer, as the tokenizer renders it."""
 
 import json
 
@@ -25,7 +25,7 @@ LAST_ONLY = "{{ messages[-1]['content'] }}"
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_it_renders_as_the_tokenizer_does(tmp_path, kind, system):
+def test_it_renders_like_the_tokenizer(tmp_path, kind, system):
     tokenizer = make_tokenizer(kind)
     tokenizer.save_pretrained(tmp_path)
     ours, its = PromptFormat(TemplateRenderer(tmp_path)), PromptFormat(tokenizer)
@@ -48,10 +48,10 @@ def folder_with(tmp_path, template, how="jinja"):
 
 
 @pytest.mark.parametrize("how", ["jinja", "config", "named"])
-def test_the_places_of_a_template(tmp_path, how):
-    found = folder_with(tmp_path, "{{ bos_token }}" + CHATML, how)
-    assert PromptFormat(found).render_prompt("a").startswith("<bos><|im_start|>user\na<|im_end|>")
-    assert found.special_tokens == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
+def test_sources_of_a_template(tmp_path, how):
+    renderer = folder_with(tmp_path, "{{ bos_token }}" + CHATML, how)
+    assert PromptFormat(renderer).render_prompt("a").startswith("<bos><|im_start|>user\na<|im_end|>")
+    assert renderer.special_tokens == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
 
 
 def test_named_templates_without_default(tmp_path):
@@ -72,7 +72,7 @@ def test_named_templates_without_default(tmp_path):
         (REFUSES_SYSTEM, "Be brief.", "System role not supported"),
     ],
 )
-def test_a_template_that_loses_text(tmp_path, template, system, message):
+def test_a_template_that_drops_text(tmp_path, template, system, message):
     with pytest.raises(ConfigError, match=message):
         PromptFormat(folder_with(tmp_path, template)).render_prompt("is it?", system)
 
@@ -80,7 +80,7 @@ def test_a_template_that_loses_text(tmp_path, template, system, message):
 @pytest.mark.parametrize(
     ("template", "key"), [(REFUSES_SYSTEM, "pipeline.tasks.t.system"), (WANTS_PARTS, "pipeline.chat_template")]
 )
-def test_check_names_task_and_line(tmp_path, monkeypatch, template, key):
+def test_problems_are_located_in_the_config(tmp_path, monkeypatch, template, key):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}?", "a": "yn"[n % 2]}) + "\n" for n in range(9)))
     (tmp_path / "job.yaml").write_text(

@@ -1,4 +1,4 @@
-"""What preflight finds, each with task, row, cause and mend."""
+"""Findings about the rows of a job before training."""
 
 import json
 
@@ -61,22 +61,22 @@ def test_good_rows_have_no_findings(tmp_path):
         ),
     ],
 )
-def test_rows(tmp_path, row, change, severity, message):
+def test_bad_rows(tmp_path, row, change, severity, message):
     rows = good_rows()
     rows[row].update(change)
-    found = findings(tmp_path, rows)
-    assert any(message in str(finding.problem) and finding.severity == severity for finding in found), found
+    reported = findings(tmp_path, rows)
+    assert any(message in str(finding.problem) and finding.severity == severity for finding in reported), reported
 
 
-def test_length_counts_rows_per_task(tmp_path):
+def test_rows_that_are_too_long_are_counted(tmp_path):
     rows = [{**row, "q": row["q"] * 99} for row in good_rows()]
-    found = findings(tmp_path, rows, preprocessing={"global_max_sequence_length": 100})
-    assert "(6 such rows)" in str(found[0].problem) and "limit of 100" in str(found[0].problem)
+    reported = findings(tmp_path, rows, preprocessing={"global_max_sequence_length": 100})
+    assert "(6 such rows)" in str(reported[0].problem) and "limit of 100" in str(reported[0].problem)
     with pytest.raises(DataError, match="shorten or drop"):
-        raise_on_errors(found)
+        raise_on_errors(reported)
 
 
-def test_one_class(tmp_path):
+def test_a_single_label(tmp_path):
     rows = [{**row, "a": "y"} for row in good_rows()]
     assert "every train row has the label 'y'" in str(findings(tmp_path, rows)[0].problem)
 
@@ -86,27 +86,27 @@ def test_unit_tests_need_tests(tmp_path):
         findings(tmp_path, good_rows(), metric="unit_tests")
 
 
-def test_two_bos(tmp_path):
+def test_duplicate_bos(tmp_path):
     rows = good_rows()
     rows[0]["q"] = "<bos><bos>x"
     assert any("starts with <bos> twice" in str(f.problem) for f in findings(tmp_path, rows, kind="adds_bos"))
 
 
-def test_no_validation_is_said(tmp_path):
+def test_missing_validation_rows(tmp_path):
     rows = [row for row in good_rows() if row["split"] != "validation"]
-    found = findings(tmp_path, rows)
-    assert [f.severity for f in found] == ["warning"] and "no validation rows" in str(found[0].problem)
+    reported = findings(tmp_path, rows)
+    assert [f.severity for f in reported] == ["warning"] and "no validation rows" in str(reported[0].problem)
 
 
-def test_scores_are_looked_at_before_a_run_too(tmp_path, monkeypatch):
+def test_metrics_and_labels_are_checked(tmp_path, monkeypatch):
     rows = good_rows()
     rows[4]["a"], rows[5]["a"] = "maybe", "Y"
-    found = findings(tmp_path, rows)
-    assert [f.severity for f in found] == ["warning", "warning"]
-    assert "count as one label: 'y' and 'Y'" in str(found[0].problem)
-    assert "a label of the test rows has no training row: 'maybe' (1 row)" in str(found[1].problem)
+    reported = findings(tmp_path, rows)
+    assert [f.severity for f in reported] == ["warning", "warning"]
+    assert "count as one label: 'y' and 'Y'" in str(reported[0].problem)
+    assert "a label of the test rows has no training row: 'maybe' (1 row)" in str(reported[1].problem)
 
     (tmp_path / "counts_words.py").write_text("def f(completion, reference, row): return 1 / len(completion.split())\n")
     monkeypatch.chdir(tmp_path)
-    (found,) = findings(tmp_path, good_rows(), metric="counts_words:f")
-    assert found.severity == "error" and "metric counts_words:f raised ZeroDivisionError" in str(found.problem)
+    (reported,) = findings(tmp_path, good_rows(), metric="counts_words:f")
+    assert reported.severity == "error" and "metric counts_words:f raised ZeroDivisionError" in str(reported.problem)

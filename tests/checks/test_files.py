@@ -21,19 +21,19 @@ from tests.data.task_jobs import make_job, task_job
         ("{{a}} {q}", "{a}", None),
     ],
 )
-def test_the_answers_column_in_the_prompt(tmp_path, prompt, completion, wrong):
+def test_a_prompt_with_the_completion(tmp_path, prompt, completion, wrong):
     job = task_job(tmp_path, [{"q": "the a is in the text", "a": "a"}], prompt=prompt, completion=completion)
     if wrong is None:
         return check_data_files(job)
-    with pytest.raises(DataError) as found:
+    with pytest.raises(DataError) as caught:
         check_data_files(job)
-    assert wrong in str(found.value) and "job.yaml:1" in str(found.value)
+    assert wrong in str(caught.value) and "job.yaml:1" in str(caught.value)
 
 
-def test_the_answers_column_in_the_prompt_of_a_guard(tmp_path):
+def test_a_prompt_with_the_completion_in_a_retention_eval(tmp_path):
     (tmp_path / "g.jsonl").write_text('{"q": "x", "a": "y"}\n')
-    guard = {"kind": "task", "data": str(tmp_path / "g.jsonl"), "prompt": "{q} {a}", "completion": "{a}"}
-    job = make_job(tmp_path, [{"q": "x", "a": "y"}], forgetting={"strategy": "none", "evals": {"g": guard}})
+    settings = {"kind": "task", "data": str(tmp_path / "g.jsonl"), "prompt": "{q} {a}", "completion": "{a}"}
+    job = make_job(tmp_path, [{"q": "x", "a": "y"}], forgetting={"strategy": "none", "evals": {"g": settings}})
     with pytest.raises(DataError, match="evals.g.prompt: it contains the answer"):
         check_data_files(job)
 

@@ -72,6 +72,6 @@ def test_a_custom_metric_may_return_numpy_scalars(project: Path) -> None:
 )
 def test_metrics_of_retention_evals(project: Path, metric: str, said: str) -> None:
     (project / "judge.py").write_text("def f(completion, reference, row): pass\n")
-    guard = {"kind": "task", "data": "rows.jsonl", "prompt": "{q}", "completion": "{a}", "metric": metric}
-    code, printed = check(write_job(project, GOOD_ROWS, forgetting={"strategy": "none", "evals": {"kept": guard}}))
+    settings = {"kind": "task", "data": "rows.jsonl", "prompt": "{q}", "completion": "{a}", "metric": metric}
+    code, printed = check(write_job(project, GOOD_ROWS, forgetting={"strategy": "none", "evals": {"kept": settings}}))
     assert code == 2 and said in printed and printed.count("\n") == 1

@@ -35,19 +35,19 @@ def findings(
     checks = ReferenceChecks(job, prompts, context)
     for row in tokenize_examples(load_examples(job.pipeline), prompts):
         checks.observe(row)
-    found = list(checks.findings())
-    return [(finding.severity, finding.problem.line, finding.problem.message) for finding in found]
+    results = list(checks.findings())
+    return [(finding.severity, finding.problem.line, finding.problem.message) for finding in results]
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rouge", "chrf", "nll"])
 @pytest.mark.parametrize("kind", ["pad_is_eos", "adds_bos", "no_template", "sentencepiece"])
-def test_references_that_can_be_reached_are_no_finding(tmp_path, monkeypatch, metric, kind):
+def test_reachable_references_have_no_findings(tmp_path, monkeypatch, metric, kind):
     assert findings(tmp_path, monkeypatch, ["yes", "no", "maybe so"], metric, kind) == []
 
 
-def test_a_label_longer_than_the_bound(tmp_path, monkeypatch):
-    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=8)
-    assert found == [
+def test_a_label_longer_than_max_new_tokens(tmp_path, monkeypatch):
+    results = findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=8)
+    assert results == [
         (
             "error",
             2,
@@ -58,25 +58,25 @@ def test_a_label_longer_than_the_bound(tmp_path, monkeypatch):
     assert findings(tmp_path, monkeypatch, ["yes", "absolutely not", "certainly"], max_new_tokens=15) == []
 
 
-def test_the_context_cuts_too(tmp_path, monkeypatch):
-    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], context=30)
-    assert [(severity, row) for severity, row, _ in found] == [("error", 2)]
+def test_the_context_limits_completions(tmp_path, monkeypatch):
+    results = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], context=30)
+    assert [(severity, row) for severity, row, _ in results] == [("error", 2)]
 
 
-def test_a_long_text_is_a_warning_where_the_score_has_degrees(tmp_path, monkeypatch):
-    found = findings(
+def test_a_long_reference_is_a_warning_for_a_graded_metric(tmp_path, monkeypatch):
+    results = findings(
         tmp_path, monkeypatch, ["a fine day", "a very long summary of a very long text"], "rouge", max_new_tokens=16
     )
-    assert [(severity, row) for severity, row, _ in found] == [("warning", 2)]
+    assert [(severity, row) for severity, row, _ in results] == [("warning", 2)]
     every = findings(
         tmp_path, monkeypatch, ["a very long summary of it", "another very long one"], "rouge", max_new_tokens=8
     )
     assert [severity for severity, *_ in every] == ["error"]  # no answer at all can reach the full score
 
 
-def test_special_tokens_in_a_reference_are_lost(tmp_path, monkeypatch):
-    found = findings(tmp_path, monkeypatch, ["yes", "no<|im_end|> really"])
-    assert found == [
+def test_special_tokens_are_stripped(tmp_path, monkeypatch):
+    results = findings(tmp_path, monkeypatch, ["yes", "no<|im_end|> really"])
+    assert results == [
         (
             "error",
             2,
@@ -86,29 +86,29 @@ def test_special_tokens_in_a_reference_are_lost(tmp_path, monkeypatch):
     ]
 
 
-def test_letters_that_the_tokenizer_does_not_have(tmp_path, monkeypatch):
+def test_characters_without_tokens(tmp_path, monkeypatch):
     """The SentencePiece-like tokenizer has ASCII only; the others have bytes."""
-    found = findings(tmp_path, monkeypatch, ["yes", "日本"], kind="sentencepiece")
-    assert [(severity, row) for severity, row, _ in found] == [("error", 2)]
-    assert "this model's tokenizer cannot represent it" in found[0][2]
+    results = findings(tmp_path, monkeypatch, ["yes", "日本"], kind="sentencepiece")
+    assert [(severity, row) for severity, row, _ in results] == [("error", 2)]
+    assert "this model's tokenizer cannot represent it" in results[0][2]
     assert findings(tmp_path, monkeypatch, ["yes", "日本"]) == []
 
 
-def test_a_metric_of_the_users_is_asked_for_its_own_full_score(tmp_path, monkeypatch):
+def test_the_full_score_of_a_custom_metric(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def half(completion, reference, row):\n    return 50 * (completion == reference)\n"
     )
     assert findings(tmp_path, monkeypatch, ["yes", "no"], "mine:half") == []
-    found = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], "mine:half", max_new_tokens=6)
-    assert [row for _, row, _ in found] == [2] and "max_new_tokens: 15" in found[0][2]
+    results = findings(tmp_path, monkeypatch, ["yes", "absolutely not"], "mine:half", max_new_tokens=6)
+    assert [row for _, row, _ in results] == [2] and "max_new_tokens: 15" in results[0][2]
 
 
 @pytest.mark.usefixtures("compiled_sandbox")
-def test_code_that_fails_its_own_tests_is_named(tmp_path, monkeypatch):
+def test_code_that_fails_its_own_tests(tmp_path, monkeypatch):
     good, bad = "def f(x):\n    return x + 1", "def f(x):\n    return x - 1"
     tests = {"tests": ["assert f(1) == 2", "assert f(2) == 3"]}
-    found = findings(tmp_path, monkeypatch, [good, bad], "unit_tests", max_new_tokens=64, **tests)
-    (severity, row, message), *others = found
+    results = findings(tmp_path, monkeypatch, [good, bad], "unit_tests", max_new_tokens=64, **tests)
+    (severity, row, message), *others = results
     assert not others and severity == "warning" and row == 2
     assert message.startswith(
         "task t: the reference gets 0 of 100 as a completion: 0 of 2 tests pass; assert f(1) == 2: got 0"
@@ -116,13 +116,13 @@ def test_code_that_fails_its_own_tests_is_named(tmp_path, monkeypatch):
     assert findings(tmp_path, monkeypatch, [bad, bad], "unit_tests", max_new_tokens=64, **tests)[0][0] == "error"
 
 
-def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
+def test_retention_evals_of_kind_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "guard.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
+    (tmp_path / "settings.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
     (tmp_path / "rows.jsonl").write_text('{"q": "a?", "a": "y"}\n')
-    guard = {
+    settings = {
         "kind": "task",
-        "data": "guard.jsonl",
+        "data": "settings.jsonl",
         "prompt": "{q}",
         "completion": "{a}",
         "metric": "exact_match",
@@ -130,7 +130,7 @@ def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
     }
     task = {"data": "rows.jsonl", "prompt": "{q}", "completion": "{a}"}
     config = {
-        "pipeline": {"tasks": {"t": task}, "forgetting": {"evals": {"mine": guard}}},
+        "pipeline": {"tasks": {"t": task}, "forgetting": {"evals": {"mine": settings}}},
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora"},
     }
@@ -138,6 +138,6 @@ def test_guards_of_kind_task_are_looked_at(tmp_path, monkeypatch):
     checks = DatasetChecks(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
     (finding,) = checks.references.findings()
     assert finding.severity == "error" and str(finding.problem) == (
-        "guard.jsonl:2: retention eval mine: the reference is longer than max_new_tokens 8, where a completion is cut: "
+        "settings.jsonl:2: retention eval mine: the reference is longer than max_new_tokens 8, where a completion is cut: "
         "write max_new_tokens: 15 (1 of 2 rows)"
     )

@@ -47,7 +47,7 @@ def test_no_near_duplicates_within_or_between_splits(name):
     assert worst[0] < 0.3, f"rows {worst[1] + 1} and {worst[2] + 1} are alike"
 
 
-def test_near_duplicates_would_be_found():
+def test_near_duplicates_are_detected():
     texts = [
         "The kettle is loud but it boils fast and it looks good",
         "The kettle is loud but it boils fast and it looks fine",
@@ -95,7 +95,7 @@ def without_names(code):
     return ast.unparse(tree)
 
 
-def test_no_function_of_the_test_rows_was_trained_under_another_name():
+def test_no_function_of_the_test_split_is_in_the_train_split():
     trained = {without_names(row["code"]) for row in rows_of("code") if row["split"] == "train"}
     assert not [
         row["code"] for row in rows_of("code") if row["split"] == "test" and without_names(row["code"]) in trained

@@ -1,4 +1,4 @@
-"""Rows in, examples out."""
+"""Examples of a job's tasks, and the rows that are rejected."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from pipelines.errors import DataError
 from tests.data.task_jobs import make_job, task_job, write
 
 
-def test_examples_carry_their_place_and_split(tmp_path):
+def test_examples_have_their_source_and_split(tmp_path):
     rows = [{"q": f"q{n}", "a": "x", "split": split} for n, split in enumerate(["train", "test", "validation"])]
     examples = list(load_examples(make_job(tmp_path, rows, system="be").pipeline))
     assert [(e.split, e.row, e.prompt, e.completion, e.system) for e in examples][1] == ("test", 2, "q1", "x", "be")
@@ -41,27 +41,27 @@ def test_bad_rows(tmp_path, rows, message):
         list(load_examples(make_job(tmp_path, rows).pipeline))
 
 
-def test_a_split_column_without_values_is_none(tmp_path):
+def test_an_empty_split_column_is_ignored(tmp_path):
     rows = [{"q": f"q{n}", "a": "x", "split": None} for n in range(20)]
     splits = Counter(example.split for example in load_examples(make_job(tmp_path, rows).pipeline))
     assert splits == {"train": 16, "validation": 2, "test": 2}
 
 
-def test_values_of_columns_that_no_template_uses_do_not_matter(tmp_path):
+def test_unused_columns_may_hold_anything(tmp_path):
     odd = [None, float("nan"), float("inf"), [1, [2]], {"a": None}, "\0", -0.0, 10**30, True]
     rows = [{"q": f"q{n}", "a": "x", "other": odd[n % len(odd)]} for n in range(30)]
     assert len(list(load_examples(make_job(tmp_path, rows).pipeline))) == 30
 
 
-def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
+def test_problems_are_grouped_and_limited(tmp_path):
     rows = [{"q": f"q{n}", "a": "x", "split": f"part {n}"} for n in range(50)]
-    with pytest.raises(DataError) as found:
+    with pytest.raises(DataError) as caught:
         list(load_examples(make_job(tmp_path, rows).pipeline))
-    assert len(found.value.problems) == 11 and "40 more rows have other problems" in str(found.value.problems[-1])
+    assert len(caught.value.problems) == 11 and "40 columns rows have other problems" in str(caught.value.problems[-1])
 
 
 @pytest.mark.parametrize(
-    ("more", "settings", "message"),
+    ("columns", "settings", "message"),
     [
         ({}, {"cluster_by": "document"}, "cluster_by names the column document, but the row has: q, a"),
         ({"Document": "d"}, {"cluster_by": "document"}, "the row has: q, a, Document; did you mean Document"),
@@ -72,20 +72,20 @@ def test_different_mistakes_are_named_once_each_and_not_without_end(tmp_path):
         ),
         ({"document": float("nan")}, {"cluster_by": "document"}, "which has no value here"),
         ({"document": ["d"]}, {"cluster_by": "document"}, "a value that is no text or number"),
-        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
+        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or columns"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
         ({"team": "x"}, {"system": "You work for {team}."}, r"system contains \{team\}, a column of the rows"),
         ({"team": "x"}, {"system": "You work for { team }."}, r"write \{team\} in prompt instead"),
     ],
 )
-def test_columns_that_a_score_or_the_system_turn_depends_on(tmp_path, more, settings, message):
-    rows = [{"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2], **more} for n in range(8)]
+def test_columns_of_the_score_and_the_system_turn(tmp_path, columns, settings, message):
+    rows = [{"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2], **columns} for n in range(8)]
     with pytest.raises(DataError, match=message):
         list(load_examples(task_job(tmp_path, rows, **settings).pipeline))
 
 
-def test_a_group_is_asked_of_test_rows_only_and_braces_may_stand_in_system(tmp_path):
+def test_cluster_by_is_required_of_test_rows_only(tmp_path):
     rows = [
         {"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2]} | ({"doc": 1} if n % 2 else {}) for n in range(8)
     ]
@@ -95,7 +95,7 @@ def test_a_group_is_asked_of_test_rows_only_and_braces_may_stand_in_system(tmp_p
     assert len(examples) == 8 and examples[0].system == 'Answer as {"label": …} or {{q}}.'
 
 
-def test_files_of_splits(tmp_path):
+def test_one_file_per_split(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"q": "x", "a": "y", "split": "train"}\n')
     rows = [{"q": "1", "a": "2"}]
     train, test = str(tmp_path / "rows.jsonl"), str(tmp_path / "test.jsonl")
@@ -105,7 +105,7 @@ def test_files_of_splits(tmp_path):
         list(load_examples(task_job(tmp_path, rows, data={"train": train}).pipeline))
 
 
-def test_a_row_is_named_by_its_line(tmp_path):
+def test_problems_have_the_line_of_the_row(tmp_path):
     job = task_job(tmp_path, [])
     write(tmp_path, "rows.jsonl", '{"q": "1", "a": "2"}\n\n{"q": "1", "a": ""}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:3: task t: the completion is empty"):

@@ -1,4 +1,4 @@
-"""The bundled guards and general text: counts, form, and nothing of the one in the other."""
+"""The bundled retention evals and general text: counts, format, no overlap."""
 
 from collections import Counter
 
@@ -19,21 +19,21 @@ LEAST = {
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_counts_stand_in_the_data_card(name):
+def test_counts_match_the_data_card(name):
     count = len(rows_of(name))
     assert count >= LEAST[name]
     card = (DATA / "README.md").read_text(encoding="utf-8")
     assert f"| `{name}.jsonl` | {count} |" in card
 
 
-def test_the_bundled_guards_are_read():
+def test_bundled_retention_evals_are_valid():
     check_retention_evals(Forgetting())
 
 
-def test_right_choices_are_spread_and_no_longer_than_wrong_ones():
+def test_answers_have_no_position_or_length_bias():
     items = rows_of("retention/choices")
-    places = Counter(item["answer"] for item in items)
-    assert set(places) == {0, 1, 2, 3} and max(places.values()) - min(places.values()) <= 4
+    positions = Counter(item["answer"] for item in items)
+    assert set(positions) == {0, 1, 2, 3} and max(positions.values()) - min(positions.values()) <= 4
     assert all(len(set(item["choices"])) == 4 for item in items)
     right = [len(item["choices"][item["answer"]]) for item in items]
     wrong = [len(choice) for item in items for number, choice in enumerate(item["choices"]) if number != item["answer"]]
@@ -48,7 +48,7 @@ def test_right_choices_are_spread_and_no_longer_than_wrong_ones():
         (("retention/instructions", "general/instructions"), "instruction"),
     ],
 )
-def test_no_near_duplicates_within_or_between_guards_and_general_text(names, column):
+def test_no_near_duplicates_within_or_between_files(names, column):
     texts = [row[column] for name in names for row in rows_of(name)]
     worst = max(similarities(texts), default=(0.0,))
     assert worst[0] < MOST_ALIKE, worst

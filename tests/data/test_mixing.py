@@ -10,20 +10,20 @@ from pipelines.data.mixing import mixing_weights, sample_epoch
 @pytest.mark.parametrize(
     ("mix", "expected"), [("proportional", (0.9, 0.1)), ("equal", (0.5, 0.5)), ("temperature", (0.75, 0.25))]
 )
-def test_shares(mix, expected):
-    shares = mixing_weights({"a": 900, "b": 100}, {"a": 1, "b": 1}, mix, 2.0)
-    assert (shares["a"], shares["b"]) == pytest.approx(expected)
+def test_mixing_weights(mix, expected):
+    weights = mixing_weights({"a": 900, "b": 100}, {"a": 1, "b": 1}, mix, 2.0)
+    assert (weights["a"], weights["b"]) == pytest.approx(expected)
     assert mixing_weights({"a": 1, "b": 1}, {"a": 3, "b": 1}, mix, 2.0)["a"] == pytest.approx(0.75)
 
 
 def test_proportional_epochs_hold_every_row_once():
     tasks = ["a"] * 30 + ["b"] * 7
-    shares = mixing_weights({"a": 30, "b": 7}, {"a": 1, "b": 1}, "proportional", 2.0)
-    first, second = (sample_epoch(tasks, shares, 1, epoch, True) for epoch in (0, 1))
+    weights = mixing_weights({"a": 30, "b": 7}, {"a": 1, "b": 1}, "proportional", 2.0)
+    first, second = (sample_epoch(tasks, weights, 1, epoch, True) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(37))
     assert first != second
-    assert sample_epoch(tasks, shares, 1, 0, True) == first != sample_epoch(tasks, shares, 2, 0, True)
-    assert sample_epoch(tasks, shares, 1, 0, False) == list(range(37))
+    assert sample_epoch(tasks, weights, 1, 0, True) == first != sample_epoch(tasks, weights, 2, 0, True)
+    assert sample_epoch(tasks, weights, 1, 0, False) == list(range(37))
 
 
 def test_equal_epochs_repeat_the_small_task_evenly():

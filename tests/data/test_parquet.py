@@ -61,7 +61,7 @@ def first_value(tmp_path, column):
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
-def test_types_with_a_form_in_json(tmp_path, column, expected):
+def test_types_with_a_json_value(tmp_path, column, expected):
     value = first_value(tmp_path, column)
     assert value == expected and type(value) is type(expected)
 
@@ -85,7 +85,7 @@ def badly_encoded():
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
-def test_types_that_no_prompt_can_hold_matter_where_a_template_names_them(tmp_path, column, message, written):
+def test_types_without_text_are_an_error_in_a_template(tmp_path, column, message, written):
     value = first_value(tmp_path, column)
     assert isinstance(value, NonTextValue) and written in (None, value.text)
     with pytest.raises(DataError, match=message):
@@ -93,7 +93,7 @@ def test_types_that_no_prompt_can_hold_matter_where_a_template_names_them(tmp_pa
 
 
 @pytest.mark.parametrize("imported", ["pass", "import pandas"])
-def test_pandas_periods_are_not_the_numbers_that_they_are_stored_as(tmp_path, imported):
+def test_pandas_periods_are_not_read_as_integers(tmp_path, imported):
     import pandas as pd
 
     pd.DataFrame({"month": pd.period_range("2024-05", periods=2, freq="M"), "c": pd.Categorical([7, 8])}).to_parquet(
@@ -121,7 +121,7 @@ def test_tensors(tmp_path):
     assert isinstance(value, NonTextValue) and "arrow.fixed_shape_tensor" in value.reason
 
 
-def test_what_arrow_itself_cannot_read_is_said(tmp_path):
+def test_unreadable_rows(tmp_path):
     pq.write_table(pa.table({"c": pa.array([[1, 2], None], pa.list_(pa.int32(), 2))}), tmp_path / "a.parquet")
     with pytest.raises(
         DataError,
@@ -130,13 +130,13 @@ def test_what_arrow_itself_cannot_read_is_said(tmp_path):
         list(read_parquet(tmp_path / "a.parquet"))
 
 
-def test_one_value_out_of_range_leaves_the_others(tmp_path):
+def test_a_value_out_of_range_does_not_affect_other_rows(tmp_path):
     pq.write_table(pa.table({"c": pa.array([0, 10**12, None], pa.timestamp("s"))}), tmp_path / "a.parquet")
     first, second, third = (row["c"] for _, row in read_parquet(tmp_path / "a.parquet"))
     assert (first, third) == ("1970-01-01T00:00:00", None) and isinstance(second, NonTextValue)
 
 
-def test_a_column_twice_is_refused(tmp_path):
+def test_duplicate_columns(tmp_path):
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="two columns have the name 'a'"):
         list(read_parquet(tmp_path / "a.parquet"))
@@ -144,12 +144,12 @@ def test_a_column_twice_is_refused(tmp_path):
 
 def test_rows_are_numbered_over_batches(tmp_path):
     pq.write_table(pa.table({"n": list(range(2500))}), tmp_path / "a.parquet", row_group_size=700)
-    assert [(number, row["n"]) for number, row in read_parquet(tmp_path / "a.parquet")] == [
+    assert [(index, row["n"]) for index, row in read_parquet(tmp_path / "a.parquet")] == [
         (n + 1, n) for n in range(2500)
     ]
 
 
-def test_a_time_zone_is_kept(tmp_path):
+def test_time_zones_are_kept(tmp_path):
     moment = datetime(2024, 5, 1, 12, tzinfo=timezone(timedelta(hours=2)))
     value = first_value(tmp_path, pa.array([moment], pa.timestamp("us", "Europe/Berlin")))
     assert datetime.fromisoformat(value) == moment and value.endswith("+02:00")

@@ -1,4 +1,4 @@
-"""What the model is trained on, token by token, over the tokenizers that trip other tools."""
+"""Tokens of prompts and completions, for the kinds of tokenizer that break fine-tuning tools."""
 
 import pytest
 
@@ -12,7 +12,7 @@ PROMPT, ANSWER = "Is the tea in?", "negative"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_template_completion_and_end(kind):
+def test_tokens_are_prompt_completion_and_end(kind):
     tokenizer = make_tokenizer(kind)
     prompts = PromptFormat(tokenizer)
     text = prompts.render_prompt(PROMPT)
@@ -24,7 +24,7 @@ def test_ids_are_template_completion_and_end(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_bos_at_most_and_none_in_the_completion(kind):
+def test_at_most_one_bos(kind):
     prompts = PromptFormat(make_tokenizer(kind))
     encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
     bos = prompts.tokenizer.bos_token_id
@@ -34,7 +34,7 @@ def test_one_bos_at_most_and_none_in_the_completion(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_end_is_trained_and_stops(kind):
+def test_the_end_token_is_supervised_and_stops(kind):
     prompts = PromptFormat(make_tokenizer(kind))
     encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
     end = {"pad_is_eos": "<|im_end|>", "bos_in_template": "<|im_end|>", "no_pad": "<|im_end|>", "sentencepiece": "</s>"}
@@ -42,7 +42,7 @@ def test_the_end_is_trained_and_stops(kind):
     assert encoded.completion_ids[-1] in prompts.stop_ids
 
 
-def test_end_of_turn_inside_the_prompt_stays_there():
+def test_end_of_turn_within_the_prompt():
     prompts = PromptFormat(make_tokenizer("pad_is_eos"))
     encoded = prompts.encode(prompts.render_prompt(PROMPT, system="Be brief."), ANSWER)
     head = encoded.prompt_ids
@@ -56,12 +56,12 @@ def test_without_a_template_the_prompt_is_plain():
     assert PromptFormat(make_tokenizer("pad_is_eos"), chat_template=False).render_prompt("a") == "a"
 
 
-def test_a_template_that_is_not_there_is_refused():
+def test_a_missing_template_is_an_error():
     with pytest.raises(ConfigError, match="no chat template"):
         PromptFormat(make_tokenizer("no_template"), chat_template=True)
 
 
-def test_a_template_without_a_system_turn_says_so():
+def test_a_template_without_system_turns():
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_template_without_a_system_turn_says_so():
     ],
 )
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_broken_template_is_told_by_its_cause(template, cause, system):
+def test_causes_of_broken_templates(template, cause, system):
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = template
     with pytest.raises(ChatTemplateError) as caught:
@@ -97,7 +97,7 @@ def test_a_broken_template_is_told_by_its_cause(template, cause, system):
     assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")
 
 
-def test_a_broken_template_names_the_line_that_helps(tmp_path):
+def test_broken_templates_are_located_in_the_config(tmp_path):
     tokenizer = make_tokenizer("pad_is_eos")
 
     def refusal(template, *overrides, config=GOOD):

@@ -1,4 +1,4 @@
-"""Rows of files: what is read, what is refused and with which line."""
+"""Readers: rows of valid files, and errors with their line."""
 
 import datetime
 import json
@@ -56,10 +56,10 @@ GOOD = '{"a": 1}\n'
         ("a.txt", "x", "files end in .jsonl, .csv or .parquet"),
     ],
 )
-def test_bad_files_name_the_line(tmp_path, name, content, message):
-    with pytest.raises(DataError, match=message.replace("[", r"\[").replace("(", r"\(")) as found:
+def test_invalid_files(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message.replace("[", r"\[").replace("(", r"\(")) as caught:
         read_rows(write(tmp_path, name, content))
-    assert str(found.value).isprintable()
+    assert str(caught.value).isprintable()
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -70,34 +70,34 @@ def test_missing_file_and_folder(tmp_path):
         read_rows(tmp_path / "b.jsonl")
 
 
-def test_csv_keeps_text_as_it_is(tmp_path):
+def test_csv_values_are_unchanged_text(tmp_path):
     rows = read_rows(write(tmp_path, "a.csv", 'id,text\n001,"NA, or\nnull"\n002, x\n'))
     assert rows == [{"id": "001", "text": "NA, or\nnull"}, {"id": "002", "text": " x"}]
 
 
 @pytest.mark.parametrize("header", ["id, text", 'id, "text"', "\ufeffid, text", "\ufeff\ufeffid ,  text "])
-def test_a_space_after_the_commas_of_a_header_belongs_to_the_commas(tmp_path, header):
+def test_spaces_after_commas_in_a_csv_header(tmp_path, header):
     rows = read_rows(write(tmp_path, "a.csv", header + '\n1, "a, b"\n2, c d\n'))
     assert rows == [{"id": "1", "text": "a, b"}, {"id": "2", "text": "c d"}]
 
 
-def test_a_comma_and_a_space_in_a_quoted_name_are_no_such_header(tmp_path):
+def test_a_comma_in_a_quoted_column_name(tmp_path):
     assert read_rows(write(tmp_path, "a.csv", '"name, first",text\nx, y\n')) == [{"name, first": "x", "text": " y"}]
 
 
-def test_rows_are_numbered_by_the_line_on_which_they_begin(tmp_path):
+def test_rows_have_the_line_on_which_they_begin(tmp_path):
     csv = write(tmp_path, "a.csv", 'a,b\n1,"x\ny"\n\n2,z\n')
     assert [(number, row["a"]) for number, row in numbered_rows(csv)] == [(2, "1"), (5, "2")]
     jsonl = write(tmp_path, "a.jsonl", '\n{"a": 1}\n\n{"a": 2}\n')
     assert [(number, row["a"]) for number, row in numbered_rows(jsonl)] == [(2, 1), (4, 2)]
 
 
-def test_marks_between_files_that_were_put_together(tmp_path):
+def test_byte_order_marks_in_concatenated_files(tmp_path):
     rows = read_rows(write(tmp_path, "a.jsonl", '\ufeff{"a": 1}\n\ufeff{"a": "\ufeffx"}\n'))
     assert rows == [{"a": 1}, {"a": "\ufeffx"}]
 
 
-def test_nan_is_no_value_and_whole_pairs_are_characters(tmp_path):
+def test_nan_and_surrogate_pairs(tmp_path):
     rows = read_rows(
         write(
             tmp_path,
@@ -123,7 +123,7 @@ def test_a_row_of_100_kb(tmp_path):
     assert len(read_rows(path)[0]["a"]) == 200_000
 
 
-def test_a_csv_of_dates_and_a_parquet_of_dates_read_the_same(tmp_path):
+def test_dates_in_csv_and_parquet_agree(tmp_path):
     import pandas as pd
 
     frame = pd.DataFrame({"day": [datetime.date(2024, 5, 1)], "x": ["y"]})

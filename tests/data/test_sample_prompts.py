@@ -22,7 +22,7 @@ def test_sample_prompts(tmp_path):
     ]
 
 
-def test_a_csv_has_texts_of_digits(tmp_path):
+def test_numbers_in_csv(tmp_path):
     path = write(tmp_path, "p.csv", "prompt,title,max_new_tokens", "Why?,,12", "How?,b,")
     assert [(row["title"], row["max_new_tokens"]) for row in load_sample_prompts(path)] == [(None, 12), ("b", None)]
 
@@ -48,8 +48,8 @@ def test_invalid_sample_prompts(tmp_path, row, message):
         load_sample_prompts(write(tmp_path, "p.jsonl", {"prompt": "Why?"}, row))
 
 
-def test_every_wrong_row_is_named(tmp_path):
-    with pytest.raises(DataError) as found:
+def test_all_invalid_rows_are_reported(tmp_path):
+    with pytest.raises(DataError) as caught:
         load_sample_prompts(
             write(
                 tmp_path,
@@ -60,4 +60,4 @@ def test_every_wrong_row_is_named(tmp_path):
                 {"prompt": "x", "more": 1},
             )
         )
-    assert [problem.line for problem in found.value.problems] == [1, 3, 4]
+    assert [problem.line for problem in caught.value.problems] == [1, 3, 4]

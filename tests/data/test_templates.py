@@ -1,4 +1,4 @@
-"""What a column's value becomes in a prompt, and what is refused with what to write."""
+"""Templates: columns as text, and errors with advice."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_fill():
         ('"\\ud83d\\ude00"', "😀"),
     ],
 )
-def test_values_as_json_writes_them(written, text):
+def test_values_as_in_json(written, text):
     assert fill("{a}", {"a": parse(written)}) == text
 
 
@@ -49,7 +49,7 @@ def test_values_as_json_writes_them(written, text):
         ({"b": "x"}, "column a holds an object, not a text; move the part you need into its own column"),
     ],
 )
-def test_values_that_are_no_text(value, message):
+def test_values_without_text(value, message):
     with pytest.raises(DataError, match=message):
         fill("{a}", {"a": value})
 
@@ -64,12 +64,12 @@ def test_values_that_are_no_text(value, message):
         ({}, "the row has: no column"),
     ],
 )
-def test_a_column_that_is_not_there(fields, message):
+def test_missing_columns(fields, message):
     with pytest.raises(DataError, match=message):
         fill("{z}", fields)
 
 
-def test_names_that_a_template_can_write():
+def test_valid_placeholders():
     assert [
         name
         for name in ("a", "a b", "é", "a.b", " a", "a:b", "a!r", "{", "", "a\0", "a\u200b")
@@ -77,12 +77,12 @@ def test_names_that_a_template_can_write():
     ] == ["a", "a b", "é", "a.b"]
 
 
-def test_an_empty_text():
+def test_blank_text():
     with pytest.raises(DataError, match="the prompt is empty"):
         fill_nonempty(" {a}\n", {"a": "\t"}, "prompt")
 
 
-def test_system_is_no_template():
+def test_system_is_not_a_template():
     check_system_is_constant("Be {kind}.", ["review"])
     check_system_is_constant('{"label": "…"} {{review}}', ["review", "label"])
     check_system_is_constant(None, ["review"])

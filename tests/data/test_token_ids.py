@@ -1,4 +1,4 @@
-"""Token ids in `generation:` are held against the model's vocabulary."""
+"""Token ids in `generation:` are checked against the model's vocabulary."""
 
 import json
 
@@ -18,7 +18,7 @@ IDS = {
 
 
 @pytest.mark.parametrize("key", IDS)
-def test_a_token_beyond_the_vocabulary_is_named_with_its_line(tmp_path, key):
+def test_tokens_beyond_the_vocabulary(tmp_path, key):
     (tmp_path / "job.yaml").write_text(GOOD + f"  {key}: {json.dumps(IDS[key])}\n", encoding="utf-8")
     job = load_job(tmp_path / "job.yaml")
     with pytest.raises(ConfigError) as caught:
@@ -28,7 +28,7 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_line(tmp_path, key):
     check_token_ids(job, 301)
 
 
-def test_numbers_that_are_no_tokens_are_let_be(tmp_path):
+def test_token_counts_are_not_token_ids(tmp_path):
     (tmp_path / "job.yaml").write_text(
         GOOD.replace("max_new_tokens: 8", "max_new_tokens: 900\n  min_new_tokens: 300"), encoding="utf-8"
     )
