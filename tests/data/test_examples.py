@@ -57,7 +57,7 @@ def test_problems_are_grouped_and_limited(tmp_path):
     rows = [{"q": f"q{n}", "a": "x", "split": f"part {n}"} for n in range(50)]
     with pytest.raises(DataError) as caught:
         list(load_examples(make_job(tmp_path, rows).pipeline))
-    assert len(caught.value.problems) == 11 and "40 columns rows have other problems" in str(caught.value.problems[-1])
+    assert len(caught.value.problems) == 11 and "40 more rows have other problems" in str(caught.value.problems[-1])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_problems_are_grouped_and_limited(tmp_path):
         ),
         ({"document": float("nan")}, {"cluster_by": "document"}, "which has no value here"),
         ({"document": ["d"]}, {"cluster_by": "document"}, "a value that is no text or number"),
-        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or columns"),
+        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
         ({"team": "x"}, {"system": "You work for {team}."}, r"system contains \{team\}, a column of the rows"),
