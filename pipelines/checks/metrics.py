@@ -64,7 +64,7 @@ class MetricChecks:
         if example.task in self._untried and example.split == "test":
             self._untried.remove(example.task)
             metric = self.job.pipeline.tasks[example.task].metric
-            if failure := try_metric(metric, example.completion or "", example.fields):
+            if failure := try_metric(metric, example.reference, example.fields):
                 self._errors.append(Problem(f"task {example.task}: {failure}", example.file, example.row))
 
     def errors(self) -> list[Problem]:

@@ -32,7 +32,7 @@ class TrainTestOverlap:
 
     def observe(self, example: Example) -> None:
         prompt_hash = hash((example.task, *example.prompt.split()))
-        completion_hash = hash(tuple((example.completion or "").split()))
+        completion_hash = hash(tuple(example.reference.split()))
         if example.split == "train":
             self._train_prompts.append(prompt_hash)
             self._train_completions.append(completion_hash)

@@ -118,7 +118,7 @@ class ReferenceChecks:
         """Checks the reference of a test row."""
         example = row.example
         if example.split == "test":
-            record = {"task": example.task, "row": example.row, "reference": example.completion}
+            record = {"task": example.task, "row": example.row, "reference": example.reference}
             record["fields"] = example.fields
             max_new_tokens = min(self.job.max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
             self._check(f"task {example.task}", record, row.completion_ids, max_new_tokens, example.file)

@@ -41,9 +41,7 @@ def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
         RowCheck(
             "the text contains a special token of this model (such as an end of turn), which would be tokenized "
             "as one; remove it from the row",
-            lambda row: any(
-                token in row.example.prompt or token in (row.example.completion or "") for token in special_tokens
-            ),
+            lambda row: any(token in row.example.prompt or token in row.example.reference for token in special_tokens),
         ),
         RowCheck(
             "the completion tokenizes to zero tokens, so nothing would be trained",

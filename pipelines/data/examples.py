@@ -57,6 +57,13 @@ class Example:
     def source_location(self) -> str:
         return f"{self.file}:{self.row}"
 
+    @property
+    def reference(self) -> str:
+        """The completion, where there must be one. Raises ValueError if there is none."""
+        if self.completion is None:
+            raise ValueError(f"{self.source_location} has no completion")
+        return self.completion
+
 
 def load_examples(pipeline: Pipeline) -> Iterator[Example]:
     """Yields the examples of every task as they are read, in the order of the config.

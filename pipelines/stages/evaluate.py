@@ -89,13 +89,13 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExamp
             task=row.example.task,
             row=row.example.row,
             prompt=row.example.prompt,
-            reference=row.example.completion,
+            reference=row.example.reference,
             completion=completion.text,
             reference_nll=completion.reference_nll,
             num_reference_tokens=len(reference),
             num_generated_tokens=completion.num_generated_tokens,
             finish_reason=completion.finish_reason,
-            fields=row.example.fields,
+            fields=dict(row.example.fields),
         )
         for row, reference, completion in zip(rows, references, completions, strict=True)
     ]
