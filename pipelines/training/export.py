@@ -25,8 +25,10 @@ def export_model(llm: FineTunedLLM, context: JobContext, history: dict[str, Any]
     load_tokenizer(context.model_folder).save_pretrained(folder)
     write_model_card(folder, context.job, context.model_folder, context.model_id)
     if not llm.starts_at_base and (adapter := context.job.adapter):
-        note = f"adapter {adapter['type']}: its random initial weights change the model, so training did not start at the base"
-        history.setdefault("notes", []).append(note)
+        history.setdefault("notes", []).append(
+            f"adapter {adapter['type']}: its random initial weights change the model, so training did not start at the "
+            "base"
+        )
     history["probe_losses"] = llm.probe_losses
     parameters = list(llm.model.parameters())
     history["parameters"] = sum(parameter.numel() for parameter in parameters)

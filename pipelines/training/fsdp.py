@@ -1,8 +1,8 @@
 """FSDP for the frozen base: each process holds a shard of every layer, for a base that does not fit next to training.
 
-torch's `fully_shard` gathers the weights of a layer while the layer is computed. The trained weights of the adapter stay
-complete in every process, so steps, strategies and checkpoints are those of an unsharded base. Each forward pass is a
-collective operation: all processes must make the same number of them, see `ProcessGroup.lockstep_batches`.
+torch's `fully_shard` gathers the weights of a layer while the layer is computed. The trained weights of the adapter
+stay complete in every process, so steps, strategies and checkpoints are those of an unsharded base. Each forward pass
+is a collective operation: all processes must make the same number of them, see `ProcessGroup.lockstep_batches`.
 """
 
 from __future__ import annotations

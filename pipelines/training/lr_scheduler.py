@@ -12,8 +12,8 @@ class LRScheduler:
     """Sets the learning rate of each parameter group of `optimizer` before each step.
 
     The rate is the group's initial rate times the closed form of the schedule at the step
-    (`pipelines.config.lr_schedules`) times the reductions on a plateau. Ludwig creates one scheduler with 0 steps before
-    it knows their number; that one does not change the optimizer.
+    (`pipelines.config.lr_schedules`) times the reductions on a plateau. Ludwig creates one scheduler with 0 steps
+    before it knows their number; that one does not change the optimizer.
 
     In Ludwig's scheduler, `one_cycle` uses the rate that this first scheduler has set as its peak, `exponential` starts
     at `decay_rate` instead of 1, `inverse_sqrt` multiplies by 1/√4000, `polynomial` counts the warm-up twice, `cosine`

@@ -1,67 +1,82 @@
-"""What a tuned model's folder says of its base, so that other tools on other machines find it: no path of this machine."""
+"""References to the base model in a tuned model's folder, in a form that is valid on other machines."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.config.job import Job
 from pipelines.storage.files import write_text
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Where the hub has what an embedded model was made from."""
+"""The Hub id of the original of each embedded model."""
 
 
-def write_model_card(folder: Path, job: Job, base: Path, model_id: str) -> None:
-    """Rewrites adapter_config.json and README.md of the tuned model in `folder`.
+@dataclass(frozen=True)
+class BaseModelReference:
+    """A base model as a model card names it: a name without a local path, a commit on the Hub, and a sentence."""
 
-    `base`: the folder that it was trained from; `model_id`: the fingerprint of that folder. A base from the hub is named by
-    its id and commit, the embedded model by the hub id of its original, any other by the bare name of its folder.
+    name: str
+    revision: str | None
+    description: str
+
+
+def write_model_card(folder: Path, job: Job, base_folder: Path, model_id: str) -> None:
+    """Rewrites README.md and adapter_config.json of the tuned model in `folder`, which name a local path of the base.
+
+    A base from the Hub is named by its id and commit, an embedded model by the Hub id of its original, any other by
+    the name of its folder. `base_folder` is the folder that training started from, `model_id` the fingerprint of its
+    content.
     """
-    name, revision, about = _named(job, base, model_id)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        config = json.loads(adapter.read_text(encoding="utf-8"))
-        config |= {"base_model_name_or_path": name, "revision": revision}
-        write_text(adapter, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_text(folder / "README.md", _card(name, about, adapter.is_file(), job))
+    base = _base_model_reference(job, base_folder, model_id)
+    adapter_config = folder / "adapter_config.json"
+    has_adapter = adapter_config.is_file()
+    if has_adapter:
+        config = json.loads(adapter_config.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": base.name, "revision": base.revision}
+        write_text(adapter_config, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "README.md", _model_card(base, list(job.pipeline.tasks), has_adapter))
 
 
-def _named(job: Job, base: Path, model_id: str) -> tuple[str, str | None, str]:
-    """The base's portable name, its commit on the hub, and a sentence about it."""
-    given = job.base_model
+def _base_model_reference(job: Job, base_folder: Path, model_id: str) -> BaseModelReference:
     if job.pipeline.continue_from is not None:
-        name = f"{Path(job.pipeline.continue_from).name}-merged"
-        return (
-            name,
-            None,
-            f"The base is the model that the run `{Path(job.pipeline.continue_from).name}` left, content {model_id}.",
+        run = Path(job.pipeline.continue_from).name
+        return BaseModelReference(
+            f"{run}-merged", None, f"The base is the tuned model of the run `{run}`, content {model_id}."
         )
-    if given in HUB_IDS:
-        about = f"It was trained on alfine's embedded {given}: weights unpacked from 4 bits (Q4_1), content {model_id}."
-        return HUB_IDS[given], None, f"{about} Over the weights on the hub its answers differ slightly."
-    if base.parent.name == "snapshots":
-        return given, base.name, f"The base is `{given}` on the hub, commit `{base.name}`."
-    return base.name, None, f"The base is a folder `{base.name}` that is not on the hub, content {model_id}."
+    if job.base_model in HUB_IDS:
+        description = (
+            f"It was trained on alfine's embedded {job.base_model}: weights dequantized from 4 bits (Q4_1), content "
+            f"{model_id}. On the weights from the Hub its completions differ slightly."
+        )
+        return BaseModelReference(HUB_IDS[job.base_model], None, description)
+    if base_folder.parent.name == "snapshots":
+        revision = base_folder.name
+        description = f"The base is `{job.base_model}` on the Hub, commit `{revision}`."
+        return BaseModelReference(job.base_model, revision, description)
+    name = base_folder.name
+    return BaseModelReference(name, None, f"The base is a folder `{name}` that is not on the Hub, content {model_id}.")
 
 
-def _card(name: str, about: str, adapter: bool, job: Job) -> str:
-    head: dict[str, Any] = {"base_model": name, "library_name": "peft" if adapter else "transformers"}
-    tasks = ", ".join(job.pipeline.tasks)
-    if adapter:
-        load = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{name}")\nmodel = PeftModel.from_pretrained(base, "FOLDER")\n'
+def _model_card(base: BaseModelReference, tasks: list[str], has_adapter: bool) -> str:
+    if has_adapter:
+        kind, library = "An adapter", "peft"
+        code = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM\n"
+            "\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base.name}")\n'
+            'model = PeftModel.from_pretrained(base, "FOLDER")\n'
         )
     else:
-        load = (
+        kind, library = "A model", "transformers"
+        code = (
             'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         )
-    what = "An adapter" if adapter else "A model"
-    lines = "".join(f"{key}: {value}\n" for key, value in head.items())
     return (
-        f"---\n{lines}pipeline_tag: text-generation\n---\n\n{what} fine-tuned with alfine on {tasks}. {about}\n\n"
-        f"With FOLDER for the folder of this file:\n\n```python\n{load}```\n\n"
-        "Or, in the run's folder, `alfine predict RUN FILE`.\n"
+        f"---\nbase_model: {base.name}\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n"
+        f"{kind} fine-tuned with alfine on {', '.join(tasks)}. {base.description}\n\n"
+        f"FOLDER is the folder of this file:\n\n```python\n{code}```\n\n"
+        "Or, in the folder of the run, `alfine predict RUN FILE`.\n"
     )

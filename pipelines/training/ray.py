@@ -260,7 +260,7 @@ class RayEvaluator:
     def _map(
         self, submit: Callable[[Any, Any], Any], batches: Sequence[Any], progress: Progress = lambda count: None
     ) -> list[Any]:
-        """Returns the result of each batch. `submit(actor, batch)` starts the task; the next free actor gets the next batch.
+        """Returns the result of each batch. `submit(actor, batch)` starts a task on the next free actor.
 
         Raises RunError if actors die more often than `max_failures`.
         """

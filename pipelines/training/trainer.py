@@ -1,9 +1,9 @@
 """The trainer that replaces Ludwig's for `trainer.type: finetune`.
 
 Ludwig keeps the loop: epochs, schedule, clipping, evaluation rounds, early stopping, best checkpoint. This trainer
-replaces what Ludwig does with tokens: rows are tokenized before, the loss of a step is the mean over all its supervised
-tokens, the validation loss is that mean per task, a resumed training is bitwise identical to an uninterrupted one, and an
-interrupted training is not taken for a finished one.
+replaces what Ludwig does with tokens: rows are tokenized before, the loss of a step is the mean over all its
+supervised tokens, the validation loss is that mean per task, a resumed training is bitwise identical to an
+uninterrupted one, and an interrupted training is not taken for a finished one.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             torch.cuda.empty_cache()
 
     def _backward_micro_batch(self, batch: TokenSequences, supervised_tokens: int, weight: float = 1.0) -> torch.Tensor:
-        """Adds the gradients of one micro-batch, times `weight`. Returns its part of the step's mean loss, times `weight`.
+        """Adds the gradients of one micro-batch. Returns its part of the step's mean loss.
 
-        A dummy batch has weight 0.
+        Both are multiplied by `weight`, which is 0 for a dummy batch.
         """
         with autocast(self.device):
             losses: list[torch.Tensor] = []
@@ -183,7 +183,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         return loss.detach()
 
     def _accumulate_strategy_gradients(self, supervised_tokens: int) -> list[torch.Tensor]:
-        """Adds the gradients of the strategies. Returns copies of the gradients before, which are those of the tasks."""
+        """Adds the gradients of the strategies. Returns copies of the tasks' gradients."""
         if not self.strategies:
             return []
         weights = trained_weights(self.model.model)
@@ -258,7 +258,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def _create_or_resume_progress_tracker(
         self, tracker_path: str, folder: str, checkpoint: Any, output_features: Any
     ) -> Any:
-        """Resumes from the latest valid checkpoint. Raises RunError if all are corrupt, where Ludwig would start over."""
+        """Resumes from the latest valid checkpoint. Raises RunError if all are corrupt; Ludwig would start over."""
         tracker = None
         if self.resume:
             try:
@@ -280,7 +280,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         return tracker
 
     def _train_loop(self, *arguments: Any) -> tuple[bool, bool]:
-        """Trains to the end of the epoch. After the last step it evaluates, which Ludwig does only at full intervals."""
+        """Trains to the end of the epoch, and evaluates after the last step: Ludwig does so only at full intervals."""
         self._loop = loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
         tracker, batcher = loop["progress_tracker"], loop["batcher"]
         self._checkpoint.scheduler = self.scheduler  # Ludwig has built it after the checkpoint handle
