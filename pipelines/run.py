@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.config.job import Job
-from pipelines.config.optional_packages import check_extras
+from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import doing
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.evaluation.completions import generation_settings
@@ -45,7 +45,7 @@ def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None
     or ModelError, before the first stage where possible; RunError for a folder of another config or process;
     MachineError for the disk, the memory or permissions.
     """
-    check_extras(job)
+    check_optional_packages(job)
     with os_errors_as_machine_error(run.folder), run.locked():
         check_same_config(job.path, run)
         check_cache()

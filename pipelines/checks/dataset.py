@@ -11,7 +11,7 @@ from pipelines.checks.overlap import TrainTestOverlap
 from pipelines.checks.references import ReferenceChecks
 from pipelines.checks.rows import row_checks
 from pipelines.config.job import Job
-from pipelines.config.trainer import of_rows
+from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.evaluation.retention_files import read_task_examples, retention_eval_configs
@@ -55,7 +55,7 @@ class DatasetChecks:
 
     def findings(self) -> list[Finding]:
         """All findings, errors first."""
-        trainer_errors = of_rows(self.job, self._num_rows("train"), self._num_rows("validation"))
+        trainer_errors = check_trainer_on_data(self.job, self._num_rows("train"), self._num_rows("validation"))
         findings = [
             *(Finding("error", problem) for problem in self.metrics.errors()),
             *(Finding("warning", problem) for problem in self.metrics.warnings()),

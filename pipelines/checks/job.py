@@ -13,7 +13,7 @@ from pipelines.checks.chat_template import check_chat_template
 from pipelines.checks.files import check_data_files
 from pipelines.checks.metrics import MetricChecks
 from pipelines.config.job import Job
-from pipelines.config.trainer import of_rows
+from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.console.activity import doing
 from pipelines.data.examples import Example, load_examples
 from pipelines.data.sample_prompts import load_sample_prompts
@@ -50,7 +50,7 @@ def check_job(job: Job) -> CheckResult:
             num_rows[example.split] += 1
             first_examples.setdefault(example.task, example)
             metrics.observe(example)
-    if problems := [*metrics.errors(), *of_rows(job, num_rows["train"], num_rows["validation"])]:
+    if problems := [*metrics.errors(), *check_trainer_on_data(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
     if folder is not None:
         check_chat_template(job, folder, first_examples)

@@ -24,15 +24,18 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config import other_tools as foreign_keys
 from pipelines.config.base import Count, Fraction, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting, resolve_auto
-from pipelines.config.key_hints import Hints
+from pipelines.config.key_hints import KeyHints
+from pipelines.config.ludwig_checks import check_ludwig_config
 from pipelines.config.messages import did_you_mean
-from pipelines.config.pydantic_errors import path_of, translate, tree_of
+from pipelines.config.other_tools import LUDWIG, detect_tool
+from pipelines.config.overrides import apply_override
+from pipelines.config.pydantic_errors import error_path, schema_of, to_problem
 from pipelines.config.renamed_keys import rename_old_keys
-from pipelines.config.yaml_source import Document, in_order, read
+from pipelines.config.schema import ludwig_fields
+from pipelines.config.yaml_parser import read_yaml
+from pipelines.config.yaml_source import Document, sort_problems
 from pipelines.errors import ConfigError, Problem
 from pipelines.scoring.metric import METRICS, metric_hint
 
@@ -224,8 +227,8 @@ class Job:
 
     def line_of(self, *path: str | int) -> int | None:
         """The line of `job.line_of("pipeline", "tasks", "sentiment", "prompt")`, or of its nearest parent."""
-        place = self.document.place(*path)
-        return place.line if place else None
+        location = self.document.location(*path)
+        return location.line if location else None
 
     def problem(self, message: str, *path: str | int) -> Problem:
         """A finding about the key at `path`, with its file and line (or the override that set it)."""
@@ -242,26 +245,26 @@ class Job:
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Read and check a config; `overrides` are `key.path=value`. Raises ConfigError with all problems."""
     path = Path(path)
-    document = read(path)
+    document = read_yaml(path)
     for override in overrides:
-        document.override(override)
+        apply_override(document, override)
     rename_old_keys(document)
-    hints = Hints({"pipeline": tree_of(Pipeline), **ludwig_keys.schema()}, document.value)
+    hints = KeyHints({"pipeline": schema_of(Pipeline), **ludwig_fields()}, document.value)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
-    if tool := foreign_keys.tool_of(document.value):
+    if tool := detect_tool(document.value):
         raise ConfigError(_foreign(tool, ludwig, document, hints))
     pipeline, problems = _pipeline(document, ludwig, hints)
-    problems = [*document.problems, *problems, *ludwig_keys.check(ludwig, document, hints)]
+    problems = [*document.problems, *problems, *check_ludwig_config(ludwig, document, hints)]
     if "base_model" not in ludwig:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
         problems.append(document.problem(message))
-    problems += document.left_empty(problems)
+    problems += document.empty_value_problems(problems)
     if problems or pipeline is None:
-        raise ConfigError(in_order(problems))
+        raise ConfigError(sort_problems(problems))
     return Job(path, pipeline, _with_defaults(ludwig), document)
 
 
-def _pipeline(document: Document, ludwig: dict[str, Any], hints: Hints) -> tuple[Pipeline | None, list[Problem]]:
+def _pipeline(document: Document, ludwig: dict[str, Any], hints: KeyHints) -> tuple[Pipeline | None, list[Problem]]:
     """The section `pipeline:`, None where it cannot be made, and what is wrong with it."""
     section = document.value.get("pipeline", {})
     problems: list[Problem] = []
@@ -270,8 +273,10 @@ def _pipeline(document: Document, ludwig: dict[str, Any], hints: Hints) -> tuple
     try:
         pipeline = Pipeline.model_validate(_expand_auto(section, ludwig), context=context)
     except ValidationError as error:
-        found = [(path_of(details), details) for details in error.errors(include_url=False)]
-        problems += [translate(details, document, hints) for path, details in found if path not in document.unreadable]
+        found = [(error_path(details), details) for details in error.errors(include_url=False)]
+        problems += [
+            to_problem(details, document, hints) for path, details in found if path not in document.invalid_paths
+        ]
     if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
         message = "pipeline.temperature has no effect unless mix is temperature"
         problems.append(document.problem(message, "pipeline", "temperature"))
@@ -285,28 +290,28 @@ MOST_ANSWERS = 8
 """Keys of another tool that are answered one by one."""
 
 
-def _foreign(tool: str, ludwig: dict[str, Any], document: Document, hints: Hints) -> list[Problem]:
+def _foreign(tool: str, ludwig: dict[str, Any], document: Document, hints: KeyHints) -> list[Problem]:
     """What to say of another tool's config: a word on the whole, then the keys that have a counterpart here."""
-    if tool == foreign_keys.LUDWIG:
+    if tool == LUDWIG:
         advice = (
             "write pipeline.tasks in place of the features and the prompt, and keep adapter, trainer and generation"
         )
         features = ("input_features", "output_features", "prompt", "model_type")
-        answers = ludwig_keys.check(
+        answers = check_ludwig_config(
             {key: value for key, value in ludwig.items() if key not in features}, document, hints
         )
     else:
         advice = "start from ludwig_configs/instruction.yaml and carry over what follows"
-        sentences = {key: hints.counterpart(key, value) for key, value in ludwig.items()}
+        sentences = {key: hints.foreign_key(key, value) for key, value in ludwig.items()}
         answers = [document.problem(sentence, key) for key, sentence in sentences.items() if sentence]
-        answers += ludwig_keys.check(
-            {key: value for key, value in ludwig.items() if key in hints.tree}, document, hints
+        answers += check_ludwig_config(
+            {key: value for key, value in ludwig.items() if key in hints.fields}, document, hints
         )
     whole = document.problem(
         f'this is {tool} config, which is read by another tool; {advice} (README, "Your own data")'
     )
-    answers = in_order([*document.problems, *answers])
-    left = len(answers) - MOST_ANSWERS if tool == foreign_keys.LUDWIG else len(ludwig) - len(answers[:MOST_ANSWERS])
+    answers = sort_problems([*document.problems, *answers])
+    left = len(answers) - MOST_ANSWERS if tool == LUDWIG else len(ludwig) - len(answers[:MOST_ANSWERS])
     rest = [Problem(f"{left} more of its keys are not answered here", whole.file)] if left > 0 else []
     return [whole, *answers[:MOST_ANSWERS], *rest]
 

@@ -1,8 +1,4 @@
-"""What was meant by a key that is not known where it stands. Only what would be accepted there is suggested.
-
-The places that a key can have are one tree: Ludwig's fields, less what alfine refuses, and `pipeline:`. A node has `types`,
-`enum`, `fields`, `variants` (fields by `type`) or `each` (its keys are names of the user's), as in pipelines/ludwig_schema.json.
-"""
+"""Suggestions for unknown keys. A suggested key is one that would be accepted in the config at hand."""
 
 from __future__ import annotations
 
@@ -10,13 +6,12 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from pipelines.config.ludwig_unsupported import NARROWED, NEEDS, ONLY_WITH, lookup, refusal
-from pipelines.config.messages import KeyPath, dotted, near_names
-from pipelines.config.other_tools import SAME, WRITTEN, nothing_like
+from pipelines.config.ludwig_unsupported import REQUIRED_KEY, REQUIRED_VALUE, SCHEMA_OVERRIDES, find_rule, unsupported
+from pipelines.config.messages import KeyPath, closest_names, dotted
+from pipelines.config.other_tools import KEY_ALIASES, REPLACEMENTS, no_counterpart_reason
+from pipelines.config.schema import SchemaNode
 
-Node = Mapping[str, Any]
-
-_HOMES: tuple[tuple[str, ...], ...] = (
+_SECTIONS: tuple[tuple[str, ...], ...] = (
     (),
     ("trainer",),
     ("generation",),
@@ -34,12 +29,12 @@ _HOMES: tuple[tuple[str, ...], ...] = (
     ("pipeline", "report"),
     ("pipeline", "forgetting"),
 )
-"""Sections whose keys are looked for when they stand elsewhere; of two with the same key the first is named."""
-_USUAL = {("adapter",): "lora", ("trainer", "optimizer"): "adamw", ("backend",): "ray"}
-"""The type of a section that has none yet."""
-_IN_PIPELINE = {"pipeline.temperature": ("mix", "proportional", ["temperature"])}
-"""As ONLY_WITH."""
-_OPPOSITES = (
+"""Sections in which a misplaced key is looked up. The first one that has the key is suggested."""
+_DEFAULT_TYPES = {("adapter",): "lora", ("trainer", "optimizer"): "adamw", ("backend",): "ray"}
+"""The `type` that is assumed for a section that has none."""
+_REQUIRED_VALUE_IN_PIPELINE = {"pipeline.temperature": ("mix", "proportional", ["temperature"])}
+"""See REQUIRED_VALUE."""
+_ANTONYMS = (
     ("enable", "disable"),
     ("cpu", "gpu"),
     ("min", "max"),
@@ -47,7 +42,7 @@ _OPPOSITES = (
     ("use", "no"),
     ("early", "late"),
 )
-_KINDS: dict[type, set[str]] = {
+_SCHEMA_TYPES: dict[type, set[str]] = {
     bool: {"boolean"},
     int: {"integer", "number"},
     float: {"number"},
@@ -57,130 +52,142 @@ _KINDS: dict[type, set[str]] = {
 }
 
 
-class Hints:
-    """Advice on the unknown keys of one config."""
+class KeyHints:
+    """Suggestions for the unknown keys of one config.
 
-    def __init__(self, tree: Mapping[str, Node], config: Mapping[str, Any]) -> None:
-        """`tree`: the fields at the top of a config. `config`: what is written."""
-        self.tree, self.config = tree, config
-        self.homes: dict[str, tuple[str, ...]] = {}
-        for section in _HOMES:
-            for key in self.usable(section):
+    fields: the schema of the top level of a config.
+    key_sections: the section that a misplaced key belongs in.
+    """
+
+    def __init__(self, fields: Mapping[str, SchemaNode], config: Mapping[str, Any]) -> None:
+        self.fields, self.config = fields, config
+        self.key_sections: dict[str, tuple[str, ...]] = {}
+        for section in _SECTIONS:
+            for key in self.accepted_keys(section):
                 if key != "type":
-                    self.homes.setdefault(key, section)
+                    self.key_sections.setdefault(key, section)
 
-    def usable(self, section: KeyPath) -> list[str]:
-        """The keys that a section takes, those of its `type` where it has types."""
-        return [key for key in self._fields(section) if not refusal(dotted((*section, key)))]
+    def accepted_keys(self, section: KeyPath) -> list[str]:
+        """The keys that a section accepts, given its `type` in the config."""
+        return [key for key in self._fields(section) if not unsupported(dotted((*section, key)))]
 
-    def unknown(self, path: KeyPath, value: Any) -> str:
-        """The sentence on a key that its section does not know."""
-        return f"{dotted(path)}: unknown key; {self._advice(path, value)}"
+    def unknown_key(self, path: KeyPath, value: Any) -> str:
+        """The message on a key that its section does not accept."""
+        return f"{dotted(path)}: unknown key; {self._suggestion(path, value)}"
 
-    def counterpart(self, key: str, value: Any) -> str | None:
-        """The sentence on a key of another tool at the top of its config, None where nothing here is like it."""
-        known = key.lower() in SAME or key.lower() in WRITTEN or self.homes.get(key)
-        idle = value in (None, False, "", "none", "no")
-        return self.unknown((key,), value) if known and not idle and key not in self.tree else None
+    def foreign_key(self, key: str, value: Any) -> str | None:
+        """The message on a key at the top level of another tool's config; None if alfine has no similar key."""
+        has_counterpart = key.lower() in KEY_ALIASES or key.lower() in REPLACEMENTS or self.key_sections.get(key)
+        is_off = value in (None, False, "", "none", "no")
+        return self.unknown_key((key,), value) if has_counterpart and not is_off and key not in self.fields else None
 
-    def _advice(self, path: KeyPath, value: Any) -> str:
+    def _suggestion(self, path: KeyPath, value: Any) -> str:
         section, name = path[:-1], str(path[-1])
-        here = self.usable(section)
-        near = near_names(name, [key for key in here if not _opposite(name, key)])
-        if near and (len(near) > 1 or _likeness(name, near[0]) > 0.9):
-            return self._meant(section, near)
-        if advice := self._of_another_tool(section, name.lower().replace("-", "_"), value):
-            return advice
-        if name in self.homes:
-            home = (*self.homes[name], name)
-            return f"it belongs in {dotted(home[:-1]) if home[1:] else 'the top level'}{self._condition(home)}"
-        if reason := self._refused(name):
+        accepted = self.accepted_keys(section)
+        closest = closest_names(name, [key for key in accepted if not _are_antonyms(name, key)])
+        if closest and (len(closest) > 1 or _similarity(name, closest[0]) > 0.9):
+            return self._did_you_mean(section, closest)
+        if suggestion := self._of_another_tool(section, name.lower().replace("-", "_"), value):
+            return suggestion
+        if name in self.key_sections:
+            target = (*self.key_sections[name], name)
+            return f"it belongs in {dotted(target[:-1]) if target[1:] else 'the top level'}{self._condition(target)}"
+        if reason := self._unsupported_elsewhere(name):
             return reason
-        if near and self._fits((*section, near[0]), name, value):
-            return self._meant(section, near)
-        far = near_names(name, [key for key in self.homes if not _opposite(name, key)], cutoff=0.8)
-        far = [key for key in far if self._fits((*self.homes[key], key), name, value)]
-        return (
-            self._elsewhere((*self.homes[far[0]], far[0]))
-            if len(far) == 1
-            else f"known here: {', '.join(here) or 'nothing'}"
-        )
+        if closest and self._accepts((*section, closest[0]), name, value):
+            return self._did_you_mean(section, closest)
+        elsewhere = closest_names(name, [key for key in self.key_sections if not _are_antonyms(name, key)], cutoff=0.8)
+        elsewhere = [key for key in elsewhere if self._accepts((*self.key_sections[key], key), name, value)]
+        if len(elsewhere) == 1:
+            return self._did_you_mean_elsewhere((*self.key_sections[elsewhere[0]], elsewhere[0]))
+        return f"known keys: {', '.join(accepted) or 'none'}"
 
     def _of_another_tool(self, section: KeyPath, key: str, value: Any) -> str | None:
-        if key in SAME:
-            target = tuple(SAME[key].split("."))
+        if key in KEY_ALIASES:
+            target = tuple(KEY_ALIASES[key].split("."))
             in_task = len(section) == 3 and section[:2] == target[:2] == ("pipeline", "tasks")
-            return self._meant(section, [target[-1]]) if in_task or section == target[:-1] else self._elsewhere(target)
-        if key in WRITTEN:
-            return "leave it out" if value is False else f"write {WRITTEN[key]}"
-        return nothing_like(key)
+            if in_task or section == target[:-1]:
+                return self._did_you_mean(section, [target[-1]])
+            return self._did_you_mean_elsewhere(target)
+        if key in REPLACEMENTS:
+            return "remove it" if value is False else f"write {REPLACEMENTS[key]}"
+        return no_counterpart_reason(key)
 
-    def _refused(self, name: str) -> str | None:
-        """Why a key of Ludwig that stands in a wrong section would be refused in its own as well."""
-        for section in _HOMES:
-            if name in self._fields(section) and (refused := refusal(dotted((*section, name)))):
-                return f"{dotted((*section, name))} {refused[0]} either: {refused[1]}"
+    def _unsupported_elsewhere(self, name: str) -> str | None:
+        """The reason why a misplaced key of Ludwig would not be accepted in its own section either."""
+        for section in _SECTIONS:
+            if name in self._fields(section) and (refusal := unsupported(dotted((*section, name)))):
+                return f"{dotted((*section, name))} {refusal.consequence} either: {refusal.reason}"
         return None
 
-    def _meant(self, section: KeyPath, keys: list[str]) -> str:
+    def _did_you_mean(self, section: KeyPath, keys: list[str]) -> str:
         return f"did you mean {' or '.join(key + self._condition((*section, key)) for key in keys)}?"
 
-    def _elsewhere(self, path: tuple[str, ...]) -> str:
+    def _did_you_mean_elsewhere(self, path: tuple[str, ...]) -> str:
         *section, key = path
-        place = f"{key}, which belongs in {dotted(section)}" if section else key
-        return f"did you mean {place}{self._condition(path)}?"
+        target = f"{key}, which belongs in {dotted(section)}" if section else key
+        return f"did you mean {target}{self._condition(path)}?"
 
     def _condition(self, path: KeyPath) -> str:
-        """` (with decay: cosine)` where the key would have no effect beside what stands there now."""
+        """` (with decay: cosine)` for a key that has no effect without another value in its section."""
         section, key = path[:-1], path[-1]
-        usual = _USUAL.get(tuple(str(part) for part in section))
-        if usual and (key not in self._fields(section) or "type" not in self._written(section)):
-            return f" (with type: {usual})" if key != "type" else ""
-        if (needed := lookup(NEEDS, dotted(path))) and not self._written(section).get(needed):
-            return f" (with {needed})"
-        rule = _IN_PIPELINE.get(dotted(path)) or lookup(ONLY_WITH, dotted(path))
-        if rule is None or self._written(section).get(rule[0], rule[1]) in rule[2]:
+        default_type = _DEFAULT_TYPES.get(tuple(str(part) for part in section))
+        if default_type and (key not in self._fields(section) or "type" not in self._section(section)):
+            return f" (with type: {default_type})" if key != "type" else ""
+        if (required := find_rule(REQUIRED_KEY, dotted(path))) and not self._section(section).get(required):
+            return f" (with {required})"
+        rule = _REQUIRED_VALUE_IN_PIPELINE.get(dotted(path)) or find_rule(REQUIRED_VALUE, dotted(path))
+        if rule is None:
             return ""
-        needed = rule[2][0] if isinstance(rule[2][0], str) else str(rule[2][0]).lower()
-        return f" (with {rule[0]}: {needed})"
+        neighbor, default, values = rule
+        if self._section(section).get(neighbor, default) in values:
+            return ""
+        return f" (with {neighbor}: {values[0] if isinstance(values[0], str) else str(values[0]).lower()})"
 
-    def _fits(self, path: KeyPath, name: str, value: Any) -> bool:
-        """Whether a name that is only a little like the key can be meant by it: `do_train: true` is no section `trainer`."""
+    def _accepts(self, path: KeyPath, name: str, value: Any) -> bool:
+        """Whether `name: value` can mean the less similar key at `path`: `do_train: true` is not the section `trainer`."""
         node = self._node(path)
-        if value is None or _likeness(name, str(path[-1])) > 0.85:
+        if value is None or _similarity(name, str(path[-1])) > 0.85:
             return True
         if "enum" in node:
             return value in node["enum"]
-        return "types" not in node or not _KINDS.get(type(value), set()).isdisjoint(node["types"])
+        return "types" not in node or not _SCHEMA_TYPES.get(type(value), set()).isdisjoint(node["types"])
 
-    def _written(self, section: KeyPath) -> Mapping[str, Any]:
+    def _section(self, path: KeyPath) -> Mapping[str, Any]:
+        """The section of the config at `path`, empty if there is none."""
         value: Any = self.config
-        for part in section:
+        for part in path:
             value = value.get(part) if isinstance(value, Mapping) else None
         return value if isinstance(value, Mapping) else {}
 
-    def _fields(self, section: KeyPath) -> Mapping[str, Node]:
+    def _fields(self, section: KeyPath) -> Mapping[str, SchemaNode]:
         node = self._node(section)
         if "variants" not in node:
-            fields: Mapping[str, Node] = node.get("fields", {})
+            fields: Mapping[str, SchemaNode] = node.get("fields", {})
             return fields
-        kind = self._written(section).get("type")
-        known = isinstance(kind, str) and kind in node["variants"]
-        return node["variants"].get(kind if known else _USUAL.get(tuple(str(part) for part in section)), {})  # type: ignore[no-any-return]
+        kind = self._section(section).get("type")
+        if not isinstance(kind, str) or kind not in node["variants"]:
+            kind = _DEFAULT_TYPES.get(tuple(str(part) for part in section))
+        variant: Mapping[str, SchemaNode] = node["variants"].get(kind, {})
+        return variant
 
-    def _node(self, path: KeyPath) -> Node:
-        node: Node = {"fields": self.tree}
+    def _node(self, path: KeyPath) -> SchemaNode:
+        node: SchemaNode = {"fields": self.fields}
         for depth, part in enumerate(path):
-            inner = node["each"] if "each" in node else self._fields(path[:depth]).get(str(part), {})
-            node = lookup(NARROWED, dotted(path[: depth + 1])) or inner
+            child = node["entries"] if "entries" in node else self._fields(path[:depth]).get(str(part), {})
+            node = find_rule(SCHEMA_OVERRIDES, dotted(path[: depth + 1])) or child
         return node
 
 
-def _opposite(name: str, key: str) -> bool:
-    """Whether two similar names mean the opposite: disable_… and enable_…"""
-    one, other = ({*text.lower().replace("-", "_").split("_")} for text in (name, key))
-    return any(pair[0] in one - other and pair[1] in other - one for a, b in _OPPOSITES for pair in ((a, b), (b, a)))
+def _are_antonyms(name: str, key: str) -> bool:
+    """Whether two similar names have opposite meanings, such as `disable_…` and `enable_…`."""
+    name_words, key_words = ({*text.lower().replace("-", "_").split("_")} for text in (name, key))
+    return any(
+        first in name_words - key_words and second in key_words - name_words
+        for pair in _ANTONYMS
+        for first, second in (pair, pair[::-1])
+    )
 
 
-def _likeness(one: str, other: str) -> float:
-    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
+def _similarity(first: str, second: str) -> float:
+    return SequenceMatcher(None, first.lower(), second.lower()).ratio()

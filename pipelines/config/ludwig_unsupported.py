@@ -1,154 +1,169 @@
-"""What of Ludwig's schema alfine does not take, and why: the one place to look for a refused key.
+"""The keys and values of Ludwig's schema that alfine does not support, each with the reason.
 
-alfine reads, tokenises, mixes and batches the rows itself, so some of Ludwig's keys would change nothing. A
-key without effect is worse than an error: its writer believes in it.
+alfine itself reads, tokenizes, mixes and batches the rows, so several of Ludwig's keys would have no effect. A key without effect
+is an error, because its author expects it to work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-FEATURES = "alfine writes this from pipeline.tasks; leave it out"
-BATCHES = "the batch size stays as set; write batch_size and gradient_accumulation_steps"
-VALIDATION = "training watches the loss on the completions of the validation rows; leave it out"
-BALANCING = "it weighs Ludwig's output features; weigh tasks by pipeline.tasks.NAME.weight and pipeline.mix"
-ENCODERS = "it concerns Ludwig's encoders, which a language model has not; leave it out"
-TOKENS = "training and completions take these tokens from the tokenizer and its chat template; leave it out"
-BEAMS = "this decoding is no longer in transformers; use num_beams, or do_sample with temperature and top_p"
+FEATURES = "alfine writes this from pipeline.tasks; remove it"
+BATCHES = "the batch size is fixed; write batch_size and gradient_accumulation_steps"
+VALIDATION = "the validation metric is the loss on the completions of the validation rows; remove it"
+BALANCING = "it weights Ludwig's output features; set pipeline.tasks.NAME.weight and pipeline.mix"
+ENCODERS = "it configures Ludwig's encoders, which a language model does not have; remove it"
+TOKENS = "these tokens are taken from the tokenizer and its chat template; remove it"
+BEAMS = "transformers no longer supports this decoding method; use num_beams, or do_sample with temperature and top_p"
 
-TORCHAO = "it belongs to torchao, which rewrites the saved weights; write bits: 4 or bits: 8"
+TORCHAO = "it is an option of torchao, which changes the saved weights; write bits: 4 or bits: 8"
 
-REFUSED: dict[str, str] = {
+IGNORED_KEYS: dict[str, str] = {
     "input_features": FEATURES,
     "output_features": FEATURES,
     "prompt": "alfine writes this from pipeline.tasks; write pipeline.tasks.NAME.prompt",
-    "defaults": "it holds defaults for Ludwig's features, which alfine writes itself; leave it out",
-    "hyperopt": "a job is one training; start one run per setting: alfine run CONFIG --name NAME key=value",
+    "defaults": "it sets defaults for Ludwig's features, which alfine writes itself; remove it",
+    "hyperopt": "a config is one training run; start one run per setting: alfine run CONFIG --name NAME key=value",
     "adapters": "alfine trains one adapter; write it under adapter",
-    "is_multimodal": "alfine trains on text alone; leave it out",
-    "ludwig_version": "alfine brings its own Ludwig; leave it out",
+    "is_multimodal": "alfine trains only on text; remove it",
+    "ludwig_version": "the version of Ludwig is a dependency of alfine; remove it",
     "preprocessing.sample_*": "alfine reads the rows itself; put fewer rows into the data file",
-    "preprocessing.*sample_m*": "alfine reads the rows itself; weigh tasks by pipeline.tasks.NAME.weight",
+    "preprocessing.*sample_m*": "alfine reads the rows itself; set pipeline.tasks.NAME.weight",
     "preprocessing.split": "alfine splits the rows itself; write pipeline.split, or give them a split column",
-    "adapter.pretrained_adapter_weights": "Ludwig loads such an adapter frozen, and nothing would be trained",
-    "adapter.postprocessor": "base and tuned are compared with the adapter apart; merge it later with peft",
-    "adapter.loftq_config": "alfine does not take LoftQ, see adapter.init_lora_weights",
-    "adapter.eva_config": "Ludwig does not run the pass over the data that EVA needs",
+    "adapter.pretrained_adapter_weights": "Ludwig loads such an adapter frozen, so nothing would be trained",
+    "adapter.postprocessor": "base and tuned model are compared with an unmerged adapter; merge it later with peft",
+    "adapter.loftq_config": "alfine does not support LoftQ, see adapter.init_lora_weights",
+    "adapter.eva_config": "Ludwig does not compute the data statistics that EVA requires",
     "trainer.validation_*": VALIDATION,
-    "trainer.evaluate_training_set": "the training loss of each step is kept anyway; leave it out",
-    "trainer.skip_all_evaluation": "the best checkpoint is chosen by the validation loss; leave it out",
+    "trainer.evaluate_training_set": "the training loss of every step is recorded anyway; remove it",
+    "trainer.skip_all_evaluation": "the best checkpoint is chosen by the validation loss; remove it",
     "trainer.eval_steps": "every validation row is evaluated; make pipeline.split.validation smaller instead",
-    "trainer.enable_profiling": "alfine has no profiler; leave it out",
-    "trainer.profiler": "alfine has no profiler; leave it out",
-    "trainer.eval_batch_size": "validation rows are packed by their length; leave it out",
+    "trainer.enable_profiling": "alfine has no profiler; remove it",
+    "trainer.profiler": "alfine has no profiler; remove it",
+    "trainer.eval_batch_size": "validation batches are packed by length; remove it",
     "trainer.max_batch_size": BATCHES,
     "trainer.increase_batch_size_*": BATCHES,
-    "trainer.bucketing_field": "alfine builds the batches itself; leave it out",
+    "trainer.bucketing_field": "alfine builds the batches itself; remove it",
     "trainer.base_learning_rate": "write learning_rate",
     "trainer.regularization_*": "write trainer.optimizer.weight_decay, with type adamw",
-    "trainer.use_mixed_precision": "the hardware decides it (bf16 where it can); leave it out",
-    "trainer.compile": "batches change their shape with every step, which compiling slows; leave it out",
+    "trainer.use_mixed_precision": "the hardware decides it (bf16 where supported); remove it",
+    "trainer.compile": "the shape of the batches changes with every step, so compiling is slower; remove it",
     "trainer.loss_balancing*": BALANCING,
     "trainer.contrastive_pretrain_*": ENCODERS,
     "trainer.modality_dropout": ENCODERS,
-    "trainer.model_soup*": "the checkpoint with the best validation loss is kept; leave it out",
-    "trainer.learning_rate_scaling": "workers share the rows of a step, so its rate is the same for any number; leave it out",
-    "trainer.learning_rate_scheduler.reduce_eval_metric": "it is the loss; leave it out",
-    "trainer.learning_rate_scheduler.max_lr": "one_cycle rises to trainer.learning_rate; write it there",
-    "trainer.gradient_clipping.clipnorm": "Ludwig's clipnorm is clipglobalnorm once more; write clipglobalnorm",
+    "trainer.model_soup*": "the checkpoint with the best validation loss is kept; remove it",
+    "trainer.learning_rate_scaling": "the effective batch size does not depend on the number of workers; remove it",
+    "trainer.learning_rate_scheduler.reduce_eval_metric": "the metric is the loss; remove it",
+    "trainer.learning_rate_scheduler.max_lr": "the maximum of one_cycle is trainer.learning_rate; set that",
+    "trainer.gradient_clipping.clipnorm": "in Ludwig it means the same as clipglobalnorm; write clipglobalnorm",
     "trainer.optimizer.lr": "write trainer.learning_rate",
-    "trainer.optimizer.block_wise": "bitsandbytes no longer has it; leave it out",
-    "trainer.optimizer.percentile_clipping": "bitsandbytes no longer has it; write trainer.gradient_clipping",
-    "model_parameters.rope_scaling": "the model is loaded as its folder says; set rope_parameters in its config.json",
+    "trainer.optimizer.block_wise": "bitsandbytes no longer supports it; remove it",
+    "trainer.optimizer.percentile_clipping": "bitsandbytes no longer supports it; write trainer.gradient_clipping",
+    "model_parameters.rope_scaling": "the model is loaded as its config.json says; set rope_parameters there",
     "quantization.mode": TORCHAO,
     "quantization.qat": TORCHAO,
-    "generation.max_time": "a clock would decide where an answer ends, and no score could be had again; write max_new_tokens",
-    "generation.min_length": "it counts the prompt's tokens as well; write min_new_tokens",
-    "generation.forced_bos_token_id": "it acts where there is no prompt; leave it out",
+    "generation.max_time": (
+        "completions would depend on the speed of the machine, so scores could not be reproduced; write max_new_tokens"
+    ),
+    "generation.min_length": "it includes the tokens of the prompt; write min_new_tokens",
+    "generation.forced_bos_token_id": "it applies only without a prompt; remove it",
     "generation.bos_token_id": TOKENS,
     "generation.eos_token_id": TOKENS,
     "generation.pad_token_id": TOKENS,
-    "generation.max_length": "max_new_tokens stands above it; write max_new_tokens",
+    "generation.max_length": "max_new_tokens overrides it; write max_new_tokens",
     "generation.num_beam_groups": BEAMS,
     "generation.diversity_penalty": BEAMS,
     "generation.penalty_alpha": BEAMS,
     "generation.force_words_ids": BEAMS,
-    "generation.forced_decoder_ids": "transformers no longer knows it; leave it out",
-    "generation.prompt_lookup_num_tokens": "it works for one row at a time, completions are made in batches",
-    "generation.exponential_decay_length_penalty": "Ludwig 0.17.10 accepts no value for it; leave it out",
-    "generation.sequence_bias": "Ludwig 0.17.10 accepts no value for it; leave it out",
+    "generation.forced_decoder_ids": "transformers no longer supports it; remove it",
+    "generation.prompt_lookup_num_tokens": (
+        "it only works for single prompts, and completions are generated in batches; remove it"
+    ),
+    "generation.exponential_decay_length_penalty": "Ludwig 0.17.10 accepts no value for it; remove it",
+    "generation.sequence_bias": "Ludwig 0.17.10 accepts no value for it; remove it",
 }
-"""Keys of Ludwig that would have no effect here, and what to write instead. `*` stands for any ending."""
+"""Keys of Ludwig that would have no effect, and what to write instead. `*` stands for any characters."""
 
-NOT_POSSIBLE: dict[str, str] = {
-    "model_parameters.neftune_noise_alpha": "its noise belongs to the length of a row (Jain et al. 2023), and Ludwig takes "
-    "the length of the whole packed sequence, which memory decides; leave it out, or write adapter.dropout",
+UNSUPPORTED_KEYS: dict[str, str] = {
+    "model_parameters.neftune_noise_alpha": "the noise scales with the length of a sequence (Jain et al. 2023), and Ludwig "
+    "uses the length of the packed batch, which depends on memory; remove it, or write adapter.dropout",
 }
-"""Keys of Ludwig that would act otherwise than they say, and why."""
+"""Keys of Ludwig that would not have the effect that their name promises."""
 
-REFUSED_VALUES: dict[tuple[str, Any], str] = {
-    (
-        "trust_remote_code",
-        True,
-    ): "alfine runs no code out of a model's folder; take the line out (models that transformers knows do not need it)",
-    (
-        "adapter.target_modules",
-        "all-linear",
-    ): "name the matrices, as in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]",
-    ("trainer.learning_rate", "auto"): "nothing is tuned by itself; write a number, such as 0.0002",
-    (
-        "trainer.gradient_accumulation_steps",
-        "auto",
-    ): "nothing is tuned by itself; write a number, or leave it out for 1",
-    ("trainer.type", "none"): "with none nothing is trained; write finetune, or leave it out",
-    ("trainer.optimizer.type", "lbfgs"): "it repeats each step's rows, which alfine's trainer does not; write adamw",
-    ("trainer.optimizer.type", "schedule_free_adamw"): "it needs a package that alfine does not bring; write adamw",
-    (
-        "trainer.optimizer.relative_step",
-        True,
-    ): "Adafactor would then choose its own rate, and trainer.learning_rate with its "
-    "schedule would have no effect; leave it out",
-    (
-        "trainer.optimizer.warmup_init",
-        True,
-    ): "Adafactor warms up only with relative_step, which leaves trainer.learning_rate "
-    "without effect; write trainer.learning_rate_scheduler.warmup_fraction",
-    (
-        "adapter.type",
-        "adalora",
-    ): "its ranks are shared out by a call after each step which Ludwig does not make, and Ludwig "
-    "drops its target_modules; write lora",
-    (
-        "adapter.init_lora_weights",
-        "loftq",
-    ): "it replaces the base's weights by 4-bit approximations, so the tuned model would "
-    "not be one of this base; write pissa or default, with quantization where memory is short",
-    (
-        "adapter.init_ia3_weights",
-        False,
-    ): "training would start from random scales in place of the base; take the line out",
-    (
-        "adapter.apply_GS",
-        True,
-    ): "made orthogonal, the reflections do not cancel at the start, so training would not start from "
-    "the base; take the line out",
-    (
-        "adapter.init_lora_weights",
-        "eva",
-    ): "the pass over the data that EVA needs is not run here; write pissa or default",
-    (
-        "adapter.init_lora_weights",
-        "corda",
-    ): "the pass over the data that CorDA needs is not run here; write pissa or default",
-    ("quantization.backend", "torchao"): "it rewrites the saved weights; write bitsandbytes, or leave it out",
+_UNSUPPORTED_VALUES: dict[str, dict[str | bool, str]] = {
+    "trust_remote_code": {
+        True: (
+            "alfine executes no code from a model folder; remove it (models that are part of transformers do not "
+            "need it)"
+        ),
+    },
+    "adapter.target_modules": {
+        "all-linear": "list the modules, as in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]",
+    },
+    "trainer.learning_rate": {
+        "auto": "alfine does not choose it; write a number, such as 0.0002",
+    },
+    "trainer.gradient_accumulation_steps": {
+        "auto": "alfine does not choose it; write a number, or remove it for 1",
+    },
+    "trainer.type": {
+        "none": "none would train nothing; write finetune, or remove it",
+    },
+    "trainer.optimizer.type": {
+        "lbfgs": "it evaluates the loss of a step several times, which the trainer does not support; write adamw",
+        "schedule_free_adamw": "it requires a package that alfine does not depend on; write adamw",
+    },
+    "trainer.optimizer.relative_step": {
+        True: (
+            "Adafactor would then set its own learning rate, and trainer.learning_rate with its schedule would "
+            "have no effect; remove it"
+        ),
+    },
+    "trainer.optimizer.warmup_init": {
+        True: (
+            "Adafactor warms up only with relative_step, which ignores trainer.learning_rate; write "
+            "trainer.learning_rate_scheduler.warmup_fraction"
+        ),
+    },
+    "adapter.type": {
+        "adalora": (
+            "Ludwig does not make the call after every step that allocates its ranks, and ignores its "
+            "target_modules; write lora"
+        ),
+    },
+    "adapter.init_lora_weights": {
+        "loftq": (
+            "it replaces the base weights by 4-bit approximations, so the tuned model would belong to another "
+            "base; write pissa or default, with quantization to save memory"
+        ),
+        "eva": "the data statistics that EVA requires are not computed; write pissa or default",
+        "corda": "the data statistics that CorDA requires are not computed; write pissa or default",
+    },
+    "adapter.init_ia3_weights": {
+        False: "training would start from random scales instead of the base model; remove it",
+    },
+    "adapter.apply_GS": {
+        True: (
+            "orthogonalized reflections do not cancel at the start, so training would not start from the base "
+            "model; remove it"
+        ),
+    },
+    "quantization.backend": {
+        "torchao": "it changes the saved weights; write bitsandbytes, or remove it",
+    },
 }
+UNSUPPORTED_VALUES: dict[tuple[str, str | bool], str] = {
+    (key, value): reason for key, reasons in _UNSUPPORTED_VALUES.items() for value, reason in reasons.items()
+}
+"""Values of Ludwig's schema that alfine does not support: (dotted key, value) → the reason."""
 
 _TOKEN_ID: dict[str, Any] = {"types": ["integer"], "min": 0}
 _TOKEN_IDS: dict[str, Any] = {"types": ["list", "null"], "items": _TOKEN_ID}
 
-NARROWED: dict[str, dict[str, Any]] = {
+SCHEMA_OVERRIDES: dict[str, dict[str, Any]] = {
     "backend": {
         "types": ["mapping"],
         "variants": {
@@ -204,12 +219,12 @@ NARROWED: dict[str, dict[str, Any]] = {
     },
     "generation.*suppress_tokens": _TOKEN_IDS,
 }
-"""What Ludwig's schema leaves open, although only this makes sense."""
+"""Nodes that are stricter than those of Ludwig's schema."""
 
 _BEAMS_ONLY = ("num_beams", 1, range(2, 2**31))
 _SAMPLED = ("do_sample", False, [True])
 _DECAY, _WARMUP = "decay", ["linear", "exponential", "cosine", "inverse_sqrt", "polynomial", None]
-ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
+REQUIRED_VALUE: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "trainer.learning_rate_scheduler.decay_rate": (_DECAY, None, ["exponential"]),
     "trainer.learning_rate_scheduler.decay_steps": (_DECAY, None, ["exponential"]),
     "trainer.learning_rate_scheduler.staircase": (_DECAY, None, ["exponential"]),
@@ -232,24 +247,34 @@ ONLY_WITH: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "generation.length_penalty": _BEAMS_ONLY,
     "generation.early_stopping": _BEAMS_ONLY,
 }
-"""Keys that need certain values of a neighbour: key → (neighbour, its default, values)."""
+"""Keys that have no effect unless another key of their section has one of some values: key → (other key, its default, values)."""
 
-NEEDS: dict[str, str] = {
+REQUIRED_KEY: dict[str, str] = {
     "trainer.learning_rate_scheduler.reduce_on_plateau_*": "reduce_on_plateau",
     "trainer.learning_rate_scheduler.reduce_eval_split": "reduce_on_plateau",
     "trainer.learning_rate_scheduler.t_mult": "t_0",
 }
-"""Keys that need a neighbour that is written and not 0: key → neighbour."""
+"""Keys that have no effect unless another key of their section is set and not 0."""
 
 
-def lookup(table: Mapping[str, Any], name: str) -> Any:
-    """What a table says of a dotted key, by its name or by a pattern with `*`; None where nothing is said."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why a key is not supported."""
+
+    consequence: str
+    """The rest of a sentence about the key: `would have no effect`."""
+    reason: str
+
+
+def find_rule(table: Mapping[str, Any], name: str) -> Any:
+    """The entry for a dotted key, by its name or by a pattern with `*`; None without one."""
     return table.get(name) or next((table[key] for key in table if "*" in key and fnmatchcase(name, key)), None)
 
 
-def refusal(name: str) -> tuple[str, str] | None:
-    """What would become of a dotted key that is not taken, and why; None where it is taken."""
-    for table, fate in ((REFUSED, "would have no effect"), (NOT_POSSIBLE, "is not possible")):
-        if reason := lookup(table, name):
-            return fate, reason
+def unsupported(name: str) -> Refusal | None:
+    """Why a dotted key is not supported; None for a supported one."""
+    if reason := find_rule(IGNORED_KEYS, name):
+        return Refusal("would have no effect", reason)
+    if reason := find_rule(UNSUPPORTED_KEYS, name):
+        return Refusal("is not supported", reason)
     return None

@@ -1,4 +1,4 @@
-"""The package that quantization and some optimisers need and that alfine does not bring: asked for before a run does anything."""
+"""Checks before a run that the optional packages which its config needs are installed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from importlib.util import find_spec
 from pipelines.config.job import Job
 from pipelines.errors import ConfigError
 
-_OF_BITSANDBYTES = ("lamb", "lars", "lion", "paged_")
-"""Optimisers of bitsandbytes, besides those whose name ends in 8bit."""
+_BITSANDBYTES_PREFIXES = ("lamb", "lars", "lion", "paged_")
+"""Prefixes of bitsandbytes' optimizers, besides those whose names end in 8bit."""
 
 
-def check_extras(job: Job) -> None:
-    """Raises ConfigError, with the config's lines, for each key that needs bitsandbytes where it is not installed."""
+def check_optional_packages(job: Job) -> None:
+    """Raises ConfigError, with locations, for every key that needs bitsandbytes if it is not installed."""
     if find_spec("bitsandbytes") is not None:
         return
     optimizer = (job.trainer.get("optimizer") or {}).get("type", "")
-    needing: list[tuple[tuple[str, ...], str]] = []
+    needed_by: list[tuple[tuple[str, ...], str]] = []
     if job.quantization:
-        needing.append((("quantization",), "take the section out"))
-    if optimizer.endswith("8bit") or optimizer.startswith(_OF_BITSANDBYTES):
-        needing.append((("trainer", "optimizer", "type"), "write adamw"))
-    if needing:
-        message = "needs the package bitsandbytes, which is not installed; pip install bitsandbytes, or"
-        raise ConfigError([job.problem(f"{'.'.join(path)} {message} {instead}", *path) for path, instead in needing])
+        needed_by.append((("quantization",), "remove the section"))
+    if optimizer.endswith("8bit") or optimizer.startswith(_BITSANDBYTES_PREFIXES):
+        needed_by.append((("trainer", "optimizer", "type"), "write adamw"))
+    if needed_by:
+        message = "requires the package bitsandbytes, which is not installed; pip install bitsandbytes, or"
+        raise ConfigError(
+            [job.problem(f"{'.'.join(path)} {message} {alternative}", *path) for path, alternative in needed_by]
+        )

@@ -1,4 +1,4 @@
-"""What pydantic finds in `pipeline:`, in sentences, and the section as a tree of fields for `key_hints`."""
+"""Messages for pydantic's errors in the section `pipeline:`, and its schema for suggestions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from pipelines.config.base import Section
-from pipelines.config.key_hints import Hints, Node
-from pipelines.config.messages import KeyPath, did_you_mean, dotted, number, wrong_type
+from pipelines.config.key_hints import KeyHints
+from pipelines.config.messages import KeyPath, did_you_mean, dotted, format_number, wrong_type
+from pipelines.config.schema import SchemaNode
 from pipelines.config.yaml_source import Document
 from pipelines.errors import Problem
 
@@ -24,7 +25,7 @@ _EXAMPLES = {
     "train": "train: data/train.jsonl",
     "kind": "kind: text_nll",
 }
-_EXPECTED = {
+_EXPECTED_TYPES = {
     "string_type": "text",
     "float_type": "number",
     "int_type": "integer",
@@ -33,93 +34,98 @@ _EXPECTED = {
     "dict_type": "mapping",
     "model_type": "mapping",
 }
+"""Error type → key of TYPE_NAMES."""
 _BOUNDS = {
     "greater_than": ("greater than", "gt"),
     "greater_than_equal": ("at least", "ge"),
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-_KINDS: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "boolean", type(None): "null"}
+"""Error type → words, and the key of the bound in the error's context."""
+_SCHEMA_TYPES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "boolean", type(None): "null"}
+_UNION_TAGS = ("<file>", "<files>", "<word>", "<evals>", "[key]")
+"""Parts of pydantic's error locations that are not keys of the YAML."""
+_NAMED_SECTIONS: Mapping[KeyPath, str] = {
+    ("pipeline", "tasks"): "task",
+    ("pipeline", "forgetting", "evals"): "retention eval",
+}
+"""Sections whose keys are names that the user chooses."""
+_SECTION_EXAMPLES = {"task": _EXAMPLES["tasks"], "retention eval": "evals: {mine: {kind: text_nll, data: mine.jsonl}}"}
 
 
-def tree_of(annotation: Any) -> Node:
-    """The fields below a type of `pipeline:`, in the form of pipelines/ludwig_schema.json."""
+def schema_of(annotation: Any) -> SchemaNode:
+    """The schema of a type of the section `pipeline:`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        fields = {key: tree_of(field.annotation) for key, field in annotation.model_fields.items()}
+        fields = {key: schema_of(field.annotation) for key, field in annotation.model_fields.items()}
         return {"types": ["mapping"], "fields": fields}
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return tree_of(arguments[0])
+        return schema_of(arguments[0])
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is dict:
-        return {"types": ["mapping"], "each": tree_of(arguments[1])}
+        return {"types": ["mapping"], "entries": schema_of(arguments[1])}
     if origin in (Union, types.UnionType):
-        nodes = [tree_of(one) for one in arguments]
-        sections = [node for node in nodes if "fields" in node or "each" in node]
+        nodes = [schema_of(argument) for argument in arguments]
+        sections = [node for node in nodes if "fields" in node or "entries" in node]
         if all("types" in node for node in nodes):
             return {**(sections[0] if sections else {}), "types": [kind for node in nodes for kind in node["types"]]}
         return sections[0] if sections else {}
-    return {"types": [_KINDS[annotation]]} if annotation in _KINDS else {}
+    return {"types": [_SCHEMA_TYPES[annotation]]} if annotation in _SCHEMA_TYPES else {}
 
 
-def path_of(details: ErrorDetails) -> KeyPath:
-    """Where a finding stands, from the top of the file."""
-    tags = ("<file>", "<files>", "<word>", "<evals>", "[key]")
-    return ("pipeline", *(part for part in details["loc"] if part not in tags))
+def error_path(details: ErrorDetails) -> KeyPath:
+    """The key of an error, from the top of the file."""
+    return ("pipeline", *(part for part in details["loc"] if part not in _UNION_TAGS))
 
 
-def translate(details: ErrorDetails, document: Document, hints: Hints) -> Problem:
-    """A finding of pydantic as one sentence with its place."""
-    path = path_of(details)
-    return document.problem(_sentence(details, path, document, hints), *path)
+def to_problem(details: ErrorDetails, document: Document, hints: KeyHints) -> Problem:
+    """An error of pydantic as a problem with its source location."""
+    path = error_path(details)
+    return document.problem(_message(details, path, document, hints), *path)
 
 
-def _sentence(details: ErrorDetails, path: KeyPath, document: Document, hints: Hints) -> str:
+def _message(details: ErrorDetails, path: KeyPath, document: Document, hints: KeyHints) -> str:
     name, value, context = dotted(path), details["input"], details.get("ctx", {})
-    kind, last = details["type"], str(path[-1])
-    found = document.found(value, *path)
+    kind, key = details["type"], str(path[-1])
+    description = document.describe_value(value, *path)
     if kind == "missing":
         return _missing(path, document)
     if kind == "extra_forbidden":
-        return hints.unknown(path, value)
-    if kind in _EXPECTED:
-        return wrong_type([_EXPECTED[kind]], value, path, document.written(*path))
+        return hints.unknown_key(path, value)
+    if kind in _EXPECTED_TYPES:
+        return wrong_type([_EXPECTED_TYPES[kind]], value, path, document.raw_text(*path))
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        return f"{name} must be {words} {number(context[bound])}, found {found}"
-    if kind == "literal_error" and last == "evals":
-        own = "evals of your own, as in {mine: {kind: text_nll, data: mine.jsonl}}"
-        return f"{name}: expected bundled, none or {own}; found {found}"
+        return f"{name} must be {words} {format_number(context[bound])}, found {description}"
+    if kind == "literal_error" and key == "evals":
+        own_evals = "evals of your own, as in {mine: {kind: text_nll, data: mine.jsonl}}"
+        return f"{name}: expected bundled, none or {own_evals}; found {description}"
     if kind == "literal_error":
-        near = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
-        choices = context["expected"].replace("'", "")
-        return f"{name}: expected one of {choices}, found {found}" + (f"; did you mean {near}?" if near else "")
+        closest = did_you_mean(value, re.findall(r"'(\w+)'", context["expected"])) if isinstance(value, str) else None
+        message = f"{name}: expected one of {context['expected'].replace("'", '')}, found {description}"
+        return f"{message}; did you mean {closest}?" if closest else message
     if kind == "string_pattern_mismatch":
         what = "retention eval" if "evals" in path else "task"
-        return f"{name}: the name of a {what} has letters, digits, _ and - only"
+        return f"{name}: the name of a {what} may only contain letters, digits, _ and -"
     if kind in ("string_too_short", "too_short"):
-        return f"{name} is empty" + (f"; write {_EXAMPLES['tasks']}" if last == "tasks" else "")
+        return f"{name} is empty" + (f"; write {_EXAMPLES['tasks']}" if key == "tasks" else "")
     return f"{name}: {context.get('error', details['msg'])}"
 
 
 def _missing(path: KeyPath, document: Document) -> str:
-    """A key that its section needs. Where only an override names the section, the name itself is what is wrong."""
-    section, last = path[:-1], str(path[-1])
-    if document.is_made_by_override(*section) and section[:-1] in _NAMED:
-        what, known = _NAMED[section[:-1]], document.names_in_file(*section[:-1])
-        near = did_you_mean(str(section[-1]), known)
-        whole = f"write it in full, as in {_WHOLE[what]}"
-        advice = f"did you mean {near}?" if near else f"the {what}s are {', '.join(known)}" if known else whole
-        return f"{dotted(section)}: there is no {what} {section[-1]} in the file; {advice}"
-    example = (
-        "data: data/retention/passages.jsonl"
-        if "evals" in path and last == "data"
-        else _EXAMPLES.get(last, f"{last}: …")
-    )
+    """The message on a missing key. If only an override defines its section, the name of the section is wrong."""
+    section, key = path[:-1], str(path[-1])
+    if document.is_only_in_override(*section) and section[:-1] in _NAMED_SECTIONS:
+        what, known = _NAMED_SECTIONS[section[:-1]], document.keys_in_file(*section[:-1])
+        closest = did_you_mean(str(section[-1]), known)
+        if closest:
+            hint = f"did you mean {closest}?"
+        elif known:
+            hint = f"the {what}s are {', '.join(known)}"
+        else:
+            hint = f"write it in full, as in {_SECTION_EXAMPLES[what]}"
+        return f"{dotted(section)}: the file has no {what} {section[-1]}; {hint}"
+    is_eval_data = "evals" in path and key == "data"
+    example = "data: data/retention/passages.jsonl" if is_eval_data else _EXAMPLES.get(key, f"{key}: …")
     return f"{dotted(path)} is missing, as in {example}"
-
-
-_NAMED: Mapping[KeyPath, str] = {("pipeline", "tasks"): "task", ("pipeline", "forgetting", "evals"): "retention eval"}
-"""Sections whose keys are names of the user's."""
-_WHOLE = {"task": _EXAMPLES["tasks"], "retention eval": "evals: {mine: {kind: text_nll, data: mine.jsonl}}"}

@@ -94,7 +94,7 @@ def _rename_of(path: KeyPath) -> Rename | None:
 
 
 def _message(document: Document, rename: Rename, new_value: Any, path: KeyPath) -> str:
-    old_text = document.written(*path)
+    old_text = document.raw_text(*path)
     if rename.key == path[-1]:
         return f"{dotted(path)}: {old_text} was renamed to {new_value}; write {rename.key}: {new_value}"
     text = "null" if new_value is None else str(new_value) if isinstance(new_value, str | int | float) else "…"

@@ -215,4 +215,4 @@ class PromptFormat:
 
 def _template_key(job: Job) -> tuple[str, ...]:
     """The key that selects the chat template: `chat_template` if it is set, else the model."""
-    return ("pipeline", "chat_template") if job.document.written("pipeline", "chat_template") else ("base_model",)
+    return ("pipeline", "chat_template") if job.document.raw_text("pipeline", "chat_template") else ("base_model",)

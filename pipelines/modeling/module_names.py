@@ -29,7 +29,7 @@ MATRIX_FREE = ("ln_tuning",)
 @cache
 def defaults() -> dict[str, Any]:
     """`targets`: adapter type → model types for which PEFT knows target modules; `renamed`: model types whose weights get
-    other names on loading. Written by `python -m pipelines.config.ludwig_schema`."""
+    other names on loading. Written by `python -m pipelines.training.ludwig_schema`."""
     return dict(json.loads(Path(__file__).with_name("peft_defaults.json").read_text(encoding="utf-8")))
 
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.cli import main
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config import other_tools as foreign_keys
+from pipelines.config import other_tools
 from pipelines.config.job import Pipeline, load_job
-from pipelines.config.pydantic_errors import tree_of
+from pipelines.config.pydantic_errors import schema_of
+from pipelines.config.schema import ludwig_fields
 from pipelines.data.examples import load_examples
 from pipelines.data.readers import read_rows
 from pipelines.errors import AlfineError, ConfigError, DataError, ModelError
@@ -160,12 +160,12 @@ def keys_of(fields):
             yield from keys_of(inner)
 
 
-KNOWN = sorted({"pipeline", "NAME", "sentiment", *keys_of(ludwig_keys.schema()), *keys_of(tree_of(Pipeline)["fields"])})
+KNOWN = sorted({"pipeline", "NAME", "sentiment", *keys_of(ludwig_fields()), *keys_of(schema_of(Pipeline)["fields"])})
 OF_OTHERS = sorted(
     {
-        *foreign_keys.SAME,
-        *foreign_keys.WRITTEN,
-        *foreign_keys.NOTHING,
+        *other_tools.KEY_ALIASES,
+        *other_tools.REPLACEMENTS,
+        *other_tools.NO_COUNTERPART,
         "_component_",
         "warmup",
         "warmup_min",

@@ -13,9 +13,9 @@ from textwrap import dedent
 import pytest
 import yaml
 
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config import ludwig_unsupported as ludwig_limits
+from pipelines.config import ludwig_unsupported
 from pipelines.config.job import METRICS, DataFiles, Job, check_template, load_job
+from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError, Problem
 from tests.bad_configs import GOOD, MISTAKES, task, with_line
 
@@ -169,17 +169,17 @@ def test_every_metric_loads(write: Write, metric: str) -> None:
     assert load_job(write(GOOD), [f"pipeline.tasks.sentiment.metric={metric}"])
 
 
-@pytest.mark.parametrize("name", sorted(ludwig_keys.schema()["adapter"]["variants"]))
+@pytest.mark.parametrize("name", sorted(ludwig_fields()["adapter"]["variants"]))
 def test_every_adapter_of_ludwig_loads_or_is_refused(write: Write, name: str) -> None:
-    if ("adapter.type", name) in ludwig_limits.REFUSED_VALUES:
+    if ("adapter.type", name) in ludwig_unsupported.UNSUPPORTED_VALUES:
         assert "write lora" in str(problems(write(GOOD), f"adapter={{type: {name}}}")[0])
     else:
         assert load_job(write(GOOD), [f"adapter={{type: {name}}}"]).ludwig["adapter"] == {"type": name}
 
 
-@pytest.mark.parametrize("name", ludwig_keys.schema()["trainer"]["fields"]["optimizer"]["variants"])
+@pytest.mark.parametrize("name", ludwig_fields()["trainer"]["fields"]["optimizer"]["variants"])
 def test_every_optimizer_of_ludwig_loads_or_is_refused(write: Write, name: str) -> None:
-    if ("trainer.optimizer.type", name) in ludwig_limits.REFUSED_VALUES:
+    if ("trainer.optimizer.type", name) in ludwig_unsupported.UNSUPPORTED_VALUES:
         assert "write adamw" in str(problems(write(GOOD), f"trainer.optimizer.type={name}")[0])
     else:
         load_job(write(GOOD), [f"trainer.optimizer.type={name}"])
@@ -313,9 +313,9 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) ->
         ("trainer.epochs.more=1", "trainer.epochs is 2, not a section"),
         ("trainer..epochs=1", "write key.path=value, as in trainer.epochs=1"),
         ("=1", "write key.path=value, as in trainer.epochs=1"),
-        ("adapter={type: lora", "is not valid YAML"),
-        ("adapter={type: lora, type: ia3}", "type stands twice"),
-        ("pipeline.seed=&a [*a]", "an alias (*) stands inside"),
+        ("adapter={type: lora", "not valid YAML"),
+        ("adapter={type: lora, type: ia3}", "type: duplicate key"),
+        ("pipeline.seed=&a [*a]", "an alias (*) refers to a value that contains it"),
         ("pipeline.tasks.sentiment.prompt={review}", 'in quotes: "{review}"'),
     ],
 )
@@ -337,7 +337,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, message: str) -> 
 
 def test_a_data_file_is_not_taken_for_a_config(write: Write) -> None:
     (problem,) = problems(write(b"a: 1\n" * 30_000))
-    assert "is longer than 100 kB" in problem.message
+    assert "config file exceeds 100 kB" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -378,26 +378,30 @@ def _keys(fields: dict[str, dict], path: str = "") -> set[str]:  # type: ignore[
     return found
 
 
-@pytest.mark.parametrize("table", ["REFUSED", "NOT_POSSIBLE", "NARROWED", "ONLY_WITH", "NEEDS"])
+@pytest.mark.parametrize(
+    "table", ["IGNORED_KEYS", "UNSUPPORTED_KEYS", "SCHEMA_OVERRIDES", "REQUIRED_VALUE", "REQUIRED_KEY"]
+)
 def test_every_entry_of_the_tables_names_keys_of_ludwig(table: str) -> None:
-    keys = _keys(ludwig_keys.schema())
+    keys = _keys(ludwig_fields())
     unknown = [
         pattern
-        for pattern in getattr(ludwig_limits, table)
-        if not any(ludwig_limits.lookup({pattern: True}, key) for key in keys)
+        for pattern in getattr(ludwig_unsupported, table)
+        if not any(ludwig_unsupported.find_rule({pattern: True}, key) for key in keys)
     ]
     assert unknown == []
 
 
 def test_every_refused_value_is_one_that_ludwig_names() -> None:
-    keys = _keys(ludwig_keys.schema())
-    assert {name for name, _ in ludwig_limits.REFUSED_VALUES} <= keys
+    keys = _keys(ludwig_fields())
+    assert {name for name, _ in ludwig_unsupported.UNSUPPORTED_VALUES} <= keys
 
 
 def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     """A new Ludwig may bring keys: each wants a decision."""
-    names = set(ludwig_keys.schema()["trainer"]["fields"])
-    refused = {name for name in names if ludwig_limits.lookup(ludwig_limits.REFUSED, f"trainer.{name}")}
+    names = set(ludwig_fields()["trainer"]["fields"])
+    refused = {
+        name for name in names if ludwig_unsupported.find_rule(ludwig_unsupported.IGNORED_KEYS, f"trainer.{name}")
+    }
     assert names - refused == {
         "type",
         "epochs",
@@ -418,14 +422,16 @@ def test_each_key_of_the_trainer_reaches_ludwig_or_is_refused() -> None:
     }
 
 
-@pytest.mark.parametrize("pattern", ludwig_limits.REFUSED)
+@pytest.mark.parametrize("pattern", ludwig_unsupported.IGNORED_KEYS)
 def test_a_key_without_effect_is_refused_with_its_reason(write: Write, pattern: str) -> None:
-    key = next(key for key in sorted(_keys(ludwig_keys.schema())) if ludwig_limits.lookup({pattern: True}, key))
+    key = next(key for key in sorted(_keys(ludwig_fields())) if ludwig_unsupported.find_rule({pattern: True}, key))
     kinds = {"lr": "adafactor", "block_wise": "lion", "percentile_clipping": "lion"}
     name = key.removeprefix("trainer.optimizer.")
     kind = [f"trainer.optimizer.type={kinds[name]}"] if name in kinds else []
     found = problems(write(GOOD), *kind, f"{key}=1")
-    assert [problem.message for problem in found] == [f"{key} would have no effect: {ludwig_limits.REFUSED[pattern]}"]
+    assert [problem.message for problem in found] == [
+        f"{key} would have no effect: {ludwig_unsupported.IGNORED_KEYS[pattern]}"
+    ]
 
 
 # --- weight ------------------------------------------------------------------------------------------

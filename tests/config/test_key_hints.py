@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config import other_tools as foreign_keys
+from pipelines.config import other_tools
 from pipelines.config.job import Pipeline, load_job
-from pipelines.config.key_hints import Hints
-from pipelines.config.ludwig_unsupported import NARROWED, REFUSED_VALUES, lookup
-from pipelines.config.pydantic_errors import tree_of
+from pipelines.config.key_hints import KeyHints
+from pipelines.config.ludwig_unsupported import SCHEMA_OVERRIDES, UNSUPPORTED_VALUES, find_rule
+from pipelines.config.pydantic_errors import schema_of
+from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD
 
 HERE = yaml.safe_load(GOOD.replace("2e-4", "0.0002"))
-TREE = {"pipeline": tree_of(Pipeline), **ludwig_keys.schema()}
+TREE = {"pipeline": schema_of(Pipeline), **ludwig_fields()}
 REFUSALS = (
     "unknown key",
     "no effect",
@@ -33,7 +33,9 @@ REFUSALS = (
     "unknown metric",
 )
 FOREIGN = sorted(
-    key.replace("*", "x") for table in (foreign_keys.SAME, foreign_keys.WRITTEN, foreign_keys.NOTHING) for key in table
+    key.replace("*", "x")
+    for table in (other_tools.KEY_ALIASES, other_tools.REPLACEMENTS, other_tools.NO_COUNTERPART)
+    for key in table
 )
 
 
@@ -76,9 +78,9 @@ def a_value(path: list[str], config: dict[str, Any]) -> Any:
     }
     if names[-1] in special:
         return special[names[-1]]
-    node = lookup(NARROWED, ".".join(names)) or Hints(TREE, config)._node(tuple(names))
+    node = find_rule(SCHEMA_OVERRIDES, ".".join(names)) or KeyHints(TREE, config)._node(tuple(names))
     if "enum" in node:
-        return next(one for one in node["enum"] if one is not None and (".".join(names), one) not in REFUSED_VALUES)
+        return next(one for one in node["enum"] if one is not None and (".".join(names), one) not in UNSUPPORTED_VALUES)
     if "variants" in node:
         return {"type": {"adapter": "lora", "optimizer": "adamw", "backend": "ray"}[names[-1]]}
     kind = [kind for kind in node.get("types", ["text"]) if kind != "null"][0]
@@ -97,7 +99,7 @@ def followed(config: dict[str, Any], section: list[str], message: str) -> Iterat
         return
     for key, home, condition in named(message):
         if home is None:  # beside the wrong key, or at the top
-            home = section if key in Hints(TREE, config).usable(tuple(section)) else []
+            home = section if key in KeyHints(TREE, config).accepted_keys(tuple(section)) else []
         changed = copy.deepcopy(config)
         place = [*("sentiment" if part == "NAME" else part for part in home), key]
         if condition:
@@ -148,7 +150,7 @@ def sections(fields: dict[str, Any], path: list[str] | None = None) -> Iterator[
     path = path or []
     yield path, list(fields)
     for name, node in fields.items():
-        node = lookup(NARROWED, ".".join([*path, name])) or node
+        node = find_rule(SCHEMA_OVERRIDES, ".".join([*path, name])) or node
         for inner in [node.get("fields", {}), *node.get("variants", {}).values()]:
             if inner:
                 yield from sections(inner, [*path, name])
@@ -201,7 +203,7 @@ def test_a_hint_on_a_misspelt_or_misplaced_key_is_accepted_where_it_says(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "refused"), [(name, value) for name, value in REFUSED_VALUES if isinstance(value, str)]
+    ("name", "refused"), [(name, value) for name, value in UNSUPPORTED_VALUES if isinstance(value, str)]
 )
 def test_no_refused_value_is_suggested(tmp_path, name, refused):
     for value in (refused + "s", refused.upper(), refused[:-1], "zzz"):
@@ -234,12 +236,12 @@ def test_no_strategy_is_suggested_that_the_job_contradicts(tmp_path, word):
             "sequence_len: unknown key; did you mean global_max_sequence_length, which belongs in preprocessing?",
         ),
         ([], "load_in_4bit", "load_in_4bit: unknown key; write quantization: {bits: 4}"),
-        ([], "bf16", "bf16: unknown key; the hardware decides the precision (bf16 where it can); leave it out"),
-        ([], "loss", "loss: unknown key; the loss counts the completion only; leave it out"),
+        ([], "bf16", "bf16: unknown key; the hardware decides the precision (bf16 where supported); remove it"),
+        ([], "loss", "loss: unknown key; the loss is computed on the completion only; remove it"),
         (
             [],
             "max_batch_size",
-            "max_batch_size: unknown key; trainer.max_batch_size would have no effect either: the batch size stays",
+            "max_batch_size: unknown key; trainer.max_batch_size would have no effect either: the batch size is fixed",
         ),
         (
             ["trainer"],
@@ -257,9 +259,9 @@ def test_no_strategy_is_suggested_that_the_job_contradicts(tmp_path, word):
             "disable_gradient_checkpointing",
             "disable_gradient_checkpointing: unknown key; write trainer: {enable_gradient_checkpointing: false}",
         ),
-        (["backend", "trainer"], "use_cpu", "backend.trainer.use_cpu: unknown key; known here: num_workers, use_gpu"),
+        (["backend", "trainer"], "use_cpu", "backend.trainer.use_cpu: unknown key; known keys: num_workers, use_gpu"),
         (["generation"], "min_tokens", "generation.min_tokens: unknown key; did you mean min_new_tokens?"),
-        ([], "do_train", "do_train: unknown key; alfine run trains; leave it out"),
+        ([], "do_train", "do_train: unknown key; alfine run trains; remove it"),
     ],
 )
 def test_what_a_hint_says(tmp_path, section, key, message):
@@ -271,10 +273,10 @@ def test_what_a_hint_says(tmp_path, section, key, message):
 
 
 def test_every_place_of_the_tables_exists():
-    hints = Hints(TREE, {})
-    for target in set(foreign_keys.SAME.values()):
+    hints = KeyHints(TREE, {})
+    for target in set(other_tools.KEY_ALIASES.values()):
         *section, key = target.split(".")
-        assert key in hints.usable(tuple(section)), target
+        assert key in hints.accepted_keys(tuple(section)), target
 
 
 CONFIGS = {
@@ -320,5 +322,5 @@ def test_a_config_of_another_tool_is_named_first_and_answered_briefly(tmp_path, 
 
 
 def test_a_config_of_ones_own_is_not_taken_for_another_tools(tmp_path):
-    assert foreign_keys.tool_of({**HERE, "micro_batch_size": 1, "sequence_len": 1}) is None
-    assert foreign_keys.tool_of({"base_model": "x", "trainer": {}, "adapter": {}, "output_dir": "x"}) is None
+    assert other_tools.detect_tool({**HERE, "micro_batch_size": 1, "sequence_len": 1}) is None
+    assert other_tools.detect_tool({"base_model": "x", "trainer": {}, "adapter": {}, "output_dir": "x"}) is None

@@ -1,10 +1,10 @@
-"""What needs a package that is not there is said before a run begins."""
+"""A config that needs an optional package is refused where the package is not installed."""
 
 import pytest
 
-from pipelines.config import optional_packages as extras
+from pipelines.config import optional_packages
 from pipelines.config.job import load_job
-from pipelines.config.ludwig import schema
+from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD
 
@@ -18,35 +18,37 @@ def job(tmp_path):
     return job
 
 
-def test_without_bitsandbytes_its_keys_are_named(job, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+def test_keys_that_need_bitsandbytes_are_reported_without_it(job, monkeypatch):
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        extras.check_extras(job("quantization={bits: 4}", "trainer.optimizer={type: paged_adamw}"))
+        optional_packages.check_optional_packages(
+            job("quantization={bits: 4}", "trainer.optimizer={type: paged_adamw}")
+        )
     quantization, optimizer = caught.value.problems
     assert str(quantization).startswith(
-        "override quantization={bits: 4}: quantization needs the package bitsandbytes, which is not installed"
+        "override quantization={bits: 4}: quantization requires the package bitsandbytes, which is not installed"
     )
     assert optimizer.message.endswith("pip install bitsandbytes, or write adamw")
-    extras.check_extras(job("quantization=null", "trainer.optimizer={type: adamw}"))
+    optional_packages.check_optional_packages(job("quantization=null", "trainer.optimizer={type: adamw}"))
 
 
-def test_with_it_nothing_is_said(job, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: object())
-    extras.check_extras(job("quantization={bits: 4}"))
+def test_nothing_is_reported_with_it(job, monkeypatch):
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: object())
+    optional_packages.check_optional_packages(job("quantization={bits: 4}"))
 
 
 @pytest.mark.ludwig
-def test_the_optimisers_named_are_those_that_ludwig_has_from_bitsandbytes(job, monkeypatch):
+def test_the_reported_optimizers_are_those_that_ludwig_takes_from_bitsandbytes(job, monkeypatch):
     pytest.importorskip("bitsandbytes")
     from ludwig.schema.optimizers import optimizer_registry
 
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    for name in schema()["trainer"]["fields"]["optimizer"]["variants"]:
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
+    for name in ludwig_fields()["trainer"]["fields"]["optimizer"]["variants"]:
         if name in ("lbfgs", "schedule_free_adamw"):
             continue
         try:
-            extras.check_extras(job(f"trainer.optimizer={{type: {name}}}"))
-            asked = False
+            optional_packages.check_optional_packages(job(f"trainer.optimizer={{type: {name}}}"))
+            is_reported = False
         except ConfigError:
-            asked = True
-        assert asked == optimizer_registry[name][0].__module__.startswith("bitsandbytes"), name
+            is_reported = True
+        assert is_reported == optimizer_registry[name][0].__module__.startswith("bitsandbytes"), name

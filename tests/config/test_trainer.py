@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipelines.config.job import load_job
-from pipelines.config.trainer import of_rows
+from pipelines.config.trainer_checks import check_trainer_on_data
 
 
 def job_with(tmp_path, scheduler=None, **trainer):
@@ -35,22 +35,22 @@ def job_with(tmp_path, scheduler=None, **trainer):
             {"train_steps": 20},
             "the warm-up takes 50 steps and the training has 20",
         ),
-        ({"decay": "one_cycle"}, {"train_steps": 1}, "with 1 steps one_cycle never comes near the learning rate"),
+        ({"decay": "one_cycle"}, {"train_steps": 1}, "with 1 steps, one_cycle never comes near the learning rate"),
         (
             {"decay": "exponential", "decay_steps": 30, "staircase": True},
             {},
-            "a staircase of 30 steps does not fall in a training of 30",
+            "a staircase of 30 steps is constant in a training of 30",
         ),
         (
             {"reduce_on_plateau": 1},
             {},
-            "takes 12 evaluations to see 11 in a row without progress, and there are 2 before the last step",
+            "requires 12 evaluations before the last step, and there are 2",
         ),
     ],
 )
 def test_what_the_number_of_rows_does_not_allow(tmp_path, scheduler, trainer, message):
     job = job_with(tmp_path, scheduler, **trainer)
-    (problem,) = of_rows(job, 100, 10)
+    (problem,) = check_trainer_on_data(job, 100, 10)
     assert message in problem.message and problem.line is not None
 
 
@@ -66,7 +66,7 @@ def test_what_the_number_of_rows_does_not_allow(tmp_path, scheduler, trainer, me
     ],
 )
 def test_what_it_allows(tmp_path, scheduler, trainer):
-    assert list(of_rows(job_with(tmp_path, scheduler, **trainer), 100, 10)) == []
+    assert list(check_trainer_on_data(job_with(tmp_path, scheduler, **trainer), 100, 10)) == []
 
 
 @pytest.mark.parametrize(
@@ -77,5 +77,5 @@ def test_what_it_allows(tmp_path, scheduler, trainer):
     ],
 )
 def test_without_validation_rows_nothing_is_watched(tmp_path, scheduler, trainer, key):
-    (problem,) = of_rows(job_with(tmp_path, scheduler, **trainer), 100, 0)
-    assert problem.message == f"{key} has no effect without validation rows; take it out, or give some"
+    (problem,) = check_trainer_on_data(job_with(tmp_path, scheduler, **trainer), 100, 0)
+    assert problem.message == f"{key} has no effect without validation rows; remove it, or add validation rows"

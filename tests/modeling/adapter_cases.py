@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config.ludwig_unsupported import REFUSED_VALUES
+from pipelines.config.ludwig_unsupported import UNSUPPORTED_VALUES
+from pipelines.config.schema import ludwig_fields
 from tests.tiny_tokenizers import make_tokenizer
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -60,9 +60,7 @@ NOT_SWITCHED_OFF = {name for name in CASES if "pissa" in name or "olora" in name
 
 
 def accepted_types() -> set[str]:
-    return {
-        kind for kind in ludwig_keys.schema()["adapter"]["variants"] if ("adapter.type", kind) not in REFUSED_VALUES
-    }
+    return {kind for kind in ludwig_fields()["adapter"]["variants"] if ("adapter.type", kind) not in UNSUPPORTED_VALUES}
 
 
 def section(name):

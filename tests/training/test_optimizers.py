@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from pipelines.config import ludwig as ludwig_keys
-from pipelines.config.ludwig_unsupported import REFUSED_VALUES
+from pipelines.config.ludwig_unsupported import UNSUPPORTED_VALUES
+from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError, MachineError
 from pipelines.modeling.adapters import check_freezing
 
 pytestmark = pytest.mark.ludwig
 
-REFUSED = {value for key, value in REFUSED_VALUES if key == "trainer.optimizer.type"}
-NAMES = sorted(ludwig_keys.schema()["trainer"]["fields"]["optimizer"]["variants"].keys() - REFUSED)
+REFUSED = {value for key, value in UNSUPPORTED_VALUES if key == "trainer.optimizer.type"}
+NAMES = sorted(ludwig_fields()["trainer"]["fields"]["optimizer"]["variants"].keys() - REFUSED)
 
 
 def config_of(name, **settings):

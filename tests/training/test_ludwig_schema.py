@@ -8,32 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import ludwig as ludwig_keys
 from pipelines.config.job import load_job
-from pipelines.config.ludwig_schema import PEFT_DEFAULTS, SNAPSHOT, _types, peft_defaults, render, snapshot
-from pipelines.config.ludwig_unsupported import REFUSED_VALUES
+from pipelines.config.ludwig_unsupported import UNSUPPORTED_VALUES
+from pipelines.config.schema import LUDWIG_SCHEMA, ludwig_fields
+from pipelines.training.ludwig_schema import PEFT_DEFAULTS, _type_node, ludwig_schema, peft_defaults, render
+
+pytestmark = pytest.mark.ludwig
 
 
-@pytest.mark.ludwig
 def test_the_snapshot_is_that_of_the_installed_ludwig() -> None:
-    assert SNAPSHOT.read_text(encoding="utf-8") == render(snapshot()) + "\n", (
-        "run python -m pipelines.config.ludwig_schema"
+    assert LUDWIG_SCHEMA.read_text(encoding="utf-8") == render(ludwig_schema()) + "\n", (
+        "run python -m pipelines.training.ludwig_schema"
     )
     assert PEFT_DEFAULTS.read_text(encoding="utf-8") == render(peft_defaults()) + "\n", (
-        "run python -m pipelines.config.ludwig_schema"
+        "run python -m pipelines.training.ludwig_schema"
     )
 
 
-@pytest.mark.ludwig
 def test_ludwig_still_loses_the_ranges_that_a_config_class_inherits() -> None:
-    """`_declared` works round it: Ludwig takes `trainer.epochs: 0` for finetune, although its schema says >= 1."""
+    """`_declared_field` works around it: Ludwig accepts `trainer.epochs: 0` for finetune, although its schema says >= 1."""
     from ludwig.schema.trainer import ECDTrainerConfig, FineTuneTrainerConfig
 
     assert ECDTrainerConfig.model_fields["epochs"].metadata
     assert not FineTuneTrainerConfig.model_fields["epochs"].metadata
 
 
-@pytest.mark.ludwig
 def test_stock_ludwig_accepts_what_alfine_accepts(tmp_path: Path) -> None:
     from ludwig.schema.model_types.base import ModelConfig
 
@@ -48,10 +47,10 @@ def test_stock_ludwig_accepts_what_alfine_accepts(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
     (tmp_path / "job.yaml").write_text(GOOD)
-    schema = ludwig_keys.schema()
-    kinds = [name for name in schema["adapter"]["variants"] if ("adapter.type", name) not in REFUSED_VALUES]
+    schema = ludwig_fields()
+    kinds = [name for name in schema["adapter"]["variants"] if ("adapter.type", name) not in UNSUPPORTED_VALUES]
     adapters = [f"adapter={{type: {name}}}" for name in kinds]
-    refused = {value for key, value in REFUSED_VALUES if key == "trainer.optimizer.type"}
+    refused = {value for key, value in UNSUPPORTED_VALUES if key == "trainer.optimizer.type"}
     optimizers = schema["trainer"]["fields"]["optimizer"]["variants"].keys() - refused
     optimizing = [f"trainer.optimizer={{type: {name}}}" for name in sorted(optimizers)]
     # Ludwig drops unknown keys from the dictionaries that it is handed: hence the copies.
@@ -62,13 +61,13 @@ def test_stock_ludwig_accepts_what_alfine_accepts(tmp_path: Path) -> None:
 
 
 def test_types_of_annotations() -> None:
-    assert _types(int | list[int] | None) == {
+    assert _type_node(int | list[int] | None) == {
         "types": ["integer", "list", "null"],
         "items": {"types": ["integer"]},
     }
-    assert _types(tuple[int, float]) == {"types": ["list"]}
-    assert _types(dict[str, int] | None) == {"types": ["mapping", "null"]}
-    assert _types(complex | None) == {}
+    assert _type_node(tuple[int, float]) == {"types": ["list"]}
+    assert _type_node(dict[str, int] | None) == {"types": ["mapping", "null"]}
+    assert _type_node(complex | None) == {}
 
 
 def test_render_is_json_with_a_line_for_each_key() -> None:
