@@ -243,8 +243,8 @@ def _free_questions(file: Path) -> list[Question]:
     found, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
-            prompt, bound = parse_sample_prompt(row, file)
-            found.append(Question(None, prompt, None, bound or 128, row, str(file), number))
+            sample = parse_sample_prompt(row, file, number)
+            found.append(Question(None, sample.prompt, None, sample.max_new_tokens or 128, row, str(file), number))
         except DataError as error:
             errors.add(str(file), number, str(error))
     errors.raise_if_any()

@@ -71,9 +71,9 @@ def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = Fals
     for number, row in numbered_rows(file):
         try:
             if raw:
-                prompt, bound = parse_sample_prompt(row, file)
-                limit = bound or job.max_new_tokens()
-                found.append(Question(None, prompt, job.system_prompt(), limit, row, str(file), number))
+                sample = parse_sample_prompt(row, file, number)
+                limit = sample.max_new_tokens or job.max_new_tokens()
+                found.append(Question(None, sample.prompt, job.system_prompt(), limit, row, str(file), number))
                 continue
             name = only or _task_of(row, tasks)
             prompt = _in_template(tasks[name].prompt, row)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows, text_column
 from pipelines.data.templates import to_text
 from pipelines.errors import DataError
@@ -13,8 +14,8 @@ from pipelines.errors import DataError
 COLUMNS = ("prompt", "title", "max_new_tokens")
 
 
-def load_sample_prompts(path: Path) -> list[dict[str, Any]]:
-    """The sample prompts of the report, as dicts with the keys COLUMNS; `title` and `max_new_tokens` may be None.
+def load_sample_prompts(path: Path, system: str | None = None) -> list[Example]:
+    """The sample prompts of the report: examples without a task and a completion, with the columns COLUMNS.
 
     Raises DataError with file and row for every row that is not valid.
     """
@@ -23,19 +24,18 @@ def load_sample_prompts(path: Path) -> list[dict[str, Any]]:
         try:
             if unknown := sorted(set(row) - set(COLUMNS)):
                 raise DataError(f"unknown column {unknown[0]!r}; a sample prompt has {', '.join(COLUMNS)}")
-            _, max_new_tokens = parse_sample_prompt(row, path)
+            samples.append(parse_sample_prompt(row, path, number, system))
         except DataError as error:
             errors.add(str(path), number, str(error))
-            continue
-        samples.append({"prompt": row["prompt"], "title": row.get("title") or None, "max_new_tokens": max_new_tokens})
     errors.raise_if_any()
     return samples
 
 
-def parse_sample_prompt(row: Mapping[str, Any], file: Path) -> tuple[str, int | None]:
-    """The prompt of a row and its max_new_tokens, if it has one.
+def parse_sample_prompt(row: Mapping[str, Any], file: Path, number: int, system: str | None = None) -> Example:
+    """The example of one row, which may have other columns than COLUMNS. `number` is its line in `file`.
 
-    Raises DataError if the prompt or the title is not a text, or max_new_tokens is not a positive integer.
+    Raises DataError, without a location, if the prompt or the title is not a text, or max_new_tokens is not a positive
+    integer.
     """
     prompt = text_column(row, "prompt")
     if prompt is None:
@@ -44,7 +44,16 @@ def parse_sample_prompt(row: Mapping[str, Any], file: Path) -> tuple[str, int | 
     title = row.get("title")
     if title is not None and not isinstance(title, str):
         raise DataError(f"title is {title!r:.60}; write a text, or leave it out")
-    return prompt, _parse_max_new_tokens(row.get("max_new_tokens"), is_csv=file.suffix.lower() == ".csv")
+    max_new_tokens = _parse_max_new_tokens(row.get("max_new_tokens"), is_csv=file.suffix.lower() == ".csv")
+    return Example(
+        prompt=prompt,
+        system=system,
+        file=str(file),
+        row=number,
+        fields=row,
+        max_new_tokens=max_new_tokens,
+        title=title or None,
+    )
 
 
 def _parse_max_new_tokens(value: Any, is_csv: bool) -> int | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal
 
 from pipelines.data.sample_prompts import load_sample_prompts
-from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples
+from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples, tokenize_examples
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import retention_records
 from pipelines.evaluation.retention_files import retention_eval_configs
@@ -105,19 +105,16 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     context = session.context
     if not context.job.pipeline.report.sample_prompts:
         return
-    samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts))
-    prompts = context.prompts
-    texts = [prompts.render_prompt(sample["prompt"], context.job.system_prompt()) for sample in samples]
-    limits = [sample.get("max_new_tokens") or context.job.max_new_tokens() for sample in samples]
+    samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts), context.job.system_prompt())
+    prompts = [row.prompt_ids for row in tokenize_examples(samples, context.prompts)]
+    limits = [sample.max_new_tokens or context.job.max_new_tokens() for sample in samples]
     evaluator = session.evaluator
-    with context.reporter.progress(f"{session.side.capitalize()} sample prompts", len(texts), "prompts") as progress:
-        completions = evaluator.complete(
-            [prompts.encode_prompt(text) for text in texts], context.generation, limits, progress
-        )
+    with context.reporter.progress(f"{session.side.capitalize()} sample prompts", len(prompts), "prompts") as progress:
+        completions = evaluator.complete(prompts, context.generation, limits, progress)
     records = [
         SamplePromptRecord(
-            title=sample.get("title"),
-            prompt=sample["prompt"],
+            title=sample.title,
+            prompt=sample.prompt,
             completion=completion.text,
             num_generated_tokens=completion.num_generated_tokens,
             finish_reason=completion.finish_reason,

@@ -16,15 +16,18 @@ def write(tmp_path, name, *rows):
 
 def test_sample_prompts(tmp_path):
     path = write(tmp_path, "p.jsonl", {"prompt": "Why?"}, {"prompt": "How?", "title": "b", "max_new_tokens": 3})
-    assert load_sample_prompts(path) == [
-        {"prompt": "Why?", "title": None, "max_new_tokens": None},
-        {"prompt": "How?", "title": "b", "max_new_tokens": 3},
+    samples = load_sample_prompts(path, system="Be brief.")
+    assert [(sample.prompt, sample.title, sample.max_new_tokens) for sample in samples] == [
+        ("Why?", None, None),
+        ("How?", "b", 3),
     ]
+    assert all(sample.task == "" and sample.completion is None for sample in samples)
+    assert samples[1].source_location == f"{path}:2" and samples[1].system == "Be brief."
 
 
 def test_numbers_in_csv(tmp_path):
     path = write(tmp_path, "p.csv", "prompt,title,max_new_tokens", "Why?,,12", "How?,b,")
-    assert [(row["title"], row["max_new_tokens"]) for row in load_sample_prompts(path)] == [(None, 12), ("b", None)]
+    assert [(sample.title, sample.max_new_tokens) for sample in load_sample_prompts(path)] == [(None, 12), ("b", None)]
 
 
 @pytest.mark.parametrize(
