@@ -19,8 +19,8 @@ __all__ = ["Analysis", "analyse", "write_report"]
 def write_report(run: Path) -> Analysis:
     """Write `report.html`, `report.md` and `report.json` into the run folder and return the analysis.
 
-    The files are written under temporary names and renamed at the end, so a failure leaves the old report unchanged. The
-    same run gives the same bytes.
+    The files are written under temporary names and renamed at the end, so a failure leaves the old report unchanged.
+    The same run gives the same bytes.
 
     Raises RunError for a run that cannot be read, MachineError if the folder cannot be written.
     """

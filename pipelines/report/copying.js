@@ -1,6 +1,6 @@
-// "copy as Markdown": an example as a piece of text for an issue or a chat.
+// The buttons "copy as Markdown", which copy an example for an issue or a chat.
 (() => {
-  /** A code block that its text cannot end: its fence is longer than any run of backticks inside. */
+  /** A code block. Its fence is longer than any run of backticks in the text. */
   function block(text) {
     const longest = Math.max(2, ...(text.match(/`+/g) ?? []).map((run) => run.length));
     const fence = "`".repeat(longest + 1);
@@ -20,7 +20,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Some browsers keep the clipboard from a page that was opened as a file; the old way still works there.
+      // Some browsers have no clipboard API for a page that was opened as a file; execCommand works there.
       const area = document.createElement("textarea");
       area.value = text;
       document.body.append(area);
@@ -34,13 +34,13 @@
   document.addEventListener("click", async (event) => {
     const button = event.target.closest(".copy");
     if (!button) return;
-    const said = await copy(markdown(button.closest(".pair"))).then(
+    const message = await copy(markdown(button.closest(".pair"))).then(
       () => "copied",
       () => "not copied: the browser refused",
     );
-    button.focus(); // the old way takes it away
-    button.textContent = said;
-    announce(said);
+    button.focus(); // execCommand moved the focus
+    button.textContent = message;
+    announce(message);
     setTimeout(() => (button.textContent = "copy as Markdown"), 1500);
   });
 })();

@@ -1,15 +1,15 @@
-// Marks where two answers differ, word by word: <del> in the first side, <ins> in the second. The text itself stays
-// as it is, so searching and copying know nothing of it.
+// Marks the words in which two completions differ: <del> in the first model's, <ins> in the second model's. The text itself
+// does not change, so searching and copying work as before.
 (() => {
-  const MOST_CELLS = 4e6; // of the table below, some 30 ms; longer pairs stay unmarked
+  const MAX_CELLS = 4e6; // of the table below, about 30 ms; longer pairs are not marked
   const toggle = document.getElementById("differences");
   const pairs = [...document.querySelectorAll("main .pair:has(> .completions > .base)")];
   const marked = new Set();
 
   let segmenter = null;
 
-  /** The words of a text with the space behind them. The browser knows where words begin in every script, and splits no letter
-      from its marks. */
+  /** The words of a text, each with the space after it. Intl.Segmenter segments every script and keeps letters and their marks
+      together. */
   function wordsOf(text) {
     segmenter ??= new Intl.Segmenter("und", { granularity: "word" });
     const words = [];
@@ -20,22 +20,22 @@
     return words;
   }
 
-  /** Which words of each list are not in their longest common subsequence; null where that is too much work. */
-  function unmatched(one, other) {
+  /** The indices of the words of each list that are not in their longest common subsequence; null if the lists are too long. */
+  function unmatched(first, second) {
     let start = 0;
-    let endOne = one.length;
-    let endOther = other.length;
-    while (start < endOne && start < endOther && one[start] === other[start]) start++;
-    while (endOne > start && endOther > start && one[endOne - 1] === other[endOther - 1]) endOne--, endOther--;
-    const rows = endOne - start;
-    const columns = endOther - start;
-    if (rows * columns > MOST_CELLS) return null;
+    let firstEnd = first.length;
+    let secondEnd = second.length;
+    while (start < firstEnd && start < secondEnd && first[start] === second[start]) start++;
+    while (firstEnd > start && secondEnd > start && first[firstEnd - 1] === second[secondEnd - 1]) firstEnd--, secondEnd--;
+    const rows = firstEnd - start;
+    const columns = secondEnd - start;
+    if (rows * columns > MAX_CELLS) return null;
 
-    // common[i, j]: length of the longest common subsequence of what follows word i in one and word j in other.
-    const numbers = new Map();
-    const numbered = (words) => Int32Array.from(words, (word) => numbers.get(word) ?? (numbers.set(word, numbers.size), numbers.size - 1));
-    const a = numbered(one.slice(start, endOne));
-    const b = numbered(other.slice(start, endOther));
+    // common[i, j]: length of the longest common subsequence of first[i...] and second[j...].
+    const ids = new Map();
+    const idOf = (word) => ids.get(word) ?? (ids.set(word, ids.size), ids.size - 1);
+    const a = Int32Array.from(first.slice(start, firstEnd), idOf);
+    const b = Int32Array.from(second.slice(start, secondEnd), idOf);
     const width = columns + 1;
     const common = new Uint16Array((rows + 1) * width);
     for (let i = rows - 1; i >= 0; i--)
@@ -56,7 +56,7 @@
     return changed;
   }
 
-  /** Neighbouring words of one kind as one piece; the space behind a marked piece is not marked. */
+  /** Joins neighbouring words that differ, or do not, into pieces. The space after a marked piece is not marked. */
   function pieces(words, changed) {
     const joined = [];
     words.forEach((text, index) => {
@@ -70,7 +70,7 @@
     });
   }
 
-  /** Rewrites the `length` characters from `start` on into node, with the pieces that differ inside tags. */
+  /** Replaces the content of node by `length` characters of the pieces from `start` on, with marks around what differs. */
   function paint(node, parts, tag, start, length) {
     const nodes = [];
     let at = 0;
@@ -88,25 +88,26 @@
   function mark(pair) {
     if (marked.has(pair)) return;
     marked.add(pair);
-    const saids = [".base .said", ".tuned .said"].map((part) => pair.querySelector(part));
-    if (saids.includes(null)) return; // one side says nothing: all differs, and that is plain to see
-    const words = saids.map((said) => wordsOf(said.textContent));
+    const contents = [".base .content", ".tuned .content"].map((part) => pair.querySelector(part));
+    if (contents.includes(null)) return; // one completion is empty: there is nothing to compare
+    const words = contents.map((content) => wordsOf(content.textContent));
     const changed = unmatched(...words.map((list) => list.map((word) => word.trim())));
     if (!changed) return;
-    saids.forEach((said, side) => {
-      const parts = pieces(words[side], changed[side]);
-      const whole = said.textContent;
-      const start = said.closest("details")?.querySelector(".start"); // what a folded text shows
-      if (start) paint(start, parts, ["del", "ins"][side], Math.max(0, whole.indexOf(start.textContent)), start.textContent.length);
-      paint(said, parts, ["del", "ins"][side], 0, whole.length);
+    contents.forEach((content, model) => {
+      const parts = pieces(words[model], changed[model]);
+      const tag = ["del", "ins"][model];
+      const text = content.textContent;
+      const excerpt = content.closest("details")?.querySelector(".excerpt"); // the visible part of a folded text
+      if (excerpt) paint(excerpt, parts, tag, Math.max(0, text.indexOf(excerpt.textContent)), excerpt.textContent.length);
+      paint(content, parts, tag, 0, text.length);
     });
   }
 
   function unmark(pair) {
-    for (const text of pair.querySelectorAll(".completions .said, .completions .start")) text.replaceChildren(text.textContent);
+    for (const node of pair.querySelectorAll(".completions .content, .completions .excerpt")) node.replaceChildren(node.textContent);
   }
 
-  // Only what comes near the screen is compared: a thousand examples cost nothing until they are read.
+  // Pairs are compared when they come near the screen, so that a page of a thousand examples stays fast.
   const near = new IntersectionObserver(
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => mark(entry.target)),
     { rootMargin: "400px" },

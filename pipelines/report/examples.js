@@ -1,4 +1,4 @@
-// Filters, searches, sorts and steps through the examples. Without it the page shows them all, the worst first.
+// Filters, searches and sorts the examples, and steps through them. Without it the page shows all, the worst first.
 (() => {
   const PAGE = 25;
   const form = document.getElementById("filters");
@@ -8,25 +8,25 @@
   const worstFirst = [...list.children];
   const scored = worstFirst.filter((example) => example.dataset.change !== "unscored");
   const bestFirst = [...scored].reverse().concat(worstFirst.slice(scored.length));
-  let texts = null; // folded text of each example, read when somebody first searches
+  let texts = null; // searchable text of each example, read at the first search
   let ordered = worstFirst;
   let limit = PAGE;
 
-  const fits = (example, change) =>
+  const matchesChange = (example, change) =>
     change === "all" || (change === "both-wrong" ? "bothWrong" in example.dataset : example.dataset.change === change);
 
-  /** In any case, width and composition of letters and their marks: what a reader types is found. */
-  const folded = (text) =>
+  /** Folds case, width and composition, so that a search finds what reads the same. */
+  const fold = (text) =>
     text.normalize("NFKC").toUpperCase().toLowerCase().normalize("NFKC").replaceAll("ς", "σ").replaceAll("i\u0307", "i");
 
   function searchable(example) {
     const { prompt, reference, base, tuned } = readPair(example);
-    return folded([example.querySelector("h3").textContent, prompt, reference, base, tuned].join("\n"));
+    return fold([example.querySelector("h3").textContent, prompt, reference, base, tuned].join("\n"));
   }
 
-  function matches(task, words) {
-    if (words) texts ??= new Map(worstFirst.map((example) => [example, searchable(example)]));
-    return (example) => (!task || example.dataset.task === task) && (!words || texts.get(example).includes(words));
+  function matcher(task, query) {
+    if (query) texts ??= new Map(worstFirst.map((example) => [example, searchable(example)]));
+    return (example) => (!task || example.dataset.task === task) && (!query || texts.get(example).includes(query));
   }
 
   function sort(order) {
@@ -38,20 +38,20 @@
   function show() {
     const { task, change, order, search } = form.elements;
     sort(order.value);
-    const found = ordered.filter(matches(task.value, folded(search.value.trim())));
+    const matching = ordered.filter(matcher(task.value, fold(search.value.trim())));
     for (const count of counts) {
-      const number = found.filter((example) => fits(example, count.dataset.count)).length;
+      const number = matching.filter((example) => matchesChange(example, count.dataset.count)).length;
       const label = count.closest("label");
       count.textContent = number;
       label.hidden = number === 0 && count.dataset.count !== "all" && !label.control.checked;
     }
-    const wanted = found.filter((example) => fits(example, change.value));
-    const shown = new Set(wanted.slice(0, limit));
+    const selected = matching.filter((example) => matchesChange(example, change.value));
+    const shown = new Set(selected.slice(0, limit));
     for (const example of worstFirst) example.hidden = !shown.has(example);
-    const left = wanted.length - shown.size;
+    const left = selected.length - shown.size;
     more.hidden = left === 0;
     more.textContent = `Show ${Math.min(left, 4 * PAGE)} more of ${left.toLocaleString("en")}`;
-    document.getElementById("none").hidden = wanted.length > 0;
+    document.getElementById("none").hidden = selected.length > 0;
   }
 
   function showMore() {
@@ -59,21 +59,21 @@
     show();
   }
 
-  // A link to an example shows it, whatever the filters say.
+  // A link to an example shows it, whatever the filters are.
   function follow() {
     const target = worstFirst.find(({ id }) => "#" + id === location.hash || "#" + encodeURIComponent(id) === location.hash);
     if (!target) return;
     target.hidden = false;
     target.scrollIntoView();
-    // The rows around it get their true heights only now that they are near the screen: go there once more.
+    // The examples around it are laid out only now that they are near the screen: scroll again.
     requestAnimationFrame(() => requestAnimationFrame(() => target.scrollIntoView()));
   }
 
   function step(by) {
     const shown = () => ordered.filter((example) => !example.hidden);
     const current = document.activeElement.closest("#list > .pair");
-    // With none in hand, go on from what is on the screen.
-    let next = current ? shown().indexOf(current) + by : shown().findIndex((one) => one.getBoundingClientRect().top >= 0);
+    // Without a focused example, start from the first one on the screen.
+    let next = current ? shown().indexOf(current) + by : shown().findIndex((example) => example.getBoundingClientRect().top >= 0);
     if (next >= shown().length && !more.hidden) showMore();
     const example = shown()[Math.max(0, next)];
     if (!example) return;

@@ -1,4 +1,4 @@
-"""`report.html`: one file that needs no network, made from the template, the style sheet and the scripts in this folder."""
+"""`report.html`: one file that needs no network, made from the template, style sheet and scripts in this folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pipelines.report.summaries import (
     task_caveats,
     training_summary,
 )
-from pipelines.scoring.metric import Unit
 
 HERE = Path(__file__).parent
 
@@ -35,8 +34,10 @@ MAX_CHARACTERS = 4000
 
 
 def render(analysis: Analysis) -> str:
-    """The page. jinja2 escapes everything from the run; only the style sheet, the scripts and the figures are inserted as
-    they are."""
+    """The page.
+
+    jinja2 escapes everything from the run. Only the style sheet, the scripts and the figures are inserted as they are.
+    """
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     transfer = analysis.backward_transfer
     return (
@@ -87,9 +88,9 @@ def page_environment() -> Environment:
         "printable": formatting.printable,
         "score": formatting.score,
         "signed": formatting.signed,
+        "unbroken": lambda text: text.replace(" %", "\u00a0%"),
         "with_unit": formatting.with_unit,
     }
-    environment.globals["Unit"] = Unit
     return environment
 
 

@@ -79,7 +79,7 @@ class TaskReport(ComparisonReport):
         description="Negative log-likelihood of the references; null if the models tokenize them differently."
     )
     label_anywhere_accuracy: PairReport[float] | None = Field(
-        description="Percentage of completions with the right label and no other anywhere in the text; label tasks only."
+        description="Percentage of completions with the right label and no other in the text; null for other metrics."
     )
     scoring: str = Field(description="Note on how the metric compares completions with references; may be empty.")
     summary: str = Field(description="Result in a sentence.")
@@ -118,7 +118,7 @@ class RetentionReport(ComparisonReport):
 
     kind: str = Field(description="Kind of the eval.")
     p_holm: float | None = Field(
-        description="p-value after Holm's correction for the number of evals; null for a divergence, which is not tested."
+        description="p-value after Holm's correction for the number of evals; null for a divergence."
     )
     verdict: RetentionVerdict | None = Field(description="Result in a few words; null for a divergence.")
     losses: int = Field(description="Number of items with a worse score of the tuned model.")
@@ -128,7 +128,7 @@ class RetentionReport(ComparisonReport):
 
 
 class BackwardTransferReport(JsonModel):
-    """Backward transfer: the mean over earlier tasks of the score now minus the score right after the task's own run."""
+    """The mean over earlier tasks of the score now minus the score right after the run that trained the task."""
 
     value: float = Field(description="Backward transfer in points.")
     ci95: Interval = Field(description="95 % confidence interval of value.")

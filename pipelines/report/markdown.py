@@ -88,7 +88,7 @@ def _caveats(tasks: Iterable[TaskResult]) -> Iterable[str]:
 
 def _examples(analysis: Analysis) -> Iterable[str]:
     yield from (
-        "<details><summary>Examples: the largest regression, the largest gain, one that both models got wrong</summary>",
+        "<details><summary>Examples: the largest regression, the largest gain, one that both got wrong</summary>",
         "",
     )
     for name, task in analysis.tasks.items():

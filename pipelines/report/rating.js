@@ -1,5 +1,5 @@
-// Blind rating: one pair of answers at a time, without names, in an order and on sides that the report's digest
-// shuffles. So the page gives the same order again tomorrow, and rating n belongs to item n.
+// Blind rating: one pair of completions at a time, without names. The report's digest seeds the order of the items and the
+// sides of the models, so that the order is the same when the page is opened again, and rating n belongs to item n.
 (() => {
   const { run, report } = document.body.dataset;
   const KEY = `alfine ratings ${run} ${report}`;
@@ -10,7 +10,7 @@
   const items = shuffledItems();
   let { rater, ratings } = load();
 
-  /** Random numbers from 0 to 1 that the seed determines (mulberry32). */
+  /** A generator of random numbers from 0 to 1 (mulberry32). */
   function randomFrom(seed) {
     return () => {
       seed = (seed + 0x6d2b79f5) | 0;
@@ -30,8 +30,8 @@
     return shuffled.map((pair) => ({ pair, baseIsLeft: random() < 0.5 }));
   }
 
-  /** What names an item in the saved ratings: a test row, or a sample prompt by its index. */
-  function named({ pair }) {
+  /** The keys of an item in the saved ratings: a test row, or a sample prompt by its index. */
+  function itemKeys({ pair }) {
     const { task, row, promptIndex } = pair.dataset;
     if (promptIndex !== undefined) return { task: null, row: null, prompt_index: Number(promptIndex) };
     return { task, row: Number(row), prompt_index: null };
@@ -39,18 +39,19 @@
 
   function load() {
     try {
-      const kept = JSON.parse(localStorage.getItem(KEY)) ?? { rater: "", ratings: [] };
-      const fits = (rating, index) =>
-        CHOICES.includes(rating.choice) && JSON.stringify({ ...named(items[index]), choice: rating.choice }) === JSON.stringify(rating);
-      if (kept.ratings.length <= items.length && kept.ratings.every(fits)) return kept;
+      const saved = JSON.parse(localStorage.getItem(KEY)) ?? { rater: "", ratings: [] };
+      const isValid = (rating, index) =>
+        CHOICES.includes(rating.choice) &&
+        JSON.stringify({ ...itemKeys(items[index]), choice: rating.choice }) === JSON.stringify(rating);
+      if (saved.ratings.length <= items.length && saved.ratings.every(isValid)) return saved;
     } catch {
-      // No storage, or not ours: begin anew.
+      // No storage, or not ours: start without ratings.
     }
     return { rater: "", ratings: [] };
   }
 
-  /** Keeps the ratings in this browser; where it keeps nothing for files, they last as long as the page. */
-  function keep(key = KEY) {
+  /** Stores the ratings in this browser. If it stores nothing for files, they last as long as the page. */
+  function store(key = KEY) {
     try {
       localStorage.setItem(key, JSON.stringify({ rater, ratings }));
     } catch {
@@ -58,23 +59,25 @@
     }
   }
 
-  function tryToKeep() {
-    keep("alfine");
+  function checkStorage() {
+    store("alfine");
     try {
       localStorage.removeItem("alfine");
     } catch {
-      // keep() has said so.
+      // store() has shown the warning.
     }
   }
 
-  /** The section as it stands outside the rating: how far, and what can be done. */
+  /** Shows the progress and the possible actions, outside of the rating. */
   function showAbout() {
-    const some = ratings.length > 0;
-    const all = ratings.length === items.length;
-    byId("count").textContent = some ? `${ratings.length} of ${items.length} rated.` : `${items.length} pairs of answers.`;
-    byId("start").textContent = some ? "Go on" : "Start";
-    byId("start").hidden = all;
-    for (const name of ["result", "save", "discard"]) byId(name).hidden = !some;
+    const isStarted = ratings.length > 0;
+    const isComplete = ratings.length === items.length;
+    byId("count").textContent = isStarted
+      ? `${ratings.length} of ${items.length} rated.`
+      : `${items.length} pairs of answers.`;
+    byId("start").textContent = isStarted ? "Continue" : "Start";
+    byId("start").hidden = isComplete;
+    for (const name of ["result", "save", "discard"]) byId(name).hidden = !isStarted;
     byId("revealed").hidden = true;
   }
 
@@ -85,7 +88,8 @@
       node.textContent = text || "(nothing)";
       node.classList.toggle("empty", !text);
     };
-    byId("progress").textContent = `${ratings.length + 1} of ${items.length}${base === tuned ? " · both answers are the same" : ""}`;
+    const identical = base === tuned ? " · both answers are the same" : "";
+    byId("progress").textContent = `${ratings.length + 1} of ${items.length}${identical}`;
     put(byId("prompt"), prompt);
     byId("reference").open = false;
     byId("reference").hidden = !pair.querySelector(".reference");
@@ -118,8 +122,8 @@
     const item = items[ratings.length];
     const sides = item.baseIsLeft ? MODELS : [...MODELS].reverse();
     const chosen = { left: sides[0], right: sides[1] }[choice] ?? choice;
-    ratings.push({ ...named(item), choice: chosen });
-    keep();
+    ratings.push({ ...itemKeys(item), choice: chosen });
+    store();
     if (ratings.length < items.length) return showItem();
     leave();
     reveal();
@@ -128,7 +132,7 @@
   function undo() {
     if (ratings.length === 0) return;
     ratings.pop();
-    keep();
+    store();
     showItem();
   }
 
@@ -142,7 +146,7 @@
       if (scope !== "row") cell.className = "n";
     };
     const head = table.createTHead().insertRow();
-    add("th", head, "You found better", "row");
+    add("th", head, "You preferred", "row");
     for (const choice of CHOICES) add("th", head, choice, "col");
     const body = table.createTBody();
     const line = (name, among) => {
@@ -151,7 +155,8 @@
       for (const choice of CHOICES) add("td", row, among.filter((rating) => rating.choice === choice).length);
     };
     const tasks = [...new Set(ratings.map(({ task }) => task))];
-    if (tasks.length > 1) for (const task of tasks) line(task ?? "sample prompts", ratings.filter((rating) => rating.task === task));
+    const ofTask = (task) => ratings.filter((rating) => rating.task === task);
+    if (tasks.length > 1) for (const task of tasks) line(task ?? "sample prompts", ofTask(task));
     line("all", ratings);
     byId("revealed").hidden = false;
   }
@@ -168,14 +173,14 @@
   function discard() {
     if (!confirm(`Discard ${ratings.length} ratings?`)) return;
     ratings = [];
-    keep();
+    store();
     showAbout();
   }
 
   form.elements.rater.value = rater;
   form.elements.rater.addEventListener("input", () => {
     rater = form.elements.rater.value.trim();
-    keep();
+    store();
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -199,6 +204,6 @@
       choose(KEYS[event.key]);
     }
   });
-  tryToKeep();
+  checkStorage();
   showAbout();
 })();

@@ -128,9 +128,9 @@ class RetentionResult:
 
 @dataclass(frozen=True)
 class BackwardTransfer:
-    """Backward transfer (BWT): the mean over earlier tasks of the score now minus the score right after the task's own run.
+    """Backward transfer (BWT): the mean over earlier tasks of the score now minus that right after the task's own run.
 
-    (Lopez-Paz and Ranzato 2017, arXiv:1706.08840.)
+    Lopez-Paz and Ranzato 2017, arXiv:1706.08840.
     """
 
     value: float

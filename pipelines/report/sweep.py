@@ -129,7 +129,7 @@ def _variant_result(
     text_changes = _retention_changes(runs, "text_nll")
     if not text_changes:
         raise RunError(
-            "a sweep compares the loss on neutral text; give the job a retention eval of kind text_nll, or evals: bundled"
+            "a sweep compares the loss on neutral text; add a retention eval of kind text_nll, or evals: bundled"
         )
     trainings = [run.training for run in runs if run.training is not None]
     return VariantResult(
@@ -152,7 +152,7 @@ def _task_gains(run: Analysis) -> list[float]:
 
 
 def _retention_changes(runs: Sequence[Analysis], kind: str) -> list[list[float]]:
-    """Per run, the change of every item of the evals of this kind, without the eval that hyperparameters are chosen on."""
+    """Per run, the change of every item of the evals of this kind, except those of VALIDATION_EVAL."""
     items = [
         [
             change
@@ -189,7 +189,7 @@ def _is_pareto_optimal(variant: VariantResult, variants: Sequence[VariantResult]
 
 
 def _recommended(variants: Sequence[VariantResult]) -> str:
-    """The strategy with the smallest increase of the loss on text among those whose tasks are not inferior to the baseline."""
+    """The strategy with the smallest increase of the loss on text among those that are not inferior on the tasks."""
     candidates = [variant for variant in variants if variant.gain.vs_baseline >= -NON_INFERIORITY_MARGIN]
     return min(candidates, key=lambda variant: (variant.text_loss_increase.value, variant.seconds)).strategy
 
@@ -258,8 +258,8 @@ def _measure_text(measure: Measure | None, unit: Unit) -> str:
 def _about(sweep: Sweep) -> str:
     trials = f"{count(sweep.num_trials, 'hyperparameter value')} per strategy"
     return (
-        f"{one_line(sweep.config, 200)}, {count(sweep.seeds, 'seed')}, {trials}; intervals (95 % CI) are over seeds and "
-        "items. * is Pareto-optimal: no other strategy gains at least as much and forgets at most as much."
+        f"{one_line(sweep.config, 200)}, {count(sweep.seeds, 'seed')}, {trials}; 95 % CIs are over seeds and items. "
+        "* is Pareto-optimal: no other strategy gains at least as much and forgets at most as much."
     )
 
 

@@ -1,4 +1,7 @@
-"""Tables for terminals of any width. Numbers and words are never broken; a row that does not fit becomes a block of lines."""
+"""Tables for terminals of any width.
+
+Numbers and words are never broken. A row that does not fit on a line becomes a block of lines.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def cell(text: str, style: str = "") -> Text:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], console: Console) -> None:
-    """Print one line per row if the console is wide enough, else a block per row with the first column as its heading."""
+    """Print one line per row if the console is wide enough, else a block per row, headed by the first column."""
     texts = [[content if isinstance(content, Text) else Text(content) for content in row] for row in rows]
     shown = list(range(len(columns)))
     while True:

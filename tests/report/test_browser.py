@@ -114,9 +114,9 @@ def test_the_last_example_leads_to_more(demo, opened):
 
 MARKS = """() => [...document.querySelectorAll(".pair:has(ins, del)")].map(pair => {
   const read = (part, tag) => {
-    const said = pair.querySelector(part + " .said").cloneNode(true);
-    said.querySelectorAll(tag).forEach(mark => mark.remove());
-    return said.textContent.replace(/\\s+/g, "");
+    const content = pair.querySelector(part + " .content").cloneNode(true);
+    content.querySelectorAll(tag).forEach(mark => mark.remove());
+    return content.textContent.replace(/\\s+/g, "");
   };
   return [read(".base", "del"), read(".tuned", "ins")];
 })"""
