@@ -31,6 +31,8 @@ class Registry[T](Mapping[str, T]):
             package = importlib.import_module(self.package)
             for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
                 importlib.import_module(f"{self.package}.{module.name}")
+            # By name, whatever the order in which the modules have imported each other.
+            self._entries = dict(sorted(self._entries.items()))
             self._is_loaded = True
         return self._entries
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config.forgetting import SETTINGS, STRATEGIES, parse_strategies
+from pipelines.config.forgetting import parse_strategies, strategy_words
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
+from pipelines.config.strategy_registry import STRATEGIES, default_sweep_variants
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import retention_eval_configs
@@ -26,15 +27,6 @@ from pipelines.storage.files import write_json
 from pipelines.storage.records import RetentionRecord, SweepTrial, SweepVariant, SweepVariants, read_records
 from pipelines.storage.run_folder import Run
 
-SEARCH_SPACE = {
-    "ewc": ("weight", (1.0, 10.0, 0.1, 100.0)),
-    "si": ("weight", (1.0, 10.0, 0.1, 100.0)),
-    "l2sp": ("weight", (0.01, 0.1, 1.0, 0.001)),
-    "replay": ("fraction", (0.05, 0.1, 0.2, 0.02)),
-    "distill": ("weight", (1.0, 3.0, 0.3, 10.0)),
-    "interpolate": ("max_loss_increase", (0.02, 0.01, 0.005, 0.05)),
-}
-"""The hyperparameter of each strategy, and its values in the order in which they are tried."""
 LR_FACTORS = (1.0, 0.3, 0.1, 0.03)
 """Factors on the learning rate, the hyperparameter of variants without another. A low rate is the baseline to beat."""
 FULL_FINETUNING_LR_FACTOR = 0.1
@@ -118,32 +110,36 @@ class SweepRunner:
 
 def make_trials(job: Job, variant: str, num_trials: int) -> list[Trial]:
     """The first `num_trials` trials of a variant, in the order of the search space."""
-    strategy = next((name for name in parse_strategies(variant) if name in SEARCH_SPACE), None)
+    strategy = next((name for name in parse_strategies(variant) if name in STRATEGIES), None)
     is_full = "full" in variant.split("+")
     if strategy is None:
         rate = float(job.trainer.get("learning_rate", 2e-4)) * (FULL_FINETUNING_LR_FACTOR if is_full else 1.0)
         label, key = "learning_rate", "trainer.learning_rate"
         values = [rate * factor for factor in LR_FACTORS[:num_trials]]
     else:
-        name, space = SEARCH_SPACE[strategy]
-        label, key, values = f"{strategy}.{name}", f"pipeline.forgetting.{strategy}.{name}", list(space[:num_trials])
+        space = STRATEGIES[strategy].search_space
+        label, key = f"{strategy}.{space.key}", f"pipeline.forgetting.{strategy}.{space.key}"
+        values = list(space.values[:num_trials])
     common = (*(("adapter=null",) if is_full else ()), f"pipeline.forgetting.strategy={variant}")
     return [Trial(variant, f"{label}: {value:g}", (*common, f"{key}={value:g}")) for value in values]
 
 
-def parse_variants(text: str) -> list[str]:
-    """The variants of a text such as `none,ewc,replay+distill`, the baseline first.
+def parse_variants(text: str | None) -> list[str]:
+    """The variants of a text such as `none,ewc,replay+distill`, the baseline first; all default variants for None.
 
     Raises ConfigError for an unknown strategy.
     """
+    if text is None:
+        return default_sweep_variants()
+    words = strategy_words()
     variants = [part.strip() for part in text.split(",") if part.strip()]
     for name in (name for variant in variants for name in variant.split("+")):
-        if name not in STRATEGIES:
-            similar = did_you_mean(name, STRATEGIES)
-            advice = f"did you mean {similar}?" if similar else f"the strategies are {', '.join(STRATEGIES)}"
+        if name not in words:
+            similar = did_you_mean(name, words)
+            advice = f"did you mean {similar}?" if similar else f"the strategies are {', '.join(words)}"
             raise ConfigError(f"--strategies: unknown strategy {name!r}; {advice}")
     if not variants:
-        raise ConfigError(f"--strategies is empty; write none,ewc or others of {', '.join(SETTINGS)}")
+        raise ConfigError(f"--strategies is empty; write none,ewc or others of {', '.join(STRATEGIES)}")
     return list(dict.fromkeys([BASELINE, *variants]))
 
 

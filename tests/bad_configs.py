@@ -561,14 +561,14 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "si on a shared base": (
         pipeline("forgetting: si") + "backend: {type: ray, trainer: {fsdp: frozen}}\n",
         2,
-        "of which no worker holds all under fsdp",
+        "not supported with backend.trainer.fsdp",
     ),
     "resource unknown": (section("backend: {type: ray, trainer: {resources_per_worker: {TPU: 1}}}\n"), 15, "TPU"),
     "strategy misspelt": (pipeline("forgetting: ecw"), 2, "unknown strategy 'ecw'; did you mean ewc?"),
     "strategy unknown": (
         pipeline("forgetting: xyzzy+ewc"),
         2,
-        "unknown strategy 'xyzzy'; write auto, none, or one or more of ewc",
+        "unknown strategy 'xyzzy'; write auto, none, or one or more of distill, ewc",
     ),
     "strategy a number": (
         pipeline("forgetting: 3"),
@@ -606,27 +606,27 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "ewc on ia3": (
         adapter("{type: ia3}").replace("  tasks:", "  forgetting: ewc\n  tasks:"),
         2,
-        "ewc works under adapter: {type: lora} or without one",
+        "ewc needs adapter: {type: lora}, or no adapter",
     ),
     "ewc with dora": (
         adapter("{type: lora, use_dora: true}").replace("  tasks:", "  forgetting: ewc\n  tasks:"),
         2,
-        "ewc does not know DoRA's magnitudes",
+        "ewc does not support DoRA",
     ),
     "ewc with pissa": (
         adapter("{type: lora, init_lora_weights: pissa}").replace("  tasks:", "  forgetting: ewc\n  tasks:"),
         2,
-        "ewc holds the adapter at nothing",
+        "ewc penalizes the adapter's ΔW, which is not 0 at the start",
     ),
     "interpolate with biases": (
         adapter("{type: lora, bias_type: all}").replace("  tasks:", "  forgetting: interpolate\n  tasks:"),
         2,
-        "interpolate does not hold the biases that bias_type: all trains",
+        "interpolate does not cover the biases that bias_type: all trains",
     ),
     "si quantized": (
         section("quantization: {bits: 4}\n").replace("  tasks:", "  forgetting: si\n  tasks:"),
         2,
-        "si moves the base's weights",
+        "si trains the base weights temporarily, which is not supported with quantization",
     ),
     "guards word": (pipeline("forgetting: {evals: all}"), 2, "evals: expected bundled, none or evals of your own"),
     "guard kind": (

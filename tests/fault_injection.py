@@ -36,7 +36,7 @@ IMPORTED = (
     "ludwig.api",
     "peft",
     "pipelines.training.trainer",
-    "pipelines.forgetting.build",
+    "pipelines.forgetting.context",
     "pipelines.evaluation.evaluator",
     "pipelines.run",
     "pipelines.report",

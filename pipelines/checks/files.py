@@ -24,8 +24,8 @@ def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             yield from (((*key, split), file) for split, file in task.data.model_dump().items() if file is not None)
     if pipeline.report.sample_prompts:
         yield ("pipeline", "report", "sample_prompts"), pipeline.report.sample_prompts
-    if pipeline.forgetting.replay and pipeline.forgetting.replay.data:
-        yield ("pipeline", "forgetting", "replay", "data"), pipeline.forgetting.replay.data
+    for strategy, setting, file in pipeline.forgetting.row_files():
+        yield ("pipeline", "forgetting", strategy, setting), file
     evals = pipeline.forgetting.evals
     for name, settings in evals.items() if isinstance(evals, dict) else ():
         if not settings.data.startswith(HUB):

@@ -66,7 +66,6 @@ def _check_models(job: Job) -> None:
     """Checks every model that the config names, as far as its files are on this disk."""
     with locate_model_errors(job, "base_model"):
         check_base_model(job.base_model)
-    distill = job.pipeline.forgetting.distill
-    if distill is not None and distill.teacher is not None:
-        with locate_model_errors(job, "pipeline", "forgetting", "distill", "teacher"):
-            check_base_model(distill.teacher)
+    for strategy, key, name in job.pipeline.forgetting.model_names():
+        with locate_model_errors(job, "pipeline", "forgetting", strategy, key):
+            check_base_model(name)

@@ -18,9 +18,7 @@ from pipelines.sweep import SweepRunner, parse_variants
 @overrides_argument
 @click.option(
     "--strategies",
-    default="none,ewc,si,replay,distill,replay+distill,l2sp,interpolate",
-    show_default=True,
-    help="The strategies to compare; + combines two.",
+    help="The strategies to compare; + combines two. [default: none and every strategy]",
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds per strategy.")
 @click.option(
@@ -31,7 +29,9 @@ from pipelines.sweep import SweepRunner, parse_variants
     help="Hyperparameter values to try per strategy.",
 )
 @click.option("--name", help="The folder in runs/. [default: the config's name and -sweep]")
-def sweep(config: Path, overrides: tuple[str, ...], strategies: str, seeds: int, trials: int, name: str | None) -> None:
+def sweep(
+    config: Path, overrides: tuple[str, ...], strategies: str | None, seeds: int, trials: int, name: str | None
+) -> None:
     """Compare forgetting strategies on the same data, seeds and budget.
 
     \b

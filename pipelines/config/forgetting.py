@@ -1,108 +1,16 @@
-"""The `forgetting:` section: what a run must not forget (retention evals), and what keeps it from forgetting (strategies)."""
+"""The section `pipeline.forgetting`: the retention evals that measure forgetting, and the strategies against it."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, create_model, field_validator, model_validator
 
-from pipelines.config.base import Count, Fraction, NotNegative, Positive, Section, Text
+from pipelines.config.base import Count, Positive, Section, Text
 from pipelines.config.messages import did_you_mean
-
-
-class Ewc(Section):
-    """Elastic weight consolidation: weights that general text depends on are held by a spring.
-
-    Kirkpatrick et al. 2017, arXiv:1612.00796; the Fisher information is taken at the base, on general text.
-    """
-
-    weight: NotNegative = 1.0
-    """λ. At 1 a nat of divergence from the base, as the Fisher information foresees it, weighs as much as a nat of
-    the tasks' loss."""
-    fisher_samples: Count = 256
-    """Sequences of general text that the Fisher information is averaged over."""
-    fisher: Literal["factored", "kronecker"] = "factored"
-    """Under an adapter: rows × columns, or Kronecker factors. Without one it is the diagonal."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """γ of online EWC: what the earlier jobs' importance keeps (`continue_from`)."""
-
-
-class Si(Section):
-    """Synaptic intelligence: weights that a short pass over general text moved to good effect are held.
-
-    Zenke et al. 2017, arXiv:1703.04200.
-    """
-
-    weight: NotNegative = 1.0
-    """c."""
-    damping: Positive = 0.1
-    """ξ, in units of the mean squared move: how little a weight may move and still count as important."""
-    importance_steps: Count = 24
-    """Steps of the pass over general text, each of 8 sequences."""
-
-
-class Replay(Section):
-    """General instructions with the base's own answers, trained among the tasks."""
-
-    fraction: Fraction = 0.05
-    """Of all supervised tokens."""
-    data: Text | None = None
-    """A file of rows with `prompt` and `completion`. None: the bundled instructions, answered by the base."""
-
-
-class Distill(Section):
-    """The tuned model is pulled towards the answers that the base would give: KL(base ‖ tuned) per token.
-
-    Hinton et al. 2015, arXiv:1503.02531.
-    """
-
-    weight: NotNegative = 1.0
-    """α. At 1 a nat of divergence weighs as much as a nat of the tasks' loss."""
-    temperature: Positive = 1.0
-    apply_to: Literal["general", "task", "both"] = "general"
-    """general: on general rows (those of replay, or the same kind of rows); task: on the tasks' own rows, which it
-    works against."""
-    fraction: Fraction = 0.05
-    """Of general rows in the supervised tokens where there is no replay."""
-    teacher: Text | None = None
-    """Another model with the same tokenizer, taught on the tasks' rows. None: the base."""
-    top_k: Count = 64
-    """Tokens of a teacher's distribution that are kept; the rest is one bucket."""
-
-    @model_validator(mode="after")
-    def _every_setting_has_its_use(self) -> Self:
-        usual = type(self).model_fields
-        if self.teacher is not None and self.apply_to != "task":
-            raise ValueError("a teacher knows the tasks' rows only; write apply_to: task")
-        if self.teacher is None and self.top_k != usual["top_k"].default:
-            raise ValueError("top_k has no effect without a teacher; take it out")
-        if self.apply_to == "task" and self.fraction != usual["fraction"].default:
-            raise ValueError("fraction has no effect with apply_to: task, which draws no general rows; take it out")
-        return self
-
-
-class L2sp(Section):
-    """Distance from the base's weights costs, alike for all. Li et al. 2018, arXiv:1802.01483."""
-
-    weight: NotNegative = 0.01
-    """Per unit of squared distance, halved."""
-
-
-class Interpolate(Section):
-    """Weights between base and tuned, chosen after training. Wortsman et al. 2022, arXiv:2109.01903."""
-
-    max_loss_increase: NotNegative = 0.02
-    """Nats per token of loss on general text that may be lost; the largest scale within it is taken."""
-    scale: Annotated[float, Field(ge=0, le=1)] | None = None
-    """This scale instead, whatever it loses."""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if self.scale is not None and self.max_loss_increase != type(self)().max_loss_increase:
-            raise ValueError("max_loss_increase has no effect beside scale; take one of them out")
-        return self
-
+from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySettings
 
 HUB = "hub:"
 """What the data of a retention eval begin with that are a file of a data set on the hub: hub:OWNER/NAME/FILE."""
@@ -150,43 +58,84 @@ BUNDLED: dict[str, tuple[RetentionEvalKind, str]] = {
 }
 """The retention evals of `evals: bundled`: kind, and file in data/."""
 
-SETTINGS: dict[str, type[Section]] = {
-    "ewc": Ewc,
-    "si": Si,
-    "replay": Replay,
-    "distill": Distill,
-    "l2sp": L2sp,
-    "interpolate": Interpolate,
-}
-BASELINE_LABELS = ("multitask", "full", "peft")
-"""What a job's tasks and adapter already are, named so that they can be compared."""
-AUTO: dict[str, Section] = {"replay": Replay(fraction=0.1), "distill": Distill(weight=3.0)}
-"""What `auto` stands for, but where `resolve_auto` says otherwise; docs/forgetting.md has the measurements."""
-STRATEGIES = ("auto", "none", *SETTINGS, *BASELINE_LABELS)
+BASELINE_LABELS = ("none", "multitask", "full", "peft")
+"""Values of `strategy` that are no strategies: they name the baseline, or what the job's tasks and adapter already are."""
+AUTO: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
+"""The strategies and settings that `auto` stands for, except where `resolve_auto` says otherwise; measured in docs/forgetting.md."""
+
+
+def strategy_words() -> list[str]:
+    """Returns every word that may stand in `strategy`."""
+    return ["auto", "none", *STRATEGIES, *(label for label in BASELINE_LABELS if label != "none")]
 
 
 def parse_strategies(strategy: str) -> list[str]:
-    """The strategies that a word of the YAML names, `auto` and `none` resolved: `ewc+replay` are two."""
+    """Returns the strategies and labels of a value such as `ewc+replay`; `auto` is replaced by what it stands for, `none` left out."""
     words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
 def resolve_auto(adapter: bool, continued: bool) -> str:
-    """How a job's `auto` is written out. Where every weight of a base is trained, going back afterwards keeps more for less."""
+    """Returns the strategy that `auto` stands for in a job.
+
+    Where every weight of a base is trained, interpolation after training preserves more at a lower cost.
+    """
     return "auto" if adapter or continued else "interpolate"
 
 
-class Forgetting(Section):
+def job_traits(section: Any, ludwig: Mapping[str, Any]) -> JobTraits:
+    """Returns the traits of a job from its section `pipeline:` and the rest of its config, both possibly invalid."""
+    section = section if isinstance(section, dict) else {}
+    tasks, adapter, backend = section.get("tasks"), ludwig.get("adapter"), ludwig.get("backend")
+    workers = backend.get("trainer") if isinstance(backend, dict) else None
+    forgetting = section.get("forgetting", {})
+    strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else forgetting
+    return JobTraits(
+        adapter=adapter if isinstance(adapter, dict) or adapter is None else {},
+        is_quantized=bool(ludwig.get("quantization")),
+        is_base_sharded=isinstance(workers, dict) and bool(workers.get("fsdp")),
+        continues_run=section.get("continue_from") is not None,
+        num_tasks=len(tasks) if isinstance(tasks, dict) else None,
+        strategies=parse_strategies(strategy) if isinstance(strategy, str) else (),
+    )
+
+
+def strategy_conflicts(job: JobTraits) -> dict[str, str]:
+    """Returns the strategies and labels that cannot be used in a job, each with the reason and what to write instead."""
+    conflicts = {name: spec.conflict(job) for name, spec in STRATEGIES.items()}
+    if job.num_tasks is not None and job.num_tasks < 2:
+        conflicts["multitask"] = "multitask needs two tasks or more"
+    if job.adapter is not None:
+        conflicts["full"] = "full trains every weight; take the section adapter out"
+    else:
+        conflicts["peft"] = "peft needs the section adapter, as in adapter: {type: lora, r: 16}"
+    return {name: reason for name, reason in conflicts.items() if reason is not None}
+
+
+if TYPE_CHECKING:
+
+    class _StrategySections(Section):
+        strategy: str = "auto"
+else:
+    # One optional section per registered strategy.
+    _StrategySections = create_model(
+        "_StrategySections",
+        __base__=Section,
+        strategy=(str, "auto"),
+        **{
+            name: (spec.settings | None, Field(None, description=f"Settings of the strategy {name} ({spec.title})."))
+            for name, spec in STRATEGIES.items()
+        },
+    )
+
+
+class Forgetting(_StrategySections):
     """`forgetting: ewc` is short for `forgetting: {strategy: ewc}`."""
 
-    strategy: str = "auto"
-    """auto, none, one of SETTINGS or BASELINE_LABELS, or several joined by +."""
-    ewc: Ewc | None = None
-    si: Si | None = None
-    replay: Replay | None = None
-    distill: Distill | None = None
-    l2sp: L2sp | None = None
-    interpolate: Interpolate | None = None
+    strategy: str = Field(
+        default="auto",
+        description="auto, none, a strategy, or several joined by +; peft, full and multitask are labels for reports.",
+    )
     evals: Annotated[
         Annotated[Literal["bundled", "none"], Tag("<word>")]
         | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], RetentionEvalSettings], Tag("<evals>")],
@@ -210,27 +159,22 @@ class Forgetting(Section):
     @field_validator("strategy")
     @classmethod
     def _known(cls, strategy: str, info: ValidationInfo) -> str:
-        """The context's `refused` are the strategies that the rest of the job contradicts: none of them is suggested."""
-        possible = [word for word in STRATEGIES if word not in (info.context or {}).get("refused", ())]
+        """The context's `refused` are the strategies that conflict with the rest of the job; they are not suggested."""
+        possible = [word for word in strategy_words() if word not in (info.context or {}).get("refused", ())]
         for word in re.split(r"\s*\+\s*", strategy.strip()):
-            if word not in STRATEGIES:
+            if word not in strategy_words():
                 near = did_you_mean(word, possible)
-                named = ", ".join(word for word in possible if word not in ("auto", "none"))
-                alone = f"write auto, none, or one or more of {named}, joined by +"
-                advice = f"did you mean {near}?" if near else alone
-                raise ValueError(f"unknown strategy {word!r}; {advice}")
+                combinable = ", ".join(word for word in possible if word not in ("auto", "none"))
+                choices = f"write auto, none, or one or more of {combinable}, joined by +"
+                raise ValueError(f"unknown strategy {word!r}; {f'did you mean {near}?' if near else choices}")
         return strategy
 
     @model_validator(mode="after")
     def _every_setting_has_its_use(self) -> Self:
-        for name in SETTINGS:
+        for name in STRATEGIES:
             if getattr(self, name) is not None and name not in self.strategies:
                 both = f"write strategy: {self._with(name)} to use it"
                 raise ValueError(f"{name} has settings, but strategy is {self.strategy}; take {name} out, or {both}")
-        if "replay" in self.strategies and self.distill and self.distill.fraction != Distill().fraction:
-            raise ValueError(
-                "distill.fraction has no effect beside replay, whose rows it takes; write replay: {fraction: …}"
-            )
         if self.evals == {}:
             raise ValueError("evals is empty; write evals: none, or evals: bundled")
         if self.eval_steps is not None and self.evals == "none":
@@ -264,6 +208,28 @@ class Forgetting(Section):
         return list(BUNDLED) if self.evals == "bundled" else []
 
     def settings(self, name: str) -> Any:
-        """The knobs of a strategy, defaults filled in."""
-        chosen_by_auto = AUTO.get(name) if "auto" in re.split(r"\s*\+\s*", self.strategy.strip()) else None
-        return getattr(self, name) or chosen_by_auto or SETTINGS[name]()
+        """Returns the settings of a strategy: those of the YAML, else those of `auto`, else the defaults."""
+        if (settings := getattr(self, name)) is not None:
+            return settings
+        is_auto = "auto" in re.split(r"\s*\+\s*", self.strategy.strip())
+        return STRATEGIES[name].settings(**AUTO.get(name, {}) if is_auto else {})
+
+    def unused_settings(self, job: JobTraits) -> Iterator[tuple[str, str, str]]:
+        """Yields each setting in the YAML that has no effect in `job`: strategy, key, and the rest of the sentence."""
+        for name, settings in self._sections():
+            yield from ((name, key, reason) for key, reason in settings.unused_keys(job))
+
+    def row_files(self) -> Iterator[tuple[str, str, str]]:
+        """Yields the files of rows that the strategies' settings name: strategy, key, file."""
+        for name, settings in self._sections():
+            yield from ((name, key, file) for key in settings.row_files if (file := getattr(settings, key)) is not None)
+
+    def model_names(self) -> Iterator[tuple[str, str, str]]:
+        """Yields the models that the strategies' settings name: strategy, key, name."""
+        for name, settings in self._sections():
+            yield from (
+                (name, key, model) for key in settings.model_keys if (model := getattr(settings, key)) is not None
+            )
+
+    def _sections(self) -> Iterator[tuple[str, StrategySettings]]:
+        return ((name, settings) for name in STRATEGIES if (settings := getattr(self, name)) is not None)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from pipelines.config.base import Count, Fraction, Positive, Section, Text
-from pipelines.config.forgetting import Forgetting, resolve_auto
+from pipelines.config.forgetting import Forgetting, job_traits, resolve_auto, strategy_conflicts
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_checks import check_ludwig_config
 from pipelines.config.messages import did_you_mean
@@ -269,9 +269,10 @@ def _pipeline(document: Document, ludwig: dict[str, Any], hints: KeyHints) -> tu
     section = document.value.get("pipeline", {})
     problems: list[Problem] = []
     pipeline = None
-    context = {"refused": set(_check_strategy_requirements(section, ludwig))}
+    expanded = _expand_auto(section, ludwig)
+    context = {"refused": set(strategy_conflicts(job_traits(expanded, ludwig)))}
     try:
-        pipeline = Pipeline.model_validate(_expand_auto(section, ludwig), context=context)
+        pipeline = Pipeline.model_validate(expanded, context=context)
     except ValidationError as error:
         found = [(error_path(details), details) for details in error.errors(include_url=False)]
         problems += [
@@ -346,70 +347,22 @@ def _gates_without_task(pipeline: Pipeline, document: Document) -> list[Problem]
     return problems
 
 
-def _check_strategy_requirements(section: Any, ludwig: dict[str, Any]) -> dict[str, str]:
-    """Strategies that this job's tasks or adapter contradict, and why."""
-    tasks = section.get("tasks") if isinstance(section, dict) else None
-    adapter = ludwig.get("adapter")
-    kind = adapter.get("type") if isinstance(adapter, dict) else None
-    wrong: dict[str, str | bool] = {
-        "multitask": isinstance(tasks, dict) and len(tasks) < 2 and "multitask needs two tasks or more",
-        "full": adapter is not None and "full trains every weight; take the section adapter out",
-        "peft": adapter is None and "peft needs the section adapter, as in adapter: {type: lora, r: 16}",
-    }
-    for name in ("ewc", "si", "l2sp", "interpolate"):
-        wrong[name] = (
-            adapter is not None and kind != "lora" and f"{name} works under adapter: {{type: lora}} or without one"
-        )
-        if isinstance(adapter, dict) and adapter.get("use_dora"):
-            wrong[name] = f"{name} does not know DoRA's magnitudes; write use_dora: false"
-        elif isinstance(adapter, dict) and adapter.get("bias_type", "none") != "none":
-            wrong[name] = (
-                f"{name} does not hold the biases that bias_type: {adapter['bias_type']} trains; write bias_type: none"
-            )
-        elif (
-            isinstance(adapter, dict)
-            and name != "interpolate"
-            and adapter.get("init_lora_weights") in ("pissa", "olora")
-        ):
-            begins = f"{name} holds the adapter at nothing, which is the base only where it begins there"
-            wrong[name] = f"{begins}; write init_lora_weights: default"
-    if ludwig.get("quantization"):
-        wrong["si"] = (
-            "si moves the base's weights for a while, which quantized ones cannot; take ewc, or no quantization"
-        )
-    workers = ludwig["backend"].get("trainer") if isinstance(ludwig.get("backend"), dict) else None
-    if isinstance(workers, dict) and workers.get("fsdp"):
-        moves = "si moves the base's weights for a while, of which no worker holds all under fsdp"
-        wrong["si"] = wrong["si"] or f"{moves}; take ewc, or no fsdp"
-    return {name: why for name, why in wrong.items() if isinstance(why, str)}
-
-
 def _without_effect(pipeline: Pipeline, ludwig: dict[str, Any], document: Document) -> list[Problem]:
     """What stands in `pipeline:` and contradicts the rest of the job, or would change nothing in it."""
-    forgetting, place = pipeline.forgetting, ("pipeline", "forgetting")
-    wrong = _check_strategy_requirements(document.value["pipeline"], ludwig)
+    forgetting = pipeline.forgetting
+    traits = job_traits(_expand_auto(document.value["pipeline"], ludwig), ludwig)
+    conflicts = strategy_conflicts(traits)
     problems = [
-        document.problem(f"pipeline.forgetting.strategy: {wrong[name]}", *place, "strategy")
+        document.problem(f"pipeline.forgetting.strategy: {conflicts[name]}", "pipeline", "forgetting", "strategy")
         for name in forgetting.strategies
-        if name in wrong
+        if name in conflicts
     ]
-
-    def idle(key: str, why: str, *path: str) -> None:
-        problems.append(document.problem(f"pipeline.{key} has no effect {why}; take it out", "pipeline", *path))
-
     if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
-        idle("split", "where every task names a file for each split", "split")
-    ewc = forgetting.ewc
-    if ewc and ewc.gamma != 1 and pipeline.continue_from is None:
-        idle(
-            "forgetting.ewc.gamma",
-            "without pipeline.continue_from: it weighs the earlier jobs",
-            "forgetting",
-            "ewc",
-            "gamma",
-        )
-    if ewc and ewc.fisher == "kronecker" and ludwig.get("adapter") is None:
-        idle("forgetting.ewc.fisher", "without an adapter, where it is the diagonal", "forgetting", "ewc", "fisher")
+        message = "pipeline.split has no effect where every task names a file for each split; take it out"
+        problems.append(document.problem(message, "pipeline", "split"))
+    for strategy, key, reason in forgetting.unused_settings(traits):
+        message = f"pipeline.forgetting.{strategy}.{key} has no effect {reason}"
+        problems.append(document.problem(message, "pipeline", "forgetting", strategy, key))
     return problems
 
 

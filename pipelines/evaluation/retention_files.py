@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.config.forgetting import BUNDLED, HUB, Forgetting, RetentionEvalSettings
+from pipelines.config.strategy_registry import STRATEGIES
 from pipelines.data.readers import RowErrors, numbered_rows, text_column
 from pipelines.data.templates import check_system_is_constant, describe_columns, fill_nonempty, to_text
 from pipelines.errors import DataError, Problem
@@ -146,9 +147,9 @@ def _what_is_wrong(row: Mapping[str, Any], error: ValidationError) -> str:
 def check_retention_evals(forgetting: Forgetting) -> None:
     """Raises DataError for a guard, or a replay file, that is missing, empty or of another form, or for a guard whose metric of
     the user's fails on its first row. Loads no model."""
-    if forgetting.replay and forgetting.replay.data:
-        for name in ("prompt", "completion"):
-            read_text_column(Path(forgetting.replay.data), name)
+    for strategy, key, file in forgetting.row_files():
+        for column in STRATEGIES[strategy].settings.row_files[key]:
+            read_text_column(Path(file), column)
     for name, guard in retention_eval_configs(forgetting).items():
         if guard.kind == "multiple_choice":
             read_multiple_choice(resolve_data_file(guard))

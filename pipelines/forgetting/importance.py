@@ -1,57 +1,58 @@
-"""Importance files: what was measured once for a model and a text serves every later run on them."""
+"""Importance files: the importance of a model's weights for a text is measured once and read by every later run on both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
-from pipelines.forgetting.penalty import KroneckerFactors
+from pipelines.forgetting.penalty import Importance, KroneckerFactors
 from pipelines.storage.files import write_tensors
 
 FORMAT = "2"
 OUTPUT, INPUT = "/output", "/input"
 
-Importance = Mapping[str, torch.Tensor] | Mapping[str, KroneckerFactors]
 
-
-def save_importance(path: Path, importance: Importance, model: str) -> None:
-    """`model`: the fingerprint of the weights that it was measured at. The file appears when it is whole."""
+def save_importance(path: Path, importance: Importance, model_id: str) -> None:
+    """Writes an importance file atomically. `model_id` is the fingerprint of the weights at which it was measured."""
     tensors: dict[str, torch.Tensor] = {}
     for name, value in importance.items():
         if isinstance(value, KroneckerFactors):
             tensors |= {name + OUTPUT: value.output, name + INPUT: value.input}
         else:
             tensors[name] = value
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(path, whole, {"format": FORMAT, "model": model})
+    cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(path, cpu_tensors, {"format": FORMAT, "model": model_id})
 
 
-def load_importance(path: Path, model: str) -> Importance:
-    """Raises RunError for a file that is no importance file, or one of another model."""
+def load_importance(path: Path, model_id: str) -> Importance:
+    """Reads an importance file. Raises RunError where it is damaged, of another version of alfine, or of another model."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping, has no iterator
     except (OSError, SafetensorError):
-        raise RunError(f"{path}: is no importance file, or not a whole one; delete it and run the job again") from None
-    if metadata.get("format") != FORMAT:
-        raise RunError(f"{path}: is an importance file of another alfine; delete it and run the job again")
-    if metadata.get("model") != model:
         raise RunError(
-            f"{path}: was measured on another model ({metadata.get('model')}, this one is {model}); leave it out"
+            f"{path} is not a valid importance file, or is truncated; delete it and run the job again"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise RunError(f"{path} is an importance file of another version of alfine; delete it and run the job again")
+    if metadata.get("model") != model_id:
+        raise RunError(
+            f"{path} was measured on another model ({metadata.get('model')}, this one is {model_id}); delete it and run the "
+            f"job again"
         )
-    names = [name.removesuffix(OUTPUT) for name in tensors if name.endswith(OUTPUT)]
-    if names:
-        return {name: KroneckerFactors(tensors[name + OUTPUT], tensors[name + INPUT]) for name in names}
+    modules = [name.removesuffix(OUTPUT) for name in tensors if name.endswith(OUTPUT)]
+    if modules:
+        return {module: KroneckerFactors(tensors[module + OUTPUT], tensors[module + INPUT]) for module in modules}
     return tensors
 
 
-def load_or_compute(path: Path, model: str, measure: Callable[[], Importance]) -> Importance:
-    """The file's importance, measured and written first where it is not there yet."""
+def load_or_compute(path: Path, model_id: str, measure: Callable[[], Importance]) -> Importance:
+    """Returns the importance in the file `path`, which is measured and written first where the file is missing."""
     if not path.exists():
-        save_importance(path, measure(), model)
-    return load_importance(path, model)
+        save_importance(path, measure(), model_id)
+    return load_importance(path, model_id)

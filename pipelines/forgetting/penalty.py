@@ -1,26 +1,26 @@
-"""Springs on the weights: a quadratic cost of moving away from where the job starts.
+"""Quadratic penalties on the distance from the weights that a job starts from.
 
-Under LoRA the spring holds the product ΔW = s·B·A, never A and B by themselves: at the start B is 0, and (cB, A/c) is
-the same ΔW with other factors. Without an adapter it holds each weight.
+Under LoRA the penalty is on the product ΔW = s·B·A, not on A and B: at the start B is 0, and (cB, A/c) is the same ΔW with
+other factors. Without an adapter it is on each weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pipelines.errors import ConfigError
-from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import disabled_adapter_is_base
 
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """Importance of a matrix [out, in]: `output[i] * input[j]`, or with matrices the Kronecker product of both.
+    """The importance of a matrix [out, in] in two factors: `output[i] * input[j]`, or with matrices their Kronecker product.
 
-    `output` fp32 [out] or [out, out]; `input` fp32 [in] or [in, in]. A scalar (shape []) holds all alike.
+    `output` fp32 [out] or [out, out]; `input` fp32 [in] or [in, in]. A scalar (shape []) stands for a constant factor.
     """
 
     output: torch.Tensor
@@ -30,16 +30,20 @@ class KroneckerFactors:
         return KroneckerFactors(self.output.to(device), self.input.to(device))
 
 
-def _apply_factor(metric: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """metric @ matrix, of one or of a stack, where the metric may be a diagonal or one number."""
-    if metric.ndim == matrix.ndim:
-        return metric @ matrix
-    return metric[..., None] * matrix if metric.ndim == matrix.ndim - 1 else metric * matrix
+Importance = Mapping[str, torch.Tensor] | Mapping[str, KroneckerFactors]
+"""The importance of every trained weight by its name, in its shape; under LoRA that of every adapted matrix by its module."""
+
+
+def _apply_factor(factor: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Returns factor @ matrix for one matrix or a stack of them, where the factor may be a diagonal or a scalar."""
+    if factor.ndim == matrix.ndim:
+        return factor @ matrix
+    return factor[..., None] * matrix if factor.ndim == matrix.ndim - 1 else factor * matrix
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One adapted matrix: ΔW = scaling · lora_B @ lora_A, `lora_B` [out, r], `lora_A` [r, in]."""
+    """One adapted matrix: ΔW = scaling · lora_B @ lora_A, with `lora_B` [out, r] and `lora_A` [r, in]."""
 
     module: str
     lora_B: torch.nn.Parameter
@@ -48,7 +52,7 @@ class LoraPair:
 
 
 def lora_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
-    """Every matrix that a PEFT LoRA adapts. `module` is its name in the base model."""
+    """Yields every matrix that a PEFT LoRA adapts. `module` is its name in the base model."""
     for name, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue
@@ -62,20 +66,26 @@ def lora_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
 
 
 def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
-    """Those of `lora_pairs` that training moves; one that `layers_to_freeze_regex` holds stays at ΔW = 0 by itself."""
+    """Yields those of `lora_pairs` that are trained; a pair that `layers_to_freeze_regex` freezes stays at ΔW = 0."""
     return (pair for pair in lora_pairs(model) if pair.lora_B.requires_grad)
 
 
-def refuse_others(name: str, model: torch.nn.Module) -> None:
-    """Raises ConfigError where an adapter trains something that the penalty would not hold, or where the adapter does
-    not begin at ΔW = 0: `name` would then protect the base in appearance only."""
-    held = {id(weight) for pair in lora_pairs(model) for weight in (pair.lora_B, pair.lora_A)}
-    others = [place for place, weight in model.named_parameters() if weight.requires_grad and id(weight) not in held]
-    if others:
-        what = others[0].removeprefix("base_model.model.").replace(".default", "")
+def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
+    """Raises ConfigError where the penalty of the strategy `name` would not protect the base.
+
+    That is where an adapter trains a weight that the penalty does not cover, or where the initial adapter is not ΔW = 0.
+    """
+    anchored = {id(weight) for pair in lora_pairs(model) for weight in (pair.lora_B, pair.lora_A)}
+    uncovered = [
+        weight_name
+        for weight_name, weight in model.named_parameters()
+        if weight.requires_grad and id(weight) not in anchored
+    ]
+    if uncovered:
+        weight_name = uncovered[0].removeprefix("base_model.model.").replace(".default", "")
         raise ConfigError(
-            f"pipeline.forgetting.strategy: {name} holds LoRA's matrices of linear layers, and {what} is trained as well; "
-            f"take it out of adapter.target_modules, or take replay+distill"
+            f"pipeline.forgetting.strategy: {name} covers LoRA's matrices of linear layers, and {weight_name} is trained as "
+            f"well; take it out of adapter.target_modules, or take replay+distill"
         )
     if not disabled_adapter_is_base(model):
         raise ConfigError(
@@ -85,129 +95,172 @@ def refuse_others(name: str, model: torch.nn.Module) -> None:
 
 
 def cost_and_gradients(
-    up: torch.Tensor, down: torch.Tensor, scaling: float, importance: KroneckerFactors
+    lora_B: torch.Tensor, lora_A: torch.Tensor, scaling: float, importance: KroneckerFactors
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """½ Σ F_ij ΔW_ij² and its gradients by `up` [..., out, r] and `down` [..., r, in], without ΔW itself: O((out + in) r²).
+    """Returns ½ Σ F_ij ΔW_ij² and its gradients by `lora_B` [..., out, r] and `lora_A` [..., r, in].
 
-    With F = output ⊗ input it is ½ s² ⟨Bᵀ R B, A C Aᵀ⟩.
+    ΔW itself is not computed. With F = output ⊗ input the cost is ½ s² ⟨Bᵀ·output·B, A·input·Aᵀ⟩, in O((out + in) r²).
     """
-    held_up, held_down = _apply_factor(importance.output, up), _apply_factor(importance.input, down.mT)
-    left, right = up.mT @ held_up, down @ held_down
-    cost = scaling**2 / 2 * (left * right).sum()
-    return cost, scaling**2 * (held_up @ right), scaling**2 * (left @ held_down.mT)
+    weighted_B, weighted_A = _apply_factor(importance.output, lora_B), _apply_factor(importance.input, lora_A.mT)
+    gram_B, gram_A = lora_B.mT @ weighted_B, lora_A @ weighted_A
+    cost = scaling**2 / 2 * (gram_B * gram_A).sum()
+    return cost, scaling**2 * (weighted_B @ gram_A), scaling**2 * (gram_B @ weighted_A.mT)
 
 
-class LoraQuadraticPenalty(Strategy):
-    """strength/2 · Σ F ΔW² as a gradient beside that of the tasks."""
+class LoraQuadraticPenalty:
+    """weight/2 · Σ F ΔW² as a gradient that is added to that of the tasks. `cost` is its value in the last step, in nats."""
 
-    def __init__(self, name: str, strength: float, importance: Mapping[str, KroneckerFactors] | None) -> None:
-        """`importance` by module; None holds every adapted matrix alike."""
-        self.name, self.strength, self.importance = name, strength, importance
-        self.cost = 0.0
+    grad_norm = 0.0
 
-    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        refuse_others(self.name, model)
-        # Matrices of a shape go through the arithmetic together: hundreds of small products would cost more than a step may.
-        alike: dict[object, list[LoraPair]] = {}
+    def __init__(
+        self, model: torch.nn.Module, weight: float, importance: Mapping[str, KroneckerFactors] | None
+    ) -> None:
+        """`importance` by module; None weighs every entry of every adapted matrix with 1."""
+        self.weight, self.cost = weight, 0.0
+        # Pairs of the same shape are computed as one stack: hundreds of small products would take longer than the step.
+        by_shape: dict[object, list[LoraPair]] = {}
         for pair in trained_pairs(model):
-            alike.setdefault((pair.lora_B.shape, pair.lora_A.shape, pair.scaling), []).append(pair)
-        self.held = [(pairs, self._stacked(pairs)) for pairs in alike.values()]
-
-    def _stacked(self, pairs: Sequence[LoraPair]) -> KroneckerFactors:
-        if self.importance is None:
-            one = torch.ones((), device=pairs[0].lora_B.device)
-            return KroneckerFactors(one, one)
-        each = [self.importance[pair.module] for pair in pairs]
-        stacked = KroneckerFactors(torch.stack([one.output for one in each]), torch.stack([one.input for one in each]))
-        return stacked.to(pairs[0].lora_B.device)
+            by_shape.setdefault((pair.lora_B.shape, pair.lora_A.shape, pair.scaling), []).append(pair)
+        self.stacks = [(pairs, _stack(pairs, importance)) for pairs in by_shape.values()]
 
     def add_gradients(self) -> None:
-        if not self.strength:
+        if not self.weight or not self.stacks:
             return
-        cost = torch.zeros((), device=self.held[0][0][0].lora_B.device)
-        for pairs, importance in self.held:
-            up, down = (torch.stack([weight.detach().float() for weight in some]) for some in _both(pairs))
-            part, *gradients = cost_and_gradients(up, down, pairs[0].scaling, importance)
-            cost += part
-            for weights, gradient in zip(_both(pairs), gradients, strict=True):
-                for weight, its in zip(weights, gradient, strict=True):
-                    if not weight.requires_grad:
-                        continue
-                    if weight.grad is None:  # no row of this step has used it
-                        weight.grad = torch.zeros_like(weight)
-                    weight.grad.add_(its.to(weight.grad.dtype), alpha=self.strength)
-        self.cost = float(cost) * self.strength
+        cost = torch.zeros((), device=self.stacks[0][0][0].lora_B.device)
+        for pairs, importance in self.stacks:
+            both = [pair.lora_B for pair in pairs], [pair.lora_A for pair in pairs]
+            lora_B, lora_A = (torch.stack([matrix.detach().float() for matrix in matrices]) for matrices in both)
+            stack_cost, *gradients = cost_and_gradients(lora_B, lora_A, pairs[0].scaling, importance)
+            cost += stack_cost
+            for matrices, stacked_gradients in zip(both, gradients, strict=True):
+                for matrix, gradient in zip(matrices, stacked_gradients, strict=True):
+                    self._add_gradient(matrix, gradient)
+        self.cost = float(cost) * self.weight
 
-    def metrics(self) -> dict[str, float]:
-        return {self.name: self.cost}
+    def _add_gradient(self, matrix: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+        if not matrix.requires_grad:
+            return
+        if matrix.grad is None:  # no row of this step has used the matrix
+            matrix.grad = torch.zeros_like(matrix)
+        matrix.grad.add_(gradient.to(matrix.grad.dtype), alpha=self.weight)
+
+    def after_step(self) -> None:
+        """Does nothing: the penalty is part of the gradient."""
 
 
-def _both(pairs: Sequence[LoraPair]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    return [pair.lora_B for pair in pairs], [pair.lora_A for pair in pairs]
+def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, KroneckerFactors] | None) -> KroneckerFactors:
+    """Returns the importance of pairs of one shape with a leading dimension [len(pairs)]."""
+    if importance is None:
+        constant = torch.ones((), device=pairs[0].lora_B.device)
+        return KroneckerFactors(constant, constant)
+    factors = [importance[pair.module] for pair in pairs]
+    stacked = KroneckerFactors(
+        torch.stack([factor.output for factor in factors]), torch.stack([factor.input for factor in factors])
+    )
+    return stacked.to(pairs[0].lora_B.device)
 
 
-class ProximalQuadraticPenalty(Strategy):
-    """strength/2 · Σ F (θ − θ₀)² on every weight, as a proximal step behind the optimiser's.
+class ProximalQuadraticPenalty:
+    """weight/2 · Σ F (θ − θ₀)² on every weight, as a proximal step after that of the optimizer.
 
-    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the optimiser's own metric (Adam: √v̂ + ε; plain descent: 1) and η its rate.
-    It rests where the gradient of tasks and spring is zero, as the added gradient would, and no λ makes it unstable.
+    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1) and η its learning rate.
+    The fixed point is that of an added gradient, where the gradients of the tasks and the penalty cancel, and the step is stable
+    for every λ. `cost` is the penalty after the last step, in nats; `grad_norm` the norm of its gradient.
     """
 
-    def __init__(self, name: str, strength: float, importance: Mapping[str, torch.Tensor] | None) -> None:
-        """`importance` by the weight's name, in its shape; None holds every weight alike."""
-        self.name, self.strength, self.importance = name, strength, importance
-        self.cost = 0.0
-
-    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.held = [
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        weight: float,
+        importance: Mapping[str, torch.Tensor] | None,
+    ) -> None:
+        """`importance` by the parameter's name, in its shape; None weighs every parameter with 1."""
+        self.optimizer, self.weight = optimizer, weight
+        self.cost = self.grad_norm = 0.0
+        self.anchored = [
             (
-                weight,
-                weight.detach().clone(),
-                None if self.importance is None else self.importance[name].to(weight.device),
+                parameter,
+                parameter.detach().clone(),
+                None if importance is None else importance[name].to(parameter.device),
             )
-            for name, weight in model.named_parameters()
-            if weight.requires_grad and (self.importance is None or name in self.importance)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (importance is None or name in importance)
         ]
-        self.importance = None
+
+    def add_gradients(self) -> None:
+        """Does nothing: the penalty acts after the optimizer's step."""
 
     @torch.no_grad()
-    def after_step(self, task_gradients: object) -> None:
-        if not self.strength:
+    def after_step(self) -> None:
+        if not self.weight:
             return
-        groups = {id(weight): group for group in self.optimizer.param_groups for weight in group["params"]}
-        cost, pull_squared = torch.zeros(()), torch.zeros(())
-        for weight, anchor, importance in self.held:
-            # In place throughout: these are as many numbers as the model has weights, several times a step.
-            group = groups[id(weight)]
-            pull = self._over_metric(weight, group, self.strength * group["lr"])
-            moved = weight - anchor
-            moved /= pull.mul_(1.0 if importance is None else importance).add_(1)
-            torch.add(anchor, moved, out=weight)
-            force = moved if importance is None else torch.mul(moved, importance, out=pull)
-            cost += (0.5 * self.strength * torch.dot(force.flatten(), moved.flatten())).cpu()
-            pull_squared += (self.strength * force).square().sum().cpu()
-        self.cost, self.penalty_grad_norm = float(cost), float(pull_squared.sqrt())
+        groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
+        cost, squared_norm = torch.zeros(()), torch.zeros(())
+        for parameter, anchor, importance in self.anchored:
+            # In place throughout: these tensors are as large as the model, and the step needs several of them.
+            group = groups[id(parameter)]
+            pull = self._divided_by_metric(parameter, group, self.weight * group["lr"])
+            distance = parameter - anchor
+            distance /= pull.mul_(1.0 if importance is None else importance).add_(1)
+            torch.add(anchor, distance, out=parameter)
+            force = distance if importance is None else torch.mul(distance, importance, out=pull)
+            cost += (0.5 * self.weight * torch.dot(force.flatten(), distance.flatten())).cpu()
+            squared_norm += (self.weight * force).square().sum().cpu()
+        self.cost, self.grad_norm = float(cost), float(squared_norm.sqrt())
 
-    def _over_metric(self, weight: torch.nn.Parameter, group: dict, number: float) -> torch.Tensor:
-        """number / D, in the weight's shape."""
-        state = self.optimizer.state[weight]
+    def _divided_by_metric(
+        self, parameter: torch.nn.Parameter, group: Mapping[str, Any], numerator: float
+    ) -> torch.Tensor:
+        """Returns numerator / D in the parameter's shape."""
+        state = self.optimizer.state[parameter]
         if "exp_avg_sq" not in state:
-            return torch.full_like(weight, number)
+            return torch.full_like(parameter, numerator)
         step = float(state["step"])
         metric: torch.Tensor = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
-        return metric.reciprocal_().mul_(number)
-
-    def metrics(self) -> dict[str, float]:
-        return {self.name: self.cost}
+        return metric.reciprocal_().mul_(numerator)
 
 
-def quadratic_penalty(
-    name: str, strength: float, model_has_adapter: bool, importance: Mapping | None
-) -> LoraQuadraticPenalty | ProximalQuadraticPenalty:
-    """The penalty that fits the job: on ΔW under an adapter, on each weight without one."""
-    return (
-        LoraQuadraticPenalty(name, strength, importance)
-        if model_has_adapter
-        else ProximalQuadraticPenalty(name, strength, importance)
-    )
+class PenaltySet:
+    """The quadratic penalties of one strategy, which act together: on ΔW under LoRA, on each weight without an adapter."""
+
+    def __init__(self, strategy: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """`model` has the weights that the job starts from; `strategy` is the name for error messages."""
+        self.strategy, self.model, self.optimizer = strategy, model, optimizer
+        self.has_lora = any(hasattr(module, "lora_A") for module in model.modules())
+        self._penalties: list[LoraQuadraticPenalty | ProximalQuadraticPenalty] = []
+
+    def add(self, weight: float, importance: Any | None) -> None:
+        """Adds a penalty with `importance` (an `Importance`), None for the same importance everywhere.
+
+        Raises ConfigError for an adapter that the penalty does not fully cover.
+        """
+        if self.has_lora:
+            check_adapter_is_anchored(self.strategy, self.model)
+            self._penalties.append(LoraQuadraticPenalty(self.model, weight, importance))
+        else:
+            self._penalties.append(ProximalQuadraticPenalty(self.model, self.optimizer, weight, importance))
+
+    def __len__(self) -> int:
+        return len(self._penalties)
+
+    def __iter__(self) -> Iterator[LoraQuadraticPenalty | ProximalQuadraticPenalty]:
+        return iter(self._penalties)
+
+    def add_gradients(self) -> None:
+        for penalty in self._penalties:
+            penalty.add_gradients()
+
+    def after_step(self) -> None:
+        for penalty in self._penalties:
+            penalty.after_step()
+
+    @property
+    def cost(self) -> float:
+        """The value of the penalties in the last step, in nats per token."""
+        return sum(penalty.cost for penalty in self._penalties)
+
+    @property
+    def grad_norm(self) -> float:
+        """An upper bound of the norm of the gradient that is equivalent to the proximal steps."""
+        return sum(penalty.grad_norm for penalty in self._penalties)

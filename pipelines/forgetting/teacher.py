@@ -1,16 +1,16 @@
-"""Another model as teacher: its predictions on the tasks' rows, once, cut to the likeliest tokens."""
+"""A teacher model other than the base: its predictions on the tasks' rows, computed once and cut to the top k tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipelines.config.forgetting import Distill as Settings
 from pipelines.console.activity import doing
 from pipelines.errors import ModelError
-from pipelines.forgetting.distill import TopK
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import supervised_logits
@@ -20,44 +20,82 @@ from pipelines.storage.files import write_tensors
 MICRO_BATCH = 8
 
 
-def check_teacher(settings: Settings, base: Path) -> Path:
-    """The teacher's folder. Raises ModelError unless its tokenizer makes the same tokens as the base's."""
-    assert settings.teacher is not None
-    folder = find_base_model(settings.teacher)
-    ours, its = load_tokenizer(base).get_vocab(), load_tokenizer(folder).get_vocab()
-    if ours != its:
-        token = next((token for token in ours if its.get(token) != ours[token]), None) or next(
-            iter(set(its) - set(ours))
-        )
+@dataclass(frozen=True)
+class TopK:
+    """The k most likely tokens of a teacher at each position, the most likely first.
+
+    `tokens` int64 [positions, k]; `log_probs` fp32 [positions, k].
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+
+    @classmethod
+    def from_logits(cls, logits: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
+        """Returns the top k of `logits` [positions, vocabulary]."""
+        log_probs, tokens = F.log_softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
+        return cls(tokens, log_probs)
+
+    def kl_divergence(self, student_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """Returns T²·KL(teacher ‖ student) [positions] over the k tokens and one bucket for the rest of the vocabulary, in nats.
+
+        Without that bucket the gradient would not be zero for a student that equals its teacher.
+        """
+        student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1).gather(-1, self.tokens)
+        kl = (self.log_probs.exp() * (self.log_probs - student_log_probs)).sum(dim=-1)
+        teacher_tail, student_tail = _tail_log_prob(self.log_probs), _tail_log_prob(student_log_probs)
+        return temperature**2 * (kl + teacher_tail.exp() * (teacher_tail - student_tail))
+
+
+def _tail_log_prob(log_probs: torch.Tensor) -> torch.Tensor:
+    """Returns log(1 − Σ p), bounded away from log 0 by the precision of fp32."""
+    return torch.log1p(-log_probs.exp().sum(dim=-1).clamp(max=1 - 1e-6))
+
+
+def find_teacher(name: str, base: Path) -> Path:
+    """Returns the folder of the teacher. Raises ModelError unless its vocabulary is that of the base."""
+    folder = find_base_model(name)
+    base_vocabulary, teacher_vocabulary = load_tokenizer(base).get_vocab(), load_tokenizer(folder).get_vocab()
+    if base_vocabulary != teacher_vocabulary:
+        differing = (token for token, index in base_vocabulary.items() if teacher_vocabulary.get(token) != index)
+        token = next(differing, None) or next(iter(set(teacher_vocabulary) - set(base_vocabulary)))
         raise ModelError(
-            f"pipeline.forgetting.distill.teacher {settings.teacher!r} has another tokenizer than the base (token {token!r} is "
-            f"{its.get(token, 'unknown')} there, {ours.get(token, 'unknown')} here); name a model of the same family"
+            f"pipeline.forgetting.distill.teacher {name!r} has another tokenizer than the base (token {token!r} is "
+            f"{teacher_vocabulary.get(token, 'unknown')} there, {base_vocabulary.get(token, 'unknown')} here); name a model of "
+            f"the same family"
         )
     return folder
 
 
-def cache_teacher_topk(settings: Settings, teacher: Path, rows: TokenSequences, keep: Path) -> dict[bytes, TopK]:
-    """The teacher's distributions at each row's supervised tokens, by the row's `TokenSequences.key`; kept in a file, so
-    that a training that goes on does not ask again."""
-    if not keep.exists():
-        write_tensors(keep, _predict_topk(settings, teacher, rows))
-    kept = load_file(keep)
+def cache_teacher_topk(
+    teacher: Path, rows: TokenSequences, k: int, temperature: float, cache: Path
+) -> dict[bytes, TopK]:
+    """Returns the teacher's top k at the supervised tokens of each sequence, by its `TokenSequences.key`.
+
+    They are read from the file `cache`, which is computed first where it is missing, so that a resumed training does not
+    load the teacher again.
+    """
+    if not cache.exists():
+        write_tensors(cache, _predict_topk(teacher, rows, k, temperature))
+    tensors = load_file(cache)
     parts = zip(
         map(rows.key, range(len(rows))),
-        kept["tokens"].split(rows.supervised_lengths),
-        kept["log_probs"].split(rows.supervised_lengths),
+        tensors["tokens"].split(rows.supervised_lengths),
+        tensors["log_probs"].split(rows.supervised_lengths),
         strict=True,
     )
     return {key: TopK(tokens.long(), log_probs) for key, tokens, log_probs in parts}
 
 
 @torch.no_grad()
-def _predict_topk(settings: Settings, teacher: Path, rows: TokenSequences) -> dict[str, torch.Tensor]:
-    parts = []
+def _predict_topk(teacher: Path, rows: TokenSequences, k: int, temperature: float) -> dict[str, torch.Tensor]:
+    predictions = []
     with doing("the teacher's predictions on the tasks' rows", len(rows)) as activity:
         model = load_causal_lm(teacher, frozen=True).eval()
-        for part in micro_batches(rows, MICRO_BATCH):
-            parts.append(TopK.of(supervised_logits(model, part)[0], settings.top_k, settings.temperature))
-            activity.advance(len(part))
-    tokens, log_probs = zip(*((part.tokens.int().cpu(), part.log_probs.cpu()) for part in parts), strict=True)
-    return {"tokens": torch.cat(tokens), "log_probs": torch.cat(log_probs)}
+        for batch in micro_batches(rows, MICRO_BATCH):
+            predictions.append(TopK.from_logits(supervised_logits(model, batch)[0], k, temperature))
+            activity.advance(len(batch))
+    return {
+        "tokens": torch.cat([prediction.tokens.int().cpu() for prediction in predictions]),
+        "log_probs": torch.cat([prediction.log_probs.cpu() for prediction in predictions]),
+    }

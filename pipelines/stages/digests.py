@@ -47,7 +47,7 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     tasks = pipeline.tasks.items()
     files = _data_files(job, file_digest)
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
-    replay_files = [files[file] for path, file in referenced_files(job) if "replay" in path]
+    strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     pipeline_keys = pipeline.model_dump(mode="json", exclude=dict(NOT_IN_TOKENS))
     tokens = [PREPARED_FORMAT, model_id, pipeline_keys, task_files]
     tokens += [job.max_sequence_length, job.quantization]
@@ -67,7 +67,7 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
         model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_digest), pipeline.continue_from
     )
     in_training = pipeline.forgetting.eval_steps and retention
-    train = digest(*tokens, mixing, trainer, forgetting, [_teacher(job), replay_files], in_training)
+    train = digest(*tokens, mixing, trainer, forgetting, [_strategy_models(job), strategy_files], in_training)
     eval_tuned, eval_tuned_retention = digest(train, eval_base), digest(train, retention)
     report = digest(eval_base, eval_tuned, eval_tuned_retention, scoring, pipeline.report.model_dump(mode="json"))
     return {
@@ -81,13 +81,13 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     }
 
 
-def _teacher(job: Job) -> str | None:
-    """The fingerprint of the teacher of `distill`."""
-    distill = job.pipeline.forgetting.distill
-    if distill is None or distill.teacher is None:
-        return None
-    with locate_model_errors(job, "pipeline", "forgetting", "distill", "teacher"):
-        return fingerprint(find_base_model(distill.teacher))
+def _strategy_models(job: Job) -> list[str]:
+    """The fingerprints of the models that the strategies' settings name, such as a teacher."""
+    fingerprints = []
+    for strategy, key, name in job.pipeline.forgetting.model_names():
+        with locate_model_errors(job, "pipeline", "forgetting", strategy, key):
+            fingerprints.append(fingerprint(find_base_model(name)))
+    return fingerprints
 
 
 def _data_files(job: Job, file_digest: Callable[[Path], str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import retention_records
 from pipelines.evaluation.retention_files import retention_eval_configs
-from pipelines.forgetting.build import JobContext
+from pipelines.forgetting.context import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention

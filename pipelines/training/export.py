@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.forgetting.build import JobContext
+from pipelines.forgetting.context import JobContext
 from pipelines.modeling.base_models import load_tokenizer
 from pipelines.training.ludwig_model import FineTunedLLM
 from pipelines.training.model_card import write_model_card

@@ -14,8 +14,8 @@ from ludwig.globals import set_disable_progressbar
 from pipelines.config.job import Job
 from pipelines.console.activity import doing
 from pipelines.errors import RunError
-from pipelines.forgetting.build import JobContext, build_strategies
-from pipelines.forgetting.interpolate import Between, bisect_scale
+from pipelines.forgetting.build import build_strategies
+from pipelines.forgetting.context import JobContext
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.storage.files import atomic_dir, write_json
@@ -39,11 +39,11 @@ def train_with_ludwig(job: Job, run: Run, base_model: Path, progress: ProgressCa
     context = JobContext(job, run, base_model)
     training_set, validation_set = load_datasets(job, run)
     with process_group.main_process_first():
-        strategies = build_strategies(context, training_set.data.sequences)
+        strategies = build_strategies(context)
         retention_callback = _retention_callback(context)
     callback = LudwigCallback(
         progress,
-        strategies,
+        [strategy for strategy in strategies if strategy.acts_during_training],
         retention_callback,
         auto_batch_size=auto_batch_size(job),
         max_nonfinite_steps=job.pipeline.max_nonfinite_steps,
@@ -57,8 +57,8 @@ def train_with_ludwig(job: Job, run: Run, base_model: Path, progress: ProgressCa
     with atomic_dir(run.path("model")) as staging_dir:
         with doing("saving the model"):
             export_model(model.model, context, history, staging_dir)
-        if "interpolate" in job.pipeline.forgetting.strategies:
-            _interpolate(context, staging_dir, history)
+        for strategy in strategies:
+            history |= strategy.transform_weights(staging_dir)
         write_json(staging_dir / "training.json", history)
         for strategy in strategies:
             strategy.on_train_end(fingerprint(staging_dir))
@@ -121,13 +121,3 @@ def _history(callback: LudwigCallback, run: Run) -> dict[str, Any]:
         base_loss = json.loads(base_validation.read_text(encoding="utf-8"))
         history["validation_loss"].insert(0, {"step": 0, **base_loss})
     return history
-
-
-def _interpolate(context: JobContext, tuned: Path, history: dict[str, Any]) -> None:
-    """Moves the weights in the folder `tuned` towards the base, within the configured loss increase on general text."""
-    settings = context.job.pipeline.forgetting.settings("interpolate")
-    between = Between(context.model_folder, tuned, context.job.quantization)
-    scale, losses = bisect_scale(settings, between.general_loss(context.general_passages))
-    between.save(scale)
-    history["probe_losses"] = between.probe_losses(scale)
-    history["interpolate"] = {"scale": scale, "general_loss": [{"scale": at, "loss": loss} for at, loss in losses]}

@@ -76,15 +76,15 @@ def fisher_seconds() -> float:
     from peft import LoraConfig, get_peft_model
 
     from pipelines.config.job import load_job
-    from pipelines.forgetting.build import JobContext
-    from pipelines.forgetting.fisher import lora_fisher
+    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.fisher_information import lora_fisher
     from pipelines.modeling.base_models import find_base_model
     from pipelines.modeling.loading import load_causal_lm
     from pipelines.storage.run_folder import Run
 
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
     base = find_base_model(job.base_model)
-    rows = JobContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general(256)
+    rows = JobContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general_text(256)
     adapter = job.adapter
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.config.forgetting import AUTO, SETTINGS, Forgetting, parse_strategies, resolve_auto
+from pipelines.config.forgetting import AUTO, Forgetting, parse_strategies, resolve_auto
+from pipelines.config.strategy_registry import STRATEGIES
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,8 @@ def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapt
     assert resolve_auto(adapter=adapter, continued=continued) == word
 
 
-def test_auto_has_knobs_of_its_own_unless_they_are_given():
-    assert Forgetting().settings("replay") == AUTO["replay"] != SETTINGS["replay"]()
-    assert Forgetting.model_validate("replay").settings("replay") == SETTINGS["replay"]()
+def test_auto_has_settings_of_its_own_unless_they_are_given():
+    defaults = STRATEGIES["replay"].settings()
+    assert Forgetting().settings("replay") == defaults.model_copy(update=AUTO["replay"]) != defaults
+    assert Forgetting.model_validate("replay").settings("replay") == defaults
     assert Forgetting.model_validate({"replay": {"fraction": 0.2}}).settings("replay").fraction == 0.2

@@ -37,7 +37,7 @@ def few_general_rows(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         texts = [f"the inn at nine {n} in a net" for n in range(12)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({columns: text}) + "\n" for text in texts))
-    monkeypatch.setattr("pipelines.forgetting.build.bundled_file", lambda name: tmp_path / "bundled" / name)
+    monkeypatch.setattr("pipelines.forgetting.context.bundled_file", lambda name: tmp_path / "bundled" / name)
 
 
 def weights_of(run):

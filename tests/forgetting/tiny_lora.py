@@ -9,11 +9,11 @@ from pipelines.modeling.token_sequences import TokenSequences
 from tests.tiny import make_model
 
 
-def rows(count=6, seed=0, vocabulary=200):
-    chance = np.random.default_rng(seed)
-    lengths = chance.integers(5, 12, count)
+def rows(num_rows=6, seed=0, vocabulary=200):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 12, num_rows)
     return TokenSequences.from_completion_starts(
-        [chance.integers(5, vocabulary, length) for length in lengths], [2] * count
+        [rng.integers(5, vocabulary, length) for length in lengths], [2] * num_rows
     )
 
 
@@ -34,5 +34,5 @@ def lora(folder, moved=False, seed=1):
     return model
 
 
-def sgd(model, rate=0.1):
-    return torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=rate)
+def sgd(model, learning_rate=0.1):
+    return torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=learning_rate)

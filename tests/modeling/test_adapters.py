@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, RunError
-from pipelines.forgetting.interpolate import Between, scale_model
+from pipelines.forgetting.interpolation import InterpolatedModel, scale_model
 from pipelines.modeling.adapters import (
     adapter_disabled,
     check_adapter,
@@ -112,21 +112,21 @@ SCALED = [
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_between_base_and_tuned(base, tmp_path, name):
+def test_interpolation_between_base_and_tuned(base, tmp_path, name):
     model, start = attached(base, name), probe_logits(load_causal_lm(base, frozen=True))
     initial = subtracted_init(model)
     move(model)
     tuned = probe_logits(model)
     save_adapter(model, tmp_path / "tuned", initial)
-    between = Between(base, tmp_path / "tuned")
+    interpolated = InterpolatedModel(base, tmp_path / "tuned")
     for scale, expected in ((0.0, start), (1.0, tuned)):
-        between.set_scale(scale)
-        close(probe_logits(between.model), expected)
-    between.set_scale(0.3)
+        interpolated.set_scale(scale)
+        close(probe_logits(interpolated.model), expected)
+    interpolated.set_scale(0.3)
     scale_model(base, tmp_path / "tuned", 0.3)
     close(
         probe_logits(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned")),
-        probe_logits(between.model),
+        probe_logits(interpolated.model),
     )
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_scaled_is_refused(base, tmp_path, name):
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
     with pytest.raises(ConfigError, match="interpolate scales LoRA's matrices, and .* is trained as well"):
-        Between(base, tmp_path / "tuned")
+        InterpolatedModel(base, tmp_path / "tuned")
 
 
 def test_whole_models_whose_file_leaves_out_the_first_part_of_the_names(tmp_path):

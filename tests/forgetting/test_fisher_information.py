@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.forgetting.fisher import lora_fisher, sampled_gradient, weight_fisher
+from pipelines.forgetting.fisher_information import lora_fisher, sampled_gradient, weight_fisher
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import supervised_logits
@@ -32,20 +32,20 @@ class LinearSoftmax(torch.nn.Module):
         return Output
 
 
-def test_it_is_the_closed_form_for_a_linear_softmax():
+def test_fisher_of_a_linear_softmax_is_the_closed_form():
     model = LinearSoftmax()
-    chance = np.random.default_rng(0)
-    data = TokenSequences.from_completion_starts([chance.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
+    rng = np.random.default_rng(0)
+    data = TokenSequences.from_completion_starts([rng.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
     data.input_ids[0][1] = data.input_ids[0][1] % 5
-    found = weight_fisher(model, data, seed=0)["weight"]
+    fisher = weight_fisher(model, data, seed=0)["weight"]
     x = model.x[torch.tensor([ids[0] for ids in data.input_ids])]
     p = (x @ model.weight.T).softmax(-1)
     expected = ((p * (1 - p))[:, :, None] * (x**2)[:, None, :]).mean(dim=0)
-    assert torch.allclose(found, expected, rtol=0.2, atol=0.01)
-    assert (found - expected).norm() / expected.norm() < 0.06
+    assert torch.allclose(fisher, expected, rtol=0.2, atol=0.01)
+    assert (fisher - expected).norm() / expected.norm() < 0.06
 
 
-def test_half_delta_f_delta_is_the_divergence_of_a_small_step():
+def test_half_delta_f_delta_is_the_kl_divergence_of_a_small_step():
     """½ Δᵀ F Δ / KL → 1, with F = E_y[∇log p(y) ∇log p(y)ᵀ] in full."""
     model = LinearSoftmax().double()
     x, weight = model.x.double(), model.weight.detach().double()
@@ -59,26 +59,26 @@ def test_half_delta_f_delta_is_the_divergence_of_a_small_step():
     assert float(kl_divergence(before, after).mean()) == pytest.approx(float(kl), rel=1e-2)
 
 
-def test_sampled_fisher_foresees_the_divergence(tmp_path):
+def test_sampled_fisher_predicts_the_kl_divergence(tmp_path):
     """What λ = 1 means: the sampled, diagonal Fisher of one matrix and the divergence agree for steps of independent sign."""
     model = base(tmp_path / "m").eval()
     data = rows(40)
     fisher = weight_fisher(model, data, seed=0)
     before = supervised_logits(model, data)[0].detach()
     weight, name = model.model.layers[0].self_attn.v_proj.weight, "model.layers.0.self_attn.v_proj.weight"
-    foreseen, found = [], []
+    predicted_kl, measured_kl = [], []
     for seed in range(12):
         torch.manual_seed(seed)
         delta = 3e-3 * torch.randn_like(weight)
-        foreseen.append(float((0.5 * fisher[name] * delta**2).sum()))
+        predicted_kl.append(float((0.5 * fisher[name] * delta**2).sum()))
         with torch.no_grad():
             weight += delta
-            found.append(float(kl_divergence(before, supervised_logits(model, data)[0]).mean()))
+            measured_kl.append(float(kl_divergence(before, supervised_logits(model, data)[0]).mean()))
             weight -= delta
-    assert np.mean(foreseen) / np.mean(found) == pytest.approx(1, abs=0.25)
+    assert np.mean(predicted_kl) / np.mean(measured_kl) == pytest.approx(1, abs=0.25)
 
 
-def test_labels_are_drawn_from_what_is_predicted():
+def test_labels_are_sampled_from_the_predictions():
     logits = torch.tensor([[0.0, 1.0, -2.0, 3.0, -40.0]]).repeat(40_000, 1)
     gradient = sampled_gradient(logits, torch.Generator().manual_seed(0))
     predicted = logits[0].softmax(-1)
@@ -88,23 +88,23 @@ def test_labels_are_drawn_from_what_is_predicted():
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(len(logits)), rtol=0, atol=1e-5)
 
 
-def test_the_batch_does_not_change_it(tmp_path, monkeypatch):
+def test_the_micro_batch_does_not_change_the_fisher(tmp_path, monkeypatch):
     data = rows(6)
-    found = []
+    results = []
     for size in (1, 6):
-        monkeypatch.setattr("pipelines.forgetting.fisher.MICRO_BATCH", size)
+        monkeypatch.setattr("pipelines.forgetting.fisher_information.MICRO_BATCH", size)
         model = lora(tmp_path / "m")
-        found.append(lora_fisher(model, data, seed=0))
-    assert found[0].keys() == {pair.module for pair in lora_pairs(model)}
-    for name, one in found[0].items():
-        torch.testing.assert_close(one.rows, found[1][name].rows, rtol=1e-4, atol=1e-10)
-        torch.testing.assert_close(one.columns, found[1][name].columns, rtol=1e-4, atol=1e-10)
+        results.append(lora_fisher(model, data, seed=0))
+    assert results[0].keys() == {pair.module for pair in lora_pairs(model)}
+    for name, factors in results[0].items():
+        torch.testing.assert_close(factors.output, results[1][name].output, rtol=1e-4, atol=1e-10)
+        torch.testing.assert_close(factors.input, results[1][name].input, rtol=1e-4, atol=1e-10)
 
 
 @pytest.mark.parametrize("kronecker", [False, True])
 def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     model, data = lora(tmp_path / "m"), rows(3)
-    found = lora_fisher(model, data, seed=5, kronecker=kronecker)
+    fisher = lora_fisher(model, data, seed=5, kronecker=kronecker)
     plain = base(tmp_path / "m").eval()
     module = plain.model.layers[1].mlp.down_proj
     kept = {}
@@ -118,12 +118,12 @@ def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     F.cross_entropy(logits, labels, reduction="sum").backward()
     x, g = kept["x"], kept["y"].grad[0]
     inputs, outputs = (x.T @ x, g.T @ g) if kronecker else (x.square().sum(0), g.square().sum(0))
-    one = found["model.layers.1.mlp.down_proj"]
-    torch.testing.assert_close(one.rows, outputs / data.supervised_tokens, rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(one.columns, inputs / data.tokens, rtol=1e-4, atol=1e-8)
+    factors = fisher["model.layers.1.mlp.down_proj"]
+    torch.testing.assert_close(factors.output, outputs / data.supervised_tokens, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(factors.input, inputs / data.tokens, rtol=1e-4, atol=1e-8)
 
 
-def test_it_leaves_no_trace(tmp_path):
+def test_measuring_changes_neither_model_nor_rng(tmp_path):
     model = lora(tmp_path / "m").train()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     state = torch.get_rng_state()
@@ -132,15 +132,15 @@ def test_it_leaves_no_trace(tmp_path):
     assert all(weight.grad is None and torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
-def test_a_beginning_that_rows_share_counts_in_each(tmp_path, monkeypatch):
+def test_a_shared_prefix_counts_in_every_sequence(tmp_path, monkeypatch):
     model = lora(tmp_path / "m", moved=True)
-    random = np.random.default_rng(0)
-    beginning = random.integers(5, 200, 10)
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(5, 200, 10)
     rows = TokenSequences.from_completion_starts(
-        [np.concatenate([beginning, random.integers(5, 200, 3)]).astype(np.int32) for _ in range(3)], [10] * 3
+        [np.concatenate([prefix, rng.integers(5, 200, 3)]).astype(np.int32) for _ in range(3)], [10] * 3
     )
-    together = lora_fisher(model, rows, seed=0)
-    monkeypatch.setattr("pipelines.forgetting.fisher.MICRO_BATCH", 1)
-    for name, alone in lora_fisher(model, rows, seed=0).items():
-        torch.testing.assert_close(together[name].rows, alone.rows)
-        torch.testing.assert_close(together[name].columns, alone.columns)
+    packed = lora_fisher(model, rows, seed=0)
+    monkeypatch.setattr("pipelines.forgetting.fisher_information.MICRO_BATCH", 1)
+    for name, single in lora_fisher(model, rows, seed=0).items():
+        torch.testing.assert_close(packed[name].output, single.output)
+        torch.testing.assert_close(packed[name].input, single.input)

@@ -1,0 +1,138 @@
+"""The Fisher information of a model on text: how much its predictions depend on each weight.
+
+With labels sampled from the model, averaged per predicted token, ½ ΔᵀFΔ is the divergence KL(before ‖ after) of a small change Δ, in
+nats per token. Squaring the gradient of a batch instead of a sequence, or taking the labels of the text, would give another
+quantity. (Kunstner et al. 2019, arXiv:1905.12558.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pipelines.console.activity import doing
+from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
+from pipelines.modeling.adapters import adapter_disabled, trained_weights
+from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
+
+MICRO_BATCH = 8
+ACTIVITY = "the Fisher information of general text and earlier tasks"
+"""The text beside the progress bar."""
+
+
+def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Returns the gradient of the summed cross entropy by `logits` [tokens, vocabulary], with labels sampled from the logits.
+
+    It is the predicted probabilities, minus one at the label, in the shape and dtype of `logits`.
+    """
+    probabilities = logits.detach().float().softmax(dim=-1)
+    # torch.multinomial would draw one random number per entry of the vocabulary.
+    cumulative = probabilities.cumsum(dim=-1)
+    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
+    labels = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[-1] - 1)
+    return probabilities.scatter_add_(1, labels, torch.full_like(drawn, -1)).to(logits.dtype)
+
+
+def lora_fisher(
+    model: torch.nn.Module, sequences: TokenSequences, seed: int, *, kronecker: bool = False
+) -> dict[str, KroneckerFactors]:
+    """Returns the Fisher information of every adapted matrix, by module, in two factors.
+
+    F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the gradient of the
+    summed loss by its output. Packed sequences do not attend to each other, so packing changes nothing; a shared prefix is
+    computed in every sequence, since it has another gradient in each. Measured with the adapter disabled: at the model that the
+    job starts from, and without the gradients of the adapter's own matrices.
+    """
+    pairs = {pair.module: pair for pair in lora_pairs(model)}
+    moments = _Moments(kronecker)
+    generator = torch.Generator().manual_seed(seed)
+    with (
+        _eval_mode(model),
+        _without_adapter(model),
+        moments.recorded(model, set(pairs)),
+        doing(ACTIVITY, len(sequences)) as activity,
+    ):
+        for batch in micro_batches(sequences, MICRO_BATCH):
+            logits, _ = supervised_logits(model, batch, share_prefixes=False)
+            logits.backward(sampled_gradient(logits, generator))
+            activity.advance(len(batch))
+    predicted, read = sequences.supervised_tokens, sequences.tokens
+    return {name: KroneckerFactors(moments.outputs[name] / predicted, moments.inputs[name] / read) for name in pairs}
+
+
+@contextlib.contextmanager
+def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
+    """Disables the adapter. Gradients flow from the token embeddings, since no weight requires one."""
+
+    def require_grad(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.requires_grad_(True)
+
+    hook = model.get_input_embeddings().register_forward_hook(require_grad)  # type: ignore[operator]
+    try:
+        with adapter_disabled(model):
+            yield
+    finally:
+        hook.remove()
+
+
+class _Moments:
+    """Sums of x² and g² over tokens (or of the outer products), by module, recorded by hooks."""
+
+    def __init__(self, kronecker: bool) -> None:
+        self.kronecker = kronecker
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def recorded(self, model: torch.nn.Module, module_names: set[str]) -> Iterator[None]:
+        hooks = []
+        for full_name, module in model.named_modules():
+            name = full_name.removeprefix("base_model.model.")
+            if name in module_names:
+                hooks.append(module.register_forward_hook(self._forward_hook(name)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _forward_hook(self, name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self._add(self.inputs, name, inputs[0].detach())
+            output.register_hook(lambda gradient: self._add(self.outputs, name, gradient))
+
+        return hook
+
+    def _add(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+        flat = values.float().reshape(-1, values.shape[-1])
+        moment = flat.T @ flat if self.kronecker else flat.square().sum(dim=0)
+        sums[name] = sums[name] + moment if name in sums else moment
+
+
+def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
+    """Returns the diagonal Fisher information of every trained weight, in its shape: one backward pass per sequence."""
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    weights = trained_weights(model)
+    sums = [torch.zeros_like(weight) for weight in weights]
+    generator = torch.Generator().manual_seed(seed)
+    with _eval_mode(model), doing(ACTIVITY, len(sequences)) as activity:
+        for index in range(len(sequences)):
+            logits, _ = supervised_logits(model, sequences[index : index + 1])
+            gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.addcmul_(gradient, gradient)
+            activity.advance(1)
+    return {name: total / sequences.supervised_tokens for name, total in zip(names, sums, strict=True)}
+
+
+@contextlib.contextmanager
+def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,30 @@
+"""Requirements that several strategies share. Each function returns why a job does not meet one, None where it does."""
+
+from __future__ import annotations
+
+from pipelines.config.strategy_registry import JobTraits
+
+
+def adapter_conflict(strategy: str, job: JobTraits) -> str | None:
+    """A strategy that handles the matrices of LoRA, or every weight without an adapter, supports no other adapter."""
+    if job.adapter is None:
+        return None
+    if job.adapter.get("use_dora"):
+        return f"{strategy} does not support DoRA; write use_dora: false"
+    bias_type = job.adapter.get("bias_type", "none")
+    if bias_type != "none":
+        return f"{strategy} does not cover the biases that bias_type: {bias_type} trains; write bias_type: none"
+    if job.adapter.get("type") != "lora":
+        return f"{strategy} needs adapter: {{type: lora}}, or no adapter"
+    return None
+
+
+def penalty_conflict(strategy: str, job: JobTraits) -> str | None:
+    """A penalty on ΔW = s·B·A protects the base only where ΔW is 0 at the start."""
+    conflict = adapter_conflict(strategy, job)
+    if conflict is None and job.adapter is not None and job.adapter.get("init_lora_weights") in ("pissa", "olora"):
+        return (
+            f"{strategy} penalizes the adapter's ΔW, which is not 0 at the start with init_lora_weights: "
+            f"{job.adapter['init_lora_weights']}; write init_lora_weights: default"
+        )
+    return conflict

@@ -1,0 +1,152 @@
+"""Distillation: α·T²·KL(reference ‖ tuned) per token, with the starting model or a larger teacher as the reference.
+
+Hinton et al. 2015, arXiv:1503.02531. On general rows the loss preserves the predictions of the starting model; on the tasks' own rows
+it works against the tasks, unless the reference is a teacher that is better at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipelines.config.base import Count, Fraction, NotNegative, Positive, Text
+from pipelines.config.strategy_registry import STRATEGIES, JobTraits, SearchSpace, StrategySettings, StrategySpec
+from pipelines.forgetting.strategies.replay import Replay
+from pipelines.forgetting.strategy import Strategy
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.forgetting import teacher as teachers
+    from pipelines.forgetting.context import JobContext
+    from pipelines.modeling import base_models, kl_divergence, reference_model
+    from pipelines.modeling.token_sequences import TokenSequences
+else:
+    torch = lazy_import("torch")
+    teachers = lazy_import("pipelines.forgetting.teacher")  # torch
+    base_models = lazy_import("pipelines.modeling.base_models")  # transformers
+    kl_divergence = lazy_import("pipelines.modeling.kl_divergence")  # torch
+    reference_model = lazy_import("pipelines.modeling.reference_model")  # torch
+
+
+class DistillSettings(StrategySettings):
+    """KL divergence from the starting model's predictions, or a teacher's, as a loss. Hinton et al. 2015, arXiv:1503.02531."""
+
+    model_keys: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    weight: NotNegative = Field(
+        default=1.0,
+        description="The weight α. At 1, one nat of KL divergence per token counts as one nat of the tasks' loss.",
+    )
+    temperature: Positive = Field(default=1.0, description="The temperature T of both distributions.")
+    apply_to: Literal["general", "task", "both"] = Field(
+        default="general",
+        description="The rows on which the divergence is a loss: general rows (those of replay, or the same kind of rows), the "
+        "tasks' own rows, or both.",
+    )
+    fraction: Fraction = Field(
+        default=0.05, description="The fraction of general rows in the supervised tokens, where there is no replay."
+    )
+    teacher: Text | None = Field(
+        default=None,
+        description="Another model with the same tokenizer as the reference. By default the starting model.",
+    )
+    top_k: Count = Field(
+        default=64, description="The number of tokens kept of a teacher's distribution; the rest is one bucket."
+    )
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> Self:
+        fields = type(self).model_fields
+        if self.teacher is not None and self.apply_to != "task":
+            raise ValueError("a teacher is used on the tasks' rows only; write apply_to: task")
+        if self.teacher is None and self.top_k != fields["top_k"].default:
+            raise ValueError("top_k has no effect without a teacher; take it out")
+        if self.apply_to == "task" and self.fraction != fields["fraction"].default:
+            raise ValueError("fraction has no effect with apply_to: task, which samples no general rows; take it out")
+        return self
+
+    def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:
+        if "replay" in job.strategies and self.fraction != type(self).model_fields["fraction"].default:
+            yield "fraction", "beside replay, whose rows are used; write replay: {fraction: …}"
+
+
+class Distill(Strategy):
+    """α·T²·KL to the reference, on general rows (through `Replay`, which samples them), on the tasks' rows, or on both."""
+
+    name = "distill"
+
+    def __init__(self, settings: DistillSettings, teacher_topk: Mapping[bytes, teachers.TopK] | None = None) -> None:
+        """`teacher_topk`: the predictions of a teacher on the tasks' rows, by `TokenSequences.key`."""
+        self.settings, self.teacher_topk = settings, teacher_topk
+        self.applies_to_general_rows = settings.apply_to != "task"
+        self.needs_logits = bool(settings.weight) and settings.apply_to != "general"
+        self.step_task_loss = 0.0
+
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.teacher_topk is None:
+            self.reference = reference_model.ReferenceModel(model)
+
+    def sample_rows(self, inputs: TokenSequences) -> int:
+        self.reset_step()
+        return 0
+
+    def reset_step(self) -> None:
+        self.step_task_loss = 0.0
+
+    def kl_to_reference(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
+        """Returns T²·KL at each supervised token: [rows.supervised_tokens], in nats."""
+        return kl_divergence.kl_divergence(self.reference.logits(rows), logits, self.settings.temperature)
+
+    def _kl_to_teacher(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
+        assert self.teacher_topk is not None
+        topk, temperature = self.teacher_topk, self.settings.temperature
+        parts = enumerate(logits.split(rows.supervised_lengths))
+        return torch.cat([topk[rows.key(index)].kl_divergence(part, temperature) for index, part in parts])
+
+    def task_loss(
+        self, rows: TokenSequences, logits: torch.Tensor, supervised: int, weight: float = 1.0
+    ) -> torch.Tensor:
+        kl = (self.kl_to_reference if self.teacher_topk is None else self._kl_to_teacher)(rows, logits)
+        loss = weight * (self.settings.weight * kl.sum() / supervised)
+        self.step_task_loss += float(loss)
+        return loss
+
+    def metrics(self) -> dict[str, float]:
+        (loss,) = self.process_group.all_reduce_scalars([self.step_task_loss])
+        return {"distill on tasks": loss} if loss else {}
+
+
+def build(context: JobContext, settings: DistillSettings) -> list[Strategy]:
+    """Returns the loss and, unless `replay` is in use, a `Replay` that samples general rows without training on them."""
+    distill = Distill(
+        settings, None if settings.teacher is None else _teacher_topk(context, settings, settings.teacher)
+    )
+    if not distill.applies_to_general_rows or "replay" in context.strategies:
+        return [distill]
+    rows, fraction = context.general_answers, settings.fraction
+    return [distill, Replay(rows, fraction, context.seed, train_on_rows=False, distill=distill)]
+
+
+def _teacher_topk(context: JobContext, settings: DistillSettings, teacher: str) -> dict[bytes, teachers.TopK]:
+    with base_models.locate_model_errors(context.job, "pipeline", "forgetting", "distill", "teacher"):
+        folder = teachers.find_teacher(teacher, context.model_folder)
+    cache = context.run.path("training", "teacher.safetensors")
+    rows = context.load_split(context.run, "train")
+    return teachers.cache_teacher_topk(folder, rows, settings.top_k, settings.temperature, cache)
+
+
+STRATEGIES.register(
+    "distill",
+    StrategySpec(
+        title="distillation",
+        settings=DistillSettings,
+        search_space=SearchSpace("weight", (1.0, 3.0, 0.3, 10.0)),
+        build=build,
+        order=10,
+        sweep_variants=("distill", "replay+distill"),
+    ),
+)

@@ -1,0 +1,149 @@
+"""Replay: general rows are mixed into the tasks' rows, as a fraction of the supervised tokens.
+
+By default the rows are bundled instructions with the starting model's own answers; after an earlier job the rows of that job are
+added. `Replay` also samples the general rows that distillation needs, with or without training on them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from pipelines.config.base import Fraction, Text
+from pipelines.config.strategy_registry import STRATEGIES, SearchSpace, StrategySettings, StrategySpec
+from pipelines.forgetting.strategy import Strategy
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+
+    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.strategies.distill import Distill
+    from pipelines.modeling import packing, token_sequences
+    from pipelines.modeling.token_sequences import TokenSequences
+else:
+    F = lazy_import("torch.nn.functional")
+    packing = lazy_import("pipelines.modeling.packing")  # torch
+    token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
+
+MICRO_BATCH = 8
+
+
+class ReplaySettings(StrategySettings):
+    """General instructions with the starting model's own answers, mixed into the rows of the tasks."""
+
+    row_files: ClassVar[Mapping[str, tuple[str, ...]]] = {"data": ("prompt", "completion")}
+
+    fraction: Fraction = Field(default=0.05, description="The fraction of general rows in all supervised tokens.")
+    data: Text | None = Field(
+        default=None,
+        description="A JSON Lines file with `prompt` and `completion`. By default the bundled instructions, answered by the "
+        "starting model.",
+    )
+
+
+class Replay(Strategy):
+    """Samples general rows such that, over the steps, they hold `fraction` of all supervised tokens.
+
+    A step rarely needs a whole row, so the token debt is carried over to the next step. With `train_on_rows` the rows count in the
+    mean loss of the step as the tasks' rows do; with `distill` its KL divergence to the starting model is a loss on them.
+    """
+
+    name = "replay"
+
+    def __init__(
+        self, rows: TokenSequences, fraction: float, seed: int, *, train_on_rows: bool, distill: Distill | None
+    ) -> None:
+        self.rows, self.ratio, self.seed = rows, fraction / (1 - fraction), seed
+        self.train_on_rows, self.distill = train_on_rows, distill
+        self.num_drawn = 0
+        self.token_debt = 0.0
+        self._epoch: tuple[int, list[int]] = (-1, [])
+        self.current_rows: TokenSequences = rows[0:0]
+
+    def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+
+    def sample_rows(self, inputs: TokenSequences) -> int:
+        self.expected_tokens = self.ratio * inputs.supervised_tokens
+        self.token_debt += self.expected_tokens
+        indices = []
+        while self.ratio and self.token_debt > 0:
+            indices.append(self._next_index())
+            self.token_debt -= self.rows.supervised_lengths[indices[-1]]
+        self.current_rows = self.rows.select(indices)
+        self.loss_sums = {"replay": 0.0, "distill": 0.0}
+        return self.current_rows.supervised_tokens if self.train_on_rows else 0
+
+    def _next_index(self) -> int:
+        """Returns the indices of one random permutation of the rows after another."""
+        epoch, position = divmod(self.num_drawn, len(self.rows))
+        if self._epoch[0] != epoch:
+            order = list(range(len(self.rows)))
+            random.Random(f"{self.seed}/replay/{epoch}").shuffle(order)
+            self._epoch = (epoch, order)
+        self.num_drawn += 1
+        return self._epoch[1][position]
+
+    def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
+        batches = token_sequences.micro_batches(self.process_group.shard(self.current_rows), MICRO_BATCH)
+        for rows, is_real in self.process_group.lockstep_batches(batches, self.rows[0:1]):
+            if self.distill is None or not self.distill.settings.weight:
+                if self.train_on_rows:
+                    yield self._replay_loss(packing.token_losses(self.model, rows), supervised, is_real)
+                continue
+            logits, targets = packing.supervised_logits(self.model, rows)
+            # Divided by the expected tokens of a step, not by the sampled ones: over the steps that is the mean over general
+            # tokens, which is the unit of the weight α.
+            kl_sum = self.distill.kl_to_reference(rows, logits).sum()
+            loss = is_real * (self.distill.settings.weight * kl_sum / self.expected_tokens)
+            self.loss_sums["distill"] += float(kl_sum) * is_real
+            if self.train_on_rows:
+                losses = F.cross_entropy(logits, targets, reduction="none").float()
+                loss = loss + self._replay_loss(losses, supervised, is_real)
+            yield loss
+
+    def _replay_loss(self, losses: torch.Tensor, supervised: int, is_real: bool) -> torch.Tensor:
+        """Returns the part of the step's mean loss that these rows contribute; 0 for a dummy batch, which is not real."""
+        self.loss_sums["replay"] += float(losses.sum()) * is_real
+        return is_real * (losses.sum() / supervised)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns means over the general tokens of the step."""
+        tokens = self.current_rows.supervised_tokens
+        totals = self.process_group.all_reduce_scalars(list(self.loss_sums.values()))
+        return {name: total / tokens for name, total in zip(self.loss_sums, totals, strict=True) if total and tokens}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": {"num_drawn": self.num_drawn, "token_debt": self.token_debt}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_drawn, self.token_debt = state["position"]["num_drawn"], state["position"]["token_debt"]
+
+
+def build(context: JobContext, settings: ReplaySettings) -> list[Replay]:
+    rows = context.general_answers if settings.data is None else context.load_replay_rows(Path(settings.data))
+    rows = token_sequences.TokenSequences.concatenate(
+        rows, *(context.load_split(run, "train") for run in context.ancestors)
+    )
+    distill = context.built.get("distill")
+    if distill is not None and not distill.applies_to_general_rows:
+        distill = None
+    return [Replay(rows, settings.fraction, context.seed, train_on_rows=True, distill=distill)]
+
+
+STRATEGIES.register(
+    "replay",
+    StrategySpec(
+        title="replay",
+        settings=ReplaySettings,
+        search_space=SearchSpace("fraction", (0.05, 0.1, 0.2, 0.02)),
+        build=build,
+        order=20,
+    ),
+)
