@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Library code raises these; only the command line prints them, one line each."""
+"""The errors that library code raises. Only the command line prints them, one line each, and exits with their code."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding: what is wrong and what to write instead, with the place where it stands."""
+    """One problem of a file of the user: what is wrong, what to write instead, and where."""
 
     message: str
     file: str | None = None
     line: int | None = None
 
     def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        text = f"{place}: {self.message}" if place else self.message
-        # Names come from files: a line break in one would make two lines of the message, an escape sequence act in the terminal.
-        return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+        location = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        text = f"{location}: {self.message}" if location else self.message
+        # Names come from files: a line break would split the message, an escape sequence would act on the terminal.
+        if text.isprintable():
+            return text
+        return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 class AlfineError(Exception):
-    """Something the user can mend. `exit_code` is what the command ends with."""
+    """An error that the user can correct. `exit_code` is the exit code of the command."""
 
     exit_code = 2
 
@@ -34,22 +36,22 @@ class AlfineError(Exception):
 
 
 class ConfigError(AlfineError):
-    """The YAML file."""
+    """An error in the config or in an option of the command line."""
 
 
 class DataError(AlfineError):
-    """The rows."""
+    """An error in the rows or their files."""
 
 
 class ModelError(AlfineError):
-    """The base model."""
+    """An error of a base model: unknown, not available, or not supported."""
 
 
 class RunError(AlfineError):
-    """The run folder."""
+    """An error of a run folder or of what is done with it."""
 
 
 class MachineError(AlfineError):
-    """Disk, memory, permissions: not the user's mistake."""
+    """A lack of disk space, memory or permission, or another error of the system."""
 
     exit_code = 1

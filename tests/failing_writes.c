@@ -1,7 +1,7 @@
-/* Preloaded into a process, makes one call that writes below a folder fail: the first whose key is not yet in a list.
+/* Preloaded into a process, makes one call fail that writes into a folder: the first whose key is not yet in a list.
  *
- * A key is the call, the file and how often this process has made it on that file. The key of a call that was made to fail is
- * appended to the list, so that the same program, started again and again, fails at every write once. See failing_writes.py.
+ * A key is the call, the file, and how often this process has made the call on that file. The key of the failed call is
+ * appended to the list, so that the same program, started repeatedly, fails at every write once. See failing_writes.py.
  *
  *   cc -shared -fPIC -O1 -o failing_writes.so failing_writes.c -ldl -lpthread
  */
@@ -29,7 +29,7 @@ static char (*made)[LENGTH];   /* "call path" of this one, with how often: times
 static int failed_count, made_count, times[KEYS], list, error, hits, armed;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* From here on the first new write below `where` fails with `with`; the keys are kept in `keys`. */
+/* After this call the first new write below `where` fails with the error `with`; the file `keys` has the list of keys. */
 void arm(const char *where, const char *keys, int with) {
     failed = calloc(KEYS, LENGTH);
     made = calloc(KEYS, LENGTH);

@@ -1,4 +1,4 @@
-"""Small jobs on tiny models, trained through Ludwig."""
+"""Small jobs on tiny models, trained with Ludwig."""
 
 import io
 import json

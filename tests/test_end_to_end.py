@@ -1,4 +1,4 @@
-"""One run on the real model, as a person would start it: a few rows, a few steps, a new process for the prediction."""
+"""A run on the embedded model through the command line: few rows, few steps, and a new process for the prediction."""
 
 import json
 import subprocess
@@ -13,21 +13,21 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def alfine(folder, *arguments):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_a_run_on_the_embedded_model(tmp_path):
     lines = [json.loads(line) for line in (DATA / "sentiment.jsonl").read_text(encoding="utf-8").splitlines()]
-    few = [
+    subset = [
         row
         for split, count in (("train", 48), ("validation", 8), ("test", 16))
-        for row in [r for r in lines if r["split"] == split][:count]
+        for row in [line for line in lines if line["split"] == split][:count]
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in subset))
     config = {
         "pipeline": {
             "tasks": {
@@ -51,7 +51,7 @@ def test_a_run_on_the_embedded_model(tmp_path):
     assert last["loss"] < first["loss"] / 2
     assert {example["tuned"] for example in report["examples"]} <= {"positive", "negative"}
     assert len(report["examples"]) == 16
-    found = alfine(tmp_path, "predict", "runs/real", "rows.jsonl")
+    output = alfine(tmp_path, "predict", "runs/real", "rows.jsonl")
     tuned = {example["prompt"].split("\n", 1)[1]: example["tuned"] for example in report["examples"]}
-    answers = {row["review"]: row["prediction"] for row in map(json.loads, found.splitlines())}
-    assert {review: answers[review] for review in tuned} == tuned
+    predictions = {row["review"]: row["prediction"] for row in map(json.loads, output.splitlines())}
+    assert {review: predictions[review] for review in tuned} == tuned

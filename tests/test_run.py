@@ -11,6 +11,7 @@ from rich.console import Console
 from pipelines.config.job import load_job
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import RunError
+from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.forgetting import continual
 from pipelines.predict import predict
 from pipelines.run import run_job
@@ -65,8 +66,6 @@ def test_only_stages_with_changed_inputs_run_again(project):
 def test_base_completions_are_cached_for_other_runs(project, monkeypatch):
     run()
     calls = []
-    from pipelines.evaluation.completions import LoadedModel
-
     load = LoadedModel.from_folder.__func__
     monkeypatch.setattr(
         LoadedModel, "from_folder", classmethod(lambda cls, *a, **k: calls.append(a) or load(cls, *a, **k))
@@ -140,8 +139,6 @@ def test_full_fine_tuning(project):
 
 
 def test_batched_completions_equal_single_completions(project):
-    from pipelines.evaluation.completions import LoadedModel, complete
-
     loaded = LoadedModel.from_folder(Path("base"), None)
     prompts = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * n)) for n in range(1, 6)]
     batched = complete(loaded, prompts, {"do_sample": False}, [5] * 5)

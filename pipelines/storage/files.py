@@ -1,7 +1,7 @@
 """Files and folders that are complete or absent, digests, and errors of the operating system.
 
-A file is written to a staging path, flushed to disk and renamed; a folder is filled in a staging folder and renamed. An
-interrupted program leaves a staging path (`*.partial`) behind at most, which the next attempt removes.
+A file is written to a staging path, flushed to disk and renamed; a folder is filled in a staging folder and renamed.
+After an interruption at most a staging path (`*.partial`) remains, which the next attempt removes.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def os_errors_as_machine_error(folder: Path) -> Iterator[None]:
 
 
 def _underlying_os_error(error: Exception) -> OSError | None:
-    """The OSError behind `error`, or None.
+    """The OSError that caused `error`, or None.
 
     shutil's copies and Rust libraries (safetensors, tokenizers) mention its number only in their messages.
     """
