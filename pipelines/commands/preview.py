@@ -15,7 +15,7 @@ from pipelines.checks.files import check_data_files
 from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import load_job
-from pipelines.config.lr_schedules import Settings, Steps, factor, learning_rate
+from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, learning_rate, lr_factor
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import load_examples
@@ -117,9 +117,10 @@ def print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
 
 def print_schedule(trainer: Mapping[str, Any], num_rows: int, console: Console) -> None:
     """Prints the steps, the evaluations and the learning rate of the section `trainer` on `num_rows` training rows."""
-    settings, steps = Settings.of(trainer.get("learning_rate_scheduler") or {}), Steps.of(trainer, num_rows)
+    settings = ScheduleSettings.from_config(trainer.get("learning_rate_scheduler") or {})
+    steps = StepCounts.from_trainer(trainer, num_rows)
     peak = learning_rate(trainer)
-    rates = [peak * factor(settings, steps, peak, step) for step in range(steps.total)]
+    rates = [peak * lr_factor(settings, steps, peak, step) for step in range(steps.total)]
     highest = max(rates)
     console.print(f"{steps.total:,} steps, {steps.per_epoch:,} per epoch, evaluated every {steps.per_evaluation:,}")
     curve = sparkline(rates, BARS if encodes_unicode(console.file) else ASCII_BARS)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.lr_schedules import LEARNING_RATE, Settings, Steps, factor, warmup_steps
+from pipelines.config.lr_schedules import LEARNING_RATE, ScheduleSettings, StepCounts, lr_factor, num_warmup_steps
 from pipelines.config.messages import KeyPath, format_number
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _warmup_conflicts(scheduler: Mapping[str, Any]) -> Iterator[Conflict]:
 
 def _wsd_conflicts(scheduler: Mapping[str, Any]) -> Iterator[Conflict]:
     keys = [f"wsd_{phase}_fraction" for phase in ("warmup", "stable", "decay")]
-    fractions = [scheduler.get(key, getattr(Settings, key)) for key in keys]
+    fractions = [scheduler.get(key, getattr(ScheduleSettings, key)) for key in keys]
     if all(map(_is_number, fractions)) and abs(sum(fractions) - 1) > 1e-6:
         total = f"{' + '.join(map(format_number, fractions))} = {format_number(sum(fractions))}"
         message = f"trainer.learning_rate_scheduler: {', '.join(keys)} must add up to 1, found {total}; write all three"
@@ -113,7 +113,7 @@ def check_trainer_on_data(job: Job, num_train_rows: int, num_validation_rows: in
     """Settings that have no effect, or prevent learning, with so many training and validation rows."""
     trainer = job.trainer
     scheduler = trainer.get("learning_rate_scheduler") or {}
-    settings, steps = Settings.of(scheduler), Steps.of(trainer, num_train_rows)
+    settings, steps = ScheduleSettings.from_config(scheduler), StepCounts.from_trainer(trainer, num_train_rows)
     if not num_validation_rows:
         for section, path in ((scheduler, (*SCHEDULER, "reduce_on_plateau")), (trainer, ("trainer", "early_stop"))):
             if int(section.get(path[-1], 0)) > 0:
@@ -137,16 +137,16 @@ def check_trainer_on_data(job: Job, num_train_rows: int, num_validation_rows: in
     yield from _peak_problems(job, settings, steps)
 
 
-def _peak_problems(job: Job, settings: Settings, steps: Steps) -> Iterator[Problem]:
+def _peak_problems(job: Job, settings: ScheduleSettings, steps: StepCounts) -> Iterator[Problem]:
     """A problem if the schedule does not come near the learning rate, so that the model would hardly learn."""
-    warmup = warmup_steps(settings, steps)
+    warmup = num_warmup_steps(settings, steps)
     if warmup >= steps.total:
         message = (
             f"trainer.learning_rate_scheduler: the warm-up takes {warmup:,} steps and the training has {steps.total:,}, so the "
             f"learning rate is never reached; reduce the warm-up, or increase trainer.epochs"
         )
         yield job.problem(message, *SCHEDULER)
-    elif max(factor(settings, steps, 1.0, step) for step in range(min(steps.total, MAX_CHECKED_STEPS))) < 0.5:
+    elif max(lr_factor(settings, steps, 1.0, step) for step in range(min(steps.total, MAX_CHECKED_STEPS))) < 0.5:
         message = (
             f"trainer.learning_rate_scheduler: with {steps.total} steps, {settings.decay} never comes near the learning rate; "
             f"write decay: linear, or increase trainer.epochs"

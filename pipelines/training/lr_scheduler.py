@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.config.lr_schedules import Plateau, Settings, Steps, factor
+from pipelines.config.lr_schedules import Plateau, ScheduleSettings, StepCounts, lr_factor
 
 
 class LRScheduler:
@@ -22,9 +22,9 @@ class LRScheduler:
     """
 
     def __init__(self, config: Any, optimizer: Any, steps_per_checkpoint: int, total_steps: int) -> None:
-        self.settings = Settings.of(config)
+        self.settings = ScheduleSettings.from_config(config)
         self.optimizer = optimizer
-        self.steps = Steps(per_epoch=steps_per_checkpoint, total=total_steps, per_evaluation=steps_per_checkpoint)
+        self.steps = StepCounts(per_epoch=steps_per_checkpoint, total=total_steps, per_evaluation=steps_per_checkpoint)
         self.plateau = Plateau(self.settings)
         self.step_count = 0
         for group in optimizer.param_groups:
@@ -36,7 +36,7 @@ class LRScheduler:
     def _set_rates(self) -> None:
         if not self.steps.total:
             return
-        scale = factor(self.settings, self.steps, self.peak, self.step_count) * self.plateau.factor
+        scale = lr_factor(self.settings, self.steps, self.peak, self.step_count) * self.plateau.factor
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
 
@@ -51,16 +51,19 @@ class LRScheduler:
             return
         on_training_set = self.settings.reduce_eval_split == "training"
         metrics = progress_tracker.train_metrics if on_training_set else progress_tracker.validation_metrics
-        self.plateau.see(float(metrics[validation_field]["loss"][-1][-1]))
-        progress_tracker.num_reductions_learning_rate = self.plateau.reductions
+        self.plateau.update(float(metrics[validation_field]["loss"][-1][-1]))
+        progress_tracker.num_reductions_learning_rate = self.plateau.num_reductions
         self._set_rates()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns a state that JSON can represent. `load_state_dict` restores every rate bitwise from it."""
         plateau = self.plateau
-        return {"step": self.step_count, "plateau": [plateau.best, plateau.without_progress, plateau.reductions]}
+        return {
+            "step": self.step_count,
+            "plateau": [plateau.best_loss, plateau.num_bad_evaluations, plateau.num_reductions],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step_count = state["step"]
-        self.plateau.best, self.plateau.without_progress, self.plateau.reductions = state["plateau"]
+        self.plateau.best_loss, self.plateau.num_bad_evaluations, self.plateau.num_reductions = state["plateau"]
         self._set_rates()

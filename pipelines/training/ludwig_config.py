@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.job import Job
-from pipelines.config.lr_schedules import Steps, effective_batch_size, learning_rate
+from pipelines.config.lr_schedules import StepCounts, effective_batch_size, learning_rate
 
 FEATURES = {
     "input_features": [{"name": "prompt", "type": "text"}],
@@ -24,7 +24,7 @@ def ludwig_config(job: Job, base_model: Path, num_train_rows: int) -> dict[str, 
     # The processes share the rows of a step, so the step and its learning rate are those of one process.
     config["trainer"] = trainer = {**config["trainer"], "learning_rate_scaling": "constant"}
     # Ludwig evaluates once per epoch if an epoch has fewer steps than `checkpoints_per_epoch`.
-    trainer["steps_per_checkpoint"] = Steps.of(trainer, num_train_rows).per_evaluation
+    trainer["steps_per_checkpoint"] = StepCounts.from_trainer(trainer, num_train_rows).per_evaluation
     trainer.pop("checkpoints_per_epoch", None)
     if trainer.get("gradient_clipping", {}) is None:
         trainer["gradient_clipping"] = {"clipglobalnorm": None}  # for null, Ludwig clips at 0.5

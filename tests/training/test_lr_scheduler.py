@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from pipelines.config.lr_schedules import DECAYS, Settings, Steps, factor
+from pipelines.config.lr_schedules import DECAYS, ScheduleSettings, StepCounts, lr_factor
 from pipelines.training.lr_scheduler import LRScheduler
 from pipelines.training.ludwig_config import ludwig_config
 from pipelines.training.train import train
@@ -31,12 +31,12 @@ def test_rates_equal_another_library(schedule, length, accumulate, warmup):
     }
     per_epoch = math.ceil(ROWS / (2 * accumulate))
     total = LENGTHS[length][1] or 3 * per_epoch
-    steps = Steps.of(trainer, ROWS)
-    assert steps == Steps(per_epoch, total, 2)
+    steps = StepCounts.from_trainer(trainer, ROWS)
+    assert steps == StepCounts(per_epoch, total, 2)
     warmup_steps = {"none": 0, "fraction": math.ceil(0.15 * total), "evaluations": 4}[warmup]
-    settings = Settings(**SCHEDULES[schedule][0], **WARMUPS[warmup][0])
+    settings = ScheduleSettings(**SCHEDULES[schedule][0], **WARMUPS[warmup][0])
     expected = expected_rates(schedule, warmup_steps, total)
-    assert [PEAK * factor(settings, steps, PEAK, step) for step in range(total + 1)] == pytest.approx(
+    assert [PEAK * lr_factor(settings, steps, PEAK, step) for step in range(total + 1)] == pytest.approx(
         expected, abs=1e-9, rel=1e-9
     )
     optimizer = make_optimizer()
@@ -47,7 +47,7 @@ def test_rates_equal_another_library(schedule, length, accumulate, warmup):
 def test_parameter_groups_keep_the_ratio_of_their_rates():
     """LoRA+ gives its B matrices a multiple of the rate."""
     optimizer = make_optimizer(PEAK, 8 * PEAK)
-    scheduler = LRScheduler(Settings(decay="cosine", eta_min=1e-3), optimizer, 5, 10)
+    scheduler = LRScheduler(ScheduleSettings(decay="cosine", eta_min=1e-3), optimizer, 5, 10)
     for _ in range(7):
         scheduler.step()
     first, second = (group["lr"] for group in optimizer.param_groups)
@@ -57,7 +57,7 @@ def test_parameter_groups_keep_the_ratio_of_their_rates():
 def test_a_scheduler_with_0_steps_does_not_change_the_optimizer():
     for decay in DECAYS:
         optimizer = make_optimizer()
-        LRScheduler(Settings(decay=decay), optimizer, 0, 0)
+        LRScheduler(ScheduleSettings(decay=decay), optimizer, 0, 0)
         assert optimizer.param_groups[0]["lr"] == PEAK
 
 
@@ -69,7 +69,9 @@ class Progress:
 
 
 def test_reductions_multiply_the_decay_and_are_restored_on_resume():
-    settings = Settings(decay="linear", reduce_on_plateau=2, reduce_on_plateau_rate=0.1, reduce_on_plateau_patience=0)
+    settings = ScheduleSettings(
+        decay="linear", reduce_on_plateau=2, reduce_on_plateau_rate=0.1, reduce_on_plateau_patience=0
+    )
 
     def rates(resume_after):
         optimizer = make_optimizer()
@@ -97,11 +99,14 @@ def test_reductions_follow_the_configured_split():
     for split, reductions in (("training", 1), ("validation", 0)):
         optimizer = make_optimizer()
         scheduler = LRScheduler(
-            Settings(reduce_on_plateau=1, reduce_on_plateau_patience=0, reduce_eval_split=split), optimizer, 2, 20
+            ScheduleSettings(reduce_on_plateau=1, reduce_on_plateau_patience=0, reduce_eval_split=split),
+            optimizer,
+            2,
+            20,
         )
         for loss in (1.0, 2.0):  # worse in training; Progress inverts the sign for validation
             scheduler.eval_step(Progress([loss]), "completion")
-        assert scheduler.plateau.reductions == reductions
+        assert scheduler.plateau.num_reductions == reductions
 
 
 class Stop(Exception):
