@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune report compare sweep predict test lint benchmark fault-injection clean
+.PHONY: help setup check preview finetune report compare sweep predict test test-unit lint benchmark fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,11 @@ predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
 
 test: lint ## run every test, the linter, the formatter, the type checker and the import layers
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+UNIT := $(addprefix tests/,checks commands config console data report scoring stages storage test_cli.py test_registry.py)
+test-unit: $(READY) ## run the tests that need no model (half a minute)
+	@$(BIN)/pytest -n 2 -m "not ludwig and not model" $(UNIT) $(ARGS)
 
 lint: $(READY) ## ruff (format and rules), mypy, import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
