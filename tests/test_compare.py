@@ -45,7 +45,7 @@ def test_a_run_against_its_base_gives_its_own_report_again(two_runs):
     first = json.loads(Path("runs/one/report.json").read_text())
     for key in ("base", "tuned", "base_score", "tuned_score"):
         assert [example[key] for example in again["examples"]] == [example[key] for example in first["examples"]]
-    losses = [report["tasks"]["odd"]["loss"] for report in (again, first)]
+    losses = [report["tasks"]["odd"]["reference_nll"] for report in (again, first)]
     assert [losses[0]["base"], *losses[0]["ci95"]] == pytest.approx([losses[1]["base"], *losses[1]["ci95"]])
 
 
@@ -56,7 +56,7 @@ def test_raw_prompts_with_and_without_a_reference(two_runs):
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
     assert {name: (task["metric"], task["n"]) for name, task in report["tasks"].items()} == {"prompts": ("chrf", 1)}
-    assert [probe["prompt"] for probe in report["sample_prompts"]] == ["the tea"]
+    assert [sample["prompt"] for sample in report["sample_prompts"]] == ["the tea"]
 
 
 def test_rows_of_tasks_with_and_without_an_answer(two_runs):
@@ -73,7 +73,7 @@ def test_rows_of_tasks_with_and_without_an_answer(two_runs):
         "odd": ("exact_match", 1),
         "say": ("chrf", 1),
     }
-    assert [probe["prompt"] for probe in report["sample_prompts"]] == ["is 5 odd?"]
+    assert [sample["prompt"] for sample in report["sample_prompts"]] == ["is 5 odd?"]
 
 
 def test_prompts_alone_are_shown_without_scores(two_runs):

@@ -1,9 +1,12 @@
-"""One Chromium for a module of tests, and pages that must stay silent."""
+"""An example run, one Chromium for all tests, and pages on which nothing may fail."""
 
 import shutil
 from contextlib import contextmanager
 
 import pytest
+
+from pipelines.report import analyse
+from tests.report.run_folder import demo_run
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -15,16 +18,22 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
+def demo_analysis(tmp_path_factory):
+    """80 rows on three tasks and four sample prompts."""
+    return analyse(demo_run(tmp_path_factory.mktemp("runs") / "demo", rows=80))
+
+
+@pytest.fixture(scope="package")
 def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: the page is NOT tested"
     )
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
+    paths = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not paths:
         pytest.skip("no chromium on this machine: the page is NOT tested in a browser")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found[0], args=ARGUMENTS)
+        browser = started.chromium.launch(executable_path=paths[0], args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from pipelines.report import Analysis, html
+
 DATA = Path(__file__).parents[2] / "data"
+REPORT_FILES = ("report.html", "report.md", "report.json")
 
 
 def line(task: str, row: int, prompt: str, reference: str, completion: str, **more: Any) -> dict[str, Any]:
@@ -192,3 +195,16 @@ def _function(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
     chosen = chance.random()
     after = code if chosen < 0.32 else "class Solver:\n    pass" if chosen < 0.36 else broken
     return f"Write a Python function. {fields['description']}", code, before, after
+
+
+def write_old_report(run: Path) -> list[bytes]:
+    """Writes report files that a failure must leave unchanged, and returns their contents."""
+    for name in REPORT_FILES:
+        (run / name).write_text("old")
+    return [(run / name).read_bytes() for name in REPORT_FILES]
+
+
+def write_page(folder: Path, analysis: Analysis) -> Path:
+    """Writes report.html."""
+    (folder / "report.html").write_text(html.render(analysis))
+    return folder / "report.html"

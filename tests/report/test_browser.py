@@ -1,42 +1,26 @@
 """The page in a real browser: every control does what it says, for the mouse and for the keyboard."""
 
-import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.report import analyse, html
+from pipelines.report import analyse
 from pipelines.report.results import GateResult
-from tests.report.run_folder import demo_run, line, make_run, write_lines, write_run
+from tests.report.run_folder import line, write_page, write_run
 
 SHOWN = "#list > .pair:not([hidden])"
 GATES = [
-    GateResult("code", True, "code did not fall."),
+    GateResult("code", True, "code did not decrease."),
     GateResult("sentiment", False, "sentiment reached 87.5, not 95."),
 ]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A page of 80 rows on three tasks and four free prompts."""
-    analysis = replace(analyse(demo_run(tmp_path_factory.mktemp("runs") / "demo", rows=80)), gates=GATES)
-    return written(tmp_path_factory.mktemp("page"), analysis)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A page of ten rows, in which the answers tell who gave them."""
-    return written(
-        tmp_path_factory.mktemp("page"), analyse(make_run(tmp_path_factory.mktemp("runs") / "small", rows=10))
-    )
-
-
-def written(folder: Path, analysis) -> Path:
-    (folder / "report.html").write_text(html.render(analysis))
-    return folder / "report.html"
+def demo(tmp_path_factory, demo_analysis):
+    """A page of 80 rows on three tasks and four sample prompts."""
+    return write_page(tmp_path_factory.mktemp("page"), replace(demo_analysis, gates=GATES))
 
 
 def shown(page, attribute="change"):
@@ -147,7 +131,7 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
         ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
     ]
     sides = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
-    with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
         page.keyboard.press("f")
         for n, (_, _, out, new) in enumerate(answers):
             page.locator(f"#mood-{n}").scroll_into_view_if_needed()
@@ -162,7 +146,7 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
 )
 def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
     sides = [[line("mood", n, f"{[text, 'other'][n]} {n}", "r", "c") for n in range(2)]] * 2
-    with opened(written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
         page.fill("[name=search]", typed)
         assert shown(page, "row") == ["0"]
 
@@ -170,7 +154,7 @@ def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
 def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
     answers = {0: ("the quick brown fox", "the slow brown foxes"), 1: ("?!" * 2000, "!?," * 1333), 2: ("", "x")}
     sides = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]
-    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))
+    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))
     with opened(page_file) as page:
         page.keyboard.press("f")
         page.locator("#mood-0").scroll_into_view_if_needed()
@@ -193,7 +177,7 @@ document.addEventListener('copy', () => { window.copied = document.activeElement
 @pytest.mark.parametrize("script", [CLIPBOARD, NO_CLIPBOARD], ids=["clipboard", "without"])
 def test_an_example_is_copied_as_markdown(tmp_path, opened, script):
     sides = [[line("mood", 0, "a ```` b", "yes", answer)] for answer in ("no", "yes")]
-    page_file = written(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)))
+    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)))
     with opened(page_file, script=script) as page:
         page.click("#mood-0 .copy")
         page.wait_for_function("window.copied")
@@ -205,118 +189,6 @@ def test_an_example_is_copied_as_markdown(tmp_path, opened, script):
         assert page.evaluate("document.activeElement.className") == "copy"
 
 
-def saved(page):
-    with page.expect_download() as download:
-        page.click("#rate-save")
-    assert download.value.suggested_filename.endswith("-ratings.json")
-    return json.loads(Path(download.value.path()).read_text())
-
-
-def side_of_tuned(page):
-    """Which side the tuned answer of the small run stands on: the base's is a whole sentence."""
-    left = page.inner_text("#rate-left")
-    return "right" if left.startswith("The review is") or left == "base" else "left"
-
-
-def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
-    with opened(small) as page:
-        page.fill("[name=rater]", "Ada")
-        page.click("#rate-start")
-        sides = []
-        for number in range(8):
-            sides.append(side_of_tuned(page))
-            if number % 2:
-                page.click(f"[data-choice={sides[-1]}]")
-            else:
-                page.keyboard.press({"left": "ArrowLeft", "right": "ArrowRight"}[sides[-1]])
-        assert set(sides) == {"left", "right"}, "the sides are shuffled"
-        page.keyboard.press("t")
-        page.click("#rate-undo")
-        page.keyboard.press("u")
-        assert page.inner_text("#rate-progress") == "8 of 11" and side_of_tuned(page) == sides[7]
-        page.keyboard.press("b")
-        page.reload()
-        assert page.inner_text("#rate-count") == "8 of 11 rated." and page.input_value("[name=rater]") == "Ada"
-        page.click("#rate-start")
-        for choice in ("tie", "both bad", "tie"):
-            page.click(f"[data-choice='{choice}']")
-        assert page.locator("#rate-revealed tr").last.inner_text().split() == ["all", "0", "7", "2", "2"]
-        assert page.inner_text("#rate-count") == "11 of 11 rated." and not page.is_visible("#rate-start")
-        report = saved(page)
-        assert {key: report[key] for key in ("format_version", "run", "models", "rater")} == {
-            "format_version": 2,
-            "run": "small",
-            "models": ["base", "tuned"],
-            "rater": "Ada",
-        }
-        assert report["report"] == page.get_attribute("body", "data-report") and re.fullmatch(
-            "[0-9a-f]{64}", report["report"]
-        )
-        choices = [rating["choice"] for rating in report["ratings"]]
-        assert choices == ["tuned"] * 7 + ["both bad", "tie", "both bad", "tie"]
-        rows = {rating["row"] for rating in report["ratings"] if rating["task"] == "mood"}
-        assert rows == set(range(10))
-        assert [rating["prompt_index"] for rating in report["ratings"] if rating["task"] is None] == [0]
-        page.once("dialog", lambda dialog: dialog.accept())
-        page.click("#rate-discard")
-        assert page.inner_text("#rate-count") == "11 pairs of answers." and not page.is_visible("#rate-save")
-
-
-def test_nothing_on_the_screen_says_whose_answer_it_is(tmp_path, opened):
-    analysis = replace(analyse(make_run(tmp_path / "r", rows=4)), models=("alpha-run", "omega-run"))
-    with opened(written(tmp_path, analysis)) as page:
-        assert "alpha-run" in page.inner_text("body")
-        page.click("#rate-start")
-        for _ in range(4):
-            assert not re.search(
-                "alpha-run|omega-run|better on|right|wrong", page.inner_text("body").replace("Right", "")
-            )
-            assert not re.search(
-                "alpha|omega|base|tuned",
-                page.locator("#rate-item").evaluate(
-                    "item => [item, ...item.querySelectorAll('*')].map(one => [...one.attributes].map(a => a.value)).join()"
-                ),
-            )
-            assert not page.is_visible("#rate-reference .text")
-            page.keyboard.press("t")
-        page.keyboard.press("Escape")
-        assert page.is_visible("#examples") and page.evaluate("document.activeElement.id") == "rate-start"
-        page.click("#rate-result")
-        assert "omega-run" in page.inner_text("#rate-revealed")
-
-
-def test_ratings_of_other_answers_are_not_taken_over(tmp_path, opened):
-    run = make_run(tmp_path / "r", rows=4)
-    page_file = written(tmp_path, analyse(run))
-    with opened(page_file) as page:
-        page.click("#rate-start")
-        page.keyboard.press("t")
-        write_lines(
-            run / "tuned" / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": "changed"}]
-        )
-        written(tmp_path, analyse(run))
-        page.reload()
-        assert page.inner_text("#rate-count") == "5 pairs of answers."
-        page.click("#rate-start")
-        page.keyboard.press("t")
-        write_lines(run / "tuned" / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": "tuned"}])
-        written(tmp_path, analyse(run))
-        page.reload()
-        assert page.inner_text("#rate-count") == "1 of 5 rated.", "those of the first answers are still there"
-
-
-def test_rating_without_storage_says_so_and_goes_on(small, opened):
-    broken = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }});"
-    with opened(small, script=broken) as page:
-        assert page.is_visible("#rate-memory")
-        page.click("#rate-start")
-        page.keyboard.press("t")
-        page.keyboard.press("Escape")
-        assert [rating["choice"] for rating in saved(page)["ratings"]] == ["tie"]
-    with opened(small) as page:
-        assert not page.is_visible("#rate-memory")
-
-
 SCREENS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
@@ -326,7 +198,7 @@ SCREENS = {
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_everybody_can_read_it_on_every_screen(demo, opened, screen):
+def test_the_page_is_accessible_on_every_screen(demo, opened, screen):
     with opened(demo, reduced_motion="reduce", **SCREENS[screen]) as page:
         page.check("#differences")
         page.wait_for_selector("ins")
@@ -340,10 +212,9 @@ def test_everybody_can_read_it_on_every_screen(demo, opened, screen):
 
 
 def check(page):
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    violations = axe.Axe().run(page).response["violations"]
+    serious = {one["id"]: one["nodes"][0]["html"] for one in violations if one["impact"] in ("serious", "critical")}
     assert serious == {}
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
 

@@ -6,11 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipelines.errors import MachineError, RunError
+from pipelines.errors import MachineError
 from pipelines.report import html, write_report
-from tests.report.run_folder import demo_run, line, make_run, write_lines
-
-NAMES = ("report.html", "report.md", "report.json")
+from tests.report.run_folder import REPORT_FILES, demo_run, line, make_run, write_lines, write_old_report
 
 
 def test_json_has_what_is_promised(tmp_path):
@@ -58,12 +56,12 @@ def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
 def test_the_same_files_give_the_same_bytes(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
-    first = [(run / name).read_bytes() for name in NAMES]
+    first = [(run / name).read_bytes() for name in REPORT_FILES]
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["stages"]["report"] = {"seconds": 99.0, "finished": "2027-01-01T00:00:00Z", "inputs": "b"}
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
-    assert [(run / name).read_bytes() for name in NAMES] == first
+    assert [(run / name).read_bytes() for name in REPORT_FILES] == first
 
 
 def test_model_text_is_escaped(tmp_path):
@@ -95,104 +93,9 @@ def test_a_thousand_examples_stay_under_two_megabytes(tmp_path):
     assert len((run / "report.md").read_text()) < 20_000
 
 
-def rewrite(run, name, change):
-    path = run / name
-    path.write_text(change(path.read_text()))
-
-
-def remove(run, name):
-    (run / name).unlink()
-
-
-DAMAGE = {
-    "broken manifest": ("manifest.json", lambda text: text[:-9], "manifest.json is damaged"),
-    "other format": (
-        "manifest.json",
-        lambda text: text.replace('"format_version": 1', '"format_version": 9'),
-        "this version reads 1",
-    ),
-    "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),
-    "broken config": ("config.yaml", lambda text: "a: [", "not YAML"),
-    "config without metrics": ("config.yaml", lambda text: text.replace("metric", "matric"), "metric"),
-    "half a line": ("tuned/completions.jsonl", lambda text: text[: len(text) // 2], "jsonl:21: broken JSON"),
-    "half the rows": (
-        "tuned/completions.jsonl",
-        lambda text: "".join(text.splitlines(True)[:20]),
-        "20 rows, but base has 40",
-    ),
-    "other order": (
-        "tuned/completions.jsonl",
-        lambda text: "".join(text.splitlines(True)[::-1]),
-        "jsonl:1: not the row",
-    ),
-    "no rows": ("base/completions.jsonl", lambda text: "", "no rows"),
-    "no rows of the task": ("config.yaml", lambda text: text.replace("mood:", "other:"), "'other' has no rows"),
-    "NaN": (
-        "base/completions.jsonl",
-        lambda text: text.replace("1.5", "NaN", 1),
-        "jsonl:1: reference_nll is nan: the training diverged",
-    ),
-    "infinity": ("model/training.json", lambda text: text.replace("371.2", "1e999"), "seconds is inf"),
-    "a loss as this program writes it": (
-        "tuned/completions.jsonl",
-        lambda text: re.sub('"reference_nll": [0-9.]+', '"reference_nll": "NaN"', text, count=1),
-        "reference_nll is NaN: the training diverged",
-    ),
-    "wrong type": ("tuned/completions.jsonl", lambda text: text.replace('"row": 7', '"row": "x"'), "jsonl:8: row"),
-    "empty answers": (
-        "tuned/completions.jsonl",
-        lambda text: re.sub('"completion": "[^"]*"', '"completion": " "', text),
-        "every completion is empty",
-    ),
-    "not UTF-8": ("tuned/sample_prompts.jsonl", None, "not UTF-8"),
-}
-
-
-@pytest.mark.parametrize("name, change, said", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_one_line_and_the_old_report_stays(tmp_path, name, change, said):
-    run = make_run(tmp_path / "r")
-    before = old_report(run)
-    if change:
-        rewrite(run, name, change)
-    else:
-        (run / name).write_bytes(b"\xff\xfe")
-    refuses(run, before, said)
-
-
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "config.yaml", "base/completions.jsonl", "tuned/completions.jsonl", "model/training.json"]
-)
-def test_a_missing_file_is_named(tmp_path, name):
-    run = make_run(tmp_path / "r")
-    before = old_report(run)
-    remove(run, name)
-    refuses(run, before, f"{name}: the file is missing: the run is not finished")
-
-
-def old_report(run):
-    for name in NAMES:
-        (run / name).write_text("old")
-    return [(run / name).read_bytes() for name in NAMES]
-
-
-def refuses(run, before, said):
-    with pytest.raises(RunError) as caught:
-        write_report(run)
-    assert said in str(caught.value)
-    assert str(caught.value).startswith(str(run))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-    assert [(run / name).read_bytes() for name in NAMES] == before
-    assert not list(run.glob(".*part"))
-
-
-def test_no_run_folder(tmp_path):
-    with pytest.raises(RunError, match="no such run folder"):
-        write_report(tmp_path / "none")
-
-
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     run = make_run(tmp_path / "r")
-    before = old_report(run)
+    before = write_old_report(run)
 
     def full(path, data):
         raise OSError(28, "No space left on device")
@@ -200,13 +103,13 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(MachineError, match="No space left on device"):
         write_report(run)
-    assert [(run / name).read_bytes() for name in NAMES] == before
+    assert [(run / name).read_bytes() for name in REPORT_FILES] == before
 
 
-def test_a_run_without_probes_and_without_validation(tmp_path):
+def test_a_run_without_sample_prompts_and_validation(tmp_path):
     run = make_run(tmp_path / "r")
-    remove(run, "base/sample_prompts.jsonl")
-    remove(run, "tuned/sample_prompts.jsonl")
+    (run / "base/sample_prompts.jsonl").unlink()
+    (run / "tuned/sample_prompts.jsonl").unlink()
     training = json.loads((run / "model/training.json").read_text())
     (run / "model/training.json").write_text(
         json.dumps({**training, "train_loss": [], "validation_loss": [], "best_step": None})

@@ -16,6 +16,7 @@ from pipelines.scoring.statistics import (
     bootstrap_interval,
     compare,
     holm,
+    is_significant,
     mcnemar,
     paired_interval,
     sign_flip_test,
@@ -332,3 +333,18 @@ def test_more_comparisons_need_more_rows() -> None:
         for comparisons in (1, 3)
     )
     assert one is not None and three is not None and three > one
+
+
+@pytest.mark.parametrize(
+    ("p_value", "ci95", "alpha", "expected"),
+    [
+        (0.01, (1.0, 3.0), 0.05, True),
+        (0.01, (-3.0, -1.0), 0.05, True),
+        (0.01, (-1.0, 3.0), 0.05, False),
+        (0.01, (0.0, 3.0), 0.05, False),
+        (0.05, (1.0, 3.0), 0.05, False),
+        (0.01, (1.0, 3.0), 0.005, False),
+    ],
+)
+def test_a_difference_is_significant_where_test_and_interval_agree(p_value, ci95, alpha, expected) -> None:
+    assert is_significant(p_value, ci95, alpha) == expected

@@ -1,0 +1,25 @@
+"""report.json: its schema and format version."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+
+from pipelines.report import analyse, json_report
+from tests.report.run_folder import demo_run
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = {4: "9e19e8e3da94a0c3d29838e191f88dd0c1c79b5b9d518c0ee31a165d9ebef791"}
+"""The SHA-256 of the schema per format_version: a change of the schema without a new version fails here."""
+
+
+def test_the_schema_is_the_shipped_one_and_a_change_raises_the_version():
+    assert (ROOT / "docs" / "report.schema.json").read_text() == json_report.schema()
+    known = hashlib.sha256(json_report.schema().encode()).hexdigest()
+    assert SCHEMAS[json_report.FORMAT_VERSION] == known, "raise FORMAT_VERSION, and write docs/report.schema.json again"
+
+
+def test_every_report_fits_the_schema(tmp_path):
+    schema = json.loads(json_report.schema())
+    jsonschema.validate(json.loads(json_report.render(analyse(demo_run(tmp_path / "r", rows=40)))), schema)
