@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.job import Job, Task
+from pipelines.config.job import Job
+from pipelines.config.pipeline import Task
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.sample_prompts import parse_sample_prompt
 from pipelines.data.templates import fill, template_columns, to_text

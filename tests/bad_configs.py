@@ -174,7 +174,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "gate without a gain": (
         pipeline("report: {gates: {sentiment: {by: point_estimate}}}"),
         2,
-        "a task needs min_gain, as in min_gain: 5, a retention eval max_drop",
+        "a task requires min_gain, as in min_gain: 5; a retention eval max_drop, as in",
     ),
     "gate of a misspelt kind": (
         pipeline("report: {gates: {sentiment: {min_gain: 1, by: cii}}}"),
@@ -195,8 +195,16 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "format in braces": (prompt("{review:>10}"), 5, "'{review:>10}' is not a column"),
     "conversion in braces": (prompt("{review!r}"), 5, "'{review!r}' is not a column"),
     "JSON in a template": (prompt("{'a': 1} {review}"), 5, '"{{" and "}}" for braces'),
-    "completion without a column": (with_line("{label}", "positive"), 6, "names no column"),
-    "completion with braces only": (with_line("{label}", "{{label}}"), 6, "names no column"),
+    "completion without a column": (
+        with_line("{label}", "positive"),
+        6,
+        'it contains no column, so every completion would be the same; write "{label}"',
+    ),
+    "completion with braces only": (
+        with_line("{label}", "{{label}}"),
+        6,
+        'it contains no column, so every completion would be the same; write "{label}"',
+    ),
     "metric": (with_line("metric: exact_match", "metric: label"), 7, "it was renamed: write exact_match"),
     "far metric": (
         with_line("metric: exact_match", "metric: xyzzy"),
@@ -219,7 +227,11 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "seed huge": (pipeline("seed: 4294967296"), 2, "seed must be less than"),
     "seed is true": (pipeline("seed: true"), 2, "seed: expected a whole number, found true"),
     "chat template": (pipeline("chat_template: chatml"), 2, "expected true or false, found the text 'chatml'"),
-    "split too large": (pipeline("split: {test: 0.5, validation: 0.5}"), 2, "leave no row to train on"),
+    "split too large": (
+        pipeline("split: {test: 0.5, validation: 0.5}"),
+        2,
+        "validation and test must add up to less than 1, so that training rows remain",
+    ),
     "split over 1": (pipeline("split: {test: 20}"), 2, "split.test must be less than 1, found 20"),
     "split misspelt": (pipeline("split: {tset: 0.1}"), 2, "split.tset: unknown key; did you mean test?"),
     "report misspelt": (pipeline("report: {sample_prompt: a}"), 2, "did you mean sample_prompts?"),
@@ -663,12 +675,12 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "gate of two": (
         pipeline("report: {gates: {text: {max_drop: 1, min_gain: 1}}}"),
         2,
-        "min_gain is for a task, max_drop for a retention eval; take out",
+        "min_gain is for a task, max_drop for a retention eval; remove one of them",
     ),
     "gate of nothing": (
         pipeline("report: {gates: {text: {by: point_estimate}}}"),
         2,
-        "a task needs min_gain, as in min_gain: 5",
+        "a task requires min_gain, as in min_gain: 5; a retention eval max_drop, as in",
     ),
     # what would be taken for something else, or change nothing
     "an adapter with nothing after it": (
@@ -750,7 +762,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "shares of files": (
         pipeline("split: {test: 0.2}").replace("data: data/sentiment.jsonl", "data: {train: a.csv, test: b.csv}"),
         2,
-        "pipeline.split has no effect where every task names a file for each split",
+        "pipeline.split has no effect if every task has one file per split; remove it",
     ),
     "decay of no earlier job": (
         pipeline("forgetting: {strategy: ewc, ewc: {gamma: 0.5}}"),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.config.forgetting import HUB
-from pipelines.config.job import Job, Task
+from pipelines.config.job import Job
+from pipelines.config.pipeline import Task
 from pipelines.data.splits import SPLITS
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError

@@ -145,7 +145,7 @@ class KeyHints:
         return f" (with {neighbor}: {values[0] if isinstance(values[0], str) else str(values[0]).lower()})"
 
     def _accepts(self, path: KeyPath, name: str, value: Any) -> bool:
-        """Whether `name: value` can mean the less similar key at `path`: `do_train: true` is not the section `trainer`."""
+        """Whether `name: value` can mean the less similar key at `path`. `do_train: true` cannot mean `trainer`."""
         node = self._node(path)
         if value is None or _similarity(name, str(path[-1])) > 0.85:
             return True

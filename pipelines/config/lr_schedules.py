@@ -1,7 +1,7 @@
 """Learning-rate schedules as closed forms of the optimizer step, and the number of steps of a job.
 
-Training, a resumed training, `alfine check` and `alfine preview` use the same functions. Steps count from 0: the learning rate of
-step k is `lr_factor(…, step=k)` times the peak.
+Training, a resumed training, `alfine check` and `alfine preview` use the same functions. Steps count from 0: the
+learning rate of step k is `lr_factor(…, step=k)` times the peak.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class StepCounts:
     def from_trainer(cls, trainer: Mapping[str, Any], num_train_rows: int) -> StepCounts:
         """From the section `trainer` with alfine's defaults.
 
-        An epoch has as many rows as the training set, however tasks are mixed; its last step may have fewer rows than the
-        others. The number of workers does not matter, because they share the rows of a step.
+        An epoch has as many rows as the training set, however tasks are mixed; its last step may have fewer rows than
+        the others. The number of workers does not matter, because they share the rows of a step.
         """
         per_epoch = math.ceil(num_train_rows / effective_batch_size(trainer))
         total = int(trainer.get("train_steps") or int(trainer.get("epochs", 3)) * per_epoch)
@@ -92,7 +92,7 @@ def fraction_to_steps(fraction: float, total: int) -> int:
 
 
 def num_warmup_steps(settings: ScheduleSettings, steps: StepCounts) -> int:
-    """The number of steps before the learning rate reaches its peak. A fraction leaves at least one step at the peak."""
+    """The number of steps before the learning rate reaches its peak. A fraction leaves one step at the peak."""
     if settings.decay == "one_cycle":
         return 0
     if settings.decay == "wsd":
@@ -164,8 +164,8 @@ def cosine(settings: ScheduleSettings, position: SchedulePosition) -> float:
 
     Without `t_0`, p increases from 0 to 1 once, over the steps after the warm-up; this equals transformers'
     `get_cosine_with_min_lr_schedule_with_warmup`. With `t_0`, the cosine restarts every `t_0` steps, and each period is
-    `t_mult` times as long as the one before; this equals torch's `CosineAnnealingWarmRestarts`. Loshchilov and Hutter 2017,
-    "SGDR", equation 5.
+    `t_mult` times as long as the one before; this equals torch's `CosineAnnealingWarmRestarts`. Loshchilov and Hutter
+    2017, "SGDR", equation 5.
     """
     progress = position.progress
     if settings.t_0 is not None:
@@ -178,8 +178,8 @@ def cosine(settings: ScheduleSettings, position: SchedulePosition) -> float:
 
 
 def one_cycle(settings: ScheduleSettings, position: SchedulePosition) -> float:
-    """Rises by a half-cosine from 1 / div_factor to 1 at step pct_start · total − 1, then falls by another half-cosine to
-    1 / (div_factor · final_div_factor) at the last step.
+    """Rises by a half-cosine from 1 / div_factor to 1 at step pct_start · total − 1, then falls by another
+    half-cosine to 1 / (div_factor · final_div_factor) at the last step.
 
     Smith and Topin 2018, "Super-Convergence". Equals torch's `OneCycleLR`, without its momentum schedule.
     """
@@ -198,8 +198,8 @@ def one_cycle(settings: ScheduleSettings, position: SchedulePosition) -> float:
 def inverse_sqrt(settings: ScheduleSettings, position: SchedulePosition) -> float:
     """√(w / step) after w warm-up steps.
 
-    Vaswani et al. 2017, "Attention Is All You Need", equation 3. Equals transformers' `get_inverse_sqrt_schedule` with a time
-    scale of w.
+    Vaswani et al. 2017, "Attention Is All You Need", equation 3. Equals transformers' `get_inverse_sqrt_schedule`
+    with a time scale of w.
     """
     return math.sqrt(position.warmup / position.step) if position.step else 1.0
 
@@ -247,8 +247,8 @@ class Plateau:
     """Reductions of the learning rate on a plateau: each multiplies it by `reduce_on_plateau_rate`, at most
     `reduce_on_plateau` times.
 
-    Equals torch's `ReduceLROnPlateau`. A reduction follows more than `reduce_on_plateau_patience` consecutive evaluations that
-    do not improve on the best loss by 0.01 %; then the count restarts.
+    Equals torch's `ReduceLROnPlateau`. A reduction follows more than `reduce_on_plateau_patience` consecutive
+    evaluations that do not improve on the best loss by 0.01 %; then the count restarts.
     """
 
     THRESHOLD = 1e-4

@@ -1,7 +1,7 @@
 """Checks the Ludwig part of a config against a snapshot of Ludwig's schema, without importing Ludwig.
 
-Ludwig ignores misspelt keys and accepts `learning_rate: fast`. Here every key is either known to Ludwig and has an effect, or
-is an error with the reason (see `ludwig_unsupported`).
+Ludwig ignores misspelt keys and accepts `learning_rate: fast`. Here every key is either known to Ludwig and has an
+effect, or is an error with the reason (see `ludwig_unsupported`).
 """
 
 from __future__ import annotations

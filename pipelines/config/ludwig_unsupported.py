@@ -1,7 +1,7 @@
 """The keys and values of Ludwig's schema that alfine does not support, each with the reason.
 
-alfine itself reads, tokenizes, mixes and batches the rows, so several of Ludwig's keys would have no effect. A key without effect
-is an error, because its author expects it to work.
+alfine itself reads, tokenizes, mixes and batches the rows, so several of Ludwig's keys would have no effect. A key
+without effect is an error, because its author expects it to work.
 """
 
 from __future__ import annotations
@@ -88,8 +88,10 @@ IGNORED_KEYS: dict[str, str] = {
 """Keys of Ludwig that would have no effect, and what to write instead. `*` stands for any characters."""
 
 UNSUPPORTED_KEYS: dict[str, str] = {
-    "model_parameters.neftune_noise_alpha": "the noise scales with the length of a sequence (Jain et al. 2023), and Ludwig "
-    "uses the length of the packed batch, which depends on memory; remove it, or write adapter.dropout",
+    "model_parameters.neftune_noise_alpha": (
+        "the noise scales with the length of a sequence (Jain et al. 2023), and Ludwig uses the length of the packed "
+        "batch, which depends on memory; remove it, or write adapter.dropout"
+    ),
 }
 """Keys of Ludwig that would not have the effect that their name promises."""
 
@@ -247,7 +249,7 @@ REQUIRED_VALUE: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "generation.length_penalty": _BEAMS_ONLY,
     "generation.early_stopping": _BEAMS_ONLY,
 }
-"""Keys that have no effect unless another key of their section has one of some values: key → (other key, its default, values)."""
+"""Keys that have no effect unless another key of their section has certain values: key → (other key, default, values)."""
 
 REQUIRED_KEY: dict[str, str] = {
     "trainer.learning_rate_scheduler.reduce_on_plateau_*": "reduce_on_plateau",

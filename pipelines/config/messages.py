@@ -42,7 +42,7 @@ def shorten(text: str, width: int = 60) -> str:
 
 
 def describe(value: Any, raw_text: str | None) -> str:
-    """A value in words: `the text 'fast'`, `yes, which YAML reads as true`. `raw_text` is the value as it is written."""
+    """A value in words: `the text 'fast'`, `yes, which YAML reads as true`. `raw_text`: as it is written."""
     match value:
         case None:
             return "null" if raw_text else "nothing"
@@ -65,7 +65,7 @@ def format_number(value: float) -> str:
 
 
 def wrong_type(types: list[str], value: Any, path: KeyPath, raw_text: str | None) -> str:
-    """The message on a value of the wrong type, such as `trainer.learning_rate: expected a number, found the text 'fast'`.
+    """The message on a value of the wrong type: `trainer.epochs: expected a number, found the text 'few'`.
 
     types: the accepted types, keys of TYPE_NAMES.
     """

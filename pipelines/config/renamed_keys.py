@@ -60,11 +60,11 @@ RENAMED: dict[str, Rename] = {
     "pipeline.forgetting.interpolate.budget": Rename("max_loss_increase"),
     "backend.trainer.shard_base": Rename("fsdp", _renamed_values({True: "frozen", False: None})),
 }
-"""Dotted keys → what they are called now. `*` stands for a name of the user's; the keys above it have their new names."""
+"""Old dotted key → the new one. `*` stands for a name that the user chooses; parent keys have their new names."""
 
 
 def rename_old_keys(document: Document) -> None:
-    """Reports every old key and value of the document, and moves it to its new key, so that nothing else is said of it."""
+    """Reports every old key and value, and moves it to its new key, so that it has no further problems."""
     _rename_in(document, document.value, ())
 
 

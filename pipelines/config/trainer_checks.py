@@ -29,8 +29,8 @@ def trainer_conflicts(trainer: Mapping[str, Any]) -> Iterator[Conflict]:
     clipping = trainer.get("gradient_clipping")
     if isinstance(clipping, Mapping) and clipping.get("clipvalue") is not None and "clipglobalnorm" not in clipping:
         message = (
-            "trainer.gradient_clipping.clipvalue is applied after clipglobalnorm, whose default is 0.5; add clipglobalnorm: null "
-            "or your own norm"
+            "trainer.gradient_clipping.clipvalue is applied after clipglobalnorm, whose default is 0.5; add "
+            "clipglobalnorm: null or your own norm"
         )
         yield message, ("trainer", "gradient_clipping", "clipvalue")
     if trainer.get("early_stop") == 0 and not isinstance(trainer.get("early_stop"), bool):
@@ -70,8 +70,8 @@ def _schedule_conflicts(trainer: Mapping[str, Any]) -> Iterator[Conflict]:
     yield from _warmup_conflicts(scheduler)
     if scheduler.get("decay") == "exponential" and "decay_steps" not in scheduler:
         message = (
-            "trainer.learning_rate_scheduler.decay: exponential requires decay_steps, the number of steps in which the rate falls "
-            "to decay_rate, as in decay_steps: 100"
+            "trainer.learning_rate_scheduler.decay: exponential requires decay_steps, the number of steps in which "
+            "the rate falls to decay_rate, as in decay_steps: 100"
         )
         yield message, (*SCHEDULER, "decay")
     if scheduler.get("decay") == "wsd":
@@ -81,8 +81,8 @@ def _schedule_conflicts(trainer: Mapping[str, Any]) -> Iterator[Conflict]:
         final = scheduler.get(key, 0)
         if _is_number(final) and _is_number(peak) and final >= peak > 0:
             message = (
-                f"trainer.learning_rate_scheduler.{key} is the final learning rate and must be less than trainer.learning_rate "
-                f"({format_number(peak)}), found {format_number(final)}"
+                f"trainer.learning_rate_scheduler.{key} is the final learning rate and must be less than "
+                f"trainer.learning_rate ({format_number(peak)}), found {format_number(final)}"
             )
             yield message, (*SCHEDULER, key)
 
@@ -94,8 +94,8 @@ def _warmup_conflicts(scheduler: Mapping[str, Any]) -> Iterator[Conflict]:
         yield message, (*SCHEDULER, warmup_keys[1])
     if scheduler.get("decay") == "inverse_sqrt" and not warmup_keys:
         message = (
-            "trainer.learning_rate_scheduler.decay: inverse_sqrt decays as √(warm-up steps / step), so it requires a warm-up; "
-            "write warmup_fraction: 0.1, or inverse_sqrt_warmup_steps"
+            "trainer.learning_rate_scheduler.decay: inverse_sqrt decays as √(warm-up steps / step), so it requires "
+            "a warm-up; write warmup_fraction: 0.1, or inverse_sqrt_warmup_steps"
         )
         yield message, (*SCHEDULER, "decay")
 
@@ -123,15 +123,15 @@ def check_trainer_on_data(job: Job, num_train_rows: int, num_validation_rows: in
     required = settings.reduce_on_plateau_patience + 2
     if settings.reduce_on_plateau and num_validation_rows and evaluations_before_end < required:
         message = (
-            f"trainer.learning_rate_scheduler.reduce_on_plateau has no effect: it requires {required} evaluations before the "
-            f"last step, and there are {evaluations_before_end}; reduce reduce_on_plateau_patience or "
-            f"trainer.steps_per_checkpoint"
+            f"trainer.learning_rate_scheduler.reduce_on_plateau has no effect: it requires {required} evaluations "
+            f"before the last step, and there are {evaluations_before_end}; reduce reduce_on_plateau_patience or "
+            "trainer.steps_per_checkpoint"
         )
         yield job.problem(message, *SCHEDULER, "reduce_on_plateau")
     if settings.decay == "exponential" and settings.staircase and settings.decay_steps >= steps.total:
         message = (
-            f"trainer.learning_rate_scheduler.decay_steps: a staircase of {settings.decay_steps} steps is constant in a training "
-            f"of {steps.total} steps; write fewer"
+            f"trainer.learning_rate_scheduler.decay_steps: a staircase of {settings.decay_steps} steps is constant "
+            f"in a training of {steps.total} steps; write fewer"
         )
         yield job.problem(message, *SCHEDULER, "decay_steps")
     yield from _peak_problems(job, settings, steps)
@@ -142,14 +142,14 @@ def _peak_problems(job: Job, settings: ScheduleSettings, steps: StepCounts) -> I
     warmup = num_warmup_steps(settings, steps)
     if warmup >= steps.total:
         message = (
-            f"trainer.learning_rate_scheduler: the warm-up takes {warmup:,} steps and the training has {steps.total:,}, so the "
-            f"learning rate is never reached; reduce the warm-up, or increase trainer.epochs"
+            f"trainer.learning_rate_scheduler: the warm-up takes {warmup:,} steps and the training has "
+            f"{steps.total:,}, so the learning rate is never reached; reduce the warm-up, or increase trainer.epochs"
         )
         yield job.problem(message, *SCHEDULER)
     elif max(lr_factor(settings, steps, 1.0, step) for step in range(min(steps.total, MAX_CHECKED_STEPS))) < 0.5:
         message = (
-            f"trainer.learning_rate_scheduler: with {steps.total} steps, {settings.decay} never comes near the learning rate; "
-            f"write decay: linear, or increase trainer.epochs"
+            f"trainer.learning_rate_scheduler: with {steps.total} steps, {settings.decay} never comes near the "
+            "learning rate; write decay: linear, or increase trainer.epochs"
         )
         yield job.problem(message, *SCHEDULER)
 

@@ -1,7 +1,8 @@
 """Parses YAML into plain data with source locations.
 
-Stricter than PyYAML: it builds no Python objects, keys are text, a duplicate key is an error, and the number of values is
-limited. Numbers follow YAML 1.2: `2e-4` is a number (YAML 1.1 requires `2.0e-4`), `2024-01-01` and `12:30` are texts.
+Stricter than PyYAML: it builds no Python objects, keys are text, a duplicate key is an error, and the number of
+values is limited. Numbers follow YAML 1.2: `2e-4` is a number (YAML 1.1 requires `2.0e-4`), `2024-01-01` and `12:30`
+are texts.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pipelines.errors import DataError, Problem
 from pipelines.scoring.python_tests import row_tests
 
 if TYPE_CHECKING:
-    from pipelines.config.job import Pipeline, Task
+    from pipelines.config.pipeline import Pipeline, Task
 
 
 @dataclass(frozen=True, kw_only=True)

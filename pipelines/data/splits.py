@@ -17,7 +17,7 @@ from pipelines.data.templates import SPLIT_COLUMN
 from pipelines.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from pipelines.config.job import Pipeline, Task
+    from pipelines.config.pipeline import Pipeline, Task
 
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {

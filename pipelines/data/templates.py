@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from pipelines.config.job import check_template
 from pipelines.config.messages import did_you_mean
+from pipelines.config.pipeline import check_template
 from pipelines.errors import DataError
 from pipelines.storage.strict_json import NonTextValue, infinity
 

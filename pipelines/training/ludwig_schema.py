@@ -1,8 +1,9 @@
 """Writes the snapshot of Ludwig's config schema, so that checking a config does not import Ludwig (half a minute).
 
-The snapshot, `pipelines/config/ludwig_schema.json`, describes what the installed Ludwig accepts for `model_type: llm`; its form is
-documented in `pipelines.config.schema`. `pipelines/modeling/peft_defaults.json` contains what the check of module names needs to
-know of PEFT and transformers. A test compares both files with the installed packages. After an upgrade, rewrite them with
+The snapshot, `pipelines/config/ludwig_schema.json`, describes what the installed Ludwig accepts for `model_type:
+llm`; its form is documented in `pipelines.config.schema`. `pipelines/modeling/peft_defaults.json` contains what the
+check of module names needs to know of PEFT and transformers. A test compares both files with the installed packages.
+After an upgrade, rewrite them with
 
     python -m pipelines.training.ludwig_schema
 """
@@ -58,8 +59,8 @@ def ludwig_schema() -> dict[str, Any]:
 def peft_defaults() -> dict[str, Any]:
     """What PEFT and transformers know of model types.
 
-    Returns `targets`, the model types with default target modules by adapter type, and `renamed`, the model types whose weights
-    transformers renames on loading.
+    Returns `targets`, the model types with default target modules by adapter type, and `renamed`, the model types
+    whose weights transformers renames on loading.
     """
     names = {
         kind: f"TRANSFORMERS_MODELS_TO_{kind.upper().replace('_', '')}_TARGET_MODULES_MAPPING"
@@ -139,7 +140,8 @@ def _value_node(field: Any) -> dict[str, Any]:
 
 
 def _type_node(annotation: Any) -> dict[str, Any]:
-    """The node of a type: `int | list[int] | None` is {"types": ["integer", "list", "null"], "items": {"types": ["integer"]}}."""
+    """The node of a type: `int | list[int] | None` is {"types": ["integer", "list", "null"], "items": {"types":
+    ["integer"]}}."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         node: dict[str, Any] = {"types": []}
         for part in map(_type_node, typing.get_args(annotation)):

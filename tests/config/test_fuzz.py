@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipelines.cli import main
 from pipelines.config import other_tools
-from pipelines.config.job import Pipeline, load_job
+from pipelines.config.job import load_job
+from pipelines.config.pipeline import Pipeline
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.schema import ludwig_fields
 from pipelines.data.examples import load_examples

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from pipelines.config import ludwig_unsupported
-from pipelines.config.job import METRICS, DataFiles, Job, check_template, load_job
+from pipelines.config.job import Job, load_job
+from pipelines.config.pipeline import DataFiles, check_template
 from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError, Problem
+from pipelines.scoring.metric import METRICS
 from tests.bad_configs import GOOD, MISTAKES, task, with_line
 
 Write = Callable[[str | bytes], Path]

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from pipelines.config import other_tools
-from pipelines.config.job import Pipeline, load_job
+from pipelines.config.job import load_job
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_unsupported import SCHEMA_OVERRIDES, UNSUPPORTED_VALUES, find_rule
+from pipelines.config.pipeline import Pipeline
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError

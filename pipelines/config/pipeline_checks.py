@@ -1,0 +1,89 @@
+"""Checks the section `pipeline:`, by itself and against the Ludwig part of the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.config.forgetting import job_traits, resolve_auto, strategy_conflicts
+from pipelines.config.key_hints import KeyHints
+from pipelines.config.messages import did_you_mean
+from pipelines.config.pipeline import DataFiles, Pipeline, Split
+from pipelines.config.pydantic_errors import error_path, to_problem
+from pipelines.config.yaml_source import Document
+from pipelines.errors import Problem
+
+
+def parse_pipeline(
+    document: Document, ludwig: Mapping[str, Any], hints: KeyHints
+) -> tuple[Pipeline | None, list[Problem]]:
+    """The validated section, or None if it is invalid, and its problems. `ludwig` is the rest of the config."""
+    section = document.value.get("pipeline", {})
+    expanded = _expand_auto(section, ludwig)
+    problems: list[Problem] = []
+    pipeline = None
+    try:
+        context = {"refused": set(strategy_conflicts(job_traits(expanded, ludwig)))}
+        pipeline = Pipeline.model_validate(expanded, context=context)
+    except ValidationError as error:
+        problems += [
+            to_problem(details, document, hints)
+            for details in error.errors(include_url=False)
+            if error_path(details) not in document.invalid_paths
+        ]
+    if isinstance(section, dict) and "temperature" in section and section.get("mix") != "temperature":
+        message = "pipeline.temperature has no effect unless mix is temperature"
+        problems.append(document.problem(message, "pipeline", "temperature"))
+    if pipeline is not None:
+        problems += _gate_problems(pipeline, document)
+        problems += _conflicts(pipeline, expanded, ludwig, document)
+    return pipeline, problems
+
+
+def _expand_auto(section: Any, ludwig: Mapping[str, Any]) -> Any:
+    """The section with the word `auto` in its strategy replaced by what it stands for in this job."""
+    if not isinstance(section, dict):
+        return section
+    forgetting = section.get("forgetting", {})
+    forgetting = {"strategy": forgetting} if isinstance(forgetting, str) else forgetting
+    strategy = forgetting.get("strategy", "auto") if isinstance(forgetting, dict) else None
+    if not isinstance(strategy, str):
+        return section
+    auto = resolve_auto(adapter=ludwig.get("adapter") is not None, continued=section.get("continue_from") is not None)
+    return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", auto, strategy)}}
+
+
+def _gate_problems(pipeline: Pipeline, document: Document) -> Iterator[Problem]:
+    """Gates on tasks or retention evals that do not exist. Those of an earlier run, RUN/TASK, are checked later."""
+    for name, gate in pipeline.report.gates.items():
+        if gate.max_drop is None:
+            kind, known = "task", list(pipeline.tasks)
+        else:
+            kind, known = "retention eval", pipeline.forgetting.eval_names
+            if pipeline.continue_from is not None and "/" in name:
+                continue
+        if name not in known:
+            closest = did_you_mean(name, known)
+            hint = f"did you mean {closest}?" if closest else f"the {kind}s are {', '.join(known) or 'none'}"
+            message = f"pipeline.report.gates.{name}: there is no such {kind}; {hint}"
+            yield document.problem(message, "pipeline", "report", "gates", name)
+
+
+def _conflicts(pipeline: Pipeline, expanded: Any, ludwig: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+    """Keys that contradict the rest of the job, or have no effect in it."""
+    forgetting = pipeline.forgetting
+    traits = job_traits(expanded, ludwig)
+    conflicts = strategy_conflicts(traits)
+    for name in forgetting.strategies:
+        if name in conflicts:
+            message = f"pipeline.forgetting.strategy: {conflicts[name]}"
+            yield document.problem(message, "pipeline", "forgetting", "strategy")
+    if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
+        message = "pipeline.split has no effect if every task has one file per split; remove it"
+        yield document.problem(message, "pipeline", "split")
+    for strategy, key, reason in forgetting.unused_settings(traits):
+        message = f"pipeline.forgetting.{strategy}.{key} has no effect {reason}"
+        yield document.problem(message, "pipeline", "forgetting", strategy, key)
