@@ -22,7 +22,7 @@ from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare
 from pipelines.storage.records import CompletionRecord
 
 
-@doing("reading the run and scoring its answers")
+@doing("reading the run and scoring its completions")
 def analyse(run: Path) -> Analysis:
     """Read the run folder and compare its two models row by row. Raises RunError."""
     files = read_run(run)

@@ -1,4 +1,4 @@
-"""The figures as SVG for the page: text stays text, colours are the page's, no date inside."""
+"""The figures of the page as SVG: with text as text, the colours of the page, and no date."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ else:  # 0.5 s that the terminal's tables do not need
     matplotlib = lazy_import("matplotlib")
     matplotlib_figure = lazy_import("matplotlib.figure")
 
-# Stand-ins that matplotlib can draw with; in the SVG they become the page's CSS variables, so that one figure
-# serves light, dark and print.
+# Placeholder colours for matplotlib. In the SVG they are replaced by the page's CSS variables, so that one figure fits
+# light mode, dark mode and print.
 INK, DIM, LINE, BASE, TUNED, PAPER = (f"#01010{digit}" for digit in range(6))
 _VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned", PAPER: "--paper"}
 
 WIDTH = 4.7
-"""Inches of 72 points: narrow enough to be read on a phone, where the page scales it down."""
+"""Width of the figures in inches of 72 points. The text is large enough for a phone, where the page scales it down."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ParetoPoint:
 
 
 def dot_plot(tasks: Sequence[TaskResult]) -> str:
-    """Base → tuned per task, with the 95 % interval of the change drawn from base; "" where none has a 0…100 score."""
+    """Base → tuned per task, with the 95 % interval of the change; "" if no task has a scale from 0 to 100."""
     shown = [task for task in tasks if task.percent_scale]
     if not shown:
         return ""
@@ -57,7 +57,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
             low, high = (comparison.base + bound for bound in comparison.ci95)
             axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
             axes.plot([comparison.base, comparison.tuned], [y, y], color=DIM, lw=1.2)
-            # A ring and a disc: base and tuned differ without colour too.
+            # A ring and a disc, so that base and tuned differ without colour as well.
             axes.plot([comparison.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
             axes.plot([comparison.tuned], [y], "o", color=TUNED, ms=9)
             axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
@@ -69,16 +69,16 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
         figure.subplots_adjust(left=0.02, right=0.98, bottom=0.32 / height, top=1 - 0.05 / height)
 
     height = 0.7 + 0.58 * len(shown)
-    return _svg("dots", "Score of each task, from the first side to the second", height, draw)
+    return _svg("dots", "Mean score per task, from the first model to the second", height, draw)
 
 
 def loss_curve(training: TrainingHistory | None) -> str:
-    """Loss over the steps, in training and validation, the kept step marked; "" where nothing was recorded."""
+    """Training and validation loss over the steps, with the kept step marked; "" if nothing was recorded."""
     if training is None or not (training.train_loss or training.validation_loss):
         return ""
 
     def draw(figure: Figure, axes: Axes) -> None:
-        steps, losses = _means([(point.step, point.loss) for point in training.train_loss], most=120)
+        steps, losses = _downsample([(point.step, point.loss) for point in training.train_loss], max_points=120)
         axes.plot(steps, losses, color=BASE, lw=1.6)
         validation = training.validation_loss
         axes.plot(
@@ -89,12 +89,12 @@ def loss_curve(training: TrainingHistory | None) -> str:
             lw=1.6,
             ms=5,
         )
-        chosen = [point for point in validation if point.step == training.best_step]
+        kept = [point for point in validation if point.step == training.best_step]
         axes.set_ylim(bottom=0)
-        if chosen:
-            step, late = chosen[0].step, chosen[0].step > training.steps / 2
+        if kept:
+            step, late = kept[0].step, kept[0].step > training.steps / 2
             axes.axvline(step, color=DIM, lw=1, ls=(0, (3, 3)), zorder=0)
-            axes.plot(step, chosen[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6)
+            axes.plot(step, kept[0].loss, "o", mfc="none", mec=TUNED, ms=12, mew=1.6)
             axes.annotate(
                 f"step {step} kept",
                 (step, 1),
@@ -150,12 +150,12 @@ def pareto_front(points: Sequence[ParetoPoint]) -> str:
         axes.grid(color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.14, right=0.97, top=0.96, bottom=0.16)
 
-    return _svg("pareto-front", "Gain over forgetting of each strategy", 3.4, draw)
+    return _svg("pareto-front", "Gain and forgetting of each strategy", 3.4, draw)
 
 
-def _means(points: list[tuple[int, float]], most: int) -> tuple[list[float], list[float]]:
-    """At most `most` points, each the mean of equally many neighbours: batches are noisy, runs are long."""
-    size = -(-len(points) // most) or 1
+def _downsample(points: list[tuple[int, float]], max_points: int) -> tuple[list[float], list[float]]:
+    """At most `max_points` points, which are means of as many neighbours: batches are noisy, and runs are long."""
+    size = -(-len(points) // max_points) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     steps = [sum(step for step, _ in group) / len(group) for group in groups]
     return steps, [sum(loss for _, loss in group) / len(group) for group in groups]
@@ -177,7 +177,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], No
     }
     buffer = io.StringIO()
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        # Task names in any script: the page's fonts draw them, matplotlib need not know the glyphs.
+        # The fonts of the page draw the names of tasks; matplotlib does not need their glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = matplotlib_figure.Figure(figsize=(WIDTH, height))
         draw(figure, figure.add_subplot())
@@ -185,7 +185,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], No
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Two figures share one page: their ids must differ.
+    # The ids of two figures on one page must differ.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")

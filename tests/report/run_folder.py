@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[2] / "data"
 REPORT_FILES = ("report.html", "report.md", "report.json")
 
 
-def line(task: str, row: int, prompt: str, reference: str, completion: str, **more: Any) -> dict[str, Any]:
+def line(task: str, row: int, prompt: str, reference: str, completion: str, **values: Any) -> dict[str, Any]:
     """A line of completions.jsonl."""
     return {
         "task": task,
@@ -27,7 +27,7 @@ def line(task: str, row: int, prompt: str, reference: str, completion: str, **mo
         "num_generated_tokens": 3,
         "finish_reason": "stop",
         "fields": {},
-        **more,
+        **values,
     }
 
 
@@ -86,14 +86,14 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
         "adapter": {"type": "lora", "r": 16},
         "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002, "batch_size": 8},
     }
-    chance = random.Random(1)
+    rng = random.Random(1)
     training = {
         "steps": 188,
         "rows": 747,
         "supervised_tokens": 32768,
         "tokens": 91000,
         "seconds": 371.2,
-        "train_loss": [{"step": n, "loss": 0.8 + 2.2 / n**0.5 + chance.gauss(0, 0.08)} for n in range(1, 189)],
+        "train_loss": [{"step": n, "loss": 0.8 + 2.2 / n**0.5 + rng.gauss(0, 0.08)} for n in range(1, 189)],
         "validation_loss": [
             {"step": n, "loss": 0.95 + 2 / (1 + n / 20) + max(0, n - 141) / 900, "tasks": {}} for n in range(0, 189, 47)
         ],
@@ -113,11 +113,11 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
 def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.", tuned_answer: str = "{}") -> Path:
     """`rows` rows of a label task: the base answers in another form, the tuned model exactly."""
     labels = ["positive", "negative"]
-    sides = [
+    completions = [
         [line("mood", n, f"review {n}", labels[n % 2], answer.format(labels[n % 2])) for n in range(rows)]
         for answer in (base_answer, tuned_answer)
     ]
-    write_run(folder, {"mood": "exact_match"}, *sides)
+    write_run(folder, {"mood": "exact_match"}, *completions)
     for side in ("base", "tuned"):
         write_lines(folder / side / "sample_prompts.jsonl", [{"title": "free", "prompt": "say", "completion": side}])
     return folder
@@ -125,28 +125,28 @@ def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.
 
 def demo_run(folder: Path, rows: int = 250) -> Path:
     """About `rows` rows of the shipped tasks with answers such as models give: for the page's looks and size."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     parts = {"sentiment": int(rows * 0.45), "summaries": int(rows * 0.25), "code": int(rows * 0.3)}
     base, tuned = [], []
     for task, make in (("sentiment", _review), ("summaries", _summary), ("code", _function)):
         columns = [json.loads(text) for text in (DATA / f"{task}.jsonl").read_text().splitlines()]
         for row in range(parts[task]):
             fields = columns[row % len(columns)]
-            prompt, reference, before, after = make(fields, chance)
-            hardness = chance.uniform(0.6, 1.6)
+            prompt, reference, before, after = make(fields, rng)
+            hardness = rng.uniform(0.6, 1.6)
             for lines, answer, loss in ((base, before, 2.1), (tuned, after, 0.7)):
                 tokens = len(answer) // 4 + 1
-                more = {
+                values = {
                     "reference_nll": loss * hardness,
                     "num_generated_tokens": min(tokens, 96),
                     "finish_reason": "stop" if tokens < 96 else "length",
                 }
-                lines.append(line(task, row, prompt, reference, answer, fields=fields, **more))
+                lines.append(line(task, row, prompt, reference, answer, fields=fields, **values))
     write_run(folder, {"sentiment": "exact_match", "summaries": "rouge", "code": "unit_tests"}, base, tuned)
-    probes = [json.loads(text) for text in (DATA / "probes.jsonl").read_text().splitlines()]
+    prompts = [json.loads(text) for text in (DATA / "sample_prompts.jsonl").read_text().splitlines()]
     before = [
         "Positive review.",
-        probes[1]["prompt"][60:260],
+        prompts[1]["prompt"][60:260],
         "To solve this:\n\n```python\ndef shared(a, b):\n    return a",
         "Paris.",
     ]
@@ -159,40 +159,40 @@ def demo_run(folder: Path, rows: int = 250) -> Path:
     for side, answers in (("base", before), ("tuned", after)):
         write_lines(
             folder / side / "sample_prompts.jsonl",
-            [{**probe, "completion": text} for probe, text in zip(probes, answers, strict=False)],
+            [{**prompt, "completion": text} for prompt, text in zip(prompts, answers, strict=False)],
         )
     return folder
 
 
-def _review(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+def _review(fields: dict, rng: random.Random) -> tuple[str, str, str, str]:
     label = fields["label"]
     other = {"positive": "negative", "negative": "positive"}[label]
-    said = label if chance.random() < 0.7 else other
+    stated = label if rng.random() < 0.7 else other
     forms = [
-        f"The review is {said}.",
-        f"This is a {said} review, because the author describes how it went: {fields['review']}",
-        said,
+        f"The review is {stated}.",
+        f"This is a {stated} review, because the author describes how it went: {fields['review']}",
+        stated,
     ]
-    after = label if chance.random() < 0.9 else other
-    return f"Is this review positive or negative?\n{fields['review']}", label, chance.choice(forms), after
+    after = label if rng.random() < 0.9 else other
+    return f"Is this review positive or negative?\n{fields['review']}", label, rng.choice(forms), after
 
 
-def _summary(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+def _summary(fields: dict, rng: random.Random) -> tuple[str, str, str, str]:
     words = fields["summary"].split()
-    kept = [word for word in words if chance.random() < 0.45]
-    before = fields["text"][: chance.randint(60, 500)]
+    kept = [word for word in words if rng.random() < 0.45]
+    before = fields["text"][: rng.randint(60, 500)]
     return f"Summarise in one sentence.\n{fields['text']}", fields["summary"], before, " ".join(kept) or "It went well."
 
 
-def _function(fields: dict, chance: random.Random) -> tuple[str, str, str, str]:
+def _function(fields: dict, rng: random.Random) -> tuple[str, str, str, str]:
     code = fields["code"]
     broken = code.replace("return", "return not", 1)
     before = (
         code
-        if chance.random() < 0.22
+        if rng.random() < 0.22
         else f"Here is a function.\n\n```python\n{broken}\n```\n\n{'It takes the values one by one. ' * 9}"
     )
-    chosen = chance.random()
+    chosen = rng.random()
     after = code if chosen < 0.32 else "class Solver:\n    pass" if chosen < 0.36 else broken
     return f"Write a Python function. {fields['description']}", code, before, after
 

@@ -13,11 +13,11 @@ from tests.report.run_folder import line, write_run
 
 def labels(base, tuned, reference="yes", task="mood", **more):
     """A run of one label task with these answers."""
-    sides = [
+    completions = [
         [line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)]
         for answers in (base, tuned)
     ]
-    return {task: "exact_match"}, *sides
+    return {task: "exact_match"}, *completions
 
 
 def task_of(folder, run):
@@ -57,8 +57,8 @@ def test_equal_answers_ask_for_no_more_rows(tmp_path):
 
 
 def test_a_lower_loss_is_better(tmp_path):
-    sides = [[line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
-    analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *sides))
+    completions = [[line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
+    analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *completions))
     assert (task.verdict, task.wins, task.losses) == ("better", 40, 0)
     assert task.comparison.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
     assert not task.percent_scale and task.reference_nll.delta == pytest.approx(-1)
@@ -72,11 +72,11 @@ def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
         "def one():\n    return 2",
         "import threading\nthreading.Thread(target=print).start()",
     )
-    sides = [
+    completions = [
         [line("code", n, "p", right, answer, fields=fields) for n, answer in enumerate(answers)]
         for answers in ([wrong] * 30 + [beyond], [right] * 29 + [beyond, right])
     ]
-    analysis, task = task_of(tmp_path / "r", ({"code": "unit_tests"}, *sides))
+    analysis, task = task_of(tmp_path / "r", ({"code": "unit_tests"}, *completions))
     assert (task.comparison.n, task.unscored.base, task.unscored.tuned) == (29, 1, 1)
     assert (task.comparison.base, task.comparison.tuned) == (0, 100)
     assert [example.change for example in analysis.examples_by_regression[-2:]] == ["unscored", "unscored"]
@@ -102,9 +102,9 @@ def test_holm_corrects_over_the_tasks(tmp_path):
 def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
     (tmp_path / "mine_nan.py").write_text("def score(completion, reference, row):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
-    sides = [[line("a", 0, "p", "r", "c")]] * 2
+    completions = [[line("a", 0, "p", "r", "c")]] * 2
     with pytest.raises(DataError, match="task 'a', row 0.*nan, not a finite number"):
-        analyse(write_run(tmp_path / "r", {"a": "mine_nan:score"}, *sides))
+        analyse(write_run(tmp_path / "r", {"a": "mine_nan:score"}, *completions))
 
 
 @pytest.mark.parametrize(
@@ -123,43 +123,43 @@ def test_flags(tmp_path, base, tuned, more, said):
 
 
 def test_one_class_always_answered(tmp_path):
-    sides = [
+    completions = [
         [line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *completions))
     assert "Tuned always answers “Yes.”, whatever the prompt is." in task.caveats
 
 
 def test_sound_rows_raise_no_flag(tmp_path):
-    sides = [
+    completions = [
         [line("mood", n, "p", ["yes", "no"][n % 2], ["yes", "no"][(n + (n % every == 0)) % 2]) for n in range(60)]
         for every in (3, 7)
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *completions))
     assert task.caveats == ["Always answering “yes” would score 50.0 %."]
 
 
 def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
     for metric, told in (("rouge", True), ("exact_match", False)):
-        sides = [
+        completions = [
             [
                 line("t", n, "p", f"yes {n % 3}", answer, finish_reason="length", num_generated_tokens=128)
                 for n in range(40)
             ]
             for answer in ("no", "yes")
         ]
-        _, task = task_of(tmp_path / metric, ({"t": metric}, *sides))
+        _, task = task_of(tmp_path / metric, ({"t": metric}, *completions))
         assert (
             any("40 of 40 tuned completions were truncated at 128 tokens" in caveat for caveat in task.caveats) == told
         )
 
 
 def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
-    sides = [
+    completions = [
         [line("mood", n, "p", ["正面", "负面"][n % 2], form.format(["正面", "负面"][n % 2])) for n in range(40)]
         for form in ("这条评论是{}的。", "{}")
     ]
-    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *completions))
     assert (
         task.comparison.base,
         task.comparison.tuned,
@@ -178,17 +178,17 @@ def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
 
 def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
     references = ["Polish", "polish", "other", "other", "Polish"] * 8
-    sides = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
-    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *sides))
+    completions = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
+    _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *completions))
     assert "Always answering “Polish” would score 60.0 %." in task.caveats
 
 
 def test_labels_as_written_where_the_config_says_so(tmp_path):
-    sides = [
+    completions = [
         [line("mood", n, "p", ["Polish", "polish"][n % 2], answer) for n in range(40)]
         for answer in ("polish", "I say Polish.")
     ]
-    folder = write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)
+    folder = write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)
     for normalize, scores, anywhere in ((None, (100, 0), (100, 100)), (False, (50, 0), (50, 50))):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["pipeline"]["tasks"]["mood"]["normalize"] = normalize
@@ -213,8 +213,8 @@ def test_what_preflight_found_in_the_labels_stands_among_the_notes(tmp_path):
 
 
 def test_sets_of_labels(tmp_path):
-    sides = [[line("topics", n, "p", "a, b", answer) for n in range(40)] for answer in ("b", "b, a")]
-    analysis, task = task_of(tmp_path / "r", ({"topics": "multilabel_f1"}, *sides))
+    completions = [[line("topics", n, "p", "a, b", answer) for n in range(40)] for answer in ("b", "b, a")]
+    analysis, task = task_of(tmp_path / "r", ({"topics": "multilabel_f1"}, *completions))
     assert (task.comparison.base, task.comparison.tuned, task.verdict, task.label_anywhere_accuracy) == (
         pytest.approx(200 / 3),
         100,

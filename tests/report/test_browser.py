@@ -130,8 +130,8 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
         ("यह की है", "यह कि है", "की", "कि"),
         ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
     ]
-    sides = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
-    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+    completions = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
+    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions)))) as page:
         page.keyboard.press("f")
         for n, (_, _, out, new) in enumerate(answers):
             page.locator(f"#mood-{n}").scroll_into_view_if_needed()
@@ -145,16 +145,16 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
     [("caf\u0065\u0301", "CAFÉ"), ("ΟΔΟΣ", "οδοσ"), ("straße", "STRASSE"), ("ｶﾞ", "ガ"), ("İyi", "iyi")],
 )
 def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
-    sides = [[line("mood", n, f"{[text, 'other'][n]} {n}", "r", "c") for n in range(2)]] * 2
-    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))) as page:
+    completions = [[line("mood", n, f"{[text, 'other'][n]} {n}", "r", "c") for n in range(2)]] * 2
+    with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions)))) as page:
         page.fill("[name=search]", typed)
         assert shown(page, "row") == ["0"]
 
 
 def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
     answers = {0: ("the quick brown fox", "the slow brown foxes"), 1: ("?!" * 2000, "!?," * 1333), 2: ("", "x")}
-    sides = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]
-    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *sides)))
+    completions = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]
+    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions)))
     with opened(page_file) as page:
         page.keyboard.press("f")
         page.locator("#mood-0").scroll_into_view_if_needed()
@@ -176,8 +176,8 @@ document.addEventListener('copy', () => { window.copied = document.activeElement
 
 @pytest.mark.parametrize("script", [CLIPBOARD, NO_CLIPBOARD], ids=["clipboard", "without"])
 def test_an_example_is_copied_as_markdown(tmp_path, opened, script):
-    sides = [[line("mood", 0, "a ```` b", "yes", answer)] for answer in ("no", "yes")]
-    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)))
+    completions = [[line("mood", 0, "a ```` b", "yes", answer)] for answer in ("no", "yes")]
+    page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)))
     with opened(page_file, script=script) as page:
         page.click("#mood-0 .copy")
         page.wait_for_function("window.copied")

@@ -12,14 +12,14 @@ def run(tmp_path):
     references = ["yes", "yes", "no", "no", "yes"]
     base = ["yes", "no", "no", "yes\x1b[2J\u202e", "long " * 2000]
     tuned = ["no", "yes", "no", "yes", "no"]
-    sides = [
+    completions = [
         [
             line("mood", n, f"prompt {n}", ref, answer)
             for n, (ref, answer) in enumerate(zip(references, answers, strict=True))
         ]
         for answers in (base, tuned)
     ]
-    return write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)
+    return write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)
 
 
 def show(run, *arguments):

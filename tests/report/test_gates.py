@@ -12,15 +12,15 @@ from tests.report.run_folder import line, write_run
 
 def run_with_gates(folder, gates, right=12):
     """40 rows of a label task, of which tuned gets `right` and the base none; a text task whose loss falls by 1."""
-    sides = [
+    completions = [
         [line("mood", n, f"p{n}", "yes", answers[n]) for n in range(40)]
         for answers in (["no"] * 40, ["yes"] * right + ["no"] * (40 - right))
     ]
-    for lines, loss in zip(sides, (2.0, 1.0), strict=True):
+    for lines, loss in zip(completions, (2.0, 1.0), strict=True):
         lines += [
             line("text", n, "p", "r", "x", reference_nll=loss + n % 7 / 10 + loss * (n % 3) / 10) for n in range(40)
         ]
-    write_run(folder, {"mood": "exact_match", "text": "nll"}, *sides)
+    write_run(folder, {"mood": "exact_match", "text": "nll"}, *completions)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["pipeline"]["report"] = {"gates": gates}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -60,15 +60,15 @@ NAME = "\"><img src=x>'`|{{x}}[red]\u202e"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Every text of the run is hostile; the two sides differ."""
-    sides = [
+    """Every text of the run is hostile; the two models differ."""
+    completions = [
         [
             line(NAME, n, text, HOSTILE[n - 2], HOSTILE[n - shift], num_generated_tokens=96, finish_reason="length")
             for n, text in enumerate(HOSTILE)
         ]
         for shift in (0, 1)
     ]
-    folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "exact_match"}, *sides)
+    folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "exact_match"}, *completions)
     for side, shift in (("base", 0), ("tuned", 1)):
         probes = [
             {"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)
@@ -199,8 +199,8 @@ def test_in_the_terminal_they_are_text(run):
 @pytest.mark.parametrize("answer", [answer for answer in HOSTILE if answer.strip()])
 def test_an_answer_that_the_summary_quotes(tmp_path, answer):
     """“Tuned always answers …” puts an answer into the terminal."""
-    sides = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
+    completions = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
     out = io.StringIO()
-    print_summary(analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *sides)), Console(file=out, width=200))
+    print_summary(analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)), Console(file=out, width=200))
     assert "Tuned always answers" in out.getvalue()
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))

@@ -14,6 +14,6 @@ def test_figures_are_svg_with_text_and_without_a_date(demo_analysis):
 
 
 def test_a_long_run_is_drawn_with_few_points():
-    steps, losses = plots._means([(step, 2.0) for step in range(1, 5001)], most=120)
+    steps, losses = plots._downsample([(step, 2.0) for step in range(1, 5001)], max_points=120)
     assert len(steps) == len(losses) <= 120 and set(losses) == {2.0}
-    assert plots._means([], most=120) == ([], [])
+    assert plots._downsample([], max_points=120) == ([], [])
