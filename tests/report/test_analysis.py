@@ -57,7 +57,9 @@ def test_equal_answers_ask_for_no_more_rows(tmp_path):
 
 
 def test_a_lower_loss_is_better(tmp_path):
-    completions = [[line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)]
+    completions = [
+        [line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)
+    ]
     analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *completions))
     assert (task.verdict, task.wins, task.losses) == ("better", 40, 0)
     assert task.comparison.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)

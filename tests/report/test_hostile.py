@@ -201,6 +201,8 @@ def test_an_answer_that_the_summary_quotes(tmp_path, answer):
     """“Tuned always answers …” puts an answer into the terminal."""
     completions = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
     out = io.StringIO()
-    print_summary(analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)), Console(file=out, width=200))
+    print_summary(
+        analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)), Console(file=out, width=200)
+    )
     assert "Tuned always answers" in out.getvalue()
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))
