@@ -96,23 +96,30 @@ class RetentionRecord(LenientModel):
 class StepLoss(LenientModel):
     """The training loss of one step."""
 
-    step: int
-    loss: float
+    step: int = Field(description="Optimizer step, from 1.")
+    loss: float = Field(description="Training loss of the step.")
 
 
 class ValidationLoss(LenientModel):
     """The validation loss after a step."""
 
-    step: int
-    loss: float
+    step: int = Field(description="Number of optimizer steps before the evaluation; 0 for the base.")
+    loss: float = Field(description="Validation loss.")
     tasks: dict[str, float] = Field(default={}, description="Validation loss per task.")
 
 
 class RetentionMeans(LenientModel):
     """The mean scores of the retention evals after a step."""
 
-    step: int
+    step: int = Field(description="Number of optimizer steps before the evaluation.")
     scores: dict[str, float] = Field(description="Mean score per retention eval.")
+
+
+class RetentionStop(LenientModel):
+    """The regression of retention evals that ended a training."""
+
+    evals: list[str] = Field(description="Names of the retention evals that regressed by more than max_regression.")
+    step: int = Field(description="Number of optimizer steps before the training ended.")
 
 
 class TrainingHistory(LenientModel):
@@ -125,7 +132,10 @@ class TrainingHistory(LenientModel):
     train_loss: list[StepLoss] = Field(description="Training loss per step.")
     validation_loss: list[ValidationLoss] = Field(description="Validation loss per evaluation.")
     best_step: int | None = Field(default=None, description="Step of the weights that were kept.")
-    stopped_early: bool = Field(default=False, description="Whether early stopping ended the training.")
+    stopped_early: bool = Field(default=False, description="Whether the training ended before its last planned step.")
+    stopped_by_retention: RetentionStop | None = Field(
+        default=None, description="Regression that ended the training; null if none did."
+    )
     trainable_parameters: int | None = Field(default=None, description="Number of trainable parameters.")
     parameters: int | None = Field(default=None, description="Number of parameters of the model.")
     peak_memory_bytes: int | None = Field(
@@ -173,7 +183,7 @@ class Hardware(LenientModel):
 class Manifest(LenientModel):
     """`manifest.json` of a finished run or of a comparison of two models."""
 
-    format_version: int
+    format_version: int = Field(description="Version of the format of the run folder.")
     name: str = Field(description="Name of the run.")
     command: str = Field(description="Command that started the run.")
     base_model: str = Field(description="Base model as the config names it.")

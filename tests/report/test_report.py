@@ -161,3 +161,18 @@ def test_long_answers_fold(tmp_path):
     page = (run / "report.html").read_text()
     assert "1,000,000 characters" in page and "the full text is in report.json" in page
     assert len(page) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"stopped_early": True}, "because the validation loss no longer decreased"),
+        ({"stopped_by_retention": {"evals": ["text"], "step": 94}}, "because of a regression on text"),
+    ],
+)
+def test_the_page_names_the_reason_of_an_early_stop(tmp_path, values, reason):
+    run = make_run(tmp_path / "r", rows=2)
+    training = json.loads((run / "model/training.json").read_text())
+    assert "stopped early" not in written(run)
+    (run / "model/training.json").write_text(json.dumps({**training, **values}))
+    assert f"Training stopped early {reason}." in written(run)
