@@ -142,7 +142,8 @@ def _empty_split(task: Task, pipeline: Pipeline, split: str, counts: Counter[str
     """A message on a split without rows, with what to do about it."""
     if not isinstance(task.data, str):
         return f"data names no {split} file; write {split}: FILE next to train"
-    problem = f"the {split} split is empty ({counts.total()} rows in all)"
+    rows = "1 row" if counts.total() == 1 else f"{counts.total():,} rows"
+    problem = f"the {split} split is empty ({rows} in all)"
     if any(SPLIT_COLUMN in fields for _, fields in islice(numbered_rows(Path(task.data)), 1)):
         return f"{problem}; write {split} in the column `split` of some rows, or remove the column for a random split"
     if split == "test" and not pipeline.split.test:

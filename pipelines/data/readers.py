@@ -113,7 +113,7 @@ def _check_magic_bytes(path: Path, suffix: str) -> None:
         first_bytes = file.read(4)
     for magic_bytes, description in _MAGIC_BYTES.items():
         if first_bytes.startswith(magic_bytes):
-            raise DataError(Problem(f"is {description}, despite its name", str(path)))
+            raise DataError(Problem(f"despite its name, this is {description}", str(path)))
 
 
 def _lines(path: Path) -> Iterator[str]:
