@@ -18,6 +18,8 @@ def test_only_training_imports_ludwig():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy_import":
+                names += [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
             if any(name.split(".")[0] == "ludwig" for name in names):
                 importing.add(path.relative_to(ROOT).as_posix())
     assert {path for path in importing if not path.startswith("training/")} == {LUDWIG_SCHEMA}

@@ -1,4 +1,4 @@
-"""A checkpoint is put back whole or not at all."""
+"""A checkpoint is restored completely or not at all."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import torch
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
 
 
-def checkpoint(*frozen):
+def make_checkpoint(*frozen):
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
     for name in frozen:
@@ -19,22 +19,26 @@ def checkpoint(*frozen):
     return SafetensorsCheckpoint(coordinator, model, optimizer, scheduler, history={})
 
 
-def test_the_trained_weights_come_back(tmp_path):
-    saved, fresh = checkpoint("b"), checkpoint("b")
+def test_trained_weights_are_restored(tmp_path):
+    saved, restored = make_checkpoint("b"), make_checkpoint("b")
     with torch.no_grad():
         saved.model["a"].weight.fill_(7)
     saved.save(str(tmp_path / "latest.ckpt"), 3)
-    fresh.load(str(tmp_path / "latest.ckpt"))
-    assert fresh.global_step == 3 and fresh.model["a"].weight.eq(7).all()
+    restored.load(str(tmp_path / "latest.ckpt"))
+    assert restored.global_step == 3 and restored.model["a"].weight.eq(7).all()
 
 
-@pytest.mark.parametrize(("before", "now", "named"), [(("b",), (), "b.bias"), ((), ("a",), "a.bias")])
-def test_one_of_other_weights_is_refused_before_anything_is_put_back(tmp_path, before, now, named):
-    saved, other = checkpoint(*before), checkpoint(*now)
+@pytest.mark.parametrize(
+    ("frozen_when_saved", "frozen_now", "mismatched"), [(("b",), (), "b.bias"), ((), ("a",), "a.bias")]
+)
+def test_a_checkpoint_of_other_weights_is_rejected_before_anything_is_restored(
+    tmp_path, frozen_when_saved, frozen_now, mismatched
+):
+    saved, restored = make_checkpoint(*frozen_when_saved), make_checkpoint(*frozen_now)
     with torch.no_grad():
         for weight in saved.model.parameters():
             weight.fill_(7)
     saved.save(str(tmp_path / "latest.ckpt"), 3)
-    with pytest.raises(CorruptCheckpointError, match=f"not the trained weights of this job, such as {named}"):
-        other.load(str(tmp_path / "latest.ckpt"))
-    assert other.global_step == 0 and not any(weight.eq(7).any() for weight in other.model.parameters())
+    with pytest.raises(CorruptCheckpointError, match=f"not the trained weights of this job, such as {mismatched}"):
+        restored.load(str(tmp_path / "latest.ckpt"))
+    assert restored.global_step == 0 and not any(weight.eq(7).any() for weight in restored.model.parameters())

@@ -1,5 +1,4 @@
-"""Each thing in Ludwig that alfine works round. A test here fails on the day that upstream mends it: then the
-work-round can go."""
+"""Behaviour of Ludwig that alfine works around. If a test fails, upstream has fixed it and the workaround can go."""
 
 import json
 import warnings
@@ -23,7 +22,7 @@ def config(base, **trainer):
     }
 
 
-def test_misspelt_keys_are_dropped(tmp_path):
+def test_misspelled_keys_are_dropped(tmp_path):
     from ludwig.schema.model_types.base import ModelConfig
 
     with warnings.catch_warnings():
@@ -42,7 +41,7 @@ def test_nothing_trains_by_default(tmp_path):
     assert job.generation.do_sample is True
 
 
-def test_a_prompt_is_cut_up_to_its_last_pad_token():
+def test_a_prompt_is_truncated_to_the_part_after_its_last_pad_token():
     from ludwig.utils.llm_utils import remove_left_padding
 
     tokenizer = make_tokenizer("pad_is_eos")
@@ -53,7 +52,7 @@ def test_a_prompt_is_cut_up_to_its_last_pad_token():
     assert "Is it?" not in kept
 
 
-def test_padding_is_id_0_whatever_the_pad_token():
+def test_padding_has_id_0_for_any_pad_token():
     from ludwig.utils.llm_utils import add_left_padding, create_attention_mask
 
     tokenizer = make_tokenizer("adds_bos")
@@ -62,7 +61,7 @@ def test_padding_is_id_0_whatever_the_pad_token():
     assert create_attention_mask(padded, tokenizer).tolist() == [1, 1, 1, 1]
 
 
-def test_long_rows_lose_their_end_first():
+def test_truncation_removes_the_end_of_a_row():
     from ludwig.utils.llm_utils import generate_merged_ids
 
     tokenizer = make_tokenizer("no_template")
@@ -72,7 +71,7 @@ def test_long_rows_lose_their_end_first():
     assert tokenizer.eos_token_id not in merged[0].tolist()
 
 
-def test_a_second_bos_stands_before_the_completion():
+def test_the_completion_starts_with_a_second_bos():
     from ludwig.utils.llm_utils import generate_merged_ids
 
     tokenizer = make_tokenizer("adds_bos")
@@ -81,7 +80,7 @@ def test_a_second_bos_stands_before_the_completion():
     assert merged[0].tolist().count(tokenizer.bos_token_id) == 2
 
 
-def test_the_saved_config_of_a_fine_tuned_model_is_refused(tmp_path):
+def test_the_saved_config_of_a_fine_tuned_model_is_rejected(tmp_path):
     from ludwig.config_validation.validation import check_schema
     from ludwig.error import ConfigValidationError
     from ludwig.schema.model_types.base import ModelConfig
@@ -92,14 +91,14 @@ def test_the_saved_config_of_a_fine_tuned_model_is_refused(tmp_path):
         check_schema(json.loads(json.dumps(saved)))
 
 
-def test_no_fine_tuning_trainer_on_ray():
+def test_there_is_no_fine_tuning_trainer_on_ray():
     from ludwig.trainers.registry import get_llm_ray_trainers_registry
 
     assert "finetune" not in get_llm_ray_trainers_registry()
 
 
-def test_a_resumed_schedule_starts_anew():
-    """Ludwig builds the schedule after it has loaded the checkpoint, so the first step takes the full rate."""
+def test_a_resume_restarts_the_schedule():
+    """Ludwig builds the schedule after it has loaded the checkpoint, so the first step has the full rate."""
     import inspect
 
     from ludwig.trainers.trainer import Trainer
@@ -108,7 +107,7 @@ def test_a_resumed_schedule_starts_anew():
     assert source.index("_create_or_resume_progress_tracker(") < source.index("self.scheduler = LRScheduler(")
 
 
-def test_ctrl_c_passes_for_the_end_of_training():
+def test_ctrl_c_ends_the_training_as_if_it_were_finished():
     from ludwig.trainers.trainer import Trainer
 
     class Interrupted:
@@ -131,8 +130,8 @@ def test_generation_settings_of_ludwig_cannot_be_saved(tmp_path):
         model.save_pretrained(tmp_path / "saved")
 
 
-def test_any_ray_cluster_on_the_machine_is_joined(monkeypatch):
-    """The reason for the backend that `train` names."""
+def test_ludwig_joins_any_ray_cluster_on_the_machine(monkeypatch):
+    """The reason for the explicit backend in `ludwig_training`."""
     import ludwig.backend
 
     joined = []
@@ -142,64 +141,64 @@ def test_any_ray_cluster_on_the_machine_is_joined(monkeypatch):
     assert joined == ["ray"]
 
 
-# --- learning-rate schedules: the reason for pipelines/training/lr_scheduler.py ------------------------------------------------
+# --- learning-rate schedules: the reason for pipelines/training/lr_scheduler.py ---
 
 
-def schedule_of_ludwig(total=20, per_checkpoint=5, **settings):
-    """Ludwig's scheduler as its trainer makes it: once without steps, then with them; and its optimiser."""
+def ludwig_scheduler(total=20, per_checkpoint=5, **settings):
+    """Returns Ludwig's scheduler, created as its trainer does (first with 0 steps), and its optimizer."""
     from ludwig.modules.lr_scheduler import LRScheduler
     from ludwig.schema.lr_scheduler import LRSchedulerConfig
 
-    one = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
-    written = LRSchedulerConfig.model_validate(settings)
-    LRScheduler(written, one, 0, 0)
-    return LRScheduler(written, one, per_checkpoint, total), one
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    settings = LRSchedulerConfig.model_validate(settings)
+    LRScheduler(settings, optimizer, 0, 0)
+    return LRScheduler(settings, optimizer, per_checkpoint, total), optimizer
 
 
-def rates_of_ludwig(total=20, **settings):
-    schedule, one = schedule_of_ludwig(total, **settings)
+def ludwig_rates(total=20, **settings):
+    scheduler, optimizer = ludwig_scheduler(total, **settings)
     rates = []
     for _ in range(total):
-        rates.append(one.param_groups[0]["lr"])
-        one.step()
-        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
     return rates
 
 
-def test_one_cycle_takes_for_its_peak_what_its_first_scheduler_has_left():
-    assert max(rates_of_ludwig(decay="one_cycle")) == pytest.approx(4e-6)
+def test_the_peak_of_one_cycle_is_the_rate_that_the_first_scheduler_has_set():
+    assert max(ludwig_rates(decay="one_cycle")) == pytest.approx(4e-6)
 
 
 def test_cosine_restarts_at_every_evaluation():
-    rates = rates_of_ludwig(decay="cosine")
+    rates = ludwig_rates(decay="cosine")
     assert [step for step, rate in enumerate(rates) if rate == 1.0] == [0, 5, 10, 15]
 
 
-def test_exponential_starts_a_period_late():
-    assert rates_of_ludwig(decay="exponential", decay_rate=0.5, decay_steps=10)[0] == 0.5
+def test_exponential_starts_at_the_decay_rate():
+    assert ludwig_rates(decay="exponential", decay_rate=0.5, decay_steps=10)[0] == 0.5
 
 
-def test_inverse_sqrt_has_a_63rd_of_the_rate():
-    assert max(rates_of_ludwig(decay="inverse_sqrt")) == pytest.approx(4000**-0.5)
+def test_the_peak_of_inverse_sqrt_is_a_63rd_of_the_rate():
+    assert max(ludwig_rates(decay="inverse_sqrt")) == pytest.approx(4000**-0.5)
 
 
-def test_polynomial_takes_off_the_warm_up_twice():
-    assert max(rates_of_ludwig(decay="polynomial", warmup_fraction=0.25)) > 1.3
+def test_polynomial_subtracts_the_warmup_twice():
+    assert max(ludwig_rates(decay="polynomial", warmup_fraction=0.25)) > 1.3
 
 
-def test_the_end_of_polynomial_is_a_share_of_the_rate_though_it_says_a_rate():
+def test_polynomial_end_lr_is_a_fraction_of_the_rate():
     from ludwig.modules.lr_scheduler import polynomial_decay
     from ludwig.schema.lr_scheduler import LRSchedulerConfig
 
     assert polynomial_decay(10, 10, 0, LRSchedulerConfig.model_validate({"polynomial_end_lr": 0.1})) == 0.1
 
 
-def test_wsd_has_no_use_for_its_decay_fraction():
-    assert rates_of_ludwig(decay="wsd", wsd_decay_fraction=0.1) == rates_of_ludwig(decay="wsd", wsd_decay_fraction=0.9)
+def test_wsd_ignores_its_decay_fraction():
+    assert ludwig_rates(decay="wsd", wsd_decay_fraction=0.1) == ludwig_rates(decay="wsd", wsd_decay_fraction=0.9)
 
 
-def test_a_second_reduction_on_a_plateau_counts_three_times_for_a_step():
-    schedule, one = schedule_of_ludwig(
+def test_a_second_reduction_on_a_plateau_counts_three_times():
+    scheduler, optimizer = ludwig_scheduler(
         decay=None, reduce_on_plateau=2, reduce_on_plateau_rate=0.5, reduce_on_plateau_patience=0
     )
 
@@ -208,15 +207,15 @@ def test_a_second_reduction_on_a_plateau_counts_three_times_for_a_step():
         train_metrics = {"completion": {"loss": [(0, 0, 1.0)]}}
 
     for _ in range(3):
-        schedule.step()
-        schedule.eval_step(Progress, "completion")
-    assert one.param_groups[0]["lr"] == 0.5**3
+        scheduler.step()
+        scheduler.eval_step(Progress, "completion")
+    assert optimizer.param_groups[0]["lr"] == 0.5**3
 
 
-# --- other settings of the trainer --------------------------------------------------------------------------------------
+# --- other settings of the trainer ---
 
 
-def test_clipping_cannot_be_left_out_by_null():
+def test_null_does_not_switch_clipping_off():
     from ludwig.modules.optimization_modules import create_clipper
 
     assert create_clipper(None).clipglobalnorm == 0.5
@@ -231,14 +230,14 @@ def test_clipnorm_is_clipglobalnorm():
     assert source.count("clip_grad_norm_(variables, ") == 2
 
 
-def test_adafactor_takes_no_learning_rate():
+def test_adafactor_ignores_the_learning_rate():
     from ludwig.modules.optimization_modules import get_optimizer_class_and_kwargs
     from ludwig.schema.optimizers import AdafactorOptimizerConfig
 
     assert get_optimizer_class_and_kwargs(AdafactorOptimizerConfig(), 0.01)[1]["lr"] is None
 
 
-def test_settings_of_optimisers_that_bitsandbytes_has_not():
+def test_optimizers_get_arguments_that_bitsandbytes_has_removed():
     import inspect
 
     from ludwig.schema.optimizers import optimizer_registry
@@ -247,7 +246,7 @@ def test_settings_of_optimisers_that_bitsandbytes_has_not():
     assert {"percentile_clipping", "block_wise"} <= set(config.model_fields) - set(inspect.signature(kind).parameters)
 
 
-def test_a_pattern_that_freezes_nothing_is_logged():
+def test_a_pattern_that_freezes_nothing_is_only_logged():
     import inspect
 
     from ludwig.utils.trainer_utils import freeze_layers_regex
@@ -255,14 +254,14 @@ def test_a_pattern_that_freezes_nothing_is_logged():
     assert "logger.error" in inspect.getsource(freeze_layers_regex)
 
 
-def test_more_checkpoints_than_steps_give_one_an_epoch():
+def test_more_checkpoints_than_steps_give_one_per_epoch():
     from ludwig.utils.trainer_utils import get_final_steps_per_checkpoint
 
     assert get_final_steps_per_checkpoint(5, 0, 10) == 5
 
 
 def test_noise_on_embeddings_is_scaled_by_the_packed_length():
-    """The reason why `neftune_noise_alpha` is refused: two rows of 50 tokens in one pass get the noise of a row of 100."""
+    """The reason why `neftune_noise_alpha` is rejected: two packed rows of 50 tokens get the noise of a row of 100."""
     from ludwig.modules.training_hooks import NEFTuneHook
 
     embedding = torch.nn.Embedding(4, 16)

@@ -1,4 +1,4 @@
-"""A tuned model's folder names its base for other machines, and no path of this one."""
+"""A model card names the base for other machines, without a local path."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ import pytest
 from pipelines.training.model_card import write_model_card
 
 
-def job(base_model, after=None):
+def job(base_model, continue_from=None):
     return SimpleNamespace(
         base_model=base_model,
-        pipeline=SimpleNamespace(continue_from=after, tasks={"reviews": None, "code": None}),
+        pipeline=SimpleNamespace(continue_from=continue_from, tasks={"reviews": None, "code": None}),
     )
 
 
@@ -25,8 +25,8 @@ BASES = {
         None,
     ),
     "folder": (job("/home/someone/models/mine"), "/home/someone/models/mine", "mine", None),
-    "after": (
-        job("owner/name", after="/home/someone/runs/first"),
+    "continue_from": (
+        job("owner/name", continue_from="/home/someone/runs/first"),
         "/home/someone/runs/second/start",
         "first-merged",
         None,
@@ -35,14 +35,14 @@ BASES = {
 
 
 @pytest.mark.parametrize("case", BASES)
-def test_the_base_is_named_without_a_path(tmp_path, case):
-    of, base, name, revision = BASES[case]
-    given = {"base_model_name_or_path": base, "revision": None, "r": 4, "peft_type": "LORA"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(given))
+def test_the_base_is_named_without_a_local_path(tmp_path, case):
+    job, base, name, revision = BASES[case]
+    peft_config = {"base_model_name_or_path": base, "revision": None, "r": 4, "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config))
     (tmp_path / "README.md").write_text(f"---\nbase_model: {base}\n---\n[More Information Needed]")
-    write_model_card(tmp_path, of, Path(base), "c0ffee")
+    write_model_card(tmp_path, job, Path(base), "c0ffee")
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
-        **given,
+        **peft_config,
         "base_model_name_or_path": name,
         "revision": revision,
     }
@@ -54,7 +54,7 @@ def test_the_base_is_named_without_a_path(tmp_path, case):
         assert "/home/" not in path.read_text() and "/x/" not in path.read_text()
 
 
-def test_a_whole_model_needs_no_base_to_be_loaded(tmp_path):
+def test_the_card_of_a_full_model_does_not_load_the_base(tmp_path):
     write_model_card(tmp_path, job("owner/name"), Path("/x/snapshots/0a1b"), "c0ffee")
     card = (tmp_path / "README.md").read_text()
     assert "library_name: transformers" in card and 'from_pretrained("FOLDER")' in card and "peft" not in card

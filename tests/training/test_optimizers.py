@@ -1,4 +1,4 @@
-"""Each optimiser that `check` takes is built, follows its learning rate, or is refused in one line."""
+"""Every optimizer that `check` accepts can be created and uses its learning rate, or is an error of one line."""
 
 import pytest
 import torch
@@ -21,15 +21,15 @@ def config_of(name, **settings):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_built_and_takes_the_learning_rate(name):
+def test_every_optimizer_is_created_and_uses_the_learning_rate(name):
     from ludwig.modules.optimization_modules import create_optimizer
 
     from pipelines.training.ludwig_registry import register
     from pipelines.training.optimizers import check_optimizer
 
     register()
-    fixed = {"relative_step": False, "scale_parameter": False, "lr": 0.5} if name == "adafactor" else {}
-    config = config_of(name, **fixed)
+    settings = {"relative_step": False, "scale_parameter": False, "lr": 0.5} if name == "adafactor" else {}
+    config = config_of(name, **settings)
     if (config.is_8bit or config.is_paged) and not torch.cuda.is_available():
         with pytest.raises(MachineError, match=f"trainer.optimizer.type: {name} needs a GPU; use adamw"):
             check_optimizer(config)
@@ -38,16 +38,16 @@ def test_each_is_built_and_takes_the_learning_rate(name):
     layer = torch.nn.Linear(8, 4)
     optimizer = create_optimizer(layer, config, 0.01)
 
-    def movement():
+    def max_change():
         before = layer.weight.detach().clone()
         layer(torch.ones(2, 8)).pow(2).sum().backward()
         optimizer.step()
         return float((layer.weight - before).abs().max())
 
     assert [group["lr"] for group in optimizer.param_groups] == [0.01]
-    assert movement() > 0
+    assert max_change() > 0
     optimizer.param_groups[0]["lr"] = 0.0
-    assert movement() == 0
+    assert max_change() == 0
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_each_is_built_and_takes_the_learning_rate(name):
         ("^0", "matches only weights that are not trained anyway"),
     ],
 )
-def test_a_pattern_must_freeze_some_of_what_is_trained(regex, message):
+def test_layers_to_freeze_must_match_some_trained_weights_but_not_all(regex, message):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""Training on Ray: two real workers on this machine, one of them killed in the middle."""
+"""Training and evaluation on Ray, with two workers on this machine."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def ray():
     ray.shutdown()
 
 
-def two_workers(job, **settings):
+def with_two_workers(job, **settings):
     job.ludwig["backend"] = {
         "type": "ray",
         "trainer": {"num_workers": 2, "use_gpu": False, "resources_per_worker": {"CPU": 0.5}, **settings},
@@ -36,85 +36,90 @@ def two_workers(job, **settings):
 def test_local_is_the_default(make_job):
     job, _, _ = make_job(LORA)
     assert not uses_ray(job)
-    assert uses_ray(two_workers(job))
+    assert uses_ray(with_two_workers(job))
 
 
-def test_without_ray_it_is_said(make_job, monkeypatch):
+def test_a_missing_ray_package_is_an_error(make_job, monkeypatch):
     job, folder, base = make_job(LORA)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
         ConfigError,
         match=r"backend.type ray needs Ray, which is not installed; pip install 'ray\[train\]', or write type: local",
     ):
-        train_on_ray(two_workers(job), folder, base, lambda *_: None)
+        train_on_ray(with_two_workers(job), folder, base, lambda *_: None)
 
 
-def test_a_killed_worker_is_replaced_and_the_loss_curve_goes_on(ray, make_job, tmp_path, monkeypatch):
+def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     settings = {"epochs": 100, "steps_per_checkpoint": 5, "learning_rate": 0.001, "forgetting": "replay+distill"}
-    job, alone, base = make_job(LORA, name="alone", **settings)
-    train(job, alone, base, lambda done, total, loss: None)
-    job, shared, base = make_job(LORA, name="together", **settings)
+    job, local_run, base = make_job(LORA, name="local", **settings)
+    train(job, local_run, base, lambda done, total, loss: None)
+    job, ray_run, base = make_job(LORA, name="on-ray", **settings)
     killed = []
 
-    def kill_one(done, total, loss):
+    def kill_a_worker(done, total, loss):
         if done > 10 and not killed:
-            workers = [
-                one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())
-            ]
+            processes = psutil.Process().children(recursive=True)
+            workers = [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
             killed.append((done, len(workers)))
             workers[-1].kill()
 
-    train_on_ray(two_workers(job), shared, base, kill_one)
+    train_on_ray(with_two_workers(job), ray_run, base, kill_a_worker)
     assert killed and killed[0][0] < 300 and killed[0][1] == 2
-    one, two = (json.loads(place.path("model", "training.json").read_text()) for place in (alone, shared))
-    assert [entry["step"] for entry in two["train_loss"]] == list(range(1, 301))
-    assert [entry["loss"] for entry in two["train_loss"]] == pytest.approx(
-        [entry["loss"] for entry in one["train_loss"]], abs=1e-3
+    local, on_ray = (
+        json.loads(run.path("model", "training.json").read_text())["train_loss"] for run in (local_run, ray_run)
     )
-    expected, found = (load_file(place.path("model", "adapter_model.safetensors")) for place in (alone, shared))
-    for key in expected:
-        torch.testing.assert_close(found[key], expected[key], atol=1e-3, rtol=1e-3)
-    assert not shared.path("training", "ray").exists()
+    assert [entry["step"] for entry in on_ray] == list(range(1, 301))
+    assert [entry["loss"] for entry in on_ray] == pytest.approx([entry["loss"] for entry in local], abs=1e-3)
+    expected, weights = (load_file(run.path("model", "adapter_model.safetensors")) for run in (local_run, ray_run))
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-3, rtol=1e-3)
+    assert not ray_run.path("training", "ray").exists()
 
 
-def test_the_same_yaml_with_a_cluster_gives_the_same_run(ray, project, monkeypatch):
-    guards = "pipeline.forgetting.evals={knowledge: {kind: multiple_choice, data: choices.jsonl}, general: {kind: kl, data: asked.jsonl}}"
+EVALS = """pipeline.forgetting.evals={
+    knowledge: {kind: multiple_choice, data: choices.jsonl}, general: {kind: kl, data: instructions.jsonl}
+}"""
+
+
+def test_a_run_on_ray_equals_a_local_run(ray, project, monkeypatch):
     items = [{"question": f"is {n} odd", "choices": ["no", "yes", "the tea"], "answer": n % 2} for n in range(40)]
     (project / "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    (project / "asked.jsonl").write_text("".join(json.dumps({"instruction": f"say {n}"}) + "\n" for n in range(9)))
-    plain = ("trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1", "adapter.dropout=0.0")
-    here = run("here", guards, *plain)
+    instructions = [{"instruction": f"say {n}"} for n in range(9)]
+    (project / "instructions.jsonl").write_text("".join(json.dumps(item) + "\n" for item in instructions))
+    overrides = (EVALS, "trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1", "adapter.dropout=0.0")
+    local_run = run("local", *overrides)
     monkeypatch.setenv("ALFINE_CACHE", str(project / "another"))
-    spread = run(
-        "spread",
-        guards,
-        *plain,
-        "backend={type: ray, trainer: {num_workers: 2, use_gpu: false, resources_per_worker: {CPU: 0.5}}}",
-    )
-    for which in ("base", "tuned"):
-        one, two = (read_jsonl(place.path(which, "completions.jsonl")) for place in (here, spread))
-        if which == "base":
-            assert [row["completion"] for row in one] == [row["completion"] for row in two]
-        assert [row["reference_nll"] for row in two] == pytest.approx([row["reference_nll"] for row in one], abs=1e-3)
-        one, two = (read_jsonl(place.path("retention", f"{which}.jsonl")) for place in (here, spread))
-        assert [line["score"] for line in two if line["kind"] == "answers"] == pytest.approx(
-            [line["score"] for line in one if line["kind"] == "answers"], abs=1e-3
+    backend = "{type: ray, trainer: {num_workers: 2, use_gpu: false, resources_per_worker: {CPU: 0.5}}}"
+    ray_run = run("on-ray", *overrides, f"backend={backend}")
+    for side in ("base", "tuned"):
+        local, on_ray = (read_jsonl(alfine_run.path(side, "completions.jsonl")) for alfine_run in (local_run, ray_run))
+        if side == "base":
+            assert [row["completion"] for row in on_ray] == [row["completion"] for row in local]
+        assert [row["reference_nll"] for row in on_ray] == pytest.approx(
+            [row["reference_nll"] for row in local], abs=1e-3
         )
-        assert [(line["eval"], line["item"]) for line in one] == [(line["eval"], line["item"]) for line in two]
-    assert spread.path("report.html").exists()
+        local, on_ray = (
+            read_jsonl(alfine_run.path("retention", f"{side}.jsonl")) for alfine_run in (local_run, ray_run)
+        )
+        local_kl, ray_kl = ([row["score"] for row in rows if row["kind"] == "kl"] for rows in (local, on_ray))
+        assert len(ray_kl) == 9 and ray_kl == pytest.approx(local_kl, abs=1e-3)
+        assert [(row["eval"], row["item"]) for row in on_ray] == [(row["eval"], row["item"]) for row in local]
+    assert ray_run.path("report.html").exists()
 
 
-def test_more_workers_than_there_are_cores_are_refused(ray, make_job):
+def test_more_workers_than_cores_are_an_error(ray, make_job):
     job, folder, base = make_job(LORA)
     with pytest.raises(ConfigError, match="requests 999 × 1 CPU, this machine has"):
-        train_on_ray(two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), folder, base, lambda *_: None)
+        train_on_ray(
+            with_two_workers(job, num_workers=999, resources_per_worker={"CPU": 1}), folder, base, lambda *_: None
+        )
 
 
-def test_what_the_user_can_mend_is_said_once_and_not_tried_again(ray, make_job, tmp_path):
+def test_an_error_in_a_worker_is_raised_without_retries(ray, make_job, tmp_path):
     teacher = make_model(tmp_path / "other", "sentencepiece")
     job, folder, base = make_job(
         LORA, forgetting={"strategy": "distill", "distill": {"teacher": str(teacher), "apply_to": "task"}}
     )
     with pytest.raises(ModelError, match="has another tokenizer than the base"):
-        train_on_ray(two_workers(job), folder, base, lambda *_: None)
+        train_on_ray(with_two_workers(job), folder, base, lambda *_: None)

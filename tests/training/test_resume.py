@@ -1,4 +1,4 @@
-"""A training cut off anywhere goes on to the same weights; what is torn is named, and never a silent fresh start."""
+"""An interrupted training resumes to bitwise identical weights; a corrupt checkpoint is reported, never ignored."""
 
 import errno
 import json
@@ -44,13 +44,13 @@ def checkpoints(run):
     return run.path("training", "model", "training_checkpoints")
 
 
-def report(done, total, loss):
+def no_progress(done, total, loss):
     pass
 
 
 @pytest.fixture
 def jobs(make_job, tmp_path, monkeypatch):
-    """jobs(kind, name, **settings) → (job, run, base)"""
+    """jobs(kind, name, **settings) → (job, run, base folder)"""
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
 
     def make(kind="lora", name="run", **settings):
@@ -60,18 +60,18 @@ def jobs(make_job, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def whole(jobs):
-    """whole(kind) → the run that nothing disturbed."""
+def uninterrupted(jobs):
+    """uninterrupted(kind, **settings) → the run of a training that is not interrupted"""
 
     def make(kind="lora", **settings):
-        job, run, base = jobs(kind, "whole", **settings)
-        train(job, run, base, report)
+        job, run, base = jobs(kind, "uninterrupted", **settings)
+        train(job, run, base, no_progress)
         return run
 
     return make
 
 
-def cut_off(job, run, base, step):
+def interrupt_after(step, job, run, base):
     def stop(done, total, loss):
         if done == step and loss is not None:
             raise KeyboardInterrupt
@@ -80,173 +80,166 @@ def cut_off(job, run, base, step):
         train(job, run, base, stop)
 
 
-def same(one, other):
-    assert weights(one).keys() == weights(other).keys()
-    assert all(torch.equal(tensor, weights(other)[key]) for key, tensor in weights(one).items())
+def assert_same(run, expected):
+    assert weights(run).keys() == weights(expected).keys()
+    assert all(torch.equal(tensor, weights(expected)[name]) for name, tensor in weights(run).items())
     for key in ("train_loss", "validation_loss", "forgetting", "best_step", "steps", "stopped_early"):
-        assert history(one)[key] == history(other)[key], key
+        assert history(run)[key] == history(expected)[key], key
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_cut_off_at_a_step_it_ends_as_if_nothing_had_been(jobs, whole, kind, step):
-    undisturbed = whole(kind)
+def test_a_training_interrupted_after_a_step_resumes_bitwise(jobs, uninterrupted, kind, step):
+    expected = uninterrupted(kind)
     job, run, base = jobs(kind)
-    cut_off(job, run, base, step)
-    train(job, run, base, report)
-    same(run, undisturbed)
+    interrupt_after(step, job, run, base)
+    train(job, run, base, no_progress)
+    assert_same(run, expected)
 
 
-def test_ctrl_c_ends_behind_the_step_and_loses_none(jobs, whole, capsys):
-    undisturbed = whole()
+def test_ctrl_c_stops_after_the_step_and_loses_no_step(jobs, uninterrupted, capsys):
+    expected = uninterrupted()
     job, run, base = jobs()
-    for moment, number in ((1, signal.SIGINT), (3, signal.SIGTERM)):
-
-        def interrupt(done, total, loss, moment=moment, number=number):
-            if done == moment and loss is not None:
-                os.kill(os.getpid(), number)
-
+    for interrupted_step, signal_number in ((1, signal.SIGINT), (3, signal.SIGTERM)):
         steps = []
+
+        def interrupt(done, total, loss, steps=steps, step=interrupted_step, signal_number=signal_number):
+            steps.append(done)
+            if done == step and loss is not None:
+                os.kill(os.getpid(), signal_number)
+
         with pytest.raises(KeyboardInterrupt):
-            train(
-                job,
-                run,
-                base,
-                lambda done, total, loss, go=interrupt, steps=steps: (steps.append(done), go(done, total, loss)),
-            )
-        assert steps[-1] == moment
+            train(job, run, base, interrupt)
+        assert steps[-1] == interrupted_step
         assert "press Ctrl-C again to stop now" in capsys.readouterr().err
     steps = []
     train(job, run, base, lambda done, total, loss: steps.append(done))
     assert steps[:2] == [3, 4]
-    same(run, undisturbed)
+    assert_same(run, expected)
 
 
-def flip(path):
+def flip_bit(path):
     raw = bytearray(path.read_bytes())
     raw[-100] ^= 1
     path.write_bytes(raw)
 
 
-TEARS = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+CORRUPTIONS = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
     "empty": lambda path: path.write_bytes(b""),
-    "one bit": flip,
-    "something else": lambda path: path.write_bytes(os.urandom(5000)),
-    "gone": lambda path: path.unlink(),
+    "one bit": flip_bit,
+    "other content": lambda path: path.write_bytes(os.urandom(5000)),
+    "missing": lambda path: path.unlink(),
 }
 
 
-@pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_named_and_the_one_before_taken(jobs, whole, tear):
-    undisturbed = whole()
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_used(jobs, uninterrupted, corruption):
+    expected = uninterrupted()
     job, run, base = jobs()
-    cut_off(job, run, base, 5)
-    TEARS[tear](checkpoints(run) / "latest.ckpt")
+    interrupt_after(5, job, run, base)
+    CORRUPTIONS[corruption](checkpoints(run) / "latest.ckpt")
     steps = []
     train(job, run, base, lambda done, total, loss: steps.append(done))
     assert steps[0] == 3  # the epoch's end was saved before step 4
-    same(run, undisturbed)
+    assert_same(run, expected)
     notes = history(run).get("notes", [])
     assert [("latest.ckpt is corrupt" in note, "resumed from step 3" in note) for note in notes] == [(True, True)] * (
-        tear != "gone"
+        corruption != "missing"
     )
 
 
-def test_without_any_readable_checkpoint_nothing_is_trained_anew(jobs):
+def test_training_does_not_restart_if_all_checkpoints_are_corrupt(jobs):
     job, run, base = jobs()
-    cut_off(job, run, base, 5)
+    interrupt_after(5, job, run, base)
     for name in ("latest.ckpt", "previous.ckpt"):
-        flip(checkpoints(run) / name)
+        flip_bit(checkpoints(run) / name)
     before = sorted(path.name for path in checkpoints(run).iterdir())
     with pytest.raises(
         RunError,
         match=r"latest.ckpt is corrupt \(checksum mismatch.*previous.ckpt is corrupt.*remove .*training to train",
     ):
-        train(job, run, base, report)
+        train(job, run, base, no_progress)
     assert sorted(path.name for path in checkpoints(run).iterdir()) == before
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5])
-def test_a_full_disk_loses_nothing(jobs, whole, monkeypatch, failing):
-    undisturbed = whole()
+@pytest.mark.parametrize("failing_call", [1, 2, 3, 4, 5])
+def test_training_resumes_after_a_full_disk(jobs, uninterrupted, monkeypatch, failing_call):
+    expected = uninterrupted()
     job, run, base = jobs()
-    save_file, count = safetensors.torch.save_file, [0]
+    save_file, calls = safetensors.torch.save_file, []
 
-    def full(tensors, path, metadata):
-        count[0] += 1
-        if count[0] == failing:
+    def save_on_full_disk(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == failing_call:
             path.write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_on_full_disk)
     with pytest.raises(OSError, match="No space left") as caught:
-        train(job, run, base, report)
+        train(job, run, base, no_progress)
     assert caught.value.errno == errno.ENOSPC
     assert not list(checkpoints(run).glob("*.partial"))
-    train(job, run, base, report)
-    same(run, undisturbed)
+    train(job, run, base, no_progress)
+    assert_same(run, expected)
 
 
-def test_cut_off_behind_the_decision_to_stop_it_stops(jobs, whole, monkeypatch):
+def test_an_early_stop_is_kept_if_interrupted_before_the_end(jobs, uninterrupted, monkeypatch):
     settings = {"epochs": 6, "early_stop": 1, "learning_rate": 0.5}
-    undisturbed = whole(**settings)
-    assert history(undisturbed)["stopped_early"]
+    expected = uninterrupted(**settings)
+    assert history(expected)["stopped_early"]
     job, run, base = jobs(**settings)
     loop = FineTuneTrainer._train_loop
 
-    def killed(self, *arguments):
-        decided, broken = loop(self, *arguments)
-        if decided:
+    def interrupted(self, *arguments):
+        should_stop, broken = loop(self, *arguments)
+        if should_stop:
             raise KeyboardInterrupt
-        return decided, broken
+        return should_stop, broken
 
-    monkeypatch.setattr(FineTuneTrainer, "_train_loop", killed)
+    monkeypatch.setattr(FineTuneTrainer, "_train_loop", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(job, run, base, report)
+        train(job, run, base, no_progress)
     monkeypatch.undo()
-    train(job, run, base, report)
-    same(run, undisturbed)
+    train(job, run, base, no_progress)
+    assert_same(run, expected)
 
 
-def not_a_number_at(monkeypatch, *steps):
+def make_loss_nan(monkeypatch, *steps):
     backward = FineTuneTrainer._backward_micro_batch
-    seen = []
 
-    def spoilt(self, *arguments, **keywords):
+    def backward_with_nan(self, *arguments, **keywords):
         loss = backward(self, *arguments, **keywords)
-        seen.append(self._step)
         return loss * float("nan") if self._step in steps else loss
 
-    monkeypatch.setattr(FineTuneTrainer, "_backward_micro_batch", spoilt)
-    return seen
+    monkeypatch.setattr(FineTuneTrainer, "_backward_micro_batch", backward_with_nan)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_names_its_rows(jobs, monkeypatch):
+def test_a_nan_loss_fails_the_training_and_names_its_rows(jobs, monkeypatch):
     job, run, base = jobs()
-    not_a_number_at(monkeypatch, 4)
+    make_loss_nan(monkeypatch, 4)
     with pytest.raises(RunError, match=r"step 4: the loss is not finite \(rows rows.jsonl:\d+, rows"):
-        train(job, run, base, report)
+        train(job, run, base, no_progress)
     assert (checkpoints(run) / "latest.ckpt").exists() and not run.path("model").exists()
 
 
-def test_such_steps_may_be_passed_over(jobs, monkeypatch):
+def test_nonfinite_steps_are_skipped_up_to_the_limit(jobs, monkeypatch):
     job, run, base = jobs(forgetting="none")
     job = type(job)(job.path, job.pipeline.model_copy(update={"max_nonfinite_steps": 2}), job.ludwig, job.document)
-    not_a_number_at(monkeypatch, 2, 4)
-    train(job, run, base, report)
+    make_loss_nan(monkeypatch, 2, 4)
+    train(job, run, base, no_progress)
     assert history(run)["skipped"] == [2, 4]
     assert [entry["step"] for entry in history(run)["train_loss"]] == [1, 3, 5, 6]
     assert all(np.isfinite(tensor).all() for tensor in weights(run).values())
-    again = type(run)(run.folder.with_name("again"))
-    shutil.copytree(run.path("data"), again.path("data"))
-    not_a_number_at(monkeypatch, 1, 2, 3)
+    second_run = type(run)(run.folder.with_name("second"))
+    shutil.copytree(run.path("data"), second_run.path("data"))
+    make_loss_nan(monkeypatch, 1, 2, 3)
     with pytest.raises(RunError, match="max_nonfinite_steps: 5"):
-        train(job, again, base, report)
+        train(job, second_run, base, no_progress)
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_said_before_the_first_step(jobs, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_the_first_step(jobs, monkeypatch):
     job, run, base = jobs()
     monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     steps = []

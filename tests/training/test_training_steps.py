@@ -1,4 +1,4 @@
-"""A training through Ludwig against the same steps written out in plain Hugging Face and torch."""
+"""The steps of a training with Ludwig equal those of plain Hugging Face and torch."""
 
 import json
 import shutil
@@ -27,31 +27,30 @@ pytestmark = pytest.mark.ludwig
 @pytest.fixture
 def first_weights(monkeypatch):
     """The trainable weights before the first step, by the names that PEFT gives them."""
-    kept = {}
+    weights = {}
     train_step = FineTuneTrainer.train_step
 
-    def keep_first(self, inputs, *rest, **more):
-        if not kept:
-            kept.update(
-                {name: p.detach().clone() for name, p in self.model.model.named_parameters() if p.requires_grad}
-            )
-        return train_step(self, inputs, *rest, **more)
+    def train_step_with_copy(self, inputs, *arguments, **keywords):
+        if not weights:
+            parameters = self.model.model.named_parameters()
+            weights.update({name: weight.detach().clone() for name, weight in parameters if weight.requires_grad})
+        return train_step(self, inputs, *arguments, **keywords)
 
-    monkeypatch.setattr(FineTuneTrainer, "train_step", keep_first)
-    return kept
+    monkeypatch.setattr(FineTuneTrainer, "train_step", train_step_with_copy)
+    return weights
 
 
 def padded_batch_loss(model, rows):
-    """The textbook way: right padding, a mask, -100 labels, mean over supervised tokens."""
+    """Right padding, an attention mask, -100 labels, and the mean over the supervised tokens."""
     width = max(len(ids) for ids in rows.input_ids)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, -100)
-    for n, (row, spans) in enumerate(zip(rows.input_ids, rows.supervised_spans, strict=True)):
+    for index, (row, spans) in enumerate(zip(rows.input_ids, rows.supervised_spans, strict=True)):
         tokens = torch.from_numpy(row.astype(np.int64))
-        ids[n, : len(row)], mask[n, : len(row)] = tokens, 1
+        ids[index, : len(row)], mask[index, : len(row)] = tokens, 1
         for start, end in spans:
-            labels[n, start:end] = tokens[start:end]
+            labels[index, start:end] = tokens[start:end]
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
 
@@ -74,12 +73,12 @@ def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, ada
     if adapter:
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
-        # The adapter starts at random; everything after its start is computed anew.
+        # The adapter's initial weights are random. Everything after them is computed here.
         model.load_state_dict(first_weights, strict=False)
     weights = load_file(run.path("model", "adapter_model.safetensors" if adapter else "model.safetensors"))
     data = TokenDataset.from_table(open_split(run.path("data"), "train"))
     order = sample_epoch(data.tasks, {"t": 1.0}, 3, 0, True)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
     history = json.loads(run.path("model", "training.json").read_text())
     for step in range(3):
@@ -89,10 +88,10 @@ def test_three_steps_equal_plain_hugging_face(make_job, first_weights, kind, ada
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
         optimizer.step()
         optimizer.zero_grad()
-    expected = {k.replace(".default.weight", ".weight"): v for k, v in model.state_dict().items()}
-    for key, found in weights.items():
+    expected = {name.replace(".default.weight", ".weight"): weight for name, weight in model.state_dict().items()}
+    for name, weight in weights.items():
         torch.testing.assert_close(
-            found, expected[key], atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            weight, expected[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -112,14 +111,14 @@ def test_validation_loss_per_task_and_best_checkpoint(make_job):
     )
 
 
-def test_the_last_steps_are_judged_too(make_job):
+def test_the_last_steps_are_evaluated(make_job):
     job, run, base = make_job(LORA, checkpoints_per_epoch=2, batch_size=4)
     run_training(job, run, base)
     history = json.loads(run.path("model", "training.json").read_text())
     assert [entry["step"] for entry in history["validation_loss"]] == [2, 4, 5]
 
 
-def test_a_resumed_run_equals_the_undisturbed_one(make_job):
+def test_a_resumed_run_equals_an_uninterrupted_one(make_job):
     settings = {
         "epochs": 2,
         "steps_per_checkpoint": 2,
@@ -128,27 +127,27 @@ def test_a_resumed_run_equals_the_undisturbed_one(make_job):
     }
     job, run, base = make_job({**LORA, "dropout": 0.1}, **settings)
     run_training(job, run, base)
-    whole = load_file(run.path("model", "adapter_model.safetensors"))
+    expected = load_file(run.path("model", "adapter_model.safetensors"))
     history = json.loads(run.path("model", "training.json").read_text())
 
-    again = Run(run.folder.with_name("again"))
-    shutil.copytree(run.path("data"), again.path("data"))
+    second_run = Run(run.folder.with_name("second"))
+    shutil.copytree(run.path("data"), second_run.path("data"))
 
     def stop_after_five(done, total, loss):
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(job, again, base, stop_after_five)
-    assert not again.path("model").exists()
-    assert run_training(job, again, base)[0][0] == 4
-    resumed = load_file(again.path("model", "adapter_model.safetensors"))
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
-    assert json.loads(again.path("model", "training.json").read_text())["train_loss"] == history["train_loss"]
+        train(job, second_run, base, stop_after_five)
+    assert not second_run.path("model").exists()
+    assert run_training(job, second_run, base)[0][0] == 4
+    resumed = load_file(second_run.path("model", "adapter_model.safetensors"))
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert json.loads(second_run.path("model", "training.json").read_text())["train_loss"] == history["train_loss"]
 
 
-def test_a_ray_cluster_on_the_machine_is_left_alone(make_job, monkeypatch):
+def test_a_ray_cluster_on_the_machine_is_not_joined(make_job, monkeypatch):
     joined = []
     monkeypatch.setattr("ludwig.backend._has_ray", lambda: True)
     monkeypatch.setitem(ludwig.backend.backend_registry, "ray", lambda **_: joined.append("ray"))
@@ -156,7 +155,7 @@ def test_a_ray_cluster_on_the_machine_is_left_alone(make_job, monkeypatch):
     assert not joined
 
 
-def test_the_ludwig_part_is_accepted_by_stock_ludwig(make_job):
+def test_ludwig_accepts_the_config(make_job):
     from ludwig.config_validation.validation import check_schema
     from ludwig.schema.model_types.base import ModelConfig
 

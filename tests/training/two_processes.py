@@ -1,4 +1,4 @@
-"""Trains the jobs of the folders named, each as one of several processes: run by torch.distributed.run."""
+"""Trains the jobs in the folders of the arguments, in one process of a process group that torch.distributed.run starts."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,104 @@
+"""A training in two processes gives the same weights and history as one in a single process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.storage.run_folder import Run
+from pipelines.training.train import train
+from tests.jobs import LORA
+
+ROOT = Path(__file__).parents[2]
+
+
+STRATEGIES = "replay+distill+ewc+si"
+CASES = {
+    "lora": {"adapter": LORA},
+    "full": {"adapter": None},
+    "lora-accumulate": {"adapter": LORA, "batch_size": 3, "gradient_accumulation_steps": 2},
+    "full-accumulate": {"adapter": None, "batch_size": 1, "gradient_accumulation_steps": 5},
+    "lora-strategies": {
+        "adapter": LORA,
+        "forgetting": STRATEGIES,
+        "optimizer": {"type": "adamw"},
+        "learning_rate": 0.001,
+    },
+    "lora-fsdp": {
+        "adapter": LORA,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 7,
+        "backend": {"type": "ray", "trainer": {"fsdp": "frozen"}},
+        "forgetting": {
+            "strategy": STRATEGIES.removesuffix("+si"),
+            "eval_steps": 2,
+            "distill": {"apply_to": "both"},
+            "evals": {"t": {"kind": "text_nll", "data": "passages.jsonl"}},
+        },
+    },
+    "full-strategies": {"adapter": None, "forgetting": "replay+distill+l2sp", "learning_rate": 0.001},
+}
+
+
+def history(model_folder):
+    return json.loads((model_folder / "training.json").read_text())
+
+
+def losses(records):
+    return [record["loss"] for record in records]
+
+
+@pytest.mark.ludwig
+def test_two_processes_give_the_weights_of_one(make_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "passages.jsonl").write_text('{"text": "tea in a net"}\n{"text": "nine gates and thin ice"}\n')
+    folders = {}
+    for name, settings in CASES.items():
+        job, run, base = make_job(name=f"{name}-single", checkpoints_per_epoch=2, **settings)
+        folder = folders[name] = tmp_path / name
+        folder.mkdir()
+        shutil.copy("job.yaml", folder)
+        run.path("retention").mkdir()
+        run.path("retention", "base.jsonl").write_text('{"eval": "t", "kind": "text", "item": 1, "score": 4.0}\n')
+        for part in ("data", "retention"):
+            shutil.copytree(run.path(part), folder / "run" / part)
+        train(job, run, base, lambda done, total, loss: None)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.two_processes"]
+    finished = subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, folders.values())],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-9000:]
+    for name, folder in folders.items():
+        file = "adapter_model.safetensors" if CASES[name]["adapter"] else "model.safetensors"
+        assert_same_training(folder / "run" / "model", Run(tmp_path / f"{name}-single").path("model"), file, name)
+
+
+def assert_same_training(folder, expected_folder, file, case):
+    weights, expected_weights = load_file(folder / file), load_file(expected_folder / file)
+    assert weights.keys() == expected_weights.keys()
+    for name, expected_weight in expected_weights.items():
+        torch.testing.assert_close(
+            weights[name],
+            expected_weight,
+            atol=1e-5,
+            rtol=1e-5,
+            msg=lambda text, location=f"{case} {name}": f"{location}: {text}",
+        )
+    actual, expected = history(folder), history(expected_folder)
+    for split in ("train_loss", "validation_loss"):
+        assert losses(actual[split]) == pytest.approx(losses(expected[split]), abs=1e-5)
+    for key in ("rows", "supervised_tokens", "best_step"):
+        assert actual[key] == expected[key]
+    for record, expected_record in zip(actual.get("retention", []), expected.get("retention", []), strict=True):
+        assert record["scores"] == pytest.approx(expected_record["scores"], abs=1e-5)
+    for record, expected_record in zip(actual.get("forgetting", []), expected.get("forgetting", []), strict=True):
+        assert record == pytest.approx(expected_record, rel=1e-3, abs=1e-5)
