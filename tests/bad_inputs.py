@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from pipelines.cli import main
 from tests.bad_configs import GOOD as GOOD_CONFIG
-from tests.bad_configs import MISTAKES
+from tests.config.mistakes import MISTAKES
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad_inputs.md"
 

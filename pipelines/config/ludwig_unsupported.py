@@ -249,7 +249,8 @@ REQUIRED_VALUE: dict[str, tuple[str, Any, Sequence[Any]]] = {
     "generation.length_penalty": _BEAMS_ONLY,
     "generation.early_stopping": _BEAMS_ONLY,
 }
-"""Keys that have no effect unless another key of their section has certain values: key → (other key, default, values)."""
+"""Keys that have no effect unless another key of their section has certain values: key → (other key, default,
+values)."""
 
 REQUIRED_KEY: dict[str, str] = {
     "trainer.learning_rate_scheduler.reduce_on_plateau_*": "reduce_on_plateau",

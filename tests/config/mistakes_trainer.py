@@ -1,0 +1,237 @@
+"""Errors at the top level and in the section `trainer`. See `mistakes.py`."""
+
+from tests.bad_configs import base_model, rate, scheduler, section, trainer, with_line
+
+MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
+    "no base model": (with_line("base_model: smollm2-135m-instruct\n", ""), 1, "base_model is missing: write"),
+    "empty base model": (base_model('" "'), 8, "base_model is empty"),
+    "null base model": (
+        with_line(" smollm2-135m-instruct", ""),
+        8,
+        "base_model: expected a model: smollm2-135m-instruct, a hub id",
+    ),
+    "number as base model": (base_model("135"), 8, "a hub id (owner/name) or a folder; found 135"),
+    "unknown section": (section("trianer: {}\n"), 15, "trianer: unknown key; did you mean trainer?"),
+    "section of pipeline": (section("tasks: {}\n"), 15, "tasks: unknown key; it belongs in pipeline"),
+    "key at the top": (section("epochs: 3\n"), 15, "epochs: unknown key; it belongs in trainer"),
+    "misspelt rate": (with_line("learning_rate", "lerning_rate"), 12, "unknown key; did you mean learning_rate?"),
+    "deep misspelt": (trainer("learning_rate_scheduler: {dcay: linear}"), 11, "did you mean decay?"),
+    "key of the scheduler": (trainer("warmup_fraction: 0.1"), 11, "it belongs in trainer.learning_rate_scheduler"),
+    "key of the optimizer": (trainer("weight_decay: 0.1"), 11, "it belongs in trainer.optimizer"),
+    "section is null": (
+        with_line("  epochs: 2\n  learning_rate: 2e-4\n", ""),
+        10,
+        "trainer is empty; indent its keys below it, or remove the line",
+    ),
+    "section is text": (
+        section("preprocessing: none\n"),
+        15,
+        "preprocessing: expected a section of keys, found the text 'none'",
+    ),
+    "rate text": (rate("fast"), 12, "trainer.learning_rate: expected a number, found the text 'fast'"),
+    "rate zero": (rate("0"), 12, "trainer.learning_rate must be greater than 0, found 0"),
+    "rate negative": (rate("-1e-4"), 12, "must be greater than 0, found -1e-4"),
+    "rate above 1": (rate("2"), 12, "trainer.learning_rate must be at most 1, found 2"),
+    "rate auto": (rate("auto"), 12, "write a number, such as 0.0002"),
+    "rate quoted": (rate('"0.1"'), 12, "expected a number, found the text '0.1'; remove the quotes"),
+    "epochs zero": (trainer("epochs: 0"), 11, "trainer.epochs must be at least 1, found 0"),
+    "epochs half": (trainer("epochs: 1.5"), 11, "trainer.epochs: expected a whole number, found 1.5"),
+    "epochs true": (trainer("epochs: true"), 11, "expected a whole number, found true"),
+    "epochs and steps": (
+        trainer("epochs: 2\n  train_steps: 9"),
+        11,
+        "trainer.epochs has no effect with trainer.train_steps; keep one",
+    ),
+    "early stop": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
+    "trust_remote_code": (
+        section("trust_remote_code: true\n"),
+        15,
+        "true is not supported: alfine executes no code from a model folder; remove it",
+    ),
+    "batch_size auto without effective_batch_size": (
+        trainer("batch_size: auto"),
+        11,
+        "auto requires effective_batch_size, as in effective_batch_size: 16",
+    ),
+    "effective_batch_size without auto": (
+        trainer("effective_batch_size: 16"),
+        11,
+        "has no effect unless batch_size is auto",
+    ),
+    "batch_size misspelt": (trainer("batch_size: big"), 11, "expected a whole number, found the text 'big'"),
+    "batch zero": (trainer("batch_size: 0"), 11, "trainer.batch_size must be at least 1"),
+    "accumulation auto": (
+        trainer("gradient_accumulation_steps: auto"),
+        11,
+        "write a number, or remove it for 1",
+    ),
+    "shuffle text": (
+        trainer('should_shuffle: "no"'),
+        11,
+        "expected true or false, found the text 'no'; remove the quotes",
+    ),
+    "learning_rate_scaling": (
+        trainer("learning_rate_scaling: linear"),
+        11,
+        "the effective batch size does not depend on the number of workers",
+    ),
+    "two checkpoint intervals": (
+        trainer("steps_per_checkpoint: 5\n  checkpoints_per_epoch: 2"),
+        12,
+        "trainer.checkpoints_per_epoch and trainer.steps_per_checkpoint are mutually",
+    ),
+    "regex": (trainer("layers_to_freeze_regex: '('"), 11, "is not a regular expression"),
+    "trainer type": (
+        trainer("type: none"),
+        11,
+        "none is not supported: none would train nothing; write finetune, or remove it",
+    ),
+    "other trainer": (trainer("type: dpo"), 11, "trainer.type: expected finetune, found the text 'dpo'"),
+    "optimizer as text": (trainer("optimizer: adamw"), 11, "write optimizer: {type: adamw}"),
+    "optimizer type": (trainer("optimizer: {type: AdamW}"), 11, "found the text 'AdamW'; did you mean adamw?"),
+    "optimizer without type": (trainer("optimizer: {eps: 1e-8}"), 11, "type is missing: write type: adamw, or sgd"),
+    "optimizer key": (
+        trainer("optimizer: {type: adamw, momentum: 0.9}"),
+        11,
+        "adamw has no such key; remove it, or write a type that has it (sgd, sgd_8bit,",
+    ),
+    "optimizer typo": (trainer("optimizer: {type: adamw, weight_decy: 0}"), 11, "did you mean weight_decay?"),
+    "betas": (trainer("optimizer: {type: adamw, betas: [0.9]}"), 11, "optimizer.betas: expected 2 values, found 1"),
+    "beta range": (
+        trainer("optimizer: {type: adamw, betas: [0.9, 2]}"),
+        11,
+        "optimizer.betas[1] must be less than 1, found 2",
+    ),
+    "decay": (trainer("learning_rate_scheduler: {decay: cosin}"), 11, "did you mean cosine?"),
+    "decay none": (trainer("learning_rate_scheduler: {decay: none}"), 11, "found the text 'none'; did you mean null?"),
+    "key of another decay": (
+        trainer("learning_rate_scheduler: {decay: cosine, decay_rate: 0.5}"),
+        11,
+        "is exponential (it is cosine)",
+    ),
+    "warmup": (
+        trainer("learning_rate_scheduler: {warmup_fraction: 10}"),
+        11,
+        "warmup_fraction must be less than 1, found 10",
+    ),
+    "warmup of two kinds": (
+        scheduler("warmup_fraction: 0.1, warmup_evaluations: 1"),
+        11,
+        "warmup_fraction and warmup_evaluations both define the warm-up; keep one",
+    ),
+    "inverse_sqrt without warm-up": (
+        scheduler("decay: inverse_sqrt"),
+        11,
+        "it requires a warm-up; write warmup_fraction: 0.1",
+    ),
+    "inverse_sqrt with two warm-ups": (
+        scheduler("decay: inverse_sqrt, warmup_fraction: 0.1, inverse_sqrt_warmup_steps: 9"),
+        11,
+        "both define the warm-up; keep one",
+    ),
+    "exponential": (
+        scheduler("decay: exponential"),
+        11,
+        "exponential requires decay_steps, the number of steps in which the rate falls",
+    ),
+    "exponential decay to 0": (
+        scheduler("decay: exponential, decay_steps: 9, decay_rate: 0"),
+        11,
+        "decay_rate must be greater than 0, found 0",
+    ),
+    "exponential growth": (
+        scheduler("decay: exponential, decay_steps: 9, decay_rate: 1"),
+        11,
+        "decay_rate must be less than 1, found 1",
+    ),
+    "wsd": (
+        scheduler("decay: wsd, wsd_decay_fraction: 0.2"),
+        11,
+        "must add up to 1, found 0.1 + 0.8 + 0.2 = 1.1; write all three",
+    ),
+    "eta_min above the learning rate": (
+        scheduler("decay: cosine, eta_min: 0.1"),
+        11,
+        "must be less than trainer.learning_rate (0.0002), found 0.1",
+    ),
+    "polynomial_end_lr above the learning rate": (
+        scheduler("decay: polynomial, polynomial_end_lr: 0.0002"),
+        11,
+        "must be less than trainer.learning_rate (0.0002), found 0.0002",
+    ),
+    "polynomial power of 0": (
+        scheduler("decay: polynomial, polynomial_power: 0"),
+        11,
+        "polynomial_power must be greater than 0, found 0",
+    ),
+    "max_lr of one_cycle": (
+        scheduler("decay: one_cycle, max_lr: 0.01"),
+        11,
+        "the maximum of one_cycle is trainer.learning_rate; set that",
+    ),
+    "one_cycle without a rise": (
+        scheduler("decay: one_cycle, pct_start: 0"),
+        11,
+        "pct_start must be greater than 0, found 0",
+    ),
+    "one_cycle from above": (
+        scheduler("decay: one_cycle, div_factor: 0.5"),
+        11,
+        "div_factor must be at least 1, found 0.5",
+    ),
+    "t_mult without t_0": (
+        scheduler("decay: cosine, t_mult: 2"),
+        11,
+        "t_mult has no effect without t_0; remove it, or add t_0",
+    ),
+    "patience without plateau": (
+        scheduler("reduce_on_plateau_patience: 2"),
+        11,
+        "has no effect without reduce_on_plateau",
+    ),
+    "split without plateau": (
+        scheduler("reduce_on_plateau: 0, reduce_eval_split: training"),
+        11,
+        "has no effect without reduce_on_plateau",
+    ),
+    "plateau without reduction": (
+        scheduler("reduce_on_plateau: 1, reduce_on_plateau_rate: 1"),
+        11,
+        "reduce_on_plateau_rate must be less than 1, found 1",
+    ),
+    "warmup twice": (
+        trainer("learning_rate_scheduler: {decay: wsd, warmup_fraction: 0.1}"),
+        11,
+        "unless decay is linear or",
+    ),
+    "clipping": (
+        trainer("gradient_clipping: {clipglobalnorm: 0}"),
+        11,
+        "clipglobalnorm must be greater than 0, found 0",
+    ),
+    "clipping twice": (
+        trainer("gradient_clipping: {clipnorm: 1}"),
+        11,
+        "in Ludwig it means the same as clipglobalnorm; write clipglobalnorm",
+    ),
+    "clipvalue after the default clipglobalnorm": (
+        trainer("gradient_clipping: {clipvalue: 1}"),
+        11,
+        "add clipglobalnorm: null or your own norm",
+    ),
+    "early_stop of 0": (
+        trainer("early_stop: 0"),
+        11,
+        "write -1 for that, or the number of evaluations to wait",
+    ),
+    "relative_step": (
+        trainer("optimizer: {type: adafactor, relative_step: true}"),
+        11,
+        "true is not supported: Adafactor would then set its own learning rate, and",
+    ),
+    "warmup_init": (
+        trainer("optimizer: {type: adafactor, warmup_init: true}"),
+        11,
+        "Adafactor warms up only with relative_step",
+    ),
+}
