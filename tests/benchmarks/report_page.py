@@ -1,4 +1,4 @@
-"""How large and how fast the page of a run with a thousand examples is: `python -m tests.benchmarks.report_page`."""
+"""Size and speed of the report page of a run with a thousand examples: `python -m tests.benchmarks.report_page`."""
 
 import os
 import platform
@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from playwright.sync_api import sync_playwright
+
 from pipelines.report import analyse, html, write_report
 from tests.report.conftest import ARGUMENTS
 from tests.report.run_folder import demo_run
@@ -15,15 +17,15 @@ from tests.report.run_folder import demo_run
 ROWS = 1000
 REPEATS = 5
 
-# From the user's action to the next frame that the browser has drawn.
-TIMED = """([selector, value]) => new Promise(done => {
+# Milliseconds from the user's action to the next frame.
+MEASURE_ACTION = """([selector, value]) => new Promise(done => {
   const control = document.querySelector(selector);
   const start = performance.now();
   if (control.type === "radio" || control.type === "checkbox") control.click();
   else { control.value = value; control.dispatchEvent(new Event("input", {bubbles: true})); }
   requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
 })"""
-PAINT = "performance.getEntriesByType('paint').find(entry => entry.name === 'first-contentful-paint').startTime"
+FIRST_PAINT = "performance.getEntriesByType('paint').find(entry => entry.name === 'first-contentful-paint').startTime"
 ACTIONS = {
     "filter by outcome": [("[name=change][value=better]", ""), ("[name=change][value=all]", "")],
     "filter by task": [("[name=task]", "code"), ("[name=task]", "")],
@@ -35,8 +37,6 @@ ACTIONS = {
 
 
 def main() -> None:
-    from playwright.sync_api import sync_playwright
-
     with tempfile.TemporaryDirectory() as folder:
         run = demo_run(Path(folder) / "thousand", rows=ROWS)
         start = time.perf_counter()
@@ -49,15 +49,15 @@ def main() -> None:
         print(f"{_cpu()}, {os.cpu_count()} cores; {len(analysis.examples):,} examples\n")
         _row("size of report.html", f"{file.stat().st_size / 1e6:.2f} MB", "2 MB")
         _row("score all rows", f"{analysed - start:.1f} s", "")
-        _row("make the page", f"{built - analysed:.1f} s", "")
-        _row("both", f"{built - start:.1f} s", "5 s")
+        _row("render the page", f"{built - analysed:.1f} s", "")
+        _row("score and render", f"{built - start:.1f} s", "5 s")
         with sync_playwright() as playwright:
             chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
             pages = [_open(browser, file) for _ in range(REPEATS)]
-            _row("first paint", f"{statistics.median(page.evaluate(PAINT) for page in pages):.0f} ms", "1,000 ms")
+            _row("first paint", f"{statistics.median(page.evaluate(FIRST_PAINT) for page in pages):.0f} ms", "1,000 ms")
             for name, steps in ACTIONS.items():
-                times = [page.evaluate(TIMED, list(step)) for page in pages for step in steps]
+                times = [page.evaluate(MEASURE_ACTION, list(step)) for page in pages for step in steps]
                 _row(name, f"{statistics.median(times):.0f} ms, at most {max(times):.0f} ms", "100 ms")
             browser.close()
 
@@ -69,8 +69,8 @@ def _open(browser, file: Path):
     return page
 
 
-def _row(name: str, measured: str, wanted: str) -> None:
-    print(f"{name:22} {measured:28} {f'at most {wanted}' if wanted else ''}")
+def _row(name: str, measured: str, target: str) -> None:
+    print(f"{name:22} {measured:28} {f'at most {target}' if target else ''}")
 
 
 def _cpu() -> str:

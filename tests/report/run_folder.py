@@ -44,7 +44,7 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
         task: {
             "train": 370,
             "validation": 72,
-            "test": sum(one["task"] == task for one in base),
+            "test": sum(record["task"] == task for record in base),
             "file": f"data/{task}.jsonl",
         }
         for task in metrics

@@ -1,4 +1,4 @@
-"""What the analysis counts and says, on rows whose truth is plain."""
+"""The analysis: counts, verdicts and caveats on rows with a known result."""
 
 import json
 
@@ -11,10 +11,10 @@ from pipelines.report.summaries import headline, task_caveats, task_summary
 from tests.report.run_folder import line, write_run
 
 
-def labels(base, tuned, reference="yes", task="mood", **more):
+def labels(base, tuned, reference="yes", task="mood", **values):
     """A run of one label task with these answers."""
     completions = [
-        [line(task, n, f"p{n}", reference, answer, **more) for n, answer in enumerate(answers)]
+        [line(task, n, f"p{n}", reference, answer, **values) for n, answer in enumerate(answers)]
         for answers in (base, tuned)
     ]
     return {task: "exact_match"}, *completions
@@ -38,7 +38,7 @@ def test_right_to_wrong_is_worse(tmp_path):
     assert task.verdict == "worse" and headline(analysis) == "Worse on mood."
 
 
-def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
+def test_an_inconclusive_result_states_the_required_sample_size(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 20 + ["yes"] * 20, ["yes"] + ["no"] * 19 + ["yes"] * 20))
     assert task.verdict == "inconclusive" and headline(analysis) == "Inconclusive on mood."
     assert task.comparison.required_sample_size > 40
@@ -48,7 +48,7 @@ def test_too_little_to_tell_says_how_many_rows_would(tmp_path):
     )
 
 
-def test_equal_answers_ask_for_no_more_rows(tmp_path):
+def test_equal_completions_need_no_larger_sample(tmp_path):
     _, task = task_of(tmp_path / "r", labels(["yes"] * 40, ["yes"] * 40))
     assert (
         task_summary(task)
@@ -67,7 +67,7 @@ def test_a_lower_loss_is_better(tmp_path):
 
 
 @pytest.mark.usefixtures("compiled_sandbox")
-def test_rows_that_the_sandbox_cannot_run_leave_the_pairs(tmp_path):
+def test_rows_that_the_sandbox_cannot_run_are_left_out(tmp_path):
     fields = {"tests": ["assert one() == 1"]}
     right, wrong, beyond = (
         "def one():\n    return 1",
@@ -92,8 +92,8 @@ def test_holm_corrects_over_the_tasks(tmp_path):
     runs = [labels(["no"] * 30, ["yes"] * 7 + ["no"] * 23, task=f"t{n}") for n in range(4)]
     metrics, base, tuned = (
         {name: metric for run in runs for name, metric in run[0].items()},
-        [one for run in runs for one in run[1]],
-        [one for run in runs for one in run[2]],
+        [record for run in runs for record in run[1]],
+        [record for run in runs for record in run[2]],
     )
     analysis = analyse(write_run(tmp_path / "r", metrics, base, tuned))
     for task in analysis.tasks.values():
@@ -101,7 +101,7 @@ def test_holm_corrects_over_the_tasks(tmp_path):
         assert task.p_holm == pytest.approx(4 * task.comparison.p_value) and task.verdict == "inconclusive"
 
 
-def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
+def test_a_custom_metric_that_returns_nan(tmp_path, monkeypatch):
     (tmp_path / "mine_nan.py").write_text("def score(completion, reference, row):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
     completions = [[line("a", 0, "p", "r", "c")]] * 2
@@ -110,7 +110,7 @@ def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "base, tuned, more, said",
+    "base, tuned, values, expected",
     [
         (["no"] * 12, ["yes"] * 12, {}, "Small sample (12 test rows, fewer than 30)"),
         (["no"] * 40, ["yes"] * 40, {}, "Every reference is “yes”"),
@@ -119,12 +119,12 @@ def test_a_metric_of_ones_own_that_gives_nan(tmp_path, monkeypatch):
         ([""] * 30 + ["no"] * 10, ["yes"] * 40, {}, "30 of 40 base completions are empty."),
     ],
 )
-def test_flags(tmp_path, base, tuned, more, said):
-    _, task = task_of(tmp_path / "r", labels(base, tuned, **more))
-    assert any(caveat.startswith(said) for caveat in task.caveats)
+def test_caveats(tmp_path, base, tuned, values, expected):
+    _, task = task_of(tmp_path / "r", labels(base, tuned, **values))
+    assert any(caveat.startswith(expected) for caveat in task.caveats)
 
 
-def test_one_class_always_answered(tmp_path):
+def test_a_constant_label_is_a_caveat(tmp_path):
     completions = [
         [line("mood", n, "p", ["yes", "no"][n % 2], answer) for n in range(40)] for answer in ("who knows", "Yes.")
     ]
@@ -132,7 +132,7 @@ def test_one_class_always_answered(tmp_path):
     assert "Tuned always answers “Yes.”, whatever the prompt is." in task.caveats
 
 
-def test_sound_rows_raise_no_flag(tmp_path):
+def test_rows_without_defects_have_only_the_majority_caveat(tmp_path):
     completions = [
         [line("mood", n, "p", ["yes", "no"][n % 2], ["yes", "no"][(n + (n % every == 0)) % 2]) for n in range(60)]
         for every in (3, 7)
@@ -141,8 +141,8 @@ def test_sound_rows_raise_no_flag(tmp_path):
     assert task.caveats == ["Always answering “yes” would score 50.0 %."]
 
 
-def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
-    for metric, told in (("rouge", True), ("exact_match", False)):
+def test_truncated_completions_are_a_caveat_unless_they_are_labels(tmp_path):
+    for metric, expected in (("rouge", True), ("exact_match", False)):
         completions = [
             [
                 line("t", n, "p", f"yes {n % 3}", answer, finish_reason="length", num_generated_tokens=128)
@@ -152,11 +152,12 @@ def test_a_cut_answer_is_told_where_more_room_could_mend_it(tmp_path):
         ]
         _, task = task_of(tmp_path / metric, ({"t": metric}, *completions))
         assert (
-            any("40 of 40 tuned completions were truncated at 128 tokens" in caveat for caveat in task.caveats) == told
+            any("40 of 40 tuned completions were truncated at 128 tokens" in caveat for caveat in task.caveats)
+            == expected
         )
 
 
-def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
+def test_a_right_label_in_a_chinese_sentence_is_learning_the_format(tmp_path):
     completions = [
         [line("mood", n, "p", ["正面", "负面"][n % 2], form.format(["正面", "负面"][n % 2])) for n in range(40)]
         for form in ("这条评论是{}的。", "{}")
@@ -178,7 +179,7 @@ def test_a_right_label_in_a_chinese_sentence_is_learning_the_form(tmp_path):
     )
 
 
-def test_the_commonest_label_is_counted_in_the_form_that_is_compared(tmp_path):
+def test_the_most_common_label_is_counted_in_its_compared_form(tmp_path):
     references = ["Polish", "polish", "other", "other", "Polish"] * 8
     completions = [[line("mood", n, "p", reference, "x") for n, reference in enumerate(references)]] * 2
     _, task = task_of(tmp_path / "r", ({"mood": "exact_match"}, *completions))
@@ -206,7 +207,7 @@ def test_labels_as_written_where_the_config_says_so(tmp_path):
         )
 
 
-def test_what_preflight_found_in_the_labels_stands_among_the_notes(tmp_path):
+def test_notes_of_the_data_checks_are_caveats(tmp_path):
     folder = write_run(tmp_path / "r", *labels(["no"] * 40, ["yes"] * 40))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["data"]["mood"]["notes"] = ["A label of the test rows has no training row: 'yes' (40 rows)."]

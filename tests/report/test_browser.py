@@ -1,4 +1,4 @@
-"""The page in a real browser: every control does what it says, for the mouse and for the keyboard."""
+"""The page in a real browser: every control works, by mouse and by keyboard."""
 
 import os
 from dataclasses import replace
@@ -33,9 +33,9 @@ def test_filters_show_what_they_count(demo, opened):
         assert len(shown(page)) == 80 and not page.is_visible("#more")
         for value in ("worse", "better", "same"):
             page.locator(f"label:has([value={value}])").click()
-            found = shown(page)
-            assert set(found) == {value}
-            assert len(found) == min(25, int(page.inner_text(f"[data-count={value}]")))
+            changes = shown(page)
+            assert set(changes) == {value}
+            assert len(changes) == min(25, int(page.inner_text(f"[data-count={value}]")))
         page.locator("label:has([value=both-wrong])").click()
         assert set(shown(page, "bothWrong")) == {""}
         page.locator("label:has([value=all])").click()
@@ -130,7 +130,7 @@ def test_words_that_differ_are_marked_in_every_script(tmp_path, opened):
         ("यह की है", "यह कि है", "की", "कि"),
         ("ພາສາ ລາວ", "ພາສາ ໄທ", "ລາວ", "ໄທ"),
     ]
-    completions = [[line("mood", n, "p", "r", one[side]) for n, one in enumerate(answers)] for side in (0, 1)]
+    completions = [[line("mood", n, "p", "r", texts[model]) for n, texts in enumerate(answers)] for model in (0, 1)]
     with opened(write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions)))) as page:
         page.keyboard.press("f")
         for n, (_, _, out, new) in enumerate(answers):
@@ -153,7 +153,7 @@ def test_a_search_finds_what_reads_the_same(tmp_path, opened, text, typed):
 
 def test_words_that_differ_are_marked_and_huge_pairs_are_not(tmp_path, opened):
     answers = {0: ("the quick brown fox", "the slow brown foxes"), 1: ("?!" * 2000, "!?," * 1333), 2: ("", "x")}
-    completions = [[line("mood", n, "p", "r", answers[n][side]) for n in range(3)] for side in (0, 1)]
+    completions = [[line("mood", n, "p", "r", answers[n][model]) for n in range(3)] for model in (0, 1)]
     page_file = write_page(tmp_path, analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions)))
     with opened(page_file) as page:
         page.keyboard.press("f")
@@ -214,12 +214,16 @@ def test_the_page_is_accessible_on_every_screen(demo, opened, screen):
 def check(page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     violations = axe.Axe().run(page).response["violations"]
-    serious = {one["id"]: one["nodes"][0]["html"] for one in violations if one["impact"] in ("serious", "critical")}
+    serious = {
+        violation["id"]: violation["nodes"][0]["html"]
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+    }
     assert serious == {}
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
 
 
-def test_print_leaves_the_controls_out(demo, opened):
+def test_print_has_no_controls(demo, opened):
     with opened(demo, viewport={"width": 700, "height": 990}, color_scheme="dark") as page:
         page.emulate_media(media="print")
         for control in ("#filters", "#more", "#rate", "nav", ".copy >> nth=0"):
@@ -230,7 +234,7 @@ def test_print_leaves_the_controls_out(demo, opened):
         picture(page, "print")
 
 
-def test_without_scripts_all_examples_are_shown_and_no_dead_controls(demo, opened):
+def test_without_scripts_all_examples_and_no_controls_are_shown(demo, opened):
     with opened(demo, java_script_enabled=False) as page:
         assert page.locator(SHOWN).count() == 80
         for control in ("#filters", "#more", "#rate", ".copy >> nth=0"):

@@ -1,4 +1,4 @@
-"""`alfine examples`: which examples, in what order, and that no text moves the cursor."""
+"""`alfine examples`: selection and order of the examples; no text moves the cursor."""
 
 import pytest
 from click.testing import CliRunner
@@ -26,13 +26,13 @@ def show(run, *arguments):
     return CliRunner().invoke(main, ["examples", str(run), *arguments])
 
 
-def test_the_worst_comes_first(run):
+def test_the_largest_regression_comes_first(run):
     output = show(run).output
     rows = [int(part.split(":")[0]) for part in output.split("mood, row ")[1:]]
     assert rows[0] == 0 and rows[-1] == 1 and sorted(rows) == [0, 1, 2, 3, 4]
 
 
-def test_a_choice(run):
+def test_the_options_select_examples(run):
     assert show(run, "--worse").output.count("mood, row") == 1
     assert show(run, "--better", "--task", "mood").output.count("mood, row") == 1
     result = show(run, "--task", "nope")
@@ -45,5 +45,5 @@ def test_no_text_moves_the_cursor(run):
     assert len(output) < 20_000
 
 
-def test_no_run(tmp_path):
+def test_a_missing_run_is_an_error(tmp_path):
     assert show(tmp_path).exit_code == 2

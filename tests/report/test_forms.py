@@ -36,15 +36,15 @@ def visible(page):
 def test_a_comparison_shows_only_the_names_of_its_models(compared):
     text = visible(html.render(compared))
     assert not re.search(r"\b(base|tuned)\b", text[: text.rindex("Reproducibility")], re.IGNORECASE)
-    for said in (
+    for text_part in (
         "lr_low and lr_high completed the same 20 test rows.",
         "lr_low is at the ceiling",
         "lr_high always answers",
     ):
-        assert said in text
+        assert text_part in text
 
 
-def test_without_training_nothing_is_said_of_it(compared):
+def test_a_comparison_has_no_training(compared):
     page = html.render(compared)
     assert 'id="training"' not in page and "#training" not in page and "was tuned on" not in page
     assert "supervised" not in markdown.render(compared)
@@ -82,17 +82,17 @@ def test_failed_gates_come_first_in_words(compared):
 
 
 def test_the_digest_is_that_of_the_completions(tmp_path):
-    one, same, other = (
+    first, same, other = (
         analyse(make_run(tmp_path / name, rows=4, tuned_answer=answer))
         for name, answer in (("a", "{}"), ("b", "{}"), ("c", "{}!"))
     )
-    assert one.digest == same.digest != other.digest and re.fullmatch("[0-9a-f]{64}", one.digest)
+    assert first.digest == same.digest != other.digest and re.fullmatch("[0-9a-f]{64}", first.digest)
     swapped = replace(
-        one, examples=[replace(example, base=example.tuned, tuned=example.base) for example in one.examples]
+        first, examples=[replace(example, base=example.tuned, tuned=example.base) for example in first.examples]
     )
-    assert swapped.digest != one.digest
-    assert f'data-report="{one.digest}"' in html.render(one)
-    assert json.loads(json_report.render(one))["digest"] == one.digest
+    assert swapped.digest != first.digest
+    assert f'data-report="{first.digest}"' in html.render(first)
+    assert json.loads(json_report.render(first))["digest"] == first.digest
 
 
 def test_the_kept_step_is_named_in_the_figure(tmp_path):
@@ -105,9 +105,9 @@ def test_every_form_has_the_notes_on_metrics(demo_analysis):
         markdown.render(demo_analysis),
         json.loads(json_report.render(demo_analysis)),
     )
-    for name, said in (
+    for name, note in (
         ("sentiment", "Case, white space, quotes around a label"),
         ("summaries", "of scripts without spaces between words"),
     ):
-        assert said in data["tasks"][name]["scoring"] and said in page and said in comment
+        assert note in data["tasks"][name]["scoring"] and note in page and note in comment
     assert data["tasks"]["code"]["scoring"] == ""

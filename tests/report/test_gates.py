@@ -1,4 +1,4 @@
-"""Gates: on the value or the interval's lower end, for scores that rise and losses that fall; the exit code."""
+"""Gates on the point estimate or the interval, for scores and losses; the exit code."""
 
 import pytest
 import yaml
@@ -36,7 +36,7 @@ def run_with_gates(folder, gates, right=12):
         ({"min_gain": 29.9}, False),  # the interval's lower end is about 14
     ],
 )
-def test_a_score(tmp_path, gate, passed):
+def test_a_gate_on_a_score(tmp_path, gate, passed):
     analysis = analyse(run_with_gates(tmp_path / "r", {"mood": gate}))
     assert [(result.name, result.passed) for result in analysis.gates] == [("mood", passed)]
     assert ("Gate failed: mood." in headline(analysis)) != passed
@@ -44,7 +44,7 @@ def test_a_score(tmp_path, gate, passed):
 
 
 @pytest.mark.parametrize(("min_gain", "passed"), [(0.9, True), (1.2, False), (-0.5, True)])
-def test_a_loss_gains_by_falling(tmp_path, min_gain, passed):
+def test_a_gate_on_a_loss(tmp_path, min_gain, passed):
     analysis = analyse(run_with_gates(tmp_path / "r", {"text": {"min_gain": min_gain}}))
     low, high = analysis.tasks["text"].comparison.ci95
     assert high < 0 and -high >= 0.9

@@ -70,10 +70,10 @@ def run(tmp_path_factory):
     ]
     folder = write_run(tmp_path_factory.mktemp("runs") / "r", {NAME: "exact_match"}, *completions)
     for side, shift in (("base", 0), ("tuned", 1)):
-        probes = [
+        prompts = [
             {"title": text[:60], "prompt": text, "completion": HOSTILE[n - shift]} for n, text in enumerate(HOSTILE)
         ]
-        write_lines(folder / side / "sample_prompts.jsonl", probes)
+        write_lines(folder / side / "sample_prompts.jsonl", prompts)
     write_report(folder)
     return folder
 
@@ -132,11 +132,11 @@ OURS = {
 FIGURES = {"svg", "defs", "style", "g", "path", "use", "text", "clippath", "clipPath", "rect"}
 
 
-def test_forty_of_them():
+def test_there_are_forty():
     assert len(HOSTILE) == len(set(HOSTILE)) == 40
 
 
-def test_in_the_browser_they_are_text(run, opened):
+def test_the_browser_shows_them_as_text(run, opened):
     dialogs = []
     with opened(run / "report.html", viewport={"width": 360, "height": 760}) as page:
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
@@ -164,12 +164,12 @@ def test_in_the_browser_they_are_text(run, opened):
             assert text in page.text_content("#list")
 
 
-def test_on_the_page_nothing_moves_the_text_around_it(run):
+def test_the_page_has_no_control_characters(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert not CONTROLS.search(page)
 
 
-def test_only_the_scripts_of_the_page_may_run(run):
+def test_the_policy_allows_only_the_script_of_the_page(run):
     page = (run / "report.html").read_text(encoding="utf-8")
     policy = re.search('Content-Security-Policy" content="([^"]*)"', page).group(1)
     script = re.search("<script>(.*?)</script>", page, re.DOTALL).group(1)
@@ -177,7 +177,7 @@ def test_only_the_scripts_of_the_page_may_run(run):
     assert "unsafe-inline" not in policy.split("script-src")[1] and "http" not in policy
 
 
-def test_in_markdown_they_are_text(run):
+def test_markdown_has_them_as_text(run):
     text = markdown.render(analyse(run))
     assert not CONTROLS.search(text)
     # Outside of code spans and indented code, no character opens a tag, a link or a table cell.
@@ -189,7 +189,7 @@ def test_in_markdown_they_are_text(run):
     assert len(text) < 40_000
 
 
-def test_in_the_terminal_they_are_text(run):
+def test_the_terminal_shows_them_as_text(run):
     out = io.StringIO()
     print_summary(analyse(run), Console(file=out, width=200))
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))
@@ -197,9 +197,9 @@ def test_in_the_terminal_they_are_text(run):
 
 
 @pytest.mark.parametrize("answer", [answer for answer in HOSTILE if answer.strip()])
-def test_an_answer_that_the_summary_quotes(tmp_path, answer):
+def test_a_completion_that_a_caveat_quotes(tmp_path, answer):
     """“Tuned always answers …” puts an answer into the terminal."""
-    completions = [[line("mood", n, "p", ["a", "b"][n % 2], said) for n in range(3)] for said in ("ok", answer)]
+    completions = [[line("mood", n, "p", ["a", "b"][n % 2], text) for n in range(3)] for text in ("ok", answer)]
     out = io.StringIO()
     print_summary(
         analyse(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions)), Console(file=out, width=200)

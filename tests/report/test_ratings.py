@@ -1,4 +1,4 @@
-"""Blind ratings from files: the preference, its interval, the raters' agreement, files that do not belong."""
+"""Blind ratings: the preference, its interval, the agreement of raters, invalid files."""
 
 import json
 
@@ -18,7 +18,7 @@ def run(tmp_path):
 
 
 def ratings(run, rater, choices, /, **changes):
-    """A file with one choice for each row from 0 on; None: not rated."""
+    """A file with a choice per row, from row 0; None: not rated."""
     analysis = analyse(run)
     content = {
         "format_version": 2,
@@ -70,7 +70,7 @@ def test_alpha_by_hand(run):
     assert merged(run, anna, ratings(run, "cleo", ["tuned", "base", "tuned", "tie"])).alpha == pytest.approx(1)
 
 
-def test_all_alike_has_no_alpha(run):
+def test_equal_choices_have_no_alpha(run):
     assert merged(run, ratings(run, "anna", ["tuned"] * 4), ratings(run, "ben", ["tuned"] * 4)).alpha is None
 
 
@@ -85,21 +85,21 @@ def test_all_alike_has_no_alpha(run):
         ({"ratings": [{"task": "mood"}]}, "ratings.0.row: field required"),
     ],
 )
-def test_files_that_do_not_belong(run, changes, message):
+def test_ratings_of_another_report_are_rejected(run, changes, message):
     path = ratings(run, "anna", ["tuned"], **changes)
     with pytest.raises(RunError, match=message):
         read_ratings(path, analyse(run))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\ud800".encode("utf-8", "surrogatepass"), "[" * 100_000])
-def test_files_that_are_none(run, text):
+def test_files_that_are_not_ratings_are_rejected(run, text):
     path = run.parent / "x.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RunError, match="x.json"):
         read_ratings(path, analyse(run))
 
 
-def test_one_rater_twice(run):
+def test_two_files_of_one_rater_are_rejected(run):
     anna = read_ratings(ratings(run, "anna", ["tuned"]), analyse(run))
     with pytest.raises(RunError, match="two ratings files are of the rater 'anna'"):
         merge([anna, anna])
@@ -114,7 +114,7 @@ def test_on_the_command_line(run):
     assert "2 raters prefer tuned." in result.output and "Krippendorff" in result.output
 
 
-def test_an_item_twice_or_of_another_run_does_not_count(run):
+def test_duplicate_and_unknown_items_are_rejected(run):
     entry = {"task": "mood", "row": 0, "prompt_index": None, "choice": "tuned"}
     for items, message in (
         ([entry, {**entry, "choice": "base"}], "rates mood/0 2 times"),

@@ -1,4 +1,4 @@
-"""One analysis, three forms; model text is data; a failure leaves the old report."""
+"""Written reports: content, escaping, size; a failure leaves the old report."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pipelines.report import html, write_report
 from tests.report.run_folder import REPORT_FILES, demo_run, line, make_run, write_lines, write_old_report
 
 
-def test_json_has_what_is_promised(tmp_path):
+def test_the_json_has_results_and_examples(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     report = json.loads((run / "report.json").read_text())
@@ -24,7 +24,7 @@ def test_json_has_what_is_promised(tmp_path):
     assert report["sample_prompts"][0]["tuned"] == "tuned"
 
 
-def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_path):
+def test_nonfinite_columns_are_accepted_and_the_json_is_strict(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     tasks = json.loads((run / "report.json").read_text())["tasks"]
@@ -32,7 +32,7 @@ def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_
         lines = [json.loads(text) for text in (run / side / "completions.jsonl").read_text().splitlines()]
         odd = {"a": float("nan"), "b": float("inf"), "c": [float("nan")], "d": None}
         (run / side / "completions.jsonl").write_text(
-            "".join(json.dumps({**one, "fields": odd}) + "\n" for one in lines)
+            "".join(json.dumps({**record, "fields": odd}) + "\n" for record in lines)
         )
     for name, entry in (("config.yaml", "trainer: {learning_rate: .nan, other: [-.inf]}\n"),):
         (run / name).write_text((run / name).read_text() + entry)
@@ -41,7 +41,7 @@ def test_columns_that_no_template_uses_do_not_matter_and_the_json_is_strict(tmp_
     assert report["tasks"] == tasks and report["config"]["trainer"]["learning_rate"] is None
 
 
-def test_learning_the_form_is_not_sold_as_learning_the_task(tmp_path):
+def test_learning_the_format_is_a_caveat(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     caveats = json.loads((run / "report.json").read_text())["tasks"]["mood"]["caveats"]
@@ -119,7 +119,7 @@ def test_a_run_without_sample_prompts_and_validation(tmp_path):
     assert "Sample prompts" not in page and page.count("<svg") == 1
 
 
-def test_headings_stand_in_order_and_ids_once(tmp_path):
+def test_headings_are_in_order_and_ids_unique(tmp_path):
     page = written(demo_run(tmp_path / "r", rows=60))
     levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -139,7 +139,7 @@ def test_the_scripts_write_no_markup(name):
     assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval", (html.HERE / name).read_text())
 
 
-def test_more_rows_than_the_page_holds(tmp_path, monkeypatch):
+def test_more_examples_than_the_page_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MAX_EXAMPLES", 5)
     page = written(make_run(tmp_path / "r"))
     assert page.count('<article class="pair"') == 5 + 1 and "This page shows 5 of 40" in page
@@ -151,7 +151,7 @@ def written(run):
     return (run / "report.html").read_text()
 
 
-def test_long_answers_fold(tmp_path):
+def test_long_completions_are_folded(tmp_path):
     run = make_run(tmp_path / "r", rows=2)
     write_lines(
         run / "tuned" / "completions.jsonl",

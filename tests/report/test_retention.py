@@ -24,8 +24,8 @@ def lines(name, kind, scores, **more):
     ]
 
 
-def records(found):
-    return [RetentionRecord.model_validate(line) for line in found]
+def records(dicts):
+    return [RetentionRecord.model_validate(line) for line in dicts]
 
 
 def results(base, tuned):
@@ -35,28 +35,28 @@ def results(base, tuned):
 def test_a_regression_is_significant_and_counts_worse_and_better_items():
     base = lines("knowledge", "multiple_choice", [100] * 60 + [0] * 40, chance_accuracy=25)
     tuned = lines("knowledge", "multiple_choice", [0] * 25 + [100] * 38 + [0] * 37, chance_accuracy=25)
-    found = results(base, tuned)["knowledge"]
-    assert (found.losses, found.wins, found.verdict) == (25, 3, "regressed")
-    assert found.regression == pytest.approx(22) and found.regression_bound > 22
-    assert found.summary.startswith("regressed: multiple choice 60.0 → 38.0 on 100 items, −22.0 points")
+    result = results(base, tuned)["knowledge"]
+    assert (result.losses, result.wins, result.verdict) == (25, 3, "regressed")
+    assert result.regression == pytest.approx(22) and result.regression_bound > 22
+    assert result.summary.startswith("regressed: multiple choice 60.0 → 38.0 on 100 items, −22.0 points")
 
 
 def test_no_significant_regression_states_the_bound_of_the_interval():
     base = lines("text", "text_nll", [3.0 + n / 50 for n in range(40)])
     tuned = lines("text", "text_nll", [3.0 + n / 50 + 0.02 * (-1) ** n for n in range(40)])
-    found = results(base, tuned)["text"]
+    result = results(base, tuned)["text"]
     assert (
-        found.verdict == "no significant regression"
-        and "95 % CI includes a regression of" in found.summary
-        and found.unit == "nats/token"
+        result.verdict == "no significant regression"
+        and "95 % CI includes a regression of" in result.summary
+        and result.unit == "nats/token"
     )
     worse = results(base, lines("text", "text_nll", [3.1 + n / 50 + 0.02 * (-1) ** n for n in range(40)]))["text"]
     assert worse.verdict == "regressed" and worse.losses == 40 and worse.wins == 0
 
 
 def test_a_divergence_has_no_test_and_no_verdict():
-    found = results(lines("answers", "kl", [0.0] * 9), lines("answers", "kl", [0.3, 0.1, 0.2] * 3))["answers"]
-    assert found.verdict is None and found.p_holm is None and "general answers: 0.200" in found.summary
+    result = results(lines("answers", "kl", [0.0] * 9), lines("answers", "kl", [0.3, 0.1, 0.2] * 3))["answers"]
+    assert result.verdict is None and result.p_holm is None and "general answers: 0.200" in result.summary
 
 
 def test_a_base_at_chance_is_a_caveat():
@@ -91,8 +91,8 @@ def test_backward_transfer_is_the_mean_over_the_earlier_tasks():
     )
     for line in tuned:
         line["metric"] = "exact_match"
-    found = backward_transfer(records(tuned))
-    assert found.value == pytest.approx(-25) and found.tasks == 2 and found.ci95[0] < -25 < found.ci95[1]
+    result = backward_transfer(records(tuned))
+    assert result.value == pytest.approx(-25) and result.tasks == 2 and result.ci95[0] < -25 < result.ci95[1]
     assert backward_transfer(records(lines("text", "text_nll", [1.0]))) is None
 
 
@@ -122,7 +122,7 @@ def with_retention(folder, gates=None):
 )
 def test_a_gate_on_a_retention_eval(tmp_path, gate, passed):
     analysis = analyse(with_retention(tmp_path / "r", {"text": gate}))
-    assert [(one.name, one.passed) for one in analysis.gates] == [("text", passed)]
+    assert [(gate_result.name, gate_result.passed) for gate_result in analysis.gates] == [("text", passed)]
     assert "Retention regressed on text." in headline(analysis)
 
 
@@ -137,9 +137,9 @@ def test_every_form_shows_the_retention(tmp_path):
     for form in (html.render(analysis), markdown.render(analysis), console.export_text()):
         assert "NLL of text" in form and "KL divergence from base" in form and "Improved: mood" in form
     assert 'aria-label="Change of the retention evals over the steps of training"' in html.render(analysis)
-    found = json.loads(json_report.render(analysis))
-    assert found["retention"]["text"]["verdict"] == "regressed" and found["retention"]["answers"]["verdict"] is None
-    assert found["training_method"] == "peft" and found["strategies"] == ["ewc"]
+    report = json.loads(json_report.render(analysis))
+    assert report["retention"]["text"]["verdict"] == "regressed" and report["retention"]["answers"]["verdict"] is None
+    assert report["training_method"] == "peft" and report["strategies"] == ["ewc"]
 
 
 def test_a_truncated_retention_file_is_named(tmp_path):

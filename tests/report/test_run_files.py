@@ -1,4 +1,4 @@
-"""Damaged and missing files: one line that names the file, and the old report stays."""
+"""Damaged and missing files: an error of one line that names the file, and the old report remains."""
 
 import re
 
@@ -62,15 +62,15 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name, change, said", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_one_line_and_the_old_report_stays(tmp_path, name, change, said):
+@pytest.mark.parametrize("name, change, message", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_one_line_and_the_old_report_remains(tmp_path, name, change, message):
     run = make_run(tmp_path / "r")
     before = write_old_report(run)
     if change:
         rewrite(run, name, change)
     else:
         (run / name).write_bytes(b"\xff\xfe")
-    refuses(run, before, said)
+    assert_rejected(run, before, message)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_a_missing_file_is_named(tmp_path, name):
     run = make_run(tmp_path / "r")
     before = write_old_report(run)
     remove(run, name)
-    refuses(run, before, f"{name}: the file is missing: the run is not finished")
+    assert_rejected(run, before, f"{name}: the file is missing: the run is not finished")
 
 
-def refuses(run, before, said):
+def assert_rejected(run, before, message):
     with pytest.raises(RunError) as caught:
         write_report(run)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(str(run))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert [(run / name).read_bytes() for name in REPORT_FILES] == before

@@ -1,4 +1,4 @@
-"""Every table of the terminal at 60, 80 and 100 columns: numbers whole, words whole, no line too long."""
+"""The tables of the terminal at 60, 80 and 100 columns: no number or word is broken, no line too long."""
 
 import io
 import re
@@ -29,7 +29,7 @@ NAMES = {
 
 @pytest.fixture(scope="module", params=NAMES)
 def analysis(request, tmp_path_factory):
-    """Three tasks and four guards, one of a divergence, with numbers as long as they come."""
+    """Three tasks and four retention evals, one of them a divergence, with long numbers."""
     names = NAMES[request.param]
     base, tuned = [], []
     for task in names:
@@ -75,13 +75,13 @@ def printed(width, show, *arguments):
     return out.getvalue()
 
 
-def whole(text, width, wanted):
-    """Every line fits, and each of `wanted` stands whole on one line."""
+def assert_unbroken(text, width, expected):
+    """Every line fits, and each of `expected` is on one line."""
     lines = text.splitlines()
-    assert all(cell_len(one) <= width for one in lines), max(lines, key=cell_len)
-    squeezed = [re.sub(r" +", " ", one) for one in lines]
-    for one in wanted:
-        assert any(one in found for found in squeezed), f"{one!r} at {width}:\n{text}"
+    assert all(cell_len(line) <= width for line in lines), max(lines, key=cell_len)
+    squeezed = [re.sub(r" +", " ", line) for line in lines]
+    for content in expected:
+        assert any(content in line for line in squeezed), f"{content!r} at {width}:\n{text}"
 
 
 def numbers_of(result):
@@ -103,37 +103,37 @@ def words_of(names):
 def test_the_summary(analysis, width):
     text = printed(width, print_summary, analysis)
     results = [*analysis.tasks.values(), *analysis.retention.values()]
-    whole(text, width, [one for found in results for one in numbers_of(found)])
-    whole(text, width, words_of([found.name for found in results] + [found.title for found in results]))
-    whole(text, width, ["divergence"])
+    assert_unbroken(text, width, [number for result in results for number in numbers_of(result)])
+    assert_unbroken(text, width, words_of([result.name for result in results] + [result.title for result in results]))
+    assert_unbroken(text, width, ["divergence"])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_many_runs(analysis, width):
     text = printed(width, print_runs, [analysis, analysis])
-    whole(text, width, [one for found in analysis.tasks.values() for one in numbers_of(found)])
-    whole(text, width, words_of([analysis.manifest.name, *analysis.tasks]))
+    assert_unbroken(text, width, [number for task in analysis.tasks.values() for number in numbers_of(task)])
+    assert_unbroken(text, width, words_of([analysis.manifest.name, *analysis.tasks]))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_two_models_with_long_names(analysis, width):
     models = ("smollm2-135m-instruct-before-everything", "微調整済みモデル第二版")
     text = printed(width, print_summary, replace(analysis, models=models))
-    whole(text, width, [one for found in analysis.tasks.values() for one in numbers_of(found)])
+    assert_unbroken(text, width, [number for task in analysis.tasks.values() for number in numbers_of(task)])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_preference(analysis, width):
     comparison = compare([0.0] * 400, [100.0, -100.0] * 200, binary=False)
     preference = Preference(["anna", "ben"], {"base": 12345, "tie": 2}, comparison, 0.812, 77)
-    whole(printed(width, print_preference, preference, analysis), width, ["0.81"])
+    assert_unbroken(printed(width, print_preference, preference, analysis), width, ["0.81"])
 
 
 def sweep_result():
     def measure(value):
         return Measure(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
 
-    arms = [
+    variants = [
         VariantResult(
             "none", "learning_rate: 0.0002", measure(71.4), measure(0.02), measure(-3), None, 3725.0, 4_200_000_000
         ),
@@ -149,16 +149,16 @@ def sweep_result():
             True,
         ),
     ]
-    return Sweep("job.yaml", 3, 4, arms, "none")
+    return Sweep("job.yaml", 3, 4, variants, "none")
 
 
 @pytest.mark.parametrize("width", [*WIDTHS, 160])
-def test_a_bake_off(width):
-    found = sweep_result()
-    text = printed(width, print_sweep, found)
-    lines = [one for one in text.splitlines() if one != found.yaml_line]
-    whole("\n".join(lines), width, [one for row in sweep_rows(found) for one in row])
-    assert found.yaml_line in text.splitlines()  # whole, however long, to be pasted
+def test_a_sweep(width):
+    sweep = sweep_result()
+    text = printed(width, print_sweep, sweep)
+    lines = [line for line in text.splitlines() if line != sweep.yaml_line]
+    assert_unbroken("\n".join(lines), width, [content for row in sweep_rows(sweep) for content in row])
+    assert sweep.yaml_line in text.splitlines()  # on one line, to be copied
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -174,10 +174,10 @@ def test_lengths_of_rows(width, kind):
         for split in ("train", "validation", "test")
     ]
     text = printed(width, print_lengths, prepared)
-    whole(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
+    assert_unbroken(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
 
 
-def test_a_table_where_there_is_room_and_blocks_where_there_is_none():
+def test_a_wide_table_becomes_a_block_per_row():
     columns = [Column("task", words=True), Column("note", words=True), Column("change"), Column("p", optional=True)]
     table = [["tea", "two words", "+1.0", "0.001"]]
     assert printed(40, print_table, columns, table).splitlines() == [
