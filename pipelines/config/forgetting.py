@@ -59,9 +59,9 @@ BUNDLED: dict[str, tuple[RetentionEvalKind, str]] = {
 """The retention evals of `evals: bundled`: kind, and file in data/."""
 
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
-"""Values of `strategy` that are no strategies: they name the baseline, or what the job's tasks and adapter already are."""
+"""Values of `strategy` that name the baseline, or what the job's tasks and adapter already are."""
 AUTO: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
-"""The strategies and settings that `auto` stands for, except where `resolve_auto` says otherwise; measured in docs/forgetting.md."""
+"""What `auto` stands for, except where `resolve_auto` says otherwise. docs/forgetting.md has the measurements."""
 
 
 def strategy_words() -> list[str]:
@@ -70,7 +70,10 @@ def strategy_words() -> list[str]:
 
 
 def parse_strategies(strategy: str) -> list[str]:
-    """Returns the strategies and labels of a value such as `ewc+replay`; `auto` is replaced by what it stands for, `none` left out."""
+    """Returns the strategies and labels in a value such as `ewc+replay`.
+
+    `auto` is replaced by what it stands for, `none` is left out.
+    """
     words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
@@ -101,7 +104,7 @@ def job_traits(section: Any, ludwig: Mapping[str, Any]) -> JobTraits:
 
 
 def strategy_conflicts(job: JobTraits) -> dict[str, str]:
-    """Returns the strategies and labels that cannot be used in a job, each with the reason and what to write instead."""
+    """Returns the strategies and labels that cannot be used in a job, and why."""
     conflicts = {name: spec.conflict(job) for name, spec in STRATEGIES.items()}
     if job.num_tasks is not None and job.num_tasks < 2:
         conflicts["multitask"] = "multitask needs two tasks or more"
@@ -134,7 +137,7 @@ class Forgetting(_StrategySections):
 
     strategy: str = Field(
         default="auto",
-        description="auto, none, a strategy, or several joined by +; peft, full and multitask are labels for reports.",
+        description="auto, none, a strategy, or several joined by +. peft, full and multitask are labels for reports.",
     )
     evals: Annotated[
         Annotated[Literal["bundled", "none"], Tag("<word>")]
@@ -144,8 +147,8 @@ class Forgetting(_StrategySections):
     eval_steps: Count | None = None
     """Steps between measurements of the retention evals while training; None measures only before and after."""
     max_regression: dict[str, Positive] = {}
-    """By retention eval: the regression that is allowed, in its own unit; training stops at a measurement (`eval_steps`)
-    that exceeds it."""
+    """By retention eval: the regression that is allowed, in its own unit; training stops at a measurement
+    (`eval_steps`) that exceeds it."""
 
     @model_validator(mode="before")
     @classmethod

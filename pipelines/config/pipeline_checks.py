@@ -85,5 +85,5 @@ def _conflicts(pipeline: Pipeline, expanded: Any, ludwig: Mapping[str, Any], doc
         message = "pipeline.split has no effect if every task has one file per split; remove it"
         yield document.problem(message, "pipeline", "split")
     for strategy, key, reason in forgetting.unused_settings(traits):
-        message = f"pipeline.forgetting.{strategy}.{key} has no effect {reason}"
+        message = f"pipeline.forgetting: {strategy}.{key} has no effect {reason}"
         yield document.problem(message, "pipeline", "forgetting", strategy, key)

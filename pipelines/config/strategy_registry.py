@@ -1,7 +1,8 @@
 """The registry of the strategies against forgetting, and what a job's config needs to know of each of them.
 
-Every module of `pipelines/forgetting/strategies/` registers one `StrategySpec`. The YAML section of the strategy, its validation,
-the hints on misspelt keys, `alfine check`, `alfine sweep`, the report and the JSON schema follow from that entry.
+Every module of `pipelines/forgetting/strategies/` registers one `StrategySpec`. The YAML section of the strategy, its
+validation, the hints on misspelt keys, `alfine check`, `alfine sweep`, the report and the JSON schema follow from
+that entry.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class JobTraits:
 
 
 class StrategySettings(Section):
-    """Base class of the section `pipeline.forgetting.NAME`. Every key has a default, so that the name is a complete config."""
+    """Base class of the section `pipeline.forgetting.NAME`. Every key has a default."""
 
     row_files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The keys that name a file of rows, each with the columns that the file must have."""
@@ -39,7 +40,7 @@ class StrategySettings(Section):
     """The keys that name a model."""
 
     def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:
-        """Yields each key whose value has no effect in `job`, and the rest of a sentence: `without an adapter; take it out`."""
+        """Yields each key whose value has no effect in `job`, with the reason: `without an adapter; take it out`."""
         return iter(())
 
 
@@ -66,9 +67,9 @@ class StrategySpec:
     settings: type[StrategySettings]
     search_space: SearchSpace
     build: Callable[..., Sequence[Any]]
-    """`build(context, settings)` returns the `Strategy` objects of a job; `context` is a `forgetting.context.JobContext`."""
+    """`build(context, settings)` returns the `Strategy` objects of a job, given its `JobContext`."""
     conflict: Callable[[JobTraits], str | None] = _no_conflict
-    """Returns a sentence that says why the strategy cannot be used in a job and what to write instead, None where it can."""
+    """Returns why the strategy cannot be used in a job and what to write instead; None where it can."""
     order: int = 100
     """Strategies act in ascending order within a step, strategies of the same order by name."""
     sweep_variants: tuple[str, ...] | None = None
@@ -78,8 +79,17 @@ class StrategySpec:
 STRATEGIES: Registry[StrategySpec] = Registry("pipelines.forgetting.strategies")
 
 
+def strategy_title(name: str) -> str:
+    """Returns the name of a strategy with its title, such as `ewc (elastic weight consolidation)`.
+
+    A run may name a strategy that is not registered any more; the title is left out then, and where it is the name.
+    """
+    title = STRATEGIES[name].title if name in STRATEGIES else name
+    return name if title == name else f"{name} ({title})"
+
+
 def default_sweep_variants() -> list[str]:
-    """Returns the variants that `alfine sweep` compares by default: the baseline `none`, and those of every strategy."""
+    """Returns the variants that `alfine sweep` compares by default: `none`, and those of every strategy."""
     variants = (
         spec.sweep_variants if spec.sweep_variants is not None else (name,) for name, spec in STRATEGIES.items()
     )

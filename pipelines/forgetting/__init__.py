@@ -1,4 +1,4 @@
-"""Strategies against forgetting, one file each, and what they are built from.
+"""Strategies against forgetting: one module each in `strategies/`, and what they are built from.
 
 Must not import `training` or Ludwig.
 """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipelines.config.strategy_registry import STRATEGIES
-from pipelines.forgetting.context import JobContext
 from pipelines.forgetting.strategy import Strategy
+
+if TYPE_CHECKING:
+    from pipelines.forgetting.context import JobContext
 
 
 def build_strategies(context: JobContext) -> list[Strategy]:

@@ -1,4 +1,4 @@
-"""What the strategies of a job are built from: the model that it starts from, general text, and the runs that led to it."""
+"""What strategies are built from: the model that a job starts from, general text, and the runs that led to it."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class JobContext:
     def importance_file(self, strategy: str, sequences: TokenSequences, measurement: object) -> Path:
         """Returns the path in the user's cache of the importance that `strategy` measures on `sequences`.
 
-        `measurement` holds the settings that the importance depends on. The path also depends on the model, the trained weights
-        and the versions of the libraries.
+        `measurement` holds the settings that the importance depends on. The path also depends on the model, the
+        trained weights and the versions of the libraries.
         """
         adapter = self.job.adapter
         text = digest([ids.tolist() for ids in sequences.input_ids], list(sequences.supervised_spans))

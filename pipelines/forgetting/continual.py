@@ -1,10 +1,11 @@
-"""Jobs in sequence: one starts from the model that another has left, and answers for the earlier tasks too."""
+"""Continual learning: a job that starts from the model of an earlier run is evaluated on that run's tasks as well."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
@@ -15,46 +16,54 @@ from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
+from pipelines.registry import lazy_import
 from pipelines.scoring.metric import metric_key, resolve
 from pipelines.storage.files import atomic_dir, digest, read_jsonl
 from pipelines.storage.run_folder import Run
 
+if TYPE_CHECKING:
+    from pipelines.modeling import adapters, loading
+else:
+    adapters = lazy_import("pipelines.modeling.adapters")  # torch
+    loading = lazy_import("pipelines.modeling.loading")  # transformers
+
 
 def ancestor_runs(run: Run) -> Iterator[Run]:
-    """The runs that led to where this one starts, the last first."""
+    """Yields the runs that led to the model that `run` starts from, the latest first."""
     while (folder := run.manifest.get("continue_from")) is not None:
         run = Run.open(Path(folder))
         yield run
 
 
 def starting_model(job: Job, run: Run) -> Path:
-    """The folder of the model that the job starts from: the base, or what the run named by `continue_from` has left.
+    """Returns the folder of the model that the job starts from: the base, or the model of the run `continue_from`.
 
-    An adapter of that run is folded into its base, once, in the run's folder `start/`: the new adapter begins at zero, and
-    switched off it is the model before this job. Raises ConfigError for a run that is not finished or has another base.
+    An adapter of that run is merged into its base, once, in the folder `start` of `run`: the new adapter starts at
+    zero, and disabled it is the model before this job. Raises ConfigError for a run that is not complete or has another
+    base.
     """
     continue_from = job.pipeline.continue_from
     if continue_from is None:
         with locate_model_errors(job, "base_model"):
             return find_base_model(job.base_model)
-    earlier = _finished(job, Path(continue_from))
-    check_earlier_gates(job, earlier)
-    left = earlier.path("model")
-    if not (left / "adapter_config.json").exists():
-        return left
-    target = run.path("start")
-    base = trained_from(load_job(earlier.path("config.yaml")), earlier)
-    made_from = digest(fingerprint(base), fingerprint(left))
-    if run.manifest.get("start") != made_from or not target.exists():
-        # The earlier run may have been trained again since.
-        _merge_adapter(base, left, target)
-        run.update(start=made_from)
-    return target
+    previous_run = _complete_run(job, Path(continue_from))
+    check_earlier_gates(job, previous_run)
+    previous_model = previous_run.path("model")
+    if not (previous_model / "adapter_config.json").exists():
+        return previous_model
+    merged_model = run.path("start")
+    base = trained_from(load_job(previous_run.path("config.yaml")), previous_run)
+    inputs = digest(fingerprint(base), fingerprint(previous_model))
+    if run.manifest.get("start") != inputs or not merged_model.exists():
+        # The previous run may have been trained again since the last merge.
+        _merge_adapter(base, previous_model, merged_model)
+        run.update(start=inputs)
+    return merged_model
 
 
-def check_earlier_gates(job: Job, last: Run) -> None:
-    """Raises ConfigError for a gate RUN/TASK where no run up to `last` has such a task."""
-    runs = [last, *ancestor_runs(last)]
+def check_earlier_gates(job: Job, previous_run: Run) -> None:
+    """Raises ConfigError for a gate RUN/TASK where neither `previous_run` nor its ancestors have such a task."""
+    runs = [previous_run, *ancestor_runs(previous_run)]
     known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
     problems = []
     for name in job.pipeline.report.gates:
@@ -68,64 +77,65 @@ def check_earlier_gates(job: Job, last: Run) -> None:
 
 
 def trained_from(job: Job, run: Run) -> Path:
-    """The folder of the model that a run was trained from: what `starting_model` gave then, whatever has become of an earlier
-    run since."""
+    """Returns the folder of the model that a run was trained from.
+
+    That is what `starting_model` returned then, even if an earlier run has been trained again since.
+    """
     start = run.path("start")
     return start if job.pipeline.continue_from is not None and start.exists() else starting_model(job, run)
 
 
-def _finished(job: Job, folder: Path) -> Run:
-    def refuse(message: str) -> ConfigError:
+def _complete_run(job: Job, folder: Path) -> Run:
+    """Returns the run in `folder`. Raises ConfigError where it is missing, not complete, or of another base."""
+
+    def error(message: str) -> ConfigError:
         return ConfigError(job.problem(f"pipeline.continue_from: {message}", "pipeline", "continue_from"))
 
     if not (folder / "manifest.json").is_file():
         runs = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
-        make = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
-        there = f"the runs there are {', '.join(runs[:10])}" if runs else f"make one with: {make}"
-        raise refuse(f"{folder} holds no run; {there}")
-    earlier = Run.open(folder)
-    if "eval_tuned" not in earlier.manifest["stages"]:
-        raise refuse(f"{folder} is not finished; finish it with: {earlier.command}")
-    base = earlier.manifest["base_model"]
+        command = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
+        advice = f"the runs there are {', '.join(runs[:10])}" if runs else f"create one with: {command}"
+        raise error(f"{folder} holds no run; {advice}")
+    run = Run.open(folder)
+    if "eval_tuned" not in run.manifest["stages"]:
+        raise error(f"{folder} is not finished; finish it with: {run.command}")
+    base = run.manifest["base_model"]
     if base != job.base_model:
-        raise refuse(f"{folder} is tuned from {base}; write base_model: {base}")
-    return earlier
+        raise error(f"{folder} is tuned from {base}; write base_model: {base}")
+    return run
 
 
 def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
-    """Raises RunError where merging would change the model."""
-    from pipelines.modeling.adapters import check_merged, merge_adapter
-    from pipelines.modeling.loading import load_causal_lm
-
+    """Writes the merged model to `target`. Raises RunError where merging changes the predictions."""
     with atomic_dir(target) as staging, doing("merging the earlier run's adapter into its base"):
-        whole = merge_adapter(load_causal_lm(base, frozen=True), adapter)
-        whole.save_pretrained(staging)  # type: ignore[operator]
+        merged = adapters.merge_adapter(loading.load_causal_lm(base, frozen=True), adapter)
+        merged.save_pretrained(staging)  # type: ignore[operator]
         load_tokenizer(base).save_pretrained(staging)
-        check_merged(staging, whole, load_causal_lm(staging, frozen=True))
+        adapters.check_merged(staging, merged, loading.load_causal_lm(staging, frozen=True))
 
 
 def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
-    """The test rows of every task that the earlier runs trained, each a guard of this one."""
-    guards: list[PreparedRetentionEval] = []
-    for earlier in ancestor_runs(run):
-        job = load_job(earlier.path("config.yaml"))
-        table = read_split(earlier.path("data"), "test")
-        left = read_jsonl(earlier.path("tuned", "completions.jsonl"))
+    """Returns the test rows of every task of the ancestors of `run`, each task as a retention eval."""
+    evals: list[PreparedRetentionEval] = []
+    for ancestor in ancestor_runs(run):
+        job = load_job(ancestor.path("config.yaml"))
+        rows = read_split(ancestor.path("data"), "test")
+        completions = read_jsonl(ancestor.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             system, max_new_tokens = job.system_prompt(name), job.max_new_tokens(name)
             metric = metric_key(task.metric, task.normalize)
-            mine = [(row, answer) for row, answer in zip(table, left, strict=True) if row["task"] == name]
-            guards.append(
+            task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0]["task"] == name]
+            evals.append(
                 PreparedRetentionEval(
-                    f"{earlier.name}/{name}",
+                    f"{ancestor.name}/{name}",
                     "task",
-                    str(earlier.folder),
+                    str(ancestor.folder),
                     metric=metric,
                     questions=[
                         Question(row["prompt"], system, row["completion"], row["fields"], max_new_tokens)
-                        for row, _ in mine
+                        for row, _ in task_rows
                     ],
-                    own_scores=[resolve(metric).score(answer).value for _, answer in mine],
+                    own_scores=[resolve(metric).score(completion).value for _, completion in task_rows],
                 )
             )
-    return guards
+    return evals

@@ -1,8 +1,8 @@
 """The Fisher information of a model on text: how much its predictions depend on each weight.
 
-With labels sampled from the model, averaged per predicted token, ½ ΔᵀFΔ is the divergence KL(before ‖ after) of a small change Δ, in
-nats per token. Squaring the gradient of a batch instead of a sequence, or taking the labels of the text, would give another
-quantity. (Kunstner et al. 2019, arXiv:1905.12558.)
+With labels sampled from the model, averaged per predicted token, ½ ΔᵀFΔ is the divergence KL(before ‖ after) of a
+small change Δ, in nats per token. Squaring the gradient of a batch instead of a sequence, or taking the labels of the
+text, would give another quantity. (Kunstner et al. 2019, arXiv:1905.12558.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACTIVITY = "the Fisher information of general text and earlier tasks"
 
 
 def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Returns the gradient of the summed cross entropy by `logits` [tokens, vocabulary], with labels sampled from the logits.
+    """Returns the gradient by `logits` [tokens, vocabulary] of the summed cross entropy to labels sampled from them.
 
     It is the predicted probabilities, minus one at the label, in the shape and dtype of `logits`.
     """
@@ -41,10 +41,10 @@ def lora_fisher(
 ) -> dict[str, KroneckerFactors]:
     """Returns the Fisher information of every adapted matrix, by module, in two factors.
 
-    F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the gradient of the
-    summed loss by its output. Packed sequences do not attend to each other, so packing changes nothing; a shared prefix is
-    computed in every sequence, since it has another gradient in each. Measured with the adapter disabled: at the model that the
-    job starts from, and without the gradients of the adapter's own matrices.
+    F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the
+    gradient of the summed loss by its output. Packed sequences do not attend to each other, so packing changes
+    nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with the
+    adapter disabled: at the model that the job starts from, and without the gradients of the adapter's own matrices.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     moments = _Moments(kronecker)

@@ -1,4 +1,4 @@
-"""Importance files: the importance of a model's weights for a text is measured once and read by every later run on both."""
+"""Importance files: the importance of a model's weights for a text is measured once and cached."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def save_importance(path: Path, importance: Importance, model_id: str) -> None:
 
 
 def load_importance(path: Path, model_id: str) -> Importance:
-    """Reads an importance file. Raises RunError where it is damaged, of another version of alfine, or of another model."""
+    """Reads an importance file.
+
+    Raises RunError where it is damaged, of another version of alfine, or of another model.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -42,8 +45,8 @@ def load_importance(path: Path, model_id: str) -> Importance:
         raise RunError(f"{path} is an importance file of another version of alfine; delete it and run the job again")
     if metadata.get("model") != model_id:
         raise RunError(
-            f"{path} was measured on another model ({metadata.get('model')}, this one is {model_id}); delete it and run the "
-            f"job again"
+            f"{path} was measured on another model ({metadata.get('model')}, this one is {model_id}); delete it and "
+            f"run the job again"
         )
     modules = [name.removesuffix(OUTPUT) for name in tensors if name.endswith(OUTPUT)]
     if modules:

@@ -29,7 +29,7 @@ class InterpolatedModel:
     def __init__(self, base: Path, tuned: Path, quantization: Any = None) -> None:
         """`tuned` is the folder of an adapter or of a whole model; `quantization` is Ludwig's config of that name.
 
-        Raises ConfigError for an adapter of which a part cannot be scaled, RunError where scale 0 does not give the base.
+        Raises ConfigError for an adapter with a part that cannot be scaled, RunError where scale 0 is not the base.
         """
         self.base, self.tuned = base, tuned
         self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
@@ -82,8 +82,8 @@ def _check_adapter_scales(adapter: Path) -> None:
         if not _is_scaled(name) and "lora_A" not in name and "lora_embedding_A" not in name:
             weight = name.removeprefix("base_model.model.")
             raise ConfigError(
-                f"pipeline.forgetting.strategy: interpolate scales LoRA's matrices, and {weight} is trained as well; take "
-                f"replay+distill"
+                f"pipeline.forgetting.strategy: interpolate scales LoRA's matrices, and {weight} is trained as well; "
+                f"take replay+distill"
             )
 
 

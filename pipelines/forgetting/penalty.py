@@ -1,7 +1,7 @@
 """Quadratic penalties on the distance from the weights that a job starts from.
 
-Under LoRA the penalty is on the product ΔW = s·B·A, not on A and B: at the start B is 0, and (cB, A/c) is the same ΔW with
-other factors. Without an adapter it is on each weight.
+Under LoRA the penalty is on the product ΔW = s·B·A, not on A and B: at the start B is 0, and (cB, A/c) is the same ΔW
+with other factors. Without an adapter it is on each weight.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pipelines.modeling.adapters import disabled_adapter_is_base
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """The importance of a matrix [out, in] in two factors: `output[i] * input[j]`, or with matrices their Kronecker product.
+    """The importance of a matrix [out, in] in two factors.
 
+    It is `output[i] * input[j]`, or the Kronecker product of two matrices.
     `output` fp32 [out] or [out, out]; `input` fp32 [in] or [in, in]. A scalar (shape []) stands for a constant factor.
     """
 
@@ -31,7 +32,7 @@ class KroneckerFactors:
 
 
 Importance = Mapping[str, torch.Tensor] | Mapping[str, KroneckerFactors]
-"""The importance of every trained weight by its name, in its shape; under LoRA that of every adapted matrix by its module."""
+"""The importance of trained weights by their names, in their shapes; under LoRA of adapted matrices by module."""
 
 
 def _apply_factor(factor: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
 def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
     """Raises ConfigError where the penalty of the strategy `name` would not protect the base.
 
-    That is where an adapter trains a weight that the penalty does not cover, or where the initial adapter is not ΔW = 0.
+    An adapter may train a weight that the penalty does not cover, or its initial ΔW may not be 0.
     """
     anchored = {id(weight) for pair in lora_pairs(model) for weight in (pair.lora_B, pair.lora_A)}
     uncovered = [
@@ -84,8 +85,8 @@ def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
     if uncovered:
         weight_name = uncovered[0].removeprefix("base_model.model.").replace(".default", "")
         raise ConfigError(
-            f"pipeline.forgetting.strategy: {name} covers LoRA's matrices of linear layers, and {weight_name} is trained as "
-            f"well; take it out of adapter.target_modules, or take replay+distill"
+            f"pipeline.forgetting.strategy: {name} covers LoRA's matrices of linear layers, and {weight_name} is "
+            f"trained as well; take it out of adapter.target_modules, or take replay+distill"
         )
     if not disabled_adapter_is_base(model):
         raise ConfigError(
@@ -108,7 +109,7 @@ def cost_and_gradients(
 
 
 class LoraQuadraticPenalty:
-    """weight/2 · Σ F ΔW² as a gradient that is added to that of the tasks. `cost` is its value in the last step, in nats."""
+    """weight/2 · Σ F ΔW² as an additional gradient. `cost` is its value in the last step, in nats."""
 
     grad_norm = 0.0
 
@@ -163,9 +164,10 @@ def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, KroneckerFactors]
 class ProximalQuadraticPenalty:
     """weight/2 · Σ F (θ − θ₀)² on every weight, as a proximal step after that of the optimizer.
 
-    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1) and η its learning rate.
-    The fixed point is that of an added gradient, where the gradients of the tasks and the penalty cancel, and the step is stable
-    for every λ. `cost` is the penalty after the last step, in nats; `grad_norm` the norm of its gradient.
+    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1) and η its
+    learning rate. The fixed point is that of an added gradient, where the gradients of the tasks and the penalty
+    cancel, and the step is stable for every λ. `cost` is the penalty after the last step, in nats; `grad_norm` the
+    norm of its gradient.
     """
 
     def __init__(
@@ -222,7 +224,7 @@ class ProximalQuadraticPenalty:
 
 
 class PenaltySet:
-    """The quadratic penalties of one strategy, which act together: on ΔW under LoRA, on each weight without an adapter."""
+    """The quadratic penalties of one strategy: on ΔW under LoRA, on each weight without an adapter."""
 
     def __init__(self, strategy: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """`model` has the weights that the job starts from; `strategy` is the name for error messages."""

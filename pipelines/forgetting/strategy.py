@@ -23,10 +23,10 @@ else:
 class Strategy:
     """A method against forgetting, for the length of one training.
 
-    The order within a step: `sample_rows`, then `task_loss` for each micro-batch of the tasks' rows, then `extra_losses`, then
-    `add_gradients`, then Ludwig's gradient clipping and the optimizer's step, then `after_step`. Where several processes train
-    together, `task_loss` and `extra_losses` see the rows of this process and their gradients are summed over all processes;
-    every other hook computes the same in each process.
+    The order within a step: `sample_rows`, then `task_loss` for each micro-batch of the tasks' rows, then
+    `extra_losses`, then `add_gradients`, then Ludwig's gradient clipping and the optimizer's step, then `after_step`.
+    Where several processes train together, `task_loss` and `extra_losses` see the rows of this process and their
+    gradients are summed over all processes; every other hook computes the same in each process.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Strategy:
         return process_groups.ProcessGroup()
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Runs before the first step and before a checkpoint is loaded, while `model` has the weights that the job starts from."""
+        """Runs before the first step and before a checkpoint is loaded: `model` has the weights at the job's start."""
 
     def sample_rows(self, inputs: TokenSequences) -> int:
         """Samples the strategy's own rows for the step that trains on `inputs`.
@@ -57,16 +57,17 @@ class Strategy:
     ) -> torch.Tensor:
         """Returns a loss on a micro-batch of the tasks' rows: a scalar, which is added to their cross entropy.
 
-        The cross entropy is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by `supervised`, the number of
-        supervised tokens of the step, times `weight` (1, and 0 for a dummy batch). Called only if `needs_logits`.
+        The cross entropy is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by `supervised`, the
+        number of supervised tokens of the step, times `weight` (1, and 0 for a dummy batch). Called only if
+        `needs_logits`.
         """
         raise NotImplementedError
 
     def reset_step(self) -> None:
-        """Discards what `task_loss` has accumulated: the step is repeated with smaller micro-batches after running out of memory."""
+        """Discards what `task_loss` has accumulated: out of memory, the step is repeated in smaller micro-batches."""
 
     def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
-        """Yields further scalar losses, each with its own graph; the trainer differentiates one before it requests the next."""
+        """Yields further scalar losses. Each has its own graph and is differentiated before the next is requested."""
         return iter(())
 
     def add_gradients(self) -> None:
@@ -75,7 +76,8 @@ class Strategy:
     def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
         """Runs after the optimizer's step.
 
-        `task_gradients` are the gradients of the tasks' loss without any strategy, unclipped, in the order of the trained weights.
+        `task_gradients` are the gradients of the tasks' loss without any strategy, unclipped, in the order of the
+        trained weights.
         """
 
     def transform_weights(self, model_folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A teacher model other than the base: its predictions on the tasks' rows, computed once and cut to the top k tokens."""
+"""A teacher other than the base: its predictions on the tasks' rows, computed once and cut to the top k tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TopK:
         return cls(tokens, log_probs)
 
     def kl_divergence(self, student_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """Returns T²·KL(teacher ‖ student) [positions] over the k tokens and one bucket for the rest of the vocabulary, in nats.
+        """Returns T²·KL(teacher ‖ student) in nats [positions], over the k tokens and one bucket for all others.
 
         Without that bucket the gradient would not be zero for a student that equals its teacher.
         """
@@ -61,8 +61,8 @@ def find_teacher(name: str, base: Path) -> Path:
         token = next(differing, None) or next(iter(set(teacher_vocabulary) - set(base_vocabulary)))
         raise ModelError(
             f"pipeline.forgetting.distill.teacher {name!r} has another tokenizer than the base (token {token!r} is "
-            f"{teacher_vocabulary.get(token, 'unknown')} there, {base_vocabulary.get(token, 'unknown')} here); name a model of "
-            f"the same family"
+            f"{teacher_vocabulary.get(token, 'unknown')} there, {base_vocabulary.get(token, 'unknown')} here); name a "
+            f"model of the same family"
         )
     return folder
 
@@ -72,8 +72,8 @@ def cache_teacher_topk(
 ) -> dict[bytes, TopK]:
     """Returns the teacher's top k at the supervised tokens of each sequence, by its `TokenSequences.key`.
 
-    They are read from the file `cache`, which is computed first where it is missing, so that a resumed training does not
-    load the teacher again.
+    They are read from the file `cache`, which is computed first where it is missing, so that a resumed training does
+    not load the teacher again.
     """
     if not cache.exists():
         write_tensors(cache, _predict_topk(teacher, rows, k, temperature))

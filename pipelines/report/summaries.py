@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from pipelines.config.strategy_registry import strategy_title
 from pipelines.report.formatting import (
     BASE_AND_TUNED,
     change_unit,
@@ -105,7 +106,7 @@ def _named_change(result: TaskResult | RetentionResult) -> str:
 
 def training_summary(analysis: Analysis) -> str:
     """The training method and the strategies against forgetting in a sentence."""
-    strategies = ", ".join(analysis.strategies) or "none"
+    strategies = ", ".join(map(strategy_title, analysis.strategies)) or "none"
     return f"Training method: {analysis.training_method}; strategies against forgetting: {strategies}."
 
 

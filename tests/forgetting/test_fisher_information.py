@@ -60,7 +60,7 @@ def test_half_delta_f_delta_is_the_kl_divergence_of_a_small_step():
 
 
 def test_sampled_fisher_predicts_the_kl_divergence(tmp_path):
-    """What λ = 1 means: the sampled, diagonal Fisher of one matrix and the divergence agree for steps of independent sign."""
+    """What λ = 1 means: sampled diagonal Fisher and divergence agree for steps of independent sign in one matrix."""
     model = base(tmp_path / "m").eval()
     data = rows(40)
     fisher = weight_fisher(model, data, seed=0)

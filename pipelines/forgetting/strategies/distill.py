@@ -1,7 +1,7 @@
 """Distillation: α·T²·KL(reference ‖ tuned) per token, with the starting model or a larger teacher as the reference.
 
-Hinton et al. 2015, arXiv:1503.02531. On general rows the loss preserves the predictions of the starting model; on the tasks' own rows
-it works against the tasks, unless the reference is a teacher that is better at them.
+Hinton et al. 2015, arXiv:1503.02531. On general rows the loss preserves the predictions of the starting model; on the
+tasks' own rows it works against the tasks, unless the reference is a teacher that is better at them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ else:
 
 
 class DistillSettings(StrategySettings):
-    """KL divergence from the starting model's predictions, or a teacher's, as a loss. Hinton et al. 2015, arXiv:1503.02531."""
+    """KL divergence from the predictions of the starting model, or of a teacher, as a loss.
+
+    Hinton et al. 2015, arXiv:1503.02531.
+    """
 
     model_keys: ClassVar[tuple[str, ...]] = ("teacher",)
 
@@ -44,8 +47,8 @@ class DistillSettings(StrategySettings):
     temperature: Positive = Field(default=1.0, description="The temperature T of both distributions.")
     apply_to: Literal["general", "task", "both"] = Field(
         default="general",
-        description="The rows on which the divergence is a loss: general rows (those of replay, or the same kind of rows), the "
-        "tasks' own rows, or both.",
+        description="The rows on which the divergence is a loss: general rows (those of replay, or the same kind of "
+        "rows), the tasks' own rows, or both.",
     )
     fraction: Fraction = Field(
         default=0.05, description="The fraction of general rows in the supervised tokens, where there is no replay."
@@ -75,7 +78,7 @@ class DistillSettings(StrategySettings):
 
 
 class Distill(Strategy):
-    """α·T²·KL to the reference, on general rows (through `Replay`, which samples them), on the tasks' rows, or on both."""
+    """α·T²·KL to the reference on general rows (through `Replay`, which samples them), on the tasks' rows, or both."""
 
     name = "distill"
 
@@ -121,10 +124,9 @@ class Distill(Strategy):
 
 
 def build(context: JobContext, settings: DistillSettings) -> list[Strategy]:
-    """Returns the loss and, unless `replay` is in use, a `Replay` that samples general rows without training on them."""
-    distill = Distill(
-        settings, None if settings.teacher is None else _teacher_topk(context, settings, settings.teacher)
-    )
+    """Returns the loss and, without the strategy `replay`, a `Replay` that only samples general rows."""
+    teacher_topk = None if settings.teacher is None else _teacher_topk(context, settings, settings.teacher)
+    distill = Distill(settings, teacher_topk)
     if not distill.applies_to_general_rows or "replay" in context.strategies:
         return [distill]
     rows, fraction = context.general_answers, settings.fraction

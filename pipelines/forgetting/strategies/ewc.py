@@ -1,9 +1,10 @@
 """Elastic weight consolidation (EWC): weight/2 · Σ F (θ − θ₀)², with F the Fisher information of the starting model.
 
-Kirkpatrick et al. 2017, arXiv:1612.00796. F is measured on general text at the weights that the job starts from (a pretrained
-model has no "task 1" that would have given it), averaged per predicted token, so that ½ ΔᵀFΔ ≈ KL(start ‖ tuned) in nats per token
-and a weight near 1 is meaningful. After an earlier job there is a second penalty for that job's rows, as in online EWC
-(Schwarz et al. 2018, arXiv:1805.06370) with the forgetting factor γ. Under LoRA F is factored and belongs to ΔW.
+Kirkpatrick et al. 2017, arXiv:1612.00796. F is measured on general text at the weights that the job starts from (a
+pretrained model has no "task 1" that would have given it), averaged per predicted token, so that ½ ΔᵀFΔ ≈ KL(start ‖
+tuned) in nats per token and a weight near 1 is meaningful. After an earlier job there is a second penalty for that
+job's rows, as in online EWC (Schwarz et al. 2018, arXiv:1805.06370) with the forgetting factor γ. Under LoRA F is
+factored and belongs to ΔW.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ else:
 
 
 class EwcSettings(StrategySettings):
-    """Elastic weight consolidation: a quadratic penalty keeps weights with high Fisher information near their starting values.
+    """A quadratic penalty keeps weights with high Fisher information near their starting values.
 
     Kirkpatrick et al. 2017, arXiv:1612.00796; the Fisher information is measured on general text before training.
     """
 
     weight: NotNegative = Field(
         default=1.0,
-        description="The weight λ of the penalty. At 1, one nat per token of predicted KL divergence from the starting model "
-        "counts as one nat per token of the tasks' loss.",
+        description="The weight λ of the penalty. At 1, one nat per token of predicted KL divergence from the starting "
+        "model counts as one nat per token of the tasks' loss.",
     )
     fisher_samples: Count = Field(
         default=256, description="The number of general-text sequences that the Fisher information is averaged over."
     )
     fisher: Literal["factored", "kronecker"] = Field(
         default="factored",
-        description="The approximation of the Fisher information under an adapter: the outer product of two vectors, or "
-        "Kronecker factors. Without an adapter it is the diagonal.",
+        description="The approximation of the Fisher information under an adapter: the outer product of two vectors, "
+        "or Kronecker factors. Without an adapter it is the diagonal.",
     )
     gamma: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
-        description="The factor γ of online EWC: the penalty for the rows of an earlier job (`continue_from`) is multiplied by it "
-        "once per job in between.",
+        description="The factor γ of online EWC: the penalty for the rows of an earlier job (`continue_from`) is "
+        "multiplied by it once per job in between.",
     )
 
     def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:

@@ -31,8 +31,8 @@ class InterpolateSettings(StrategySettings):
 
     max_loss_increase: NotNegative = Field(
         default=0.02,
-        description="The increase of the loss on general text that is allowed, in nats per token; the largest scale within it is "
-        "chosen.",
+        description="The allowed increase of the loss on general text, in nats per token; the largest scale within it "
+        "is chosen.",
     )
     scale: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="A fixed scale α, whatever the loss on general text."
@@ -50,8 +50,8 @@ def bisect_scale(
 ) -> tuple[float, list[tuple[float, float]]]:
     """Returns the largest of SCALES at which `loss_at` exceeds its value at 0 by `max_loss_increase` or less.
 
-    Also returns the measurements [(scale, loss in nats per token)]. Bisection: the loss is assumed to increase with the scale from
-    where it exceeds the allowed increase.
+    Also returns the measurements [(scale, loss in nats per token)]. Bisection: the loss is assumed to increase with
+    the scale from where it exceeds the allowed increase.
     """
     base_loss = loss_at(0.0)
     measurements = [(0.0, base_loss)]

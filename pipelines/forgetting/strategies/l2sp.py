@@ -25,7 +25,10 @@ else:
 
 
 class L2spSettings(StrategySettings):
-    """L2 penalty towards the starting weights, with the same weight for every parameter. Li et al. 2018, arXiv:1802.01483."""
+    """L2 penalty towards the starting weights, with the same weight for every parameter.
+
+    Li et al. 2018, arXiv:1802.01483.
+    """
 
     weight: NotNegative = Field(default=0.01, description="The loss per unit of squared distance, halved.")
 

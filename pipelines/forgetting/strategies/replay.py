@@ -1,7 +1,7 @@
 """Replay: general rows are mixed into the tasks' rows, as a fraction of the supervised tokens.
 
-By default the rows are bundled instructions with the starting model's own answers; after an earlier job the rows of that job are
-added. `Replay` also samples the general rows that distillation needs, with or without training on them.
+By default the rows are bundled instructions with the starting model's own answers; after an earlier job the rows of
+that job are added. `Replay` also samples the general rows that distillation needs, with or without training on them.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ class ReplaySettings(StrategySettings):
     fraction: Fraction = Field(default=0.05, description="The fraction of general rows in all supervised tokens.")
     data: Text | None = Field(
         default=None,
-        description="A JSON Lines file with `prompt` and `completion`. By default the bundled instructions, answered by the "
-        "starting model.",
+        description="A JSON Lines file with `prompt` and `completion`. By default the bundled instructions, answered "
+        "by the starting model.",
     )
 
 
 class Replay(Strategy):
     """Samples general rows such that, over the steps, they hold `fraction` of all supervised tokens.
 
-    A step rarely needs a whole row, so the token debt is carried over to the next step. With `train_on_rows` the rows count in the
-    mean loss of the step as the tasks' rows do; with `distill` its KL divergence to the starting model is a loss on them.
+    A step rarely needs a whole row, so the token debt is carried over to the next step. With `train_on_rows` the rows
+    count in the mean loss of the step as the tasks' rows do; with `distill` its KL divergence to the starting model
+    is a loss on them.
     """
 
     name = "replay"
@@ -98,8 +99,8 @@ class Replay(Strategy):
                     yield self._replay_loss(packing.token_losses(self.model, rows), supervised, is_real)
                 continue
             logits, targets = packing.supervised_logits(self.model, rows)
-            # Divided by the expected tokens of a step, not by the sampled ones: over the steps that is the mean over general
-            # tokens, which is the unit of the weight α.
+            # Divided by the expected tokens of a step, not by the sampled ones: over the steps that is the mean over
+            # general tokens, which is the unit of the weight α.
             kl_sum = self.distill.kl_to_reference(rows, logits).sum()
             loss = is_real * (self.distill.settings.weight * kl_sum / self.expected_tokens)
             self.loss_sums["distill"] += float(kl_sum) * is_real
@@ -109,7 +110,7 @@ class Replay(Strategy):
             yield loss
 
     def _replay_loss(self, losses: torch.Tensor, supervised: int, is_real: bool) -> torch.Tensor:
-        """Returns the part of the step's mean loss that these rows contribute; 0 for a dummy batch, which is not real."""
+        """Returns the contribution of these rows to the step's mean loss, 0 for a dummy batch."""
         self.loss_sums["replay"] += float(losses.sum()) * is_real
         return is_real * (losses.sum() / supervised)
 

@@ -1,8 +1,8 @@
 """Synaptic intelligence (SI): c · Σ Ω (θ − θ₀)², with Ω from how much the moves of each weight lowered the loss.
 
-Zenke et al. 2017, arXiv:1703.04200. A pretrained model has no recorded training trajectory, so Ω is measured in a few steps of
-training on general text, after which the weights are restored. The trajectory of the job's own training is recorded as well,
-for a job that continues from this one.
+Zenke et al. 2017, arXiv:1703.04200. A pretrained model has no recorded training trajectory, so Ω is measured in a few
+steps of training on general text, after which the weights are restored. The trajectory of the job's own training is
+recorded as well, for a job that continues from this one.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SiSettings(StrategySettings):
     weight: NotNegative = Field(default=1.0, description="The weight c of the penalty.")
     damping: Positive = Field(
         default=0.1,
-        description="The damping ξ, as a multiple of the mean squared move of a matrix: the larger, the less important are weights "
-        "that hardly moved.",
+        description="The damping ξ, as a multiple of the mean squared move of a matrix: the larger, the less important "
+        "are weights that hardly moved.",
     )
     importance_steps: Count = Field(
         default=24, description="The training steps on general text that measure the importance, each of 8 sequences."
@@ -66,8 +66,8 @@ class SiSettings(StrategySettings):
 class PathIntegral:
     """The path integral ω += −g·Δθ over training steps, and the importance Ω = max(ω, 0) / (Δ² + ξ) of each weight.
 
-    ξ is `damping` times the mean squared move of the weight matrix: a constant would mean something else at every learning rate.
-    On a quadratic ½aθ² under gradient descent with learning rate η, Ω → a / (2 − ηa) as ξ → 0.
+    ξ is `damping` times the mean squared move of the weight matrix: a constant would mean something else at every
+    learning rate. On a quadratic ½aθ² under gradient descent with learning rate η, Ω → a / (2 − ηa) as ξ → 0.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
@@ -77,7 +77,10 @@ class PathIntegral:
         self.omega = [torch.zeros_like(weight) for weight in weights]
 
     def update(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Runs after an optimizer step. `gradients` are those of the loss without penalty, unclipped, before the step."""
+        """Runs after an optimizer step.
+
+        `gradients` are those of the loss without penalty, unclipped, at the weights before the step.
+        """
         with torch.no_grad():
             for weight, previous, omega, gradient in zip(
                 self.weights, self.previous, self.omega, gradients, strict=True
@@ -107,7 +110,7 @@ def factorize(omega: torch.Tensor) -> penalty.KroneckerFactors:
 def lora_factors(
     pair: penalty.LoraPair, omega_B: torch.Tensor, omega_A: torch.Tensor, damping: float
 ) -> penalty.KroneckerFactors:
-    """Returns the importance of ΔW: of its rows from the path integral `omega_B` over B, of its columns from `omega_A` over A.
+    """Returns the importance of ΔW: of its rows from `omega_B`, of its columns from `omega_A` (path integrals).
 
     Σ_k ω_B[i, k] is the decrease of the loss by the moves of row i through B, Σ_k ω_A[k, j] that by column j through A.
     """
@@ -193,7 +196,7 @@ class Si(PenaltyStrategy):
         return ((pair.module, modules[f"base_model.model.{pair.module}"]) for pair in self.pairs)
 
     def _anchored_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yields the weights of the base that training moves, by name; under LoRA the matrices that it adapts, by module."""
+        """Yields the base weights that training moves, by name; under LoRA the adapted matrices, by module."""
         if not self.pairs:
             yield from ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
             return
@@ -221,7 +224,7 @@ class Si(PenaltyStrategy):
         return {f"omega/{index}": omega for index, omega in enumerate(self.path.omega)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The starting weights were recorded in `setup`; the previous weights are those of the checkpoint, loaded by now."""
+        """Restores ω. `setup` has recorded the starting weights; the previous weights are those of the checkpoint."""
         for index, omega in enumerate(self.path.omega):
             omega.copy_(state[f"omega/{index}"])
         for weight, previous in zip(self.path.weights, self.path.previous, strict=True):
@@ -266,12 +269,13 @@ def build(context: JobContext, settings: SiSettings) -> list[Si]:
 
 
 def conflict(job: JobTraits) -> str | None:
+    reason = "si trains the base weights temporarily, which is not supported"
     if job.is_quantized:
-        return "si trains the base weights temporarily, which is not supported with quantization; take ewc, or no quantization"
+        return f"{reason} with quantization; take ewc, or no quantization"
     if (message := penalty_conflict("si", job)) is not None:
         return message
     if job.is_base_sharded:
-        return "si trains the base weights temporarily, which is not supported with backend.trainer.fsdp; take ewc, or no fsdp"
+        return f"{reason} with backend.trainer.fsdp; take ewc, or no fsdp"
     return None
 
 
