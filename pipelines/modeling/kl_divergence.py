@@ -1,4 +1,4 @@
-"""KL divergence between the predictions of two models, position by position."""
+"""The KL divergence between the predictions of two models, per position."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import torch.nn.functional as F
 
 
 def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of each position, in nats: [tokens] of two [tokens, vocabulary].
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)) in nats: [positions] from two tensors of logits [positions, vocabulary].
 
-    The factor T² keeps the gradient's size: it is T·(p_student − p_teacher). (Hinton et al. 2015, arXiv:1503.02531.)
+    With the factor T² the gradient T·(p_student − p_teacher) keeps its magnitude. (Hinton et al. 2015, arXiv:1503.02531.)
     """
     teacher_log_probs = F.log_softmax(teacher.float() / temperature, dim=-1)
     student_log_probs = F.log_softmax(student.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(
-        dim=-1
-    )
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * kl

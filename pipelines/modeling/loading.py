@@ -1,4 +1,4 @@
-"""The model as Ludwig holds it, loaded the way the hardware wants it and with attention that knows rows."""
+"""Loading causal language models, with packed attention where it gives the same logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.errors import ModelError
-from pipelines.modeling.adapters import (
-    ModelSource,
-    raise_on_weight_mismatch,
-)
+from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention, supports_packing
 from pipelines.modeling.equivalence import allclose, is_fp32, probe_batch, probe_logits
 from pipelines.modeling.packing import supervised_logits, token_losses
@@ -25,25 +22,23 @@ from pipelines.modeling.quantization import bitsandbytes_config
 def load_causal_lm(
     folder: str | Path, *, frozen: bool, quantization: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """A causal language model from safetensors, on the GPU where there is one. Code in the folder is never run.
+    """A causal language model from safetensors, on the GPU if there is one. Code in the folder is never executed.
 
-    `frozen` weights (under an adapter, or for completions) are bf16 on a GPU that has it; weights that are
-    trained stay fp32, as everything does on a CPU. `quantization` is the section of the config.
+    `frozen` weights (under an adapter, or for inference) are bf16 on a GPU that supports it. Weights that are trained, and all
+    weights on a CPU, are fp32. `quantization` is the section of the config. Raises ModelError.
     """
-    cuda = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     arguments: dict[str, Any] = {
-        "dtype": torch.bfloat16 if cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
-        "attn_implementation": candidate_attention(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
-        if known
-        else None,
+        "dtype": torch.bfloat16 if has_cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
+        "attn_implementation": candidate_attention(model_class, config) if model_class is not None else None,
     }
     if quantization is not None:
         arguments["quantization_config"] = bitsandbytes_config(quantization)
         arguments["device_map"] = "auto"
     model = _load_complete(Path(folder), arguments)
-    if quantization is None and cuda:
+    if quantization is None and has_cuda:
         model.to("cuda")
     model.generation_config = neutral_generation_config(model)
     select_attention_backend(model)
@@ -53,67 +48,74 @@ def load_causal_lm(
 
 
 def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
-    """The model with every weight from the folder. Raises ModelError where it cannot be loaded, and where a weight is missing
-    (transformers would draw it at random), has another shape, or has no use in the model. What the architecture ties or
-    declares as ignorable is not counted by transformers."""
+    """The model with all its weights from the folder.
+
+    Raises ModelError if the model cannot be loaded, or if a weight is missing (transformers would initialize it at random),
+    has another shape or is not used by the architecture. transformers itself leaves out tied and ignorable weights.
+    """
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **arguments
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # whatever a stranger's files make the parsers and the model's constructor raise
+    except Exception as error:  # untrusted files can make the parsers and the model's constructor raise anything
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         raise ModelError(f"model {str(folder)!r} cannot be loaded ({reason})") from error
-    mismatched = [f"{name} ({list(held)}, not {list(wanted)})" for name, held, wanted in loaded["mismatched_keys"]]
+    mismatched = [
+        f"{name} ({list(shape)}, expected {list(expected)})" for name, shape, expected in loaded["mismatched_keys"]
+    ]
     raise_on_weight_mismatch(f"model {str(folder)!r}", loaded["missing_keys"], loaded["unexpected_keys"], mismatched)
     return model
 
 
 def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
-    """Only the ids of special tokens: what else a model folder's generation_config.json or config.json sets (sampling,
-    penalties, beams, no cache) would act in every later `generate` without standing in the YAML."""
+    """A generation config with the ids of the special tokens only.
+
+    Other settings in the folder's generation_config.json or config.json (sampling, penalties, beams, no cache) would affect
+    every `generate` without being in the YAML.
+    """
     own = model.generation_config
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
 
 
 @torch.no_grad()
 def select_attention_backend(model: PreTrainedModel) -> None:
-    """Leaves the model with the fastest of the three attentions that gives what its own gives to a row alone.
+    """Sets the fastest attention whose logits equal those of the model's own attention on single sequences.
 
-    Layers that carry something from token to token (convolutions, recurrent states), sinks, or positions of a model's own
-    making would otherwise go wrong in silence.
+    Models that carry state from token to token (convolutions, recurrent states), that have attention sinks or that compute
+    positions themselves would otherwise be wrong without an error.
     """
     if not supports_packing(model):
         return
-    rows, training = probe_batch(model), model.training
+    batch, was_training = probe_batch(model), model.training
     model.eval().set_attn_implementation(UNPACKED)
-    expected, _ = supervised_logits(model, rows)
-    for name in (SHARED_PREFIX, PACKED):
-        model.set_attn_implementation(name)
+    expected, _ = supervised_logits(model, batch)
+    for attention in (SHARED_PREFIX, PACKED):
+        model.set_attn_implementation(attention)
         try:
-            found, _ = supervised_logits(model, rows)
+            logits, _ = supervised_logits(model, batch)
         except (TypeError, ValueError, RuntimeError):
-            continue  # a forward pass that knows neither rows nor their positions
-        if allclose(found.float(), expected.float(), is_fp32(model)):
+            continue  # the forward pass takes no prefix tree or no position ids
+        if allclose(logits.float(), expected.float(), is_fp32(model)):
             break
     else:
         model.set_attn_implementation(UNPACKED)
         logging.getLogger(__name__).warning(
-            f"{type(model).__name__}: its rows are read one at a time, which is slow; read together they came out otherwise"
+            f"{type(model).__name__}: packing disabled: packed and unpacked logits differ; training is slower"
         )
-    model.train(training)
+    model.train(was_training)
 
 
 @torch.no_grad()
 def detect_linear_lm_head(model: PreTrainedModel) -> None:
-    """Notes whether the loss may be worked out of the last hidden states (`pipelines.modeling.linear_cross_entropy`).
+    """Sets `model.has_linear_lm_head`: whether logits are the product of the output layer and the last hidden states.
 
-    Not where logits are scaled, capped or shifted behind the output layer.
+    It is False for models that scale, cap or shift logits after the output layer. See `linear_cross_entropy`.
     """
-    rows, training = probe_batch(model), model.training
+    batch, was_training = probe_batch(model), model.training
     model.eval().has_linear_lm_head = False
-    expected = token_losses(model, rows)
+    expected = token_losses(model, batch)
     model.has_linear_lm_head = True
-    model.has_linear_lm_head = allclose(token_losses(model, rows), expected, is_fp32(model))
-    model.train(training)
+    model.has_linear_lm_head = allclose(token_losses(model, batch), expected, is_fp32(model))
+    model.train(was_training)

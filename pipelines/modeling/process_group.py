@@ -1,4 +1,8 @@
-"""The processes that train together: each reads some of a step's rows, gradients are added up, all take the same step."""
+"""Data-parallel training: sharding a batch over processes, and collective operations of torch.distributed.
+
+Every process computes the gradients of its shard of a step's sequences. Gradients are all-reduced once per step, so all
+processes take the same optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -15,91 +19,99 @@ from pipelines.modeling.token_sequences import TokenSequences
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process, number `rank` among `count`. Alone, every method leaves things as they are."""
+    """The processes that train together, as seen by the one with this `rank`. In a single process all methods are local.
+
+    `lockstep`: whether every forward and backward pass involves all processes, because each holds a shard of the weights.
+    All then run the same number of passes.
+    """
 
     rank: int = 0
     world_size: int = 1
     lockstep: bool = False
-    """Whether a pass through the model takes all workers, since each holds a part of its weights."""
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """As torch.distributed knows them; alone where there is no group."""
-        together = dist.is_available() and dist.is_initialized()
-        return cls(dist.get_rank(), dist.get_world_size()) if together else cls()
+        """The default group of torch.distributed; a single process if there is none."""
+        is_distributed = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if is_distributed else cls()
 
-    def shard(self, rows: TokenSequences) -> TokenSequences:
-        """This worker's share of `rows`: about as many tokens as every other's, in the same order everywhere."""
+    def shard(self, sequences: TokenSequences) -> TokenSequences:
+        """The sequences of this process, in their order; every process has about the same number of tokens.
+
+        May be empty. The shards of all processes hold every sequence once.
+        """
         if self.world_size == 1:
-            return rows
-        shares: list[list[int]] = [[] for _ in range(self.world_size)]
-        tokens = [0] * self.world_size
-        for number in sorted(range(len(rows)), key=lambda number: -len(rows.input_ids[number])):
-            least = tokens.index(min(tokens))
-            shares[least].append(number)
-            tokens[least] += len(rows.input_ids[number])
-        return rows.select(sorted(shares[self.rank]))
+            return sequences
+        shards: list[list[int]] = [[] for _ in range(self.world_size)]
+        num_tokens = [0] * self.world_size
+        for index in sorted(range(len(sequences)), key=lambda index: -len(sequences.input_ids[index])):
+            smallest = num_tokens.index(min(num_tokens))
+            shards[smallest].append(index)
+            num_tokens[smallest] += len(sequences.input_ids[index])
+        return sequences.select(sorted(shards[self.rank]))
 
     def lockstep_batches(
-        self, parts: Iterable[TokenSequences], filler: TokenSequences
+        self, batches: Iterable[TokenSequences], dummy_batch: TokenSequences
     ) -> Iterator[tuple[TokenSequences, bool]]:
-        """The parts that go through the model here, one after the other, each with True. Bound workers make as many passes as the
-        busiest of them: with `filler` and False, which the caller must let count for nothing."""
-        parts = list(parts)
-        fillers = 0
+        """Each batch with True, then, in lockstep, `dummy_batch` with False until all processes have had equally many.
+
+        The caller must run a dummy batch through the model and weight its loss with 0.
+        """
+        batches = list(batches)
+        num_dummies = 0
         if self.lockstep:
-            # Before the first pass: a worker that asked behind its last would wait while others want its weights.
-            most = torch.tensor(len(parts), device=self._device)
-            dist.all_reduce(most, dist.ReduceOp.MAX)
-            fillers = int(most) - len(parts)
-        yield from ((part, True) for part in parts)
-        yield from ((filler, False) for _ in range(fillers))
+            # Before the first pass: a process that asked after its last pass would wait while others need its weights.
+            max_batches = torch.tensor(len(batches), device=self._device)
+            dist.all_reduce(max_batches, dist.ReduceOp.MAX)
+            num_dummies = int(max_batches) - len(batches)
+        yield from ((batch, True) for batch in batches)
+        yield from ((dummy_batch, False) for _ in range(num_dummies))
 
     def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Each tensor becomes its sum over the workers, in place; one message for all of a kind."""
+        """Replaces each tensor by its sum over all processes, in place, with one message per dtype."""
         if self.world_size == 1:
             return
         for dtype in {tensor.dtype: None for tensor in tensors}:
-            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-            message = torch.cat([tensor.reshape(-1) for tensor in alike])
-            dist.all_reduce(message)
-            for tensor, total in zip(alike, message.split([tensor.numel() for tensor in alike]), strict=True):
-                tensor.copy_(total.view_as(tensor))
+            same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
+            dist.all_reduce(flat)
+            sums = flat.split([tensor.numel() for tensor in same_dtype])
+            for tensor, reduced in zip(same_dtype, sums, strict=True):
+                tensor.copy_(reduced.view_as(tensor))
 
     def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number over the workers."""
+        """The sum of each value over all processes."""
         if self.world_size == 1:
             return list(values)
-        message = torch.tensor(values, dtype=torch.float64, device=self._device)
-        dist.all_reduce(message)
-        return [float(value) for value in message]
+        sums = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(sums)
+        return [float(value) for value in sums]
 
-    def broadcast_from_rank0(self, find: Callable[[], Any]) -> Any:
-        """What the coordinator finds, told to all; bound workers look for it together."""
+    def broadcast_from_rank0(self, compute: Callable[[], Any]) -> Any:
+        """The value of `compute()` in rank 0, in all processes. The others call it only in lockstep, to run its passes."""
         if self.world_size == 1:
-            return find()
-        found = find() if self.rank == 0 or self.lockstep else None
-        told = [found if self.rank == 0 else None]
-        dist.broadcast_object_list(told, src=0, device=self._device)
-        return told[0]
+            return compute()
+        value = compute() if self.rank == 0 or self.lockstep else None
+        message = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(message, src=0, device=self._device)
+        return message[0]
 
-    def broadcast_parameters(self, weights: Sequence[torch.Tensor]) -> None:
-        """The coordinator's weights for all."""
+    def broadcast_parameters(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Replaces parameters by those of rank 0, in place."""
         if self.world_size > 1:
-            for weight in weights:
-                dist.broadcast(weight.data, src=0)
+            for parameter in parameters:
+                dist.broadcast(parameter.data, src=0)
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """What is measured once and kept in a file: the coordinator measures, the others read. Bound workers measure
-        together, and each keeps the same."""
-        alone = self.world_size == 1 or self.lockstep
-        if self.rank and not alone:
+        """Runs the block in rank 0 before the others, which then find its results in a cache. In lockstep, in all at once."""
+        is_concurrent = self.world_size == 1 or self.lockstep
+        if self.rank and not is_concurrent:
             dist.barrier()
         try:
             yield
         finally:
-            if not self.rank and not alone:
+            if not self.rank and not is_concurrent:
                 dist.barrier()
 
     @property

@@ -1,4 +1,4 @@
-"""The reference model: what the job starts from, whatever training and adapter do to the model at hand."""
+"""The reference model: the model that the job starts from, for KL terms against it during training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pipelines.modeling.token_sequences import TokenSequences
 
 
 class ReferenceModel:
-    """The model as it stood when the job began.
+    """The model before training (TRL's `ref_model`).
 
-    That is the model with its adapter switched off, where on trial rows it gives the logits of the untouched base; else the
-    base loaded once more; without an adapter a frozen copy of the weights.
+    With an adapter it is the trained model with its adapter disabled, which needs no additional memory. If the disabled
+    adapter does not give back the base (see `disabled_adapter_is_base`), the base is loaded a second time. Without an adapter
+    it is a frozen copy of the weights.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -25,19 +26,18 @@ class ReferenceModel:
         if not hasattr(model, "disable_adapter"):
             self.frozen = copy.deepcopy(model).requires_grad_(False).eval()
         elif not disabled_adapter_is_base(model):
-            base = model_source(model)
-            self.frozen = (
-                load_causal_lm(base.folder, frozen=True, quantization=base.quantization).requires_grad_(False).eval()
-            )
+            source = model_source(model)
+            base = load_causal_lm(source.folder, frozen=True, quantization=source.quantization)
+            self.frozen = base.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def logits(self, rows: TokenSequences) -> torch.Tensor:
-        """What it predicts at the supervised tokens: [rows.supervised_tokens, vocabulary]."""
+    def logits(self, sequences: TokenSequences) -> torch.Tensor:
+        """The logits that predict the supervised tokens, without dropout: [supervised tokens, vocabulary]."""
         if self.frozen is not None:
-            return supervised_logits(self.frozen, rows)[0]
-        training = self.model.training
+            return supervised_logits(self.frozen, sequences)[0]
+        was_training = self.model.training
         self.model.eval()
         with adapter_disabled(self.model):
-            logits, _ = supervised_logits(self.model, rows)
-        self.model.train(training)
+            logits, _ = supervised_logits(self.model, sequences)
+        self.model.train(was_training)
         return logits

@@ -59,7 +59,10 @@ def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, c
     monkeypatch.setattr("pipelines.modeling.loading.allclose", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         model = load_causal_lm(folder, frozen=True)
-    assert model.config._attn_implementation == UNPACKED and "read one at a time" in caplog.text
+    assert (
+        model.config._attn_implementation == UNPACKED
+        and "packing disabled: packed and unpacked logits differ" in caplog.text
+    )
 
 
 def test_a_model_that_cannot_take_rows_reads_them_alone(tmp_path, monkeypatch):
