@@ -16,7 +16,7 @@ from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.evaluation.completions import generation_settings
 from pipelines.evaluation.retention_files import retention_eval_configs
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.modeling.module_names import check_names
+from pipelines.modeling.module_names import check_module_names
 from pipelines.registry import lazy_import
 from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.stages.context import StageContext
@@ -61,7 +61,7 @@ class RunPipeline:
             quiet_libraries()
             model_folder = continual.starting_model(job, run)
             model_id = fingerprint(model_folder)
-        check_names(job, model_folder)
+        check_module_names(job, model_folder)
         self.context = StageContext(job, run, reporter, model_folder, model_id, functools.cache(file_digest))
         self.command = command
         self.digests: dict[Stage, str] = {}

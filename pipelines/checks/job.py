@@ -22,7 +22,7 @@ from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.retention_files import check_retention_evals
 from pipelines.modeling.base_models import check_base_model, local_folder, locate_model_errors
 from pipelines.modeling.model_folder import read_config, text_config
-from pipelines.modeling.module_names import check_names
+from pipelines.modeling.module_names import check_module_names
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def check_job(job: Job) -> CheckResult:
     _check_models(job)
     folder = local_folder(job.base_model)
     if folder is not None:
-        check_names(job, folder)
+        check_module_names(job, folder)
     first_examples: dict[str, Example] = {}
     num_rows: Counter[str] = Counter()
     with doing("reading the rows"):

@@ -14,7 +14,7 @@ from pipelines.config.strategy_registry import STRATEGIES
 from pipelines.data.readers import RowErrors, numbered_rows, text_column
 from pipelines.data.templates import check_system_is_constant, describe_columns, fill_nonempty, to_text
 from pipelines.errors import DataError, Problem
-from pipelines.modeling.base_models import from_hub
+from pipelines.modeling.base_models import download_from_hub
 from pipelines.scoring.custom_metrics import try_metric
 from pipelines.scoring.python_tests import row_tests
 
@@ -97,7 +97,7 @@ def resolve_data_file(guard: RetentionEvalSettings) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return from_hub(hf_hub_download, f"{owner}/{name}", file, repo_type="dataset")
+        return download_from_hub(hf_hub_download, f"{owner}/{name}", file, repo_type="dataset")
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = next(iter(str(error).splitlines()), "no reason given")[:120]
         message = f"cannot be had from the hub ({reason}); download the file and name it here"

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.console.activity import doing
 from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
-from pipelines.modeling.adapters import adapter_disabled, trained_weights
+from pipelines.modeling.adapters import adapter_disabled, trainable_parameters
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 
@@ -115,7 +115,7 @@ class _Moments:
 def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
     """Returns the diagonal Fisher information of every trained weight, in its shape: one backward pass per sequence."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    weights = trained_weights(model)
+    weights = trainable_parameters(model)
     sums = [torch.zeros_like(weight) for weight in weights]
     generator = torch.Generator().manual_seed(seed)
     with _eval_mode(model), doing(ACTIVITY, len(sequences)) as activity:

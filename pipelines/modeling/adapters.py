@@ -19,10 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, ModelError, Problem, RunError
-from pipelines.modeling.base_models import TRAINING
+from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
-from pipelines.modeling.model_folder import refuse_code
-from pipelines.modeling.module_names import Modules, freeze_problem, name_problems, no_default, weight_shapes
+from pipelines.modeling.model_folder import reject_custom_code
+from pipelines.modeling.module_names import (
+    Modules,
+    freeze_regex_message,
+    missing_targets_message,
+    name_problems,
+    weight_shapes,
+)
 from pipelines.modeling.packing import transformers_model
 from pipelines.modeling.safetensors_header import read_header
 
@@ -74,7 +80,7 @@ def raise_on_weight_mismatch(
 def attach_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     """The adapter in `folder` over the weights of `model`, switched to evaluation. Raises ModelError where its file is
     missing, cut off, or not the whole adapter of a model like this."""
-    refuse_code(folder)
+    reject_custom_code(folder)
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict
 
@@ -97,14 +103,14 @@ def attach_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     return attached.eval()
 
 
-def check_adapter(model: torch.nn.Module, adapter: Any) -> None:
+def check_adapter_names(model: torch.nn.Module, adapter: Any) -> None:
     """Raises ConfigError for names in the section `adapter` that the loaded model does not have."""
-    modules = modules_of(model)
+    modules = model_modules(model)
     if found := name_problems(adapter.model_dump(), modules):
         raise ConfigError([Problem(message) for _, message in found])
 
 
-def modules_of(model: torch.nn.Module) -> Modules:
+def model_modules(model: torch.nn.Module) -> Modules:
     return Modules({name: list(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)})
 
 
@@ -116,20 +122,20 @@ def peft_errors_as_config_error(model: torch.nn.Module, adapter: Any) -> Iterato
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError, RuntimeError) as error:
-        modules = modules_of(transformers_model(model))
+        modules = model_modules(transformers_model(model))
         if not getattr(adapter, "target_modules", None) and "target_modules" in str(error):
-            raise ConfigError(no_default(adapter.type, str(model.config.model_type), modules)) from None  # type: ignore[union-attr]
+            raise ConfigError(missing_targets_message(adapter.type, str(model.config.model_type), modules)) from None  # type: ignore[union-attr]
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConfigError(f"adapter: PEFT cannot attach {adapter.type} to this model: {reason}") from None
 
 
-def check_freezing(model: torch.nn.Module, regex: str | None) -> None:
+def check_freeze_regex(model: torch.nn.Module, regex: str | None) -> None:
     """Raises ConfigError for a `layers_to_freeze_regex` that freezes nothing, or everything, of what would be trained."""
     if regex is None:
         return
     names = [name for name, _ in model.named_parameters()]
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    if message := freeze_problem(regex, trained, names):
+    if message := freeze_regex_message(regex, trained, names):
         raise ConfigError(message)
 
 
@@ -154,7 +160,7 @@ def disabled_adapter_is_base(model: torch.nn.Module) -> bool:
     once, before a base is shared out over workers, and noted on the model."""
     noted = getattr(model, "disabled_adapter_is_base", None)
     if noted is None:
-        kept = [(weight, weight.detach().clone()) for weight in trained_weights(model)]
+        kept = [(weight, weight.detach().clone()) for weight in trainable_parameters(model)]
         for weight, value in kept:
             weight.add_(_MOVE + _MOVE * value.abs())
         try:
@@ -222,7 +228,7 @@ def convert_to_plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> 
 def check_saved(model: torch.nn.Module, folder: Path) -> None:
     """Raises RunError where the model loaded from `folder` is not the one that training left: the loss of each token of the
     trial rows was noted then in training.json."""
-    path = folder / TRAINING
+    path = folder / TRAINING_FILE
     noted = json.loads(path.read_text(encoding="utf-8")).get("probe_losses") if path.is_file() else None
     if noted is not None and not allclose(probe_losses(model), torch.tensor(noted), is_fp32(transformers_model(model))):
         raise RunError(
@@ -280,6 +286,6 @@ def untie_embeddings(model: torch.nn.Module) -> None:
     model.all_tied_weights_keys = {}  # type: ignore[assignment]
 
 
-def trained_weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The weights that training moves, in the model's order."""
     return [weight for weight in model.parameters() if weight.requires_grad]

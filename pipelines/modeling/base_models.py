@@ -57,7 +57,7 @@ EMBEDDED = {
     ]
 }
 
-TRAINING = "training.json"
+TRAINING_FILE = "training.json"
 """Losses, times and counts, in the folder of a tuned model."""
 
 CONVERSION_FORMAT = 1
@@ -124,7 +124,7 @@ def local_folder(name: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
+def download_from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
     """What a download function of huggingface_hub gives: from the disk where it is there, else from the hub."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -146,7 +146,7 @@ def _hub_snapshot(name: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
         with doing(f"looking for {name} on this disk and on the model hub"):
-            return from_hub(snapshot_download, name, allow_patterns=wanted)
+            return download_from_hub(snapshot_download, name, allow_patterns=wanted)
     except RepositoryNotFoundError:
         raise ModelError(f"model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:

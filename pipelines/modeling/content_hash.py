@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.modeling.base_models import TRAINING
+from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.storage.cache import cache_folder
 
-IGNORED_NAMES = {TRAINING, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md"}
+IGNORED_NAMES = {TRAINING_FILE, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md"}
 """Files that change nothing in what a model computes: documentation, and how a tuned model was trained."""
 IGNORED_SUFFIXES = {
     ".md",

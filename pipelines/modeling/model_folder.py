@@ -39,13 +39,13 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         cause = "is a file; name the folder that holds it" if folder.exists() else "there is no such folder"
         raise ModelError(f"model {str(folder)!r}: {cause}")
-    refuse_adapter(folder)
+    reject_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {str(folder)!r} holds no config.json; name a folder saved by save_pretrained")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {str(folder)!r} holds {_no_weights(folder)}")
     _refuse_links_out(folder)
-    refuse_code(folder)
+    reject_custom_code(folder)
     config = read_config(folder)
     if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in folder.glob(pattern)):
         raise ModelError(
@@ -57,7 +57,7 @@ def check_model_folder(folder: Path) -> None:
     _check_shapes(folder, config, tensors)
 
 
-def refuse_adapter(folder: Path) -> None:
+def reject_adapter(folder: Path) -> None:
     """Raises ModelError for an adapter where a model should be, and for one beside a model, which transformers would load
     into the base without a word."""
     path = folder / "adapter_config.json"
@@ -107,7 +107,7 @@ def _refuse_links_out(folder: Path) -> None:
             )
 
 
-def refuse_code(folder: Path) -> None:
+def reject_custom_code(folder: Path) -> None:
     """Raises ModelError where a file of the folder (a model's, an adapter's, a tokenizer's) names Python code to run."""
     if (folder / "custom_generate").exists():
         raise _brings_code(folder, "custom_generate/", "delete that folder")

@@ -94,14 +94,14 @@ def _is_head(name: str) -> bool:
     return name in ("lm_head", "embed_out")
 
 
-def not_found(key: str, name: str, modules: Modules) -> str:
+def unknown_module_message(key: str, name: str, modules: Modules) -> str:
     """The sentence on a name that no module has."""
     near = did_you_mean(name.rpartition(".")[2], modules.short_names())
     choice = f"did you mean {near}?" if near else f"its matrices are {', '.join(modules.matrices())}"
     return f"{key}: the base has no module {shorten(name)}; {choice}"
 
 
-def target_problem(key: str, name: str, modules: Modules, kind: str) -> str | None:
+def target_message(key: str, name: str, modules: Modules, kind: str) -> str | None:
     """What is wrong with `name` as a target of an adapter of this kind; None where nothing is."""
     if found := modules.named(name):
         if kind not in MATRIX_FREE and all(len(modules.shapes[one]) < 2 for one in found):
@@ -111,7 +111,7 @@ def target_problem(key: str, name: str, modules: Modules, kind: str) -> str | No
     if blocks := modules.named(name, modules.containers):
         inside = modules.matrices(blocks)
         return f"{key}: {shorten(name)} is a block of modules; name the matrices in it: {', '.join(inside)}"
-    return not_found(key, name, modules)
+    return unknown_module_message(key, name, modules)
 
 
 def name_problems(adapter: Mapping[str, Any], modules: Modules) -> list[tuple[str, str]]:
@@ -119,10 +119,10 @@ def name_problems(adapter: Mapping[str, Any], modules: Modules) -> list[tuple[st
     kind, found = str(adapter.get("type", "lora")), []
     for key in ("target_modules", "feedforward_modules"):
         for name in adapter.get(key) or ():
-            found.append((key, target_problem(f"adapter.{key}", name, modules, kind)))
+            found.append((key, target_message(f"adapter.{key}", name, modules, kind)))
     for name in adapter.get("modules_to_save") or ():
         if not modules.named(name) and not modules.named(name, modules.containers):
-            found.append(("modules_to_save", not_found("adapter.modules_to_save", name, modules)))
+            found.append(("modules_to_save", unknown_module_message("adapter.modules_to_save", name, modules)))
     targets = {one for name in adapter.get("target_modules") or () for one in modules.named(name)}
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (adapter.get(key) or {}).items():
@@ -138,19 +138,19 @@ def _pattern_problem(key: str, pattern: str, value: object, modules: Modules, ta
     except re.error as error:
         return f"{key}: {shorten(pattern)} is not a regular expression ({error})"
     if not fitting:
-        return not_found(key, pattern, modules)
+        return unknown_module_message(key, pattern, modules)
     if targets and not targets & set(fitting):
         return f"{key}: {shorten(pattern)} is no target of the adapter; add it to target_modules, or take it out"
     return None
 
 
-def no_default(kind: str, model_type: str, modules: Modules) -> str:
+def missing_targets_message(kind: str, model_type: str, modules: Modules) -> str:
     """The sentence on a model for which PEFT has no target modules."""
     known = ", ".join(modules.matrices())
     return f"adapter.target_modules is missing, and PEFT has none for {kind} on {model_type}; write some of [{known}]"
 
 
-def no_longer_whole(init: str) -> str:
+def tied_target_message(init: str) -> str:
     """The sentence on an initialisation that takes a part out of a matrix which another module uses too."""
     return (
         f"adapter.init_lora_weights: {init} takes a part out of the matrices of target_modules, and one of them is the base's "
@@ -158,7 +158,7 @@ def no_longer_whole(init: str) -> str:
     )
 
 
-def freeze_problem(regex: str, trained: Sequence[str], names: Sequence[str]) -> str | None:
+def freeze_regex_message(regex: str, trained: Sequence[str], names: Sequence[str]) -> str | None:
     """What is wrong with `layers_to_freeze_regex`. `trained`: weights that would be trained without it; `names`: all weights."""
     matched = [name for name in trained if re.search(regex, name)]
     if not matched:
@@ -179,7 +179,7 @@ def _examples(names: Sequence[str]) -> list[str]:
 # --- a job and its base ------------------------------------------------------------------------------
 
 
-def check_names(job: Job, folder: Path) -> None:
+def check_module_names(job: Job, folder: Path) -> None:
     """Raises ConfigError for each name of a module in the YAML that the model in `folder` does not have."""
     shapes, model_type = weight_shapes(folder), str(_config(folder).get("model_type", ""))
     if not shapes or model_type in defaults()["renamed"]:
@@ -191,14 +191,14 @@ def check_names(job: Job, folder: Path) -> None:
     if isinstance(adapter, dict):
         kind = str(adapter["type"])
         if not adapter.get("target_modules") and model_type not in defaults()["targets"].get(kind, [model_type]):
-            problems.append(job.problem(no_default(kind, model_type, modules), "adapter"))
+            problems.append(job.problem(missing_targets_message(kind, model_type, modules), "adapter"))
         problems += [job.problem(message, "adapter", key) for key, message in name_problems(adapter, modules)]
         init, targets = adapter.get("init_lora_weights"), adapter.get("target_modules") or ()
         if head and init in ("pissa", "olora") and any(_is_head(name.rpartition(".")[2]) for name in targets):
-            problems.append(job.problem(no_longer_whole(init), "adapter", "init_lora_weights"))
+            problems.append(job.problem(tied_target_message(init), "adapter", "init_lora_weights"))
     elif regex := job.trainer.get("layers_to_freeze_regex"):
         names = _full_names(list(shapes))
-        if message := freeze_problem(regex, names, names):
+        if message := freeze_regex_message(regex, names, names):
             problems.append(job.problem(message, "trainer", "layers_to_freeze_regex"))
     if problems:
         raise ConfigError(problems)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
-from pipelines.modeling.adapters import trained_weights
+from pipelines.modeling.adapters import trainable_parameters
 from pipelines.storage.files import atomic_write, save_tensors
 
 WEIGHTS, OPTIMIZER, RNG, COMPONENT = "weights/", "optimizer/", "rng/", "component/"
@@ -180,7 +180,7 @@ def check_disk(model: torch.nn.Module, folder: str | Path) -> None:
     There are at most four: the latest, the previous, the best, and the one being written, each with the trained weights
     and two optimizer moments.
     """
-    trained_bytes = sum(weight.numel() * weight.element_size() for weight in trained_weights(model))
+    trained_bytes = sum(weight.numel() * weight.element_size() for weight in trainable_parameters(model))
     needed, free = 4 * 3 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(

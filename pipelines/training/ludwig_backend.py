@@ -11,7 +11,7 @@ from ludwig.distributed import init_dist_strategy
 from ludwig.distributed.accelerate import AccelerateStrategy
 from ludwig.modules.optimization_modules import create_optimizer
 
-from pipelines.modeling.adapters import trained_weights
+from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.process_group import ProcessGroup
 
 
@@ -26,7 +26,7 @@ class ProcessGroupStrategy(AccelerateStrategy):
         return model, create_optimizer(model, trainer_config.optimizer, base_learning_rate)
 
     def sync_model(self, model: Any) -> None:
-        ProcessGroup.current().broadcast_parameters(trained_weights(model))
+        ProcessGroup.current().broadcast_parameters(trainable_parameters(model))
 
 
 class ProcessGroupBackend(LocalBackend):

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from pipelines.errors import ConfigError
 from pipelines.modeling.adapters import (
-    check_adapter,
-    check_freezing,
+    check_adapter_names,
+    check_freeze_regex,
     disabled_adapter_is_base,
     initial_adapter_is_base,
     peft_errors_as_config_error,
@@ -23,7 +23,7 @@ from pipelines.modeling.adapters import (
 )
 from pipelines.modeling.equivalence import probe_losses
 from pipelines.modeling.loading import load_causal_lm, neutral_generation_config
-from pipelines.modeling.module_names import no_longer_whole
+from pipelines.modeling.module_names import tied_target_message
 from pipelines.storage.files import atomic_dir
 
 
@@ -55,20 +55,20 @@ class FineTunedLLM(LLM):
         if adapter is None or self._adapter_initialized:
             super().initialize_adapter()
             return
-        check_adapter(self.model, adapter)
+        check_adapter_names(self.model, adapter)
         with peft_errors_as_config_error(self.model, adapter):
             super().initialize_adapter()
         disabled_adapter_is_base(self.model)
         self.starts_at_base = initial_adapter_is_base(self.model)
         self.subtracted = subtracted_init(self.model)
         if self.subtracted and not self.starts_at_base:
-            raise ConfigError(no_longer_whole(adapter.init_lora_weights))
+            raise ConfigError(tied_target_message(adapter.init_lora_weights))
 
     def prepare_for_training(self) -> None:
         """Raises ConfigError if `layers_to_freeze_regex` freezes none or all of the trained weights."""
         super().prepare_for_training()
         if not self._is_freezing_checked:  # Ludwig may call this method again after it has frozen the weights
-            check_freezing(self, self.config_obj.trainer.layers_to_freeze_regex)
+            check_freeze_regex(self, self.config_obj.trainer.layers_to_freeze_regex)
             self._is_freezing_checked = True
 
     def save(self, save_path: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.retention import PreparedRetentionEval, mean_scores
-from pipelines.modeling.adapters import trained_weights
+from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_sequences import TokenSequences
 
@@ -60,7 +60,7 @@ class RetentionCallback:
             self._keep_weights(model)
             return
         with torch.no_grad():
-            for weight, good in zip(trained_weights(model), self.last_good_weights, strict=True):
+            for weight, good in zip(trainable_parameters(model), self.last_good_weights, strict=True):
                 weight.copy_(good)
         trainer.history["stopped_by_retention"] = {"evals": regressed, "step": step}
         # Ludwig's loop ends here as it does after the last step, with an evaluation of the validation set.
@@ -92,4 +92,4 @@ class RetentionCallback:
 
     def _keep_weights(self, model: torch.nn.Module) -> None:
         if self.max_regression:
-            self.last_good_weights = [weight.detach().clone() for weight in trained_weights(model)]
+            self.last_good_weights = [weight.detach().clone() for weight in trainable_parameters(model)]

@@ -24,7 +24,7 @@ from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric
 
 from pipelines.errors import RunError
 from pipelines.forgetting.strategy import Strategy
-from pipelines.modeling.adapters import trained_weights
+from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
@@ -92,7 +92,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         step with a non-finite loss or gradient does not change the weights.
         """
         self.dist_model.train()
-        weights = trained_weights(self.model.model)
+        weights = trainable_parameters(self.model.model)
         supervised_tokens = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
         loss = self._accumulate_task_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
         all_reduce_gradients(self.process_group, weights, loss)
@@ -186,7 +186,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """Adds the gradients of the strategies. Returns copies of the tasks' gradients."""
         if not self.strategies:
             return []
-        weights = trained_weights(self.model.model)
+        weights = trainable_parameters(self.model.model)
         task_gradients = copy_gradients(weights)
         for strategy in self.strategies:
             losses = strategy.extra_losses(supervised_tokens)

@@ -12,8 +12,8 @@ from pipelines.errors import ConfigError, RunError
 from pipelines.forgetting.interpolation import InterpolatedModel, scale_model
 from pipelines.modeling.adapters import (
     adapter_disabled,
-    check_adapter,
-    check_freezing,
+    check_adapter_names,
+    check_freeze_regex,
     check_merged,
     check_saved,
     initial_adapter_is_base,
@@ -171,9 +171,9 @@ WRONG = {
 def test_names_are_checked_on_the_loaded_model_too(base, case):
     more, message = WRONG[case]
     model = load_causal_lm(base, frozen=True)
-    check_adapter(model, config_of("tied head"))
+    check_adapter_names(model, config_of("tied head"))
     with pytest.raises(ConfigError) as caught:
-        check_adapter(model, config_of("lora").model_copy(update=more))
+        check_adapter_names(model, config_of("lora").model_copy(update=more))
     assert message in str(caught.value)
 
 
@@ -202,7 +202,7 @@ FREEZING = {
 def test_a_freezing_regex_under_an_adapter(base, regex):
     model = SimpleNamespace(named_parameters=attached(base, "lora").named_parameters)
     if FREEZING[regex] is None:
-        check_freezing(model, regex)
+        check_freeze_regex(model, regex)
     else:
         with pytest.raises(ConfigError, match=FREEZING[regex]):
-            check_freezing(model, regex)
+            check_freeze_regex(model, regex)

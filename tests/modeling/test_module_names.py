@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.config.job import load_job
 from pipelines.errors import ConfigError, ModelError
-from pipelines.modeling.model_folder import refuse_adapter
-from pipelines.modeling.module_names import Modules, check_names, defaults, weight_shapes
+from pipelines.modeling.model_folder import reject_adapter
+from pipelines.modeling.module_names import Modules, check_module_names, defaults, weight_shapes
 
 ATTENTION = {"q_proj": [8, 8], "k_proj": [4, 8], "v_proj": [4, 8], "o_proj": [8, 8]}
 MLP = {"gate_proj": [12, 8], "up_proj": [12, 8], "down_proj": [8, 12]}
@@ -73,7 +73,7 @@ def job(tmp_path, monkeypatch):
 
 def found(job, folder):
     with pytest.raises(ConfigError) as caught:
-        check_names(job, folder)
+        check_module_names(job, folder)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -172,12 +172,12 @@ RIGHT = {
 
 @pytest.mark.parametrize("case", RIGHT)
 def test_names_that_match_are_taken(job, tmp_path, case):
-    check_names(job(RIGHT[case]), write_model(tmp_path / "base"))
+    check_module_names(job(RIGHT[case]), write_model(tmp_path / "base"))
 
 
 def test_a_file_that_leaves_out_the_first_part_of_the_names(job, tmp_path):
     folder = write_model(tmp_path / "base", GPT2, "gpt2")
-    check_names(job(lora(target_modules=["c_attn", "transformer.h.0.mlp.c_proj"])), folder)
+    check_module_names(job(lora(target_modules=["c_attn", "transformer.h.0.mlp.c_proj"])), folder)
     (line,) = found(job(lora(target_modules=["query", "c_attn"])), folder)
     assert "no module query; its matrices are c_attn, c_proj" in line
 
@@ -187,12 +187,12 @@ def test_a_model_for_which_peft_knows_no_targets(job, tmp_path):
     assert found(job(lora()), folder) == [
         f"job.yaml:3: adapter.target_modules is missing, and PEFT has none for lora on arcee; write some of [{MATRICES}]"
     ]
-    check_names(job(lora(target_modules=["q_proj"])), folder)
+    check_module_names(job(lora(target_modules=["q_proj"])), folder)
 
 
 def test_weights_that_are_renamed_on_loading_are_left_to_the_run(job, tmp_path):
     assert "mixtral" in defaults()["renamed"] and "llama" not in defaults()["renamed"]
-    check_names(job(lora(target_modules=["no_such"])), write_model(tmp_path / "base", LLAMA, "mixtral"))
+    check_module_names(job(lora(target_modules=["no_such"])), write_model(tmp_path / "base", LLAMA, "mixtral"))
 
 
 FREEZING = {
@@ -207,7 +207,7 @@ FREEZING = {
 def test_a_freezing_regex_that_freezes_nothing_or_all(job, tmp_path, regex):
     folder, one = write_model(tmp_path / "base"), job(layers_to_freeze_regex=regex)
     if FREEZING[regex] is None:
-        check_names(one, folder)
+        check_module_names(one, folder)
     else:
         (line,) = found(one, folder)
         assert line.startswith("job.yaml:4: trainer.layers_to_freeze_regex") and FREEZING[regex] in line
@@ -223,23 +223,23 @@ def test_shapes_of_all_files(tmp_path):
 
 def test_an_adapter_is_no_base(tmp_path):
     folder = write_model(tmp_path / "base")
-    refuse_adapter(folder)
+    reject_adapter(folder)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
     with pytest.raises(
         ModelError,
         match=r"holds an adapter \(adapter_config.json\) beside the base's weights.*without the files adapter_\*",
     ):
-        refuse_adapter(folder)
+        reject_adapter(folder)
     (folder / "config.json").unlink()
     with pytest.raises(
         ModelError, match=r"is an adapter of owner/name .*not a model; write base_model: owner/name, or merge"
     ):
-        refuse_adapter(folder)
+        reject_adapter(folder)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(
         ModelError, match=r"is an adapter \(adapter_config.json\), not a model; write base_model: its base"
     ):
-        refuse_adapter(folder)
+        reject_adapter(folder)
 
 
 def test_the_adapter_of_a_run_is_gone_on_from(tmp_path):
@@ -248,7 +248,7 @@ def test_the_adapter_of_a_run_is_gone_on_from(tmp_path):
     (folder / "adapter_config.json").write_text("{}")
     (folder.parent / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="pipeline.continue_from: .*runs/first$"):
-        refuse_adapter(folder)
+        reject_adapter(folder)
 
 
 def test_check_reads_the_base_and_imports_nothing_heavy(job, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from pipelines.config.ludwig_unsupported import UNSUPPORTED_VALUES
 from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError, MachineError
-from pipelines.modeling.adapters import check_freezing
+from pipelines.modeling.adapters import check_freeze_regex
 
 pytestmark = pytest.mark.ludwig
 
@@ -62,6 +62,6 @@ def test_layers_to_freeze_must_match_some_trained_weights_but_not_all(regex, mes
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     with pytest.raises(ConfigError) as caught:
-        check_freezing(model, regex)
+        check_freeze_regex(model, regex)
     assert message in str(caught.value)
-    check_freezing(model, "bias")
+    check_freeze_regex(model, "bias")

@@ -155,7 +155,7 @@ class Si(PenaltyStrategy):
                 self.penalties.add(
                     2 * self.settings.weight, importance
                 )  # a quadratic penalty has a factor ½, SI has none
-        self.path = PathIntegral(adapters.trained_weights(model))
+        self.path = PathIntegral(adapters.trainable_parameters(model))
 
     def _measure_importance(self) -> penalty.Importance:
         """Trains the anchored weights for a few steps on general text and restores them."""
@@ -234,7 +234,7 @@ class Si(PenaltyStrategy):
 @contextlib.contextmanager
 def _trained_temporarily(model: torch.nn.Module, weights: Sequence[torch.nn.Parameter]) -> Iterator[None]:
     """Makes `weights` the only trained parameters, as fp32 copies, and restores the model bitwise afterwards."""
-    training, trained = model.training, adapters.trained_weights(model)
+    training, trained = model.training, adapters.trainable_parameters(model)
     original = [weight.data for weight in weights]
     model.eval()
     for weight in trained:
