@@ -1,4 +1,4 @@
-"""One training through Ludwig: trainer, checkpoints, learning rates, FSDP, Ray. The only package that imports Ludwig.
+"""Training with Ludwig: trainer, checkpoints, learning rates, FSDP, Ray. Only this package imports Ludwig.
 
 Must not import `report`, `checks`, `stages` or `commands`.
 """
