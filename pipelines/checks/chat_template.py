@@ -1,4 +1,4 @@
-"""Check of the chat template on the first row of each task, rendered without a tokenizer, and so without torch."""
+"""Checks of the chat template: it renders the prompts of every task, with the tokenizer or without it (and torch)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
-from pipelines.data.chat_template import Messages
+from pipelines.data.chat_template import ChatTemplateError, Messages
 from pipelines.data.examples import Example
-from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.prompt_format import SENTINEL, PromptFormat
 from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 
 
 def check_chat_template(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
-    """Renders one example per task in the model's chat template. Raises ConfigError, located in the config."""
+    """Renders one example per task in the model's chat template, without the tokenizer. Raises ConfigError."""
     try:
         prompts = PromptFormat(TemplateRenderer(folder), job.pipeline.chat_template)
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
-    prompts.check_tasks(job, {name: example.prompt for name, example in examples.items()})
+    _render_prompts(job, prompts, {name: example.prompt for name, example in examples.items()})
+
+
+def load_prompt_format(job: Job, folder: Path) -> PromptFormat:
+    """The prompt format of a job's model, checked for every task.
+
+    Raises ConfigError, located in the config, for a template or a system turn that cannot be rendered, and for token
+    ids that the tokenizer does not have.
+    """
+    try:
+        prompts = PromptFormat.from_folder(folder, job.pipeline.chat_template)
+    except ConfigError as error:
+        raise ConfigError(job.problem(str(error), *_template_key(job))) from None
+    _render_prompts(job, prompts, dict.fromkeys(job.pipeline.tasks, SENTINEL))
+    check_token_ids(job, len(prompts.tokenizer))
+    return prompts
+
+
+def _render_prompts(job: Job, prompts: PromptFormat, prompt_of_task: Mapping[str, str]) -> None:
+    """Renders one prompt per task. Raises ConfigError, located in the config."""
+    for name, prompt in prompt_of_task.items():
+        try:
+            prompts.render_prompt(prompt, job.system_prompt(name))
+        except ChatTemplateError as error:
+            has_own_system = job.pipeline.tasks[name].system is not None
+            system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")
+            key = system_key if error.key == "system" else _template_key(job)
+            raise ConfigError(job.problem(f"task {name}: {error}", *key)) from None
+
+
+def _template_key(job: Job) -> tuple[str, ...]:
+    """The key that selects the chat template: `chat_template` if it is set, else the model."""
+    return ("pipeline", "chat_template") if job.document.raw_text("pipeline", "chat_template") else ("base_model",)
 
 
 class TemplateRenderer:

@@ -12,12 +12,12 @@ from pathlib import Path
 from pipelines.checks.chat_template import check_chat_template
 from pipelines.checks.files import check_data_files
 from pipelines.checks.metrics import MetricChecks
+from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.console.activity import doing
 from pipelines.data.examples import Example, load_examples
 from pipelines.data.sample_prompts import load_sample_prompts
-from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.retention_files import check_retention_evals
 from pipelines.modeling.base_models import check_base_model, local_folder, locate_model_errors

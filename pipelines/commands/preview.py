@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from pipelines.checks.chat_template import load_prompt_format
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import check_data_files
 from pipelines.checks.findings import raise_on_errors
@@ -54,7 +55,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         folder = find_base_model(job.base_model)
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.status)
     with reporter.status("Preparing rows"):
-        prompt_format = PromptFormat.for_job(job, folder)
+        prompt_format = load_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
         tokenized = list(checks.tap(tokenize_examples(examples, prompt_format)))
     console = Console(highlight=False)

@@ -6,22 +6,19 @@ Training and evaluation use the same `PromptFormat`, so that a model is prompted
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.chat_template import ChatTemplateError, check_contains, render, to_messages
-from pipelines.data.token_ids import check_token_ids
+from pipelines.data.chat_template import check_contains, render, to_messages
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
 from pipelines.modeling.token_sequences import Span, split_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pipelines.config.job import Job
 
 SENTINEL = "alfine"
 """A prompt or completion whose position in the rendered chat template shows what the template adds around it."""
@@ -31,20 +28,25 @@ _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ")
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of a prompt, a completion and the end token. The last of the `supervised_spans` is the completion with its end
-    token; there is none without a completion."""
+    """The tokens of a prompt, a completion and the end token.
+
+    Attributes:
+        input_ids: the tokens of the prompt, then those of the completion and the end token if there is a completion.
+        supervised_spans: the half-open ranges (start, end) of tokens that the loss counts, in order. The last is the
+            completion with its end token; there is none without a completion.
+    """
 
     input_ids: list[int]
     supervised_spans: list[Span]
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The tokens before the completion."""
+        """The tokens that the model is prompted with."""
         return split_prompt(self.input_ids, self.supervised_spans)[0]
 
     @property
     def completion_ids(self) -> list[int]:
-        """The tokens of the completion with its end token; empty without a completion."""
+        """The tokens of the completion with the end token; empty without a completion."""
         return split_prompt(self.input_ids, self.supervised_spans)[1]
 
 
@@ -77,28 +79,6 @@ class PromptFormat:
         prompts = cls(load_tokenizer(folder), chat_template)
         prompts.context_length = context_length(folder)
         return prompts
-
-    @classmethod
-    def for_job(cls, job: Job, folder: Path) -> PromptFormat:
-        """The format of a job's prompts, checked for every task. Raises ConfigError, located in the config."""
-        try:
-            prompts = cls.from_folder(folder, job.pipeline.chat_template)
-        except ConfigError as error:
-            raise ConfigError(job.problem(str(error), *_template_key(job))) from None
-        prompts.check_tasks(job, dict.fromkeys(job.pipeline.tasks, SENTINEL))
-        check_token_ids(job, len(prompts.tokenizer))
-        return prompts
-
-    def check_tasks(self, job: Job, prompts: Mapping[str, str]) -> None:
-        """Renders one prompt per task, given by task. Raises ConfigError, located in the config."""
-        for name, prompt in prompts.items():
-            has_own_system = job.pipeline.tasks[name].system is not None
-            try:
-                self.render_prompt(prompt, job.system_prompt(name))
-            except ChatTemplateError as error:
-                system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")
-                key = system_key if error.key == "system" else _template_key(job)
-                raise ConfigError(job.problem(f"task {name}: {error}", *key)) from None
 
     # --- text ---
 
@@ -211,8 +191,3 @@ class PromptFormat:
         backend.no_truncation()
         backend.no_padding()
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def _template_key(job: Job) -> tuple[str, ...]:
-    """The key that selects the chat template: `chat_template` if it is set, else the model."""
-    return ("pipeline", "chat_template") if job.document.raw_text("pipeline", "chat_template") else ("base_model",)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.examples import Example
-from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.prompt_format import Encoded, PromptFormat
 from pipelines.data.splits import SPLITS
-from pipelines.modeling.token_sequences import Span, split_prompt
 from pipelines.registry import lazy_import
 from pipelines.storage.strict_json import dump
 
@@ -29,29 +28,10 @@ TOKENIZE_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
-class TokenizedExample:
-    """An example with its tokens.
-
-    Attributes:
-        example: the source of the tokens.
-        input_ids: the tokens of the prompt, then those of the completion and the end token if there is a completion.
-        supervised_spans: the half-open ranges (start, end) of tokens that the loss counts, in order. The last is the
-            completion with its end token; there is none without a completion.
-    """
+class TokenizedExample(Encoded):
+    """The tokens of `example`."""
 
     example: Example
-    input_ids: list[int]
-    supervised_spans: list[Span]
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """The tokens that the model is prompted with."""
-        return split_prompt(self.input_ids, self.supervised_spans)[0]
-
-    @property
-    def completion_ids(self) -> list[int]:
-        """The tokens of the completion with the end token; empty without a completion."""
-        return split_prompt(self.input_ids, self.supervised_spans)[1]
 
 
 def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Iterator[TokenizedExample]:
@@ -60,7 +40,7 @@ def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Ite
         texts = [prompts.render_prompt(example.prompt, example.system) for example in batch]
         encodings = prompts.encode_batch(texts, [example.completion for example in batch])
         for example, encoded in zip(batch, encodings, strict=True):
-            yield TokenizedExample(example, encoded.input_ids, encoded.supervised_spans)
+            yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
 
 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
@@ -138,6 +118,8 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
     """The tokenized examples of the test split, with the system turns and limits that the job's config gives them."""
     return [
         TokenizedExample(
+            row["input_ids"],
+            [(start, end) for start, end in row["supervised_spans"]],
             Example(
                 task=row["task"],
                 split="test",
@@ -149,8 +131,6 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 fields=json.loads(row["fields"]),
                 max_new_tokens=job.max_new_tokens(row["task"]),
             ),
-            row["input_ids"],
-            [(start, end) for start, end in row["supervised_spans"]],
         )
         for row in open_split(folder, "test").to_pylist()
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipelines.checks.chat_template import load_prompt_format
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.findings import raise_on_errors
 from pipelines.data.examples import load_examples
-from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.splits import SPLITS
 from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.modeling.base_models import context_length
@@ -23,7 +23,7 @@ def prepare_data(context: StageContext) -> None:
     """
     job, run = context.job, context.run
     with context.reporter.status("Preparing rows"):
-        prompts = PromptFormat.for_job(job, context.model_folder)
+        prompts = load_prompt_format(job, context.model_folder)
         checks = DatasetChecks(job, prompts, context_length(context.model_folder))
         tokenized = tokenize_examples(load_examples(job.pipeline), prompts)
         write_splits(checks.tap(tokenized), run.path("data"))

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from pipelines.checks.chat_template import TemplateRenderer, check_chat_template
+from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_prompt_format
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import ConfigError
+from tests.bad_configs import GOOD, pipeline, task
 from tests.tiny_tokenizers import CHATML, KINDS, make_tokenizer
 
 DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
@@ -94,4 +95,40 @@ def test_problems_are_located_in_the_config(tmp_path, monkeypatch, template, key
     (problem,) = error.value.problems
     assert problem.line == job.line_of(*key.split(".")) and problem.message.startswith(
         "task t: this model's chat template"
+    )
+
+
+def test_broken_templates_are_located_in_the_config(tmp_path):
+    tokenizer = make_tokenizer("pad_is_eos")
+
+    def refusal(template, *overrides, config=GOOD):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "m")
+        (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            load_prompt_format(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    takes_none = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    )
+    assert refusal(takes_none, config=task("system: Be brief.")).startswith(
+        "job.yaml:8: task sentiment: this model's chat template does not support a system turn"
+    )
+    assert refusal(takes_none, "pipeline.system=Be").startswith(
+        "override pipeline.system=Be: task sentiment: this model's chat template does not support a system turn"
+    )
+    assert refusal("{{ 1 // 0 }}").startswith(
+        "job.yaml:8: task sentiment: this model's chat template fails (ZeroDivisionError"
+    )
+    assert refusal("{{ 1 // 0 }}", config=pipeline("chat_template: true")).startswith(
+        "job.yaml:2: task sentiment: this model's chat template fails"
+    )
+    assert refusal(
+        "{% if messages[-1].role == 'assistant' %}{{ x.y.z }}{% endif %}{{ messages[0].content }}"
+    ).startswith("job.yaml:8: ")
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert refusal(plain, "generation.suppress_tokens=[99999]").startswith(
+        "override generation.suppress_tokens=[99999]: generation.suppress_tokens"
     )

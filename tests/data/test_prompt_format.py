@@ -2,10 +2,9 @@
 
 import pytest
 
-from pipelines.config.job import load_job
-from pipelines.data.prompt_format import ChatTemplateError, PromptFormat
+from pipelines.data.chat_template import ChatTemplateError
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import ConfigError
-from tests.bad_configs import GOOD, pipeline, task
 from tests.tiny_tokenizers import KINDS, make_tokenizer
 
 PROMPT, ANSWER = "Is the tea in?", "negative"
@@ -95,42 +94,6 @@ def test_causes_of_broken_templates(template, cause, system):
     (problem,) = caught.value.problems
     assert cause in problem.message and "`system`" not in problem.message and "\n" not in problem.message
     assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")
-
-
-def test_broken_templates_are_located_in_the_config(tmp_path):
-    tokenizer = make_tokenizer("pad_is_eos")
-
-    def refusal(template, *overrides, config=GOOD):
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(tmp_path / "m")
-        (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
-        (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
-        with pytest.raises(ConfigError) as caught:
-            PromptFormat.for_job(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
-        return str(caught.value).removeprefix(f"{tmp_path}/")
-
-    takes_none = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
-    )
-    assert refusal(takes_none, config=task("system: Be brief.")).startswith(
-        "job.yaml:8: task sentiment: this model's chat template does not support a system turn"
-    )
-    assert refusal(takes_none, "pipeline.system=Be").startswith(
-        "override pipeline.system=Be: task sentiment: this model's chat template does not support a system turn"
-    )
-    assert refusal("{{ 1 // 0 }}").startswith(
-        "job.yaml:8: task sentiment: this model's chat template fails (ZeroDivisionError"
-    )
-    assert refusal("{{ 1 // 0 }}", config=pipeline("chat_template: true")).startswith(
-        "job.yaml:2: task sentiment: this model's chat template fails"
-    )
-    assert refusal(
-        "{% if messages[-1].role == 'assistant' %}{{ x.y.z }}{% endif %}{{ messages[0].content }}"
-    ).startswith("job.yaml:8: ")
-    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert refusal(plain, "generation.suppress_tokens=[99999]").startswith(
-        "override generation.suppress_tokens=[99999]: generation.suppress_tokens"
-    )
 
 
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.data import tokenize_rows
 from pipelines.data.examples import Example
-from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_split, write_splits
+from pipelines.data.tokenize_rows import TokenizedExample, open_split, write_splits
 from pipelines.modeling.token_dataset import TokenDataset
 
 SPANS = [[(1, 3)], [(2, 3), (4, 6)], [(1, 2), (2, 4), (5, 7)], [(3, 7)], [(1, 7)]]
@@ -26,7 +26,7 @@ def dataset(tmp_path, monkeypatch):
             completion="c",
             fields={},
         )
-        rows.append(TokenizedExample(example, "p", [*range(index, 8 + index)], spans))
+        rows.append(TokenizedExample([*range(index, 8 + index)], spans, example))
     write_splits(rows, tmp_path)
     return tmp_path
 
@@ -43,7 +43,7 @@ def test_tokens_and_spans_are_read_back(dataset):
     assert data.source_location(3) == "a.jsonl:4"
 
 
-def test_rows_are_read_as_dicts(dataset):
-    assert [row["supervised_spans"] for row in read_split(dataset, "train")] == [
+def test_spans_in_the_table(dataset):
+    assert open_split(dataset, "train")["supervised_spans"].to_pylist() == [
         [list(span) for span in spans] for spans in SPANS
     ]

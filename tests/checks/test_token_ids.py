@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import load_job
-from pipelines.data.token_ids import check_token_ids
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD
 
