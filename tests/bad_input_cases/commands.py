@@ -1,0 +1,34 @@
+"""Commands and their options, and faults of the machine."""
+
+from __future__ import annotations
+
+from tests.bad_input_cases.case import (
+    MANIFEST,
+    RUN,
+    Case,
+)
+
+CASES = [
+    Case("predict with no run", "predict runs/none rows.jsonl"),
+    Case("examples of no run", "examples runs/none"),
+    Case("comparison of one model", "compare runs/none"),
+    Case("misspelt command", "chekc job.yaml"),
+    Case("former name of a command", "show runs/mine"),
+    Case("compare of two models and no prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
+    Case("compare with a metric that is not there", "compare runs/a runs/b --metric rogue"),
+    Case("compare of two models with a task", "compare runs/a runs/b --task reviews"),
+    Case(
+        "manifest of another version",
+        "report runs/mine",
+        others={"runs/mine/manifest.json": '{"format_version": 9, "stages": {}}'},
+    ),
+    Case("manifest is a list", "report runs/mine", others={"runs/mine/manifest.json": "[]"}),
+    Case("a manifest without its entries", "report runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("an empty name", ["run", "job.yaml", "--name", ""]),
+    Case("a hidden name", "run job.yaml --name .mine"),
+    Case("no disk space", RUN, fault=OSError(28, "No space left on device", "runs/mine/config.yaml.partial")),
+    Case("no write permission", RUN, fault=PermissionError(13, "Permission denied", "runs/mine")),
+    Case("a cache that cannot be written", RUN, environment={"ALFINE_CACHE": "/proc/no/cache"}),
+    Case("a cache with a file in its way", RUN, environment={"ALFINE_CACHE": "rows.jsonl"}),
+    Case("a cache in nobody's home", RUN, environment={"ALFINE_CACHE": "~no-such-user/cache"}),
+]
