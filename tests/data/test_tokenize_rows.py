@@ -7,19 +7,8 @@ import pytest
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import open_split, read_test_examples, tokenize_examples, write_splits
+from tests.data.stub_tokenizer import CharacterTokenizer
 from tests.data.task_jobs import task_job
-
-
-class CharacterTokenizer:
-    """One token per character; 0 is EOS. It stands for a tokenizer of transformers."""
-
-    is_fast = False
-    eos_token_id, bos_token_id = 0, None
-    all_special_ids = [0]
-
-    def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [ord(character) for character in text]}
-
 
 PROMPTS = PromptFormat(CharacterTokenizer())
 
