@@ -35,7 +35,7 @@ SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
 IMPORTED = (
     "ludwig.api",
     "peft",
-    "pipelines.training.trainer",
+    "pipelines.training.ludwig_training",
     "pipelines.forgetting.context",
     "pipelines.evaluation.evaluator",
     "pipelines.run",
