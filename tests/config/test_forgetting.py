@@ -1,4 +1,4 @@
-"""The words of `forgetting:`."""
+"""The values of `forgetting.strategy`."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from pipelines.config.strategy_registry import STRATEGIES
         ("peft+ewc", ["peft", "ewc"]),
     ],
 )
-def test_a_word_names_strategies(word, strategies):
+def test_parse_strategies(word, strategies):
     assert parse_strategies(word) == strategies == Forgetting.model_validate(word).strategies
 
 
@@ -27,11 +27,11 @@ def test_a_word_names_strategies(word, strategies):
     ("adapter", "continued", "word"),
     [(True, False, "auto"), (True, True, "auto"), (False, False, "interpolate"), (False, True, "auto")],
 )
-def test_auto_goes_back_afterwards_where_every_weight_of_a_base_is_trained(adapter, continued, word):
+def test_auto_interpolates_where_every_weight_of_a_base_is_trained(adapter, continued, word):
     assert resolve_auto(adapter=adapter, continued=continued) == word
 
 
-def test_auto_has_settings_of_its_own_unless_they_are_given():
+def test_auto_has_its_own_default_settings():
     defaults = STRATEGIES["replay"].settings()
     assert Forgetting().settings("replay") == defaults.model_copy(update=AUTO["replay"]) != defaults
     assert Forgetting.model_validate("replay").settings("replay") == defaults

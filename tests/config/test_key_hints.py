@@ -1,4 +1,4 @@
-"""Every hint is followed: what a message says to write is put there, and must be accepted."""
+"""Every suggestion is applied to the config, which must then be accepted."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD
 
-HERE = yaml.safe_load(GOOD.replace("2e-4", "0.0002"))
-TREE = {"pipeline": schema_of(Pipeline), **ludwig_fields()}
-REFUSALS = (
+VALID = yaml.safe_load(GOOD.replace("2e-4", "0.0002"))
+FIELDS = {"pipeline": schema_of(Pipeline), **ludwig_fields()}
+REFUSAL_PHRASES = (
     "unknown key",
     "no effect",
-    "is not possible",
+    "is not supported",
     "no such key",
     "there is no",
     "unknown strategy",
     "unknown metric",
 )
-FOREIGN = sorted(
+FOREIGN_KEYS = sorted(
     key.replace("*", "x")
     for table in (other_tools.KEY_ALIASES, other_tools.REPLACEMENTS, other_tools.NO_COUNTERPART)
     for key in table
 )
 
 
-def findings(folder: Path, config: dict[str, Any]) -> list[str]:
+def messages_of(folder: Path, config: dict[str, Any]) -> list[str]:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8")
     try:
@@ -50,17 +50,17 @@ def findings(folder: Path, config: dict[str, Any]) -> list[str]:
     return []
 
 
-def put(config: dict[str, Any], path: list[str], value: Any) -> None:
-    """Sets one key; sections on the way that are missing, or no sections, are made."""
+def set_key(config: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets one key. Parents that are not sections are replaced by sections."""
     for part in path[:-1]:
         config[part] = config[part] if isinstance(config.get(part), dict) else {}
         config = config[part]
     config[path[-1]] = value
 
 
-def a_value(path: list[str], config: dict[str, Any]) -> Any:
-    """One that is accepted at a place of the tree."""
-    names = ["NAME" if place == 2 and path[:2] == ["pipeline", "tasks"] else name for place, name in enumerate(path)]
+def accepted_value(path: list[str], config: dict[str, Any]) -> Any:
+    """A value that the key at `path` accepts."""
+    names = ["NAME" if depth == 2 and path[:2] == ["pipeline", "tasks"] else name for depth, name in enumerate(path)]
     special = {
         "data": "a.jsonl",
         "prompt": "{q}",
@@ -79,9 +79,10 @@ def a_value(path: list[str], config: dict[str, Any]) -> Any:
     }
     if names[-1] in special:
         return special[names[-1]]
-    node = find_rule(SCHEMA_OVERRIDES, ".".join(names)) or KeyHints(TREE, config)._node(tuple(names))
+    node = find_rule(SCHEMA_OVERRIDES, ".".join(names)) or KeyHints(FIELDS, config)._node(tuple(names))
     if "enum" in node:
-        return next(one for one in node["enum"] if one is not None and (".".join(names), one) not in UNSUPPORTED_VALUES)
+        name = ".".join(names)
+        return next(value for value in node["enum"] if value is not None and (name, value) not in UNSUPPORTED_VALUES)
     if "variants" in node:
         return {"type": {"adapter": "lora", "optimizer": "adamw", "backend": "ray"}[names[-1]]}
     kind = [kind for kind in node.get("types", ["text"]) if kind != "null"][0]
@@ -90,141 +91,140 @@ def a_value(path: list[str], config: dict[str, Any]) -> Any:
     return {"integer": number, "number": number, "text": "x", "boolean": True, "list": [], "mapping": {}}[kind]
 
 
-def followed(config: dict[str, Any], section: list[str], message: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The places that a message tells to write to, each with the config in which that is done."""
-    if written := re.search(r"; write (\w+: \{.*)$", message):
+def applied(config: dict[str, Any], section: list[str], message: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The keys that a message suggests, each with a config in which the suggestion is applied."""
+    if yaml_text := re.search(r"; write (\w+: \{.*)$", message):
         changed = copy.deepcopy(config)
-        for key, value in yaml.safe_load(written[1]).items():
+        for key, value in yaml.safe_load(yaml_text[1]).items():
             changed[key] = {**(changed.get(key) or {}), **value}
             yield [key], changed
         return
-    for key, home, condition in named(message):
-        if home is None:  # beside the wrong key, or at the top
-            home = section if key in KeyHints(TREE, config).accepted_keys(tuple(section)) else []
+    for key, target_section, condition in suggested_keys(message):
+        if target_section is None:  # the section of the wrong key, or the top level
+            target_section = section if key in KeyHints(FIELDS, config).accepted_keys(tuple(section)) else []
         changed = copy.deepcopy(config)
-        place = [*("sentiment" if part == "NAME" else part for part in home), key]
+        path = [*("sentiment" if part == "NAME" else part for part in target_section), key]
         if condition:
-            put(changed, [*place[:-1], condition[0]], yaml.safe_load(condition[1]))
-        put(changed, place, a_value(place, changed))
-        yield place, changed
+            set_key(changed, [*path[:-1], condition[0]], yaml.safe_load(condition[1]))
+        set_key(changed, path, accepted_value(path, changed))
+        yield path, changed
 
 
-def named(message: str) -> list[tuple[str, list[str] | None, tuple[str, str] | None]]:
-    """The keys that a message names, each with the section that it names with it and a neighbour that the key needs."""
+def suggested_keys(message: str) -> list[tuple[str, list[str] | None, tuple[str, str] | None]]:
+    """The keys that a message suggests, each with the section that it names and a value that another key must have."""
     if belongs := re.search(
         r"([^.:]+): unknown key; it belongs in ([\w.]+|the top level)(?: \(with (\w+): ([^)]*)\))?$", message
     ):
-        home = [] if belongs[2] == "the top level" else belongs[2].split(".")
-        return [(belongs[1], home, (belongs[3], belongs[4]) if belongs[3] else None)]
-    meant = re.search(r"unknown key; did you mean (.*)\?$", message)
-    parts = (
-        re.findall(r"(\w+)(?:, which belongs in ([\w.]+))?(?: \(with (\w+): ([^)]*)\))?(?: or |$)", meant[1])
-        if meant
-        else []
-    )
+        section = [] if belongs[2] == "the top level" else belongs[2].split(".")
+        return [(belongs[1], section, (belongs[3], belongs[4]) if belongs[3] else None)]
+    suggestion = re.search(r"unknown key; did you mean (.*)\?$", message)
+    if suggestion is None:
+        return []
+    parts = re.findall(r"(\w+)(?:, which belongs in ([\w.]+))?(?: \(with (\w+): ([^)]*)\))?(?: or |$)", suggestion[1])
     return [
-        (key, home.split(".") if home else None, (near, value) if near else None) for key, home, near, value in parts
+        (key, section.split(".") if section else None, (other, value) if other else None)
+        for key, section, other, value in parts
     ]
 
 
 def check_hints(folder: Path, config: dict[str, Any], section: list[str], key: str) -> int:
-    """The hints on a wrong key, each followed."""
+    """Applies the suggestions for a wrong key and returns their number."""
     wrong = copy.deepcopy(config)
-    put(wrong, [*section, key], 1)
+    set_key(wrong, [*section, key], 1)
     count = 0
-    for message in findings(folder, wrong):
+    for message in messages_of(folder, wrong):
         if not message.startswith(".".join([*section, key]) + ":"):
             continue
-        for place, changed in followed(config, section, message):
+        for path, changed in applied(config, section, message):
             count += 1
-            refused = [
-                one
-                for one in findings(folder, changed)
-                if one.startswith(".".join(place)) and any(word in one for word in REFUSALS)
+            refusals = [
+                refusal
+                for refusal in messages_of(folder, changed)
+                if refusal.startswith(".".join(path)) and any(phrase in refusal for phrase in REFUSAL_PHRASES)
             ]
-            assert not refused, (message, place, refused)
+            assert not refusals, (message, path, refusals)
     return count
 
 
 def sections(fields: dict[str, Any], path: list[str] | None = None) -> Iterator[tuple[list[str], list[str]]]:
-    """Every section of the tree with its keys; the names of the user's are `sentiment`."""
+    """Every section of the schema with its keys. Names that the user chooses are `sentiment`."""
     path = path or []
     yield path, list(fields)
     for name, node in fields.items():
         node = find_rule(SCHEMA_OVERRIDES, ".".join([*path, name])) or node
-        for inner in [node.get("fields", {}), *node.get("variants", {}).values()]:
-            if inner:
-                yield from sections(inner, [*path, name])
-        if "each" in node and node["each"].get("fields"):
-            yield from sections(node["each"]["fields"], [*path, name, "sentiment"])
+        for children in [node.get("fields", {}), *node.get("variants", {}).values()]:
+            if children:
+                yield from sections(children, [*path, name])
+        if "entries" in node and node["entries"].get("fields"):
+            yield from sections(node["entries"]["fields"], [*path, name, "sentiment"])
 
 
-SECTIONS = list(sections(TREE))
+SECTIONS = list(sections(FIELDS))
 
 
-def misspelt(key: str, random_: random.Random) -> str:
-    place = random_.randrange(len(key))
-    return random_.choice(
+def misspell(key: str, rng: random.Random) -> str:
+    index = rng.randrange(len(key))
+    return rng.choice(
         [
-            key[:place] + key[place + 1 :],
+            key[:index] + key[index + 1 :],
             key + "s",
             key.upper(),
             key.replace("_", "-"),
             key.replace("_", ""),
-            key[:place] + "x" + key[place:],
-            key[: max(3, place)],
+            key[:index] + "x" + key[index:],
+            key[: max(3, index)],
             "num_" + key,
             key + "_size",
-            key[place:] + key[:place],
+            key[index:] + key[:index],
         ]
     )
 
 
 @pytest.mark.parametrize(
-    "key", sorted({*FOREIGN, "micro_batch_size", "load_in_4bit", "warmup", "loss", "eval", "lora-alpha"})
+    "key", sorted({*FOREIGN_KEYS, "micro_batch_size", "load_in_4bit", "warmup", "loss", "eval", "lora-alpha"})
 )
-def test_a_hint_on_a_key_of_another_tool_is_accepted_where_it_says(tmp_path, key):
+def test_a_suggestion_for_a_key_of_another_tool_is_accepted(tmp_path, key):
     for section in ([], ["trainer"], ["adapter"], ["generation"], ["pipeline"], ["pipeline", "tasks", "sentiment"]):
-        check_hints(tmp_path, HERE, section, key)
+        check_hints(tmp_path, VALID, section, key)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_hint_on_a_misspelt_or_misplaced_key_is_accepted_where_it_says(tmp_path, seed):
-    random_ = random.Random(seed)
-    followed_hints = 0
+def test_a_suggestion_for_a_misspelt_or_misplaced_key_is_accepted(tmp_path, seed):
+    rng = random.Random(seed)
+    num_suggestions = 0
     for section, keys in SECTIONS:
-        if section[:1] == ["defaults"] or "gates" in section or "guards" in section:
+        if section[:1] == ["defaults"] or "gates" in section or "evals" in section:
             continue
-        for key in random_.sample(keys, min(2, len(keys))):
-            elsewhere, _ = random_.choice(SECTIONS)
-            for place, name in ((section, misspelt(key, random_)), (elsewhere, key), ([], misspelt(key, random_))):
-                if name and name not in ("type",) and "guards" not in place and "gates" not in place:
-                    followed_hints += check_hints(tmp_path, HERE, place, name)
-    assert followed_hints > 40
+        for key in rng.sample(keys, min(2, len(keys))):
+            other_section, _ = rng.choice(SECTIONS)
+            for path, name in ((section, misspell(key, rng)), (other_section, key), ([], misspell(key, rng))):
+                if name and name not in ("type",) and "evals" not in path and "gates" not in path:
+                    num_suggestions += check_hints(tmp_path, VALID, path, name)
+    assert num_suggestions > 40
 
 
 @pytest.mark.parametrize(
-    ("name", "refused"), [(name, value) for name, value in UNSUPPORTED_VALUES if isinstance(value, str)]
+    ("name", "unsupported"), [(name, value) for name, value in UNSUPPORTED_VALUES if isinstance(value, str)]
 )
-def test_no_refused_value_is_suggested(tmp_path, name, refused):
-    for value in (refused + "s", refused.upper(), refused[:-1], "zzz"):
-        config = copy.deepcopy(HERE)
-        put(config, name.split("."), value)
-        for message in findings(tmp_path, config):
+def test_no_unsupported_value_is_suggested(tmp_path, name, unsupported):
+    for value in (unsupported + "s", unsupported.upper(), unsupported[:-1], "zzz"):
+        config = copy.deepcopy(VALID)
+        set_key(config, name.split("."), value)
+        for message in messages_of(tmp_path, config):
             suggested = re.split(r"did you mean |expected |write ", message)[1:]
-            assert not any(re.search(rf"\b{refused}\b", part.split(", found")[0]) for part in suggested), message
+            assert not any(re.search(rf"\b{unsupported}\b", part.split(", found")[0]) for part in suggested), message
 
 
 @pytest.mark.parametrize("word", ["ful", "ewcc", "interpolat", "multitsk", "pefft"])
-def test_no_strategy_is_suggested_that_the_job_contradicts(tmp_path, word):
+def test_no_strategy_that_conflicts_with_the_job_is_suggested(tmp_path, word):
     for adapter in (None, {"type": "lora"}, {"type": "ia3"}, {"type": "lora", "use_dora": True}):
-        config = copy.deepcopy(HERE) | {"adapter": adapter}
+        config = copy.deepcopy(VALID) | {"adapter": adapter}
         config["pipeline"]["forgetting"] = word
-        (message,) = findings(tmp_path, config)
-        listed = re.search(r"did you mean (\w+)\?", message)
-        if listed:
-            config["pipeline"]["forgetting"] = listed[1]
-            assert findings(tmp_path, config) == []
+        (message,) = messages_of(tmp_path, config)
+        suggestion = re.search(r"did you mean (\w+)\?", message)
+        if suggestion:
+            config["pipeline"]["forgetting"] = suggestion[1]
+            assert messages_of(tmp_path, config) == []
 
 
 @pytest.mark.parametrize(
@@ -265,16 +265,16 @@ def test_no_strategy_is_suggested_that_the_job_contradicts(tmp_path, word):
         ([], "do_train", "do_train: unknown key; alfine run trains; remove it"),
     ],
 )
-def test_what_a_hint_says(tmp_path, section, key, message):
-    config = copy.deepcopy(HERE)
-    put(config, [*section, key], 5)
+def test_messages_on_unknown_keys(tmp_path, section, key, message):
+    config = copy.deepcopy(VALID)
+    set_key(config, [*section, key], 5)
     if section[:1] == ["backend"]:
         config["backend"]["type"] = "ray"
-    assert findings(tmp_path, config)[0].startswith(message)
+    assert messages_of(tmp_path, config)[0].startswith(message)
 
 
-def test_every_place_of_the_tables_exists():
-    hints = KeyHints(TREE, {})
+def test_every_key_with_aliases_exists():
+    hints = KeyHints(FIELDS, {})
     for target in set(other_tools.KEY_ALIASES.values()):
         *section, key = target.split(".")
         assert key in hints.accepted_keys(tuple(section)), target
@@ -315,13 +315,13 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("tool", CONFIGS)
-def test_a_config_of_another_tool_is_named_first_and_answered_briefly(tmp_path, tool):
-    found = findings(tmp_path, CONFIGS[tool])
-    assert found[0].startswith(f"this is {tool} config, which is read by another tool; ")
-    assert 'README, "Your own data"' in found[0] and len(found) <= 10
-    assert not any(message.startswith("pipeline.tasks is missing") for message in found)
+def test_a_config_of_another_tool_is_recognized(tmp_path, tool):
+    messages = messages_of(tmp_path, CONFIGS[tool])
+    assert messages[0].startswith(f"this is {tool} config, not one of alfine; ")
+    assert 'README, "Your own data"' in messages[0] and len(messages) <= 10
+    assert not any(message.startswith("pipeline.tasks is missing") for message in messages)
 
 
-def test_a_config_of_ones_own_is_not_taken_for_another_tools(tmp_path):
-    assert other_tools.detect_tool({**HERE, "micro_batch_size": 1, "sequence_len": 1}) is None
+def test_a_config_of_alfine_is_not_taken_for_one_of_another_tool(tmp_path):
+    assert other_tools.detect_tool({**VALID, "micro_batch_size": 1, "sequence_len": 1}) is None
     assert other_tools.detect_tool({"base_model": "x", "trainer": {}, "adapter": {}, "output_dir": "x"}) is None

@@ -1,4 +1,4 @@
-"""What in `trainer` contradicts the number of rows, and the curve that preview shows."""
+"""Settings of `trainer` that do not fit the number of rows."""
 
 import json
 
@@ -48,7 +48,7 @@ def job_with(tmp_path, scheduler=None, **trainer):
         ),
     ],
 )
-def test_what_the_number_of_rows_does_not_allow(tmp_path, scheduler, trainer, message):
+def test_settings_that_do_not_fit_the_number_of_rows(tmp_path, scheduler, trainer, message):
     job = job_with(tmp_path, scheduler, **trainer)
     (problem,) = check_trainer_on_data(job, 100, 10)
     assert message in problem.message and problem.line is not None
@@ -65,7 +65,7 @@ def test_what_the_number_of_rows_does_not_allow(tmp_path, scheduler, trainer, me
         ({"reduce_on_plateau": 1, "reduce_on_plateau_patience": 0}, {}),
     ],
 )
-def test_what_it_allows(tmp_path, scheduler, trainer):
+def test_settings_that_fit_the_number_of_rows(tmp_path, scheduler, trainer):
     assert list(check_trainer_on_data(job_with(tmp_path, scheduler, **trainer), 100, 10)) == []
 
 
@@ -76,6 +76,6 @@ def test_what_it_allows(tmp_path, scheduler, trainer):
         (None, {"early_stop": 3}, "trainer.early_stop"),
     ],
 )
-def test_without_validation_rows_nothing_is_watched(tmp_path, scheduler, trainer, key):
+def test_keys_that_require_validation_rows(tmp_path, scheduler, trainer, key):
     (problem,) = check_trainer_on_data(job_with(tmp_path, scheduler, **trainer), 100, 0)
     assert problem.message == f"{key} has no effect without validation rows; remove it, or add validation rows"
