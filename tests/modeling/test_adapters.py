@@ -77,8 +77,8 @@ def test_a_merge_that_changes_the_model_is_refused(base, tmp_path, monkeypatch):
     model = attached(base, "tied head")
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
-    monkeypatch.setattr("pipelines.modeling.adapters._adapts_tied", lambda *_: False)
-    with pytest.raises(RunError, match="merged into its base, this adapter gives other logits than beside it"):
+    monkeypatch.setattr("pipelines.modeling.adapters._adapts_tied_embeddings", lambda *_: False)
+    with pytest.raises(RunError, match="merged into its base, this adapter gives other logits"):
         merge_adapter(load_causal_lm(base, frozen=True), tmp_path / "tuned")
 
 
@@ -90,7 +90,7 @@ def test_what_was_saved_is_compared_with_what_was_trained(base, tmp_path):
     check_saved(PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned"), tmp_path / "tuned")
     move(model, 0.01)
     model.save_pretrained(tmp_path / "tuned")
-    with pytest.raises(RunError, match="gives other losses than at the end of training"):
+    with pytest.raises(RunError, match="has other losses than at the end of training"):
         check_saved(
             PeftModel.from_pretrained(load_causal_lm(base, frozen=True), tmp_path / "tuned"), tmp_path / "tuned"
         )

@@ -24,7 +24,7 @@ def test_a_folder(tmp_path):
     [
         ("smollm2", "did you mean smollm2-135m-instruct"),
         ("./nowhere", "no such folder"),
-        ("no model at all", "no hub id"),
+        ("no model at all", "nor an id on the Hub"),
     ],
 )
 def test_unknown_models(name, message):
@@ -46,14 +46,14 @@ def test_folders_without_weights_or_with_pickles(tmp_path):
 def test_a_hub_out_of_reach_names_the_embedded_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="hub cannot be reached.*smollm2-135m-instruct needs no hub"):
+    with pytest.raises(ModelError, match="Hub cannot be reached.*smollm2-135m-instruct needs no Hub"):
         find_base_model("someone/some-model-1b")
 
 
 def test_a_tokenizer_without_end(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ModelError, match="names no eos_token"):
+    with pytest.raises(ModelError, match="has no eos_token"):
         load_tokenizer(folder)
 
 

@@ -96,7 +96,7 @@ def test_a_tuned_model_that_was_changed_is_refused(project):  # noqa: F811
     load_tuned(done, load_job(Path("job.yaml")))
     config = json.loads(done.path("model", "adapter_config.json").read_text())
     done.path("model", "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4000}))
-    with pytest.raises(RunError, match="gives other losses than at the end of training"):
+    with pytest.raises(RunError, match="has other losses than at the end of training"):
         load_tuned(done, load_job(Path("job.yaml")))
 
 
