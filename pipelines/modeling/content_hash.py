@@ -1,7 +1,7 @@
-"""Content hashes of files and model folders: what every cached result of a model is filed under.
+"""Content hashes of files and model folders, which are the keys of cached results.
 
-Every byte counts. A hash is remembered by the file's path, size, modification time, change time and inode, so that hashing a
-model of gigabytes costs milliseconds from the second time on.
+The whole content is hashed. Hashes are cached by the file's path, size, modification time, change time and inode, so that
+hashing a model of gigabytes takes milliseconds after the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.storage.cache import cache_folder
 
 IGNORED_NAMES = {TRAINING_FILE, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md"}
-"""Files that change nothing in what a model computes: documentation, and how a tuned model was trained."""
+"""Files without effect on a model: documentation, and the record of its training."""
 IGNORED_SUFFIXES = {
     ".md",
     ".pdf",
@@ -40,16 +40,16 @@ IGNORED_SUFFIXES = {
     ".onnx",
     ".gguf",
 }
-"""Documentation, code and weights in formats that are never read."""
+"""Suffixes of documentation, of code and of weights in formats that are never read."""
 TEMPLATE_FOLDER = "additional_chat_templates"
-"""The only subfolder of a model folder that is read."""
+"""The only subfolder that the tokenizer reads."""
 SETTLED_SECONDS = 2.0
-"""A file changed more recently than this may change again within the resolution of its timestamps; its hash is not remembered."""
+"""A file changed more recently may change again within the resolution of its timestamps, so its hash is not cached."""
 
 
 def fingerprint(folder: Path) -> str:
-    """The first 16 hex digits of a SHA-256 over names and contents of the files that a model folder (or an adapter's) is
-    loaded from: weights, config, generation config, tokenizer, chat templates. Raises OSError."""
+    """16 hex digits of the SHA-256 over names and contents of the files from which a model or an adapter is loaded: weights,
+    config, generation config, tokenizer and chat templates. Raises OSError."""
     digest = hashlib.sha256()
     for path in sorted(_model_files(folder)):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\0".encode())
@@ -57,31 +57,31 @@ def fingerprint(folder: Path) -> str:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    for place in (folder, folder / TEMPLATE_FOLDER):
-        if not place.is_dir():
+    for directory in (folder, folder / TEMPLATE_FOLDER):
+        if not directory.is_dir():
             continue
-        for path in place.iterdir():
+        for path in directory.iterdir():
             ignored = path.name in IGNORED_NAMES or path.suffix.lower() in IGNORED_SUFFIXES or path.name.startswith(".")
             if path.is_file() and not ignored:
                 yield path
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content in hex: remembered, or computed and remembered. Raises OSError."""
+    """The SHA-256 of a file's content in hex, from the cache or computed and cached. Raises OSError."""
     path = path.resolve()
     before = _identity(path)
     entry = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(entry.read_text(encoding="utf-8"))
-        if known["identity"] == before:
-            return str(known["sha256"])
+        cached = json.loads(entry.read_text(encoding="utf-8"))
+        if cached["identity"] == before:
+            return str(cached["sha256"])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    settled = time.time_ns() - max(before[1:3]) > SETTLED_SECONDS * 1e9
-    if settled and _identity(path) == before:
-        # A cache that cannot be written costs time, not the run.
+    is_settled = time.time_ns() - max(before[1:3]) > SETTLED_SECONDS * 1e9
+    if is_settled and _identity(path) == before:
+        # Without a writable cache the hash is computed again next time.
         with contextlib.suppress(OSError):
-            _remember(entry, {"identity": before, "sha256": sha256})
+            _write_entry(entry, {"identity": before, "sha256": sha256})
     return sha256
 
 
@@ -91,8 +91,8 @@ def _identity(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _remember(entry: Path, known: dict[str, object]) -> None:
+def _write_entry(entry: Path, content: dict[str, object]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = entry.with_suffix(f".{os.getpid()}.partial")
-    temporary.write_text(json.dumps(known), encoding="utf-8")
-    temporary.replace(entry)
+    partial = entry.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(entry)

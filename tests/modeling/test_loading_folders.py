@@ -190,8 +190,8 @@ def test_a_whole_adapter(folder, adapter):
             lambda a: rewrite(a, lambda t: {n: v[:1] if "lora_A" in n else v for n, v in t.items()}, FILE),
             "does not fit this base",
         ),
-        (lambda a: (a / FILE).write_bytes((a / FILE).read_bytes()[:-9]), "is cut off"),
-        (lambda a: (a / FILE).unlink(), f"holds no {FILE}"),
+        (lambda a: (a / FILE).write_bytes((a / FILE).read_bytes()[:-9]), "is truncated"),
+        (lambda a: (a / FILE).unlink(), f"has no {FILE}"),
         (lambda a: edit(a / "adapter_config.json", peft_type="NOVEL"), "does not fit this base"),
         (
             lambda a: edit(a / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.X"}),

@@ -69,7 +69,7 @@ def test_a_file_that_names_code(tmp_path, files):
     ],
 )
 def test_a_config_that_names_code(tmp_path, config):
-    assert "(config.json), which alfine does not run" in refused(make_folder(tmp_path / "m", config))
+    assert "(config.json), which alfine does not execute" in refused(make_folder(tmp_path / "m", config))
 
 
 def test_a_folder_that_holds_a_generate_function(tmp_path):
@@ -83,11 +83,11 @@ def test_a_folder_that_holds_a_generate_function(tmp_path):
     [
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized weights (gptq)"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantized weights (awq)"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "of type t5, which is an encoder-decoder"),
-        ({"model_type": "whatever"}, "of type whatever, which this transformers has no causal language model for"),
-        ({"model_type": None}, "names no model_type"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "of type t5, an encoder-decoder"),
+        ({"model_type": "whatever"}, "of type whatever, for which this transformers has no causal language model"),
+        ({"model_type": None}, "has no model_type"),
         ({"num_hidden_layers": 3}, "says 3 layers, its weights have no layer 2"),
-        ({"vocab_size": 13}, "says vocab_size 13, its weights have rows for 12 tokens"),
+        ({"vocab_size": 13}, "says vocab_size 13, its weights have 12 token embeddings"),
     ],
 )
 def test_a_config_that_does_not_fit(tmp_path, config, message):

@@ -227,7 +227,7 @@ def test_an_adapter_is_no_base(tmp_path):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
     with pytest.raises(
         ModelError,
-        match=r"holds an adapter \(adapter_config.json\) beside the base's weights.*without the files adapter_\*",
+        match=r"has an adapter \(adapter_config.json\) next to the base's weights.*without the files adapter_\*",
     ):
         reject_adapter(folder)
     (folder / "config.json").unlink()
@@ -259,7 +259,7 @@ def test_check_reads_the_base_and_imports_nothing_heavy(job, tmp_path):
         "import sys; from pipelines.cli import main\n"
         "try: main(['check', 'job.yaml'])\n"
         "except SystemExit as end: print(end.code)\n"
-        "print([name for name in ('torch', 'ludwig', 'transformers', 'peft', 'safetensors') if name in sys.modules])"
+        "print([name for name in ('torch', 'ludwig', 'transformers', 'peft', 'safetensors.torch') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split("\n")[:2] == ["2", "[]"]
