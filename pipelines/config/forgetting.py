@@ -42,12 +42,12 @@ class RetentionEvalSettings(Section):
             raise ValueError(f"kind: task needs {' and '.join(missing)} as well, as a task does")
         if self.kind != "task" and len(missing) < 2:
             raise ValueError(
-                f"{next(name for name in templates if name not in missing)} goes with kind: task only; take it out"
+                f"{next(name for name in templates if name not in missing)} goes with kind: task only; remove it"
             )
         usual = type(self).model_fields
         for name in ("metric", "system", "max_new_tokens"):
             if self.kind != "task" and getattr(self, name) != usual[name].default:
-                raise ValueError(f"{name} goes with kind: task only; take it out")
+                raise ValueError(f"{name} goes with kind: task only; remove it")
         return self
 
 
@@ -109,7 +109,7 @@ def strategy_conflicts(job: JobTraits) -> dict[str, str]:
     if job.num_tasks is not None and job.num_tasks < 2:
         conflicts["multitask"] = "multitask needs two tasks or more"
     if job.adapter is not None:
-        conflicts["full"] = "full trains every weight; take the section adapter out"
+        conflicts["full"] = "full trains every weight; remove the section adapter"
     else:
         conflicts["peft"] = "peft needs the section adapter, as in adapter: {type: lora, r: 16}"
     return {name: reason for name, reason in conflicts.items() if reason is not None}
@@ -166,10 +166,10 @@ class Forgetting(_StrategySections):
         possible = [word for word in strategy_words() if word not in (info.context or {}).get("refused", ())]
         for word in re.split(r"\s*\+\s*", strategy.strip()):
             if word not in strategy_words():
-                near = did_you_mean(word, possible)
+                similar = did_you_mean(word, possible)
                 combinable = ", ".join(word for word in possible if word not in ("auto", "none"))
                 choices = f"write auto, none, or one or more of {combinable}, joined by +"
-                raise ValueError(f"unknown strategy {word!r}; {f'did you mean {near}?' if near else choices}")
+                raise ValueError(f"unknown strategy {word!r}; {f'did you mean {similar}?' if similar else choices}")
         return strategy
 
     @model_validator(mode="after")
@@ -177,23 +177,20 @@ class Forgetting(_StrategySections):
         for name in STRATEGIES:
             if getattr(self, name) is not None and name not in self.strategies:
                 both = f"write strategy: {self._with(name)} to use it"
-                raise ValueError(f"{name} has settings, but strategy is {self.strategy}; take {name} out, or {both}")
+                raise ValueError(f"{name} has settings, but strategy is {self.strategy}; remove {name}, or {both}")
         if self.evals == {}:
             raise ValueError("evals is empty; write evals: none, or evals: bundled")
         if self.eval_steps is not None and self.evals == "none":
-            raise ValueError(
-                "eval_steps has no effect with evals: none, since there is nothing to measure; take it out"
-            )
+            raise ValueError("eval_steps has no effect with evals: none, since there is nothing to measure; remove it")
         if self.max_regression and self.eval_steps is None:
             raise ValueError(
                 "max_regression needs eval_steps, the steps between two measurements, as in eval_steps: 20"
             )
-        if strange := set(self.max_regression) - set(self.eval_names):
-            name = sorted(strange)[0]
-            near = did_you_mean(name, self.eval_names)
-            advice = (
-                f"did you mean {near}?" if near else f"the retention evals are {', '.join(self.eval_names) or 'none'}"
-            )
+        if unknown := sorted(set(self.max_regression) - set(self.eval_names)):
+            name = unknown[0]
+            similar = did_you_mean(name, self.eval_names)
+            known = ", ".join(self.eval_names) or "none"
+            advice = f"did you mean {similar}?" if similar else f"the retention evals are {known}"
             raise ValueError(f"max_regression.{name}: there is no such retention eval; {advice}")
         return self
 

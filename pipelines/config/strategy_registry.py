@@ -40,7 +40,7 @@ class StrategySettings(Section):
     """The keys that name a model."""
 
     def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:
-        """Yields each key whose value has no effect in `job`, with the reason: `without an adapter; take it out`."""
+        """Yields each key whose value has no effect in `job`, with the reason: `without an adapter; remove it`."""
         return iter(())
 
 

@@ -83,7 +83,7 @@ def _check_adapter_scales(adapter: Path) -> None:
             weight = name.removeprefix("base_model.model.")
             raise ConfigError(
                 f"pipeline.forgetting.strategy: interpolate scales LoRA's matrices, and {weight} is trained as well; "
-                f"take replay+distill"
+                f"use replay+distill"
             )
 
 

@@ -86,7 +86,7 @@ def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
         weight_name = uncovered[0].removeprefix("base_model.model.").replace(".default", "")
         raise ConfigError(
             f"pipeline.forgetting.strategy: {name} covers LoRA's matrices of linear layers, and {weight_name} is "
-            f"trained as well; take it out of adapter.target_modules, or take replay+distill"
+            f"trained as well; remove it from adapter.target_modules, or use replay+distill"
         )
     if not disabled_adapter_is_base(model):
         raise ConfigError(

@@ -30,7 +30,7 @@ class NoiseSettings(StrategySettings):
 
     def unused_keys(self, job):
         if self.rows is not None and job.adapter is not None:
-            yield "rows", "under an adapter; take it out"
+            yield "rows", "under an adapter; remove it"
 
 
 class Noise(Strategy):
@@ -130,10 +130,10 @@ print("NoiseSettings" in Pipeline.model_json_schema()["$defs"], [name for name i
         "pipeline.forgetting.strategy: unknown strategy 'nosie'; did you mean noise?",
         "not used",
         "->",
-        "pipeline.forgetting: noise has settings, but strategy is ewc; take noise out, or write strategy: ewc+noise to use it",
+        "pipeline.forgetting: noise has settings, but strategy is ewc; remove noise, or write strategy: ewc+noise to use it",
         "unused",
         "->",
-        "pipeline.forgetting: noise.rows has no effect under an adapter; take it out",
+        "pipeline.forgetting: noise.rows has no effect under an adapter; remove it",
         "value",
         "->",
         "pipeline.forgetting.noise.sigma must be at least 0, found -1",

@@ -19,7 +19,12 @@ from pipelines.modeling.loading import load_causal_lm
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
-from tests.forgetting.test_continual import guarded, own_general_rows, run_second, second_job  # noqa: F401  # fixtures
+from tests.forgetting.continual_jobs import (  # noqa: F401  # fixtures
+    bundled_rows,
+    project_with_evals,
+    run_second_job,
+    write_second_job,
+)
 from tests.jobs import make_job, project, run, run_training  # noqa: F401  # fixtures
 from tests.modeling.adapter_cases import make_biased
 
@@ -32,7 +37,7 @@ STILL = ("trainer.learning_rate=1e-12", "trainer.epochs=1")
 @pytest.mark.parametrize(
     "options", ["", ", init_lora_weights: pissa", ", init_lora_weights: olora", ", bias_type: all"]
 )
-def test_a_training_that_does_not_move_does_not_drift(guarded, options):  # noqa: F811
+def test_a_training_that_does_not_move_does_not_drift(project_with_evals, options):  # noqa: F811
     shutil.rmtree("base")
     make_biased(Path("base"))
     still = run("still", f"adapter={{{LORA}{options}}}", *STILL)
@@ -109,16 +114,16 @@ def test_names_are_checked_before_anything_is_done(project):  # noqa: F811
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ("ewc", "ewc holds LoRA's matrices of linear layers, and model.embed_tokens.lora_embedding_A is trained"),
-        ("l2sp", "l2sp holds LoRA's"),
+        ("ewc", "ewc covers LoRA's matrices of linear layers, and model.embed_tokens.lora_embedding_A is trained"),
+        ("l2sp", "l2sp covers LoRA's"),
     ],
 )
-def test_springs_that_would_leave_something_loose_are_refused(guarded, strategy, message):  # noqa: F811
+def test_penalties_that_do_not_cover_every_trained_weight_are_refused(project_with_evals, strategy, message):  # noqa: F811
     with pytest.raises(ConfigError, match=message):
         run("one", f"pipeline.forgetting.strategy={strategy}", "adapter.target_modules=[embed_tokens, q_proj]")
 
 
-def test_springs_beside_layers_that_are_frozen(guarded):  # noqa: F811
+def test_penalties_with_frozen_layers(project_with_evals):  # noqa: F811
     for strategy in ("ewc", "si"):
         done = run(
             strategy, f"pipeline.forgetting.strategy={strategy}+distill", "trainer.layers_to_freeze_regex=layers\\.0"
@@ -128,10 +133,10 @@ def test_springs_beside_layers_that_are_frozen(guarded):  # noqa: F811
         assert history["trainable_parameters"] == 4 * (32 + 32) + 4 * (16 + 32)
 
 
-def test_a_job_after_one_that_adapted_a_tied_head(guarded):  # noqa: F811
+def test_a_job_after_one_that_adapted_a_tied_head(project_with_evals):  # noqa: F811
     run("one", "adapter.target_modules=[lm_head, q_proj]")
-    second_job(strategy="none")
-    second = run_second("two")
+    write_second_job(strategy="none")
+    second = run_second_job("two")
     assert json.loads(second.path("start", "config.json").read_text())["tie_word_embeddings"] is False
     said = {
         line["row"]: line["completion"]

@@ -67,9 +67,9 @@ class DistillSettings(StrategySettings):
         if self.teacher is not None and self.apply_to != "task":
             raise ValueError("a teacher is used on the tasks' rows only; write apply_to: task")
         if self.teacher is None and self.top_k != fields["top_k"].default:
-            raise ValueError("top_k has no effect without a teacher; take it out")
+            raise ValueError("top_k has no effect without a teacher; remove it")
         if self.apply_to == "task" and self.fraction != fields["fraction"].default:
-            raise ValueError("fraction has no effect with apply_to: task, which samples no general rows; take it out")
+            raise ValueError("fraction has no effect with apply_to: task, which samples no general rows; remove it")
         return self
 
     def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:

@@ -62,9 +62,9 @@ class EwcSettings(StrategySettings):
 
     def unused_keys(self, job: JobTraits) -> Iterator[tuple[str, str]]:
         if self.gamma != 1 and not job.continues_run:
-            yield "gamma", "without pipeline.continue_from, since it weighs the penalties of earlier jobs; take it out"
+            yield "gamma", "without pipeline.continue_from, since it weighs the penalties of earlier jobs; remove it"
         if self.fisher == "kronecker" and job.adapter is None:
-            yield "fisher", "without an adapter, where the Fisher information is diagonal; take it out"
+            yield "fisher", "without an adapter, where the Fisher information is diagonal; remove it"
 
 
 @dataclass(frozen=True)

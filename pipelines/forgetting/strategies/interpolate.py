@@ -41,7 +41,7 @@ class InterpolateSettings(StrategySettings):
     @model_validator(mode="after")
     def _scale_or_search(self) -> Self:
         if self.scale is not None and self.max_loss_increase != type(self).model_fields["max_loss_increase"].default:
-            raise ValueError("max_loss_increase has no effect beside scale; take one of them out")
+            raise ValueError("max_loss_increase has no effect beside scale; remove one of them")
         return self
 
 

@@ -271,11 +271,11 @@ def build(context: JobContext, settings: SiSettings) -> list[Si]:
 def conflict(job: JobTraits) -> str | None:
     reason = "si trains the base weights temporarily, which is not supported"
     if job.is_quantized:
-        return f"{reason} with quantization; take ewc, or no quantization"
+        return f"{reason} with quantization; use ewc, or no quantization"
     if (message := penalty_conflict("si", job)) is not None:
         return message
     if job.is_base_sharded:
-        return f"{reason} with backend.trainer.fsdp; take ewc, or no fsdp"
+        return f"{reason} with backend.trainer.fsdp; use ewc, or no fsdp"
     return None
 
 
