@@ -17,7 +17,8 @@ CASES = [
     Case(
         "an axolotl config",
         CHECK,
-        config="base_model: a/b\nmicro_batch_size: 2\nsequence_len: 2048\nval_set_size: 0.1\nbf16: true\nadapter: qlora\n",
+        config="base_model: a/b\nmicro_batch_size: 2\nsequence_len: 2048\nval_set_size: 0.1\n"
+        "bf16: true\nadapter: qlora\n",
     ),
     Case(
         "a torchtune config",

@@ -1,4 +1,4 @@
-"""Errors in the sections `adapter`, `quantization`, `backend` and `generation`, and keys of other tools. See `mistakes.py`."""
+"""Errors in `adapter`, `quantization`, `backend` and `generation`, and keys of other tools. See `mistakes.py`."""
 
 from tests.bad_configs import adapter, generation, pipeline, rank, rate, section, task, trainer, with_line
 

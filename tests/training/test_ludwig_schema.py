@@ -26,7 +26,7 @@ def test_the_snapshot_is_that_of_the_installed_ludwig() -> None:
 
 
 def test_ludwig_still_loses_the_ranges_that_a_config_class_inherits() -> None:
-    """`_declared_field` works around it: Ludwig accepts `trainer.epochs: 0` for finetune, although its schema says >= 1."""
+    """`_declared_field` works around it: Ludwig accepts `trainer.epochs: 0` for finetune, against its schema."""
     from ludwig.schema.trainer import ECDTrainerConfig, FineTuneTrainerConfig
 
     assert ECDTrainerConfig.model_fields["epochs"].metadata
