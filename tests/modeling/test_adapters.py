@@ -162,7 +162,7 @@ WRONG = {
         {"target_modules": ["q_proj", "v_prj"]},
         "adapter.target_modules: the base has no module v_prj; did you mean v_proj?",
     ),
-    "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm is no matrix, so lora cannot adapt it"),
+    "a norm": ({"target_modules": ["input_layernorm"]}, "input_layernorm is not a matrix, so lora cannot adapt it"),
     "a pattern": ({"rank_pattern": {"q_prj": 2}}, "adapter.rank_pattern: the base has no module q_prj"),
 }
 
@@ -181,7 +181,7 @@ def test_a_model_without_default_targets_and_what_peft_refuses(base):
     model = load_causal_lm(base, frozen=True)
     model.config.model_type = "new_kind"
     without = config_of("lora").model_copy(update={"target_modules": None})
-    named = r"PEFT has none for lora on new_kind; write some of \[q_proj, k_proj, v_proj, o_proj"
+    named = r"PEFT has no defaults for lora on new_kind; write some of \[q_proj, k_proj, v_proj, o_proj"
     with pytest.raises(ConfigError, match=named), peft_errors_as_config_error(model, without):
         raise ValueError("Please specify `target_modules` in `peft_config`")
     refused = "adapter: PEFT cannot attach c3a to this model: The block size should be a factor"

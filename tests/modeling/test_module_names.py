@@ -101,7 +101,7 @@ WRONG = {
     ),
     "a norm": (
         lora(target_modules=["q_proj", "input_layernorm"]),
-        "input_layernorm is no matrix, so lora cannot adapt it; the matrices are",
+        "input_layernorm is not a matrix, so lora cannot adapt it; the matrices are",
     ),
     "rank_pattern": (
         lora(target_modules=["q_proj"], rank_pattern={"q_prj": 2}),
@@ -113,7 +113,7 @@ WRONG = {
     ),
     "a pattern beside the targets": (
         lora(target_modules=["q_proj"], rank_pattern={"down_proj": 2}),
-        "down_proj is no target of the adapter",
+        "down_proj is not a target of the adapter",
     ),
     "a pattern that is none": (
         lora(target_modules=["q_proj"], rank_pattern={"q_proj(": 2}),
@@ -133,7 +133,7 @@ WRONG = {
     ),
     "a part of a tied matrix": (
         lora(target_modules=["q_proj", "lm_head"], init_lora_weights="pissa"),
-        "adapter.init_lora_weights: pissa takes a part out of the matrices of target_modules, and one of them is the base's tied",
+        "adapter.init_lora_weights: pissa subtracts a part of the matrices of target_modules, and one of them is the base's tied",
     ),
     "of another type": (
         {"type": "vera", "target_modules": ["q_proj", "k_porj"]},
@@ -185,7 +185,7 @@ def test_a_file_that_leaves_out_the_first_part_of_the_names(job, tmp_path):
 def test_a_model_for_which_peft_knows_no_targets(job, tmp_path):
     folder = write_model(tmp_path / "base", LLAMA, "arcee")
     assert found(job(lora()), folder) == [
-        f"job.yaml:3: adapter.target_modules is missing, and PEFT has none for lora on arcee; write some of [{MATRICES}]"
+        f"job.yaml:3: adapter.target_modules is missing, and PEFT has no defaults for lora on arcee; write some of [{MATRICES}]"
     ]
     check_module_names(job(lora(target_modules=["q_proj"])), folder)
 

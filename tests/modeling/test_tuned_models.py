@@ -69,7 +69,7 @@ def test_a_part_of_a_tied_matrix_is_not_taken_out(make_job):  # noqa: F811
     job, prepared, base = make_job(
         {"type": "lora", "r": 4, "target_modules": ["lm_head"], "init_lora_weights": "olora"}
     )
-    with pytest.raises(ConfigError, match="olora takes a part out of .* tied embedding and output layer"):
+    with pytest.raises(ConfigError, match="olora subtracts a part of .* tied embedding and output layer"):
         run_training(job, prepared, base)
 
 

@@ -55,7 +55,7 @@ def test_every_optimizer_is_created_and_uses_the_learning_rate(name):
     [
         ("layers.9", "matches no weight of the model; the trained weights are named like 1.weight"),
         (".", "matches all 2 trained weights, so nothing would be trained"),
-        ("^0", "matches only weights that are not trained anyway"),
+        ("^0", "matches only weights that are not trained"),
     ],
 )
 def test_layers_to_freeze_must_match_some_trained_weights_but_not_all(regex, message):
