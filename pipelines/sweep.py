@@ -19,8 +19,7 @@ from pipelines.config.messages import did_you_mean
 from pipelines.config.strategy_registry import STRATEGIES, default_sweep_variants
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
-from pipelines.evaluation.retention import retention_eval_configs
-from pipelines.evaluation.retention_files import bundled_file
+from pipelines.evaluation.retention_files import bundled_file, retention_eval_configs
 from pipelines.report.sweep import BASELINE, VALIDATION_EVAL
 from pipelines.run import run_job
 from pipelines.storage.files import write_json

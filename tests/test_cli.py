@@ -47,6 +47,16 @@ def test_help_and_check_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_no_command_imports_torch_before_it_has_read_its_arguments():
+    code = (
+        "import sys; from pipelines.cli import VERBS, main\n"
+        "assert all(main.get_command(None, name) for name in VERBS)\n"
+        "sys.exit(str({'torch', 'ludwig', 'transformers', 'peft', 'scipy', 'matplotlib'} & set(sys.modules) or ''))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.stderr.strip() == ""
+
+
 def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
     (folder / "rows.jsonl").write_text(rows)
     task = {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{l}", "metric": "exact_match", **task}

@@ -33,5 +33,5 @@ def runs(folders: tuple[Path, ...]) -> None:
         prepare_sandbox_of(*finished)
         print_runs([analyse(folder) for folder in finished], Console(highlight=False))
     for run in selected:
-        if run.folder not in finished and "models" not in run.manifest:
+        if run.folder not in finished and "models" not in run.manifest:  # not a comparison
             click.echo(f"{run.folder}: not finished; resume it with: {run.command}")
