@@ -37,25 +37,36 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tuned: Sequence[dict]) -> Path:
-    """A run whose tasks have these metrics and whose models gave these lines."""
+    """A run with these metrics by task and these completions of both models."""
     write_lines(folder / "base" / "completions.jsonl", base)
     write_lines(folder / "tuned" / "completions.jsonl", tuned)
-    data = {
-        task: {
-            "train": 370,
-            "validation": 72,
-            "test": sum(record["task"] == task for record in base),
-            "file": f"data/{task}.jsonl",
-        }
-        for task in metrics
+    rows = {task: sum(record["task"] == task for record in base) for task in metrics}
+    config = {
+        "pipeline": {
+            "tasks": {task: {"data": f"data/{task}.jsonl", "metric": metric} for task, metric in metrics.items()}
+        },
+        "model_type": "llm",
+        "base_model": "smollm2-135m-instruct",
+        "adapter": {"type": "lora", "r": 16},
+        "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002, "batch_size": 8},
     }
-    manifest = {
+    (folder / "model").mkdir()
+    (folder / "model" / "training.json").write_text(json.dumps(_training()))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(folder.name, rows)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def _manifest(name: str, rows: Mapping[str, int]) -> dict[str, Any]:
+    """`rows`: the number of test rows by task."""
+    seconds = {"prepare": 1.7, "eval_base": 201.8, "train": 375.0, "eval_tuned": 96.4, "report": 4.2}
+    return {
         "format_version": 1,
-        "name": folder.name,
+        "name": name,
         "base_model": "smollm2-135m-instruct",
         "seed": 42,
         "config": "job.yaml",
-        "command": f"alfine run ludwig_configs/quickstart.yaml --name {folder.name}",
+        "command": f"alfine run ludwig_configs/quickstart.yaml --name {name}",
         "versions": {
             "python": "3.12.1",
             "ludwig": "0.17.10",
@@ -66,28 +77,19 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
         "generation": {"do_sample": False, "max_new_tokens": 96},
         "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 23.5, "gpu": None},
         "stages": {
-            stage: {"seconds": seconds, "finished": "2026-01-01T00:00:00Z", "inputs": "a"}
-            for stage, seconds in {
-                "prepare": 1.7,
-                "eval_base": 201.8,
-                "train": 375.0,
-                "eval_tuned": 96.4,
-                "report": 4.2,
-            }.items()
+            stage: {"seconds": value, "finished": "2026-01-01T00:00:00Z", "inputs": "a"}
+            for stage, value in seconds.items()
         },
-        "data": data,
-    }
-    config = {
-        "pipeline": {
-            "tasks": {task: {"data": f"data/{task}.jsonl", "metric": metric} for task, metric in metrics.items()}
+        "data": {
+            task: {"train": 370, "validation": 72, "test": number, "file": f"data/{task}.jsonl"}
+            for task, number in rows.items()
         },
-        "model_type": "llm",
-        "base_model": "smollm2-135m-instruct",
-        "adapter": {"type": "lora", "r": 16},
-        "trainer": {"type": "finetune", "epochs": 2, "learning_rate": 0.0002, "batch_size": 8},
     }
+
+
+def _training() -> dict[str, Any]:
     rng = random.Random(1)
-    training = {
+    return {
         "steps": 188,
         "rows": 747,
         "supervised_tokens": 32768,
@@ -103,11 +105,6 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
         "parameters": 139400000,
         "peak_memory_bytes": 4_200_000_000,
     }
-    (folder / "model").mkdir()
-    (folder / "model" / "training.json").write_text(json.dumps(training))
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return folder
 
 
 def make_run(folder: Path, rows: int = 40, base_answer: str = "The review is {}.", tuned_answer: str = "{}") -> Path:
