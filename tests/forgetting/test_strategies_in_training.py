@@ -31,7 +31,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def few_general_rows(tmp_path, monkeypatch):
-    """A dozen rows of the bundled files: byte tokens make them long."""
+    """A dozen short rows in place of the bundled files, which byte tokens would make long."""
     for name, columns in (("passages", "text"), ("instructions", "instruction")):
         folder = tmp_path / "bundled" / "general"
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,31 +52,31 @@ def history_of(run):
 
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
-def test_switched_off_they_change_no_bit(make_job, adapter):
+def test_strategies_with_weight_zero_change_no_bit(make_job, adapter):
     job, run, base = make_job(adapter, **ADAM)
     run_training(job, run, base)
     plain = weights_of(run)
     off = {"strategy": "+".join(OFF), **OFF}
     job, run, base = make_job(adapter, name="off", forgetting=off, **ADAM)
     run_training(job, run, base)
-    found = weights_of(run)
-    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    weights = weights_of(run)
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
 
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize("strategy", KINDS)
-def test_each_holds_the_weights_back_and_says_by_how_much(make_job, adapter, strategy):
-    moved = []
-    for name, forgetting in (("plain", "none"), ("held", {"strategy": strategy, **_strong(strategy)})):
+def test_every_strategy_reduces_the_distance_and_reports_its_losses(make_job, adapter, strategy):
+    distances = []
+    for name, forgetting in (("plain", "none"), ("protected", {"strategy": strategy, **_strong(strategy)})):
         job, run, base = make_job(adapter, name=name, forgetting=forgetting, epochs=3, **ADAM)
         run_training(job, run, base)
-        moved.append(_distance(run, base, adapter))
-    terms = history_of(run)["forgetting"]
-    assert len(terms) == 9 and [entry["step"] for entry in terms] == list(range(1, 10))
-    assert any(value for entry in terms for name, value in entry.items() if name in strategy)
-    assert any(entry["penalty_to_task_grad_norm_ratio"] for entry in terms)
+        distances.append(_distance(run, base, adapter))
+    history = history_of(run)["forgetting"]
+    assert len(history) == 9 and [entry["step"] for entry in history] == list(range(1, 10))
+    assert any(value for entry in history for name, value in entry.items() if name in strategy)
+    assert any(entry["penalty_to_task_grad_norm_ratio"] for entry in history)
     if strategy != "replay":
-        assert moved[1] < moved[0]
+        assert distances[1] < distances[0]
 
 
 def _strong(strategy):
@@ -95,12 +95,12 @@ def _distance(run, base, adapter):
     if adapter is None:
         start = load_file(base / "model.safetensors")
         return float(sum((weights[name] - start[name]).square().sum() for name in start))
-    ups = [name for name in weights if "lora_B" in name]
-    return float(sum((weights[up] @ weights[up.replace("lora_B", "lora_A")]).square().sum() for up in ups))
+    pairs = [(name, name.replace("lora_B", "lora_A")) for name in weights if "lora_B" in name]
+    return float(sum((weights[lora_B] @ weights[lora_A]).square().sum() for lora_B, lora_A in pairs))
 
 
 @pytest.mark.parametrize("strategy", ["ewc+l2sp", "si", "replay+distill"])
-def test_a_resumed_run_equals_the_undisturbed_one(make_job, strategy):
+def test_a_resumed_run_equals_the_uninterrupted_one(make_job, strategy):
     settings = {"epochs": 2, "steps_per_checkpoint": 2, **ADAM}
     job, run, base = make_job(LORA, forgetting=strategy, **settings)
     run_training(job, run, base)
@@ -114,17 +114,17 @@ def test_a_resumed_run_equals_the_undisturbed_one(make_job, strategy):
     with pytest.raises(KeyboardInterrupt):
         train(job, again, base, stop_after_five)
     run_training(job, again, base)
-    whole, resumed = weights_of(run), weights_of(again)
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    uninterrupted, resumed = weights_of(run), weights_of(again)
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
     assert history_of(again)["forgetting"] == history_of(run)["forgetting"]
     if strategy == "si":
-        kept = [load_file(one.path("forgetting", "si.safetensors")) for one in (run, again)]
-        assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+        first, second = (load_file(folder.path("forgetting", "si.safetensors")) for folder in (run, again))
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
-def test_accumulation_does_not_change_what_they_do(make_job, adapter):
-    found = []
+def test_gradient_accumulation_does_not_change_the_strategies(make_job, adapter):
+    results = []
     for accumulate in (1, 3):
         job, run, base = make_job(
             adapter,
@@ -134,15 +134,15 @@ def test_accumulation_does_not_change_what_they_do(make_job, adapter):
             gradient_accumulation_steps=accumulate,
         )
         run_training(job, run, base)
-        found.append((weights_of(run), history_of(run)["forgetting"]))
-    for name, weight in found[0][0].items():
-        torch.testing.assert_close(weight, found[1][0][name], atol=1e-5, rtol=1e-5)
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
+        results.append((weights_of(run), history_of(run)["forgetting"]))
+    for name, weight in results[0][0].items():
+        torch.testing.assert_close(weight, results[1][0][name], atol=1e-5, rtol=1e-5)
+    for entry, accumulated in zip(results[0][1], results[1][1], strict=True):
+        assert entry == pytest.approx(accumulated, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
-def test_interpolation_goes_back_as_far_as_its_budget_asks(make_job, adapter):
+def test_interpolation_chooses_the_largest_allowed_scale(make_job, adapter):
     job, run, base = make_job(adapter, name="plain", **ADAM)
     run_training(job, run, base)
     tuned = weights_of(run)
@@ -158,6 +158,6 @@ def test_interpolation_goes_back_as_far_as_its_budget_asks(make_job, adapter):
         adapter, name="none", forgetting={"strategy": "interpolate", "interpolate": {"max_loss_increase": 0.0}}, **ADAM
     )
     run_training(job, run, base)
-    found = history_of(run)["interpolate"]
-    losses = {entry["scale"]: entry["loss"] for entry in found["general_loss"]}
-    assert found["scale"] == max(scale for scale, loss in losses.items() if loss <= losses[0.0])
+    result = history_of(run)["interpolate"]
+    losses = {entry["scale"]: entry["loss"] for entry in result["general_loss"]}
+    assert result["scale"] == max(scale for scale, loss in losses.items() if loss <= losses[0.0])
