@@ -1,8 +1,8 @@
 """PEFT adapters: attaching, disabling, saving and merging them, each checked against the base model's logits.
 
-Some of PEFT's types and options rewrite the base's weights when they are attached (PiSSA, OLoRA), train weights that remain
-when the adapter is disabled (biases), or share one matrix between two modules of which only one is adapted (a tied output
-layer). Whether an operation is exact is therefore measured: logits of the probe batch are compared.
+Some of PEFT's types and options rewrite the base's weights when they are attached (PiSSA, OLoRA), train weights that
+remain when the adapter is disabled (biases), or share one matrix between two modules of which only one is adapted (a
+tied output layer). Whether an operation is exact is therefore measured: logits of the probe batch are compared.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def raise_on_weight_mismatch(
     subject: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
 ) -> None:
-    """Raises ModelError, one line that starts with `subject`, if any of the three collections of weight names is not empty."""
+    """Raises ModelError, one line that starts with `subject`, unless all three collections of names are empty."""
     problems = [
         f"{problem}: {', '.join(sorted(names)[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         for problem, names in (
@@ -205,7 +205,7 @@ def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
-    """Saves the adapter to `folder` as one for the original base model. `initial` is the `subtracted_init` of its start."""
+    """Saves the adapter to `folder` as one for the original base model. `initial`: `subtracted_init` at its start."""
     # The base's embeddings are not part of an adapter, but PEFT adds them if it adapts them.
     model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
     if initial:
@@ -256,8 +256,8 @@ def check_saved(model: torch.nn.Module, folder: Path) -> None:
 def merge_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
     """The base `model` with the adapter of the folder `adapter` merged into its weights.
 
-    If one of two tied matrices is adapted, both become separate weights. Raises RunError if the logits of the merged model
-    are not those of the base with the adapter attached.
+    If one of two tied matrices is adapted, both become separate weights. Raises RunError if the logits of the merged
+    model are not those of the base with the adapter attached.
     """
     fp32 = is_fp32(model)
     if _adapts_tied_embeddings(model, adapter):

@@ -53,8 +53,8 @@ def prefix_tree_attention(
         if prefix_len > length or (sliding_window is not None and prefix_len + length > sliding_window):
             mask = _suffix_mask(prefix_len, length, sliding_window, query.device)
             query_segments = (segment,)
-        # Without a mask, SDPA is causal from the first token on, so the prefix is queried again. That is faster than a mask
-        # as long as the prefix is no longer than the segment.
+        # Without a mask, SDPA is causal from the first token on, so the prefix is queried again. That is faster than
+        # a mask as long as the prefix is no longer than the segment.
         output, _ = sdpa_attention_forward(
             module,
             _concatenate(queries, query_segments),
@@ -73,7 +73,7 @@ def _concatenate(tensors: Sequence[torch.Tensor], segments: Sequence[int]) -> to
 
 
 def _suffix_mask(prefix_len: int, length: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
-    """The causal mask of the last `length` of `prefix_len + length` tokens: bool [1, 1, length, prefix_len + length]."""
+    """The causal mask of the last `length` tokens: bool [1, 1, length, prefix_len + length]."""
     position = torch.arange(prefix_len + length, device=device)
     distance = position[prefix_len:, None] - position[None, :]
     visible = distance >= 0

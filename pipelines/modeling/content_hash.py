@@ -1,7 +1,7 @@
 """Content hashes of files and model folders, which are the keys of cached results.
 
-The whole content is hashed. Hashes are cached by the file's path, size, modification time, change time and inode, so that
-hashing a model of gigabytes takes milliseconds after the first time.
+The whole content is hashed. Hashes are cached by the file's path, size, modification time, change time and inode, so
+that hashing a model of gigabytes takes milliseconds after the first time.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SETTLED_SECONDS = 2.0
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits of the SHA-256 over names and contents of the files from which a model or an adapter is loaded: weights,
-    config, generation config, tokenizer and chat templates. Raises OSError."""
+    """16 hex digits of the SHA-256 over names and contents of the files from which a model or an adapter is loaded:
+    weights, config, generation config, tokenizer and chat templates. Raises OSError."""
     digest = hashlib.sha256()
     for path in sorted(_model_files(folder)):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\0".encode())

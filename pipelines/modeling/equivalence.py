@@ -13,7 +13,7 @@ MEAN_RELATIVE_ERROR = 0.1
 
 
 def probe_batch(model: torch.nn.Module) -> TokenSequences:
-    """Three sequences, two with a shared prefix, of random tokens from the middle of the vocabulary, where none is special."""
+    """Three sequences, two with a shared prefix, of tokens from the middle of the vocabulary, where none is special."""
     vocabulary_size = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     rng = np.random.default_rng(0)
     prefix, first, second, unrelated = (
@@ -36,7 +36,7 @@ def probe_logits(model: torch.nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def probe_losses(model: torch.nn.Module) -> torch.Tensor:
-    """The loss of each supervised token of the probe batch without dropout, in nats: fp32 [supervised tokens] on the CPU."""
+    """The loss of each supervised token of the probe batch without dropout, in nats: fp32 on the CPU."""
     was_training = model.training
     model.eval()
     losses = token_losses(model, probe_batch(model))

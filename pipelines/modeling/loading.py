@@ -24,8 +24,8 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal language model from safetensors, on the GPU if there is one. Code in the folder is never executed.
 
-    `frozen` weights (under an adapter, or for inference) are bf16 on a GPU that supports it. Weights that are trained, and all
-    weights on a CPU, are fp32. `quantization` is the section of the config. Raises ModelError.
+    `frozen` weights (under an adapter, or for inference) are bf16 on a GPU that supports it. Weights that are
+    trained, and all weights on a CPU, are fp32. `quantization` is the section of the config. Raises ModelError.
     """
     has_cuda = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -50,8 +50,9 @@ def load_causal_lm(
 def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
     """The model with all its weights from the folder.
 
-    Raises ModelError if the model cannot be loaded, or if a weight is missing (transformers would initialize it at random),
-    has another shape or is not used by the architecture. transformers itself leaves out tied and ignorable weights.
+    Raises ModelError if the model cannot be loaded, or if a weight is missing (transformers would initialize it at
+    random), has another shape or is not used by the architecture. transformers itself leaves out tied and ignorable
+    weights.
     """
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -72,8 +73,8 @@ def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
 def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
     """A generation config with the ids of the special tokens only.
 
-    Other settings in the folder's generation_config.json or config.json (sampling, penalties, beams, no cache) would affect
-    every `generate` without being in the YAML.
+    Other settings in the folder's generation_config.json or config.json (sampling, penalties, beams, no cache) would
+    affect every `generate` without being in the YAML.
     """
     own = model.generation_config
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
@@ -83,8 +84,8 @@ def neutral_generation_config(model: PreTrainedModel) -> GenerationConfig:
 def select_attention_backend(model: PreTrainedModel) -> None:
     """Sets the fastest attention whose logits equal those of the model's own attention on single sequences.
 
-    Models that carry state from token to token (convolutions, recurrent states), that have attention sinks or that compute
-    positions themselves would otherwise be wrong without an error.
+    Models that carry state from token to token (convolutions, recurrent states), that have attention sinks or that
+    compute positions themselves would otherwise be wrong without an error.
     """
     if not supports_packing(model):
         return

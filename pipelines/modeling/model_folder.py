@@ -19,8 +19,8 @@ from pipelines.errors import ModelError
 from pipelines.modeling.safetensors_header import INDEX, TensorInfo, read_headers
 
 CODE_KEYS = {"auto_map", "custom_pipelines", "custom_generate"}
-"""Keys of a model folder's JSON files that name Python code for transformers to execute. An attention implementation of the
-form `owner/name` is code too: a kernel from the Hub."""
+"""Keys of a model folder's JSON files that name Python code for transformers to execute. An attention implementation
+of the form `owner/name` is code too: a kernel from the Hub."""
 LARGE_JSON_FILES = {"tokenizer.json", "vocab.json", INDEX}
 """JSON files with tokens or the index of weights, without settings. Parsing them takes time."""
 WRAPPER_PREFIXES = {
@@ -56,8 +56,8 @@ def check_model_folder(folder: Path) -> None:
 
 
 def reject_adapter(folder: Path) -> None:
-    """Raises ModelError for an adapter instead of a model, and for an adapter next to a model, which transformers would load
-    into the model without a warning."""
+    """Raises ModelError for an adapter instead of a model, and for an adapter next to a model, which transformers
+    would load into the model without a warning."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return
@@ -68,8 +68,8 @@ def reject_adapter(folder: Path) -> None:
         base = ""
     if (folder / "config.json").is_file():
         raise ModelError(
-            f"model {str(folder)!r} has an adapter (adapter_config.json) next to the base's weights, which would be loaded "
-            f"into the base; write a copy of the folder without the files adapter_*"
+            f"model {str(folder)!r} has an adapter (adapter_config.json) next to the base's weights, which would be "
+            f"loaded into the base; write a copy of the folder without the files adapter_*"
         )
     of = f" of {shorten(base)}" if base else ""
     if (folder.parent / "manifest.json").is_file():
@@ -93,7 +93,8 @@ def _missing_weights(folder: Path) -> str:
 
 
 def _reject_outside_links(folder: Path) -> None:
-    """Raises ModelError for symbolic links to files outside the folder: an untrusted folder could expose any file of this machine.
+    """Raises ModelError for symbolic links to files outside the folder: an untrusted folder could expose any file of
+    this machine.
 
     The cache of the Hub links to its own blobs.
     """
@@ -108,7 +109,7 @@ def _reject_outside_links(folder: Path) -> None:
 
 
 def reject_custom_code(folder: Path) -> None:
-    """Raises ModelError if a file of the folder (of a model, an adapter or a tokenizer) names Python code to execute."""
+    """Raises ModelError if the folder (of a model, an adapter or a tokenizer) names Python code to execute."""
     if (folder / "custom_generate").exists():
         raise _custom_code_error(folder, "custom_generate/", "delete that folder")
     for path in sorted(folder.glob("*.json")):
@@ -189,8 +190,8 @@ def _check_type(folder: Path, config: dict[str, Any]) -> None:
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise ModelError(
-            f"model {str(folder)!r} has quantized weights ({method}), which cannot be fine-tuned here; use the model that "
-            f"was quantized, and write `quantization: {{bits: 4}}` to load it in 4 bits"
+            f"model {str(folder)!r} has quantized weights ({method}), which cannot be fine-tuned here; use the model "
+            f"that was quantized, and write `quantization: {{bits: 4}}` to load it in 4 bits"
         )
 
 

@@ -1,8 +1,8 @@
 """Checks of module names in the config against the base model's modules, which are read from its safetensors headers.
 
-PEFT accepts a list of target modules if one name matches, and ignores a misspelt one. Here every name must match. No torch is
-needed, so `alfine check` can do it. If transformers renames weights while loading, module names are known only for the
-loaded model; `pipelines/modeling/adapters.py` then runs the same checks.
+PEFT accepts a list of target modules if one name matches, and ignores a misspelt one. Here every name must match. No
+torch is needed, so `alfine check` can do it. If transformers renames weights while loading, module names are known
+only for the loaded model; `pipelines/modeling/adapters.py` then runs the same checks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ NON_MATRIX_ADAPTERS = ("ln_tuning",)
 
 @cache
 def defaults() -> dict[str, Any]:
-    """What PEFT and transformers know of model types: `targets`, the model types with default target modules by adapter type, and
-    `renamed`, the model types whose weights are renamed while loading. Written by `python -m pipelines.training.ludwig_schema`."""
+    """What PEFT and transformers know of model types: `targets`, the model types with default target modules by
+    adapter type, and `renamed`, the model types whose weights are renamed while loading. Written by
+    `python -m pipelines.training.ludwig_schema`.
+    """
     return dict(json.loads(Path(__file__).with_name("peft_defaults.json").read_text(encoding="utf-8")))
 
 
@@ -58,7 +60,7 @@ class Modules:
         self.containers = {".".join(path[:depth]) for path in paths for depth in range(1, len(path))} - set(self.shapes)
 
     def match(self, name: str, modules: Iterable[str] | None = None) -> list[str]:
-        """The modules that PEFT adapts for the target `name`: those whose path ends with it; among `modules` if given."""
+        """The modules (among `modules` if given) that PEFT adapts for the target `name`: their paths end with it."""
         modules = self.shapes if modules is None else modules
         # The first part of a path (`model.`, `transformer.`) differs between files and loaded models.
         return [
@@ -141,7 +143,7 @@ def name_problems(adapter: Mapping[str, Any], modules: Modules) -> list[tuple[st
 
 
 def _pattern_message(key: str, pattern: str, value: object, modules: Modules, targets: set[str]) -> str | None:
-    """The message for an entry of `rank_pattern` or `alpha_pattern` that is invalid or has no effect; None if it is fine."""
+    """The message for an entry of `rank_pattern` or `alpha_pattern` that is invalid or has no effect, or None."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         return f"{key}.{shorten(pattern)}: expected a whole number of at least 1, found {shorten(str(value))}"
     try:
@@ -159,16 +161,16 @@ def missing_targets_message(adapter_type: str, model_type: str, modules: Modules
     """The message for an adapter without target modules on a model for which PEFT has no defaults."""
     matrices = ", ".join(modules.matrices())
     return (
-        f"adapter.target_modules is missing, and PEFT has no defaults for {adapter_type} on {model_type}; write some of "
-        f"[{matrices}]"
+        f"adapter.target_modules is missing, and PEFT has no defaults for {adapter_type} on {model_type}; write some "
+        f"of [{matrices}]"
     )
 
 
 def tied_target_message(init: str) -> str:
     """The message for an initialization that subtracts a part of a matrix which is tied to another module."""
     return (
-        f"adapter.init_lora_weights: {init} subtracts a part of the matrices of target_modules, and one of them is the base's "
-        f"tied embedding and output layer; remove it from target_modules, or write init_lora_weights: default"
+        f"adapter.init_lora_weights: {init} subtracts a part of the matrices of target_modules, and one of them is the "
+        f"base's tied embedding and output layer; remove it from target_modules, or write init_lora_weights: default"
     )
 
 
@@ -227,7 +229,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _full_names(weights: Sequence[str]) -> list[str]:
-    """The weights' names in Ludwig: `model.` and the name in the loaded model, whose first part is missing in some files."""
+    """The weights' names in Ludwig: `model.` and the full name, of which some files leave out the first part."""
     prefixes = ("model.", "transformer.", "gpt_neox.", "lm_head.")
     if any(weight.startswith(prefixes) for weight in weights):
         return [f"model.{weight}" for weight in weights]

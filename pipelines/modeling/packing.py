@@ -1,11 +1,12 @@
-"""Forward passes over packed token sequences: no padding, shared prefixes computed once, logits only where the loss counts.
+"""Forward passes over packed token sequences: no padding, shared prefixes computed once, logits only where the loss
+counts.
 
 Sequences are concatenated into one. Attention stays within each sequence and positions restart with it, so losses and
 gradients equal those of a padded batch whose labels are -100 outside of the supervised spans.
 
-A shared prefix is computed once although each of its sequences may supervise other tokens of it. Its hidden states do not
-depend on that: causal attention sees nothing that follows. A token of the prefix counts once for each sequence that
-supervises it, as it does without sharing, since the position that predicts it is selected once for each.
+A shared prefix is computed once although each of its sequences may supervise other tokens of it. Its hidden states do
+not depend on that: causal attention sees nothing that follows. A token of the prefix counts once for each sequence
+that supervises it, as it does without sharing, since the position that predicts it is selected once for each.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from pipelines.modeling.token_sequences import TokenSequences
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together, as seen by the one with this `rank`. In a single process all methods are local.
+    """The processes that train together, as seen by the one with this `rank`. In a single process all methods are
+    local.
 
-    `lockstep`: whether every forward and backward pass involves all processes, because each holds a shard of the weights.
-    All then run the same number of passes.
+    `lockstep`: whether every forward and backward pass involves all processes, because each holds a shard of the
+    weights. All then run the same number of passes.
     """
 
     rank: int = 0
@@ -88,7 +89,7 @@ class ProcessGroup:
         return [float(value) for value in sums]
 
     def broadcast_from_rank0(self, compute: Callable[[], Any]) -> Any:
-        """The value of `compute()` in rank 0, in all processes. The others call it only in lockstep, to run its passes."""
+        """The value of `compute()` in rank 0, for all processes. In lockstep the others call it too, for its passes."""
         if self.world_size == 1:
             return compute()
         value = compute() if self.rank == 0 or self.lockstep else None
@@ -104,7 +105,8 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Runs the block in rank 0 before the others, which then find its results in a cache. In lockstep, in all at once."""
+        """Runs the block in rank 0 before the others, which then find its results cached. In lockstep, all run it at the
+        same time."""
         is_concurrent = self.world_size == 1 or self.lockstep
         if self.rank and not is_concurrent:
             dist.barrier()

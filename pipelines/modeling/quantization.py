@@ -9,7 +9,7 @@ from transformers import BitsAndBytesConfig
 
 
 def bitsandbytes_config(settings: Mapping[str, Any]) -> BitsAndBytesConfig:
-    """The `quantization:` section of a config as transformers' setting, with Ludwig's defaults for what it leaves out."""
+    """transformers' settings for the section `quantization` of a config, with Ludwig's defaults."""
     bits = settings.get("bits", 4)
     return BitsAndBytesConfig(
         load_in_4bit=bits == 4,

@@ -15,9 +15,9 @@ from pipelines.modeling.token_sequences import TokenSequences
 class ReferenceModel:
     """The model before training (TRL's `ref_model`).
 
-    With an adapter it is the trained model with its adapter disabled, which needs no additional memory. If the disabled
-    adapter does not give back the base (see `disabled_adapter_is_base`), the base is loaded a second time. Without an adapter
-    it is a frozen copy of the weights.
+    With an adapter it is the trained model with its adapter disabled, which needs no additional memory. If the
+    disabled adapter does not give back the base (see `disabled_adapter_is_base`), the base is loaded a second time.
+    Without an adapter it is a frozen copy of the weights.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""The tensors of safetensors files, read from their headers: names, dtypes and shapes, without torch and without the weights.
+"""The tensors of safetensors files, read from their headers: names, dtypes and shapes, without torch and without the
+weights.
 
 Format: 8 bytes with the header's length (little endian), the header as JSON, the tensors' bytes. (The safetensors
 repository's README, "Format".)
@@ -63,8 +64,8 @@ def _truncated_error(path: Path, size: int, expected: int) -> ModelError:
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of a model folder by name, from model.safetensors, else from the shards in the index.
 
-    Raises ModelError if transformers would not find all weights: shards without an index, a shard that is missing, truncated
-    or without a tensor that the index assigns to it.
+    Raises ModelError if transformers would not find all weights: shards without an index, a shard that is missing,
+    truncated or without a tensor that the index assigns to it.
     """
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)

@@ -27,8 +27,8 @@ class TokenDataset:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> TokenDataset:
-        """A view of a table with the columns task, input_ids and supervised_spans. The tokens are not copied: those of a
-        memory-mapped file stay on disk."""
+        """A view of a table with the columns task, input_ids and supervised_spans. The tokens are not copied: those
+        of a memory-mapped file stay on disk."""
         encoded = table["task"].combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
         tasks = [names[code] for code in encoded.indices.to_pylist()]

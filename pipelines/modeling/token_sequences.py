@@ -18,8 +18,8 @@ def num_supervised_tokens(spans: Sequence[Span]) -> int:
 
 
 def split_prompt[Tokens: Sequence[int]](input_ids: Tokens, spans: Sequence[Span]) -> tuple[Tokens, Tokens]:
-    """The prompt and the completion of an evaluation: the tokens before the last supervised span, and those in it. Without a
-    span all tokens are the prompt."""
+    """The prompt and the completion of an evaluation: the tokens before the last supervised span, and those in it.
+    Without a span all tokens are the prompt."""
     start, end = spans[-1] if len(spans) else (len(input_ids), len(input_ids))
     return input_ids[:start], input_ids[start:end]  # type: ignore[return-value]  # a slice has the sequence's type
 
@@ -46,8 +46,8 @@ def supervised_indices(spans: Sequence[Span], length: int) -> np.ndarray:
     for start, end in spans:
         if not previous_end <= start < end <= length:
             raise ValueError(
-                f"supervised spans {[tuple(span) for span in spans]} of a sequence of {length} tokens: expected disjoint "
-                f"ranges in order, within 1 to {length}"
+                f"supervised spans {[tuple(span) for span in spans]} of a sequence of {length} tokens: expected "
+                f"disjoint ranges in order, within 1 to {length}"
             )
         previous_end = end
     ranges = [np.arange(start, end) for start, end in spans]
@@ -58,9 +58,9 @@ def supervised_indices(spans: Sequence[Span], length: int) -> np.ndarray:
 class TokenSequences:
     """A batch of tokenized examples.
 
-    `input_ids[i]` holds the token ids of sequence i: int32 [length of i], of any length. `supervised_spans[i]` lists the
-    ranges of its tokens that the loss counts, in order and disjoint: one for a completion, several for a dialogue of
-    which every answer is trained. In Hugging Face's terms, labels are -100 outside of the spans.
+    `input_ids[i]` holds the token ids of sequence i: int32 [length of i], of any length. `supervised_spans[i]` lists
+    the ranges of its tokens that the loss counts, in order and disjoint: one for a completion, several for a dialogue
+    of which every answer is trained. In Hugging Face's terms, labels are -100 outside of the spans.
     """
 
     input_ids: Sequence[np.ndarray]
@@ -109,7 +109,7 @@ class TokenSequences:
         ]
 
     def supervised_indices(self, index: int) -> np.ndarray:
-        """The indices of the supervised tokens within sequence `index`: int64 [supervised tokens]. Raises ValueError."""
+        """The indices of the supervised tokens of sequence `index`: int64 [supervised tokens]. Raises ValueError."""
         return supervised_indices(self.supervised_spans[index], len(self.input_ids[index]))
 
     def key(self, index: int) -> bytes:
@@ -134,7 +134,7 @@ def micro_batches(sequences: TokenSequences, size: int) -> Iterator[TokenSequenc
 
 
 def batch_by_tokens(sequences: TokenSequences, max_tokens: int) -> Iterator[list[int]]:
-    """The indices of consecutive sequences with at most `max_tokens` tokens together; a longer one is a batch by itself."""
+    """Indices of consecutive sequences with up to `max_tokens` tokens in total. A longer one is a batch by itself."""
     batch: list[int] = []
     num_tokens = 0
     for index, ids in enumerate(sequences.input_ids):
