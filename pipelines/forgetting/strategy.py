@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     process_groups = lazy_import("pipelines.modeling.process_group")  # torch
-    penalty = lazy_import("pipelines.forgetting.penalty")  # torch
 
 
 class Strategy:
