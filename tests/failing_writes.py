@@ -1,12 +1,12 @@
-"""Makes every write of a run fail once, with a full disk and an I/O error in turn. No data are lost, no partial file is read as
-complete, and the same command, repeated, ends with the result of an uninterrupted run.
+"""Makes every write of a run fail once, with a full disk and an I/O error in turn. No data are lost, no partial file is
+read as complete, and the same command, repeated, ends with the result of an uninterrupted run.
 
     python -m tests.failing_writes [--first N] [--single N]
 
-A preloaded C library makes the calls of libc fail that Python, Rust and Arrow write with: create, write, flush and rename a file,
-create a folder, in the run's folder and in the cache. The command is started until it ends without a failure; each start fails at
-the first write that has not failed before (with --first, until N have failed). With --single, N of those writes, chosen at random,
-also fail as the only one, each in a new run.
+A preloaded C library makes the calls of libc fail that Python, Rust and Arrow write with: create, write, flush and
+rename a file, create a folder, in the run's folder and in the cache. The command is started until it ends without a
+failure; each start fails at the first write that has not failed before (with --first, until N have failed). With
+--single, N of those writes, chosen at random, also fail as the only one, each in a new run.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def check_files(folder: Path) -> None:
 
 
 def start(name: str, failed_calls: Path, error_number: int) -> int:
-    """Starts the command once. Returns 0 if no write failed, 40 if it ended although one failed (the write was not needed), 41 if
-    it stopped with one line."""
+    """Starts the command once. Returns 0 if no write failed, 40 if it ended although one failed (the write was not
+    needed), 41 if it stopped with one line."""
     log = Path("log")
     log.unlink(missing_ok=True)
     exit_code = run_in_child(lambda: run_command(name, failed_calls, error_number))
@@ -138,8 +138,8 @@ def run_trials(first: int | None, num_single: int, log: Callable[[str], None]) -
     calls = failed_calls.read_text(encoding="utf-8").splitlines()
     kinds = Counter(call.split()[0] for call in calls)
     log(
-        f"{len(calls)} writes failed once each: {exit_codes[41]} stopped with one line, {exit_codes[40]} were not needed; "
-        f"same result"
+        f"{len(calls)} writes failed once each: {exit_codes[41]} stopped with one line, {exit_codes[40]} were not "
+        f"needed; same result"
     )
     log("  " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()))
     rng = random.Random(0)

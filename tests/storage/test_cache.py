@@ -135,8 +135,10 @@ def as_unknown_user(code, **variables):
 
 def test_a_user_id_without_a_name_or_home(tmp_path):
     code = (
-        "import getpass, os\nfrom pathlib import Path\nfrom pipelines.storage.cache import cache_folder, check_cache, ensure_home\n"
-        "ensure_home()\ncheck_cache()\nprint(cache_folder(), Path.home(), getpass.getuser(), oct(os.stat(cache_folder()).st_mode)[-3:], sep='\\n')"
+        "import getpass, os\nfrom pathlib import Path\n"
+        "from pipelines.storage.cache import cache_folder, check_cache, ensure_home\n"
+        "ensure_home()\ncheck_cache()\nmode = oct(os.stat(cache_folder()).st_mode)[-3:]\n"
+        "print(cache_folder(), Path.home(), getpass.getuser(), mode, sep='\\n')"
     )
     home = tmp_path / f"alfine-{NO_NAME}"
     for given in ({}, {"HOME": ""}):
