@@ -12,7 +12,8 @@ import pytest
 from pipelines.scoring.sandbox import run_tests
 
 DATA = Path(__file__).parents[2] / "data"
-LEAST = {"sentiment": (300, 60, 100), "summaries": (150, 30, 60), "code": (200, 40, 80)}
+MIN_ROWS = {"sentiment": (300, 60, 100), "summaries": (150, 30, 60), "code": (200, 40, 80)}
+MAX_SIMILARITY = 0.3
 TEXT = {"sentiment": "review", "summaries": "text", "code": "description"}
 
 
@@ -20,11 +21,12 @@ def rows_of(name):
     return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MIN_ROWS)
 def test_counts(name):
     counts = Counter(row["split"] for row in rows_of(name))
     assert all(
-        counts[split] >= least for split, least in zip(("train", "validation", "test"), LEAST[name], strict=True)
+        counts[split] >= min_rows
+        for split, min_rows in zip(("train", "validation", "test"), MIN_ROWS[name], strict=True)
     )
     assert str(counts["train"]) in (DATA / "README.md").read_text(encoding="utf-8")
 
@@ -40,11 +42,11 @@ def similarities(texts):
             yield shared / len(left | right), a, b
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MIN_ROWS)
 def test_no_near_duplicates_within_or_between_splits(name):
     texts = [row[TEXT[name]] for row in rows_of(name)]
     worst = max(similarities(texts))
-    assert worst[0] < 0.3, f"rows {worst[1] + 1} and {worst[2] + 1} are alike"
+    assert worst[0] < MAX_SIMILARITY, f"rows {worst[1] + 1} and {worst[2] + 1} are near-duplicates"
 
 
 def test_near_duplicates_are_detected():
@@ -52,7 +54,7 @@ def test_near_duplicates_are_detected():
         "The kettle is loud but it boils fast and it looks good",
         "The kettle is loud but it boils fast and it looks fine",
     ]
-    assert max(similarities(texts))[0] > 0.3
+    assert max(similarities(texts))[0] > MAX_SIMILARITY
 
 
 def test_sentiment_is_balanced_and_has_hard_cases():
