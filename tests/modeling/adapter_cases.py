@@ -1,4 +1,4 @@
-"""Every type of adapter and every option of one that alfine takes, for a tiny model."""
+"""Every adapter type and option that alfine supports, for a tiny model."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ OPTIONS = {
 }
 CASES = {kind: (kind, {}) for kind in TYPES} | OPTIONS
 NOT_SWITCHED_OFF = {name for name in CASES if "pissa" in name or "olora" in name or "bias" in name}
-"""Where the model without its adapter is not the base."""
+"""Cases in which the model with its adapter disabled is not the base."""
 
 
 def accepted_types() -> set[str]:

@@ -1,4 +1,4 @@
-"""Adapters: what is saved is what was trained, on the untouched base; what is merged is what was beside it."""
+"""Adapters: saved and merged models have the logits of the trained model."""
 
 import json
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_saved_loaded_and_merged_it_is_the_model_that_was_trained(base, tmp_path, name):
+def test_saved_loaded_and_merged_adapters_have_the_logits_of_the_trained_model(base, tmp_path, name):
     model = attached(base, name)
     assert initial_adapter_is_base(model) == (name not in BEGINS_ELSEWHERE)
     initial = subtracted_init(model)
@@ -62,7 +62,7 @@ def test_saved_loaded_and_merged_it_is_the_model_that_was_trained(base, tmp_path
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_what_is_adapted_is_untied(tmp_path, tied):
+def test_merging_unties_only_adapted_embeddings(tmp_path, tied):
     base = make_biased(tmp_path / "base", tied=tied)
     for name, expected in (("lora", tied), ("tied head", False)):
         model = attached(base, name)
@@ -73,7 +73,7 @@ def test_only_what_is_adapted_is_untied(tmp_path, tied):
         assert ("lm_head.weight" in load_file(tmp_path / f"{name} merged" / "model.safetensors")) == (not expected)
 
 
-def test_a_merge_that_changes_the_model_is_refused(base, tmp_path, monkeypatch):
+def test_a_merge_that_changes_logits_is_an_error(base, tmp_path, monkeypatch):
     model = attached(base, "tied head")
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
@@ -82,7 +82,7 @@ def test_a_merge_that_changes_the_model_is_refused(base, tmp_path, monkeypatch):
         merge_adapter(load_causal_lm(base, frozen=True), tmp_path / "tuned")
 
 
-def test_what_was_saved_is_compared_with_what_was_trained(base, tmp_path):
+def test_a_saved_model_is_compared_with_the_trained_one(base, tmp_path):
     model = attached(base, "lora")
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
@@ -131,7 +131,7 @@ def test_interpolation_between_base_and_tuned(base, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["bias all", "dora", "ia3", "ln_tuning"])
-def test_what_cannot_be_scaled_is_refused(base, tmp_path, name):
+def test_adapters_that_cannot_be_scaled_are_errors(base, tmp_path, name):
     model = attached(base, name)
     move(model)
     save_adapter(model, tmp_path / "tuned", {})
@@ -139,7 +139,7 @@ def test_what_cannot_be_scaled_is_refused(base, tmp_path, name):
         InterpolatedModel(base, tmp_path / "tuned")
 
 
-def test_whole_models_whose_file_leaves_out_the_first_part_of_the_names(tmp_path):
+def test_full_models_whose_weight_names_lack_the_prefix(tmp_path):
     from safetensors.torch import save_file
 
     base, tuned = make_biased(tmp_path / "base"), make_biased(tmp_path / "tuned")
@@ -168,7 +168,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_names_are_checked_on_the_loaded_model_too(base, case):
+def test_module_names_are_checked_on_the_loaded_model(base, case):
     more, message = WRONG[case]
     model = load_causal_lm(base, frozen=True)
     check_adapter_names(model, config_of("tied head"))
@@ -177,7 +177,7 @@ def test_names_are_checked_on_the_loaded_model_too(base, case):
     assert message in str(caught.value)
 
 
-def test_a_model_without_default_targets_and_what_peft_refuses(base):
+def test_peft_errors_are_config_errors(base):
     model = load_causal_lm(base, frozen=True)
     model.config.model_type = "new_kind"
     without = config_of("lora").model_copy(update={"target_modules": None})
@@ -199,7 +199,7 @@ FREEZING = {
 
 
 @pytest.mark.parametrize("regex", FREEZING)
-def test_a_freezing_regex_under_an_adapter(base, regex):
+def test_freeze_regex_with_an_adapter(base, regex):
     model = SimpleNamespace(named_parameters=attached(base, "lora").named_parameters)
     if FREEZING[regex] is None:
         check_freeze_regex(model, regex)

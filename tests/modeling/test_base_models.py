@@ -1,4 +1,4 @@
-"""base_model → folder: each thing that can be wrong is one line."""
+"""From base_model to a folder; every error is one line."""
 
 import json
 
@@ -10,7 +10,7 @@ from pipelines.modeling.content_hash import fingerprint
 from tests.tiny import make_model
 
 
-def test_a_folder(tmp_path):
+def test_a_model_folder_is_its_own_base(tmp_path):
     folder = make_model(tmp_path / "m")
     assert find_base_model(str(folder)) == folder
     assert context_length(folder) == 512
@@ -32,7 +32,7 @@ def test_unknown_models(name, message):
         find_base_model(name)
 
 
-def test_folders_without_weights_or_with_pickles(tmp_path):
+def test_folders_without_safetensors(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
         find_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
@@ -43,21 +43,21 @@ def test_folders_without_weights_or_with_pickles(tmp_path):
         find_base_model(str(tmp_path))
 
 
-def test_a_hub_out_of_reach_names_the_embedded_model(monkeypatch, tmp_path):
+def test_an_unreachable_hub_suggests_the_embedded_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="Hub cannot be reached.*smollm2-135m-instruct needs no Hub"):
         find_base_model("someone/some-model-1b")
 
 
-def test_a_tokenizer_without_end(tmp_path):
+def test_a_tokenizer_without_eos_token(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ModelError, match="has no eos_token"):
         load_tokenizer(folder)
 
 
-def test_a_folder_that_brings_code(tmp_path):
+def test_custom_code_is_not_executed(tmp_path):
     folder = make_model(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "modeling.py").write_text("raise SystemExit('was run')")
@@ -68,7 +68,7 @@ def test_a_folder_that_brings_code(tmp_path):
         find_base_model(str(folder))
 
 
-def test_a_link_out_of_the_folder(tmp_path):
+def test_links_out_of_the_folder_are_errors(tmp_path):
     folder = make_model(tmp_path / "m")
     (tmp_path / "secret").write_text("{}")
     (folder / "added_tokens.json").symlink_to(tmp_path / "secret")
@@ -79,7 +79,7 @@ def test_a_link_out_of_the_folder(tmp_path):
     assert find_base_model(str(folder)) == folder
 
 
-def test_the_hubs_own_links_to_its_blobs(tmp_path):
+def test_links_of_the_hub_cache_to_its_blobs_are_allowed(tmp_path):
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
     make_model(snapshot)
     blobs = snapshot.parents[1] / "blobs"
@@ -89,7 +89,7 @@ def test_the_hubs_own_links_to_its_blobs(tmp_path):
     assert find_base_model(str(snapshot)) == snapshot
 
 
-def test_a_config_that_is_none(tmp_path):
+def test_a_config_that_is_not_json(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is not JSON"):

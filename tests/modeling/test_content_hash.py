@@ -1,4 +1,4 @@
-"""Every byte of a model counts, and counting them again costs nothing."""
+"""The fingerprint of a model folder covers all bytes that affect the model; hashes are cached."""
 
 import os
 
@@ -28,13 +28,13 @@ def flip(path, position):
 
 
 @pytest.mark.parametrize("position", [0, 1_500_000, 2_999_999])
-def test_every_byte_of_the_weights_counts(folder, position):
+def test_every_byte_of_the_weights_changes_the_fingerprint(folder, position):
     first = fingerprint(folder)
     flip(folder / "model.safetensors", position)
     assert fingerprint(folder) != first
 
 
-def test_an_edit_that_restores_the_modification_time_counts(folder):
+def test_an_edit_that_restores_the_modification_time_changes_the_fingerprint(folder):
     weights = folder / "model.safetensors"
     first, stat = fingerprint(folder), weights.stat()
     flip(weights, 2_000_000)
@@ -43,7 +43,7 @@ def test_an_edit_that_restores_the_modification_time_counts(folder):
     assert fingerprint(folder) != first
 
 
-def test_another_file_under_the_same_name_counts(folder, tmp_path):
+def test_another_file_of_the_same_name_changes_the_fingerprint(folder, tmp_path):
     weights = folder / "model.safetensors"
     first, stat = fingerprint(folder), weights.stat()
     other = tmp_path / "other"
@@ -53,7 +53,7 @@ def test_another_file_under_the_same_name_counts(folder, tmp_path):
     assert fingerprint(folder) != first
 
 
-def test_the_second_time_no_file_is_read(folder, monkeypatch):
+def test_cached_hashes_read_no_file(folder, monkeypatch):
     first = fingerprint(folder)
 
     def refuse(*_):
@@ -66,21 +66,21 @@ def test_the_second_time_no_file_is_read(folder, monkeypatch):
         fingerprint(folder)
 
 
-def test_a_file_that_has_just_changed_is_not_remembered(folder, monkeypatch):
+def test_hashes_of_recently_changed_files_are_not_cached(folder, monkeypatch):
     monkeypatch.setattr(content_hash, "SETTLED_SECONDS", 3600)
     fingerprint(folder)
     assert not (folder.parent / "cache").exists()
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"identity": 1}', "\x00"])
-def test_a_damaged_memory_is_no_memory(folder, damage):
+def test_a_corrupt_cache_entry_is_ignored(folder, damage):
     first = fingerprint(folder)
     for entry in (folder.parent / "cache" / "hashes").iterdir():
         entry.write_text(damage)
     assert fingerprint(folder) == first
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(folder, monkeypatch, tmp_path):
+def test_a_read_only_cache_is_no_error(folder, monkeypatch, tmp_path):
     first = fingerprint(folder)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "file" / "below"))
@@ -88,7 +88,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(folder, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "training.json", "pytorch_model.bin", ".gitattributes"])
-def test_what_changes_no_answer_does_not_count(folder, name):
+def test_files_without_effect_do_not_change_the_fingerprint(folder, name):
     first = fingerprint(folder)
     (folder / name).write_text("more")
     assert fingerprint(folder) == first
@@ -108,20 +108,20 @@ def test_what_changes_no_answer_does_not_count(folder, name):
         "additional_chat_templates/tool_use.jinja",
     ],
 )
-def test_what_changes_an_answer_counts(folder, name):
+def test_files_with_effect_change_the_fingerprint(folder, name):
     first = fingerprint(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("more")
     assert fingerprint(folder) != first
 
 
-def test_names_count_too(folder):
+def test_file_names_change_the_fingerprint(folder):
     first = fingerprint(folder)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     assert fingerprint(folder) != first
 
 
-def test_a_link_is_the_file_it_names(folder, tmp_path):
+def test_a_link_has_the_hash_of_its_target(folder, tmp_path):
     weights, blob = folder / "model.safetensors", tmp_path / "blob"
     plain = file_sha256(weights)
     weights.rename(blob)

@@ -1,4 +1,4 @@
-"""A model reads rows together only where that gives what it gives alone."""
+"""Packing is enabled only if packed logits equal those of single sequences."""
 
 import logging
 
@@ -36,7 +36,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_every_model_settles_where_it_is_right(kind):
+def test_the_selected_attention_gives_the_losses_of_hugging_face(kind):
     name, settings, expected = SPECIAL[kind]
     torch.manual_seed(0)
     config, same = (getattr(transformers, name)(**settings) for _ in range(2))
@@ -53,7 +53,7 @@ def test_every_model_settles_where_it_is_right(kind):
         )
 
 
-def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, caplog):
+def test_loading_compares_logits_and_warns_if_packing_is_disabled(tmp_path, monkeypatch, caplog):
     folder = make_model(tmp_path / "m")
     assert load_causal_lm(folder, frozen=True).config._attn_implementation == SHARED_PREFIX
     monkeypatch.setattr("pipelines.modeling.loading.allclose", lambda *_: False)
@@ -65,7 +65,7 @@ def test_it_is_tried_on_loading_and_said_where_it_fails(tmp_path, monkeypatch, c
     )
 
 
-def test_a_model_that_cannot_take_rows_reads_them_alone(tmp_path, monkeypatch):
+def test_a_forward_without_extra_arguments_disables_packing(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "m")
     kind = type(load_causal_lm(folder, frozen=True))
     whole = kind.forward
@@ -88,7 +88,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind, monkeypatch):
+def test_linear_cross_entropy_equals_the_loss_from_logits(kind, monkeypatch):
     name, settings, plain = HEADS[kind]
     monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MIN_CHUNK_TOKENS", 3)
     monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MAX_LOGITS_PER_CHUNK", 1)
@@ -113,7 +113,7 @@ def test_losses_and_gradients_of_the_hidden_states_are_those_of_the_logits(kind,
         torch.testing.assert_close(found[True], found[False], atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_that_is_trained_or_adapted_has_its_logits_computed(tmp_path):
+def test_a_trained_or_adapted_head_computes_logits(tmp_path):
     model = load_causal_lm(make_model(tmp_path / "m"), frozen=True)
     assert linear_lm_head(model.requires_grad_(False)) is not None
     with torch.no_grad():

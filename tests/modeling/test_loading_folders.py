@@ -1,4 +1,4 @@
-"""Models and adapters are loaded whole or not at all, and nothing of their folder acts unseen."""
+"""Models and adapters are loaded completely or not at all; settings in their folders have no hidden effect."""
 
 import ast
 import json
@@ -61,20 +61,20 @@ def test_tied_weights_are_not_missing(folder):
     ],
     ids=["a matrix", "a layer", "one too many", "renamed", "another shape"],
 )
-def test_weights_that_do_not_fit_are_named(folder, change, message):
+def test_weights_that_do_not_fit_are_errors(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ModelError, match=message) as error:
         load_causal_lm(folder, frozen=True)
     assert "\n" not in str(error.value)
 
 
-def test_a_head_that_is_not_tied_is_missing(folder):
+def test_a_missing_untied_head_is_an_error(folder):
     edit(folder / "config.json", tie_word_embeddings=False)
     with pytest.raises(ModelError, match=r"missing: lm_head\.weight"):
         load_causal_lm(folder, frozen=True)
 
 
-def test_what_the_architecture_ignores_is_no_fault(tmp_path):
+def test_weights_that_the_architecture_ignores_are_allowed(tmp_path):
     """GPT-2's old checkpoints hold causal masks, which transformers declares as ignorable."""
     GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
     rewrite(tmp_path, lambda tensors: {**tensors, "transformer.h.0.attn.bias": torch.zeros(1, 1, 32, 32)})
@@ -108,20 +108,20 @@ def answers(folder, **generation):
     ],
     ids=lambda own: next(iter(own)),
 )
-def test_the_folders_generation_settings_do_not_act(folder, own):
+def test_generation_settings_of_the_folder_have_no_effect(folder, own):
     plain = answers(folder)
     edit(folder / "generation_config.json", **own)
     assert answers(folder) == plain
     assert answers(folder, repetition_penalty=5.0) != plain  # what the YAML says acts
 
 
-def test_settings_in_config_json_do_not_act_either(folder):
+def test_generation_settings_in_config_json_have_no_effect(folder):
     plain = answers(folder)
     edit(folder / "config.json", repetition_penalty=5.0, no_repeat_ngram_size=1, use_cache=False)
     assert answers(folder) == plain
 
 
-def test_all_that_acts_is_told(folder):
+def test_the_report_has_all_generation_settings(folder):
     told = generation_settings(
         {"do_sample": False, "temperature": None, "max_new_tokens": 7},
         LoadedModel.from_folder(folder, None).prompt_format,
@@ -129,7 +129,7 @@ def test_all_that_acts_is_told(folder):
     assert told == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
 
 
-def test_sampling_repeats_itself(folder):
+def test_sampling_is_reproducible(folder):
     loaded = LoadedModel.from_folder(folder, None)
     ids = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text)) for text in ("tea", "nine")]
 
@@ -140,7 +140,7 @@ def test_sampling_repeats_itself(folder):
     assert sampled(1) == sampled(1) != sampled(2)
 
 
-def test_answers_end_with_the_context(tmp_path):
+def test_completions_end_at_the_context_length(tmp_path):
     """GPT-2 has no position behind its last: an error in the middle of a pass."""
     tokenizer = make_tokenizer("pad_is_eos")
     torch.manual_seed(0)
@@ -171,7 +171,7 @@ def adapter(folder, tmp_path):
 FILE = "adapter_model.safetensors"
 
 
-def test_a_whole_adapter(folder, adapter):
+def test_a_complete_adapter(folder, adapter):
     LoadedModel.from_folder(folder, None).with_adapter(adapter)
 
 
@@ -200,7 +200,7 @@ def test_a_whole_adapter(folder, adapter):
     ],
     ids=["missing", "too many", "another shape", "cut off", "no file", "another kind", "code"],
 )
-def test_an_adapter_that_does_not_fit_is_refused(folder, adapter, change, message):
+def test_an_adapter_that_does_not_fit_is_an_error(folder, adapter, change, message):
     change(adapter)
     with pytest.raises(ModelError, match=message) as error:
         LoadedModel.from_folder(folder, None).with_adapter(adapter)

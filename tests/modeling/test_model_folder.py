@@ -1,4 +1,4 @@
-"""Model folders that are incomplete, bring code or cannot be fine-tuned: refused with one line, without torch."""
+"""Model folders that are incomplete, need custom code or cannot be fine-tuned are errors of one line, without torch."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def refused(folder):
     return str(error.value)
 
 
-def test_a_whole_folder(tmp_path):
+def test_a_complete_folder(tmp_path):
     check_model_folder(make_folder(tmp_path / "m"))
 
 
@@ -54,7 +54,7 @@ def test_a_whole_folder(tmp_path):
     ],
     ids=lambda files: next(iter(files)),
 )
-def test_a_file_that_names_code(tmp_path, files):
+def test_files_that_name_code_are_errors(tmp_path, files):
     assert f"({next(iter(files))}.json)" in refused(make_folder(tmp_path / "m", **files))
 
 
@@ -68,11 +68,11 @@ def test_a_file_that_names_code(tmp_path, files):
         {"attn_implementation": "owner/kernel"},
     ],
 )
-def test_a_config_that_names_code(tmp_path, config):
+def test_configs_that_name_code_are_errors(tmp_path, config):
     assert "(config.json), which alfine does not execute" in refused(make_folder(tmp_path / "m", config))
 
 
-def test_a_folder_that_holds_a_generate_function(tmp_path):
+def test_a_custom_generate_function_is_an_error(tmp_path):
     folder = make_folder(tmp_path / "m")
     (folder / "custom_generate").mkdir()
     assert "(custom_generate/)" in refused(folder)
@@ -90,26 +90,26 @@ def test_a_folder_that_holds_a_generate_function(tmp_path):
         ({"vocab_size": 13}, "says vocab_size 13, its weights have 12 token embeddings"),
     ],
 )
-def test_a_config_that_does_not_fit(tmp_path, config, message):
+def test_configs_that_do_not_fit_are_errors(tmp_path, config, message):
     assert message in refused(make_folder(tmp_path / "m", config))
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
-def test_names_that_a_wrapper_left(tmp_path, prefix):
+def test_weight_names_with_a_wrappers_prefix_are_errors(tmp_path, prefix):
     assert f"start with {prefix!r}" in refused(make_folder(tmp_path / "m", rename=lambda name: prefix + name))
 
 
-def test_a_layer_in_the_middle_is_missing(tmp_path):
+def test_a_missing_layer_is_an_error(tmp_path):
     weights = {name: shape for name, shape in WEIGHTS.items() if "layers.0" not in name}
     assert "have no layer 0" in refused(make_folder(tmp_path / "m", weights=weights))
 
 
-def test_the_types_that_transformers_knows():
+def test_causal_model_types():
     known = causal_model_types()
     assert {"llama", "qwen3", "gemma2", "gpt2", "mistral", "phi3"} <= known and not {"t5", "bert_japanese"} & known
 
 
-def test_torch_stays_out(tmp_path):
+def test_torch_is_not_imported(tmp_path):
     make_folder(tmp_path / "m")
     code = (
         "import sys; from pathlib import Path; from pipelines.modeling.model_folder import check_model_folder as c; c(Path(sys.argv[1])); "

@@ -1,4 +1,4 @@
-"""Names of modules in the YAML: each matches the base, or is named with what was meant. No torch."""
+"""Module names in the config must match the base model; errors suggest the name that was meant. No torch."""
 
 import json
 import struct
@@ -35,7 +35,7 @@ GPT2 = {
 
 
 def write_model(folder: Path, shapes=LLAMA, model_type="llama", **config) -> Path:
-    """A model folder whose weight file has a header and zeros."""
+    """A model folder whose weights are zeros."""
     folder.mkdir(exist_ok=True)
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in shapes.items():
@@ -143,7 +143,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_name_that_matches_nothing_is_refused(job, tmp_path, case):
+def test_names_that_match_nothing_are_errors(job, tmp_path, case):
     adapter, message = WRONG[case]
     (line,) = found(job(adapter), write_model(tmp_path / "base"))
     assert line.startswith("job.yaml:3: adapter.")
@@ -171,18 +171,18 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("case", RIGHT)
-def test_names_that_match_are_taken(job, tmp_path, case):
+def test_names_that_match_are_accepted(job, tmp_path, case):
     check_module_names(job(RIGHT[case]), write_model(tmp_path / "base"))
 
 
-def test_a_file_that_leaves_out_the_first_part_of_the_names(job, tmp_path):
+def test_weight_names_without_the_models_prefix(job, tmp_path):
     folder = write_model(tmp_path / "base", GPT2, "gpt2")
     check_module_names(job(lora(target_modules=["c_attn", "transformer.h.0.mlp.c_proj"])), folder)
     (line,) = found(job(lora(target_modules=["query", "c_attn"])), folder)
     assert "no module query; its matrices are c_attn, c_proj" in line
 
 
-def test_a_model_for_which_peft_knows_no_targets(job, tmp_path):
+def test_a_model_type_without_default_targets(job, tmp_path):
     folder = write_model(tmp_path / "base", LLAMA, "arcee")
     assert found(job(lora()), folder) == [
         f"job.yaml:3: adapter.target_modules is missing, and PEFT has no defaults for lora on arcee; write some of [{MATRICES}]"
@@ -190,7 +190,7 @@ def test_a_model_for_which_peft_knows_no_targets(job, tmp_path):
     check_module_names(job(lora(target_modules=["q_proj"])), folder)
 
 
-def test_weights_that_are_renamed_on_loading_are_left_to_the_run(job, tmp_path):
+def test_models_whose_weights_are_renamed_while_loading_are_not_checked(job, tmp_path):
     assert "mixtral" in defaults()["renamed"] and "llama" not in defaults()["renamed"]
     check_module_names(job(lora(target_modules=["no_such"])), write_model(tmp_path / "base", LLAMA, "mixtral"))
 
@@ -204,7 +204,7 @@ FREEZING = {
 
 
 @pytest.mark.parametrize("regex", FREEZING)
-def test_a_freezing_regex_that_freezes_nothing_or_all(job, tmp_path, regex):
+def test_a_freeze_regex_that_freezes_nothing_or_everything(job, tmp_path, regex):
     folder, one = write_model(tmp_path / "base"), job(layers_to_freeze_regex=regex)
     if FREEZING[regex] is None:
         check_module_names(one, folder)
@@ -213,7 +213,7 @@ def test_a_freezing_regex_that_freezes_nothing_or_all(job, tmp_path, regex):
         assert line.startswith("job.yaml:4: trainer.layers_to_freeze_regex") and FREEZING[regex] in line
 
 
-def test_shapes_of_all_files(tmp_path):
+def test_weight_shapes_of_all_files(tmp_path):
     write_model(tmp_path / "a", {"x.weight": [2, 3]})
     write_model(tmp_path / "b", {"y.weight": [4]})
     (tmp_path / "b" / "model.safetensors").rename(tmp_path / "a" / "model-2.safetensors")
@@ -221,7 +221,7 @@ def test_shapes_of_all_files(tmp_path):
     assert Modules(weight_shapes(tmp_path / "a")).matrices() == ["x"]
 
 
-def test_an_adapter_is_no_base(tmp_path):
+def test_an_adapter_is_not_a_base_model(tmp_path):
     folder = write_model(tmp_path / "base")
     reject_adapter(folder)
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
@@ -242,7 +242,7 @@ def test_an_adapter_is_no_base(tmp_path):
         reject_adapter(folder)
 
 
-def test_the_adapter_of_a_run_is_gone_on_from(tmp_path):
+def test_the_adapter_of_a_run_suggests_continue_from(tmp_path):
     folder = tmp_path / "runs" / "first" / "model"
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
@@ -251,7 +251,7 @@ def test_the_adapter_of_a_run_is_gone_on_from(tmp_path):
         reject_adapter(folder)
 
 
-def test_check_reads_the_base_and_imports_nothing_heavy(job, tmp_path):
+def test_check_of_module_names_does_not_import_torch(job, tmp_path):
     write_model(tmp_path / "base")
     Path("rows.jsonl").write_text('{"a": "x", "b": "y"}\n' * 20)
     job(lora(target_modules=["q_proj", "v_prj"]))

@@ -1,4 +1,4 @@
-"""The reference model is the base, whatever the adapter does to it."""
+"""The reference model has the logits of the base for every adapter type."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def base(tmp_path_factory):
 
 @torch.no_grad()
 def plain_logits(folder):
-    """By transformers only, one row after the other."""
+    """Logits of plain transformers, one sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     found = []
     for index, ids in enumerate(rows().input_ids):
@@ -34,7 +34,7 @@ def plain_logits(folder):
     return torch.cat(found)
 
 
-def test_the_cases_are_all_types_that_are_accepted():
+def test_the_cases_cover_all_supported_adapter_types():
     assert set(TYPES) == accepted_types()
 
 
@@ -59,14 +59,14 @@ def test_the_reference_is_the_base_before_and_after_training(base, name):
     torch.testing.assert_close(reference.logits(rows()), expected, atol=2e-4, rtol=2e-4)
 
 
-def test_without_an_adapter_it_is_a_frozen_copy(base):
+def test_without_an_adapter_the_reference_is_a_frozen_copy(base):
     model = load_causal_lm(base, frozen=False)
     reference = ReferenceModel(model)
     move(model)
     torch.testing.assert_close(reference.logits(rows()), plain_logits(base), atol=2e-4, rtol=2e-4)
 
 
-def test_switching_off_leaves_frozen_what_is_frozen(base):
+def test_disabling_the_adapter_keeps_requires_grad(base):
     model = attached(base, "lora")
     for name, weight in model.named_parameters():
         if "layers.0" in name:
@@ -76,7 +76,7 @@ def test_switching_off_leaves_frozen_what_is_frozen(base):
     assert [weight.requires_grad for weight in model.parameters()] == before and any(before)
 
 
-def test_a_tuned_adapter_that_was_loaded(base, tmp_path):
+def test_reference_of_a_loaded_adapter(base, tmp_path):
     model = attached(base, "bias all")
     move(model)
     model.save_pretrained(tmp_path / "tuned")
@@ -88,7 +88,7 @@ def test_a_tuned_adapter_that_was_loaded(base, tmp_path):
     torch.testing.assert_close(ReferenceModel(loaded).logits(rows()), plain_logits(base), atol=2e-4, rtol=2e-4)
 
 
-def test_only_one_place_switches_an_adapter_off():
+def test_only_one_module_disables_adapters():
     places = set()
     for path in Path(pipelines.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

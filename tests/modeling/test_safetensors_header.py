@@ -1,4 +1,4 @@
-"""What is wrong with a file of weights is found from its header."""
+"""Errors in safetensors files are detected from their headers."""
 
 import json
 
@@ -16,13 +16,13 @@ def save(path, **shapes):
     save_file({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()}, path)
 
 
-def test_names_types_and_shapes(tmp_path):
+def test_names_dtypes_and_shapes(tmp_path):
     save(tmp_path / "model.safetensors", a=(2, 3), b=(5,))
     assert read_headers(tmp_path) == {"a": TensorInfo("F16", (2, 3)), "b": TensorInfo("F16", (5,))}
 
 
 @pytest.mark.parametrize("left", [3, 20, 100, -1])
-def test_a_file_that_is_cut_off(tmp_path, left):
+def test_a_truncated_file(tmp_path, left):
     save(tmp_path / "w.safetensors", a=(20, 30))
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole[:left])
@@ -39,7 +39,7 @@ def test_a_git_lfs_pointer(tmp_path):
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_end_in_another_error(tmp_path_factory, content):
+def test_arbitrary_bytes_raise_model_errors_only(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("f") / "w.safetensors"
     path.write_bytes(content)
     try:
@@ -54,7 +54,7 @@ def test_no_bytes_end_in_another_error(tmp_path_factory, content):
         lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=9), inner),
     )
 )
-def test_no_header_ends_in_another_error(tmp_path_factory, header):
+def test_arbitrary_headers_raise_model_errors_only(tmp_path_factory, header):
     text = json.dumps(header).encode()
     path = tmp_path_factory.mktemp("f") / "w.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text)
@@ -93,7 +93,7 @@ def test_a_shard_without_a_tensor(sharded):
         read_headers(sharded)
 
 
-def test_shards_without_their_index(sharded):
+def test_shards_without_an_index(sharded):
     (sharded / INDEX).unlink()
     with pytest.raises(ModelError, match="has model-00001.*but neither model.safetensors nor"):
         read_headers(sharded)
@@ -111,7 +111,7 @@ def test_shards_without_their_index(sharded):
         '{"weight_map": {"a": "../x"}}',
     ],
 )
-def test_an_index_that_is_none(sharded, text):
+def test_an_invalid_index(sharded, text):
     (sharded / INDEX).write_text(text)
     with pytest.raises(ModelError):
         read_headers(sharded)

@@ -1,4 +1,4 @@
-"""The token table: what is written is what is read back, from memory that is mapped."""
+"""The token table on disk, read through memory mapping."""
 
 import numpy as np
 import pytest

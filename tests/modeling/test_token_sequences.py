@@ -33,7 +33,7 @@ def test_from_completion_starts():
 
 
 @pytest.mark.parametrize("spans", [[(0, 2)], [(1, 5)], [(2, 2)], [(3, 2)], [(2, 3), (1, 2)], [(1, 3), (2, 4)]], ids=str)
-def test_spans_that_are_refused(spans):
+def test_invalid_spans(spans):
     """The first token, tokens past the end, empty and reversed spans, spans out of order or overlapping."""
     with pytest.raises(ValueError, match="of a sequence of 4 tokens: expected disjoint ranges in order, within 1 to 4"):
         supervised_indices(spans, 4)

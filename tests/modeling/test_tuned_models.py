@@ -1,4 +1,4 @@
-"""What a job leaves in its folder, from the YAML to PEFT on another machine."""
+"""The model folder of a finished job, up to loading it with PEFT elsewhere."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ STILL = ("trainer.learning_rate=1e-12", "trainer.epochs=1")
 @pytest.mark.parametrize(
     "options", ["", ", init_lora_weights: pissa", ", init_lora_weights: olora", ", bias_type: all"]
 )
-def test_a_training_that_does_not_move_does_not_drift(project_with_evals, options):  # noqa: F811
+def test_training_with_learning_rate_zero_has_no_drift(project_with_evals, options):  # noqa: F811
     shutil.rmtree("base")
     make_biased(Path("base"))
     still = run("still", f"adapter={{{LORA}{options}}}", *STILL)
@@ -65,7 +65,7 @@ def test_a_training_that_does_not_move_does_not_drift(project_with_evals, option
     assert tuned.loaded.has_adapter
 
 
-def test_a_part_of_a_tied_matrix_is_not_taken_out(make_job):  # noqa: F811
+def test_pissa_on_a_tied_matrix_is_an_error(make_job):  # noqa: F811
     job, prepared, base = make_job(
         {"type": "lora", "r": 4, "target_modules": ["lm_head"], "init_lora_weights": "olora"}
     )
@@ -74,7 +74,7 @@ def test_a_part_of_a_tied_matrix_is_not_taken_out(make_job):  # noqa: F811
 
 
 @pytest.mark.parametrize("adapter", [f"{{{LORA}}}", "null"], ids=["lora", "full"])
-def test_the_folder_names_no_path_and_loads_elsewhere(project, tmp_path, adapter, monkeypatch):  # noqa: F811
+def test_the_model_folder_is_portable(project, tmp_path, adapter, monkeypatch):  # noqa: F811
     done = run("one", f"adapter={adapter}", f"base_model={tmp_path / 'base'}")
     folder = done.path("model")
     for path in folder.iterdir():
@@ -94,7 +94,7 @@ def test_the_folder_names_no_path_and_loads_elsewhere(project, tmp_path, adapter
     assert json.loads(Path("base", "config.json").read_text())["model_type"] == "llama"
 
 
-def test_a_tuned_model_that_was_changed_is_refused(project):  # noqa: F811
+def test_a_changed_tuned_model_is_an_error(project):  # noqa: F811
     from pipelines.predict import load_tuned
 
     done = run("one")
@@ -105,7 +105,7 @@ def test_a_tuned_model_that_was_changed_is_refused(project):  # noqa: F811
         load_tuned(done, load_job(Path("job.yaml")))
 
 
-def test_names_are_checked_before_anything_is_done(project):  # noqa: F811
+def test_module_names_are_checked_before_the_run(project):  # noqa: F811
     with pytest.raises(ConfigError, match="adapter.target_modules: the base has no module v_prj; did you mean v_proj"):
         run("one", "adapter.target_modules=[q_proj, v_prj]")
     assert not Path("runs", "one", "base").exists()
@@ -118,7 +118,7 @@ def test_names_are_checked_before_anything_is_done(project):  # noqa: F811
         ("l2sp", "l2sp covers LoRA's"),
     ],
 )
-def test_penalties_that_do_not_cover_every_trained_weight_are_refused(project_with_evals, strategy, message):  # noqa: F811
+def test_penalties_that_do_not_cover_every_trained_weight_are_errors(project_with_evals, strategy, message):  # noqa: F811
     with pytest.raises(ConfigError, match=message):
         run("one", f"pipeline.forgetting.strategy={strategy}", "adapter.target_modules=[embed_tokens, q_proj]")
 
@@ -133,7 +133,7 @@ def test_penalties_with_frozen_layers(project_with_evals):  # noqa: F811
         assert history["trainable_parameters"] == 4 * (32 + 32) + 4 * (16 + 32)
 
 
-def test_a_job_after_one_that_adapted_a_tied_head(project_with_evals):  # noqa: F811
+def test_continuing_from_an_adapter_of_a_tied_head(project_with_evals):  # noqa: F811
     run("one", "adapter.target_modules=[lm_head, q_proj]")
     write_second_job(strategy="none")
     second = run_second_job("two")
@@ -157,7 +157,7 @@ def test_a_job_after_one_that_adapted_a_tied_head(project_with_evals):  # noqa: 
     assert "base_model: one-merged" in card
 
 
-def test_generation_settings_that_cannot_be_saved_do_not_spoil_a_training(project):  # noqa: F811
+def test_invalid_generation_settings_of_the_base_do_not_prevent_saving(project):  # noqa: F811
     Path("base", "generation_config.json").write_text(
         json.dumps({"do_sample": False, "temperature": 0.5, "eos_token_id": 2})
     )
@@ -165,7 +165,7 @@ def test_generation_settings_that_cannot_be_saved_do_not_spoil_a_training(projec
     assert json.loads(done.path("model", "generation_config.json").read_text())["eos_token_id"] == 2
 
 
-def test_a_pissa_training_that_was_cut_off_ends_as_the_undisturbed_one(make_job):  # noqa: F811
+def test_an_interrupted_pissa_training_ends_with_the_same_weights(make_job):  # noqa: F811
     adapter = {"type": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"}
     job, whole, base = make_job(adapter, epochs=1, steps_per_checkpoint=1)
     run_training(job, whole, base)
