@@ -141,7 +141,8 @@ class _SchemaChecker:
         """Reports a value of the wrong type."""
         message = wrong_type(node["types"], value, path, self.document.raw_text(*path))
         if "variants" in node and isinstance(value, str):
-            message += f"; write {self.as_section(value, node['variants'], path)}"
+            separator = ", or" if message.endswith("write null for none") else "; write"
+            message += f"{separator} {self.as_section(value, node['variants'], path)}"
         self.report(message, *path)
 
     def as_section(self, value: str, variants: Mapping[str, Any], path: KeyPath) -> str:

@@ -143,7 +143,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "adapter none": (
         adapter("none"),
         9,
-        "expected a section of keys, found the text 'none'; write null for none; write",
+        "expected a section of keys, found the text 'none'; write null for none, or adapter",
     ),
     "adapter off": (adapter("off"), 9, "write null for none"),
     "adapter qlora": (adapter("qlora"), 9, "write adapter: {type: lora} and quantization: {bits: 4}"),

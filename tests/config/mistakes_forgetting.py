@@ -18,7 +18,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "settings of an unused strategy": (
         pipeline("forgetting: {strategy: ewc, si: {weight: 1}}"),
         2,
-        "si has settings, but strategy is ewc; take si out, or write strategy: ewc+si to use it",
+        "si has settings, but strategy is ewc; remove si, or write strategy: ewc+si to use it",
     ),
     "negative weight": (
         pipeline("forgetting: {strategy: ewc, ewc: {weight: -1}}"),
@@ -35,7 +35,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "expected one of factored or kronecker",
     ),
-    "full with adapter": (pipeline("forgetting: full"), 2, "full trains every weight; take the section adapter out"),
+    "full with adapter": (pipeline("forgetting: full"), 2, "full trains every weight; remove the section adapter"),
     "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask needs two tasks or more"),
     "peft without": (
         with_line("adapter: {type: lora, r: 16}", "").replace("  tasks:", "  forgetting: peft\n  tasks:"),
