@@ -4,8 +4,8 @@ the same report except for times.
     python -m tests.fault_injection [--kills 100] [--embedded] [--seed 0]
 
 Every run starts with an empty cache and is killed once or several times (mostly SIGKILL, also SIGTERM and SIGINT)
-between its first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked from a
-process that has imported everything and computed nothing, since importing Ludwig takes longer than the run.
+between its first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked from
+a process that has imported everything and computed nothing, since importing Ludwig takes longer than the run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VARYING_KEYS = {"seconds", "finished", "peak_memory_bytes", "run", "command", "s
 def run_in_child(
     work: Callable[[], None], kill_after: float | None = None, kill_signal: int = signal.SIGKILL
 ) -> int | None:
-    """The exit code of `work` in a forked process, or None if it was killed by `kill_signal` after `kill_after` seconds."""
+    """The exit code of `work` in a forked process, None if `kill_signal` ended it after `kill_after` seconds."""
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

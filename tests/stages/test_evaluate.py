@@ -1,0 +1,30 @@
+"""The evaluator of a session is created when it is first needed, once, and released at the end."""
+
+import gc
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.stages import evaluate
+from tests.jobs import QUIET
+
+
+class FakeEvaluator:
+    def __init__(self, job, base_folder, tuned):
+        self.tuned = tuned
+
+
+@pytest.mark.parametrize(("side", "tuned"), [("base", None), ("tuned", Path("run/model"))])
+def test_a_session_loads_the_model_of_its_side_once(monkeypatch, side, tuned):
+    monkeypatch.setattr(evaluate, "LocalEvaluator", FakeEvaluator)
+    monkeypatch.setattr(evaluate, "uses_ray", lambda job: False)
+    run = SimpleNamespace(path=lambda name: Path("run") / name)
+    context = SimpleNamespace(job=None, run=run, model_folder=Path("base"), reporter=QUIET)
+    with evaluate.EvaluatorSession(context, side) as session:
+        assert session._evaluator is None
+        assert session.evaluator.tuned == tuned and session.evaluator is session.evaluator
+        reference = weakref.ref(session.evaluator)
+    gc.collect()
+    assert reference() is None
