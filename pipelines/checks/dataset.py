@@ -14,7 +14,7 @@ from pipelines.config.job import Job
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
-from pipelines.evaluation.retention_files import read_task_examples, retention_eval_configs
+from pipelines.evaluation.retention import retention_evals
 
 
 class DatasetChecks:
@@ -33,9 +33,8 @@ class DatasetChecks:
         self.rows = row_checks(prompts, max_length)
         self.metrics = MetricChecks(job)
         self.references = ReferenceChecks(job, prompts, context_length)
-        for name, guard in retention_eval_configs(job.pipeline.forgetting).items():
-            if guard.kind == "task":
-                self.references.observe_retention_eval(name, guard, read_task_examples(guard)[: guard.limit])
+        for name, retention_eval in retention_evals(job.pipeline.forgetting).items():
+            self.references.observe_retention_eval(name, retention_eval)
         self.overlap = TrainTestOverlap()
 
     def tap(self, rows: Iterable[TokenizedExample]) -> Iterator[TokenizedExample]:

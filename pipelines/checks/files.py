@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.config.forgetting import HUB
 from pipelines.config.job import Job
 from pipelines.config.pipeline import Task
+from pipelines.config.retention_registry import HUB
 from pipelines.data.splits import SPLITS
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError
-from pipelines.evaluation.retention_files import retention_eval_configs
+from pipelines.evaluation.retention import retention_evals
 
 
 def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -57,9 +57,9 @@ def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The key in the config, the prompt and the completion of every task and retention eval that has them."""
     for name, task in job.pipeline.tasks.items():
         yield ("pipeline", "tasks", name), task.prompt, task.completion
-    for name, settings in retention_eval_configs(job.pipeline.forgetting).items():
-        if settings.prompt and settings.completion:
-            yield ("pipeline", "forgetting", "evals", name), settings.prompt, settings.completion
+    for name, settings in retention_evals(job.pipeline.forgetting).items():
+        if templates := settings.templates:
+            yield ("pipeline", "forgetting", "evals", name), templates["prompt"], templates["completion"]
 
 
 def _completion_in_prompt(prompt: str, completion: str) -> str | None:

@@ -19,7 +19,7 @@ from pipelines.console.activity import doing
 from pipelines.data.examples import Example, load_examples
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.errors import ConfigError, DataError, Problem
-from pipelines.evaluation.retention_files import check_retention_evals
+from pipelines.evaluation.retention import check_retention_evals
 from pipelines.modeling.base_models import check_base_model, local_folder, locate_model_errors
 from pipelines.modeling.model_folder import read_config, text_config
 from pipelines.modeling.module_names import check_module_names

@@ -19,14 +19,14 @@ def unresolved_metrics(job: Job) -> Iterator[Problem]:
             _resolve_by_its_name(task.metric)
         except ConfigError as error:
             yield job.problem(f"task {name}: {error}", "pipeline", "tasks", name, "metric")
-    guards = job.pipeline.forgetting.evals
-    for name, guard in guards.items() if isinstance(guards, dict) else ():
-        if guard.kind != "task":
+    evals = job.pipeline.forgetting.evals
+    for name, settings in evals.items() if isinstance(evals, dict) else ():
+        if not settings.metric_name:
             continue
         try:
-            if not _resolve_by_its_name(guard.metric).scores_completions:
+            if not _resolve_by_its_name(settings.metric_name).scores_completions:
                 raise ConfigError(
-                    f"metric {guard.metric} is not available here; for the loss of texts write kind: text_nll"
+                    f"metric {settings.metric_name} is not available here; for the loss of texts write kind: text_nll"
                 )
         except ConfigError as error:
             yield job.problem(f"retention eval {name}: {error}", "pipeline", "forgetting", "evals", name, "metric")

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checks.findings import Finding
-from pipelines.config.forgetting import RetentionEvalSettings
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import decode_completion
-from pipelines.evaluation.retention_files import Question
+from pipelines.evaluation.retention import RetentionEval
 from pipelines.scoring.metric import Metric, metric_key, resolve
 
 MAX_SCORED = 1000
@@ -123,16 +122,19 @@ class ReferenceChecks:
             max_new_tokens = min(self.job.max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
             self._check(f"task {example.task}", record, row.completion_ids, max_new_tokens, example.file)
 
-    def observe_retention_eval(self, name: str, guard: RetentionEvalSettings, questions: Sequence[Question]) -> None:
-        """Checks the references of a retention eval of kind task."""
+    def observe_retention_eval(self, name: str, retention_eval: RetentionEval) -> None:
+        """Checks the references of a retention eval that scores completions."""
+        examples = retention_eval.examples(name)
+        if not examples:
+            return
         with contextlib.suppress(ConfigError):
-            self.metrics[f"retention eval {name}"] = resolve(guard.metric)
-        for row, question in enumerate(questions, start=1):
-            text = self.prompts.render_prompt(question.prompt, question.system)
-            encoded = self.prompts.encode(text, question.reference)
-            record = {"task": name, "row": row, "reference": question.reference, "fields": question.fields}
-            max_new_tokens = min(question.max_new_tokens, self.context_length - len(encoded.prompt_ids))
-            self._check(f"retention eval {name}", record, encoded.completion_ids, max_new_tokens, guard.data)
+            self.metrics[f"retention eval {name}"] = resolve(retention_eval.metric_name)
+        for example in examples:
+            text = self.prompts.render_prompt(example.prompt, example.system)
+            encoded = self.prompts.encode(text, example.completion)
+            record = {"task": name, "row": example.row, "reference": example.completion, "fields": example.fields}
+            max_new_tokens = min(example.max_new_tokens or 0, self.context_length - len(encoded.prompt_ids))
+            self._check(f"retention eval {name}", record, encoded.completion_ids, max_new_tokens, example.file)
 
     def _check(
         self, owner: str, record: Mapping[str, Any], token_ids: Sequence[int], max_new_tokens: int, file: str

@@ -8,55 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, create_model, field_validator, model_validator
 
-from pipelines.config.base import Count, Positive, Section, Text
+from pipelines.config.base import Count, Positive, Section
 from pipelines.config.messages import did_you_mean
+from pipelines.config.retention_registry import RetentionEvalByKind, bundled_evals
 from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySettings
-
-HUB = "hub:"
-"""What the data of a retention eval begin with that are a file of a data set on the hub: hub:OWNER/NAME/FILE."""
-
-
-RetentionEvalKind = Literal["multiple_choice", "text_nll", "kl", "task"]
-
-
-class RetentionEvalSettings(Section):
-    """Rows that tell whether something the base could do is still there."""
-
-    kind: RetentionEvalKind
-    """multiple_choice: accuracy. text_nll: loss in nats per token. kl: KL(base ‖ tuned) per token on the
-    base's own answers. task: completions, scored by `metric`."""
-    data: Text
-    limit: Count | None = None
-    """The number of rows that are read, from the first on; None reads all."""
-    prompt: Text | None = None
-    completion: Text | None = None
-    metric: Text = "rouge"
-    system: str | None = None
-    max_new_tokens: Count = 64
-
-    @model_validator(mode="after")
-    def _a_task_has_templates(self) -> Self:
-        templates = {"prompt": self.prompt, "completion": self.completion}
-        missing = [name for name, template in templates.items() if template is None]
-        if self.kind == "task" and missing:
-            raise ValueError(f"kind: task needs {' and '.join(missing)} as well, as a task does")
-        if self.kind != "task" and len(missing) < 2:
-            raise ValueError(
-                f"{next(name for name in templates if name not in missing)} goes with kind: task only; remove it"
-            )
-        usual = type(self).model_fields
-        for name in ("metric", "system", "max_new_tokens"):
-            if self.kind != "task" and getattr(self, name) != usual[name].default:
-                raise ValueError(f"{name} goes with kind: task only; remove it")
-        return self
-
-
-BUNDLED: dict[str, tuple[RetentionEvalKind, str]] = {
-    "knowledge": ("multiple_choice", "retention/choices.jsonl"),
-    "text": ("text_nll", "retention/passages.jsonl"),
-    "answers": ("kl", "retention/instructions.jsonl"),
-}
-"""The retention evals of `evals: bundled`: kind, and file in data/."""
 
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
 """Values of `strategy` that name the baseline, or what the job's tasks and adapter already are."""
@@ -141,7 +96,7 @@ class Forgetting(_StrategySections):
     )
     evals: Annotated[
         Annotated[Literal["bundled", "none"], Tag("<word>")]
-        | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], RetentionEvalSettings], Tag("<evals>")],
+        | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], RetentionEvalByKind], Tag("<evals>")],
         Discriminator(lambda value: "<evals>" if isinstance(value, dict) else "<word>"),
     ] = "bundled"
     eval_steps: Count | None = None
@@ -186,7 +141,8 @@ class Forgetting(_StrategySections):
             raise ValueError(
                 "max_regression needs eval_steps, the steps between two measurements, as in eval_steps: 20"
             )
-        if unknown := sorted(set(self.max_regression) - set(self.eval_names)):
+        # Only then: the names of the bundled evals import their kinds, which import the config.
+        if self.max_regression and (unknown := sorted(set(self.max_regression) - set(self.eval_names))):
             name = unknown[0]
             similar = did_you_mean(name, self.eval_names)
             known = ", ".join(self.eval_names) or "none"
@@ -205,7 +161,7 @@ class Forgetting(_StrategySections):
     def eval_names(self) -> list[str]:
         if isinstance(self.evals, dict):
             return list(self.evals)
-        return list(BUNDLED) if self.evals == "bundled" else []
+        return list(bundled_evals()) if self.evals == "bundled" else []
 
     def settings(self, name: str) -> Any:
         """Returns the settings of a strategy: those of the YAML, else those of `auto`, else the defaults."""

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pipelines.config.base import Section
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.messages import KeyPath, did_you_mean, dotted, format_number, wrong_type
+from pipelines.config.retention_registry import RetentionEvalSettings, retention_eval_kinds
 from pipelines.config.schema import SchemaNode
 from pipelines.config.yaml_source import Document
 from pipelines.errors import Problem
@@ -55,6 +56,10 @@ _SECTION_EXAMPLES = {"task": _EXAMPLES["tasks"], "retention eval": "evals: {mine
 
 def schema_of(annotation: Any) -> SchemaNode:
     """The schema of a type of the section `pipeline:`."""
+    if annotation is RetentionEvalSettings:
+        kinds = retention_eval_kinds()
+        fields = {key: node for kind in kinds.values() for key, node in schema_of(kind)["fields"].items()}
+        return {"types": ["mapping"], "fields": {**fields, "kind": {"enum": list(kinds)}}}
     if isinstance(annotation, type) and issubclass(annotation, Section):
         fields = {key: schema_of(field.annotation) for key, field in annotation.model_fields.items()}
         return {"types": ["mapping"], "fields": fields}

@@ -8,27 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
-from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
 
 if TYPE_CHECKING:
+    import numpy as np
     import peft
     import torch
 
     from pipelines.evaluation import generation as generation_module
-    from pipelines.modeling import adapters, loading, packing
+    from pipelines.modeling import adapters, loading, packing, token_sequences
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
-    peft, torch = lazy_import("peft"), lazy_import("torch")
+    np, peft, torch = lazy_import("numpy"), lazy_import("peft"), lazy_import("torch")
     generation_module = lazy_import("pipelines.evaluation.generation")
-    adapters, loading, packing = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing")
+    adapters, loading, packing, token_sequences = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing", "token_sequences")
     )
 
 MAX_BATCH_SIZE = 128
@@ -79,7 +77,7 @@ class LoadedModel:
         model = loading.load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
-    def logits(self, sequences: TokenSequences) -> torch.Tensor:
+    def logits(self, sequences: token_sequences.TokenSequences) -> torch.Tensor:
         """The logits that predict the supervised tokens: [sequences.supervised_tokens, vocabulary]."""
         with torch.no_grad():
             return packing.supervised_logits(self.model, sequences)[0]
@@ -192,7 +190,7 @@ def _generate_batch(
     prompt_lengths: list[int],
     settings: dict[str, Any],
 ) -> list[Completion]:
-    sequences = TokenSequences.from_completion_starts(
+    sequences = token_sequences.TokenSequences.from_completion_starts(
         [np.asarray(ids) for ids in prompts_plus_references], prompt_lengths
     )
     nlls: list[float | None] = [None] * len(prompts_plus_references)

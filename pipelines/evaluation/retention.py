@@ -1,209 +1,216 @@
-"""Guards: what the base could do and the tuned model must still do, item by item.
+"""Retention evals: what the base model could do and the tuned model should still do, measured item by item.
 
-choices  Multiple choice, by the log-likelihood of each choice divided by its length in characters (as in
-         EleutherAI's evaluation harness, acc_norm); 100 where the right one is likeliest, else 0.
-text     Loss on neutral text, in nats per token; a row is a document.
-answers  KL(base ‖ tuned) per token on the base's own greedy answers, in nats; 0 for the base.
-task     Completions scored by a metric, as the job's own tasks are; also the tasks of the runs that the job goes on from.
+Each kind is a class in one file of `pipelines/evaluation/retention_evals/`. This module loads without torch, since the
+classes also validate the config, check the files and tell the report what a score means.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from pipelines.config.forgetting import Forgetting
+from pipelines.config.retention_registry import RETENTION_EVALS, RetentionEvalSettings, bundled_evals
+from pipelines.config.strategy_registry import STRATEGIES
 from pipelines.console.activity import doing
+from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.errors import DataError, Problem
-from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.general_text import encode_answers, encode_passages, generate_general_answers
-from pipelines.evaluation.retention_files import (
-    Choice,
-    Question,
-    read_multiple_choice,
-    read_task_examples,
-    resolve_data_file,
-    retention_eval_configs,
-)
-from pipelines.modeling.kl_divergence import kl_divergence
-from pipelines.modeling.packing import sequence_losses, supervised_logits
-from pipelines.modeling.token_sequences import TokenSequences, micro_batches
-from pipelines.scoring.metric import resolve
+from pipelines.evaluation.completions import LoadedModel
+from pipelines.evaluation.data_files import bundled_file, read_text_column, resolve_data_file
+from pipelines.registry import lazy_import
+from pipelines.scoring.metric import Unit
 from pipelines.storage.records import RetentionRecord
 
-MICRO_BATCH = 8
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-BaseLogits = Callable[[TokenSequences], torch.Tensor]
-"""What the base predicts at the supervised tokens of rows: [rows.supervised_tokens, vocabulary]."""
+    from pipelines.modeling.token_sequences import TokenSequences
+
+    BaseLogits = Callable[[TokenSequences], torch.Tensor]
+    """Returns the base model's logits at the supervised tokens: [supervised tokens, vocabulary]."""
+else:
+    np = lazy_import("numpy")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the scores of a retention eval measure."""
+
+    title: str
+    """The name of the measure in tables."""
+    unit: Unit
+    binary: bool = False
+    """Whether every score is 0 or 100."""
+    higher_is_better: bool = False
+    is_divergence: bool = False
+    """Whether the score is a divergence from the base model: 0 for the base, never negative, and therefore not tested."""
+    long_title: str = ""
+    """The name of the measure in a sentence; `title` if empty."""
+
+
+class Items(Protocol):
+    """The items of a prepared eval: a sequence that can be sliced."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+@dataclass(frozen=True)
+class PreparationContext:
+    """What a kind needs to prepare its items for one base model."""
+
+    prompt_format: PromptFormat
+    load_model: Callable[[], LoadedModel]
+    model_id: str
+    """Identifies the content of the base model in caches."""
+    system: str | None
+    """The job's system prompt."""
 
 
 @dataclass(frozen=True)
 class PreparedRetentionEval:
-    """A guard's rows; as tokens, `rows` are documents or base answers, `question_rows` each question with each of its choices."""
+    """A retention eval that is ready to be scored on a model."""
 
     name: str
     kind: str
-    file: str
-    rows: TokenSequences = field(default_factory=lambda: TokenSequences([], []))
-    choices: Sequence[Choice] = ()
-    question_rows: Sequence[TokenSequences] = ()
-    questions: Sequence[Question] = ()
+    items: Any
+    """The items in the form of their kind; they can be sliced (`Items`)."""
     metric: str = ""
-    own_scores: Sequence[float | None] = ()
-    """An earlier run's task: the score of each item right behind that run, for BWT."""
+    """The key of the metric (`scoring.metric.resolve`) for a kind that scores completions."""
+    scores_after_own_task: Sequence[float | None] = ()
+    """For a task of an earlier run: the score of each item right after that run, for backward transfer."""
+
+    @property
+    def eval_class(self) -> type[RetentionEval]:
+        return retention_eval_class(self.kind)
 
     @property
     def higher_is_better(self) -> bool:
-        return self.kind == "multiple_choice" or (self.kind == "task" and resolve(self.metric).higher_is_better)
+        return self.eval_class.measure(self.metric).higher_is_better
 
-    def parts(self, items: int) -> Iterator[PreparedRetentionEval]:
-        """The guard in pieces of so many items, in order, for several to score."""
-        for start in range(0, max(len(self.rows), len(self.choices), len(self.questions)), items):
-            piece = slice(start, start + items)
-            yield replace(
-                self,
-                rows=self.rows[piece],
-                choices=self.choices[piece],
-                question_rows=self.question_rows[piece],
-                questions=self.questions[piece],
-            )
+    def batches(self, size: int) -> Iterator[PreparedRetentionEval]:
+        """Splits the eval into evals of `size` items, in order, to be scored by several workers."""
+        for start in range(0, len(self.items), size):
+            yield replace(self, items=self.items[start : start + size])
 
 
-def prepare_retention_evals(
-    forgetting: Forgetting, load: Callable[[], LoadedModel], prompts: PromptFormat, model_id: str, system: str | None
-) -> list[PreparedRetentionEval]:
-    """The guards of the config as tokens; `answers` asks the base, which `load` gives, once for a model."""
-    prepared = []
-    for name, guard in retention_eval_configs(forgetting).items():
-        file = resolve_data_file(guard)
-        match guard.kind:
-            case "multiple_choice":
-                items = read_multiple_choice(file)[: guard.limit]
-                rows = _question_rows(prompts, items, file)
-                prepared.append(PreparedRetentionEval(name, guard.kind, guard.data, choices=items, question_rows=rows))
-            case "text_nll":
-                prepared.append(
-                    PreparedRetentionEval(name, guard.kind, guard.data, encode_passages(prompts, file, guard.limit))
-                )
-            case "kl":
-                answers = generate_general_answers(load, prompts, model_id, file, system, guard.limit)
-                prepared.append(
-                    PreparedRetentionEval(name, guard.kind, guard.data, encode_answers(prompts, answers, system))
-                )
-            case "task":
-                questions = read_task_examples(guard)[: guard.limit]
-                prepared.append(
-                    PreparedRetentionEval(name, guard.kind, guard.data, questions=questions, metric=guard.metric)
-                )
-    return prepared
+class RetentionEval(RetentionEvalSettings):
+    """Base class of the kinds of retention evals. An instance holds the settings of one eval of the config.
+
+    To add a kind, add a module to `pipelines/evaluation/retention_evals/` that registers a subclass:
+    `RETENTION_EVALS.register("my_kind", MyKind)`. Its fields are further settings in the YAML.
+    """
+
+    needs_reference_model: ClassVar[bool] = False
+    """Whether `score` uses the base model's logits."""
+
+    @property
+    def file(self) -> Path:
+        """The local file of rows; one on the Hub is downloaded once. Raises DataError."""
+        return resolve_data_file(self.data)
+
+    @classmethod
+    @abstractmethod
+    def measure(cls, metric: str) -> Measure:
+        """What the scores mean. `metric` is that of the records, "" for a kind without one."""
+
+    @abstractmethod
+    def check(self, name: str) -> None:
+        """Raises DataError for rows that cannot be used. Loads no model; `name` is that of the eval."""
+
+    @abstractmethod
+    def prepare(self, name: str, context: PreparationContext) -> Items:
+        """Reads the items and tokenizes them as far as the kind needs. Raises DataError."""
+
+    @classmethod
+    @abstractmethod
+    def score(
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+    ) -> Sequence[float | None]:
+        """Scores each item in the unit of `measure`; None for an item that cannot be scored."""
+
+    def examples(self, name: str) -> list[Example]:
+        """The items whose references a completion is scored against; empty for a kind that generates none."""
+        return []
+
+    @classmethod
+    def record_fields(cls, prepared: PreparedRetentionEval) -> Sequence[Mapping[str, Any]]:
+        """Further fields of each item's record; empty if there are none."""
+        return ()
 
 
-def _question_rows(prompts: PromptFormat, items: Sequence[Choice], file: Path) -> list[TokenSequences]:
-    """Plain text, since a choice is scored as a continuation: "Question: …\nAnswer: choice". Raises DataError."""
-    found = []
-    for number, item in enumerate(items, start=1):
-        texts = [
-            f"Question: {item.question}\nAnswer:",
-            *(f"Question: {item.question}\nAnswer: {one}" for one in item.choices),
-        ]
-        question, *wholes = (prompts.encode_text(text) for text in texts)
-        if (longest := max(map(len, wholes))) > prompts.context_length:
-            message = f"has {longest:,} tokens, this model's context holds {prompts.context_length:,}; shorten or drop the row"
-            raise DataError(Problem(message, str(file), number))
-        shared = len(os.path.commonprefix([question, *wholes]))
-        found.append(
-            TokenSequences.from_completion_starts([np.asarray(whole) for whole in wholes], [shared] * len(wholes))
+def retention_eval_class(kind: str) -> type[RetentionEval]:
+    """The class of a kind. Raises KeyError for an unknown one."""
+    return cast(type[RetentionEval], RETENTION_EVALS[kind])
+
+
+def retention_evals(forgetting: Forgetting) -> dict[str, RetentionEval]:
+    """The retention evals of a config by name."""
+    if forgetting.evals == "none":
+        return {}
+    if forgetting.evals == "bundled":
+        return {
+            name: retention_eval_class(kind)(kind=kind, data=str(bundled_file(file)))
+            for name, (kind, file) in bundled_evals().items()
+        }
+    return cast(dict[str, RetentionEval], dict(forgetting.evals))
+
+
+def check_retention_evals(forgetting: Forgetting) -> None:
+    """Raises DataError for rows of a retention eval or of a strategy that are missing or unusable. Loads no model."""
+    for strategy, key, file in forgetting.row_files():
+        for column in STRATEGIES[strategy].settings.row_files[key]:
+            read_text_column(Path(file), column)
+    for name, retention_eval in retention_evals(forgetting).items():
+        retention_eval.check(name)
+
+
+def prepare_retention_evals(forgetting: Forgetting, context: PreparationContext) -> list[PreparedRetentionEval]:
+    """Prepares the retention evals of a config for one base model. Raises DataError."""
+    return [
+        PreparedRetentionEval(
+            name, retention_eval.kind, retention_eval.prepare(name, context), retention_eval.metric_name
         )
-    return found
+        for name, retention_eval in retention_evals(forgetting).items()
+    ]
 
 
 def score_retention_eval(
-    loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: BaseLogits
+    loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
 ) -> list[float | None]:
-    """A score for each item: nats per token for text and answers, the metric's for a task (None where it can give
-    none), 100 or 0 for choices."""
-    with doing(f"guard {guard.name}"):
-        return _scores(loaded, guard, base_logits)
+    """The score of each item in the unit of the eval's measure; None for an item that could not be scored."""
+    with doing(f"retention eval {prepared.name}"):
+        return list(prepared.eval_class.score(loaded, prepared, base_logits))
 
 
-def _scores(loaded: LoadedModel, guard: PreparedRetentionEval, base_logits: BaseLogits) -> list[float | None]:
-    match guard.kind:
-        case "kl":
-            return list(_divergences(loaded.model, guard.rows, base_logits))
-        case "text_nll":
-            return list(sequence_losses(loaded.model, guard.rows))
-        case "task":
-            return _task_scores(loaded, guard)
-        case _:
-            return list(_choice_scores(loaded.model, guard))
-
-
-def _choice_scores(model: torch.nn.Module, guard: PreparedRetentionEval) -> Iterator[float]:
-    rows = TokenSequences.concatenate(*guard.question_rows)
-    summed = [mean * length for mean, length in zip(sequence_losses(model, rows), rows.supervised_lengths, strict=True)]
-    losses = iter(summed)
-    for item in guard.choices:
-        likely = [-next(losses) / len(choice) for choice in item.choices]
-        yield 100.0 if int(np.argmax(likely)) == item.answer else 0.0
-
-
-def _task_scores(loaded: LoadedModel, guard: PreparedRetentionEval) -> list[float | None]:
-    metric = resolve(guard.metric)
-    texts = [loaded.prompt_format.render_prompt(question.prompt, question.system) for question in guard.questions]
-    bounds = [question.max_new_tokens for question in guard.questions]
-    answers = complete(
-        loaded, [loaded.prompt_format.encode_prompt(text) for text in texts], {"do_sample": False}, bounds
-    )
-    lines = [
-        {
-            "task": guard.name,
-            "row": row,
-            "reference": question.reference,
-            "completion": answer.text,
-            "fields": question.fields,
-        }
-        for row, (question, answer) in enumerate(zip(guard.questions, answers, strict=True), start=1)
-    ]
-    return [metric.score(line).value for line in lines]
-
-
-def _divergences(model: torch.nn.Module, rows: TokenSequences, base_logits: BaseLogits) -> Iterator[float]:
-    for part in micro_batches(rows, MICRO_BATCH):
-        with torch.no_grad():
-            logits, _ = supervised_logits(model, part)
-            each = kl_divergence(base_logits(part), logits)
-        for row in each.split(part.supervised_lengths):
-            yield float(row.double().mean())
-
-
-def retention_records(guard: PreparedRetentionEval, scores: Sequence[float | None]) -> list[RetentionRecord]:
-    """The records of the items, in their order."""
-    chances = [100 / len(item.choices) for item in guard.choices]
-    return [
-        RetentionRecord(
-            eval=guard.name,
-            kind=guard.kind,
-            metric=guard.metric,
-            item=number,
-            score=score,
-            chance_accuracy=chance,
-            score_after_own_task=own_score,
+def retention_records(prepared: PreparedRetentionEval, scores: Sequence[float | None]) -> list[RetentionRecord]:
+    """The records of retention/base.jsonl and retention/tuned.jsonl, one per item in their order."""
+    records = []
+    fields_by_item = prepared.eval_class.record_fields(prepared)
+    for index, score in enumerate(scores):
+        fields = dict(fields_by_item[index]) if fields_by_item else {}
+        if prepared.scores_after_own_task:
+            fields["score_after_own_task"] = prepared.scores_after_own_task[index]
+        records.append(
+            RetentionRecord(
+                eval=prepared.name, kind=prepared.kind, metric=prepared.metric, item=index + 1, score=score, **fields
+            )
         )
-        for number, (score, chance, own_score) in enumerate(zip_longest(scores, chances, guard.own_scores), start=1)
-    ]
+    return records
 
 
 def mean_scores(
-    loaded: LoadedModel, guards: Sequence[PreparedRetentionEval], base_logits: BaseLogits
+    loaded: LoadedModel, evals: Sequence[PreparedRetentionEval], base_logits: BaseLogits
 ) -> dict[str, float]:
-    """Each guard's mean over the items that could be scored; a guard without one is left out."""
-    scores = {guard.name: score_retention_eval(loaded, guard, base_logits) for guard in guards}
-    known = {name: [one for one in found if one is not None] for name, found in scores.items()}
-    return {name: float(np.mean(found)) for name, found in known.items() if found}
+    """The mean score of each eval over the items that could be scored; evals without such an item are left out."""
+    means = {}
+    for prepared in evals:
+        known = [score for score in score_retention_eval(loaded, prepared, base_logits) if score is not None]
+        if known:
+            means[prepared.name] = float(np.mean(known))
+    return means

@@ -13,14 +13,14 @@ from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import open_split
 from pipelines.evaluation.completions import LoadedModel
+from pipelines.evaluation.data_files import bundled_file
 from pipelines.evaluation.general_text import (
     encode_answers,
     encode_passages,
     generate_general_answers,
     load_replay_rows,
 )
-from pipelines.evaluation.retention import PreparedRetentionEval, prepare_retention_evals
-from pipelines.evaluation.retention_files import bundled_file
+from pipelines.evaluation.retention import PreparationContext, PreparedRetentionEval, prepare_retention_evals
 from pipelines.forgetting.continual import ancestor_runs, earlier_tasks
 from pipelines.forgetting.importance import FORMAT
 from pipelines.modeling.content_hash import fingerprint
@@ -110,10 +110,8 @@ class JobContext:
     @cached_property
     def retention_evals(self) -> list[PreparedRetentionEval]:
         """The retention evals of the config, and the tasks of the ancestors."""
-        pipeline = self.job.pipeline
-        prepared = prepare_retention_evals(
-            pipeline.forgetting, self.load_model, self.prompts, self.model_id, pipeline.system
-        )
+        context = PreparationContext(self.prompts, self.load_model, self.model_id, self.job.system_prompt())
+        prepared = prepare_retention_evals(self.job.pipeline.forgetting, context)
         return [*prepared, *earlier_tasks(self.run)]
 
     @cached_property

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.activity import doing
+from pipelines.data.examples import Example
 from pipelines.data.tokenize_rows import read_split
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedRetentionEval
-from pipelines.evaluation.retention_files import Question
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.registry import lazy_import
@@ -125,17 +125,19 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
             system, max_new_tokens = job.system_prompt(name), job.max_new_tokens(name)
             metric = metric_key(task.metric, task.normalize)
             task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0]["task"] == name]
-            evals.append(
-                PreparedRetentionEval(
-                    f"{ancestor.name}/{name}",
-                    "task",
-                    str(ancestor.folder),
-                    metric=metric,
-                    questions=[
-                        Question(row["prompt"], system, row["completion"], row["fields"], max_new_tokens)
-                        for row, _ in task_rows
-                    ],
-                    own_scores=[resolve(metric).score(completion).value for _, completion in task_rows],
+            examples = [
+                Example(
+                    prompt=row["prompt"],
+                    completion=row["completion"],
+                    system=system,
+                    task=name,
+                    file=row["file"],
+                    row=row["row"],
+                    fields=row["fields"],
+                    max_new_tokens=max_new_tokens,
                 )
-            )
+                for row, _ in task_rows
+            ]
+            scores = [resolve(metric).score(completion).value for _, completion in task_rows]
+            evals.append(PreparedRetentionEval(f"{ancestor.name}/{name}", "task", examples, metric, scores))
     return evals

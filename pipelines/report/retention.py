@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipelines.config.retention_registry import RETENTION_EVALS, retention_eval_kinds
+from pipelines.errors import RunError
+from pipelines.evaluation.retention import Measure, retention_eval_class
 from pipelines.report.formatting import change_unit, count, number, signed
 from pipelines.scoring.metric import Unit, resolve
 from pipelines.scoring.statistics import (
@@ -23,30 +26,12 @@ RecordPairs = Sequence[tuple[RetentionRecord, RetentionRecord]]
 """The records of the same items: of the base, and of the tuned model."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a retention eval measures."""
-
-    title: str
-    unit: Unit
-    binary: bool = False
-    higher_is_better: bool = False
-    is_divergence: bool = False
-    """Whether the score is a divergence from the base, which is 0 for the base and cannot be negative."""
-
-
-_MEASURES = {
-    "multiple_choice": Measure("multiple choice", Unit.PERCENT, binary=True, higher_is_better=True),
-    "text_nll": Measure("NLL of text", Unit.NATS_PER_TOKEN),
-    "kl": Measure("KL divergence from base", Unit.NATS_PER_TOKEN, is_divergence=True),
-}
-
-
 def _measure(record: RetentionRecord) -> Measure:
-    if record.kind in _MEASURES:
-        return _MEASURES[record.kind]
-    metric = resolve(record.metric)
-    return Measure(metric.title, metric.unit, binary=metric.binary, higher_is_better=metric.higher_is_better)
+    """What the score of a record measures. Raises RunError for a kind that this version does not have."""
+    if record.kind not in RETENTION_EVALS:
+        kinds = ", ".join(retention_eval_kinds())
+        raise RunError(f"retention eval {record.eval}: unknown kind {record.kind!r}; this alfine has {kinds}")
+    return retention_eval_class(record.kind).measure(record.metric)
 
 
 @dataclass(frozen=True)
@@ -118,7 +103,7 @@ class RetentionResult:
         unit, items = change_unit(self.unit), count(self.comparison.n, "item")
         base, tuned = number(self.comparison.base, self.unit), number(self.comparison.tuned, self.unit)
         if self.measure.is_divergence:
-            return f"KL(base ‖ tuned) on general answers: {tuned} {unit} ({items})."
+            return f"{self.measure.long_title or self.title}: {tuned} {unit} ({items})."
         if self.verdict == "no significant regression":
             bound = f"the 95 % CI includes a regression of {number(max(self.regression_bound, 0), self.unit)} {unit}"
             return f"{self.verdict}: {self.title} {base} → {tuned} on {items}; {bound}."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import Job
 from pipelines.data.sample_prompts import load_sample_prompts
-from pipelines.evaluation.retention_files import check_retention_evals, resolve_data_file, retention_eval_configs
+from pipelines.evaluation.retention import check_retention_evals, retention_evals
 from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
@@ -105,6 +105,6 @@ def _retention_evals(job: Job, file_digest: Callable[[Path], str]) -> list[Any]:
     """Every retention eval with the sha256 of its rows. Raises DataError for invalid rows."""
     check_retention_evals(job.pipeline.forgetting)
     return [
-        [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric), file_digest(resolve_data_file(spec))]
-        for name, spec in retention_eval_configs(job.pipeline.forgetting).items()
+        [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric_name), file_digest(spec.file)]
+        for name, spec in retention_evals(job.pipeline.forgetting).items()
     ]

@@ -12,8 +12,7 @@ from typing import Literal
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples, tokenize_examples
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
-from pipelines.evaluation.retention import retention_records
-from pipelines.evaluation.retention_files import retention_eval_configs
+from pipelines.evaluation.retention import retention_evals, retention_records
 from pipelines.forgetting.context import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
@@ -140,7 +139,7 @@ def evaluate_retention(session: EvaluatorSession, cache_inputs: str | None = Non
     """
     context, side = session.context, session.side
     pipeline, file = context.job.pipeline, context.run.path("retention", f"{side}.jsonl")
-    if not retention_eval_configs(pipeline.forgetting) and pipeline.continue_from is None:
+    if not retention_evals(pipeline.forgetting) and pipeline.continue_from is None:
         write_text(file, "")
         return
     entry = retention_entry(context, cache_inputs) if cache_inputs is not None else None

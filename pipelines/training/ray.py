@@ -298,7 +298,7 @@ class RayEvaluator:
         return [completion for _, completion in sorted(zip(order, completions, strict=True), key=itemgetter(0))]
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
-        batches = list(prepared.parts(RETENTION_BATCH_ITEMS))
+        batches = list(prepared.batches(RETENTION_BATCH_ITEMS))
         results = self._map(lambda actor, batch: actor.score_retention_eval.remote(batch), batches)
         return [score for scores in results for score in scores]
 

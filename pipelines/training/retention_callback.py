@@ -42,7 +42,7 @@ class RetentionCallback:
         self.last_good_weights: list[torch.Tensor] = []
 
     def on_train_start(self, model: torch.nn.Module) -> None:
-        needs_reference = any(retention_eval.kind == "kl" for retention_eval in self.evals)
+        needs_reference = any(prepared.eval_class.needs_reference_model for prepared in self.evals)
         self.reference = ReferenceModel(model) if needs_reference else None
         self._keep_weights(model)
 

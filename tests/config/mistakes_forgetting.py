@@ -77,7 +77,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "task eval without templates": (
         pipeline("forgetting: {evals: {g: {kind: task, data: a.jsonl}}}"),
         2,
-        "kind: task needs prompt and completion as well",
+        "evals.g.completion is missing, as in completion: ",
     ),
     "max_regression without eval_steps": (
         pipeline("forgetting: {max_regression: {text: 0.1}}"),

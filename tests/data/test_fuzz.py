@@ -11,7 +11,7 @@ from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.readers import read_rows
 from pipelines.errors import AlfineError, DataError, ModelError
-from pipelines.evaluation.retention_files import check_retention_evals
+from pipelines.evaluation.retention import check_retention_evals
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.strict_json import dump

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from pipelines.config.forgetting import Forgetting
-from pipelines.evaluation.retention_files import check_retention_evals
+from pipelines.evaluation.retention import check_retention_evals
 from tests.data.test_bundled_data import DATA, MAX_SIMILARITY, rows_of, similarities
 
 MIN_ROWS = {

@@ -39,7 +39,7 @@ def project_with_evals(project, bundled_rows):
 
 @pytest.fixture
 def bundled_rows(monkeypatch):
-    for module in ("evaluation.retention_files", "forgetting.context", "sweep"):
+    for module in ("evaluation.retention", "forgetting.context", "sweep"):
         monkeypatch.setattr(f"pipelines.{module}.bundled_file", lambda name: BUNDLED / name)
 
 

@@ -1,0 +1,70 @@
+"""Retention eval `kl`: the divergence of the tuned model from its base on the base's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.evaluation.completions import LoadedModel
+from pipelines.evaluation.data_files import read_text_column
+from pipelines.evaluation.general_text import encode_answers, generate_general_answers
+from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.registry import lazy_import
+from pipelines.scoring.metric import Unit
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.evaluation.retention import BaseLogits
+    from pipelines.modeling import kl_divergence, token_sequences
+else:
+    torch = lazy_import("torch")
+    kl_divergence, token_sequences = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("kl_divergence", "token_sequences")
+    )
+
+MICRO_BATCH = 8
+"""Sequences whose logits of both models are in memory at once."""
+
+
+class KL(RetentionEval):
+    """Mean KL(base ‖ tuned) in nats per token; an item is the base's greedy answer to a row of the column `instruction`."""
+
+    bundled = {"answers": "retention/instructions.jsonl"}
+    position = 2
+    needs_reference_model = True
+
+    @classmethod
+    def measure(cls, metric: str) -> Measure:
+        return Measure(
+            "KL divergence from base",
+            Unit.NATS_PER_TOKEN,
+            is_divergence=True,
+            long_title="KL(base ‖ tuned) on general answers",
+        )
+
+    def check(self, name: str) -> None:
+        read_text_column(self.file, "instruction")
+
+    def prepare(self, name: str, context: PreparationContext) -> token_sequences.TokenSequences:
+        prompt_format, system = context.prompt_format, context.system
+        answers = generate_general_answers(
+            context.load_model, prompt_format, context.model_id, self.file, system, self.limit
+        )
+        return encode_answers(prompt_format, answers, system)
+
+    @classmethod
+    def score(
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+    ) -> Sequence[float | None]:
+        means: list[float | None] = []
+        for batch in token_sequences.micro_batches(prepared.items, MICRO_BATCH):
+            with torch.no_grad():
+                logits = loaded.logits(batch)
+                kl = kl_divergence.kl_divergence(base_logits(batch), logits)
+            means += [float(token_kl.double().mean()) for token_kl in kl.split(batch.supervised_lengths)]
+        return means
+
+
+RETENTION_EVALS.register("kl", KL)

@@ -1,0 +1,120 @@
+"""Retention eval `task`: completions of rows with a reference, scored by a metric as those of the job's own tasks are.
+
+The tasks of the runs that a job continues from are also evals of this kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pipelines.config.base import Count, Text
+from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.data.examples import Example
+from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.templates import check_system_is_constant, fill_nonempty
+from pipelines.errors import DataError, Problem
+from pipelines.evaluation.completions import LoadedModel, complete
+from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.scoring.custom_metrics import try_metric
+from pipelines.scoring.metric import resolve
+from pipelines.scoring.python_tests import row_tests
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.retention import BaseLogits
+
+
+class TaskEval(RetentionEval):
+    """The score of `metric`; an item is a row whose columns fill `prompt` and `completion`."""
+
+    position = 3
+
+    prompt: Text = Field(description="Template of the prompt, as for a task.")
+    completion: Text = Field(description="Template of the reference, as for a task.")
+    metric: Text = Field(default="rouge", description="Metric that scores the completions, as for a task.")
+    system: str | None = Field(default=None, description="System prompt; without one there is none.")
+    max_new_tokens: Count = Field(default=64, description="Limit on the tokens of a completion.")
+
+    @property
+    def templates(self) -> dict[str, str]:
+        return {"prompt": self.prompt, "completion": self.completion}
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric
+
+    @classmethod
+    def measure(cls, metric: str) -> Measure:
+        resolved = resolve(metric)
+        return Measure(
+            resolved.title, resolved.unit, binary=resolved.binary, higher_is_better=resolved.higher_is_better
+        )
+
+    def check(self, name: str) -> None:
+        """Raises DataError also for a custom metric that fails on the reference of the first row."""
+        first = self._all_examples(name)[0]
+        if ":" in self.metric and (failure := try_metric(self.metric, first.completion or "", first.fields)):
+            raise DataError(Problem(f"retention eval {name}: {failure}", self.data, 1))
+
+    def examples(self, name: str) -> list[Example]:
+        return self._all_examples(name)[: self.limit]
+
+    def _all_examples(self, name: str) -> list[Example]:
+        """All rows, also those beyond `limit`, with their templates filled. Raises DataError for every row that cannot be used."""
+        examples, errors = [], RowErrors()
+        for number, row in numbered_rows(self.file):
+            try:
+                check_system_is_constant(self.system, row)
+                prompt, completion = (fill_nonempty(text, row, key) for key, text in self.templates.items())
+                if self.metric == "unit_tests":
+                    row_tests(row)
+            except DataError as error:
+                errors.add(self.data, number, str(error))
+                continue
+            examples.append(
+                Example(
+                    prompt=prompt,
+                    completion=completion,
+                    system=self.system,
+                    task=name,
+                    file=self.data,
+                    row=number,
+                    fields=row,
+                    max_new_tokens=self.max_new_tokens,
+                )
+            )
+        errors.raise_if_any()
+        return examples
+
+    def prepare(self, name: str, context: PreparationContext) -> list[Example]:
+        return self.examples(name)
+
+    @classmethod
+    def score(
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+    ) -> Sequence[float | None]:
+        metric, prompt_format = resolve(prepared.metric), loaded.prompt_format
+        examples: Sequence[Example] = prepared.items
+        prompts = [
+            prompt_format.encode_prompt(prompt_format.render_prompt(example.prompt, example.system))
+            for example in examples
+        ]
+        limits = [example.max_new_tokens or 0 for example in examples]
+        completions = complete(loaded, prompts, {"do_sample": False}, limits)
+        return [
+            metric.score(
+                {
+                    "task": prepared.name,
+                    "row": item,
+                    "reference": example.completion,
+                    "completion": completion.text,
+                    "fields": example.fields,
+                }
+            ).value
+            for item, (example, completion) in enumerate(zip(examples, completions, strict=True), start=1)
+        ]
+
+
+RETENTION_EVALS.register("task", TaskEval)

@@ -1,0 +1,46 @@
+"""Retention eval `text_nll`: the negative log-likelihood of plain texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.evaluation.completions import LoadedModel
+from pipelines.evaluation.data_files import read_text_column
+from pipelines.evaluation.general_text import encode_passages
+from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.registry import lazy_import
+from pipelines.scoring.metric import Unit
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.retention import BaseLogits
+    from pipelines.modeling import packing, token_sequences
+else:
+    packing = lazy_import("pipelines.modeling.packing")  # imports torch
+
+
+class TextNll(RetentionEval):
+    """Mean negative log-likelihood in nats per token; an item is a text of the column `text`."""
+
+    bundled = {"text": "retention/passages.jsonl"}
+    position = 1
+
+    @classmethod
+    def measure(cls, metric: str) -> Measure:
+        return Measure("NLL of text", Unit.NATS_PER_TOKEN)
+
+    def check(self, name: str) -> None:
+        read_text_column(self.file, "text")
+
+    def prepare(self, name: str, context: PreparationContext) -> token_sequences.TokenSequences:
+        return encode_passages(context.prompt_format, self.file, self.limit)
+
+    @classmethod
+    def score(
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+    ) -> Sequence[float | None]:
+        return list(packing.sequence_losses(loaded.model, prepared.items))
+
+
+RETENTION_EVALS.register("text_nll", TextNll)
