@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.checks.findings import Finding
 from pipelines.config.job import Job
+from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.data.tokenize_rows import TokenizedExample
+from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import decode_completion
 from pipelines.evaluation.retention import RetentionEval
@@ -41,39 +41,32 @@ class Shortfall:
 
 
 def find_shortfall(
-    metric: Metric,
-    prompts: PromptFormat,
-    record: Mapping[str, Any],
-    token_ids: Sequence[int],
-    max_new_tokens: int,
-    score: bool,
+    metric: Metric, prompts: PromptFormat, row: TokenizedExample, max_new_tokens: int, score: bool
 ) -> Shortfall | None:
-    """Returns None if the reference of `record` (task, row, reference, fields) reaches the full score as a completion.
+    """Returns None if the reference of `row` reaches the full score as a completion of at most `max_new_tokens` tokens.
 
-    `token_ids` are the reference's tokens with the end token. Without `score` only the decoded text is compared.
+    Without `score` only the decoded text is compared.
     """
-    text, _ = decode_completion(prompts, list(token_ids[:max_new_tokens]))
-    reference = record["reference"]
+    text, _ = decode_completion(prompts, row.completion_ids[:max_new_tokens])
+    reference = row.example.reference
     if text == reference and not score:
         return None
     if score:
-        value, detail = _score(metric, record, text)
-        full = 100.0 if ":" not in metric.name else _score(metric, record, reference)[0]
+        value, detail = _score(metric, row.example, text)
+        full = 100.0 if ":" not in metric.name else _score(metric, row.example, reference)[0]
         if value is not None and full is not None and value >= full - 1e-6:
             return None
         if text == reference:
             shown = "no score" if value is None else f"{value:g} of 100"
             return Shortfall("score", f"gets {shown} as a completion" + (f": {detail}" if detail else ""))
-    return _text_shortfall(prompts, token_ids, max_new_tokens, reference, text)
+    return _text_shortfall(prompts, row, max_new_tokens, text)
 
 
-def _text_shortfall(
-    prompts: PromptFormat, token_ids: Sequence[int], max_new_tokens: int, reference: str, text: str
-) -> Shortfall:
-    if len(token_ids) > max_new_tokens:
+def _text_shortfall(prompts: PromptFormat, row: TokenizedExample, max_new_tokens: int, text: str) -> Shortfall:
+    if len(row.completion_ids) > max_new_tokens:
         cause = f"is longer than max_new_tokens {max_new_tokens}, where a completion is cut"
-        return Shortfall("length", cause, len(token_ids))
-    special = [token for token in prompts.tokenizer.all_special_tokens if token in reference]
+        return Shortfall("length", cause, len(row.completion_ids))
+    special = [token for token in prompts.tokenizer.all_special_tokens if token in row.example.reference]
     if special:
         cause = f"contains special tokens ({', '.join(special[:3])}), which are stripped from completions; remove them"
         return Shortfall("special_tokens", cause)
@@ -81,9 +74,16 @@ def _text_shortfall(
     return Shortfall("decoding", cause)
 
 
-def _score(metric: Metric, record: Mapping[str, Any], completion: str) -> tuple[float | None, str]:
+def _score(metric: Metric, example: Example, completion: str) -> tuple[float | None, str]:
+    record = {
+        "task": example.task,
+        "row": example.row,
+        "reference": example.reference,
+        "completion": completion,
+        "fields": example.fields,
+    }
     try:
-        score = metric.score({**record, "completion": completion})
+        score = metric.score(record)
     except DataError as error:
         return None, str(error)
     return score.value, score.detail
@@ -114,13 +114,9 @@ class ReferenceChecks:
                 self.metrics[f"task {name}"] = resolve(metric_key(task.metric, task.normalize))
 
     def observe(self, row: TokenizedExample) -> None:
-        """Checks the reference of a test row."""
-        example = row.example
-        if example.split == "test":
-            record = {"task": example.task, "row": example.row, "reference": example.reference}
-            record["fields"] = example.fields
-            max_new_tokens = min(self.job.max_new_tokens(example.task), self.context_length - len(row.prompt_ids))
-            self._check(f"task {example.task}", record, row.completion_ids, max_new_tokens, example.file)
+        """Checks the reference of a test row of a task."""
+        if row.example.split == "test":
+            self._check(f"task {row.example.task}", row, self.job.max_new_tokens(row.example.task))
 
     def observe_retention_eval(self, name: str, retention_eval: RetentionEval) -> None:
         """Checks the references of a retention eval that scores completions."""
@@ -129,25 +125,20 @@ class ReferenceChecks:
             return
         with contextlib.suppress(ConfigError):
             self.metrics[f"retention eval {name}"] = resolve(retention_eval.metric_name)
-        for example in examples:
-            text = self.prompts.render_prompt(example.prompt, example.system)
-            encoded = self.prompts.encode(text, example.completion)
-            record = {"task": name, "row": example.row, "reference": example.completion, "fields": example.fields}
-            max_new_tokens = min(example.max_new_tokens or 0, self.context_length - len(encoded.prompt_ids))
-            self._check(f"retention eval {name}", record, encoded.completion_ids, max_new_tokens, example.file)
+        for row in tokenize_examples(examples, self.prompts):
+            self._check(f"retention eval {name}", row, row.example.max_new_tokens or 0)
 
-    def _check(
-        self, owner: str, record: Mapping[str, Any], token_ids: Sequence[int], max_new_tokens: int, file: str
-    ) -> None:
+    def _check(self, owner: str, row: TokenizedExample, max_new_tokens: int) -> None:
         """`owner`: "task NAME" or "retention eval NAME"."""
         metric = self.metrics.get(owner)
         if metric is None or not metric.scores_completions:
             return
         self.rows[owner] += 1
         should_score = self.rows[owner] <= MAX_SCORED
-        shortfall = find_shortfall(metric, self.prompts, record, token_ids, max_new_tokens, should_score)
+        max_new_tokens = min(max_new_tokens, self.context_length - len(row.prompt_ids))
+        shortfall = find_shortfall(metric, self.prompts, row, max_new_tokens, should_score)
         if shortfall is not None:
-            first = _ShortfallCount(shortfall, file, record["row"])
+            first = _ShortfallCount(shortfall, row.example.file, row.example.row)
             count = self.counts.setdefault(owner, {}).setdefault(shortfall.kind, first)
             count.rows += 1
             count.needed_tokens = max(count.needed_tokens, shortfall.needed_tokens)

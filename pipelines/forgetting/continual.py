@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.activity import doing
-from pipelines.data.examples import Example
-from pipelines.data.tokenize_rows import read_split
+from pipelines.data.tokenize_rows import read_test_examples
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
@@ -119,25 +118,12 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
     evals: list[PreparedRetentionEval] = []
     for ancestor in ancestor_runs(run):
         job = load_job(ancestor.path("config.yaml"))
-        rows = read_split(ancestor.path("data"), "test")
+        rows = read_test_examples(ancestor.path("data"), job)
         completions = read_jsonl(ancestor.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
-            system, max_new_tokens = job.system_prompt(name), job.max_new_tokens(name)
             metric = metric_key(task.metric, task.normalize)
-            task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0]["task"] == name]
-            examples = [
-                Example(
-                    prompt=row["prompt"],
-                    completion=row["completion"],
-                    system=system,
-                    task=name,
-                    file=row["file"],
-                    row=row["row"],
-                    fields=row["fields"],
-                    max_new_tokens=max_new_tokens,
-                )
-                for row, _ in task_rows
-            ]
+            task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0].example.task == name]
+            examples = [row.example for row, _ in task_rows]
             scores = [resolve(metric).score(completion).value for _, completion in task_rows]
             evals.append(PreparedRetentionEval(f"{ancestor.name}/{name}", "task", examples, metric, scores))
     return evals
