@@ -208,14 +208,13 @@ def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> N
 
 
 def _test_rows(run: Run, job: Job) -> list[Asked]:
-    from pipelines.data.tokenize_rows import read_split
+    from pipelines.data.tokenize_rows import read_test_examples
 
     asked = []
-    for row in read_split(run.path("data"), "test"):
-        name, fields = row["task"], row["fields"]
-        system, limit = job.system_prompt(name), job.max_new_tokens(name)
-        question = Question(name, row["prompt"], system, limit, fields, row["file"], row["row"])
-        asked.append(Asked(question, row["completion"]))
+    for example in (row.example for row in read_test_examples(run.path("data"), job)):
+        limit, fields = job.max_new_tokens(example.task), dict(example.fields)
+        question = Question(example.task, example.prompt, example.system, limit, fields, example.file, example.row)
+        asked.append(Asked(question, example.completion))
     return asked
 
 

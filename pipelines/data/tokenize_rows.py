@@ -134,12 +134,3 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
         )
         for row in open_split(folder, "test").to_pylist()
     ]
-
-
-def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of one split as dicts, with `fields` parsed."""
-    rows: list[dict[str, Any]] = open_split(folder, split).to_pylist()
-    for row in rows:
-        if "fields" in row:
-            row["fields"] = json.loads(row["fields"])
-    return rows
