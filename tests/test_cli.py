@@ -15,6 +15,7 @@ from pipelines.cli import OTHER_NAMES, VERBS, main
 from pipelines.commands.arguments import check_run_name
 from pipelines.console import activity
 from pipelines.data.examples import Example
+from pipelines.storage.run_folder import FORMAT_VERSION
 from tests.report.run_folder import demo_run, make_run
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +177,9 @@ def test_suggested_commands_are_quoted(tmp_path):
 
 def _begun(folder):
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "config": "a b.yaml", "stages": {}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"format_version": FORMAT_VERSION, "config": "a b.yaml", "stages": {}})
+    )
     return folder
 
 

@@ -132,17 +132,17 @@ def _write_validation_loss(session: EvaluatorSession, folder: Path) -> None:
             write_json(folder / "validation.json", evaluator.validation_losses(validation))
 
 
-def evaluate_retention(session: EvaluatorSession, cache_inputs: str | None = None) -> None:
+def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = None) -> None:
     """Writes `retention/SIDE.jsonl`: the score of every item of every retention eval.
 
-    The base model's scores are cached under `cache_inputs`, the digest of what they depend on.
+    The base model's scores are cached by `inputs_digest`, the digest of what they depend on.
     """
     context, side = session.context, session.side
     pipeline, file = context.job.pipeline, context.run.path("retention", f"{side}.jsonl")
     if not retention_evals(pipeline.forgetting) and pipeline.continue_from is None:
         write_text(file, "")
         return
-    entry = retention_entry(context, cache_inputs) if cache_inputs is not None else None
+    entry = retention_entry(context, inputs_digest) if inputs_digest is not None else None
     if entry is not None and entry.exists():
         write_text(file, entry.read_text(encoding="utf-8"))
         context.reporter.note("base retention scores loaded from the cache")

@@ -55,9 +55,9 @@ def completions_entry(context: StageContext, rows: Sequence[TokenizedExample]) -
     return cache_entry("completions", key[:32])
 
 
-def retention_entry(context: StageContext, inputs: str) -> Path:
-    """The file in the cache for the base model's retention scores; `inputs` is the digest of `eval_base_retention`."""
-    key = digest(RECORDS_FORMAT, inputs, context.job.quantization, __version__, versions(), hardware()["gpu"])
+def retention_entry(context: StageContext, inputs_digest: str) -> Path:
+    """The file in the cache for the base model's retention scores; found by the digest of the stage."""
+    key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), hardware()["gpu"])
     return cache_entry("retention", f"{key[:32]}.jsonl")
 
 

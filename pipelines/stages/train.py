@@ -11,14 +11,14 @@ from pipelines.training.ray import train_on_ray, uses_ray
 from pipelines.training.train import train
 
 
-def train_model(context: StageContext, inputs: str) -> None:
-    """Trains, or resumes from the last checkpoint in `training/`; `inputs` is the digest of the stage."""
+def train_model(context: StageContext, inputs_digest: str) -> None:
+    """Trains, or resumes from the last checkpoint in `training/` if its digest is `inputs_digest`."""
     job, run, reporter = context.job, context.run, context.reporter
-    # Checkpoints of another config would be resumed by this one.
-    inputs_file = run.path("training", "inputs")
-    if inputs_file.exists() and inputs_file.read_text(encoding="utf-8") != inputs:
-        shutil.rmtree(inputs_file.parent)
-    write_text(inputs_file, inputs)
+    # Without this check the checkpoints of another config would be resumed.
+    digest_file = run.path("training", "inputs")
+    if digest_file.exists() and digest_file.read_text(encoding="utf-8") != inputs_digest:
+        shutil.rmtree(digest_file.parent)
+    write_text(digest_file, inputs_digest)
     with reporter.training_steps("Training") as report_step:
         (train_on_ray if uses_ray(job) else train)(job, run, context.model_folder, report_step)
     history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))

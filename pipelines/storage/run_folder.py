@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from pipelines.errors import RunError
 from pipelines.storage.files import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The format of run folders: names of folders, files, stages and manifest keys. Another version is an error."""
 
 
 class Run:
@@ -69,17 +70,17 @@ class Run:
         self.manifest.update(values)
         write_json(self.manifest_path, self.manifest)
 
-    def is_complete(self, stage: str, inputs: str) -> bool:
-        """Whether the stage is complete for the digest `inputs` of what it depends on."""
+    def is_complete(self, stage: str, inputs_digest: str) -> bool:
+        """Whether the stage is complete for the digest of what it depends on."""
         entry = self.manifest["stages"].get(stage)
-        return entry is not None and entry["inputs"] == inputs
+        return entry is not None and entry["inputs"] == inputs_digest
 
-    def run_stage(self, stage: str, inputs: str, work: Callable[[], None]) -> bool:
-        """Calls `work` unless the stage is complete for the digest `inputs`. Returns whether `work` was called.
+    def run_stage(self, stage: str, inputs_digest: str, work: Callable[[], None]) -> bool:
+        """Calls `work` unless the stage is complete for the digest. Returns whether `work` was called.
 
         The stage's manifest entry is removed before `work` and written after it: an interrupted stage is not complete.
         """
-        if self.is_complete(stage, inputs):
+        if self.is_complete(stage, inputs_digest):
             return False
         self.manifest["stages"].pop(stage, None)
         write_json(self.manifest_path, self.manifest)
@@ -88,7 +89,7 @@ class Run:
         self.manifest["stages"][stage] = {
             "seconds": round(time.monotonic() - started, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "inputs": inputs,
+            "inputs": inputs_digest,
         }
         write_json(self.manifest_path, self.manifest)
         return True

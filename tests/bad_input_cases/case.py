@@ -141,5 +141,5 @@ def sample_prompts(rows: str) -> dict[str, Any]:
 
 
 ROW = '{"review": "Fine.", "label": "good"}\n'
-MANIFEST = json.dumps({"format_version": 1, "config": "other.yaml", "stages": {}})
+MANIFEST = json.dumps({"format_version": 2, "config": "other.yaml", "stages": {}})
 CHECK, RUN = "check job.yaml", "run job.yaml --name mine"

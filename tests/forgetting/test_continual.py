@@ -25,7 +25,7 @@ def test_a_gate_on_an_unknown_earlier_task_is_an_error(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(GOOD.replace("sentiment:", f"{task}:"), encoding="utf-8")
         (tmp_path / name / "manifest.json").write_text(
-            json.dumps({"format_version": 1, "stages": {}, "continue_from": continue_from}), encoding="utf-8"
+            json.dumps({"format_version": 2, "stages": {}, "continue_from": continue_from}), encoding="utf-8"
         )
     gates = "report: {gates: {one/reviews: {max_drop: 1}, two/sums: {max_drop: 1}, two/suns: {max_drop: 1}}}"
     (tmp_path / "job.yaml").write_text(

@@ -61,7 +61,7 @@ def _manifest(name: str, rows: Mapping[str, int]) -> dict[str, Any]:
     """`rows`: the number of test rows by task."""
     seconds = {"prepare": 1.7, "eval_base": 201.8, "train": 375.0, "eval_tuned": 96.4, "report": 4.2}
     return {
-        "format_version": 1,
+        "format_version": 2,
         "name": name,
         "base_model": "smollm2-135m-instruct",
         "seed": 42,

@@ -22,7 +22,7 @@ DAMAGE = {
     "broken manifest": ("manifest.json", lambda text: text[:-9], "manifest.json is damaged"),
     "other format": (
         "manifest.json",
-        lambda text: text.replace('"format_version": 1', '"format_version": 9'),
+        lambda text: text.replace('"format_version": 2', '"format_version": 9'),
         "this version reads 1",
     ),
     "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),

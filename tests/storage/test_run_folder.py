@@ -43,7 +43,12 @@ def test_a_run_folder_is_locked_by_one_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is damaged"), ('{"format_version": 99}', "written by a newer alfine .format 99"), ("[]", "is damaged")],
+    [
+        ("{", "is damaged"),
+        ('{"format_version": 1}', "written by an older alfine .format 1"),
+        ('{"format_version": 99}', "written by a newer alfine .format 99"),
+        ("[]", "is damaged"),
+    ],
 )
 def test_damaged_manifests(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)
