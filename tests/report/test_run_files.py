@@ -23,7 +23,7 @@ DAMAGE = {
     "other format": (
         "manifest.json",
         lambda text: text.replace('"format_version": 2', '"format_version": 9'),
-        "this version reads 1",
+        "this version reads 2",
     ),
     "a manifest without its seed": ("manifest.json", lambda text: text.replace('"seed"', '"sead"'), "seed"),
     "broken config": ("config.yaml", lambda text: "a: [", "not YAML"),
