@@ -75,9 +75,10 @@ def _retention(analysis: Analysis) -> Iterable[str]:
     yield ""
     if analysis.backward_transfer is not None:
         yield from (_escape(backward_transfer_summary(analysis.backward_transfer)), "")
-    for result in analysis.retention.values():
-        yield from (f"- **{_escape(result.name)}** {_escape(caveat)}" for caveat in result.caveats)
     yield from (_escape(training_summary(analysis)), "")
+    caveats = [(result.name, caveat) for result in analysis.retention.values() for caveat in result.caveats]
+    if caveats:
+        yield from (*(f"- **{_escape(name)}** {_escape(caveat)}" for name, caveat in caveats), "")
 
 
 def _caveats(tasks: Iterable[TaskResult]) -> Iterable[str]:

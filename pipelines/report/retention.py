@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from pipelines.config.retention_registry import RETENTION_EVALS, retention_eval_kinds
 from pipelines.errors import RunError
 from pipelines.evaluation.retention import Measure, retention_eval_class
@@ -183,8 +185,6 @@ def _chance_caveats(records: RecordPairs, comparison: Comparison) -> Iterable[st
 
 def backward_transfer(tuned: Sequence[RetentionRecord]) -> BackwardTransfer | None:
     """None where the run does not continue from an earlier run."""
-    import numpy as np
-
     changes: dict[str, list[float]] = {}
     for record in tuned:
         if record.score_after_own_task is not None and record.score is not None:
