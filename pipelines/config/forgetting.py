@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, create_model, field_validator, model_validator
 
-from pipelines.config.base import Count, Positive, Section
+from pipelines.config.base import Count, Name, Positive, Section
 from pipelines.config.messages import did_you_mean
 from pipelines.config.retention_registry import RetentionEvalByKind, bundled_evals
 from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySettings
@@ -16,11 +16,11 @@ from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySe
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
 """Values of `strategy` that name the baseline, or what the job's tasks and adapter already are."""
 AUTO: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
-"""What `auto` stands for, except where `resolve_auto` says otherwise. docs/forgetting.md has the measurements."""
+"""The settings that `auto` stands for, unless `resolve_auto` returns another strategy. See docs/forgetting.md."""
 
 
 def strategy_words() -> list[str]:
-    """Returns every word that may stand in `strategy`."""
+    """Returns every word that `strategy` may contain."""
     return ["auto", "none", *STRATEGIES, *(label for label in BASELINE_LABELS if label != "none")]
 
 
@@ -62,11 +62,11 @@ def strategy_conflicts(job: JobTraits) -> dict[str, str]:
     """Returns the strategies and labels that cannot be used in a job, and why."""
     conflicts = {name: spec.conflict(job) for name, spec in STRATEGIES.items()}
     if job.num_tasks is not None and job.num_tasks < 2:
-        conflicts["multitask"] = "multitask needs two tasks or more"
+        conflicts["multitask"] = "multitask requires at least two tasks"
     if job.adapter is not None:
         conflicts["full"] = "full trains every weight; remove the section adapter"
     else:
-        conflicts["peft"] = "peft needs the section adapter, as in adapter: {type: lora, r: 16}"
+        conflicts["peft"] = "peft requires the section adapter, as in adapter: {type: lora, r: 16}"
     return {name: reason for name, reason in conflicts.items() if reason is not None}
 
 
@@ -96,18 +96,21 @@ class Forgetting(_StrategySections):
     )
     evals: Annotated[
         Annotated[Literal["bundled", "none"], Tag("<word>")]
-        | Annotated[dict[Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]+\z")], RetentionEvalByKind], Tag("<evals>")],
+        | Annotated[dict[Name, RetentionEvalByKind], Tag("<evals>")],
         Discriminator(lambda value: "<evals>" if isinstance(value, dict) else "<word>"),
-    ] = "bundled"
-    eval_steps: Count | None = None
-    """Steps between measurements of the retention evals while training; None measures only before and after."""
-    max_regression: dict[str, Positive] = {}
-    """By retention eval: the regression that is allowed, in its own unit; training stops at a measurement
-    (`eval_steps`) that exceeds it."""
+    ] = Field(default="bundled", description="Retention evals by name, or bundled, or none.")
+    eval_steps: Count | None = Field(
+        default=None,
+        description="Number of steps between retention evals during training; None runs them only before and after.",
+    )
+    max_regression: dict[str, Positive] = Field(
+        default={},
+        description="Maximum regression by retention eval, in its unit; training stops when an eval exceeds it.",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _one_word(cls, value: Any) -> Any:
+    def _expand_word(cls, value: Any) -> Any:
         if not isinstance(value, str | dict | Forgetting):
             raise ValueError(
                 "expected a strategy, as in forgetting: ewc, or a section, as in {strategy: ewc, eval_steps: 20}"
@@ -116,7 +119,7 @@ class Forgetting(_StrategySections):
 
     @field_validator("strategy")
     @classmethod
-    def _known(cls, strategy: str, info: ValidationInfo) -> str:
+    def _check_strategy(cls, strategy: str, info: ValidationInfo) -> str:
         """The context's `refused` are the strategies that conflict with the rest of the job; they are not suggested."""
         possible = [word for word in strategy_words() if word not in (info.context or {}).get("refused", ())]
         for word in re.split(r"\s*\+\s*", strategy.strip()):
@@ -128,20 +131,22 @@ class Forgetting(_StrategySections):
         return strategy
 
     @model_validator(mode="after")
-    def _every_setting_has_its_use(self) -> Self:
+    def _check_keys_have_effect(self) -> Self:
         for name in STRATEGIES:
             if getattr(self, name) is not None and name not in self.strategies:
-                both = f"write strategy: {self._with(name)} to use it"
-                raise ValueError(f"{name} has settings, but strategy is {self.strategy}; remove {name}, or {both}")
+                alternative = f"write strategy: {self._with(name)}"
+                raise ValueError(
+                    f"{name} has settings, but strategy is {self.strategy}; remove {name}, or {alternative}"
+                )
         if self.evals == {}:
             raise ValueError("evals is empty; write evals: none, or evals: bundled")
         if self.eval_steps is not None and self.evals == "none":
-            raise ValueError("eval_steps has no effect with evals: none, since there is nothing to measure; remove it")
+            raise ValueError("eval_steps has no effect with evals: none; remove it")
         if self.max_regression and self.eval_steps is None:
             raise ValueError(
-                "max_regression needs eval_steps, the steps between two measurements, as in eval_steps: 20"
+                "max_regression requires eval_steps, the number of steps between evals, as in eval_steps: 20"
             )
-        # Only then: the names of the bundled evals import their kinds, which import the config.
+        # Only if needed: the names of the bundled evals import their kinds, which import the config.
         if self.max_regression and (unknown := sorted(set(self.max_regression) - set(self.eval_names))):
             name = unknown[0]
             similar = did_you_mean(name, self.eval_names)

@@ -1,4 +1,7 @@
-"""Settings of the retention evals in `forgetting.evals`. Each kind adds its own: pipelines/evaluation/retention_evals/."""
+"""The registry of the retention evals, and their settings in `pipeline.forgetting.evals`.
+
+Every module of `pipelines/evaluation/retention_evals/` registers one kind.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from pipelines.config.base import Count, Section, Text
 from pipelines.registry import Registry
 
 HUB = "hub:"
-"""Prefix of the `data` of a retention eval that is a file of a data set on the Hugging Face Hub: hub:OWNER/NAME/FILE."""
+"""Prefix of the `data` of a retention eval that is a file of a data set on the Hub: hub:OWNER/NAME/FILE."""
 
 
 class RetentionEvalSettings(Section):
-    """Settings of one retention eval: rows that show whether the tuned model can still do what its base could."""
+    """Settings of one retention eval: rows on which the tuned model is compared with its base."""
 
     bundled: ClassVar[Mapping[str, str]] = {}
     """The evals of this kind in `evals: bundled`: name → file in data/."""
@@ -57,7 +60,7 @@ def bundled_evals() -> dict[str, tuple[str, str]]:
 
 
 def parse_retention_eval(value: Any) -> Any:
-    """Validates the settings of one retention eval by its kind. A value that is no mapping is left to pydantic."""
+    """Validates the settings of one retention eval by its kind. A value that is not a mapping is left to pydantic."""
     if not isinstance(value, dict):
         return value
     kinds, kind = retention_eval_kinds(), value.get("kind")
@@ -69,7 +72,7 @@ def parse_retention_eval(value: Any) -> Any:
         raise _kind_error({"type": "literal_error", "input": kind, "ctx": {"expected": expected}})
     for key in value.keys() - kinds[kind].model_fields:
         if others := [name for name, settings in kinds.items() if key in settings.model_fields]:
-            raise ValueError(f"{key} goes with kind: {' or '.join(others)} only; remove it")
+            raise ValueError(f"{key} is only valid with kind: {' or '.join(others)}; remove it")
     return kinds[kind].model_validate(value)
 
 

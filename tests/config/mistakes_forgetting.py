@@ -18,7 +18,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "settings of an unused strategy": (
         pipeline("forgetting: {strategy: ewc, si: {weight: 1}}"),
         2,
-        "si has settings, but strategy is ewc; remove si, or write strategy: ewc+si to use it",
+        "si has settings, but strategy is ewc; remove si, or write strategy: ewc+si",
     ),
     "negative weight": (
         pipeline("forgetting: {strategy: ewc, ewc: {weight: -1}}"),
@@ -36,11 +36,11 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         "expected one of factored or kronecker",
     ),
     "full with adapter": (pipeline("forgetting: full"), 2, "full trains every weight; remove the section adapter"),
-    "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask needs two tasks or more"),
+    "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask requires at least two tasks"),
     "peft without": (
         with_line("adapter: {type: lora, r: 16}", "").replace("  tasks:", "  forgetting: peft\n  tasks:"),
         2,
-        "peft needs the section adapter",
+        "peft requires the section adapter",
     ),
     "ewc on ia3": (
         adapter("{type: ia3}").replace("  tasks:", "  forgetting: ewc\n  tasks:"),
@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "max_regression without eval_steps": (
         pipeline("forgetting: {max_regression: {text: 0.1}}"),
         2,
-        "max_regression needs eval_steps, the steps between two measurements, as in eval_steps: 20",
+        "max_regression requires eval_steps, the number of steps between evals, as in eval_steps: 20",
     ),
     "max_regression of 0": (
         pipeline("forgetting: {eval_steps: 5, max_regression: {text: 0}}"),
@@ -157,11 +157,11 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "metric of a text_nll eval": (
         pipeline("forgetting: {evals: {g: {kind: text_nll, data: a.jsonl, metric: exact_match}}}"),
         2,
-        "metric goes with kind: task only",
+        "metric is only valid with kind: task",
     ),
     "system prompt of a text_nll eval": (
         pipeline("forgetting: {evals: {g: {kind: text_nll, data: a.jsonl, system: x}}}"),
         2,
-        "system goes with kind: task only",
+        "system is only valid with kind: task",
     ),
 }

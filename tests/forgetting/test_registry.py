@@ -130,7 +130,7 @@ print("NoiseSettings" in Pipeline.model_json_schema()["$defs"], [name for name i
         "pipeline.forgetting.strategy: unknown strategy 'nosie'; did you mean noise?",
         "not used",
         "->",
-        "pipeline.forgetting: noise has settings, but strategy is ewc; remove noise, or write strategy: ewc+noise to use it",
+        "pipeline.forgetting: noise has settings, but strategy is ewc; remove noise, or write strategy: ewc+noise",
         "unused",
         "->",
         "pipeline.forgetting: noise.rows has no effect under an adapter; remove it",
