@@ -13,7 +13,7 @@ from pipelines.errors import Problem
 
 MAX_KEY_PROBLEMS = 8
 _LUDWIG_FEATURES = ("input_features", "output_features", "prompt", "model_type")
-"""Keys of Ludwig whose place the section `pipeline:` takes."""
+"""Keys of Ludwig that the section `pipeline:` replaces."""
 
 
 def foreign_config_problems(tool: str, config: Mapping[str, Any], document: Document, hints: KeyHints) -> list[Problem]:
@@ -24,7 +24,7 @@ def foreign_config_problems(tool: str, config: Mapping[str, Any], document: Docu
     """
     if tool == LUDWIG:
         advice = (
-            "write pipeline.tasks in place of the features and the prompt, and keep adapter, trainer and generation"
+            "write pipeline.tasks instead of the features and the prompt, and keep adapter, trainer and generation"
         )
         kept = {key: value for key, value in config.items() if key not in _LUDWIG_FEATURES}
         key_problems = check_ludwig_config(kept, document, hints)

@@ -14,7 +14,7 @@ from pipelines.scoring.metric import METRICS, metric_hint
 
 
 class DataFiles(Section):
-    """One file per split, in place of one file for all."""
+    """One file per split, instead of one file for all."""
 
     train: Text = Field(description="File of the training rows.")
     validation: Text | None = Field(

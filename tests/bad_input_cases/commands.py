@@ -9,13 +9,13 @@ from tests.bad_input_cases.case import (
 )
 
 CASES = [
-    Case("predict with no run", "predict runs/none rows.jsonl"),
-    Case("examples of no run", "examples runs/none"),
+    Case("predict without a run", "predict runs/none rows.jsonl"),
+    Case("examples without a run", "examples runs/none"),
     Case("comparison of one model", "compare runs/none"),
     Case("misspelt command", "chekc job.yaml"),
     Case("former name of a command", "show runs/mine"),
-    Case("compare of two models and no prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
-    Case("compare with a metric that is not there", "compare runs/a runs/b --metric rogue"),
+    Case("compare of two models without prompts", "compare smollm2-135m-instruct smollm2-135m-instruct"),
+    Case("compare with a missing metric", "compare runs/a runs/b --metric rogue"),
     Case("compare of two models with a task", "compare runs/a runs/b --task reviews"),
     Case(
         "manifest of another version",
@@ -23,12 +23,12 @@ CASES = [
         others={"runs/mine/manifest.json": '{"format_version": 9, "stages": {}}'},
     ),
     Case("manifest is a list", "report runs/mine", others={"runs/mine/manifest.json": "[]"}),
-    Case("a manifest without its entries", "report runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("a manifest without entries", "report runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
     Case("an empty name", ["run", "job.yaml", "--name", ""]),
     Case("a hidden name", "run job.yaml --name .mine"),
     Case("no disk space", RUN, fault=OSError(28, "No space left on device", "runs/mine/config.yaml.partial")),
     Case("no write permission", RUN, fault=PermissionError(13, "Permission denied", "runs/mine")),
-    Case("a cache that cannot be written", RUN, environment={"ALFINE_CACHE": "/proc/no/cache"}),
-    Case("a cache with a file in its way", RUN, environment={"ALFINE_CACHE": "rows.jsonl"}),
-    Case("a cache in nobody's home", RUN, environment={"ALFINE_CACHE": "~no-such-user/cache"}),
+    Case("a cache that is not writable", RUN, environment={"ALFINE_CACHE": "/proc/no/cache"}),
+    Case("a cache folder that is a file", RUN, environment={"ALFINE_CACHE": "rows.jsonl"}),
+    Case("a cache in an unknown home folder", RUN, environment={"ALFINE_CACHE": "~no-such-user/cache"}),
 ]

@@ -19,19 +19,19 @@ from tests.bad_input_cases.case import (
 )
 
 CASES = [
-    Case("a model name with a typo", CHECK, config=base("smollm2-135m-instrct")),
-    Case("a model folder that is not there", CHECK, config=base("./model")),
-    Case("a model's file instead of its folder", CHECK, config=base("./rows.jsonl")),
+    Case("a misspelt model name", CHECK, config=base("smollm2-135m-instrct")),
+    Case("a missing model folder", CHECK, config=base("./model")),
+    Case("a model file instead of the folder", CHECK, config=base("./rows.jsonl")),
     Case("a model folder without weights", CHECK, **model(config="{}")),
-    Case("weights in a pickle", CHECK, **model(config="{}", pickle=b"\x80\x04K\x01.")),
+    Case("pickled weights", CHECK, **model(config="{}", pickle=b"\x80\x04K\x01.")),
     Case(
-        "an adapter beside a base",
+        "an adapter next to a base model",
         CHECK,
         config=base("./model"),
         others={"model/config.json": "{}", "model/model.safetensors": "", "model/adapter_config.json": "{}"},
     ),
     Case(
-        "an adapter as a base",
+        "an adapter as the base model",
         CHECK,
         config=base("./model"),
         others={
@@ -39,11 +39,11 @@ CASES = [
             "model/adapter_model.safetensors": "",
         },
     ),
-    Case("a module that the base does not have", CHECK, **with_module("q_prj")),
-    Case("a block as a module", CHECK, **with_module("self_attn")),
-    Case("config.json is none", CHECK, **model(config="{", weights=b"")),
+    Case("an unknown target module", CHECK, **with_module("q_prj")),
+    Case("a block as a target module", CHECK, **with_module("self_attn")),
+    Case("invalid config.json", CHECK, **model(config="{", weights=b"")),
     Case(
-        "a model that brings code",
+        "a model with custom code",
         CHECK,
         **model(
             config='{"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling.M"}}',
@@ -52,7 +52,10 @@ CASES = [
         ),
     ),
     Case(
-        "weights that are a link out", CHECK, **model(config="{}"), links={"model/model.safetensors": "/etc/hostname"}
+        "weights that are a link out of the folder",
+        CHECK,
+        **model(config="{}"),
+        links={"model/model.safetensors": "/etc/hostname"},
     ),
     Case("a model without a tokenizer", "preview job.yaml", **model(config='{"model_type": "llama"}', weights=b"x")),
     Case(
@@ -60,16 +63,16 @@ CASES = [
         CHECK,
         **llama("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
     ),
-    Case("weights cut off", CHECK, **llama(WEIGHTS[:-5])),
-    Case("weights that are none", CHECK, **llama(b"not weights at all")),
-    Case("shards without their index", CHECK, **llama(b"", shard=WEIGHTS)),
+    Case("truncated weights", CHECK, **llama(WEIGHTS[:-5])),
+    Case("invalid weights", CHECK, **llama(b"not weights at all")),
+    Case("shards without an index", CHECK, **llama(b"", shard=WEIGHTS)),
     Case(
-        "a shard missing",
+        "a missing shard",
         CHECK,
         **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a.weight": "model-00002-of-00002.safetensors"}}'),
     ),
     Case(
-        "a shard that lacks a tensor",
+        "a shard without a tensor",
         CHECK,
         **llama(b"", shard=WEIGHTS, index='{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
     ),
@@ -78,20 +81,20 @@ CASES = [
     Case("weights of a compiled model", CHECK, **llama(save({"_orig_mod.a": np.zeros(2)}))),
     Case("a GPTQ model", CHECK, **llama(settings={"quantization_config": {"quant_method": "gptq", "bits": 4}})),
     Case("an encoder-decoder", CHECK, **llama(settings={"model_type": "t5", "is_encoder_decoder": True})),
-    Case("a model type that nobody knows", CHECK, **llama(settings={"model_type": "brandnew"})),
+    Case("an unknown model type", CHECK, **llama(settings={"model_type": "brandnew"})),
     Case(
-        "a tokenizer that brings code",
+        "a tokenizer with custom code",
         CHECK,
         **llama(tokenizer_config='{"auto_map": {"AutoTokenizer": ["tokenizing.T", null]}}'),
     ),
-    Case("attention from the hub", CHECK, **llama(settings={"_attn_implementation": "owner/kernel"})),
+    Case("an attention kernel from the Hub", CHECK, **llama(settings={"_attn_implementation": "owner/kernel"})),
     Case(
         "a chat template that drops the prompt",
         CHECK,
         **llama(tokenizer_config="{}", template="{{ messages[0]['role'] }}"),
     ),
     Case(
-        "a chat template that drops the system turn",
+        "a chat template that drops the system prompt",
         CHECK,
         **{
             **llama(tokenizer_config="{}", template="{{ messages[-1]['content'] }}"),

@@ -13,7 +13,7 @@ from tests.bad_input_cases.case import (
 
 CASES = [
     Case(
-        "the file of a retention eval missing",
+        "a missing file of a retention eval",
         CHECK,
         config=forgetting("{evals: {mine: {kind: text_nll, data: none.jsonl}}}"),
     ),
@@ -30,7 +30,7 @@ CASES = [
     Case("a text_nll eval without texts", CHECK, **retention_eval("text_nll", ROW)),
     Case("a kl eval without instructions", CHECK, **retention_eval("kl", ROW)),
     Case(
-        "a choice that is not among them",
+        "an answer out of range",
         CHECK,
         **retention_eval("multiple_choice", '{"question": "1 + 1", "choices": ["1", "2"], "answer": 2}\n'),
     ),
@@ -46,7 +46,7 @@ CASES = [
     ),
     Case("a task eval without a prompt", CHECK, **retention_eval("task", ROW)),
     Case(
-        "a task eval of another column",
+        "a task eval with an unknown column",
         CHECK,
         **retention_eval("task", ROW, ', prompt: "{text}", completion: "{label}"'),
     ),
@@ -57,11 +57,11 @@ CASES = [
         **sample_prompts('{"prompt": "Why?", "max_new_tokens": "12"}\n'),
     ),
     Case("sample prompts with a limit below 1", CHECK, **sample_prompts('{"prompt": "Why?", "max_new_tokens": -1}\n')),
-    Case("sample prompts with a title that is no text", CHECK, **sample_prompts('{"prompt": "Why?", "title": 1}\n')),
+    Case("sample prompts with a title that is not text", CHECK, **sample_prompts('{"prompt": "Why?", "title": 1}\n')),
     Case("sample prompts with an unpaired surrogate", CHECK, **sample_prompts('{"prompt": "Why \\ude00?"}\n')),
     Case("a retention eval with an unpaired surrogate", CHECK, **retention_eval("text_nll", '{"text": "\\ud83d"}\n')),
     Case(
-        "a replay file without answers",
+        "a replay file without completions",
         CHECK,
         config=forgetting("{strategy: replay, replay: {data: general.jsonl}}"),
         others={"general.jsonl": '{"prompt": "Why?"}\n'},

@@ -221,7 +221,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         15,
         "did you mean batch_size, which belongs in trainer?",
     ),
-    "four bits": (section("load_in_4bit: true\n"), 15, "load_in_4bit: unknown key; write quantization: {bits: 4}"),
+    "load_in_4bit": (section("load_in_4bit: true\n"), 15, "load_in_4bit: unknown key; write quantization: {bits: 4}"),
     "model type": (section("model_type: ecd\n"), 15, "model_type: expected llm, found the text 'ecd'"),
     "tokens null": (generation("max_new_tokens: null"), 14, "expected a whole number, found null"),
     "tokens misspelt": (generation("max_new_token: 8"), 14, "did you mean max_new_tokens?"),

@@ -36,8 +36,8 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         "expected one of factored or kronecker",
     ),
     "full with adapter": (pipeline("forgetting: full"), 2, "full trains every weight; remove the section adapter"),
-    "multitask of one": (pipeline("forgetting: multitask"), 2, "multitask requires at least two tasks"),
-    "peft without": (
+    "multitask with one task": (pipeline("forgetting: multitask"), 2, "multitask requires at least two tasks"),
+    "peft without adapter": (
         with_line("adapter: {type: lora, r: 16}", "").replace("  tasks:", "  forgetting: peft\n  tasks:"),
         2,
         "peft requires the section adapter",

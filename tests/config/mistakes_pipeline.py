@@ -35,7 +35,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "misspelt key": (with_line("prompt:", "promt:"), 5, "sentiment.promt: unknown key; did you mean prompt?"),
     "unknown key": (task("zzz: 1"), 8, "unknown key; known keys: data, prompt, completion, metric, normalize,"),
     "key of the trainer": (task("learning_rate: 1"), 8, "unknown key; it belongs in trainer"),
-    "task key too far up": (pipeline("prompt: x"), 2, "it belongs in pipeline.tasks.NAME"),
+    "task key in pipeline": (pipeline("prompt: x"), 2, "it belongs in pipeline.tasks.NAME"),
     "missing data": (with_line("      data: data/sentiment.jsonl\n", ""), 3, "data is missing, as in data: data/"),
     "missing prompt": (with_line("prompt:", "system:"), 3, "prompt is missing, as in prompt:"),
     "missing completion": (
@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         'it contains no column, so every completion would be the same; write "{label}"',
     ),
     "metric": (with_line("metric: exact_match", "metric: label"), 7, "it was renamed: write exact_match"),
-    "far metric": (
+    "unknown metric": (
         with_line("metric: exact_match", "metric: xyzzy"),
         7,
         "write one of chrf, exact_match, multilabel_f1, nll, rouge",
@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "tokens zero": (task("max_new_tokens: 0"), 8, "max_new_tokens must be at least 1, found 0"),
     "tokens half": (task("max_new_tokens: 1.5"), 8, "max_new_tokens: expected a whole number, found 1.5"),
     "mix": (pipeline("mix: equl"), 2, "found the text 'equl'; did you mean equal?"),
-    "mix is far": (pipeline("mix: 3"), 2, "expected one of proportional, equal or temperature, found 3"),
+    "mix is a number": (pipeline("mix: 3"), 2, "expected one of proportional, equal or temperature, found 3"),
     "temperature without effect": (pipeline("temperature: 2"), 2, "has no effect unless mix is temperature"),
     "temperature zero": (pipeline("mix: temperature\n  temperature: 0"), 3, "must be greater than 0"),
     "seed negative": (pipeline("seed: -1"), 2, "seed must be at least 0, found -1"),
@@ -116,4 +116,9 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "split over 1": (pipeline("split: {test: 20}"), 2, "split.test must be less than 1, found 20"),
     "split misspelt": (pipeline("split: {tset: 0.1}"), 2, "split.tset: unknown key; did you mean test?"),
     "report misspelt": (pipeline("report: {sample_prompt: a}"), 2, "did you mean sample_prompts?"),
+    "renamed key": (
+        pipeline("after: runs/first"),
+        2,
+        "pipeline.after was renamed to continue_from; write continue_from:",
+    ),
 }

@@ -15,7 +15,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "section of pipeline": (section("tasks: {}\n"), 15, "tasks: unknown key; it belongs in pipeline"),
     "key at the top": (section("epochs: 3\n"), 15, "epochs: unknown key; it belongs in trainer"),
     "misspelt rate": (with_line("learning_rate", "lerning_rate"), 12, "unknown key; did you mean learning_rate?"),
-    "deep misspelt": (trainer("learning_rate_scheduler: {dcay: linear}"), 11, "did you mean decay?"),
+    "misspelt key of the scheduler": (trainer("learning_rate_scheduler: {dcay: linear}"), 11, "did you mean decay?"),
     "key of the scheduler": (trainer("warmup_fraction: 0.1"), 11, "it belongs in trainer.learning_rate_scheduler"),
     "key of the optimizer": (trainer("weight_decay: 0.1"), 11, "it belongs in trainer.optimizer"),
     "section is null": (
@@ -42,7 +42,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         11,
         "trainer.epochs has no effect with trainer.train_steps; keep one",
     ),
-    "early stop": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
+    "early_stop below -1": (trainer("early_stop: -2"), 11, "must be at least -1, found -2"),
     "trust_remote_code": (
         section("trust_remote_code: true\n"),
         15,
@@ -86,7 +86,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         11,
         "none is not supported: none would train nothing; write finetune, or remove it",
     ),
-    "other trainer": (trainer("type: dpo"), 11, "trainer.type: expected finetune, found the text 'dpo'"),
+    "unknown trainer type": (trainer("type: dpo"), 11, "trainer.type: expected finetune, found the text 'dpo'"),
     "optimizer as text": (trainer("optimizer: adamw"), 11, "write optimizer: {type: adamw}"),
     "optimizer type": (trainer("optimizer: {type: AdamW}"), 11, "found the text 'AdamW'; did you mean adamw?"),
     "optimizer without type": (trainer("optimizer: {eps: 1e-8}"), 11, "type is missing: write type: adamw, or sgd"),
@@ -95,7 +95,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         11,
         "adamw has no such key; remove it, or write a type that has it (sgd, sgd_8bit,",
     ),
-    "optimizer typo": (trainer("optimizer: {type: adamw, weight_decy: 0}"), 11, "did you mean weight_decay?"),
+    "optimizer key misspelt": (trainer("optimizer: {type: adamw, weight_decy: 0}"), 11, "did you mean weight_decay?"),
     "betas": (trainer("optimizer: {type: adamw, betas: [0.9]}"), 11, "optimizer.betas: expected 2 values, found 1"),
     "beta range": (
         trainer("optimizer: {type: adamw, betas: [0.9, 2]}"),
@@ -114,7 +114,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         11,
         "warmup_fraction must be less than 1, found 10",
     ),
-    "warmup of two kinds": (
+    "two warm-ups": (
         scheduler("warmup_fraction: 0.1, warmup_evaluations: 1"),
         11,
         "warmup_fraction and warmup_evaluations both define the warm-up; keep one",

@@ -13,7 +13,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         6,
         'not valid YAML: put a text that contains ": " in quotes, or check the',
     ),
-    "brace first": (completion("{label} it is"), 6, "put a text that starts with {"),
+    "text that starts with {": (completion("{label} it is"), 6, "put a text that starts with {"),
     "quote not closed": (completion('"{label}'), 6, "a quote is not closed"),
     "bracket not closed": (
         with_line("r: 16}", "r: 16"),
@@ -21,8 +21,8 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         "not valid YAML: a { is not closed by }, or a comma is missing",
     ),
     "indentation": (with_line("  learning_rate", "   learning_rate"), 12, "check the indentation"),
-    "at sign": (base_model("@model"), 8, "put the text in quotes"),
-    "asterisk": (completion("*label"), 6, "put a text that starts with * in quotes"),
+    "text that starts with @": (base_model("@model"), 8, "put the text in quotes"),
+    "text that starts with *": (completion("*label"), 6, "put a text that starts with * in quotes"),
     "two documents": (section("---\na: 1\n"), 15, "a second `---` starts another document"),
     "not UTF-8": (GOOD.encode().replace(b"Is this", b"\xe9 this"), 5, "not valid UTF-8; save the file as UTF-8"),
     "UTF-16": (GOOD.encode("utf-16"), 1, "not valid UTF-8; save the file as UTF-8"),
@@ -37,7 +37,7 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "binary": (trainer("epochs: !!binary aGk="), 11, "is not allowed"),
     "not a number": (rate(".nan"), 12, "trainer.learning_rate: .nan is not a valid number"),
     "infinite": (rate("1e999"), 12, "trainer.learning_rate: 1e999 is not a valid number"),
-    "deep": ("a: " + "[" * 2000 + "]" * 2000, None, "nested too deeply; is a ] or } missing?"),
+    "nested too deeply": ("a: " + "[" * 2000 + "]" * 2000, None, "nested too deeply; is a ] or } missing?"),
     "alias cycle": ("a: &a [*a]\n", 1, "an alias (*) refers to a value that contains it; write the value out"),
     "duplicate key": (section("trainer: {epochs: 3}\n"), 15, "duplicate key (first defined on line 10)"),
     "duplicate key in a section": (
