@@ -23,9 +23,7 @@ def foreign_config_problems(tool: str, config: Mapping[str, Any], document: Docu
     config: the config without the section `pipeline:`.
     """
     if tool == LUDWIG:
-        advice = (
-            "write pipeline.tasks instead of the features and the prompt, and keep adapter, trainer and generation"
-        )
+        advice = "write pipeline.tasks instead of the features and the prompt, and keep adapter, trainer and generation"
         kept = {key: value for key, value in config.items() if key not in _LUDWIG_FEATURES}
         key_problems = check_ludwig_config(kept, document, hints)
     else:
