@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.lr_schedules import LEARNING_RATE, ScheduleSettings, StepCounts, lr_factor, num_warmup_steps
 from pipelines.config.messages import KeyPath, format_number
+from pipelines.errors import Problem
 
 if TYPE_CHECKING:
     from pipelines.config.job import Job
-    from pipelines.errors import Problem
 
 SCHEDULER = ("trainer", "learning_rate_scheduler")
 WARMUP_KEYS = ("warmup_fraction", "warmup_evaluations", "inverse_sqrt_warmup_steps")

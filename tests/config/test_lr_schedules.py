@@ -118,6 +118,7 @@ def test_reductions_on_a_plateau_equal_torch(patience):
 
 @pytest.mark.ludwig
 def test_defaults_equal_ludwigs():
+    # Ludwig: half a minute that the other tests do not need.
     from ludwig.schema.lr_scheduler import LRSchedulerConfig
     from ludwig.schema.trainer import FineTuneTrainerConfig
 

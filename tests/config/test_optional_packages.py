@@ -40,7 +40,7 @@ def test_nothing_is_reported_with_it(job, monkeypatch):
 @pytest.mark.ludwig
 def test_the_reported_optimizers_are_those_that_ludwig_takes_from_bitsandbytes(job, monkeypatch):
     pytest.importorskip("bitsandbytes")
-    from ludwig.schema.optimizers import optimizer_registry
+    from ludwig.schema.optimizers import optimizer_registry  # Ludwig: half a minute that the other tests do not need
 
     monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
     for name in ludwig_fields()["trainer"]["fields"]["optimizer"]["variants"]:
