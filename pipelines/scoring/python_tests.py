@@ -1,4 +1,4 @@
-"""What is code in a completion, and what is a test in a row. Nothing is run here."""
+"""The unit tests of a row: Python text in the column `tests`, split into single tests. Nothing is executed here."""
 
 from __future__ import annotations
 
@@ -6,42 +6,19 @@ import ast
 import json
 import re
 import sys
-import textwrap
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.errors import DataError
+from pipelines.scoring.code_extraction import parse_python, split_lines
 
-MAX_PARSED = 20_000
-"""Characters of a completion that are searched for code: the parser's own time stays below a second."""
-
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_ATTEMPTS = 10  # at finding code in a text that makes the parser stumble again and again
-_CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
 _WRITE = "write lines like `assert f(1) == 2`"
-
-
-def extract_code(completion: str) -> str:
-    """The Python in a completion: its first fenced block; else from the first line that begins a definition
-    or an import to the end of what parses; else the text as it is."""
-    starts = [match.start() for match in _CODE_START.finditer(completion)]
-    fence = _FENCE.search(completion)
-    # A single fence below code closes a block that the prompt had opened.
-    if fence and (fence["end"] or not starts or fence.start() < starts[0]):
-        return textwrap.dedent(fence["block"]).strip("\n")
-    if len(completion) > MAX_PARSED or isinstance(_parse(completion), ast.Module):
-        return completion
-    for start in starts[:_ATTEMPTS]:
-        if code := _longest_that_parses(completion[start:]):
-            return code
-    return completion[starts[0] :] if starts else completion
 
 
 def split_tests(text: str) -> list[str]:
     """Cut a text of tests into one string per top-level `assert`, each with the statements that prepare it.
     Text that does not parse comes back line by line."""
-    tree, lines = _parse(text), _lines(text)
+    tree, lines = parse_python(text), split_lines(text)
     if not isinstance(tree, ast.Module):
         return [line for line in lines if line.strip()]
     tests, begin = [], 0
@@ -64,7 +41,7 @@ def row_tests(row: Mapping[str, Any]) -> list[str]:
     function that the row's column `entry_point` names. Raises DataError, with one line, for tests that assert nothing.
     """
     text = "\n".join(_texts(row))
-    tree = _parse(text)
+    tree = parse_python(text)
     if not isinstance(tree, ast.Module):
         raise DataError(f"the tests are not Python (line {tree}); {_WRITE}")
     body = list(_without_guard(tree.body))
@@ -261,7 +238,7 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
 def instrument(test: str, prefix: str) -> str:
     """The test with its asserts counted, and the values that they compare shown where they fail: `assert f(1) == 2`
     becomes `assert PREFIXcompare(f(1), '==', 2)`. What Python cannot parse stays as it is."""
-    tree = _parse(test)
+    tree = parse_python(test)
     if not isinstance(tree, ast.Module):
         return test
     try:
@@ -321,35 +298,3 @@ _OPERATORS = {
 def _catches_asserts(handler: ast.ExceptHandler) -> bool:
     caught = {"BaseException"} if handler.type is None else _names(handler.type, ast.Load)
     return bool(caught & {"AssertionError", "Exception", "BaseException"})
-
-
-# --- Python texts ------------------------------------------------------------------------------------
-
-
-def _parse(source: str) -> ast.Module | int:
-    """The syntax tree, or the number of the line where the parser gave up."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
-        return 1
-
-
-def _longest_that_parses(text: str) -> str:
-    """The most lines from the first on that are Python; "" if none are found within a few attempts."""
-    lines = _lines(text)
-    for _ in range(_ATTEMPTS):
-        code = "\n".join(lines).rstrip()
-        parsed = _parse(code)
-        if isinstance(parsed, ast.Module):
-            return code
-        lines = lines[: min(len(lines) - 1, parsed)]  # no line below the error can make it right
-    return ""
-
-
-def _lines(text: str) -> list[str]:
-    """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
-    return re.split(r"\r\n?|\n", text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipelines.errors import DataError
+from pipelines.scoring.code_extraction import extract_code
 from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register, row_location
-from pipelines.scoring.python_tests import extract_code, row_tests
+from pipelines.scoring.python_tests import row_tests
 from pipelines.scoring.sandbox import run_tests
 
 

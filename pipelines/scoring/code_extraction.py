@@ -1,0 +1,60 @@
+"""The Python code in a completion."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+
+MAX_PARSED = 20_000
+"""Characters of a completion that are searched for code: the parser's own time stays below a second."""
+
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_ATTEMPTS = 10  # at finding code in a text that makes the parser stumble again and again
+_CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
+
+
+def extract_code(completion: str) -> str:
+    """The Python in a completion: its first fenced block; else from the first line that begins a definition
+    or an import to the end of what parses; else the text as it is."""
+    starts = [match.start() for match in _CODE_START.finditer(completion)]
+    fence = _FENCE.search(completion)
+    # A single fence below code closes a block that the prompt had opened.
+    if fence and (fence["end"] or not starts or fence.start() < starts[0]):
+        return textwrap.dedent(fence["block"]).strip("\n")
+    if len(completion) > MAX_PARSED or isinstance(parse_python(completion), ast.Module):
+        return completion
+    for start in starts[:_ATTEMPTS]:
+        if code := _longest_that_parses(completion[start:]):
+            return code
+    return completion[starts[0] :] if starts else completion
+
+
+def parse_python(source: str) -> ast.Module | int:
+    """The syntax tree, or the number of the line where the parser gave up."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
+
+
+def _longest_that_parses(text: str) -> str:
+    """The most lines from the first on that are Python; "" if none are found within a few attempts."""
+    lines = split_lines(text)
+    for _ in range(_ATTEMPTS):
+        code = "\n".join(lines).rstrip()
+        parsed = parse_python(code)
+        if isinstance(parsed, ast.Module):
+            return code
+        lines = lines[: min(len(lines) - 1, parsed)]  # no line below the error can make it right
+    return ""
+
+
+def split_lines(text: str) -> list[str]:
+    """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
+    return re.split(r"\r\n?|\n", text)
