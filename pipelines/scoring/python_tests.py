@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
