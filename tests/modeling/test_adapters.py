@@ -36,8 +36,8 @@ def base(tmp_path_factory):
     return make_biased(tmp_path_factory.mktemp("models") / "base")
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=5e-4, rtol=5e-4)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=5e-4, rtol=5e-4)
 
 
 @pytest.mark.parametrize("name", CASES)

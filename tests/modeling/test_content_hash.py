@@ -12,11 +12,11 @@ from pipelines.modeling.content_hash import file_sha256, fingerprint
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1)  # a test's files are never old
-    place = tmp_path / "model"
-    place.mkdir()
-    (place / "config.json").write_text("{}")
-    (place / "model.safetensors").write_bytes(bytes(3_000_000))
-    return place
+    model_folder = tmp_path / "model"
+    model_folder.mkdir()
+    (model_folder / "config.json").write_text("{}")
+    (model_folder / "model.safetensors").write_bytes(bytes(3_000_000))
+    return model_folder
 
 
 def flip(path, position):

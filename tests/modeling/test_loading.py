@@ -47,9 +47,9 @@ def test_the_selected_attention_gives_the_losses_of_hugging_face(kind):
     model.load_state_dict(reference.state_dict())
     select_attention_backend(model)
     assert model.config._attn_implementation == expected
-    for rows in (unrelated_sequences(), sequences_with_shared_prefix()):
+    for sequences in (unrelated_sequences(), sequences_with_shared_prefix()):
         torch.testing.assert_close(
-            token_losses(model, rows), hugging_face_losses(reference, rows), atol=1e-5, rtol=1e-5
+            token_losses(model, sequences), hugging_face_losses(reference, sequences), atol=1e-5, rtol=1e-5
         )
 
 
@@ -100,17 +100,17 @@ def test_linear_cross_entropy_equals_the_loss_from_logits(kind, monkeypatch):
     model.get_output_embeddings().requires_grad_(False)
     detect_linear_lm_head(model)
     assert (linear_lm_head(model) is not None) == plain
-    rows, found = sequences_with_shared_prefix(), {}
+    sequences, results = sequences_with_shared_prefix(), {}
     for model.has_linear_lm_head in (True, False):
-        losses = token_losses(model, rows)
+        losses = token_losses(model, sequences)
         (losses * torch.linspace(1, 2, len(losses))).sum().backward()
-        found[model.has_linear_lm_head] = [
+        results[model.has_linear_lm_head] = [
             losses.detach(),
             *(one.grad for one in model.parameters() if one.grad is not None),
         ]
         model.zero_grad()
     if plain:
-        torch.testing.assert_close(found[True], found[False], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(results[True], results[False], atol=1e-5, rtol=1e-5)
 
 
 def test_a_trained_or_adapted_head_computes_logits(tmp_path):

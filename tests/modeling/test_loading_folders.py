@@ -122,11 +122,11 @@ def test_generation_settings_in_config_json_have_no_effect(folder):
 
 
 def test_the_report_has_all_generation_settings(folder):
-    told = generation_settings(
+    settings = generation_settings(
         {"do_sample": False, "temperature": None, "max_new_tokens": 7},
         LoadedModel.from_folder(folder, None).prompt_format,
     )
-    assert told == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
+    assert settings == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
 
 
 def test_sampling_is_reproducible(folder):
@@ -141,7 +141,7 @@ def test_sampling_is_reproducible(folder):
 
 
 def test_completions_end_at_the_context_length(tmp_path):
-    """GPT-2 has no position behind its last: an error in the middle of a pass."""
+    """GPT-2 has no position after its last; a longer sequence would be an error in the forward pass."""
     tokenizer = make_tokenizer("pad_is_eos")
     torch.manual_seed(0)
     GPT2LMHeadModel(

@@ -71,7 +71,7 @@ def job(tmp_path, monkeypatch):
     return load
 
 
-def found(job, folder):
+def messages_of(job, folder):
     with pytest.raises(ConfigError) as caught:
         check_module_names(job, folder)
     return [str(problem) for problem in caught.value.problems]
@@ -145,7 +145,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_names_that_match_nothing_are_errors(job, tmp_path, case):
     adapter, message = WRONG[case]
-    (line,) = found(job(adapter), write_model(tmp_path / "base"))
+    (line,) = messages_of(job(adapter), write_model(tmp_path / "base"))
     assert line.startswith("job.yaml:3: adapter.")
     import re
 
@@ -178,13 +178,13 @@ def test_names_that_match_are_accepted(job, tmp_path, case):
 def test_weight_names_without_the_models_prefix(job, tmp_path):
     folder = write_model(tmp_path / "base", GPT2, "gpt2")
     check_module_names(job(lora(target_modules=["c_attn", "transformer.h.0.mlp.c_proj"])), folder)
-    (line,) = found(job(lora(target_modules=["query", "c_attn"])), folder)
+    (line,) = messages_of(job(lora(target_modules=["query", "c_attn"])), folder)
     assert "no module query; its matrices are c_attn, c_proj" in line
 
 
 def test_a_model_type_without_default_targets(job, tmp_path):
     folder = write_model(tmp_path / "base", LLAMA, "arcee")
-    assert found(job(lora()), folder) == [
+    assert messages_of(job(lora()), folder) == [
         f"job.yaml:3: adapter.target_modules is missing, and PEFT has no defaults for lora on arcee; write some of [{MATRICES}]"
     ]
     check_module_names(job(lora(target_modules=["q_proj"])), folder)
@@ -209,7 +209,7 @@ def test_a_freeze_regex_that_freezes_nothing_or_everything(job, tmp_path, regex)
     if FREEZING[regex] is None:
         check_module_names(one, folder)
     else:
-        (line,) = found(one, folder)
+        (line,) = messages_of(one, folder)
         assert line.startswith("job.yaml:4: trainer.layers_to_freeze_regex") and FREEZING[regex] in line
 
 

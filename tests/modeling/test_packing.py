@@ -135,8 +135,8 @@ def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, froz
     sequences = BATCHES[name]
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=attention).eval()
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    for each in (model, reference):
-        each.get_output_embeddings().requires_grad_(not frozen_head)
+    for instance in (model, reference):
+        instance.get_output_embeddings().requires_grad_(not frozen_head)
     detect_linear_lm_head(model)
     # Hugging Face's own loss of each sequence, from labels that are -100 outside of the spans.
     means = [

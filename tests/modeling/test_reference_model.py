@@ -28,10 +28,10 @@ def base(tmp_path_factory):
 def plain_logits(folder):
     """Logits of plain transformers, one sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-    found = []
+    logits = []
     for index, ids in enumerate(rows().input_ids):
-        found.append(model(torch.from_numpy(ids)[None]).logits[0, rows().supervised_indices(index) - 1])
-    return torch.cat(found)
+        logits.append(model(torch.from_numpy(ids)[None]).logits[0, rows().supervised_indices(index) - 1])
+    return torch.cat(logits)
 
 
 def test_the_cases_cover_all_supported_adapter_types():
@@ -89,7 +89,7 @@ def test_reference_of_a_loaded_adapter(base, tmp_path):
 
 
 def test_only_one_module_disables_adapters():
-    places = set()
+    modules = set()
     for path in Path(pipelines.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in (
@@ -97,5 +97,5 @@ def test_only_one_module_disables_adapters():
                 "disable_adapters",
                 "disable_adapter_layers",
             ):
-                places.add(path.name)
-    assert places == {"adapters.py"}
+                modules.add(path.name)
+    assert modules == {"adapters.py"}

@@ -179,7 +179,7 @@ def test_an_interrupted_pissa_training_ends_with_the_same_weights(make_job):  # 
     with pytest.raises(KeyboardInterrupt):
         train(job, again, base, stop_after_two)
     run_training(job, again, base)
-    found, expected = (load_file(one.path("model", "adapter_model.safetensors")) for one in (again, whole))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual, expected = (load_file(one.path("model", "adapter_model.safetensors")) for one in (again, whole))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     config = json.loads(whole.path("model", "adapter_config.json").read_text())
     assert config["init_lora_weights"] is True and config["r"] == 8
