@@ -45,6 +45,18 @@ def test_fisher_of_a_linear_softmax_is_the_closed_form():
     assert (fisher - expected).norm() / expected.norm() < 0.06
 
 
+def test_fisher_over_several_spans_is_per_supervised_token():
+    model = LinearSoftmax()
+    rng = np.random.default_rng(0)
+    input_ids = [np.concatenate([rng.integers(0, 5, 3), rng.integers(0, 50, 3)]) for _ in range(4000)]
+    data = TokenSequences(input_ids, [[(1, 2), (3, 5)]] * 4000)
+    fisher = weight_fisher(model, data, seed=0)["weight"]
+    x = model.x[torch.tensor([ids[position] for ids in input_ids for position in (0, 2, 3)])]
+    p = (x @ model.weight.T).softmax(-1)
+    expected = ((p * (1 - p))[:, :, None] * (x**2)[:, None, :]).mean(dim=0)
+    assert (fisher - expected).norm() / expected.norm() < 0.06
+
+
 def test_half_delta_f_delta_is_the_kl_divergence_of_a_small_step():
     """½ Δᵀ F Δ / KL → 1, with F = E_y[∇log p(y) ∇log p(y)ᵀ] in full."""
     model = LinearSoftmax().double()
