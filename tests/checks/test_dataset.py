@@ -45,7 +45,8 @@ def test_good_rows_have_no_findings(tmp_path):
             4,
             {"q": "q0"},
             "warning",
-            "rows.jsonl:5: task t: train/test overlap: the prompt of this test row is also in the training split, so the score would measure memorization",
+            "rows.jsonl:5: task t: train/test overlap: the prompt of this test row is also in the "
+            "training split, so the score would measure memorization",
         ),
         (
             4,

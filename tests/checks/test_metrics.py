@@ -63,7 +63,8 @@ def test_a_custom_metric_may_return_numpy_scalars(project: Path) -> None:
         ("judge:g", "retention eval kept: metric judge:g: module 'judge' has no function 'g'"),
         (
             "judge:f",
-            "rows.jsonl:1: retention eval kept: metric judge:f returned None, not a finite number, for this row's reference",
+            "rows.jsonl:1: retention eval kept: metric judge:f returned None, not a finite number, for this row's "
+            "reference",
         ),
     ],
 )

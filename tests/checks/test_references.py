@@ -51,7 +51,8 @@ def test_a_label_longer_than_max_new_tokens(tmp_path, monkeypatch):
         (
             "error",
             2,
-            "task t: the reference is longer than max_new_tokens 8, where a completion is cut: write max_new_tokens: 15 "
+            "task t: the reference is longer than max_new_tokens 8, where a completion is cut: "
+            "write max_new_tokens: 15 "
             "(1 of 3 test rows)",
         )
     ]
@@ -80,7 +81,8 @@ def test_special_tokens_are_stripped(tmp_path, monkeypatch):
         (
             "error",
             2,
-            "task t: the reference contains special tokens (<|im_end|>), which are stripped from completions; remove them "
+            "task t: the reference contains special tokens (<|im_end|>), which are stripped from completions; "
+            "remove them "
             "(1 of 2 test rows)",
         )
     ]
@@ -118,11 +120,11 @@ def test_code_that_fails_its_own_tests(tmp_path, monkeypatch):
 
 def test_retention_evals_of_kind_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "settings.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
+    (tmp_path / "eval.jsonl").write_text('{"q": "a?", "a": "yes"}\n{"q": "b?", "a": "absolutely not"}\n')
     (tmp_path / "rows.jsonl").write_text('{"q": "a?", "a": "y"}\n')
     settings = {
         "kind": "task",
-        "data": "settings.jsonl",
+        "data": "eval.jsonl",
         "prompt": "{q}",
         "completion": "{a}",
         "metric": "exact_match",
@@ -138,6 +140,6 @@ def test_retention_evals_of_kind_task(tmp_path, monkeypatch):
     checks = DatasetChecks(load_job(tmp_path / "job.yaml"), PromptFormat(make_tokenizer("pad_is_eos")), 512)
     (finding,) = checks.references.findings()
     assert finding.severity == "error" and str(finding.problem) == (
-        "settings.jsonl:2: retention eval mine: the reference is longer than max_new_tokens 8, where a completion is cut: "
-        "write max_new_tokens: 15 (1 of 2 rows)"
+        "eval.jsonl:2: retention eval mine: the reference is longer than max_new_tokens 8, where a completion is "
+        "cut: write max_new_tokens: 15 (1 of 2 rows)"
     )

@@ -13,7 +13,8 @@ def test_a_template_without_system_turns():
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with pytest.raises(
         ConfigError,
-        match=r"does not support a system turn \(no system\); leave `system` out .*, or set pipeline.chat_template: false",
+        match=r"does not support a system turn \(no system\); leave `system` out .*, or set "
+        r"pipeline.chat_template: false",
     ):
         PromptFormat(tokenizer).render_prompt("a", system="b")
 

@@ -40,7 +40,8 @@ def test_values_as_in_json(written, text):
         ("x\0y", "column a contains a NUL character, as UTF-16 and binary files do"),
         (
             [{"role": "user", "content": "x"}],
-            r"column a holds a conversation \(a list of messages\), which is not supported; move the user's message into one column .*jq: .a\[0\].content",
+            r"column a holds a conversation \(a list of messages\), which is not supported; move the user's message "
+            r"into one column .*jq: .a\[0\].content",
         ),
         ([{"from": "human", "value": "x"}], r"holds a conversation .*jq: .a\[0\].value"),
         (["x", "y"], r'column a holds a list, not a text; join it \(jq: .a | join\("'),
