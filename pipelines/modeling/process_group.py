@@ -105,8 +105,10 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Runs the block in rank 0 before the others, which then find its results cached. In lockstep, all run it at the
-        same time."""
+        """Runs the block in rank 0 before the others, which then find its results cached.
+
+        In lockstep all processes run it at the same time.
+        """
         is_concurrent = self.world_size == 1 or self.lockstep
         if self.rank and not is_concurrent:
             dist.barrier()
