@@ -1,4 +1,4 @@
-// Marks the words in which two completions differ: <del> in the first model's, <ins> in the second model's. The text itself
+// Marks the words in which two completions differ: <del> for the first model, <ins> for the second. The text itself
 // does not change, so searching and copying work as before.
 (() => {
   const MAX_CELLS = 4e6; // of the table below, about 30 ms; longer pairs are not marked
@@ -8,8 +8,8 @@
 
   let segmenter = null;
 
-  /** The words of a text, each with the space after it. Intl.Segmenter segments every script and keeps letters and their marks
-      together. */
+  /** The words of a text, each with the space after it. Intl.Segmenter segments every script and keeps letters and
+      their marks together. */
   function wordsOf(text) {
     segmenter ??= new Intl.Segmenter("und", { granularity: "word" });
     const words = [];
@@ -20,13 +20,15 @@
     return words;
   }
 
-  /** The indices of the words of each list that are not in their longest common subsequence; null if the lists are too long. */
+  /** The indices of the words of each list that are not in their longest common subsequence; null for lists that are
+      too long. */
   function unmatched(first, second) {
     let start = 0;
     let firstEnd = first.length;
     let secondEnd = second.length;
     while (start < firstEnd && start < secondEnd && first[start] === second[start]) start++;
-    while (firstEnd > start && secondEnd > start && first[firstEnd - 1] === second[secondEnd - 1]) firstEnd--, secondEnd--;
+    const endsAreEqual = () => first[firstEnd - 1] === second[secondEnd - 1];
+    while (firstEnd > start && secondEnd > start && endsAreEqual()) firstEnd--, secondEnd--;
     const rows = firstEnd - start;
     const columns = secondEnd - start;
     if (rows * columns > MAX_CELLS) return null;
@@ -70,7 +72,7 @@
     });
   }
 
-  /** Replaces the content of node by `length` characters of the pieces from `start` on, with marks around what differs. */
+  /** Replaces the content of node by `length` characters of the pieces from `start` on, and marks what differs. */
   function paint(node, parts, tag, start, length) {
     const nodes = [];
     let at = 0;
@@ -98,13 +100,17 @@
       const tag = ["del", "ins"][model];
       const text = content.textContent;
       const excerpt = content.closest("details")?.querySelector(".excerpt"); // the visible part of a folded text
-      if (excerpt) paint(excerpt, parts, tag, Math.max(0, text.indexOf(excerpt.textContent)), excerpt.textContent.length);
+      if (excerpt) {
+        const { length } = excerpt.textContent;
+        paint(excerpt, parts, tag, Math.max(0, text.indexOf(excerpt.textContent)), length);
+      }
       paint(content, parts, tag, 0, text.length);
     });
   }
 
   function unmark(pair) {
-    for (const node of pair.querySelectorAll(".completions .content, .completions .excerpt")) node.replaceChildren(node.textContent);
+    const nodes = pair.querySelectorAll(".completions .content, .completions .excerpt");
+    for (const node of nodes) node.replaceChildren(node.textContent);
   }
 
   // Pairs are compared when they come near the screen, so that a page of a thousand examples stays fast.

@@ -17,7 +17,13 @@
 
   /** Folds case, width and composition, so that a search finds what reads the same. */
   const fold = (text) =>
-    text.normalize("NFKC").toUpperCase().toLowerCase().normalize("NFKC").replaceAll("ς", "σ").replaceAll("i\u0307", "i");
+    text
+      .normalize("NFKC")
+      .toUpperCase()
+      .toLowerCase()
+      .normalize("NFKC")
+      .replaceAll("ς", "σ")
+      .replaceAll("i\u0307", "i");
 
   function searchable(example) {
     const { prompt, reference, base, tuned } = readPair(example);
@@ -61,7 +67,8 @@
 
   // A link to an example shows it, whatever the filters are.
   function follow() {
-    const target = worstFirst.find(({ id }) => "#" + id === location.hash || "#" + encodeURIComponent(id) === location.hash);
+    const { hash } = location;
+    const target = worstFirst.find(({ id }) => "#" + id === hash || "#" + encodeURIComponent(id) === hash);
     if (!target) return;
     target.hidden = false;
     target.scrollIntoView();
@@ -73,7 +80,8 @@
     const shown = () => ordered.filter((example) => !example.hidden);
     const current = document.activeElement.closest("#list > .pair");
     // Without a focused example, start from the first one on the screen.
-    let next = current ? shown().indexOf(current) + by : shown().findIndex((example) => example.getBoundingClientRect().top >= 0);
+    const isBelowTop = (example) => example.getBoundingClientRect().top >= 0;
+    let next = current ? shown().indexOf(current) + by : shown().findIndex(isBelowTop);
     if (next >= shown().length && !more.hidden) showMore();
     const example = shown()[Math.max(0, next)];
     if (!example) return;

@@ -1,5 +1,5 @@
-// Blind rating: one pair of completions at a time, without names. The report's digest seeds the order of the items and the
-// sides of the models, so that the order is the same when the page is opened again, and rating n belongs to item n.
+// Blind rating: one pair of completions at a time, without names. The report's digest seeds the order of the items and
+// the sides of the models. The order is the same when the page is opened again, so rating n belongs to item n.
 (() => {
   const { run, report } = document.body.dataset;
   const KEY = `alfine ratings ${run} ${report}`;
