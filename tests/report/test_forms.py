@@ -69,7 +69,7 @@ def test_the_models_of_a_run_are_base_and_tuned(tmp_path):
 
 def test_failed_gates_come_first_in_words(compared):
     page = html.render(compared)
-    items = re.findall(r'<li class="(failed|passed)"><strong>(\w+)</strong>.*?<b>(\w+)</b>', page)
+    items = re.findall(r'(?s)<li class="(failed|passed)"><strong>(\w+)</strong>.*?<b>(\w+)</b>', page)
     assert items == [("failed", "Failed", "mood"), ("passed", "Passed", "speed")]
     assert page.index("</h1>") < page.index('class="gates"') < page.index('class="lede"')
     assert "mood &lt;b&gt;fell&lt;/b&gt; by 3.0 points." in page
