@@ -1,96 +1,89 @@
-"""Two models on the same prompts: a folder like a run's, which the report reads as it reads a run."""
+"""Comparison of two models on the same prompts, in a folder that the report reads like a run's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 from pipelines.config.job import Job
-from pipelines.config.pipeline import Task
+from pipelines.console.reporter import ConsoleReporter
+from pipelines.data.examples import Example
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.sample_prompts import parse_sample_prompt
 from pipelines.data.templates import fill, template_columns, to_text
+from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, tokenize_examples
 from pipelines.errors import DataError, RunError
-from pipelines.predict import Question, check_lengths, load_tuned, questions, tuned_format, tuned_job
+from pipelines.evaluation.completions import (
+    Completion,
+    LoadedModel,
+    complete,
+    completion_record,
+    sample_prompt_record,
+)
+from pipelines.modeling.base_models import find_base_model
+from pipelines.predict import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
+from pipelines.scoring.metric import metric_key, resolve
+from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.storage.environment import hardware, versions
 from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_json, write_text
-from pipelines.storage.records import (
-    CompletionRecord,
-    Hardware,
-    Manifest,
-    SamplePromptRecord,
-    read_records,
-    write_records,
-)
+from pipelines.storage.records import CompletionRecord, Hardware, Manifest, read_records, write_records
 from pipelines.storage.run_folder import FORMAT_VERSION, Run
 
-if TYPE_CHECKING:
-    from pipelines.console.reporter import ConsoleReporter
-    from pipelines.data.prompt_format import PromptFormat
-    from pipelines.evaluation.completions import Completion, LoadedModel
-
 REFERENCE = "reference"
-"""The column of a prompts file that holds the right answer of a free prompt."""
-FREE = "prompts"
-"""The task of free prompts that have a reference."""
+"""The column of a prompts file with the reference of a raw prompt."""
+UNLABELED_TASK = "prompts"
+"""The task, in the report, of raw prompts with a reference."""
+DEFAULT_GENERATION = {"do_sample": False, "max_new_tokens": 128}
+"""Generation settings for two models that are not runs."""
+
+Scoring = dict[str, Any]
+"""What the report needs to score a task: `metric`, `normalize`, `cluster_by`."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two: a run (its tuned model), or any model that `base_model` can name."""
+class ModelRef:
+    """One of the two models: the tuned model of a run, or any model that `base_model` may name."""
 
     name: str
-    place: str
-    run: Run | None
-    job: Job | None
-    model: Path | None
-    """The folder of a plain model."""
+    spec: str
+    """The model as it is written on the command line."""
+    run: Run | None = None
+    job: Job | None = None
+    folder: Path | None = None
+    """The model directory of a model that is not a run."""
 
     @classmethod
-    def of(cls, place: str) -> Side:
-        """Raises RunError or ModelError for what is neither."""
-        from pipelines.modeling.base_models import find_base_model
+    def from_spec(cls, spec: str) -> ModelRef:
+        """Raises RunError or ModelError if `spec` is neither a run nor a model."""
+        path = Path(spec)
+        if (path / "manifest.json").is_file():
+            run = Run.open(path)
+            return cls(run.name, spec, run=run, job=tuned_job(run))
+        if "/" in spec and path.parent.is_dir() and not path.exists():
+            raise RunError(f"{spec}: no such folder")
+        return cls(path.name, spec, folder=find_base_model(spec))
 
-        folder = Path(place)
-        if (folder / "manifest.json").is_file():
-            run = Run.open(folder)
-            return cls(run.name, place, run, tuned_job(run), None)
-        if "/" in place and folder.parent.is_dir() and not folder.exists():
-            raise RunError(f"{place}: there is no such folder")
-        return cls(folder.name, place, None, None, find_base_model(place))
-
-    def format(self) -> tuple[PromptFormat, int]:
-        """How it writes prompts, and the tokens that it can read. Loads no model."""
-        from pipelines.data.prompt_format import PromptFormat
-        from pipelines.modeling.base_models import context_length
-
-        if self.model is not None:
-            return PromptFormat.from_folder(self.model), context_length(self.model)
+    def prompt_format(self) -> PromptFormat:
+        """The model's prompt format. Loads no model."""
+        if self.folder is not None:
+            return PromptFormat.from_folder(self.folder)
         assert self.run is not None and self.job is not None
-        return tuned_format(self.run, self.job)
+        return tuned_prompt_format(self.run, self.job)
 
     def load(self) -> LoadedModel:
-        from pipelines.evaluation.completions import LoadedModel
-
-        if self.model is not None:
-            return LoadedModel.from_folder(self.model, None)
+        if self.folder is not None:
+            return LoadedModel.from_folder(self.folder, None)
         assert self.run is not None and self.job is not None
         return load_tuned(self.run, self.job)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question with what the report wants to know beside it."""
-
-    question: Question
-    reference: str | None
-    title: str | None = None
-
-
 def compare_models(
-    places: tuple[str, str],
+    specs: tuple[str, str],
     prompts: Path | None,
     task: str | None,
     raw: bool,
@@ -99,256 +92,219 @@ def compare_models(
     command: str,
     reporter: ConsoleReporter,
 ) -> Path:
-    """Puts the answers of both into `folder` and returns it.
+    """Writes the completions of both models to `folder` and returns it.
 
-    Without `prompts` the test rows of the first run are asked; two runs that both have answered them are not asked
-    again. Every row is checked before a model is loaded. Raises RunError where no side is a run that could say what to ask,
-    or where two runs share no test row; DataError for rows that cannot be asked or scored.
+    Without `prompts`, the test rows of the first run are used; the stored completions of two runs are reused. `metric`
+    scores raw prompts with a reference. All rows are checked before a model is loaded.
+
+    Raises RunError if neither model is a run with test rows, or two runs have no test row in common; DataError for rows
+    that cannot be used or scored.
     """
     if prompts is None and (task is not None or raw):
-        raise RunError(f"{'--raw' if raw else '--task'} says how the rows of a file are asked; add --prompts FILE")
+        raise RunError(f"{'--raw' if raw else '--task'} applies to the rows of a file; add --prompts FILE")
     with reporter.status("Models"):
-        one, two = Side.of(places[0]), Side.of(places[1])
-    if one.name == two.name:
-        one, two = replace(one, name=one.place), replace(two, name=two.place)
-    job = one.job or two.job
+        first, second = ModelRef.from_spec(specs[0]), ModelRef.from_spec(specs[1])
+    if first.name == second.name:
+        first, second = replace(first, name=first.spec), replace(second, name=second.spec)
+    models = (first, second)
+    job = first.job or second.job
     if prompts is None and job is None:
-        raise RunError("two models that are no runs need prompts to be compared on; add --prompts FILE")
+        raise RunError("neither model is a run with test rows; add --prompts FILE")
     with os_errors_as_machine_error(folder), atomic_dir(folder) as staging:
-        if prompts is None and one.run is not None and two.run is not None:
-            tasks = _stored_answers(one.run, two.run, staging)
+        if prompts is None and first.run is not None and second.run is not None:
+            scoring = _copy_stored_completions(first.run, second.run, staging)
         else:
-            tasks = _new_answers(one, two, job, prompts, task, raw, metric, staging, reporter)
-        _describe(one, two, job, tasks, folder, staging, command)
+            examples = _load_examples(models, prompts, task, raw)
+            scoring = _scoring_of(examples, job, metric)
+            prepare_sandbox({str(settings["metric"]) for settings in scoring.values()}, reporter.status)
+            check_scores(examples, scoring)
+            _write_completions(models, examples, _generation(job), staging, reporter)
+        _write_manifest(models, job, scoring, folder.name, staging, command)
     return folder
 
 
-def _stored_answers(one: Run, two: Run, folder: Path) -> dict[str, dict[str, Any]]:
-    """The tuned answers that both runs have given to the same prompts. Returns the tasks that they share."""
+def _copy_stored_completions(first: Run, second: Run, folder: Path) -> dict[str, Scoring]:
+    """Copies the tuned models' completions of the test rows that both runs have. Returns the scoring of their tasks."""
 
-    def answers(run: Run) -> dict[tuple[str, str, str], CompletionRecord]:
+    def completions(run: Run) -> dict[tuple[str, str, str], CompletionRecord]:
         records = read_records(run.path("tuned", "completions.jsonl"), CompletionRecord)
         return {(record.task, record.prompt, record.reference): record for record in records}
 
-    left, right = answers(one), answers(two)
+    left, right = completions(first), completions(second)
     shared = [key for key in left if key in right]
     if not shared:
-        raise RunError(f"{one.folder} and {two.folder} share no test row; give a file of prompts with --prompts FILE")
+        raise RunError(f"{first.folder} and {second.folder} have no test row in common; add --prompts FILE")
     write_records(folder / "base" / "completions.jsonl", [left[key] for key in shared])
     tuned = [right[key].model_copy(update={"row": left[key].row}) for key in shared]
     write_records(folder / "tuned" / "completions.jsonl", tuned)
-    tasks = tuned_job(one).pipeline.tasks
-    return {name: _scoring(tasks[name]) for name in dict.fromkeys(key[0] for key in shared)}
+    job = tuned_job(first)
+    return {name: _task_scoring(job, name) for name in dict.fromkeys(task for task, _, _ in shared)}
 
 
 def _generation(job: Job | None) -> dict[str, Any]:
-    """The settings that act when answers are made, over neutral ones."""
-    given = job.generation if job else {"do_sample": False, "max_new_tokens": 128}
-    return {key: value for key, value in given.items() if value is not None}
+    """The generation settings that have an effect."""
+    settings = job.generation if job else DEFAULT_GENERATION
+    return {key: value for key, value in settings.items() if value is not None}
 
 
-def _scoring(task: Task) -> dict[str, Any]:
-    """What the report must know of a task."""
+def _task_scoring(job: Job, name: str) -> Scoring:
+    task = job.pipeline.tasks[name]
     return {"metric": task.metric, "normalize": task.normalize, "cluster_by": task.cluster_by}
 
 
-def _new_answers(
-    one: Side,
-    two: Side,
-    job: Job | None,
-    prompts: Path | None,
-    task: str | None,
-    raw: bool,
-    metric: str,
-    folder: Path,
-    reporter: ConsoleReporter,
-) -> dict[str, dict[str, Any]]:
-    if prompts is None:
-        owner = one.run or two.run
-        assert owner is not None and job is not None
-        asked = _test_rows(owner, job)
-    else:
-        asked = _rows_of_file(job, prompts, task, raw, one.place if one.job else two.place)
-    from pipelines.scoring.sandbox import prepare_sandbox
-
+def _scoring_of(examples: Sequence[Example], job: Job | None, metric: str) -> dict[str, Scoring]:
+    """The scoring of every task with a reference, in the order of the examples; `metric` is that of raw prompts."""
+    names = dict.fromkeys(example.task or UNLABELED_TASK for example in examples if example.completion is not None)
+    raw_scoring = {"metric": metric, "normalize": None, "cluster_by": None}
     known = job.pipeline.tasks if job else {}
-    named = dict.fromkeys(one.question.task or FREE for one in asked if one.reference is not None)
-    tasks = {
-        name: _scoring(known[name]) if name in known else {"metric": metric, "normalize": None, "cluster_by": None}
-        for name in named
-    }
-    prepare_sandbox({str(task["metric"]) for task in tasks.values()}, reporter.status)
-    _check_scores(asked, tasks)
-    generation = _generation(job)
-    tokens = [_tokens(side, asked) for side in (one, two)]
-    # A loss per token compares two models only where both cut the references into the same tokens.
-    same_tokens = tokens[0].references == tokens[1].references
-    for side, given, which in ((one, tokens[0], "base"), (two, tokens[1], "tuned")):
-        _write(asked, _answer(side, asked, given, generation, reporter), folder / which, with_losses=same_tokens)
-    return tasks
+    return {name: _task_scoring(job, name) if job and name in known else raw_scoring for name in names}
 
 
-def _check_scores(asked: Sequence[Asked], tasks: dict[str, dict[str, Any]]) -> None:
-    """Raises DataError for the rows that their metric cannot score, found by scoring their references: after the answers it
-    would be too late."""
-    from pipelines.scoring.metric import metric_key, resolve
+def check_scores(examples: Sequence[Example], scoring: Mapping[str, Scoring]) -> None:
+    """Raises DataError with every row that its metric cannot score.
 
+    The references are scored as if they were completions, since after generation it would be too late.
+    """
     errors = RowErrors()
-    for one in asked:
-        if one.reference is None:
+    for example in examples:
+        if example.completion is None:
             continue
-        question, name = one.question, one.question.task or FREE
-        line = {"task": name, "row": question.number, "reference_nll": 0.0, "fields": question.row}
+        task = example.task or UNLABELED_TASK
+        record = {"task": task, "row": example.row, "reference_nll": 0.0, "fields": example.fields}
         try:
-            metric = resolve(metric_key(tasks[name]["metric"], tasks[name]["normalize"]))
-            metric.score({**line, "reference": one.reference, "completion": one.reference})
+            metric = resolve(metric_key(scoring[task]["metric"], scoring[task]["normalize"]))
+            metric.score({**record, "reference": example.completion, "completion": example.completion})
         except DataError as error:
-            errors.add(question.file, question.number, str(error))
+            errors.add(example.file, example.row, str(error))
     errors.raise_if_any()
 
 
-def _test_rows(run: Run, job: Job) -> list[Asked]:
-    from pipelines.data.tokenize_rows import read_test_examples
+def _load_examples(
+    models: tuple[ModelRef, ModelRef], prompts: Path | None, task: str | None, raw: bool
+) -> list[Example]:
+    """The rows of the file `prompts`, or the test rows of the first model that is a run. Each has its token limit."""
+    owner = next((model for model in models if model.job is not None), None)
+    if prompts is not None:
+        return load_file(owner.job if owner else None, prompts, task, raw, owner.spec if owner else "")
+    assert owner is not None and owner.run is not None and owner.job is not None
+    return [row.example for row in read_test_examples(owner.run.path("data"), owner.job)]
 
-    asked = []
-    for example in (row.example for row in read_test_examples(run.path("data"), job)):
-        limit, fields = job.max_new_tokens(example.task), dict(example.fields)
-        question = Question(example.task, example.prompt, example.system, limit, fields, example.file, example.row)
-        asked.append(Asked(question, example.completion))
-    return asked
 
+def load_file(job: Job | None, file: Path, task: str | None, raw: bool, run: str) -> list[Example]:
+    """Reads prompts with their references as `completion`, None for a row without one.
 
-def _rows_of_file(job: Job | None, file: Path, task: str | None, raw: bool, place: str) -> list[Asked]:
-    """Rows of a task of the run (its columns, the reference by its template), or free prompts with or without a `reference`:
-    with `raw`, or where there is no run. Raises DataError for every row that cannot be asked."""
+    A row belongs to a task of the job, whose templates give prompt and reference. With `raw`, or without a job, its columns
+    `prompt` and `reference` do. Raises DataError with every row that cannot be used.
+    """
     if job is None and task is not None:
-        raise RunError("--task: two models that are no runs have no task; leave it out")
-    asked = questions(job, file, task, place, raw) if job else _free_questions(file)
-    found, errors = [], RowErrors()
-    for question in asked:
+        raise RunError("--task: neither model is a run with tasks; remove it")
+    examples = load_prompts(job, file, task, run, raw) if job else _load_raw_prompts(file)
+    referenced, errors = [], RowErrors()
+    for example in examples:
         try:
-            if job is not None and question.task is not None:
-                found.append(Asked(question, _reference(job.pipeline.tasks[question.task].completion, question.row)))
+            if job is not None and example.task:
+                reference = _task_reference(job.pipeline.tasks[example.task].completion, example.fields)
             else:
-                reference = question.row.get(REFERENCE)
-                text = None if reference in (None, "") else to_text(REFERENCE, reference)
-                found.append(Asked(question, text, question.row.get("title") or None))
+                value = example.fields.get(REFERENCE)
+                reference = None if value in (None, "") else to_text(REFERENCE, value)
+            referenced.append(replace(example, completion=reference))
         except DataError as error:
-            errors.add(question.file, question.number, str(error))
+            errors.add(example.file, example.row, str(error))
     errors.raise_if_any()
-    return found
+    return referenced
 
 
-def _free_questions(file: Path) -> list[Question]:
-    found, errors = [], RowErrors()
+def _load_raw_prompts(file: Path) -> list[Example]:
+    default = int(DEFAULT_GENERATION["max_new_tokens"])
+    examples, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
             sample = parse_sample_prompt(row, file, number)
-            found.append(Question(None, sample.prompt, None, sample.max_new_tokens or 128, row, str(file), number))
+            examples.append(replace(sample, max_new_tokens=sample.max_new_tokens or default))
         except DataError as error:
             errors.add(str(file), number, str(error))
     errors.raise_if_any()
-    return found
+    return examples
 
 
-def _reference(template: str, row: dict[str, Any]) -> str | None:
-    """The right answer of a row, None where a column of it is missing or empty: it is read, not scored."""
-    if any(row.get(name) in (None, "") for name in template_columns(template)):
+def _task_reference(template: str, fields: Mapping[str, Any]) -> str | None:
+    """The reference of a row, None if a column of it is missing or empty: such a row is shown without a score."""
+    if any(fields.get(name) in (None, "") for name in template_columns(template)):
         return None
-    return fill(template, row)
+    return fill(template, fields)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What one side reads for each row: its prompt, and its reference, empty where there is none."""
-
-    prompts: list[list[int]]
-    references: list[list[int]]
-
-
-def _tokens(side: Side, asked: Sequence[Asked]) -> Tokens:
-    """Raises DataError for rows that are longer than the side can read."""
-    prompts, context = side.format()
-    ids, references, errors = check_lengths(prompts, [one.question for one in asked], context), [], RowErrors()
-    for one, prompt in zip(asked, ids, strict=True):
-        question, reference = one.question, []
-        if one.reference is not None:
-            reference = prompts.encode(
-                prompts.render_prompt(question.prompt, question.system), one.reference
-            ).completion_ids
-        if len(prompt) + len(reference) > context:
-            message = (
-                f"with its reference it is longer than the {context} tokens that {side.name} can read; drop the row"
-            )
-            errors.add(question.file, question.number, message)
-        references.append(reference)
-    errors.raise_if_any()
-    return Tokens(ids, references)
-
-
-def _answer(
-    side: Side, asked: Sequence[Asked], tokens: Tokens, generation: dict[str, Any], reporter: ConsoleReporter
-) -> list[Completion]:
-    from pipelines.evaluation.completions import complete
-
-    with reporter.status(f"Loading {side.name}"):
-        loaded = side.load()
-    bounds = [one.question.max_new_tokens for one in asked]
-    with reporter.progress(f"Answers of {side.name}", len(asked), "rows") as progress:
-        return complete(loaded, tokens.prompts, generation, bounds, progress, tokens.references)
-
-
-def _write(asked: Sequence[Asked], answers: Sequence[Completion], folder: Path, with_losses: bool) -> None:
-    """completions.jsonl for rows with a reference, sample_prompts.jsonl for those without."""
-    completions: list[CompletionRecord] = []
-    sample_prompts: list[SamplePromptRecord] = []
-    for one, answered in zip(asked, answers, strict=True):
-        if one.reference is None:
-            sample_prompts.append(
-                SamplePromptRecord(
-                    title=one.title,
-                    prompt=one.question.prompt,
-                    completion=answered.text,
-                    num_generated_tokens=answered.num_generated_tokens,
-                    finish_reason=answered.finish_reason,
-                )
-            )
-        else:
-            completions.append(
-                CompletionRecord(
-                    task=one.question.task or FREE,
-                    row=one.question.number,
-                    prompt=one.question.prompt,
-                    reference=one.reference,
-                    completion=answered.text,
-                    reference_nll=answered.reference_nll if with_losses else None,
-                    num_generated_tokens=answered.num_generated_tokens,
-                    finish_reason=answered.finish_reason,
-                    fields=one.question.row,
-                )
-            )
-    if completions:
-        write_records(folder / "completions.jsonl", completions)
-    if sample_prompts:
-        write_records(folder / "sample_prompts.jsonl", sample_prompts)
-
-
-def _describe(
-    one: Side, two: Side, job: Job | None, tasks: dict[str, dict[str, Any]], folder: Path, aside: Path, command: str
+def _write_completions(
+    models: tuple[ModelRef, ModelRef],
+    examples: Sequence[Example],
+    generation: dict[str, Any],
+    folder: Path,
+    reporter: ConsoleReporter,
 ) -> None:
-    """The manifest and the config that the report reads."""
-    import yaml
+    """Writes base/ with the completions of the first model and tuned/ with those of the second."""
+    tokenized = [_tokenize(model, examples) for model in models]
+    # A loss per token is comparable only if both models split the references into the same tokens.
+    first_tokens, second_tokens = ([row.completion_ids for row in rows] for rows in tokenized)
+    for model, rows, side in zip(models, tokenized, ("base", "tuned"), strict=True):
+        completions = _complete(model, rows, generation, reporter)
+        if first_tokens != second_tokens:
+            completions = [replace(completion, reference_nll=None) for completion in completions]
+        pairs = list(zip(examples, completions, strict=True))
+        scored = [completion_record(_labeled(example), c) for example, c in pairs if example.completion is not None]
+        unscored = [sample_prompt_record(example, c) for example, c in pairs if example.completion is None]
+        for file, records in (("completions.jsonl", scored), ("sample_prompts.jsonl", unscored)):
+            if records:
+                write_records(folder / side / file, records)
 
-    settings = {side.name: side.job.resolved() if side.job else side.place for side in (one, two)}
-    config = {"pipeline": {"tasks": tasks}, "compared": settings}
-    write_text(aside / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    models = dict.fromkeys(side.job.base_model if side.job else side.place for side in (one, two))
+
+def _labeled(example: Example) -> Example:
+    return replace(example, task=example.task or UNLABELED_TASK)
+
+
+def _tokenize(model: ModelRef, examples: Sequence[Example]) -> list[TokenizedExample]:
+    """Raises DataError with every row that is longer than the model's context."""
+    prompt_format, errors = model.prompt_format(), RowErrors()
+    context_length = prompt_format.context_length
+    rows = list(tokenize_examples(examples, prompt_format))
+    check_prompt_lengths(rows, context_length)
+    for row in rows:
+        if len(row.input_ids) > context_length:
+            message = f"prompt and reference are longer than the context of {model.name} ({context_length} tokens)"
+            errors.add(row.example.file, row.example.row, f"{message}; shorten or drop the row")
+    errors.raise_if_any()
+    return rows
+
+
+def _complete(
+    model: ModelRef, rows: Sequence[TokenizedExample], generation: dict[str, Any], reporter: ConsoleReporter
+) -> list[Completion]:
+    with reporter.status(f"Loading {model.name}"):
+        loaded = model.load()
+    limits = [int(row.example.max_new_tokens or generation["max_new_tokens"]) for row in rows]
+    prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+    with reporter.progress(f"Completions of {model.name}", len(rows), "rows") as progress:
+        return complete(loaded, prompts, generation, limits, progress, references)
+
+
+def _write_manifest(
+    models: tuple[ModelRef, ModelRef],
+    job: Job | None,
+    scoring: Mapping[str, Scoring],
+    name: str,
+    folder: Path,
+    command: str,
+) -> None:
+    """Writes the manifest and the config that the report reads."""
+    settings = {model.name: model.job.resolved() if model.job else model.spec for model in models}
+    config = {"pipeline": {"tasks": dict(scoring)}, "compared": settings}
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    base_models = dict.fromkeys(model.job.base_model if model.job else model.spec for model in models)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        name=folder.name,
-        models=(one.name, two.name),
+        name=name,
+        models=(models[0].name, models[1].name),
         command=command,
-        base_model=" and ".join(models),
+        base_model=" and ".join(base_models),
         seed=job.pipeline.seed if job else 0,
         generation=_generation(job),
         versions=versions(),
@@ -356,4 +312,4 @@ def _describe(
         stages={},
         data={},
     )
-    write_json(aside / "manifest.json", manifest.model_dump())
+    write_json(folder / "manifest.json", manifest.model_dump())

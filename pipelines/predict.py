@@ -1,202 +1,183 @@
-"""New rows in, completions out, with the tuned model of a finished run."""
+"""Predictions on new rows with the tuned model of a run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import batched
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
+from pipelines.console.reporter import ConsoleReporter
+from pipelines.data.examples import Example
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.sample_prompts import parse_sample_prompt
 from pipelines.data.templates import MissingColumnError, fill_nonempty
+from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, RunError
+from pipelines.evaluation.completions import LoadedModel, complete
+from pipelines.forgetting.continual import trained_from
 from pipelines.storage.files import os_errors_as_machine_error
 from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
 
-if TYPE_CHECKING:
-    from pipelines.console.reporter import ConsoleReporter
-    from pipelines.data.prompt_format import PromptFormat
-    from pipelines.evaluation.completions import LoadedModel
-
 PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
 """The columns that `predict` adds."""
-ROWS_AT_ONCE = 512
-"""Rows answered, and then given out, together: what is lost where the process is killed."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row to be answered: its prompt filled in, before any chat template. `task` is None for a free prompt.
-
-    `number` is the row's line in its file (of a Parquet file: its number from 1).
-    """
-
-    task: str | None
-    prompt: str
-    system: str | None
-    max_new_tokens: int
-    row: dict[str, Any]
-    file: str
-    number: int
+OUTPUT_BATCH_SIZE = 512
+"""Rows that are completed before any of them is written: at most these are lost if the process is killed."""
+USE_RAW = "; --raw uses the column `prompt` without a template"
 
 
 def tuned_job(run: Run) -> Job:
-    """The job of a run whose training is done. Raises RunError where it is not."""
+    """The job of a run that has been trained. Raises RunError if it has not."""
     if "train" not in run.manifest["stages"]:
-        raise RunError(f"{run.folder} holds no tuned model yet; finish it with: {run.command}")
+        raise RunError(f"{run.folder} has no tuned model yet; finish it with: {run.command}")
     return load_job(run.path("config.yaml"))
 
 
-def questions(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Question]:
-    """Each row of `file` in the template of its task: of `task`, of the job's only one, or of the row's column `task`. With
-    `raw` each row is a free prompt: its column `prompt` as it stands.
+def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Example]:
+    """The rows of `file` as examples without a completion, each with its token limit.
 
-    Raises DataError with file and row for every row that cannot be asked, RunError for a task that the run has not.
+    A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw` its
+    column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row.
+
+    Raises DataError with every row that cannot be used, RunError for a task that the run does not have.
     """
     tasks = job.pipeline.tasks
     if raw and task is not None:
-        raise RunError("--raw asks the column `prompt` without a task's template; leave out --task, or --raw")
+        raise RunError("--raw uses the column `prompt` without a task's template; remove --task or --raw")
     if task is not None and task not in tasks:
-        near = did_you_mean(task, tasks)
-        raise RunError(
-            f"{run} has no task {task!r}; " + (f"did you mean {near}?" if near else f"it has {', '.join(tasks)}")
-        )
-    only = task or (next(iter(tasks)) if len(tasks) == 1 else None)
-    found, errors = [], RowErrors()
+        similar = did_you_mean(task, tasks)
+        advice = f"did you mean {similar}?" if similar else f"it has {', '.join(tasks)}"
+        raise RunError(f"{run} has no task {task!r}; {advice}")
+    only_task = task or (next(iter(tasks)) if len(tasks) == 1 else None)
+    examples, errors = [], RowErrors()
     for number, row in numbered_rows(file):
         try:
             if raw:
-                sample = parse_sample_prompt(row, file, number)
-                limit = sample.max_new_tokens or job.max_new_tokens()
-                found.append(Question(None, sample.prompt, job.system_prompt(), limit, row, str(file), number))
+                sample = parse_sample_prompt(row, file, number, job.system_prompt())
+                examples.append(replace(sample, max_new_tokens=sample.max_new_tokens or job.max_new_tokens()))
                 continue
-            name = only or _task_of(row, tasks)
-            prompt = _in_template(tasks[name].prompt, row)
-            system, limit = job.system_prompt(name), job.max_new_tokens(name)
-            found.append(Question(name, prompt, system, limit, row, str(file), number))
+            name = only_task or _task_of(row, tasks)
+            examples.append(
+                Example(
+                    prompt=_fill_prompt(tasks[name].prompt, row),
+                    system=job.system_prompt(name),
+                    task=name,
+                    file=str(file),
+                    row=number,
+                    fields=row,
+                    max_new_tokens=job.max_new_tokens(name),
+                )
+            )
         except DataError as error:
             errors.add(str(file), number, str(error))
     errors.raise_if_any()
-    return found
+    return examples
 
 
 def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
     name = row.get("task")
     if name is None:
-        raw = "; --raw asks the column `prompt` as it stands" if "prompt" in row else ""
-        raise DataError(f"say which task it is: a column `task`, or --task ({', '.join(tasks)}){raw}")
+        hint = USE_RAW if "prompt" in row else ""
+        raise DataError(f"the task is missing: add a column `task`, or --task ({', '.join(tasks)}){hint}")
     if not isinstance(name, str) or name not in tasks:
-        near = did_you_mean(name, tasks) if isinstance(name, str) else None
-        advice = f"did you mean {near}?" if near else f"the run has {', '.join(tasks)}"
-        raise DataError(f"has the task {name!r:.60}; {advice}")
+        similar = did_you_mean(name, tasks) if isinstance(name, str) else None
+        advice = f"did you mean {similar}?" if similar else f"the run has {', '.join(tasks)}"
+        raise DataError(f"unknown task {name!r:.60}; {advice}")
     return name
 
 
-def _in_template(template: str, row: Mapping[str, Any]) -> str:
+def _fill_prompt(template: str, row: Mapping[str, Any]) -> str:
     try:
         return fill_nonempty(template, row, "prompt")
-    except DataError as error:
-        # The likeliest reason for a column that is missing beside a `prompt`.
-        raw = (
-            "; --raw asks the column `prompt` as it stands"
-            if isinstance(error, MissingColumnError) and "prompt" in row
-            else ""
-        )
-        raise DataError(f"{error}{raw}") from None
+    except MissingColumnError as error:
+        # A row with a column `prompt` most likely needs no template.
+        raise DataError(f"{error}{USE_RAW if 'prompt' in row else ''}") from None
 
 
-def check_lengths(prompts: PromptFormat, asked: Sequence[Question], context: int) -> list[list[int]]:
-    """The tokens of each question in the model's own chat template. Raises DataError for those that leave no room for an answer
-    in the model's `context` tokens; any other answer ends with the context at the latest, as in a run."""
-    ids, errors = [prompt_tokens(prompts, one) for one in asked], RowErrors()
-    for one, tokens in zip(asked, ids, strict=True):
-        if len(tokens) >= context:
-            room = f"leaves no room for an answer in the {context} tokens that the model can read"
-            errors.add(one.file, one.number, f"its prompt {room}; shorten the row or drop it")
+def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) -> None:
+    """Raises DataError with every row whose prompt leaves no token of the context for a completion."""
+    errors = RowErrors()
+    for row in rows:
+        if len(row.prompt_ids) >= context_length:
+            message = f"the prompt leaves no room for a completion in the model's context of {context_length} tokens"
+            errors.add(row.example.file, row.example.row, f"{message}; shorten or drop the row")
     errors.raise_if_any()
-    return ids
-
-
-def prompt_tokens(prompts: PromptFormat, question: Question) -> list[int]:
-    """The tokens of a question, in the model's own chat template."""
-    return prompts.encode_prompt(prompts.render_prompt(question.prompt, question.system))
 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
-    """The base of the run with what was trained, as the run's own tuned pass loads it."""
-    from pipelines.evaluation.completions import LoadedModel
-    from pipelines.forgetting.continual import trained_from
-
+    """Loads the tuned model of a run, as the run's own evaluation does."""
     base = trained_from(job, run)
     return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_adapter(run.path("model"))
 
 
-def tuned_format(run: Run, job: Job) -> tuple[PromptFormat, int]:
-    """How the tuned model of a run writes prompts, and the tokens that it can read. Loads no model."""
-    from pipelines.data.prompt_format import PromptFormat
-    from pipelines.forgetting.continual import trained_from
-    from pipelines.modeling.base_models import context_length
-
-    base = trained_from(job, run)
-    return PromptFormat.from_folder(base, job.pipeline.chat_template), context_length(base)
+def tuned_prompt_format(run: Run, job: Job) -> PromptFormat:
+    """The prompt format of a run's tuned model. Loads no model."""
+    return PromptFormat.from_folder(trained_from(job, run), job.pipeline.chat_template)
 
 
 def predict(
     run: Run, file: Path, task: str | None, reporter: ConsoleReporter, raw: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `file` in their order, with PREDICTION and FINISH_REASON ("stop", or "length" where it was cut at max_new_tokens) added.
+    """Yields the rows of `file` in their order with two more columns.
 
-    Every row is checked at once, before the model is loaded: see `questions` and `check_lengths`; DataError as well for rows
-    that have one of the two columns already. The iterator that comes back loads the model and gives rows as they are answered.
+    PREDICTION is the completion. FINISH_REASON is "stop", or "length" if the completion was cut at max_new_tokens.
+
+    All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that already
+    has one of the two columns is a DataError too. The iterator loads the model.
     """
     job = tuned_job(run)
-    asked = questions(job, file, task, str(run.folder), raw)
+    examples = load_prompts(job, file, task, str(run.folder), raw)
     errors = RowErrors()
-    for one in asked:
-        for name in (PREDICTION, FINISH_REASON):
-            if name in one.row:
+    for example in examples:
+        for column in (PREDICTION, FINISH_REASON):
+            if column in example.fields:
                 errors.add(
-                    one.file, one.number, f"has a column `{name}`, where the answer goes; rename it, so that it is kept"
+                    example.file, example.row, f"has a column `{column}`, which predict writes; rename it to keep it"
                 )
     errors.raise_if_any()
-    prompts, context = tuned_format(run, job)
-    return _answered(run, job, asked, check_lengths(prompts, asked, context), reporter)
+    prompt_format = tuned_prompt_format(run, job)
+    rows = list(tokenize_examples(examples, prompt_format))
+    check_prompt_lengths(rows, prompt_format.context_length)
+    return _predict_rows(run, job, rows, reporter)
 
 
-def _answered(
-    run: Run, job: Job, asked: Sequence[Question], ids: Sequence[list[int]], reporter: ConsoleReporter
+def _predict_rows(
+    run: Run, job: Job, rows: Sequence[TokenizedExample], reporter: ConsoleReporter
 ) -> Iterator[dict[str, Any]]:
-    from pipelines.evaluation.completions import complete
-
     with reporter.status("Loading the tuned model"):
         loaded = load_tuned(run, job)
-    for start in range(0, len(asked), ROWS_AT_ONCE):
-        some = asked[start : start + ROWS_AT_ONCE]
-        part = "" if len(some) == len(asked) else f", rows {start + 1} to {start + len(some)} of {len(asked)}"
-        # A bar for each part: nothing is drawn while its rows are written.
-        with reporter.progress(f"Completions{part}", len(some), "rows") as progress:
-            bounds = [one.max_new_tokens for one in some]
-            part_ids = ids[start : start + ROWS_AT_ONCE]
-            answers = complete(loaded, part_ids, job.generation, bounds, progress, seed=job.pipeline.seed)
-        for one, answer in zip(some, answers, strict=True):
-            yield {**one.row, PREDICTION: answer.text, FINISH_REASON: answer.finish_reason}
+    start = 0
+    for batch in batched(rows, OUTPUT_BATCH_SIZE):
+        part = "" if len(batch) == len(rows) else f", rows {start + 1} to {start + len(batch)} of {len(rows)}"
+        start += len(batch)
+        # One bar per batch: nothing is drawn while its rows are written.
+        with reporter.progress(f"Completions{part}", len(batch), "rows") as progress:
+            limits = [row.example.max_new_tokens or job.max_new_tokens() for row in batch]
+            prompts = [row.prompt_ids for row in batch]
+            completions = complete(loaded, prompts, job.generation, limits, progress, seed=job.pipeline.seed)
+        for row, completion in zip(batch, completions, strict=True):
+            yield {**row.example.fields, PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
 
 
 def check_output(output: Path, file: Path) -> None:
-    """Raises RunError for a place where predictions cannot or must not be written."""
+    """Raises RunError if predictions cannot or must not be written to `output`."""
     if output.is_dir():
         raise RunError(f"--output {output} is a folder; name a file")
     if output.resolve() == file.resolve():
-        raise RunError(f"--output {output} is the file of the rows, which would be gone; name another")
+        raise RunError(f"--output {output} is the input file, which would be overwritten; name another file")
 
 
 def write_predictions(rows: Iterator[dict[str, Any]], output: Path, reporter: ConsoleReporter) -> None:
-    """JSON Lines, row by row, under a name of their own until all are there. What is cut off keeps the rows that it has."""
+    """Writes JSON Lines to `output`.partial, which replaces `output` when it is complete.
+
+    If the iterator raises, `output` stays as it was and the partial file keeps the rows so far.
+    """
     partial = output.with_name(output.name + ".partial")
     count = 0
     with os_errors_as_machine_error(output.parent):
@@ -211,7 +192,7 @@ def write_predictions(rows: Iterator[dict[str, Any]], output: Path, reporter: Co
             partial.replace(output)
         except BaseException:
             if count:
-                reporter.warn(f"the {count} rows that were answered are in {partial}")
+                reporter.warn(f"{partial} has the predictions of the first {count} rows")
             else:
                 partial.unlink(missing_ok=True)
             raise

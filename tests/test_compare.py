@@ -92,15 +92,15 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["./base", "./base"], "two models that are no runs need prompts"),
-        (["runs/one", "runs/none"], "there is no such folder"),
+        (["./base", "./base"], "neither model is a run with test rows"),
+        (["runs/one", "runs/none"], "no such folder"),
         (["runs/one", "runs/two", "--prompts", "none.jsonl"], "none.jsonl: no such file"),
         (["runs/one", "runs/two", "--prompts", "odd.jsonl", "--task", "even"], "has no task 'even'"),
         (["runs/one", "runs/two", "--metric", "rogue"], "did you mean rouge"),
         (["runs/one", "--prompts", "odd.jsonl"], "compare takes two models, not 1"),
-        (["runs/one", "runs/two", "--task", "odd"], "--task says how the rows of a file are asked; add --prompts FILE"),
-        (["runs/one", "runs/two", "--prompts", "odd.jsonl"], "odd.jsonl:1: say which task it is"),
-        (["./base", "./base", "--prompts", "odd.jsonl", "--task", "odd"], "two models that are no runs have no task"),
+        (["runs/one", "runs/two", "--task", "odd"], "--task applies to the rows of a file; add --prompts FILE"),
+        (["runs/one", "runs/two", "--prompts", "odd.jsonl"], "odd.jsonl:1: the task is missing"),
+        (["./base", "./base", "--prompts", "odd.jsonl", "--task", "odd"], "neither model is a run with tasks"),
         (
             ["./base", "./base", "--prompts", "odd.jsonl"],
             "odd.jsonl:1: a sample prompt needs a text in `prompt`; the row has: q, a, split",

@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
-from pipelines.compare import _check_scores, _rows_of_file
+from pipelines.compare import check_scores, load_file
 from pipelines.config.job import load_job
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import AlfineError
-from pipelines.predict import check_lengths, check_output, questions, write_predictions
+from pipelines.predict import check_output, check_prompt_lengths, load_prompts, write_predictions
 from tests.jobs import run
 from tests.tiny_tokenizers import make_tokenizer
 
@@ -56,32 +57,32 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def asked(job, file, task=None, raw=False):
+def prompts_of(job, file, task=None, raw=False):
     return [
-        (one.task, one.prompt, one.system, one.max_new_tokens) for one in questions(job, file, task, "runs/one", raw)
+        (one.task, one.prompt, one.system, one.max_new_tokens) for one in load_prompts(job, file, task, "runs/one", raw)
     ]
 
 
 def test_the_template_applies_whatever_columns_a_row_has(tmp_path):
     row = {"prompt": "tea", "completion": "cake", "task": "fetch the tea"}
     file = write("new.jsonl", row)
-    assert asked(job_of(tmp_path, "echo"), file) == [("echo", "Say: tea", "Be kind.", 128)]
-    assert asked(job_of(tmp_path, "odd", "echo"), file, "echo") == [("echo", "Say: tea", "Be kind.", 128)]
-    assert asked(job_of(tmp_path, "echo"), file, raw=True) == [(None, "tea", "Be brief.", 128)]
+    assert prompts_of(job_of(tmp_path, "echo"), file) == [("echo", "Say: tea", "Be kind.", 128)]
+    assert prompts_of(job_of(tmp_path, "odd", "echo"), file, "echo") == [("echo", "Say: tea", "Be kind.", 128)]
+    assert prompts_of(job_of(tmp_path, "echo"), file, raw=True) == [("", "tea", "Be brief.", 128)]
 
 
-def test_each_row_of_several_tasks_names_its_own(tmp_path):
+def test_row_names_its_task_if_the_run_has_several(tmp_path):
     file = write("new.jsonl", {"task": "odd", "q": "3"}, {"task": "echo", "prompt": "x"})
-    assert [one[:2] for one in asked(job_of(tmp_path, "odd", "echo"), file)] == [
+    assert [one[:2] for one in prompts_of(job_of(tmp_path, "odd", "echo"), file)] == [
         ("odd", "Is it? 3"),
         ("echo", "Say: x"),
     ]
 
 
-def test_a_raw_row_may_have_its_own_bound(tmp_path):
-    assert asked(
+def test_raw_row_may_have_its_own_token_limit(tmp_path):
+    assert prompts_of(
         job_of(tmp_path, "odd"), write("new.jsonl", {"prompt": "x", "max_new_tokens": 3, "more": [1]}), raw=True
-    ) == [(None, "x", "Be brief.", 3)]
+    ) == [("", "x", "Be brief.", 3)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
             [{"prompt": "3"}],
             None,
             False,
-            ["the row has: prompt; --raw asks the column `prompt` as it stands"],
+            ["the row has: prompt; --raw uses the column `prompt` without a template"],
         ),
         (
             ("odd",),
@@ -113,49 +114,51 @@ def test_a_raw_row_may_have_its_own_bound(tmp_path):
             [{"q": "3"}],
             None,
             False,
-            ["new.jsonl:1: say which task it is: a column `task`, or --task (odd, echo)"],
+            ["new.jsonl:1: the task is missing: add a column `task`, or --task (odd, echo)"],
         ),
         (
             ("odd", "echo"),
             [{"prompt": "3"}],
             None,
             False,
-            ["--task (odd, echo); --raw asks the column `prompt` as it stands"],
+            ["--task (odd, echo); --raw uses the column `prompt` without a template"],
         ),
         (
             ("odd", "echo"),
             [{"q": "3", "task": "oddd"}],
             None,
             False,
-            ["new.jsonl:1: has the task 'oddd'; did you mean odd?"],
+            ["new.jsonl:1: unknown task 'oddd'; did you mean odd?"],
         ),
-        (("odd", "echo"), [{"q": "3", "task": ["odd"]}], None, False, ["has the task ['odd']; the run has odd, echo"]),
+        (("odd", "echo"), [{"q": "3", "task": ["odd"]}], None, False, ["unknown task ['odd']; the run has odd, echo"]),
         (("odd",), [{"q": "3"}], "oddd", False, ["runs/one has no task 'oddd'; did you mean odd?"]),
-        (("odd",), [{"q": "3"}], "odd", True, ["leave out --task, or --raw"]),
+        (("odd",), [{"q": "3"}], "odd", True, ["remove --task or --raw"]),
         (("odd",), [{"q": "3"}], None, True, ["new.jsonl:1: a sample prompt needs a text in `prompt`; the row has: q"]),
         (("odd",), [{"prompt": "x", "max_new_tokens": "3"}], None, True, ["new.jsonl:1: max_new_tokens is '3'"]),
         (("odd",), ['{"q": "\\ud800"}'], None, False, ["new.jsonl:1: contains an unpaired surrogate, \\ud800"]),
     ],
 )
-def test_rows_that_cannot_be_asked(tmp_path, names, rows, task, raw, messages):
+def test_unusable_rows_are_named(tmp_path, names, rows, task, raw, messages):
     with pytest.raises(AlfineError) as found:
-        questions(job_of(tmp_path, *names), write("new.jsonl", *rows), task, "runs/one", raw)
+        load_prompts(job_of(tmp_path, *names), write("new.jsonl", *rows), task, "runs/one", raw)
     assert len(found.value.problems) == len(messages)
     for problem, message in zip(found.value.problems, messages, strict=True):
         assert message in str(problem)
 
 
-def test_rows_that_are_too_long_are_named_without_a_model(tmp_path):
+def test_prompts_that_fill_the_context_are_named_without_a_model(tmp_path):
     prompts = PromptFormat(make_tokenizer("pad_is_eos"))
-    found = questions(
+    found = load_prompts(
         job_of(tmp_path, "odd"), write("new.jsonl", {"q": "x"}, {"q": "y" * 300}, {"q": "z" * 300}), None, "runs/one"
     )
-    length = len(check_lengths(prompts, found, 1000)[1])
-    assert check_lengths(prompts, found, length + 1)  # a run answers such a row too, up to the end of the context
+    rows = list(tokenize_examples(found, prompts))
+    length = len(rows[1].prompt_ids)
+    check_prompt_lengths(rows, length + 1)  # a run completes such a row too, up to the end of the context
     with pytest.raises(
-        AlfineError, match=f"new.jsonl:2: its prompt leaves no room for an answer in the {length} tokens"
+        AlfineError,
+        match=f"new.jsonl:2: the prompt leaves no room for a completion in the model's context of {length} tokens",
     ):
-        check_lengths(prompts, found, length)
+        check_prompt_lengths(rows, length)
 
 
 def test_compare_takes_the_reference_from_the_template(tmp_path):
@@ -166,8 +169,8 @@ def test_compare_takes_the_reference_from_the_template(tmp_path):
         {"task": "odd", "q": "5"},
         {"task": "odd", "q": "5", "a": None},
     )
-    rows = _rows_of_file(job, file, None, False, "runs/one")
-    assert [(one.question.prompt, one.reference, one.title) for one in rows] == [
+    rows = load_file(job, file, None, False, "runs/one")
+    assert [(row.prompt, row.completion, row.title) for row in rows] == [
         ("Is it? 3", "yes", None),
         ("Is it? 5", None, None),
         ("Is it? 5", None, None),
@@ -179,11 +182,11 @@ def test_compare_of_raw_prompts(tmp_path):
         "new.jsonl", {"prompt": "x", "reference": 4, "title": "t"}, {"prompt": "y", "reference": None}, {"prompt": "z"}
     )
     for job in (None, job_of(tmp_path, "odd")):
-        rows = _rows_of_file(job, file, None, True, "runs/one")
-        assert [(one.question.task, one.question.prompt, one.reference, one.title) for one in rows] == [
-            (None, "x", "4", "t"),
-            (None, "y", None, None),
-            (None, "z", None, None),
+        rows = load_file(job, file, None, True, "runs/one")
+        assert [(row.task, row.prompt, row.completion, row.title) for row in rows] == [
+            ("", "x", "4", "t"),
+            ("", "y", None, None),
+            ("", "z", None, None),
         ]
 
 
@@ -193,19 +196,19 @@ def test_compare_of_raw_prompts(tmp_path):
         ([{"q": "3", "a": ["yes"]}], "odd", False, "new.jsonl:1: column a holds a list"),
         ([{"prompt": "3", "reference": {"a": 1}}], None, True, "new.jsonl:1: column reference holds an object"),
         ([{"prompt": "3", "title": 3}], None, True, "new.jsonl:1: title is 3"),
-        ([{"prompt": "3"}], "odd", False, "--raw asks the column"),
+        ([{"prompt": "3"}], "odd", False, "--raw uses the column"),
     ],
 )
-def test_rows_that_cannot_be_compared(tmp_path, rows, task, raw, message):
+def test_references_that_cannot_be_compared_are_named(tmp_path, rows, task, raw, message):
     with pytest.raises(AlfineError, match=message):
-        _rows_of_file(job_of(tmp_path, "odd", "echo"), write("new.jsonl", *rows), task, raw, "runs/one")
+        load_file(job_of(tmp_path, "odd", "echo"), write("new.jsonl", *rows), task, raw, "runs/one")
 
 
-def test_what_a_metric_cannot_score_is_found_before_the_answers(tmp_path):
+def test_rows_that_a_metric_cannot_score_are_found_before_generation(tmp_path):
     job = job_of(tmp_path, "code")
-    rows = _rows_of_file(job, write("new.jsonl", {"q": "f", "a": "def f(): return 1"}), "code", False, "runs/one")
+    rows = load_file(job, write("new.jsonl", {"q": "f", "a": "def f(): return 1"}), "code", False, "runs/one")
     with pytest.raises(AlfineError, match="new.jsonl:1: .*unit_tests needs a column `tests`"):
-        _check_scores(rows, {"code": {"metric": "unit_tests", "normalize": None, "cluster_by": None}})
+        check_scores(rows, {"code": {"metric": "unit_tests", "normalize": None, "cluster_by": None}})
 
 
 def test_predictions_are_written_row_by_row(tmp_path, capsys):
@@ -221,25 +224,25 @@ def test_predictions_are_written_row_by_row(tmp_path, capsys):
     assert not Path("out.jsonl.partial").exists()
 
 
-@pytest.mark.parametrize("answered", [0, 2])
-def test_what_is_cut_off_keeps_what_was_answered(tmp_path, capsys, answered):
+@pytest.mark.parametrize("count", [0, 2])
+def test_interrupted_output_keeps_its_rows(tmp_path, capsys, count):
     def rows():
-        yield from [{"q": n} for n in range(answered)]
+        yield from [{"q": n} for n in range(count)]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_predictions(rows(), Path("new") / "out.jsonl", ConsoleReporter())
     partial = Path("new/out.jsonl.partial")
-    assert not Path("new/out.jsonl").exists() and partial.exists() == bool(answered)
-    if answered:
-        assert len(partial.read_text().splitlines()) == answered and "2 rows" in capsys.readouterr().err
+    assert not Path("new/out.jsonl").exists() and partial.exists() == bool(count)
+    if count:
+        assert len(partial.read_text().splitlines()) == count and "first 2 rows" in capsys.readouterr().err
 
 
-def test_where_predictions_may_not_go(tmp_path):
+def test_output_must_not_be_a_folder_or_the_input(tmp_path):
     Path("rows.jsonl").write_text("{}\n")
     for output, message in (
-        ("rows.jsonl", "is the file of the rows"),
-        (f"../{tmp_path.name}/rows.jsonl", "is the file"),
+        ("rows.jsonl", "is the input file"),
+        (f"../{tmp_path.name}/rows.jsonl", "is the input file"),
         (".", "is a folder"),
     ):
         with pytest.raises(AlfineError, match=message):
@@ -256,7 +259,7 @@ def command(*words):
 
 
 @pytest.mark.ludwig
-def test_whatever_the_rows_hold_comes_out_again(project):
+def test_no_column_is_lost(project):
     done = run()
     rows = {
         "q": ["is 1 odd", "is 2 odd"],
@@ -285,14 +288,14 @@ def test_whatever_the_rows_hold_comes_out_again(project):
 
 
 @pytest.mark.ludwig
-def test_rows_are_refused_before_the_model_is_loaded(project, monkeypatch):
+def test_errors_are_raised_before_the_model_is_loaded(project, monkeypatch):
     run()
     monkeypatch.setattr("pipelines.predict.load_tuned", lambda *_: pytest.fail("loaded"))
     cases = {
-        '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, where the answer goes",
+        '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, which predict writes",
         '{"q": "x", "prediction_finish_reason": 1}\n': "new.jsonl:1: has a column `prediction_finish_reason`",
         json.dumps({"q": "word " * 500})
-        + "\n": "new.jsonl:1: its prompt leaves no room for an answer in the 512 tokens",
+        + "\n": "new.jsonl:1: the prompt leaves no room for a completion in the model's context of 512 tokens",
         '{"q": "x"}\n{"q": ""}\n{"q": 1, "q": 2}\n': "new.jsonl:3: the name 'q' stands twice",
     }
     for text, message in cases.items():
@@ -303,7 +306,7 @@ def test_rows_are_refused_before_the_model_is_loaded(project, monkeypatch):
 
 
 @pytest.mark.ludwig
-def test_columns_that_no_template_uses_change_no_result(project):
+def test_unused_columns_change_no_result(project):
     """The instance: NaN in one of them ended a finished training with 'the training diverged'."""
     run("plain")
     lines = [json.loads(line) for line in Path("odd.jsonl").read_text().splitlines()]

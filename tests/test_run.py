@@ -116,7 +116,7 @@ def test_predict_gives_the_completions_of_the_report(project):
 @pytest.mark.parametrize(
     ("row", "task", "message"),
     [
-        ({"q": "a"}, None, "say which task it is"),
+        ({"q": "a"}, None, "the task is missing"),
         ({"q": "a", "task": "x"}, None, "the run has odd, say"),
         ({"z": 1}, "odd", "column {q}"),
         ({"q": "a"}, "x", "has no task 'x'"),

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
 from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
+from pipelines.storage.records import CompletionRecord, SamplePromptRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,3 +220,32 @@ def decode_completion(prompt_format: PromptFormat, tokens: list[int]) -> tuple[s
     end = next((index for index, token in enumerate(tokens) if token in prompt_format.stop_ids), None)
     text = prompt_format.tokenizer.decode(tokens[:end], skip_special_tokens=True)
     return str(text), "length" if end is None else "stop"
+
+
+def completion_record(
+    example: Example, completion: Completion, num_reference_tokens: int | None = None
+) -> CompletionRecord:
+    """The record in completions.jsonl of an example with a reference."""
+    return CompletionRecord(
+        task=example.task,
+        row=example.row,
+        prompt=example.prompt,
+        reference=example.reference,
+        completion=completion.text,
+        reference_nll=completion.reference_nll,
+        num_reference_tokens=num_reference_tokens,
+        num_generated_tokens=completion.num_generated_tokens,
+        finish_reason=completion.finish_reason,
+        fields=dict(example.fields),
+    )
+
+
+def sample_prompt_record(example: Example, completion: Completion) -> SamplePromptRecord:
+    """The record in sample_prompts.jsonl of an example without a reference."""
+    return SamplePromptRecord(
+        title=example.title,
+        prompt=example.prompt,
+        completion=completion.text,
+        num_generated_tokens=completion.num_generated_tokens,
+        finish_reason=completion.finish_reason,
+    )

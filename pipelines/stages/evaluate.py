@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples, tokenize_examples
+from pipelines.evaluation.completions import completion_record, sample_prompt_record
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import retention_evals, retention_records
 from pipelines.forgetting.context import JobContext
@@ -18,7 +19,7 @@ from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
 from pipelines.storage.files import atomic_dir, write_json, write_text
-from pipelines.storage.records import CompletionRecord, RetentionRecord, SamplePromptRecord, write_records
+from pipelines.storage.records import CompletionRecord, RetentionRecord, write_records
 from pipelines.training.ray import ray_evaluator, uses_ray
 
 
@@ -84,18 +85,7 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExamp
     with context.reporter.progress(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     return [
-        CompletionRecord(
-            task=row.example.task,
-            row=row.example.row,
-            prompt=row.example.prompt,
-            reference=row.example.reference,
-            completion=completion.text,
-            reference_nll=completion.reference_nll,
-            num_reference_tokens=len(reference),
-            num_generated_tokens=completion.num_generated_tokens,
-            finish_reason=completion.finish_reason,
-            fields=dict(row.example.fields),
-        )
+        completion_record(row.example, completion, len(reference))
         for row, reference, completion in zip(rows, references, completions, strict=True)
     ]
 
@@ -110,16 +100,7 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     evaluator = session.evaluator
     with context.reporter.progress(f"{session.side.capitalize()} sample prompts", len(prompts), "prompts") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress)
-    records = [
-        SamplePromptRecord(
-            title=sample.title,
-            prompt=sample.prompt,
-            completion=completion.text,
-            num_generated_tokens=completion.num_generated_tokens,
-            finish_reason=completion.finish_reason,
-        )
-        for sample, completion in zip(samples, completions, strict=True)
-    ]
+    records = [sample_prompt_record(*pair) for pair in zip(samples, completions, strict=True)]
     write_records(folder / "sample_prompts.jsonl", records)
 
 

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.training import retention_callback
 from pipelines.training.retention_callback import RetentionCallback
 
 EVALS = [
-    SimpleNamespace(name="knowledge", kind="multiple_choice", higher_is_better=True),
-    SimpleNamespace(name="text", kind="text_nll", higher_is_better=False),
+    PreparedRetentionEval("knowledge", "multiple_choice", []),
+    PreparedRetentionEval("text", "text_nll", []),
 ]
 BASE_MEANS = {"knowledge": 60.0, "text": 3.0}
 
