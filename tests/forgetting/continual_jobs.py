@@ -1,4 +1,4 @@
-"""Fixtures: a project with retention evals and general text of its own, and a second job that continues from the first."""
+"""Fixtures: a project with retention evals and general text of its own, and a job that continues from the first."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def write_rows(file, rows):
 
 @pytest.fixture
 def project_with_evals(project, bundled_rows):
-    """The project with one retention eval of every kind but `task`, and a few rows in place of the bundled general text."""
+    """The project with retention evals of its own, and a few rows in place of the bundled general text."""
     for folder in ("retention", "general"):
         write_rows(BUNDLED / folder / "passages.jsonl", [{"text": f"{folder}: the inn at nine {n}"} for n in range(8)])
         write_rows(BUNDLED / folder / "instructions.jsonl", [{"instruction": f"{folder}: say {n}"} for n in range(6)])
