@@ -12,6 +12,7 @@ from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
 from pipelines.storage.records import CompletionRecord, SamplePromptRecord
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.evaluation import generation as generation_module
-    from pipelines.modeling import adapters, loading, packing, token_sequences
+    from pipelines.modeling import adapters, loading, packing
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
     np, peft, torch = lazy_import("numpy"), lazy_import("peft"), lazy_import("torch")
     generation_module = lazy_import("pipelines.evaluation.generation")
-    adapters, loading, packing, token_sequences = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing", "token_sequences")
+    adapters, loading, packing = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing")
     )
 
 MAX_BATCH_SIZE = 128
@@ -79,7 +80,7 @@ class LoadedModel:
         model = loading.load_causal_lm(folder, frozen=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
-    def logits(self, sequences: token_sequences.TokenSequences) -> torch.Tensor:
+    def logits(self, sequences: TokenSequences) -> torch.Tensor:
         """The logits that predict the supervised tokens: [sequences.supervised_tokens, vocabulary]."""
         with torch.no_grad():
             return packing.supervised_logits(self.model, sequences)[0]
@@ -192,7 +193,7 @@ def _generate_batch(
     prompt_lengths: list[int],
     settings: dict[str, Any],
 ) -> list[Completion]:
-    sequences = token_sequences.TokenSequences.from_completion_starts(
+    sequences = TokenSequences.from_completion_starts(
         [np.asarray(ids) for ids in prompts_plus_references], prompt_lengths
     )
     nlls: list[float | None] = [None] * len(prompts_plus_references)

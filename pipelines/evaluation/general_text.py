@@ -14,6 +14,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.data_files import read_text_column
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.cache import cache_entry
 from pipelines.storage.environment import versions
@@ -21,24 +22,20 @@ from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from pipelines.modeling import token_sequences
 else:
-    np, token_sequences = lazy_import("numpy"), lazy_import("pipelines.modeling.token_sequences")
+    np = lazy_import("numpy")  # 0.2 s that loading a config does not need
 
 MAX_ANSWER_TOKENS = 48
 """Limit on the base model's answers, which are cut there."""
 MAX_PASSAGE_TOKENS = 192
 
 
-def encode_passages(
-    prompt_format: PromptFormat, file: Path, limit: int | None = None
-) -> token_sequences.TokenSequences:
+def encode_passages(prompt_format: PromptFormat, file: Path, limit: int | None = None) -> TokenSequences:
     """The first `limit` plain texts of the column `text`, all tokens supervised but the first of each."""
     max_tokens = min(MAX_PASSAGE_TOKENS, prompt_format.context_length)
     texts = read_text_column(file, "text")[:limit]
     sequences = [np.asarray(prompt_format.encode_text(text)[:max_tokens]) for text in texts]
-    return token_sequences.TokenSequences.from_completion_starts(sequences, [1] * len(sequences))
+    return TokenSequences.from_completion_starts(sequences, [1] * len(sequences))
 
 
 def generate_general_answers(
@@ -81,7 +78,7 @@ def generate_general_answers(
 
 def encode_answers(
     prompt_format: PromptFormat, answers: Sequence[Mapping[str, Any]], system: str | None
-) -> token_sequences.TokenSequences:
+) -> TokenSequences:
     """The `prompt` and `completion` of each row, with the completion supervised.
 
     A completion with `finish_reason` "length" has no end token. Rows with an empty completion are left out.
@@ -94,10 +91,10 @@ def encode_answers(
         ids = encoded.input_ids if answer.get("finish_reason") != "length" else encoded.input_ids[:-1]
         input_ids.append(np.asarray(ids[: prompt_format.context_length]))
         completion_starts.append(len(encoded.prompt_ids))
-    return token_sequences.TokenSequences.from_completion_starts(input_ids, completion_starts)
+    return TokenSequences.from_completion_starts(input_ids, completion_starts)
 
 
-def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> token_sequences.TokenSequences:
+def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> TokenSequences:
     """Encodes a user's file of rows with `prompt` and `completion`. Raises DataError for a row that exceeds the context."""
     rows = [
         {"prompt": prompt, "completion": completion}

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.forgetting FOLDER_OF_DATA_SETS [--adapter] [--rate 0.0003] STRATEGY ...
 
 The job: sentiment_uci (400 rows, one epoch), every weight trained (or LoRA with --adapter) at a high rate. The runs lie in
-runs/forgetting-STRATEGY; beside each task score and the bundled guards stand the loss of wikitext-2 (64 pieces of 140 words, in
-nats per token) and accuracy on ARC-Easy (300 rows), both read by alfine's own guards from FOLDER.
+runs/forgetting-STRATEGY; beside each task score and the bundled retention evals stand the loss of wikitext-2 (64 pieces of 140 words, in
+nats per token) and accuracy on ARC-Easy (300 rows), both read by alfine's own retention evals from FOLDER.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import yaml
 from tests.benchmarks.public_data import JOBS, ROOT, lines
 
 
-def guards(folder: Path, workplace: Path) -> dict[str, dict[str, object]]:
-    """The bundled guards, wikitext-2 and ARC-Easy in their form."""
+def retention_evals(folder: Path, workplace: Path) -> dict[str, dict[str, object]]:
+    """The bundled retention evals, wikitext-2 and ARC-Easy in their form."""
     words = (folder / "wikitext2" / "wikitext2_test.txt").read_text(encoding="utf-8").split()
     texts = [" ".join(words[start : start + 140]) for start in range(0, 64 * 140, 140)]
     wikitext, arc = workplace / "wikitext2.jsonl", workplace / "arc_easy.jsonl"
@@ -65,7 +65,7 @@ def main() -> None:
     config["pipeline"]["tasks"] = {"sentiment": {"data": str(data), **task, "max_new_tokens": 8}}
     config["trainer"]["learning_rate"] = given.rate
     config["pipeline"]["seed"] = given.seed
-    measured = guards(given.folder, workplace)
+    measured = retention_evals(given.folder, workplace)
     for one in given.strategies:
         strategy, _, knobs = one.partition(":")
         config["pipeline"]["forgetting"] = {"strategy": strategy, "evals": measured}

@@ -9,20 +9,18 @@ from pipelines.config.retention_registry import RETENTION_EVALS
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.evaluation.general_text import encode_answers, generate_general_answers
-from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
 
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.evaluation.retention import BaseLogits
-    from pipelines.modeling import kl_divergence, token_sequences
+    from pipelines.modeling import kl_divergence
 else:
     torch = lazy_import("torch")
-    kl_divergence, token_sequences = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("kl_divergence", "token_sequences")
-    )
+    kl_divergence = lazy_import("pipelines.modeling.kl_divergence")
 
 MICRO_BATCH = 8
 """Sequences whose logits of both models are in memory at once."""
@@ -47,7 +45,7 @@ class KL(RetentionEval):
     def check(self, name: str) -> None:
         read_text_column(self.file, "instruction")
 
-    def prepare(self, name: str, context: PreparationContext) -> token_sequences.TokenSequences:
+    def prepare(self, name: str, context: PreparationContext) -> TokenSequences:
         prompt_format, system = context.prompt_format, context.system
         answers = generate_general_answers(
             context.load_model, prompt_format, context.model_id, self.file, system, self.limit
@@ -59,7 +57,7 @@ class KL(RetentionEval):
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
     ) -> Sequence[float | None]:
         means: list[float | None] = []
-        for batch in token_sequences.micro_batches(prepared.items, MICRO_BATCH):
+        for batch in micro_batches(prepared.items, MICRO_BATCH):
             with torch.no_grad():
                 logits = loaded.logits(batch)
                 kl = kl_divergence.kl_divergence(base_logits(batch), logits)

@@ -18,19 +18,19 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import numbered_rows
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel
-from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipelines.evaluation.retention import BaseLogits
-    from pipelines.modeling import packing, token_sequences
+    from pipelines.modeling import packing
 else:
     # packing imports torch; numpy is 0.1 s that loading a config does not need.
     np = lazy_import("numpy")
-    packing, token_sequences = (lazy_import(f"pipelines.modeling.{name}") for name in ("packing", "token_sequences"))
+    packing = lazy_import("pipelines.modeling.packing")
 
 Visible = Annotated[str, Field(pattern=r"\S")]
 
@@ -51,7 +51,7 @@ class MultipleChoiceItem(BaseModel):
         return self
 
 
-TokenizedItem = tuple[MultipleChoiceItem, "token_sequences.TokenSequences"]
+TokenizedItem = tuple[MultipleChoiceItem, TokenSequences]
 """An item and one sequence per choice: the question followed by the choice, which is supervised."""
 
 
@@ -77,7 +77,7 @@ class MultipleChoice(RetentionEval):
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
     ) -> Sequence[float | None]:
         items: Sequence[TokenizedItem] = prepared.items
-        sequences = token_sequences.TokenSequences.concatenate(*(choices for _, choices in items))
+        sequences = TokenSequences.concatenate(*(choices for _, choices in items))
         means = packing.sequence_losses(loaded.model, sequences)
         nlls = iter([mean * length for mean, length in zip(means, sequences.supervised_lengths, strict=True)])
         scores: list[float | None] = []
@@ -133,9 +133,7 @@ def _describe_error(row: Mapping[str, Any], error: ValidationError) -> str:
     return "choices is a list of texts, none of them empty" if key == "choices" else f"{key} is a text, not empty"
 
 
-def _tokenize(
-    prompt_format: PromptFormat, items: Sequence[MultipleChoiceItem], file: Path
-) -> Iterator[token_sequences.TokenSequences]:
+def _tokenize(prompt_format: PromptFormat, items: Sequence[MultipleChoiceItem], file: Path) -> Iterator[TokenSequences]:
     """Yields each item's sequences: the plain text "Question: …\\nAnswer: choice", since a choice is a continuation.
 
     Raises DataError for an item that is longer than the model's context.
@@ -149,7 +147,7 @@ def _tokenize(
             message = f"has {longest:,} tokens; the model's context is {prompt_format.context_length:,}"
             raise DataError(Problem(f"{message}; shorten or drop the row", str(file), number))
         shared_prefix = len(os.path.commonprefix([question, *sequences]))
-        yield token_sequences.TokenSequences.from_completion_starts(
+        yield TokenSequences.from_completion_starts(
             [np.asarray(ids) for ids in sequences], [shared_prefix] * len(sequences)
         )
 

@@ -6,7 +6,6 @@ The tasks of the runs that a job continues from are also evals of this kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -17,13 +16,10 @@ from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.templates import check_system_is_constant, fill_nonempty
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
 from pipelines.scoring.custom_metrics import try_metric
 from pipelines.scoring.metric import resolve
 from pipelines.scoring.python_tests import row_tests
-
-if TYPE_CHECKING:
-    from pipelines.evaluation.retention import BaseLogits
 
 
 class TaskEval(RetentionEval):

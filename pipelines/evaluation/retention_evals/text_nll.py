@@ -9,13 +9,13 @@ from pipelines.config.retention_registry import RETENTION_EVALS
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.evaluation.general_text import encode_passages
-from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.retention import BaseLogits
-    from pipelines.modeling import packing, token_sequences
+    from pipelines.modeling import packing
 else:
     packing = lazy_import("pipelines.modeling.packing")  # imports torch
 
@@ -33,7 +33,7 @@ class TextNll(RetentionEval):
     def check(self, name: str) -> None:
         read_text_column(self.file, "text")
 
-    def prepare(self, name: str, context: PreparationContext) -> token_sequences.TokenSequences:
+    def prepare(self, name: str, context: PreparationContext) -> TokenSequences:
         return encode_passages(context.prompt_format, self.file, self.limit)
 
     @classmethod
