@@ -296,7 +296,7 @@ def test_errors_are_raised_before_the_model_is_loaded(project, monkeypatch):
         '{"q": "x", "prediction_finish_reason": 1}\n': "new.jsonl:1: has a column `prediction_finish_reason`",
         json.dumps({"q": "word " * 500})
         + "\n": "new.jsonl:1: the prompt leaves no room for a completion in the model's context of 512 tokens",
-        '{"q": "x"}\n{"q": ""}\n{"q": 1, "q": 2}\n': "new.jsonl:3: the name 'q' stands twice",
+        '{"q": "x"}\n{"q": ""}\n{"q": 1, "q": 2}\n': "new.jsonl:3: has the key 'q' twice in one object",
     }
     for text, message in cases.items():
         Path("new.jsonl").write_text(text)
