@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
-from pipelines import __version__
 from pipelines.console.activity import HEARTBEAT, BestEffortStream, supports_progress_bars
 from pipelines.console.plain_text import replace_unencodable
 from pipelines.errors import AlfineError
 from pipelines.storage.cache import ensure_home
+from pipelines.version import __version__
 
 VERBS: Mapping[str, str] = {
     "check": "Check a YAML file and its data; nothing is trained.",

@@ -33,12 +33,14 @@ class Job:
     path: the file that it is loaded from.
     pipeline: the section `pipeline:`.
     ludwig: everything else, with alfine's defaults.
+    overrides: the overrides `key.path=value` that are part of it.
     document: the source locations of all keys.
     """
 
     path: Path
     pipeline: Pipeline
     ludwig: dict[str, Any]
+    overrides: tuple[str, ...] = ()
     document: Document = field(default_factory=Document, repr=False, compare=False)
 
     @property
@@ -104,7 +106,7 @@ class Job:
         return {"pipeline": pipeline, **deepcopy(self.ludwig)}
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Loads and checks a config.
 
     overrides: `key.path=value`, applied in order.
@@ -127,7 +129,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     problems += document.empty_value_problems(problems)
     if problems or pipeline is None:
         raise ConfigError(sort_problems(problems))
-    return Job(path, pipeline, _with_defaults(ludwig), document)
+    return Job(path, pipeline, _with_defaults(ludwig), tuple(overrides), document)
 
 
 def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:

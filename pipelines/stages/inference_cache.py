@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines import __version__
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.stages.context import StageContext
@@ -18,6 +17,7 @@ from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error
 from pipelines.storage.environment import hardware, versions
 from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
 from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
+from pipelines.version import __version__
 
 
 def completions_entry(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:

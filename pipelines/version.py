@@ -1,0 +1,3 @@
+"""The version of alfine."""
+
+__version__ = "0.1.0"
