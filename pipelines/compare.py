@@ -193,8 +193,8 @@ def _load_examples(
 def load_file(job: Job | None, file: Path, task: str | None, raw: bool, run: str) -> list[Example]:
     """Reads prompts with their references as `completion`, None for a row without one.
 
-    A row belongs to a task of the job, whose templates give prompt and reference. With `raw`, or without a job, its columns
-    `prompt` and `reference` do. Raises DataError with every row that cannot be used.
+    A row belongs to a task of the job, whose templates give prompt and reference. With `raw`, or without a job, its
+    columns `prompt` and `reference` do. Raises DataError with every row that cannot be used.
     """
     if job is None and task is not None:
         raise RunError("--task: neither model is a run with tasks; remove it")

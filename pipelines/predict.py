@@ -42,8 +42,8 @@ def tuned_job(run: Run) -> Job:
 def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Example]:
     """The rows of `file` as examples without a completion, each with its token limit.
 
-    A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw` its
-    column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row.
+    A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw`
+    its column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row.
 
     Raises DataError with every row that cannot be used, RunError for a task that the run does not have.
     """
@@ -128,8 +128,8 @@ def predict(
 
     PREDICTION is the completion. FINISH_REASON is "stop", or "length" if the completion was cut at max_new_tokens.
 
-    All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that already
-    has one of the two columns is a DataError too. The iterator loads the model.
+    All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that
+    already has one of the two columns is a DataError too. The iterator loads the model.
     """
     job = tuned_job(run)
     examples = load_prompts(job, file, task, str(run.folder), raw)

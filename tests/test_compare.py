@@ -25,7 +25,7 @@ def two_runs(project):
     return project
 
 
-def test_two_runs_are_compared_by_what_they_have_answered(two_runs):
+def test_stored_completions_of_two_runs_are_compared(two_runs):
     result = compare("runs/one", "runs/two")
     assert result.exit_code == 0, result.output
     report = json.loads(Path("runs/one-vs-two/report.json").read_text())
@@ -39,7 +39,7 @@ def test_two_runs_are_compared_by_what_they_have_answered(two_runs):
     assert report["tasks"]["odd"]["metric"] == "exact_match"
 
 
-def test_a_run_against_its_base_gives_its_own_report_again(two_runs):
+def test_comparison_of_a_run_with_its_base_equals_its_report(two_runs):
     assert compare("base", "runs/one", "--output", "again").exit_code == 0
     again = json.loads(Path("again/report.json").read_text())
     first = json.loads(Path("runs/one/report.json").read_text())
@@ -59,7 +59,7 @@ def test_raw_prompts_with_and_without_a_reference(two_runs):
     assert [sample["prompt"] for sample in report["sample_prompts"]] == ["the tea"]
 
 
-def test_rows_of_tasks_with_and_without_an_answer(two_runs):
+def test_rows_of_tasks_with_and_without_a_reference(two_runs):
     rows = [
         {"task": "odd", "q": "is 3 odd", "a": "yes", "prompt": "x"},
         {"task": "odd", "q": "is 5 odd"},
@@ -76,7 +76,7 @@ def test_rows_of_tasks_with_and_without_an_answer(two_runs):
     assert [sample["prompt"] for sample in report["sample_prompts"]] == ["is 5 odd?"]
 
 
-def test_prompts_alone_are_shown_without_scores(two_runs):
+def test_prompts_without_a_reference_are_not_scored(two_runs):
     Path("new.jsonl").write_text('{"prompt": "the tea"}\n')
     result = compare("./base", "./base", "--prompts", "new.jsonl")
     assert result.exit_code == 0 and "nothing is scored" in result.output
@@ -108,7 +108,7 @@ def test_a_table_of_runs_leaves_out_comparisons(two_runs):
         (["runs/one", "runs/two", "runs/one"], "compare takes two models, not 3"),
     ],
 )
-def test_what_cannot_be_compared(project, arguments, message):
+def test_errors_name_what_cannot_be_compared(project, arguments, message):
     run()
     shutil.copytree("runs/one", "runs/two")
     result = compare(*arguments)

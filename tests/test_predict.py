@@ -1,4 +1,4 @@
-"""`predict` and the rows of `compare --prompts`: the task's template, every row checked before a model is loaded, no column lost."""
+"""`predict` and the rows of `compare --prompts`: templates, checks before a model is loaded, no column lost."""
 
 import datetime
 import json

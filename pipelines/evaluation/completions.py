@@ -55,8 +55,8 @@ class Completion:
         text: the decoded tokens before the stop token, without special tokens.
         num_generated_tokens: the generated tokens, the stop token included.
         finish_reason: "stop", or "length" if it was cut at `max_new_tokens`.
-        reference_nll: the mean negative log-likelihood of the reference and its end token, in nats per token; None if no
-            reference was given.
+        reference_nll: the mean negative log-likelihood of the reference and its end token, in nats per token; None if
+            no reference was given.
     """
 
     text: str

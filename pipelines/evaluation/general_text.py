@@ -95,7 +95,10 @@ def encode_answers(
 
 
 def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> TokenSequences:
-    """Encodes a user's file of rows with `prompt` and `completion`. Raises DataError for a row that exceeds the context."""
+    """Encodes a user's file of rows with `prompt` and `completion`.
+
+    Raises DataError for a row that exceeds the context.
+    """
     rows = [
         {"prompt": prompt, "completion": completion}
         for prompt, completion in zip(

@@ -83,7 +83,7 @@ class PreallocatedCacheLayer(DynamicLayer):
 
 
 def supports_packed_prefill(model: torch.nn.Module) -> bool:
-    """Whether the model accepts packed sequences and its cache holds the keys and values of every token, nothing else."""
+    """Whether the model accepts packed sequences and its cache holds the keys and values of every token and no more."""
     config: PretrainedConfig = model.config.get_text_config()  # type: ignore[operator, union-attr]
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -128,8 +128,8 @@ def _scatter_to_left_padded_cache(
 ) -> None:
     """Copies prompts from a packed cache into `layers`, a cache of `batch_size` sequences of `width` tokens.
 
-    `token_indices[i]` are the indices in `packed` of the tokens of prompt i; they become the last tokens of the sequence
-    `batch_indices[i]` of `layers`.
+    `token_indices[i]` are the indices in `packed` of the tokens of prompt i; they become the last tokens of the
+    sequence `batch_indices[i]` of `layers`.
     """
     for layer, source in zip(layers, packed.layers, strict=True):
         keys, values = source.keys, source.values
@@ -152,8 +152,8 @@ def generate_from_cache(
 ) -> list[list[int]]:
     """Generates a completion for each tokenized prompt, up to and including the first of `stop_token_ids`.
 
-    `settings` are those of `transformers.GenerationConfig`, with `max_new_tokens`. `cache` holds all tokens of the prompts
-    but the last of each (`packed_prefill`); it is ignored where a setting is not in CHUNK_SAFE_SETTINGS.
+    `settings` are those of `transformers.GenerationConfig`, with `max_new_tokens`. `cache` holds all tokens of the
+    prompts but the last of each (`packed_prefill`); it is ignored where a setting is not in CHUNK_SAFE_SETTINGS.
     """
     device = next(model.parameters()).device
     width, max_new_tokens = max(map(len, prompts)), int(settings["max_new_tokens"])

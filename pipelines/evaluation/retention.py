@@ -46,7 +46,7 @@ class Measure:
     """Whether every score is 0 or 100."""
     higher_is_better: bool = False
     is_divergence: bool = False
-    """Whether the score is a divergence from the base model: 0 for the base, never negative, and therefore not tested."""
+    """Whether the score is a divergence from the base model: 0 for the base, never negative, hence not tested."""
     long_title: str = ""
     """The name of the measure in a sentence; `title` if empty."""
 

@@ -1,4 +1,4 @@
-"""Prompts read packed, completed together: the tokens of each prompt alone through plain transformers, and the same losses."""
+"""Packed prefill and batched generation: tokens and losses as for each prompt by itself in plain transformers."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pipelines.modeling.token_sequences import TokenSequences
 from tests.modeling.test_packing import ARCHITECTURES
 
 STOPS = [7, 8, 9]
-"""Many tokens end a row, so that rows end at different times."""
+"""Many tokens end a completion, so that completions end at different steps."""
 
 
 def models(architecture):
@@ -28,19 +28,21 @@ def models(architecture):
 
 
 def prompts(lengths=(7, 12, 1, 3, 9)):
-    random = np.random.default_rng(3)
-    return [[int(token) for token in random.integers(10, 60, length)] for length in lengths]
+    rng = np.random.default_rng(3)
+    return [[int(token) for token in rng.integers(10, 60, length)] for length in lengths]
 
 
-def alone(model, prompt, tokens, **settings):
+def generate_alone(model, prompt, tokens, **settings):
     config = GenerationConfig(max_new_tokens=tokens, eos_token_id=STOPS, pad_token_id=STOPS[0], **settings)
     with torch.inference_mode():
-        made = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist()
-    end = next((place for place, token in enumerate(made) if token in STOPS), len(made))
-    return made[: end + 1]
+        generated = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)[
+            0, len(prompt) :
+        ].tolist()
+    end = next((index for index, token in enumerate(generated) if token in STOPS), len(generated))
+    return generated[: end + 1]
 
 
-def together(model, rows, tokens, **settings):
+def generate_batched(model, rows, tokens, **settings):
     cache = None
     if supports_packed_prefill(model):
         cache = packed_prefill(
@@ -51,13 +53,13 @@ def together(model, rows, tokens, **settings):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tokens", [1, COMPACT_EVERY, 2 * COMPACT_EVERY + 3])
-def test_each_continuation_is_that_of_its_prompt_alone(architecture, tokens):
+def test_batched_completions_equal_those_of_each_prompt_alone(architecture, tokens):
     plain, ours = models(architecture)
-    expected = [alone(plain, prompt, tokens, do_sample=False) for prompt in prompts()]
-    assert together(ours, prompts(), tokens, do_sample=False) == expected
+    expected = [generate_alone(plain, prompt, tokens, do_sample=False) for prompt in prompts()]
+    assert generate_batched(ours, prompts(), tokens, do_sample=False) == expected
 
 
-def test_which_models_read_once():
+def test_which_models_support_packed_prefill():
     found = {name: supports_packed_prefill(models(name)[1]) for name in ARCHITECTURES}
     assert found == {
         "llama": True,
@@ -71,10 +73,10 @@ def test_which_models_read_once():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_losses_are_read_in_the_same_pass(architecture):
+def test_packed_prefill_scores_the_references(architecture):
     _, ours = models(architecture)
-    random = np.random.default_rng(0)
-    rows = TokenSequences.from_completion_starts([random.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
+    rng = np.random.default_rng(0)
+    rows = TokenSequences.from_completion_starts([rng.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
     losses, cache = packed_prefill(ours, rows, batch_tokens=25)
     scored = [0, 2, 3]
     assert losses[1] is None
@@ -82,7 +84,7 @@ def test_losses_are_read_in_the_same_pass(architecture):
     assert cache.get_seq_length() == 19
 
 
-def test_rows_that_have_ended_leave_the_batch(monkeypatch):
+def test_finished_sequences_are_evicted(monkeypatch):
     _, ours = models("llama")
     sizes = []
     forward = type(ours).forward
@@ -92,21 +94,21 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch):
         return forward(self, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(type(ours), "forward", counted)
-    lengths = [len(row) for row in together(ours, prompts([5] * 12), 64, do_sample=False)]
+    lengths = [len(row) for row in generate_batched(ours, prompts([5] * 12), 64, do_sample=False)]
     late = [length for length in lengths if length > 2 * COMPACT_EVERY]
     assert 0 < len(late) < 12 and sizes[1] == 12 and sizes[-1] <= len(late)
 
 
-def test_settings_that_count_tokens_are_not_cut_into_portions():
+def test_settings_that_count_tokens_generate_in_one_call():
     plain, ours = models("llama")
     settings = {"do_sample": False, "min_new_tokens": 20, "num_beams": 2}
-    expected = [alone(plain, prompt, 40, **settings) for prompt in prompts()]
-    assert together(ours, prompts(), 40, **settings) == expected
+    expected = [generate_alone(plain, prompt, 40, **settings) for prompt in prompts()]
+    assert generate_batched(ours, prompts(), 40, **settings) == expected
 
 
-def test_sampling_draws_what_the_settings_allow():
+def test_sampling_obeys_the_settings():
     _, ours = models("llama")
     torch.manual_seed(0)
-    greedy = together(ours, prompts([6] * 4), 40, do_sample=False)
-    assert together(ours, prompts([6] * 4), 40, do_sample=True, top_k=1) == greedy
-    assert together(ours, prompts([6] * 4), 40, do_sample=True, temperature=2.0) != greedy
+    greedy = generate_batched(ours, prompts([6] * 4), 40, do_sample=False)
+    assert generate_batched(ours, prompts([6] * 4), 40, do_sample=True, top_k=1) == greedy
+    assert generate_batched(ours, prompts([6] * 4), 40, do_sample=True, temperature=2.0) != greedy

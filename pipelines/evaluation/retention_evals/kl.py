@@ -27,7 +27,7 @@ MICRO_BATCH = 8
 
 
 class KL(RetentionEval):
-    """Mean KL(base ‖ tuned) in nats per token; an item is the base's greedy answer to a row of the column `instruction`."""
+    """Mean KL(base ‖ tuned) in nats per token; an item is the base's greedy answer to a text of `instruction`."""
 
     bundled = {"answers": "retention/instructions.jsonl"}
     position = 2

@@ -58,7 +58,7 @@ class TaskEval(RetentionEval):
         return self._all_examples(name)[: self.limit]
 
     def _all_examples(self, name: str) -> list[Example]:
-        """All rows, also those beyond `limit`, with their templates filled. Raises DataError for every row that cannot be used."""
+        """All rows, also those beyond `limit`. Raises DataError with every row that cannot be used."""
         examples, errors = [], RowErrors()
         for number, row in numbered_rows(self.file):
             try:
