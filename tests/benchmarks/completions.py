@@ -1,9 +1,11 @@
-"""How fast prompts are answered: alfine, stock Ludwig's predict, transformers' generate one row at a time and in a plain batch.
+"""Generation speed of alfine, stock Ludwig's predict, and transformers' generate (one row at a time, and in a padded
+batch).
 
     python -m tests.benchmarks.completions [--tokens 64] [--rows 128] [--rounds 3]
 
-Prompts are this repository's general instructions and sentiment rows. Every engine makes up to `tokens` greedy tokens a row, in
-turn, after one row to warm up. Ludwig and generate, which take a row at a time, are given an eighth of the rows.
+The prompts are this repository's general instructions and sentiment rows. The engines run in turn, each after one
+warm-up row, and generate up to `tokens` greedy tokens per row. Ludwig and generate, which process one row at a time,
+get an eighth of the rows.
 """
 
 import argparse
@@ -27,14 +29,14 @@ ROOT = Path(__file__).parents[2]
 BATCH = 32
 
 
-def questions(count: int) -> list[str]:
+def load_prompts(count: int) -> list[str]:
     general = [
         json.loads(line)["instruction"] for line in (ROOT / "data/general/instructions.jsonl").read_text().splitlines()
     ]
     reviews = [json.loads(line)["review"] for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
     mixed = [
         text
-        for pair in zip(general, (f"Positive or negative?\n{one}" for one in reviews), strict=False)
+        for pair in zip(general, (f"Positive or negative?\n{review}" for review in reviews), strict=False)
         for text in pair
     ]
     return mixed[:count]
@@ -56,19 +58,19 @@ def generate(model: Path, prompts: list[str], tokens: int, batch: int = 1) -> fl
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True)
-        for one in prompts
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
     ]
 
-    def some(rows: list[str]) -> None:
+    def generate_batch(rows: list[str]) -> None:
         encoded = tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():
             plain.generate(**encoded, do_sample=False, max_new_tokens=tokens)
 
-    some(texts[:1])
+    generate_batch(texts[:1])
     started = time.perf_counter()
     for start in range(0, len(texts), batch):
-        some(texts[start : start + batch])
+        generate_batch(texts[start : start + batch])
     return (time.perf_counter() - started) / len(texts)
 
 
@@ -107,32 +109,34 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one")
-    given = parser.parse_args()
-    model = find_base_model(given.model)
-    if given.one:
+    parser.add_argument("--single")
+    args = parser.parse_args()
+    model = find_base_model(args.model)
+    if args.single:
         from pipelines.console.reporter import quiet_libraries
 
         os.environ["HF_HUB_OFFLINE"] = "1"
         quiet_libraries()
-        print(json.dumps(ENGINES[given.one](model, questions(given.rows), given.tokens)))
+        print(json.dumps(ENGINES[args.single](model, load_prompts(args.rows), args.tokens)))
         return
-    found: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    for _ in range(given.rounds):
+    seconds_per_row: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(args.rounds):
         for engine in ENGINES:
-            rows = given.rows if engine in ("alfine", "batches") else max(1, given.rows // 8)
-            command = [sys.executable, "-m", "tests.benchmarks.completions", "--one", engine, "--rows", str(rows)]
-            command += ["--tokens", str(given.tokens), "--model", str(model)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{engine}: {done.stderr[-2000:]}")
-            found[engine].append(json.loads(done.stdout.splitlines()[-1]))
-    seconds = {engine: statistics.median(times) for engine, times in found.items()}
-    names = {"generate": "generate, a row at a time", "batches": f"generate, {BATCH} rows a batch"}
-    table = Table("engine", "s/row", "rows/s", "alfine is faster by")
-    for engine, each in seconds.items():
-        table.add_row(names.get(engine, engine), f"{each:.3f}", f"{1 / each:.2f}", f"{each / seconds['alfine']:.1f}")
-    print(f"{given.rows} rows, up to {given.tokens} new tokens, {os.cpu_count()} cores")
+            rows = args.rows if engine in ("alfine", "batches") else max(1, args.rows // 8)
+            command = [sys.executable, "-m", "tests.benchmarks.completions", "--single", engine, "--rows", str(rows)]
+            command += ["--tokens", str(args.tokens), "--model", str(model)]
+            process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if process.returncode:
+                sys.exit(f"{engine}: {process.stderr[-2000:]}")
+            seconds_per_row[engine].append(json.loads(process.stdout.splitlines()[-1]))
+    seconds = {engine: statistics.median(times) for engine, times in seconds_per_row.items()}
+    names = {"generate": "generate, one row at a time", "batches": f"generate, batches of {BATCH}"}
+    table = Table("engine", "s/row", "rows/s", "speedup of alfine")
+    for engine, median in seconds.items():
+        table.add_row(
+            names.get(engine, engine), f"{median:.3f}", f"{1 / median:.2f}", f"{median / seconds['alfine']:.1f}"
+        )
+    print(f"{args.rows} rows, up to {args.tokens} new tokens, {os.cpu_count()} cores")
     Console().print(table)
 
 

@@ -1,11 +1,11 @@
-"""What each strategy costs: time of an optimiser step and peak memory against the plain run, and the time of the Fisher
-information against that of an epoch.
+"""Overhead of each strategy: time of an optimizer step and peak memory relative to the baseline run, and the time of
+the Fisher information relative to an epoch.
 
     python -m tests.benchmarks.forgetting_cost [--rounds 3] [--steps 12] [STRATEGY ...]
 
-The quickstart's rows, model and LoRA, trained through Ludwig for a few steps, each strategy in a process of its own, in
-turn; medians over all steps but the first two of every round. What is measured once for a model (answers of the base,
-Fisher information, SI's pass) is made before, in the cache, and timed apart.
+The quickstart's rows, model and LoRA, trained through Ludwig for a few steps. The strategies run in turn, each in its
+own process; the results are medians over all steps but the first two of every round. What is computed once per model
+(answers of the base, Fisher information, SI's importance) is cached before and timed separately.
 """
 
 import argparse
@@ -26,12 +26,12 @@ STRATEGIES = ("ewc", "si", "l2sp", "replay", "distill", "replay+distill")
 ROOT = Path(__file__).parents[2]
 
 
-class Enough(Exception):
-    """The steps asked for are done."""
+class StopTraining(Exception):
+    """The requested number of steps is complete."""
 
 
-def one(strategy: str, steps: int) -> None:
-    """Prints the seconds of every step, of what came before the first, and the peak memory, as JSON."""
+def time_steps(strategy: str, steps: int) -> None:
+    """Prints the seconds of every step and the peak memory, as JSON."""
     from pipelines.config.job import load_job
     from pipelines.console.reporter import quiet_libraries
     from pipelines.data.examples import load_examples
@@ -46,10 +46,10 @@ def one(strategy: str, steps: int) -> None:
     base = find_base_model(job.base_model)
     stamps: list[float] = []
 
-    def report(done: int, total: int, loss: float | None) -> None:
+    def report(step: int, total: int, loss: float | None) -> None:
         stamps.append(time.monotonic())
-        if done == steps:
-            raise Enough
+        if step == steps:
+            raise StopTraining
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
@@ -59,20 +59,20 @@ def one(strategy: str, steps: int) -> None:
             if row.example.split == "train"
         ]
         write_splits(rows, run.path("data"))
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(StopTraining):
             train(job, run, base, report)
     seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
     print(json.dumps({"steps": seconds, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
 def measure(strategy: str, steps: int) -> dict[str, object]:
-    command = [sys.executable, "-m", "tests.benchmarks.forgetting_cost", "--one", strategy, "--steps", str(steps)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    command = [sys.executable, "-m", "tests.benchmarks.forgetting_cost", "--single", strategy, "--steps", str(steps)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def fisher_seconds() -> float:
-    """256 sequences of general text, LoRA, factored."""
+    """The seconds that the Kronecker-factored Fisher information of LoRA takes on 256 sequences of general text."""
     from peft import LoraConfig, get_peft_model
 
     from pipelines.config.job import load_job
@@ -97,25 +97,27 @@ def fisher_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("strategies", nargs="*", help=f"beside the plain run; all of them: {' '.join(STRATEGIES)}")
+    parser.add_argument("strategies", nargs="*", help=f"in addition to the baseline; default: {' '.join(STRATEGIES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--one")
-    given = parser.parse_args()
-    if given.one:
-        one(given.one, given.steps)
+    parser.add_argument("--single")
+    args = parser.parse_args()
+    if args.single:
+        time_steps(args.single, args.steps)
         return
-    strategies = ("none", *(given.strategies or STRATEGIES))
+    strategies = ("none", *(args.strategies or STRATEGIES))
     for strategy in ("ewc", "si", "replay"):
         measure(strategy, 1)
     fisher = fisher_seconds()
-    found: dict[str, list[dict]] = {strategy: [] for strategy in strategies}
-    for _ in range(given.rounds):
+    results: dict[str, list[dict]] = {strategy: [] for strategy in strategies}
+    for _ in range(args.rounds):
         for strategy in strategies:
-            found[strategy].append(measure(strategy, given.steps))
-    times = {name: statistics.median(s for one in runs for s in one["steps"][2:]) for name, runs in found.items()}
-    memory = {name: max(one["memory"] for one in runs) for name, runs in found.items()}
-    table = Table("strategy", "step, s", "of the plain step", "peak memory, GB", "of the plain run")
+            results[strategy].append(measure(strategy, args.steps))
+    times = {
+        name: statistics.median(s for result in runs for s in result["steps"][2:]) for name, runs in results.items()
+    }
+    memory = {name: max(result["memory"] for result in runs) for name, runs in results.items()}
+    table = Table("strategy", "step, s", "relative to baseline", "peak memory, GB", "relative to baseline")
     for name in strategies:
         table.add_row(
             name,

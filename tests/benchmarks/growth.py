@@ -1,10 +1,11 @@
-"""How cost grows with the length of rows and the size of the model: tokens per second and peak memory, as a plot.
+"""Scaling of training with sequence length and model size: tokens per second and peak memory, as a plot.
 
     python -m tests.benchmarks.growth [--lengths 128,512,1024,2048,4096] [--sizes 10,30,135,360,1000] [--plot docs/growth.svg]
 
-Training steps under LoRA (r 8 on q and v) of Llama-shaped models with random weights, the loss on the last quarter of each row,
-every size and length in a process of its own. Lengths are measured at 135 million weights, sizes at 512 tokens; a step has 2048
-tokens, or one row where that is longer. How it grows with the number of rows, tests/benchmarks/preparation.py measures.
+Training steps under LoRA (r 8 on q and v) of Llama-shaped models with random weights, the loss on the last quarter of
+each sequence, every size and length in its own process. Lengths are measured with 135 million parameters, sizes with
+512 tokens; a step has 2048 tokens, or one sequence if that is longer. tests/benchmarks/preparation.py measures how cost
+grows with the number of rows.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {
-    # millions of weights: hidden size, layers, heads, key and value heads, width of the feed-forward layer
+    # millions of parameters: hidden size, layers, heads, key and value heads, width of the feed-forward layer
     10: (192, 4, 3, 1, 512),
     30: (384, 8, 6, 2, 1024),
     135: (576, 30, 9, 3, 1536),
@@ -31,7 +32,7 @@ SHAPES = {
 STEP_TOKENS = 2048
 
 
-def one(size: int, length: int, steps: int) -> dict[str, float]:
+def time_steps(size: int, length: int, steps: int) -> dict[str, float]:
     import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model
@@ -59,7 +60,7 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     count = max(1, STEP_TOKENS // length)
     rows = TokenSequences.from_completion_starts(
-        [np.random.default_rng(n).integers(10, 49000, length) for n in range(count)], [length * 3 // 4] * count
+        [np.random.default_rng(seed).integers(10, 49000, length) for seed in range(count)], [length * 3 // 4] * count
     )
     seconds = []
     for _ in range(steps):
@@ -73,11 +74,11 @@ def one(size: int, length: int, steps: int) -> dict[str, float]:
 
 
 def measure(size: int, length: int, steps: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.growth", "--one", f"{size},{length}", "--steps", str(steps)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    command = [sys.executable, "-m", "tests.benchmarks.growth", "--single", f"{size},{length}", "--steps", str(steps)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(process.stderr[-2000:])
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def plot(by_length: dict[int, dict], by_size: dict[int, dict], path: Path) -> None:
@@ -88,16 +89,16 @@ def plot(by_length: dict[int, dict], by_size: dict[int, dict], path: Path) -> No
     from matplotlib.ticker import NullLocator
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for column, (found, name) in enumerate(((by_length, "tokens in a row"), (by_size, "million weights"))):
-        places = [one["weights"] / 1e6 for one in found.values()] if column else list(found)
+    for column, (results, name) in enumerate(((by_length, "sequence length"), (by_size, "parameters (M)"))):
+        x_values = [result["weights"] / 1e6 for result in results.values()] if column else list(results)
         for row, (key, label, unit) in enumerate((("speed", "tokens/s", 1), ("memory", "peak memory, GB", 1e9))):
             axis = axes[row][column]
-            axis.plot(places, [one[key] / unit for one in found.values()], marker="o")
+            axis.plot(x_values, [result[key] / unit for result in results.values()], marker="o")
             axis.set(xscale="log", yscale="log" if row == 0 else "linear", xlabel=name, ylabel=label)
-            axis.set_xticks(places, [f"{place:.0f}" for place in places])
+            axis.set_xticks(x_values, [f"{x:.0f}" for x in x_values])
             axis.xaxis.set_minor_locator(NullLocator())
             if not row:
-                speeds = [one[key] for one in found.values()]
+                speeds = [result[key] for result in results.values()]
                 axis.set_yticks(speeds, [f"{speed:,.0f}" for speed in speeds])
                 axis.yaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
@@ -113,24 +114,26 @@ def main() -> None:
     parser.add_argument("--sizes", default="10,30,135,360,1000")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--one")
-    given = parser.parse_args()
-    if given.one:
-        size, length = map(int, given.one.split(","))
-        print(json.dumps(one(size, length, given.steps)))
+    parser.add_argument("--single")
+    args = parser.parse_args()
+    if args.single:
+        size, length = map(int, args.single.split(","))
+        print(json.dumps(time_steps(size, length, args.steps)))
         return
-    by_length = {length: measure(135, length, given.steps) for length in map(int, given.lengths.split(","))}
-    by_size = {size: measure(size, 512, given.steps) for size in map(int, given.sizes.split(","))}
-    table = Table("million weights", "tokens in a row", "tokens/s", "peak memory, GB")
-    for length, found in by_length.items():
+    by_length = {length: measure(135, length, args.steps) for length in map(int, args.lengths.split(","))}
+    by_size = {size: measure(size, 512, args.steps) for size in map(int, args.sizes.split(","))}
+    table = Table("parameters (M)", "sequence length", "tokens/s", "peak memory, GB")
+    for length, result in by_length.items():
         table.add_row(
-            f"{found['weights'] / 1e6:.0f}", str(length), f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}"
+            f"{result['weights'] / 1e6:.0f}", str(length), f"{result['speed']:.0f}", f"{result['memory'] / 1e9:.2f}"
         )
-    for found in by_size.values():
-        table.add_row(f"{found['weights'] / 1e6:.0f}", "512", f"{found['speed']:.0f}", f"{found['memory'] / 1e9:.2f}")
+    for result in by_size.values():
+        table.add_row(
+            f"{result['weights'] / 1e6:.0f}", "512", f"{result['speed']:.0f}", f"{result['memory'] / 1e9:.2f}"
+        )
     Console().print(table)
-    if given.plot:
-        plot(by_length, by_size, given.plot)
+    if args.plot:
+        plot(by_length, by_size, args.plot)
 
 
 if __name__ == "__main__":

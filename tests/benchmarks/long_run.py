@@ -1,9 +1,11 @@
-"""As many steps as six hours hold at 2.5 s each: neither memory nor files nor the time of a step may grow, but for what is kept of
-each step by intention (its losses, in memory and in both checkpoints) and of each validation round (its table in Ludwig's log).
+"""Memory, file sizes and step time over a long training: as many steps as six hours hold at 2.5 s each. None of them
+may grow, except by the recorded losses of each step (in memory and in both checkpoints) and the table of each
+validation round in Ludwig's log.
 
     python -m tests.benchmarks.long_run [--steps 8640]
 
-A tiny model through Ludwig, with replay and distillation, a validation round every fifth step and a checkpoint every twentieth.
+A tiny model through Ludwig, with replay and distillation, a validation round every fifth step and a checkpoint every
+twentieth.
 """
 
 import argparse
@@ -38,8 +40,12 @@ def main() -> None:
         os.environ["ALFINE_CACHE"] = folder
         base = make_model(Path("base"))
         rows = [
-            {"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "validation", "test"][n // 2 % 3]}
-            for n in range(60)
+            {
+                "q": f"is {index} odd",
+                "a": ["no", "yes"][index % 2],
+                "split": ["train", "validation", "test"][index // 2 % 3],
+            }
+            for index in range(60)
         ]
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         task = {"data": "rows.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "exact_match"}
@@ -58,23 +64,23 @@ def main() -> None:
         Path("job.yaml").write_text(json.dumps(config))
         job, run = load_job(Path("job.yaml")), Run(Path("run"))
         write_splits(tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(base)), run.path("data"))
-        seen: list[tuple[float, int, int]] = []
+        samples: list[tuple[float, int, int]] = []
 
-        def report(done: int, total: int, loss: float | None) -> None:
-            if loss is None:  # the begin of an epoch
+        def report(steps_done: int, total: int, loss: float | None) -> None:
+            if loss is None:  # at the start of an epoch
                 return
             size = 0
-            if done % 100 == 0:
+            if steps_done % 100 == 0:
                 size = sum(path.stat().st_size for path in Path("run").rglob("*") if path.is_file())
             with open("/proc/self/statm") as file:
                 memory = int(file.read().split()[1]) * resource.getpagesize()
-            seen.append((time.monotonic(), memory, size))
+            samples.append((time.monotonic(), memory, size))
 
         train(job, run, base, report)
         table = Table("steps", "median step, ms", "memory, MB", "files, MB")
-        tenth = len(seen) // 10
+        tenth = len(samples) // 10
         for start in range(0, tenth * 10, tenth):
-            part = seen[start : start + tenth]
+            part = samples[start : start + tenth]
             step = statistics.median(later[0] - earlier[0] for earlier, later in zip(part, part[1:], strict=False))
             files = max(size for _, _, size in part)
             table.add_row(

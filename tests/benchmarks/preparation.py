@@ -1,9 +1,11 @@
-"""What a million rows cost before the first step: time and memory of the stage `prepare`, against the bare tokenizer.
+"""Cost of up to a million rows before the first step: time and memory of the stage `prepare`, relative to the bare
+tokenizer.
 
     python -m tests.benchmarks.preparation [--rows 1000,10000,100000,1000000]
 
-Rows are this repository's reviews, numbered so that no two are alike. The bare tokenizer reads the same prompts and completions,
-rendered, a thousand at a time. `first step`: from the prepared files to the rows of the first optimiser step.
+The rows are this repository's reviews, numbered so that no two are equal. The bare tokenizer encodes the same rendered
+prompts and completions in batches of a thousand. `first step`: the time from the prepared files to the rows of the
+first optimizer step.
 """
 
 import argparse
@@ -25,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 def write_rows_file(path: Path, count: int) -> None:
     reviews = [json.loads(line) for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
     with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            row = reviews[number % len(reviews)]
-            file.write(json.dumps({"review": f"{row['review']} ({number})", "label": row["label"]}) + "\n")
+        for index in range(count):
+            row = reviews[index % len(reviews)]
+            file.write(json.dumps({"review": f"{row['review']} ({index})", "label": row["label"]}) + "\n")
 
 
 def job_of(file: Path):
@@ -72,8 +74,8 @@ def bare(file: Path) -> dict[str, float]:
     texts = [prompts.render_prompt(example.prompt) + example.completion for example in examples]
     prompts.tokenizer(texts[0])
     started = time.perf_counter()
-    for some in batched(texts, 1000):
-        prompts.tokenizer(list(some), add_special_tokens=False)
+    for batch in batched(texts, 1000):
+        prompts.tokenizer(list(batch), add_special_tokens=False)
     return {"seconds": (time.perf_counter() - started) / len(texts)}
 
 
@@ -97,33 +99,33 @@ PARTS = {"prepare": prepare, "bare": bare, "first_step": first_step}
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="1000,10000,100000,1000000")
-    parser.add_argument("--one")
+    parser.add_argument("--single")
     parser.add_argument("--file", type=Path)
-    given = parser.parse_args()
-    if given.one:
-        found = PARTS[given.one](given.file)
-        print(json.dumps({**found, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    args = parser.parse_args()
+    if args.single:
+        result = PARTS[args.single](args.file)
+        print(json.dumps({**result, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
         return
-    table = Table("rows", "prepare, s", "rows/s", "of the bare tokenizer's time", "memory, GB", "first step, s")
-    for count in map(int, given.rows.split(",")):
+    table = Table("rows", "prepare, s", "rows/s", "relative to the bare tokenizer", "memory, GB", "first step, s")
+    for count in map(int, args.rows.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.jsonl"
             write_rows_file(file, count)
-            found = {}
+            results = {}
             for part in PARTS:
-                command = [sys.executable, "-m", "tests.benchmarks.preparation", "--one", part, "--file", str(file)]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{part}: {done.stderr[-2000:]}")
-                found[part] = json.loads(done.stdout.splitlines()[-1])
-        seconds = found["prepare"]["seconds"]
+                command = [sys.executable, "-m", "tests.benchmarks.preparation", "--single", part, "--file", str(file)]
+                process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+                if process.returncode:
+                    sys.exit(f"{part}: {process.stderr[-2000:]}")
+                results[part] = json.loads(process.stdout.splitlines()[-1])
+        seconds = results["prepare"]["seconds"]
         table.add_row(
             f"{count:,}",
             f"{seconds:.1f}",
             f"{count / seconds:,.0f}",
-            f"{seconds / count / found['bare']['seconds']:.2f}",
-            f"{found['prepare']['memory'] / 1e9:.2f}",
-            f"{found['first_step']['seconds']:.2f}",
+            f"{seconds / count / results['bare']['seconds']:.2f}",
+            f"{results['prepare']['memory'] / 1e9:.2f}",
+            f"{results['first_step']['seconds']:.2f}",
         )
     Console().print(table)
 

@@ -1,10 +1,10 @@
-"""Jobs on public data that nobody tuned alfine to: sentiment_uci, MBPP and SciTLDR, each with ludwig_configs/instruction.yaml
-but for its data section.
+"""Jobs on public data for which alfine was not tuned: sentiment_uci, MBPP and SciTLDR, each with the config
+ludwig_configs/instruction.yaml and its own data section.
 
     python -m tests.benchmarks.public_data FOLDER_OF_DATA_SETS [sentiment_uci mbpp scitldr]
 
-FOLDER holds sentiment_uci/sentences.jsonl, mbpp/mbpp_std.jsonl and scitldr/{train,dev}.jsonl. Each job is run into
-runs/public-NAME by `alfine run`; then a line of its table is printed.
+FOLDER holds sentiment_uci/sentences.jsonl, mbpp/mbpp_std.jsonl and scitldr/{train,dev}.jsonl. `alfine run` runs each
+job in runs/public-NAME; then a line of its table is printed.
 """
 
 import json

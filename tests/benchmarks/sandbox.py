@@ -1,9 +1,10 @@
-"""The sandbox against plain CPython: the verdict on every reference solution of MBPP and HumanEval, and what a row costs.
+"""The sandbox compared with plain CPython: verdicts on all reference solutions of MBPP and HumanEval, and the time per
+row.
 
     python -m tests.benchmarks.sandbox FOLDER_OF_DATA_SETS
 
-FOLDER holds mbpp/mbpp_std.jsonl and humaneval/HumanEval.jsonl. Plain CPython is a process for each row, which may do what it
-likes: run this only on solutions that you trust. Rows on which the two differ are named.
+FOLDER holds mbpp/mbpp_std.jsonl and humaneval/HumanEval.jsonl. Plain CPython runs each row in an unrestricted process:
+use only solutions that you trust. Rows with different verdicts are printed.
 """
 
 import json
@@ -37,7 +38,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any], list[str]]]:
-    """Set and number, solution, the row as alfine gets it, the tests as CPython gets them."""
+    """Yields the name of each row, its solution, its columns for alfine, and its tests for CPython."""
     for row in lines(folder / "mbpp" / "mbpp_std.jsonl"):
         call = [row["test"], f"check({row['entry_point']})"]
         yield f"MBPP list {row['task_id']}", row["code"], {"tests": row["test_list"]}, row["test_list"]
@@ -49,47 +50,49 @@ def rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any], list[str]]]:
         )
     for row in lines(folder / "humaneval" / "HumanEval.jsonl"):
         call = [row["test"], f"check({row['entry_point']})"]
-        given = {"tests": row["test"], "entry_point": row["entry_point"]}
-        yield row["task_id"], row["prompt"] + row["canonical_solution"], given, call
+        fields = {"tests": row["test"], "entry_point": row["entry_point"]}
+        yield row["task_id"], row["prompt"] + row["canonical_solution"], fields, call
 
 
 def plain(code: str, tests: list[str]) -> bool:
     command = [sys.executable, "-I", "-W", "ignore", "-c", PLAIN]
     try:
-        done = subprocess.run(command, input=json.dumps([code, tests]), text=True, capture_output=True, timeout=SECONDS)
+        process = subprocess.run(
+            command, input=json.dumps([code, tests]), text=True, capture_output=True, timeout=SECONDS
+        )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
 def main() -> None:
-    every = list(rows(Path(sys.argv[1])))
+    examples = list(rows(Path(sys.argv[1])))
     with ThreadPoolExecutor(2) as pool:
-        expected = list(pool.map(lambda row: plain(row[1], row[3]), every))
+        expected = list(pool.map(lambda row: plain(row[1], row[3]), examples))
     started = time.perf_counter()
     compiled()
     print(f"interpreter loaded in {time.perf_counter() - started:.1f} s")
     counts: dict[str, list[int]] = {}
     slowest = []
-    for (name, code, given, _), right in zip(every, expected, strict=True):
+    for (name, code, fields, _), right in zip(examples, expected, strict=True):
         started, cpu = time.perf_counter(), time.process_time()
         try:
-            result = run_tests(code, row_tests(given))
+            result = run_tests(code, row_tests(fields))
             verdict, message = result.passed == result.total, result.message
         except DataError as error:
             verdict, message = False, str(error)
             print(f"{name}: refused: {error}")
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         slowest.append((cpu, name))
-        counted = counts.setdefault(name.rsplit(" ", 1)[0].split("/")[0], [0, 0, 0, 0.0, 0.0])
-        for place, more in enumerate((1, right, verdict == right, seconds, cpu)):
-            counted[place] += more
+        sums = counts.setdefault(name.rsplit(" ", 1)[0].split("/")[0], [0, 0, 0, 0.0, 0.0])
+        for index, value in enumerate((1, right, verdict == right, seconds, cpu)):
+            sums[index] += value
         if verdict != right:
             print(f"{name}: CPython {'passes' if right else 'fails'}, the sandbox: {message or 'passes'} ({cpu:.1f} s)")
     for name, (total, passed, same, seconds, cpu) in counts.items():
         print(
             f"{name}: {total} rows, {passed} pass in CPython, {same} with the same verdict in the sandbox; "
-            f"{1000 * seconds / total:.0f} ms a row ({1000 * cpu / total:.0f} ms of processor time)"
+            f"{1000 * seconds / total:.0f} ms per row ({1000 * cpu / total:.0f} ms of processor time)"
         )
     print("slowest:", ", ".join(f"{name} {cpu:.1f} s" for cpu, name in sorted(slowest, reverse=True)[:5]))
 

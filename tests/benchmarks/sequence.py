@@ -1,9 +1,10 @@
-"""Two jobs in sequence: what the second leaves of the first, with and without protection.
+"""Two jobs in sequence: backward transfer of the second to the first, with and without strategies against forgetting.
 
     python -m tests.benchmarks.sequence [--rate 0.001] [--seed 42] STRATEGY ...
 
-The first job is the quickstart's reviews, the second, continuing from it, its summaries and code. The runs lie in runs/sequence-*; each
-second run's report has backward transfer, with its interval. The first job is trained once.
+The first job trains on the quickstart's reviews. The second continues from it and trains on the summaries and the code.
+The runs are in runs/sequence-*. The report of each second run has the backward transfer with its interval. The first
+job is trained once.
 """
 
 import argparse
@@ -23,23 +24,23 @@ def main() -> None:
     parser.add_argument("strategies", nargs="+", help="as in the YAML: none replay+distill+ewc")
     parser.add_argument("--rate", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=42)
-    given = parser.parse_args()
+    args = parser.parse_args()
     config = yaml.safe_load((ROOT / "ludwig_configs" / "quickstart.yaml").read_text(encoding="utf-8"))
-    config["trainer"]["learning_rate"] = given.rate
+    config["trainer"]["learning_rate"] = args.rate
     pipeline = config["pipeline"]
-    pipeline["seed"], tasks = given.seed, pipeline["tasks"]
+    pipeline["seed"], tasks = args.seed, pipeline["tasks"]
     pipeline["report"].pop("gates", None)
     jobs = {
-        f"sequence-first-s{given.seed}": {
+        f"sequence-first-s{args.seed}": {
             "tasks": {"sentiment": tasks["sentiment"]},
             "forgetting": {"strategy": "si", "si": {"weight": 0}},
         }
     }
-    for strategy in given.strategies:
-        jobs["-".join(["sequence", *re.findall(r"\w+", strategy), f"s{given.seed}"])] = {
+    for strategy in args.strategies:
+        jobs["-".join(["sequence", *re.findall(r"\w+", strategy), f"s{args.seed}"])] = {
             "tasks": {name: tasks[name] for name in ("summaries", "code")},
             "forgetting": {"strategy": strategy},
-            "continue_from": f"runs/sequence-first-s{given.seed}",
+            "continue_from": f"runs/sequence-first-s{args.seed}",
         }
     for name, changed in jobs.items():
         path = ROOT / "runs" / f"{name}.yaml"
@@ -51,7 +52,7 @@ def main() -> None:
         if subprocess.run(command, cwd=ROOT, check=False).returncode not in (0, 3):
             sys.exit(1)
         report = json.loads((ROOT / "runs" / name / "report.json").read_text(encoding="utf-8"))
-        print(name, json.dumps(report.get("bwt")))
+        print(name, json.dumps(report["backward_transfer"]))
 
 
 if __name__ == "__main__":

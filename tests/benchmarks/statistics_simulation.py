@@ -1,8 +1,9 @@
-"""Do the report's statistics keep what they promise? `python -m tests.benchmarks.statistics_simulation`
+"""Simulated coverage, false-alarm rate and power of the report's statistics: `python -m
+tests.benchmarks.statistics_simulation`
 
-Draws data sets whose truth is known and counts: how often the 95 % interval holds the truth, how often a test
-calls a difference where there is none, and how often it finds one with as many rows as `required_sample_size` asks for.
-Right-or-wrong scores are simulated through every step of `compare`, other scores with 1,999 resamples a data set.
+Draws data sets with a known true difference and counts how often the 95 % interval covers it, how often a test rejects
+when there is no difference, and how often it rejects with `required_sample_size` rows when there is one. Binary scores
+are simulated through every step of `compare`, other scores with 1,999 resamples per data set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def rouge(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
 
 
 def mostly_unchanged(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Four rows in seven answer the same."""
+    """Differences of which four in seven are 0."""
     return rng.choice(np.array([0.0, 0, 0, 0, -10, 25, 50]), shape)
 
 
@@ -47,7 +48,8 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Floats],
 def undecided(
     draw: Callable[[np.random.Generator, tuple[int, int]], Floats], rng: np.random.Generator
 ) -> tuple[Floats, int]:
-    """Thirty rows that cannot tell, and how many like them would (at most 2,000, so that they can be simulated)."""
+    """Thirty rows without a significant difference, and the required sample size (at most 2,000, to limit the
+    simulation)."""
     while True:
         pilot = draw(rng, (1, 30))[0] * 0.6
         needed = compare([0.0] * 30, pilot.tolist(), binary=False).required_sample_size
@@ -55,37 +57,41 @@ def undecided(
             return pilot, needed
 
 
-def share(found: NDArray[np.bool_] | list[bool]) -> str:
-    """In percent, with the simulation's own error."""
-    p = float(np.mean(found))
-    return f"{100 * p:.1f} ± {196 * (p * (1 - p) / len(found)) ** 0.5:.1f}"
+def share(outcomes: NDArray[np.bool_] | list[bool]) -> str:
+    """The fraction of true outcomes in percent, with the 95 % error of the simulation."""
+    p = float(np.mean(outcomes))
+    return f"{100 * p:.1f} ± {196 * (p * (1 - p) / len(outcomes)) ** 0.5:.1f}"
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    table = Table("what", "data", "rows", "promised", "simulated (%)", box=None)
+    table = Table("measure", "data", "rows", "nominal", "simulated (%)", box=None)
     for n in (30, 60, 112, 300):
         for rose, fell in ((0.2, 0.1), (0.3, 0.05), (0.15, 0.15)):
             drawn = rng.multinomial(n, [rose, fell, 1 - rose - fell], size=DATA_SETS)
             spans = np.array([paired_interval(int(up), int(down), n) for up, down, _ in drawn])
             truth = 100 * (rose - fell)
-            holds = (spans[:, 0] <= truth) & (truth <= spans[:, 1])
+            covers = (spans[:, 0] <= truth) & (truth <= spans[:, 1])
             table.add_row(
-                "interval holds the truth", f"right/wrong, {rose:.0%} up, {fell:.0%} down", str(n), "95", share(holds)
+                "coverage of the interval", f"binary, {rose:.0%} up, {fell:.0%} down", str(n), "95", share(covers)
             )
     for n in (30, 66, 200):
         for name, (draw, truth) in KINDS.items():
             low, high = bootstrap_interval(draw(rng, (DATA_SETS, n)), resamples=RESAMPLES)
-            table.add_row("interval holds the truth", name, str(n), "95", share((low <= truth) & (truth <= high)))
+            table.add_row("coverage of the interval", name, str(n), "95", share((low <= truth) & (truth <= high)))
     for n in (30, 112, 300):
         drawn = rng.multinomial(n, [0.15, 0.15, 0.7], size=DATA_SETS)
         alarms = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
-        table.add_row("false alarms of the test", "right/wrong", str(n), "≤ 5", share(alarms))
+        table.add_row("false alarms of the test", "binary", str(n), "≤ 5", share(alarms))
     for n in (30, 66):
         for name, (draw, _) in KINDS.items():
-            alike = draw(rng, (DATA_SETS, n)) * rng.choice([-1, 1], (DATA_SETS, n))
+            no_difference = draw(rng, (DATA_SETS, n)) * rng.choice([-1, 1], (DATA_SETS, n))
             table.add_row(
-                "false alarms of the test", name, str(n), "5", share(sign_flip_test(alike, resamples=999) <= 0.05)
+                "false alarms of the test",
+                name,
+                str(n),
+                "5",
+                share(sign_flip_test(no_difference, resamples=999) <= 0.05),
             )
     for gained, lost, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
         base = [0] * gained + [100] * (n - gained)
@@ -93,18 +99,20 @@ def main() -> None:
         needed = compare(base, tuned, binary=True).required_sample_size
         assert needed is not None
         drawn = rng.multinomial(needed, [gained / n, lost / n, 1 - (gained + lost) / n], size=DATA_SETS)
-        found = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
+        rejected = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
         table.add_row(
-            "the rows asked for find it",
-            f"right/wrong, {gained} up, {lost} down of {n}",
+            "power with the required sample size",
+            f"binary, {gained} up, {lost} down of {n}",
             f"{needed:,}",
             "80",
-            share(found),
+            share(rejected),
         )
     for name, (draw, _) in KINDS.items():
         pilot, needed = undecided(draw, rng)
-        found_there = sign_flip_test(rng.choice(pilot, (1000, needed)), resamples=499) <= 0.05
-        table.add_row("the rows asked for find it", f"{name}, a pilot of 30", f"{needed:,}", "80", share(found_there))
+        rejected = sign_flip_test(rng.choice(pilot, (1000, needed)), resamples=499) <= 0.05
+        table.add_row(
+            "power with the required sample size", f"{name}, a pilot of 30", f"{needed:,}", "80", share(rejected)
+        )
     Console(file=sys.stdout, width=120).print(table)
 
 

@@ -1,9 +1,9 @@
-"""What a long instruction costs: training steps over rows that begin with the same 0 to 1,024 tokens.
+"""Effect of prefix sharing: training steps over sequences with a shared prefix of 0 to 1,024 tokens.
 
     python -m tests.benchmarks.templates [--lengths 0,64,256,1024] [--rounds 3]
 
-Each of 8 rows has 64 tokens of its own behind the instruction, the loss on the last 16. Both ways run in turn in one
-process: the instruction read once for all rows, and read in each. LoRA, r 8 on q and v, no dropout.
+Each of 8 sequences has 64 tokens of its own after the prefix; the last 16 are supervised. The prefix is computed once
+per sequence and once per batch, in turn, in one process. LoRA with r 8 on q and v, no dropout.
 """
 
 import argparse
@@ -26,25 +26,25 @@ from tests.benchmarks.throughput import LORA, RATE
 ROWS, OWN, ANSWER = 8, 64, 16
 
 
-def rows_behind(instruction: int, vocabulary: int) -> TokenSequences:
-    random = np.random.default_rng(instruction)
-    shared = random.integers(vocabulary, size=instruction)
-    tokens = [np.concatenate([shared, random.integers(vocabulary, size=OWN)]).astype(np.int32) for _ in range(ROWS)]
-    return TokenSequences.from_completion_starts(tokens, [instruction + OWN - ANSWER] * ROWS)
+def sequences_after_prefix(prefix: int, vocabulary: int) -> TokenSequences:
+    rng = np.random.default_rng(prefix)
+    shared = rng.integers(vocabulary, size=prefix)
+    tokens = [np.concatenate([shared, rng.integers(vocabulary, size=OWN)]).astype(np.int32) for _ in range(ROWS)]
+    return TokenSequences.from_completion_starts(tokens, [prefix + OWN - ANSWER] * ROWS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lengths", default="0,64,256,1024")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     model = load_causal_lm(find_base_model("smollm2-135m-instruct"), frozen=True)
     tuned = get_peft_model(model, LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
-    table = Table("tokens of the instruction", "read in each row, s/step", "read once, s/step", "faster by")
-    for length in map(int, given.lengths.split(",")):
-        rows, seconds = rows_behind(length, model.config.vocab_size), {PACKED: [], SHARED_PREFIX: []}
-        for _ in range(given.rounds):
+    table = Table("prefix tokens", "without prefix sharing, s/step", "with, s/step", "speedup")
+    for length in map(int, args.lengths.split(",")):
+        rows, seconds = sequences_after_prefix(length, model.config.vocab_size), {PACKED: [], SHARED_PREFIX: []}
+        for _ in range(args.rounds):
             for attention, times in seconds.items():
                 model.set_attn_implementation(attention)
                 started = time.perf_counter()
@@ -52,8 +52,8 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 times.append(time.perf_counter() - started)
-        each, once = (statistics.median(times) for times in seconds.values())
-        table.add_row(f"{length:,}", f"{each:.2f}", f"{once:.2f}", f"{each / once:.2f}")
+        packed, shared = (statistics.median(times) for times in seconds.values())
+        table.add_row(f"{length:,}", f"{packed:.2f}", f"{shared:.2f}", f"{packed / shared:.2f}")
     Console().print(table)
 
 

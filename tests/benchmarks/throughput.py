@@ -1,12 +1,12 @@
-"""How fast a training step is: alfine, stock Ludwig, TRL, the same work without any framework, and the machine's limit.
+"""Training throughput of alfine, stock Ludwig, TRL, the same step without a framework, and the limit of the machine.
 
     python -m tests.benchmarks.throughput [--rows FILE] [--engines alfine,ludwig,trl,limit] [--rounds 3] [--count 128]
 
-FILE is JSON Lines with `instruction`, `input` and `output`; without it rows of very different lengths are made of the data
-in this repository. Each engine trains LoRA (r 8 on q and v, AdamW, 8 rows a step) on the same rows and model in a process of
-its own, in turn; tokens are those of the texts, without padding. `limit` is the model alone: rows end to end, logits where
-the loss counts. `peak` is the fastest matrix product of this machine, in the tokens that it would allow. TRL is installed
-with: uv pip install trl
+FILE is JSON Lines with `instruction`, `input` and `output`; without it, rows of very different lengths are built from
+the data in this repository. Each engine trains LoRA (r 8 on q and v, AdamW, 8 rows per step) on the same rows and
+model, in turn, in its own process. Padding does not count as tokens. `limit` is only the model: packed sequences,
+logits at supervised positions. `peak` is a roofline: the throughput with every matmul at the peak GEMM speed of this
+machine. TRL is installed with: uv pip install trl
 """
 
 import argparse
@@ -40,7 +40,7 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
-    """Prompt and completion of each row, the chat template written out."""
+    """The rendered prompt and the completion of each row."""
     if file is not None:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         random.Random(0).shuffle(rows)
@@ -56,9 +56,9 @@ def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
         ]
         reviews = [json.loads(line) for line in (ROOT / "data/sentiment.jsonl").read_text().splitlines()]
         pairs = [(f"Positive or negative?\n{row['review']}", row["label"]) for row in reviews[: count * 2 // 3]]
-        for number in range(count // 3 + 1):
-            some = [passages[(number * 7 + k) % len(passages)] for k in range(1 + number % 5)]
-            pairs.append(("Go on.\n" + "\n".join(some), passages[(number * 7 + 5) % len(passages)]))
+        for index in range(count // 3 + 1):
+            selected = [passages[(index * 7 + k) % len(passages)] for k in range(1 + index % 5)]
+            pairs.append(("Go on.\n" + "\n".join(selected), passages[(index * 7 + 5) % len(passages)]))
         random.Random(0).shuffle(pairs)
     turn = "<|im_start|>{}\n{}<|im_end|>\n"
     frame = turn.format("system", SYSTEM) + turn.format("user", "{}") + "<|im_start|>assistant\n"
@@ -79,9 +79,9 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
     from pipelines.training.train import train
 
     folder = Path(tempfile.mkdtemp())
-    for name, some in (("train", pairs), ("test", pairs[:1])):
+    for name, split in (("train", pairs), ("test", pairs[:1])):
         (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in some), encoding="utf-8"
+            "".join(json.dumps({"p": p, "c": c}) + "\n" for p, c in split), encoding="utf-8"
         )
     data = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
     task = {"data": data, "prompt": "{p}", "completion": "{c}", "metric": "rouge"}
@@ -107,7 +107,7 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
         tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(model, False)), run.path("data")
     )
     stamps: list[float] = []
-    train(job, run, model, lambda done, total, loss: stamps.append(time.perf_counter()))
+    train(job, run, model, lambda step, total, loss: stamps.append(time.perf_counter()))
     return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
 
 
@@ -201,7 +201,7 @@ def trl(model: Path, pairs: list[tuple[str, str]], batch: int, packing: bool = F
 
 
 def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
-    """The step of `alfine`, written out: no loop but this one, nothing recorded."""
+    """The training step of alfine without the framework: only this loop, nothing recorded."""
     import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model
@@ -216,8 +216,10 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     seconds = []
     for start in range(0, len(encoded), batch):
-        started, some = time.perf_counter(), encoded[start : start + batch]
-        rows = TokenSequences([np.asarray(one.input_ids) for one in some], [one.supervised_spans for one in some])
+        started, examples = time.perf_counter(), encoded[start : start + batch]
+        rows = TokenSequences(
+            [np.asarray(example.input_ids) for example in examples], [example.supervised_spans for example in examples]
+        )
         token_losses(tuned, rows).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -229,8 +231,8 @@ ENGINES = {"alfine": alfine, "ludwig": ludwig, "trl": trl, "limit": limit}
 
 
 def peak(model: Path) -> float:
-    """Tokens per second if every product of a training step under LoRA (forward, and backward through the frozen weights) ran
-    as fast as this machine's best product of two large matrices, and nothing else took time."""
+    """Tokens per second if every matmul of a training step under LoRA (forward, and backward through the frozen
+    weights) ran at this machine's peak GEMM throughput, and nothing else took time."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -248,11 +250,11 @@ def peak(model: Path) -> float:
     weights = sum(
         weight.numel() for name, weight in shape.named_parameters() if weight.dim() == 2 and "embed" not in name
     )
-    print(f"matrix product: {best / 1e9:.0f} GFLOP/s; {weights / 1e6:.0f} million weights behind the embedding")
+    print(f"matrix product: {best / 1e9:.0f} GFLOP/s; {weights / 1e6:.0f} million parameters after the embedding")
     return best / (4 * weights)
 
 
-def one(engine: str, model: Path, rows: Path, batch: int) -> None:
+def run_engine(engine: str, model: Path, rows: Path, batch: int) -> None:
     from pipelines.console.reporter import quiet_libraries
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -269,40 +271,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--one")
-    given = parser.parse_args()
-    model = find_base_model(given.model)
-    if given.one:
-        one(given.one, model, given.rows, given.batch)
+    parser.add_argument("--single")
+    args = parser.parse_args()
+    model = find_base_model(args.model)
+    if args.single:
+        run_engine(args.single, model, args.rows, args.batch)
         return
     from transformers import AutoTokenizer
 
-    pairs = texts(given.rows, given.count)
+    pairs = texts(args.rows, args.count)
     tokenizer = AutoTokenizer.from_pretrained(model)
     lengths = [len(tokenizer(p)["input_ids"]) + len(tokenizer(c)["input_ids"]) + 1 for p, c in pairs]
     print(
-        f"{len(pairs)} rows, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)}), {given.batch} rows a step; {os.cpu_count()} cores"
+        f"{len(pairs)} rows, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)}), {args.batch} rows per step; "
+        f"{os.cpu_count()} cores"
     )
-    engines = given.engines.split(",")
-    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    engines = args.engines.split(",")
+    results: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         file.write_text(json.dumps(pairs), encoding="utf-8")
-        for _ in range(given.rounds):
+        for _ in range(args.rounds):
             for engine in engines:
-                command = [sys.executable, "-m", "tests.benchmarks.throughput", "--one", engine, "--rows", str(file)]
-                command += ["--model", str(model), "--batch", str(given.batch)]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{engine}: {done.stderr[-2000:]}")
-                found[engine].append(json.loads(done.stdout.splitlines()[-1]))
+                command = [sys.executable, "-m", "tests.benchmarks.throughput", "--single", engine, "--rows", str(file)]
+                command += ["--model", str(model), "--batch", str(args.batch)]
+                process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+                if process.returncode:
+                    sys.exit(f"{engine}: {process.stderr[-2000:]}")
+                results[engine].append(json.loads(process.stdout.splitlines()[-1]))
     speeds = {
-        engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in found.items()
+        engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in results.items()
     }
     table = Table("engine", "tokens/s", *(f"× {engine}" for engine in engines if engine != "alfine"), "peak memory, GB")
-    for engine, speed in speeds.items():
-        ratios = [f"{speed / speeds[other]:.2f}" for other in engines if other != "alfine"]
-        table.add_row(engine, f"{speed:.1f}", *ratios, f"{max(run['memory'] for run in found[engine]) / 1e9:.2f}")
+    for name, speed in speeds.items():
+        ratios = [f"{speed / speeds[engine]:.2f}" for engine in engines if engine != "alfine"]
+        table.add_row(name, f"{speed:.1f}", *ratios, f"{max(run['memory'] for run in results[name]) / 1e9:.2f}")
     table.add_row("peak", f"{peak(model):.0f}")
     Console().print(table)
 

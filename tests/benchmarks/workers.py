@@ -1,9 +1,9 @@
-"""What a second worker gives, and what it costs to agree: steps of one and of two processes, one thread each.
+"""Speedup of a second worker and cost of the all-reduce: steps of one and of two processes, one thread each.
 
     python -m tests.benchmarks.workers [--steps 8] [--rounds 2]
 
-The quickstart's rows and model, LoRA and full fine-tuning, the same rows a step. `adding up`: the part of a step in which a
-worker waits for the others and sends gradients, by gloo within this machine.
+The quickstart's rows and model, LoRA and full fine-tuning, with the same rows per step. `all-reduce`: the part of a
+step in which a worker waits for the others and sends gradients, through gloo on this machine.
 """
 
 import argparse
@@ -24,12 +24,13 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {"lora": "quickstart", "full": "full_finetune"}
 
 
-class Enough(Exception):
-    """The steps asked for are done."""
+class StopTraining(Exception):
+    """The requested number of steps is complete."""
 
 
-def one(kind: str, run_folder: Path, steps: int) -> None:
-    """In each process: trains a few steps; the first prints {"steps": [seconds], "adding_up": [seconds], "bytes": per step}."""
+def time_steps(kind: str, run_folder: Path, steps: int) -> None:
+    """Trains a few steps in each process. Rank 0 prints {"steps": [seconds], "all_reduce": [seconds], "bytes": per
+    step}."""
     import torch.distributed as dist
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -42,29 +43,32 @@ def one(kind: str, run_folder: Path, steps: int) -> None:
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml", ["pipeline.forgetting=none"])
     stamps: list[float] = []
-    adding: list[float] = []
+    reduce_seconds: list[float] = []
     sent: list[int] = []
-    add_up = ProcessGroup.all_reduce_sum
+    all_reduce_sum = ProcessGroup.all_reduce_sum
 
     def timed(self, tensors):  # type: ignore[no-untyped-def]
         started = time.perf_counter()
-        add_up(self, tensors)
-        adding.append(time.perf_counter() - started)
+        all_reduce_sum(self, tensors)
+        reduce_seconds.append(time.perf_counter() - started)
         sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     ProcessGroup.all_reduce_sum = timed  # type: ignore[method-assign]
 
-    def report(done: int, total: int, loss: float | None) -> None:
+    def report(step: int, total: int, loss: float | None) -> None:
         stamps.append(time.perf_counter())
-        if done == steps:
-            raise Enough
+        if step == steps:
+            raise StopTraining
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopTraining):
         train(job, Run(run_folder), find_base_model(job.base_model), report)
     if int(os.environ.get("RANK", "0")) == 0:
         seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
         print(
-            "\n" + json.dumps({"steps": seconds, "adding_up": adding or [0.0] * steps, "bytes": max(sent, default=0)})
+            "\n"
+            + json.dumps(
+                {"steps": seconds, "all_reduce": reduce_seconds or [0.0] * steps, "bytes": max(sent, default=0)}
+            )
         )
 
 
@@ -87,7 +91,7 @@ def measure(kind: str, workers: int, steps: int) -> dict:
             *launcher,
             "-m",
             "tests.benchmarks.workers",
-            "--one",
+            "--single",
             kind,
             "--folder",
             folder,
@@ -95,10 +99,10 @@ def measure(kind: str, workers: int, steps: int) -> dict:
             str(steps),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
     if not lines:
-        sys.exit(done.stderr[-3000:])
+        sys.exit(process.stderr[-3000:])
     return dict(json.loads(lines[-1]))
 
 
@@ -106,24 +110,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--one", choices=CONFIGS)
+    parser.add_argument("--single", choices=CONFIGS)
     parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    if given.one:
-        one(given.one, given.folder, given.steps)
+    args = parser.parse_args()
+    if args.single:
+        time_steps(args.single, args.folder, args.steps)
         return
-    table = Table("job", "workers", "step, s", "faster by", "adding up, s", "sent a step, MB")
+    table = Table("job", "workers", "step, s", "faster by", "reduce_seconds up, s", "sent a step, MB")
     for kind in CONFIGS:
-        found: dict[int, list[dict]] = {1: [], 2: []}
-        for _ in range(given.rounds):
-            for workers, runs in found.items():
-                runs.append(measure(kind, workers, given.steps))
-        alone = statistics.median(s for run in found[1] for s in run["steps"][2:])
-        for workers, runs in found.items():
+        results: dict[int, list[dict]] = {1: [], 2: []}
+        for _ in range(args.rounds):
+            for workers, runs in results.items():
+                runs.append(measure(kind, workers, args.steps))
+        one_worker = statistics.median(s for run in results[1] for s in run["steps"][2:])
+        for workers, runs in results.items():
             step = statistics.median(s for run in runs for s in run["steps"][2:])
-            adding = statistics.median(s for run in runs for s in run["adding_up"][2:])
+            reduce_seconds = statistics.median(s for run in runs for s in run["all_reduce"][2:])
             sent = runs[0]["bytes"] / 1e6 if workers > 1 else 0
-            table.add_row(kind, str(workers), f"{step:.2f}", f"{alone / step:.2f}", f"{adding:.3f}", f"{sent:.0f}")
+            table.add_row(
+                kind, str(workers), f"{step:.2f}", f"{one_worker / step:.2f}", f"{reduce_seconds:.3f}", f"{sent:.0f}"
+            )
     Console().print(table)
 
 
