@@ -25,32 +25,32 @@
 
 static char folder[PATH_MAX];
 static char (*failed)[LENGTH]; /* keys of earlier processes */
-static char (*made)[LENGTH];   /* "call path" of this one, with how often: times */
-static int failed_count, made_count, times[KEYS], list, error, hits, armed;
+static char (*calls)[LENGTH];   /* "call path" of each call of this process; times: how often */
+static int num_failed, num_calls, times[KEYS], list, error, hits, enabled;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* After this call the first new write below `where` fails with the error `with`; the file `keys` has the list of keys. */
-void arm(const char *where, const char *keys, int with) {
+void start_failing(const char *where, const char *keys, int with) {
     failed = calloc(KEYS, LENGTH);
-    made = calloc(KEYS, LENGTH);
+    calls = calloc(KEYS, LENGTH);
     FILE *file = fopen(keys, "r");
-    while (file && failed_count < KEYS && fgets(failed[failed_count], LENGTH, file)) {
-        failed[failed_count][strcspn(failed[failed_count], "\n")] = 0;
-        failed_count++;
+    while (file && num_failed < KEYS && fgets(failed[num_failed], LENGTH, file)) {
+        failed[num_failed][strcspn(failed[num_failed], "\n")] = 0;
+        num_failed++;
     }
     if (file) fclose(file);
     list = syscall(SYS_openat, AT_FDCWD, keys, O_WRONLY | O_CREAT | O_APPEND, 0644);
     snprintf(folder, sizeof folder, "%s/", where);
     error = with;
-    armed = 1;
+    enabled = 1;
 }
 
 int fails_so_far(void) { return hits; }
 
-/* Whether this call is the one. Names that differ from run to run (temporary ones, the number of a process in them) count as one; of
- * the lines of a log, which nothing depends on, the first three. */
+/* Whether this call must fail. Names that differ between runs (temporary names, names with a process id) have one key. Of the lines
+ * of a log, which nothing depends on, only the first three fail. */
 static int must_fail(const char *call, const char *path) {
-    if (!armed || hits || strncmp(path, folder, strlen(folder))) return 0;
+    if (!enabled || hits || strncmp(path, folder, strlen(folder))) return 0;
     char name[LENGTH], key[LENGTH];
     snprintf(name, sizeof name, "%s %.400s", call, path + strlen(folder));
     char *temporary = strstr(name, "/.tmp");
@@ -62,15 +62,15 @@ static int must_fail(const char *call, const char *path) {
     int answer = 0;
     pthread_mutex_lock(&lock);
     int at = 0;
-    while (at < made_count && strcmp(made[at], name)) at++;
-    if (at == made_count && made_count < KEYS - 1) strcpy(made[made_count++], name);
+    while (at < num_calls && strcmp(calls[at], name)) at++;
+    if (at == num_calls && num_calls < KEYS - 1) strcpy(calls[num_calls++], name);
     snprintf(key, sizeof key, "%.480s #%d", name, ++times[at]);
     if (strstr(name, ".log") && times[at] > 3) {
         pthread_mutex_unlock(&lock);
         return 0;
     }
     int known = 0;
-    for (int n = 0; n < failed_count && !known; n++) known = !strcmp(failed[n], key);
+    for (int n = 0; n < num_failed && !known; n++) known = !strcmp(failed[n], key);
     if (!known && !hits) {
         hits = answer = 1;
         strcat(key, "\n");
@@ -83,7 +83,7 @@ static int must_fail(const char *call, const char *path) {
 }
 
 static int fd_must_fail(const char *call, int fd) {
-    if (!armed || hits) return 0;
+    if (!enabled || hits) return 0;
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t size = readlink(link, path, sizeof path - 1);
@@ -93,7 +93,7 @@ static int fd_must_fail(const char *call, int fd) {
 }
 
 static int name_must_fail(const char *call, int at, const char *name) {
-    if (!armed || hits || !name) return 0;
+    if (!enabled || hits || !name) return 0;
     char path[PATH_MAX * 2], base[PATH_MAX], link[64];
     if (name[0] == '/') {
         snprintf(path, sizeof path, "%s", name);

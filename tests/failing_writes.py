@@ -53,7 +53,7 @@ def run_command(name: str, failed_calls: Path | None, error_number: int = 0) -> 
     `failed_calls` fails with `error_number` and is added to the file."""
     if failed_calls is not None:
         work, calls = str(Path("work").resolve()), str(failed_calls.resolve())
-        ctypes.CDLL(None).arm(work.encode(), calls.encode(), error_number)
+        ctypes.CDLL(None).start_failing(work.encode(), calls.encode(), error_number)
     os.environ["ALFINE_CACHE"] = str(Path("work", f"cache-{name}").resolve())
     os.chdir("work")
     try:

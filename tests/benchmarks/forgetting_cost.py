@@ -128,7 +128,8 @@ def main() -> None:
         )
     Console().print(table)
     print(
-        f"Fisher information of 256 sequences: {fisher:.1f} s; an epoch of the quickstart is 101 steps, {101 * times['none']:.0f} s"
+        f"Fisher information of 256 sequences: {fisher:.1f} s; "
+        f"an epoch of the quickstart is 101 steps, {101 * times['none']:.0f} s"
     )
 
 

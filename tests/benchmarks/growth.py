@@ -1,6 +1,7 @@
 """Scaling of training with sequence length and model size: tokens per second and peak memory, as a plot.
 
-    python -m tests.benchmarks.growth [--lengths 128,512,1024,2048,4096] [--sizes 10,30,135,360,1000] [--plot docs/growth.svg]
+    python -m tests.benchmarks.growth [--lengths 128,512,1024,2048,4096] [--sizes 10,30,135,360,1000]
+        [--plot docs/growth.svg]
 
 Training steps under LoRA (r 8 on q and v) of Llama-shaped models with random weights, the loss on the last quarter of
 each sequence, every size and length in its own process. Lengths are measured with 135 million parameters, sizes with

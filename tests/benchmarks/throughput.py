@@ -302,7 +302,8 @@ def main() -> None:
     speeds = {
         engine: statistics.median(sum(lengths) / sum(run["steps"]) for run in runs) for engine, runs in results.items()
     }
-    table = Table("engine", "tokens/s", *(f"× {engine}" for engine in engines if engine != "alfine"), "peak memory, GB")
+    ratio_columns = [f"× {engine}" for engine in engines if engine != "alfine"]
+    table = Table("engine", "tokens/s", *ratio_columns, "peak memory, GB")
     for name, speed in speeds.items():
         ratios = [f"{speed / speeds[engine]:.2f}" for engine in engines if engine != "alfine"]
         table.add_row(name, f"{speed:.1f}", *ratios, f"{max(run['memory'] for run in results[name]) / 1e9:.2f}")
