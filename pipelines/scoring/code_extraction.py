@@ -1,4 +1,4 @@
-"""The Python code in a completion."""
+"""Extraction of Python code from a completion."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import textwrap
 import warnings
 
 MAX_PARSED = 20_000
-"""Characters of a completion that are searched for code: the parser's own time stays below a second."""
+"""Maximum length of a completion that is searched for code: parsing takes less than a second."""
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_ATTEMPTS = 10  # at finding code in a text that makes the parser stumble again and again
+_ATTEMPTS = 10  # limits the number of calls of the parser for a text with many syntax errors
 _CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
 
 
 def extract_code(completion: str) -> str:
-    """The Python in a completion: its first fenced block; else from the first line that begins a definition
-    or an import to the end of what parses; else the text as it is."""
+    """The Python code of a completion: its first fenced block; else the longest part that parses, from the first line
+    that begins a definition or an import; else the unchanged text."""
     starts = [match.start() for match in _CODE_START.finditer(completion)]
     fence = _FENCE.search(completion)
     # A single fence below code closes a block that the prompt had opened.
@@ -32,7 +32,7 @@ def extract_code(completion: str) -> str:
 
 
 def parse_python(source: str) -> ast.Module | int:
-    """The syntax tree, or the number of the line where the parser gave up."""
+    """The syntax tree, or the line number of the syntax error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -44,17 +44,17 @@ def parse_python(source: str) -> ast.Module | int:
 
 
 def _longest_that_parses(text: str) -> str:
-    """The most lines from the first on that are Python; "" if none are found within a few attempts."""
+    """The longest prefix of complete lines that is valid Python; "" if a few attempts find none."""
     lines = split_lines(text)
     for _ in range(_ATTEMPTS):
         code = "\n".join(lines).rstrip()
         parsed = parse_python(code)
         if isinstance(parsed, ast.Module):
             return code
-        lines = lines[: min(len(lines) - 1, parsed)]  # no line below the error can make it right
+        lines = lines[: min(len(lines) - 1, parsed)]  # no line after the error can correct it
     return ""
 
 
 def split_lines(text: str) -> list[str]:
-    """As the parser counts them: `str.splitlines` also splits at characters that a string may hold."""
+    """The lines as the parser counts them: `str.splitlines` also splits at characters that a string may contain."""
     return re.split(r"\r\n?|\n", text)

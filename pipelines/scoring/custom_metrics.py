@@ -47,8 +47,8 @@ def load_metric(name: str) -> MetricFunction:
 
 
 def call_metric(function: MetricFunction, completion: str, reference: str, row: Mapping[str, Any]) -> float:
-    """The value that the function returns, True as 100 and False as 0. Raises ValueError, with the rest of the message,
-    if it raises or returns anything but a finite number."""
+    """Calls the metric and returns its value, True as 100 and False as 0. Raises ValueError, with the rest of the
+    message, if it raises or returns anything but a finite number."""
     try:
         value = function(completion, reference, dict(row))
     except (Exception, SystemExit) as error:
@@ -60,8 +60,8 @@ def call_metric(function: MetricFunction, completion: str, reference: str, row: 
 
 
 def try_metric(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
-    """Calls the metric with the reference as completion and with an empty completion. Returns what goes wrong, or None.
-    Raises ConfigError as `load_metric` does."""
+    """Calls the metric with the reference as completion and with an empty completion. Returns the error message, or
+    None. Raises ConfigError as `load_metric` does."""
     function = load_metric(name)
     for completion, description in ((reference, "this row's reference as its completion"), ("", "an empty completion")):
         try:
@@ -69,26 +69,26 @@ def try_metric(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
         except ValueError as error:
             return (
                 f"metric {name} {error}, for {description}; correct the function: "
-                f"it returns a finite number for every completion"
+                f"it must return a finite number for every completion"
             )
     return None
 
 
 def as_finite_float(value: Any, bool_is: float | None = None) -> float:
     """A Python number, or a scalar of numpy or torch (an array without axes), as a float. `bool_is` is the value of
-    True; None refuses booleans. Raises ValueError for everything else, including NaN and infinity."""
+    True; with None, booleans are an error. Raises ValueError for everything else, including NaN and infinity."""
     plain = value.item() if getattr(value, "shape", None) == () and not getattr(value, "mask", False) else value
     if isinstance(plain, bool) and bool_is is not None:
         return bool_is * plain
-    number = math.nan
+    result = math.nan
     if isinstance(plain, Real | Decimal) and not isinstance(plain, bool):
         try:
-            number = float(plain)
-        except (OverflowError, ValueError):  # an integer beyond floats, a signalling NaN of Decimal
-            number = math.inf
-    if not math.isfinite(number):
+            result = float(plain)
+        except (OverflowError, ValueError):  # an integer out of the range of floats, or a signalling NaN of Decimal
+            result = math.inf
+    if not math.isfinite(result):
         raise ValueError(f"{short_repr(value)}, not a finite number")
-    return number
+    return result
 
 
 def describe_error(error: BaseException) -> str:
@@ -116,7 +116,8 @@ def metric_source(name: str) -> str | None:
 
 
 def _check_location(name: str, module: str, folder: Path) -> None:
-    """Refuses code outside of the working directory, such as `os:system`: a config may come from elsewhere."""
+    """Raises ConfigError for a module outside of the working directory, such as `os:system`: a config may be from an
+    untrusted source."""
     if not module:
         raise ConfigError(f"metric {name}: names no module; write module:function")
     path = folder.joinpath(*module.split("."))

@@ -1,4 +1,4 @@
-"""What a metric is, and how the name in `metric:` becomes one."""
+"""The class of metrics, and the registry that resolves the value of `metric:`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Unit(StrEnum):
     """The unit of a score, as reports write it."""
 
     PERCENT = "%"
-    """A share of right answers, from 0 to 100."""
+    """The percentage of correct completions, from 0 to 100."""
     POINTS = "points"
-    """A score, from 0 to 100 for the metrics of alfine."""
+    """A score; built-in metrics are from 0 to 100."""
     NATS_PER_TOKEN = "nats/token"
     """A mean negative log-likelihood or divergence per token."""
 
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Metric:
-    """How the completions of a task are scored."""
+    """A metric: scores one completion of a task."""
 
     name: str
     """The name in `metric:`."""
@@ -60,13 +60,13 @@ class Metric:
     """Whether every score is 0 or 100."""
     higher_is_better: bool = True
     note: str = ""
-    """How answers are compared, in sentences for the report."""
+    """Sentences for the report on how completions and references are compared."""
     labels: Callable[[str], Sequence[str]] | None = None
-    """The labels that a text gives, for metrics whose answers are labels."""
+    """Returns the labels in a text; None unless the completions are labels."""
     single_label: bool = False
-    """Whether an answer is one label: always giving the same one is then a strategy to compare with."""
+    """Whether a completion is exactly one label; the most frequent label is then a baseline."""
     label_form: Callable[[str], str] = str
-    """Labels of one form count as one."""
+    """Returns the form in which labels are equal."""
     scores_completions: bool = True
     """Whether the completion is scored; False for the loss of the reference, which needs no generation."""
     as_written: Metric | None = None
@@ -78,7 +78,7 @@ _AS_WRITTEN = " as written"
 
 
 def register(metric: Metric) -> Metric:
-    """Makes `metric` known by its name."""
+    """Registers `metric` under its name."""
     return METRICS.register(metric.name, metric)
 
 
@@ -88,7 +88,7 @@ def metric_key(name: str, normalize: bool | None) -> str:
 
 
 def resolve(key: str) -> Metric:
-    """The metric of a key: the name of a metric of alfine, `module:function` of the user, or what `metric_key` gives.
+    """The metric of a key: a built-in name, a custom `module:function`, or a result of `metric_key`.
 
     Raises ConfigError if there is none.
     """
@@ -106,7 +106,7 @@ def resolve(key: str) -> Metric:
 
 
 def metric_hint(name: str) -> str:
-    """What to write instead of the unknown metric `name`."""
+    """The advice for an unknown metric `name`."""
     if name in _RENAMED:
         return f"it was renamed: write {_RENAMED[name]}"
     close = difflib.get_close_matches(name, [*METRICS, *_RENAMED], n=1)
@@ -119,8 +119,10 @@ _RENAMED = {"label": "exact_match", "perplexity": "nll"}
 
 
 def _custom_metric(name: str) -> Metric:
-    """The user's `function(completion, reference, row)`, `row` being the row's columns. It returns a number,
-    higher is better, on a scale of 0 to 100 if it can; True counts as 100."""
+    """The metric of a custom `function(completion, reference, row)`, where `row` has the columns of the row.
+
+    The function returns a number, where higher is better, preferably from 0 to 100; True counts as 100.
+    """
     function = load_metric(name)
 
     def score(line: CompletionLine) -> Score:
@@ -133,5 +135,5 @@ def _custom_metric(name: str) -> Metric:
 
 
 def row_location(line: CompletionLine) -> str:
-    """Task and row of a line, for messages."""
+    """The task and the row of a line of completions, for messages."""
     return f"task {line['task']!r}, row {line['row']}"

@@ -17,8 +17,8 @@ _WRITE = "write lines like `assert f(1) == 2`"
 
 
 def split_tests(text: str) -> list[str]:
-    """Cut a text of tests into one string per top-level `assert`, each with the statements that prepare it.
-    Text that does not parse comes back line by line."""
+    """Splits tests into one string per top-level `assert`, each with the statements before it. Text that does not parse
+    is split into lines."""
     tree, lines = parse_python(text), split_lines(text)
     if not isinstance(tree, ast.Module):
         return [line for line in lines if line.strip()]
@@ -31,22 +31,22 @@ def split_tests(text: str) -> list[str]:
     return tests
 
 
-# --- a row's tests -----------------------------------------------------------------------------------
+# --- the tests of a row ---
 
 
 def row_tests(row: Mapping[str, Any]) -> list[str]:
-    """The tests of a row's column `tests`: a text of Python, or a list of such, also where a CSV cell holds the list as
-    text.
+    """The tests of a row's column `tests`: Python code, or a list of such texts, which a CSV cell may hold as text.
 
-    Functions that nobody calls are called: `test_x()`, the methods of a test class, and `check(candidate)` with the
-    function that the row's column `entry_point` names. Raises DataError, with one line, for tests that assert nothing.
+    Calls are added for test functions that are never called: `test_x()`, the methods of a test class, and
+    `check(candidate)` with the function that the row's column `entry_point` names. Raises DataError, with one line, for
+    tests that assert nothing.
     """
     text = "\n".join(_texts(row))
     tree = parse_python(text)
     if not isinstance(tree, ast.Module):
         raise DataError(f"the tests are not Python (line {tree}); {_WRITE}")
-    body = list(_without_guard(tree.body))
-    _refuse_what_asserts_nothing(body)
+    body = list(_without_test_runner(tree.body))
+    _check_statements(body)
     body += _calls(body, row.get("entry_point"))
     if not any(_asserts(node, _asserting_names(body)) for node in body if not isinstance(node, _DEFINITIONS)):
         raise DataError(f"the tests assert nothing; {_WRITE}")
@@ -68,21 +68,23 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:
-    """The texts of the row's tests. A list that became text (JSON, or as Python writes it) is a list again."""
-    given = row.get("tests")
-    if isinstance(given, str):
-        given = _unpacked(given)
-    if isinstance(given, str) and given.strip():
-        return [given]
-    if isinstance(given, list | tuple) and given and all(isinstance(one, str) and one.strip() for one in given):
-        return list(given)
-    other = next((name for name in ("test", "test_list", "unit_tests") if name in row and "tests" not in row), None)
-    found = (
-        f"the row has {other!r}: rename it" if other else f"this one holds {_KINDS.get(type(given), 'something else')}"
+    """The texts of the row's tests. A list that is stored as text (JSON or a Python literal) is parsed."""
+    value = row.get("tests")
+    if isinstance(value, str):
+        value = _unpacked(value)
+    if isinstance(value, str) and value.strip():
+        return [value]
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) and item.strip() for item in value):
+        return list(value)
+    misnamed = next((name for name in ("test", "test_list", "unit_tests") if name in row and "tests" not in row), None)
+    problem = (
+        f"the row has {misnamed!r}: rename it"
+        if misnamed
+        else f"this one holds {_KINDS.get(type(value), 'something else')}"
     )
     raise DataError(
-        "metric unit_tests needs a column `tests` with one assert or more, as a list of strings or as lines of one "
-        f"string; {found}"
+        "metric unit_tests needs a column `tests` with at least one assert, as a list of strings or as lines of one "
+        f"string; {problem}"
     )
 
 
@@ -97,24 +99,24 @@ def _unpacked(text: str) -> Any:
     return text
 
 
-def _without_guard(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements, those under `if __name__ == "__main__":` among them, without a call of a test runner."""
+def _without_test_runner(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yields the statements, including those under `if __name__ == "__main__":`, without calls of a test runner."""
     for node in body:
         if isinstance(node, ast.If) and "__name__" in _names(node.test, ast.Load):
-            yield from _without_guard(node.body)
+            yield from _without_test_runner(node.body)
         elif not (isinstance(node, ast.Expr) and re.match(r"(unittest|pytest)\.main\(|main\(\)", ast.unparse(node))):
             yield node
 
 
-def _refuse_what_asserts_nothing(body: list[ast.stmt]) -> None:
-    """Raises DataError for what looks like a test and is none."""
+def _check_statements(body: list[ast.stmt]) -> None:
+    """Raises DataError for statements that look like a test but test nothing."""
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Name):
             raise DataError("a line of the tests is a bare expression, such as `f(1) == 2`; write `assert` before it")
     for inner in ast.walk(ast.Module(body, [])):
         if isinstance(inner, ast.Assert) and isinstance(inner.test, ast.Tuple) and inner.test.elts:
             raise DataError(
-                "an assert in parentheses, such as `assert (f(1) == 2, 'wrong')`, never fails; leave them out"
+                "an assert in parentheses, such as `assert (f(1) == 2, 'wrong')`, never fails; remove the parentheses"
             )
         modules = [alias.name for alias in inner.names] if isinstance(inner, ast.Import) else []
         if isinstance(inner, ast.ImportFrom):
@@ -127,21 +129,21 @@ def _refuse_what_asserts_nothing(body: list[ast.stmt]) -> None:
 
 
 def _asserting_names(body: list[ast.stmt]) -> set[str]:
-    """The functions and classes that hold an assert, or call one that does."""
+    """The functions and classes that contain an assert, or call one that does."""
     names: set[str] = set()
     while True:
-        found = {
+        asserting = {
             node.name
             for node in body
             if isinstance(node, _DEFINITIONS) and any(_asserts(inner, names) for inner in node.body)
         }
-        if found <= names:
+        if asserting <= names:
             return names
-        names |= found
+        names |= asserting
 
 
 def _asserts(node: ast.AST, names: set[str]) -> bool:
-    """Whether a statement asserts something, by itself or through one of the functions `names`."""
+    """Whether a statement asserts something, directly or through one of the functions `names`."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Assert) and _can_fail(inner.test):
             return True
@@ -153,12 +155,12 @@ def _asserts(node: ast.AST, names: set[str]) -> bool:
 
 
 def _called(call: ast.Call) -> str:
-    """`close` of `close(…)` and of `testing.close(…)`."""
+    """The name of the called function: `close` in `close(…)` and in `testing.close(…)`."""
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
 def _can_fail(test: ast.expr) -> bool:
-    """Whether an assert of this depends on anything, or is there to fail (`assert False`)."""
+    """Whether an assert of this expression depends on any name, or always fails (`assert False`)."""
     if isinstance(test, ast.Constant):
         return not test.value
     if isinstance(test, ast.Lambda | ast.GeneratorExp | ast.JoinedStr):
@@ -167,13 +169,14 @@ def _can_fail(test: ast.expr) -> bool:
 
 
 def _calls(body: list[ast.stmt], entry_point: Any) -> list[ast.stmt]:
-    """Calls of what holds an assert and is never called. Raises DataError where it is not clear how to call it."""
+    """Calls of the test functions and classes that are never called. Raises DataError if their arguments are
+    unclear."""
     asserting = _asserting_names(body)
     calls = []
     for node in body:
         if not isinstance(node, _DEFINITIONS) or node.name not in asserting:
             continue
-        if any(node.name in _names(other, ast.Load) for other in body if other is not node):
+        if any(node.name in _names(statement, ast.Load) for statement in body if statement is not node):
             continue
         if isinstance(node, ast.ClassDef):
             calls += _class_calls(node)
@@ -184,10 +187,12 @@ def _calls(body: list[ast.stmt], entry_point: Any) -> list[ast.stmt]:
 
 def _function_call(node: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: Any) -> str:
     arguments = node.args
-    required = [one.arg for one in [*arguments.posonlyargs, *arguments.args]]
+    required = [argument.arg for argument in [*arguments.posonlyargs, *arguments.args]]
     required = required[: len(required) - len(arguments.defaults)]
     required += [
-        one.arg for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
+        argument.arg
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if default is None
     ]
     head = f"def {node.name}({', '.join(required)})"
     call = "__import__('asyncio').run({})" if isinstance(node, ast.AsyncFunctionDef) else "{}"
@@ -214,31 +219,33 @@ def _class_calls(node: ast.ClassDef) -> list[str]:
 
 
 def _unknown_names(body: list[ast.stmt]) -> set[str]:
-    """The names that the tests use and do not make themselves: what the code under test must define. Builtins count,
-    since a model's function may have the name of one; what is imported from another module than the standard library's,
-    too."""
-    made: set[str] = set()
+    """The names that the tests use but do not define: the code under test must define them.
+
+    They include builtins, since the tested function may have the name of a builtin, and names that are imported from
+    modules outside of the standard library.
+    """
+    defined: set[str] = set()
     for node in ast.walk(ast.Module(body, [])):
         named = [] if isinstance(node, ast.alias) else [getattr(node, "name", None), getattr(node, "arg", None)]
-        made |= {name for name in named if isinstance(name, str)}
+        defined |= {name for name in named if isinstance(name, str)}
         if isinstance(node, ast.Import):
-            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in sys.stdlib_module_names:
-            made |= {alias.asname or alias.name for alias in node.names}
+            defined |= {alias.asname or alias.name for alias in node.names}
     module = ast.Module(body, [])
-    return _names(module, ast.Load) - _names(module, ast.Store) - made
+    return _names(module, ast.Load) - _names(module, ast.Store) - defined
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
     return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, context)}
 
 
-# --- how a test is run -------------------------------------------------------------------------------
+# --- instrumentation ---
 
 
 def instrument(test: str, prefix: str) -> str:
-    """The test with its asserts counted, and the values that they compare shown where they fail: `assert f(1) == 2`
-    becomes `assert PREFIXcompare(f(1), '==', 2)`. What Python cannot parse stays as it is."""
+    """The test with instrumented asserts, which are counted and report the compared values on failure:
+    `assert f(1) == 2` becomes `assert PREFIXcompare(f(1), '==', 2)`. A test that does not parse is unchanged."""
     tree = parse_python(test)
     if not isinstance(tree, ast.Module):
         return test
@@ -270,7 +277,7 @@ class _Instrument(ast.NodeTransformer):
         return node
 
     def visit_Try(self, node: ast.Try) -> ast.Try:
-        """An exception that comes as expected counts as an assert where the test asserts that it comes."""
+        """Counts an expected exception as an assert if the test asserts that it is raised."""
         expects = any(_asserts(inner, set()) for inner in [*node.body, *node.orelse])
         self.generic_visit(node)
         for handler in node.handlers:

@@ -41,7 +41,7 @@ _STOPPED = {
 class TestResult:
     """Outcome of the tests. `unsupported`: the sandbox could not run the code, for example because it needs threads."""
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    __test__ = False  # pytest would collect the class because of its name
 
     passed: int
     total: int
@@ -50,17 +50,17 @@ class TestResult:
 
 
 def run_tests(code: str, tests: Sequence[str]) -> TestResult:
-    """Run `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, in order.
+    """Runs `code`, then each of `tests` (Python source, mostly one `assert`) in its namespace, in order.
 
     Code and tests together are bounded by `pipelines.scoring.wasm.INSTRUCTIONS` and `MEMORY`; the test that exceeds
-    them is the last to run. What the code prints is dropped. `message` names the first test that did not pass and its
-    outcome, in at most 300 characters; "" if all pass. Tests that run no `assert` do not pass. The result is the same
-    at every call. No exception of the code is raised from here; MachineError if the sandbox cannot be compiled.
+    them is the last to run. The output of the code is discarded. `message` names the first test that did not pass and
+    its outcome, in at most 300 characters; "" if all pass. Tests that run no `assert` do not pass. The result is
+    deterministic. Exceptions of the code are not propagated. Raises MachineError if the sandbox cannot be compiled.
     """
     return _cached_result(code, tuple(tests))
 
 
-@functools.lru_cache(maxsize=10_000)  # base and tuned often write the same, and a report is written more than once
+@functools.lru_cache(maxsize=10_000)  # equal completions of base and tuned, and repeated reports
 def _cached_result(code: str, tests: tuple[str, ...]) -> TestResult:
     total = len(tests)
     if not tests:
@@ -106,8 +106,8 @@ class _TestSession:
 
     @property
     def key(self) -> bytes:
-        """Equal for equal code and tests, so that results are reproducible; code would have to contain its own hash to
-        know it."""
+        """The prefix of the driver's messages. It depends only on code and tests, so that results are reproducible;
+        code would have to contain its own hash to know it."""
         return hashlib.sha256(marshal.dumps(["verdict", self.code, *self.tests])).digest()[:16]
 
     def reply(self, message: bytes) -> bytes:
@@ -141,7 +141,7 @@ class _TestSession:
         self.failure = self.failure or f"{test}: {reason}"
 
     def result(self, stopped: str) -> TestResult:
-        """The outcome, given how the program ended (see `run_program`)."""
+        """The result; `stopped` is the return value of `run_program`."""
         total = len(self.tests)
         if not self.loaded:
             self.failure = self.failure or _STOPPED[stopped]

@@ -1,8 +1,8 @@
 """The program inside the sandbox. alfine never imports this file: the sandbox's own Python runs its text.
 
-It runs the code under test, then each test in the code's namespace, and tells the host how each ended. The code may
-change every module, so this text has builtins of its own (a copy made before), and what it needs of a module it fetches
-first.
+It runs the code under test, then each test in the code's namespace, and sends each outcome to the host. The code may
+change every module, so this program uses its own copy of the builtins, and reads what it needs from modules before the
+code runs.
 """
 
 import builtins
@@ -35,16 +35,16 @@ OPERATORS = {
 }
 SCALARS = {int, float, complex, str, bytes, bool, type(None), range, type, types.FunctionType}
 CONTAINERS = {list, tuple, set, frozenset}
-STRANGER = object()
+SENTINEL = object()
 asserts, failed = 0, ""
 
 
-def tell(kind: bytes, text: str = "") -> None:
+def send(kind: bytes, text: str = "") -> None:
     call(key + kind + text[:600].encode("utf-8", "replace"))
 
 
 def equals_all(value: object) -> bool:
-    """Whether `value`, or one of its elements, claims to equal an object that it has never seen."""
+    """Whether `value`, or one of its elements, claims to be equal to an unrelated object."""
     kind = type(value)
     if kind in SCALARS:
         return False
@@ -52,7 +52,7 @@ def equals_all(value: object) -> bool:
         return any(map(equals_all, value.values()))  # type: ignore[attr-defined]
     if kind in CONTAINERS:
         return any(map(equals_all, value))  # type: ignore[call-overload]
-    return bool(value == STRANGER)
+    return bool(value == SENTINEL)
 
 
 def forged(*values: object) -> bool:
@@ -70,7 +70,7 @@ def shown(value: object) -> str:
 
 
 def compare(left: object, name: str, right: object) -> bool:
-    """`assert left == right` of a test, or another comparison."""
+    """Evaluates the comparison in an assert of a test, such as `assert left == right`."""
     global asserts, failed
     asserts += 1
     if not OPERATORS[name](left, right):
@@ -83,7 +83,7 @@ def compare(left: object, name: str, right: object) -> bool:
 
 
 def check(value: object) -> bool:
-    """`assert value` of a test."""
+    """Evaluates the value in `assert value` of a test."""
     global asserts, failed
     asserts += 1
     if value:
@@ -93,8 +93,8 @@ def check(value: object) -> bool:
 
 
 def counted(function: object = None) -> object:
-    """A function of a library that asserts, such as `numpy.testing.assert_allclose`; or an exception that came as
-    expected."""
+    """Counts an assert outside of the tests: a call of a library function such as `numpy.testing.assert_allclose`,
+    which is returned, or an expected exception."""
     global asserts
     asserts += 1
     return function
@@ -110,8 +110,8 @@ def described(error: BaseException) -> str:
 
 
 def enable_asyncio() -> None:
-    """asyncio's loop wakes itself through a socket, which there is none of; without threads nothing needs to wake
-    it."""
+    """Replaces the socket through which asyncio's loop wakes itself: the sandbox has no sockets, and without threads
+    nothing needs to wake it."""
     import asyncio.selector_events
     import selectors
     import time
@@ -127,7 +127,7 @@ def enable_asyncio() -> None:
 
 
 def run(source: str, name: str, kind: bytes) -> bool:
-    """Runs `source` and tells the host: passed, failed with a message, or out of memory."""
+    """Runs `source` and sends the outcome to the host: passed, failed with a message, or out of memory."""
     global failed
     failed = ""
     builtin_names.update(originals)
@@ -137,12 +137,12 @@ def run(source: str, name: str, kind: bytes) -> bool:
     except BaseException as error:
         settrace(None), setprofile(None)
         if isinstance(error, MemoryError):
-            tell(kind + b"m")
+            send(kind + b"m")
         else:
-            tell(kind + b"f", failed if failed and type(error) is AssertionError else described(error))
+            send(kind + b"f", failed if failed and type(error) is AssertionError else described(error))
         return False
     settrace(None), setprofile(None)
-    tell(kind + b"p")
+    send(kind + b"p")
     return True
 
 
@@ -150,6 +150,6 @@ if "asyncio" in code or "asyncio" in str(tests):
     enable_asyncio()
 if run(code, "<completion>", b"c"):
     asserts = 0
-    for number, test in enumerate(tests, start=1):
-        run(test, f"<test {number}>", b"t")
-    tell(b"a", str(asserts))
+    for index, test in enumerate(tests, start=1):
+        run(test, f"<test {index}>", b"t")
+    send(b"a", str(asserts))

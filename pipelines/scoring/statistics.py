@@ -1,8 +1,8 @@
-"""Paired statistics: the same test rows answered by two models, so each row is its own control.
+"""Paired statistics of two models on the same test rows.
 
-Right-or-wrong scores: McNemar's exact test, and the interval of Bonett and Price. Other scores: a test that
-flips signs, and a bootstrap interval. Neither needs the scores to be normal. Rows that share a document are
-no independent witnesses: given clusters, whole documents are resampled and flipped.
+Binary scores: McNemar's exact test, and the confidence interval of Bonett and Price. Other scores: a sign-flip
+permutation test, and a bootstrap interval. Neither assumes normal scores. Rows that share a document are not
+independent: with `clusters`, complete documents are resampled and flipped.
 """
 
 from __future__ import annotations
@@ -24,35 +24,39 @@ if TYPE_CHECKING:
 RESAMPLES = 9_999
 ALPHA = 0.05
 POWER = 0.8
-FEWEST = 6
-"""With five rows that all changed the same way the p-value is 2 / 2**5 = .0625: no test can tell."""
+MIN_ROWS = 6
+"""The fewest rows with which a difference can be significant: with five that all changed in the same direction the
+p-value is 2 / 2**5 = .0625."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same `n` rows, in the unit of the scores (0…100, or nats)."""
+    """The comparison of two models on the same `n` rows, in the unit of the scores (0…100, or nats)."""
 
     n: int
     base: float
-    """Mean score."""
+    """Mean score of the base model."""
     tuned: float
+    """Mean score of the tuned model."""
     delta: float
     """`tuned - base`."""
     ci95: tuple[float, float]
     """95 % interval of `delta`."""
     p_value: float
-    """Two-sided, of no difference; not corrected for how many comparisons are made (see `holm`)."""
+    """Two-sided p-value of the null hypothesis of no difference, not corrected for multiple comparisons (see
+    `holm`)."""
     gained: int
-    """Rows where the score rose: wrong → right for right-or-wrong scores."""
+    """Number of rows whose score rose; for binary scores, from 0 to 100."""
     lost: int
-    """Rows where it fell."""
+    """Number of rows whose score fell."""
     required_sample_size: int | None
-    """Approximate number of rows for 80 % power at the observed effect size. None if the difference is significant
-    already, and if `delta` is 0."""
+    """Approximate number of rows for 80 % power at the observed effect size. None if the difference is
+    significant, and if `delta` is 0."""
 
 
 def is_significant(p_value: float, ci95: tuple[float, float], alpha: float = ALPHA) -> bool:
-    """Whether the test rejects a difference of 0 at the level `alpha` and the 95 % interval excludes 0."""
+    """Whether the test rejects the hypothesis of no difference at the level `alpha` and the 95 % interval excludes
+    0."""
     return p_value < alpha and not ci95[0] <= 0 <= ci95[1]
 
 
@@ -65,14 +69,13 @@ def compare(
     comparisons: int = 1,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two models row by row: `base[i]` and `tuned[i]` are scores of the same row.
+    """Compares two models row by row: `base[i]` and `tuned[i]` are scores of the same row.
 
-    `binary` scores are 0 or 100. Rows with equal `clusters[i]` belong together (questions on one document).
-    `comparisons`: how many tasks the reader will see; for `required_sample_size` alone, which then counts on the level
-    that the correction leaves (ALPHA / comparisons). `seed` fixes the resampling, so the same scores give the
-    same numbers. Where all rows change by the same amount the bootstrap knows no spread and the interval is
-    that one number; the p-value alone tells how sure it is. Raises DataError for no rows, unequal numbers of
-    rows, and scores that are not finite or, if binary, neither 0 nor 100.
+    `binary` scores are 0 or 100. Rows with equal `clusters[i]` form a cluster (such as questions on one document).
+    `comparisons` is the number of tasks in the report; it only affects `required_sample_size`, which is computed for
+    the level ALPHA / comparisons. `seed` makes the resampling deterministic. If all rows change by the same amount, the
+    bootstrap interval has zero width, and only the p-value expresses the uncertainty. Raises DataError for no rows,
+    different numbers of rows, and scores that are not finite or, if binary, neither 0 nor 100.
     """
     import numpy as np
 
@@ -84,7 +87,7 @@ def compare(
     if clusters is not None and len(set(clusters)) < difference.size:
         sums, sizes = _cluster_sums(difference, clusters)
         rows_per_unit = difference.size / sums.size
-        units = sums / rows_per_unit  # their mean is that of the rows
+        units = sums / rows_per_unit  # The mean of the units is the mean of the rows.
         ci95 = _cluster_interval(sums, sizes, seed)
         p_value = float(sign_flip_test(units, seed=seed))
     elif binary:
@@ -108,26 +111,25 @@ def compare(
 
 
 def _cluster_sums(difference: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:
-    """Sum and number of the rows of each cluster, in the order in which the clusters come."""
+    """The sum and the number of the rows of each cluster, in the order of the first rows of the clusters."""
     import numpy as np
 
-    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    index = [numbers[cluster] for cluster in clusters]
-    return np.bincount(index, weights=difference), np.bincount(index).astype(float)
+    index_of = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    indices = [index_of[cluster] for cluster in clusters]
+    return np.bincount(indices, weights=difference), np.bincount(indices).astype(float)
 
 
 def _cluster_interval(sums: Floats, sizes: Floats, seed: int) -> tuple[float, float]:
-    """95 % interval of the rows' mean: the mean is linearised (each cluster's sum minus the share that the
-    mean gives it), so that clusters of unequal size count with the rows they have. (Cochran, Sampling
-    Techniques, 3rd ed. 1977, ch. 6: the ratio estimator.)"""
+    """The 95 % interval of the mean over rows. The ratio estimator is linearized (Cochran, Sampling Techniques, 3rd ed.
+    1977, ch. 6), so that clusters of different sizes are weighted by their rows."""
     mean = float(sums.sum() / sizes.sum())
     low, high = bootstrap_interval(mean + (sums - mean * sizes) * (sums.size / sizes.sum()), seed=seed)
     return float(low), float(high)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value of McNemar's exact test: are `gained` of the rows that changed more, or fewer, than a
-    fair coin gives? 1.0 where no row changed. (McNemar, Psychometrika 12, 1947, 153–157.)"""
+    """The two-sided p-value of McNemar's exact test: a binomial test of `gained` out of `gained + lost` changed rows
+    against 1/2. 1.0 if no row changed. (McNemar, Psychometrika 12, 1947, 153–157.)"""
     from scipy.stats import binomtest
 
     changed = gained + lost
@@ -135,11 +137,10 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % interval, in points (−100…100), of a paired difference of two proportions, `(gained - lost) / n`.
+    """The 95 % interval, in points (−100…100), of a paired difference of two proportions, `(gained - lost) / n`.
 
-    Wald's interval with one row added to each kind of change: where few rows change it covers too often
-    rather than too rarely. Plain Wald is far too narrow there, 0 to 0 where none does. (Bonett and Price,
-    J. Educ. Behav. Stat. 37, 2012, 479–488.)
+    Wald's interval with one row added to each kind of change: conservative if few rows change, where Wald's own
+    interval is far too narrow (0 to 0 if no row changes). (Bonett and Price, J. Educ. Behav. Stat. 37, 2012, 479–488.)
     """
     rose, fell = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     center = rose - fell
@@ -147,20 +148,20 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return 100 * max(center - half, -1.0), 100 * min(center + half, 1.0)
 
 
-def proportion_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % interval, in percent, of a share. (Wilson, JASA 22, 1927, 209–212.)"""
+def proportion_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval, in percent, of a proportion. (Wilson, JASA 22, 1927, 209–212.)"""
     from scipy.stats import binomtest
 
-    interval = binomtest(right, n).proportion_ci(method="wilson")
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
-    """95 % interval of the mean over the last axis of `difference`, bias-corrected and accelerated (BCa).
+    """The 95 % interval of the mean over the last axis of `difference`, bias-corrected and accelerated (BCa).
 
-    Efron, JASA 82, 1987, 171–185. The level is raised by `sqrt(n / (n - 1))` and from the normal to Student's
-    t: plain BCa over 30 rows covers 92 to 94 % where it says 95. (Hesterberg, What Teachers Should Know About
-    the Bootstrap, The American Statistician 69, 2015, 371–386: "expanded".) Equal differences give [d, d].
+    (Efron, JASA 82, 1987, 171–185.) The percentiles are expanded by `sqrt(n / (n - 1))` and by Student's t instead of
+    the normal distribution: a nominal 95 % BCa interval of 30 rows covers only 92 to 94 %. (Hesterberg, What Teachers
+    Should Know About the Bootstrap, The American Statistician 69, 2015, 371–386.) Equal differences d give [d, d].
     """
     import numpy as np
     from scipy import stats
@@ -174,7 +175,7 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
         np.mean,
         axis=-1,
         n_resamples=resamples,
-        confidence_level=1 - 2 * max(tail, 1e-6),  # two or three rows: from the least to the greatest
+        confidence_level=1 - 2 * max(tail, 1e-6),  # with two or three rows, the range of the resampled means
         batch=100,
         rng=np.random.default_rng(seed),
     ).confidence_interval
@@ -182,24 +183,23 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
 
 
 def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
-    """95 % interval of the mean of `scores` [seeds, items], where other seeds and other items could have been met:
-    both are resampled. (Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1, 2007, 386–411.) With one seed it is over
-    items."""
+    """The 95 % interval of the mean of `scores`, of shape [seeds, items], by the pigeonhole bootstrap: both seeds and
+    items are resampled, with one seed only items. (Owen, Ann. Appl. Stat. 1, 2007, 386–411.)"""
     import numpy as np
 
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     seeds, items = scores.shape
     means = np.empty(resamples)
-    for number in range(resamples):
-        weights = np.bincount(chance.integers(0, items, items), minlength=items)
-        means[number] = (scores[chance.integers(0, seeds, seeds)] @ weights).mean() / items
+    for index in range(resamples):
+        weights = np.bincount(rng.integers(0, items, items), minlength=items)
+        means[index] = (scores[rng.integers(0, seeds, seeds)] @ weights).mean() / items
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
     return float(low), float(high)
 
 
 def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
-    """Two-sided p-value, over the last axis, of a mean of 0: were the models alike, each row's difference
-    could as well have the other sign. Tries all patterns of signs up to 13 rows, and random ones above."""
+    """The two-sided p-value, over the last axis, of a permutation test of a mean of 0: if the models are equal, the
+    sign of each difference is random. Enumerates all sign patterns for up to 13 rows, and samples them for more."""
     import numpy as np
     from scipy import stats
 
@@ -218,33 +218,36 @@ def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMP
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in their order: if those below .05 are called real, the
-    chance of even one false alarm stays below .05. (Holm, Scand. J. Stat. 6, 1979, 65–70.)"""
-    # Four lines of our own: importing statsmodels for them takes longer than a report of a hundred rows.
+    """The p-values, in the same order, with Holm's correction: the family-wise error rate at the level .05 is at most
+    .05. (Holm, Scand. J. Stat. 6, 1979, 65–70.)"""
+    # Importing statsmodels for these four lines would take longer than a report of a hundred rows.
     corrected = [0.0] * len(p_values)
     largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
     return corrected
 
 
 def _required_sample_size(difference: Floats, rows_per_unit: float, level: float) -> int | None:
-    """For binary scores this is Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211), with
-    the spread that flipped signs have and the spread around the difference observed. `difference` is per row,
-    or per cluster of `rows_per_unit` rows on average."""
+    """The number of rows for the power POWER at `level`, None if the mean difference is 0.
+
+    Uses the standard deviations under the null hypothesis and around the observed difference. For binary scores this is
+    Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211). `difference` is per row, or per cluster of
+    `rows_per_unit` rows on average.
+    """
     mean = float(difference.mean())
     if math.isclose(mean, 0, abs_tol=1e-9):
         return None
-    without = math.sqrt(float((difference**2).mean()))
-    around = float(difference.std())
-    units = ((_z(level / 2) * without + _z(1 - POWER) * around) / mean) ** 2
-    return math.ceil(rows_per_unit * max(math.ceil(units), difference.size + 1, FEWEST))
+    null_std = math.sqrt(float((difference**2).mean()))
+    observed_std = float(difference.std())
+    units = ((_z(level / 2) * null_std + _z(1 - POWER) * observed_std) / mean) ** 2
+    return math.ceil(rows_per_unit * max(math.ceil(units), difference.size + 1, MIN_ROWS))
 
 
 @cache
 def _z(tail: float) -> float:
-    """The standard normal's upper quantile."""
+    """The quantile of the standard normal distribution with the probability `tail` above it."""
     from scipy.stats import norm
 
     return float(norm.isf(tail))
@@ -254,13 +257,13 @@ def _check(before: Floats, after: Floats, *, binary: bool) -> None:
     import numpy as np
 
     if before.shape != after.shape or before.ndim != 1:
-        raise DataError(f"base has {before.size} scores and tuned {after.size}; give both for every row")
+        raise DataError(f"base has {before.size} scores and tuned {after.size}; both are required for every row")
     if not before.size:
-        raise DataError("there is no row to compare; give the task test rows, or a metric that can score them")
+        raise DataError("no rows to compare; add test rows to the task, or use a metric that can score them")
     scores = np.concatenate([before, after])
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores))[0]) % before.size
         raise DataError(f"row {row} of {before.size} has a score that is not a finite number")
     if binary and not np.isin(scores, (0, 100)).all():
-        strange = scores[~np.isin(scores, (0, 100))][0]
-        raise DataError(f"a right-or-wrong score must be 0 or 100, not {strange:g}")
+        invalid = scores[~np.isin(scores, (0, 100))][0]
+        raise DataError(f"a binary score must be 0 or 100, not {invalid:g}")

@@ -1,7 +1,7 @@
-"""Texts of every script: the form in which they are compared, and where their words are.
+"""Normalization and tokenization of texts in every script.
 
-Words are found by properties of Unicode and not by lists of scripts: a letter whose Line_Break class lets a line end
-beside it (UAX #14: Han, kana, Yi, Thai, Lao, Khmer, Burmese, Javanese and others) belongs to a script without spaces
+Unicode properties, not lists of scripts, determine the words: a letter whose Line_Break class allows a line break next
+to it (UAX #14: Han, kana, Yi, Thai, Lao, Khmer, Burmese, Javanese and others) belongs to a script without spaces
 between words.
 """
 
@@ -15,21 +15,21 @@ import regex
 _SPACELESS = r"[[\p{L}\p{N}]&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}]]"
 _WORD = r"[\p{L}\p{M}\p{N}\p{Pc}]"
 _TOKEN = regex.compile(
-    rf"(?V1)(?={_SPACELESS})\X\p{{M}}*"  # a letter with its signs: \X ends before some vowels of Burmese
+    rf"(?V1)(?={_SPACELESS})\X\p{{M}}*"  # a letter with its combining marks: \X ends before some vowels of Burmese
     r"|(?=[\p{Extended_Pictographic}\p{RI}])\X"
     rf"|[[\p{{L}}\p{{M}}\p{{N}}]--{_SPACELESS}]+"
 )
 _UNSEEN = regex.compile(
     r"\p{Default_Ignorable_Code_Point}"
-    "|[\u0640\u064b-\u0652\u0670]"  # Arabic: what stretches a word, and vowel signs, which most texts leave out
-    "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # the same of Hebrew
+    "|[\u0640\u064b-\u0652\u0670]"  # Arabic: the tatweel, and vowel signs, which most texts omit
+    "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # Hebrew vowel and accent signs
 )
 _OPENING = regex.compile(r"\A[\p{Quotation_Mark}`¡¿\s]+")
 _CLOSING = regex.compile(r"[\p{Quotation_Mark}`\p{Terminal_Punctuation}\s]+\Z")
 _COMMAS = regex.compile("[,،、，]")
 
-# Where a label may begin and end inside a text: at the edge of a word, and beside any letter of a script without
-# spaces. Korean particles follow a noun without a space, so a label may end before them.
+# A label in a text begins and ends at a word boundary, or next to any letter of a script without spaces. Korean
+# particles follow a noun without a space, so a label may end before them.
 _BEGINS = rf"(?:(?<!{_WORD})|(?<={_SPACELESS}\p{{M}}*)|(?={_SPACELESS}))"
 _ENDS = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|(?<=\p{{Hangul}}))"
 
@@ -37,16 +37,16 @@ _ENDS = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|
 NORMALIZATION_NOTE = (
     "Unicode's compatibility forms (NFKC, caseless), invisible characters and the vowel signs of Arabic and Hebrew"
 )
-"""What `folded` removes, for the notes of metrics."""
+"""The differences that `folded` removes, for the notes of metrics."""
 
 
 def folded(text: str) -> str:
-    """The text without what most readers do not see as a difference: case, compatibility forms (the Unicode Standard,
-    D146: compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text of nothing else
-    stays as it is.
+    """The text without differences that most readers ignore: case and compatibility forms (the Unicode Standard, D146:
+    compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text that consists only of
+    such characters is unchanged.
 
-    As D146 does it: ß is ss, a final ς is σ, the dotless ı of Turkish stays another letter than i; but İ is i, as in
-    Turkish, and not i with another dot.
+    As in D146, ß becomes ss, a final ς becomes σ, and the Turkish dotless ı is a different letter from i. Unlike in
+    D146, İ becomes i as in Turkish, not i with a combining dot.
     """
     if text.isascii():
         return text.casefold()
@@ -58,34 +58,39 @@ def folded(text: str) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, folded; of a script without spaces its letters, each with its signs. Emoji count,
-    punctuation counts in a text of nothing else. Of an ASCII text these are the words of the package rouge-score."""
+    """The folded words of a text; in a script without spaces, its letters with their combining marks. Emoji are tokens;
+    punctuation is only in a text that has nothing else. For an ASCII text these are the tokens of the package
+    rouge-score."""
     form = folded(text)
-    return _TOKEN.findall(form) or ["".join(one.split()) for one in regex.findall(r"\X", form) if one.strip()]
+    return _TOKEN.findall(form) or [
+        "".join(cluster.split()) for cluster in regex.findall(r"\X", form) if cluster.strip()
+    ]
 
 
 def normalise_label(text: str) -> str:
-    """The form in which labels are compared: what `folded` takes away, quotes around it, punctuation at its end and the
-    amount of white space do not count. A text of nothing else stays as it is."""
+    """The normalized form of a label: folded, without quotes around it and punctuation at its end, and with single
+    spaces. A text that consists only of such characters is only stripped."""
     form = " ".join(folded(unicodedata.normalize("NFC", text).replace("´", "'")).split())
     return _CLOSING.sub("", _OPENING.sub("", form)) or form or text.strip()
 
 
 def written_label(text: str) -> str:
-    """The form of a label that counts as it is written, but for white space around it and Unicode's canonical forms
+    """The form of a label under `normalize: false`: without white space around it, in Unicode's canonical form
     (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels of "a, b": split at commas of any script, none of them empty."""
+    """The labels in a text such as "a, b": it is split at the commas of any script, and empty labels are dropped."""
     return [label.strip() for label in _COMMAS.split(text) if label.strip()]
 
 
 def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[[str], set[str]]:
-    """A function that gives those labels, in their `form`, that a text names as whole words. A longer label does not
-    name the shorter one in it ("very positive"). Of scripts without spaces every place in a text may be the edge of a
-    word."""
+    """Returns a function that finds the labels in a text: those that occur as complete words, in their `form`.
+
+    A shorter label inside a longer one ("very positive") is not found. In scripts without spaces, a word may begin and
+    end at any letter.
+    """
     known = {form(label) for label in labels} - {""}
     if not known:
         return lambda text: set()
@@ -94,16 +99,16 @@ def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[
 
 
 def cut(text: str, columns: int) -> str:
-    """The text with … where it is wider than so many columns of a terminal, of which a Chinese character takes two. No
-    letter is cut from its signs, no emoji into its parts."""
+    """The text, truncated with … to at most `columns` terminal columns (a Chinese character takes two). Letters are not
+    separated from their combining marks, nor emoji into their parts."""
     from rich.cells import cell_len
 
     if cell_len(text) <= columns:
         return text
-    kept, width = [], 0
+    clusters, width = [], 0
     for cluster in regex.findall(r"\X", text):
         width += cell_len(cluster)
         if width > columns - 1:
             break
-        kept.append(cluster)
-    return "".join(kept).rstrip() + "…"
+        clusters.append(cluster)
+    return "".join(clusters).rstrip() + "…"

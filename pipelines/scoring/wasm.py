@@ -1,8 +1,8 @@
-"""Runs a Python program in CPython compiled to WebAssembly, in an instance of its own, bounded in instructions and
+"""Runs a Python program in CPython compiled to WebAssembly, in its own instance, with limits on instructions and
 memory.
 
 An instance starts from a snapshot of an initialised interpreter, so a program costs about 20 ms. Outside of its memory
-it can reach only the functions of pipelines/scoring/wasm_host.py: no files of this machine, no network, no processes.
+it can only call the functions of pipelines/scoring/wasm_host.py: no files of this machine, no network, no processes.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ else:
     wasmtime = lazy_import("wasmtime")  # 0.3 s that only unit tests need
 
 INSTRUCTIONS = 30_000_000_000
-"""WebAssembly instructions (wasmtime's "fuel") that one program may execute: about 5 s of one core, or some 8 million
-iterations of a small Python loop, however busy the machine is."""
+"""WebAssembly instructions (wasmtime's "fuel") that one program may execute: about 5 s of one core, or 8 million
+iterations of a small Python loop, independent of the load of the machine."""
 MEMORY = 256 * 2**20
 """Bytes of one program's memory. The interpreter takes 40 MiB of them."""
 WALL_SECONDS = 300.0
-"""Seconds after which a program is stopped, for broken machines. It then counts as not run."""
+"""Seconds after which a program is stopped, for very slow machines. The program then counts as unsupported."""
 
-# Recursion through C (sorted, lru_cache, repr) takes the machine's stack. This build of CPython stops it at 112 KiB of
-# the 16 MiB that there are, a fifth of the depth that CPython has elsewhere. The bounds lie in the instance's memory,
-# at a fixed place.
+# Recursion through C (sorted, lru_cache, repr) uses the machine's stack. This build of CPython limits it to 112 KiB of
+# the available 16 MiB, a fifth of the usual recursion depth. The limits are at a fixed address of the instance's
+# memory.
 _STACK_BOUNDS = 26_334_064
 _STACK_TOP = 16 * 2**20
 _DEFAULT_STACK = (_STACK_TOP, _STACK_TOP - 112 * 2**10, _STACK_TOP - 120 * 2**10)
 _WIDE_STACK = (_STACK_TOP, _STACK_TOP - 2**20, _STACK_TOP - 2**20 - 8 * 2**10)
 
-_thread = threading.local()  # .program: what the instance of this thread runs
+_thread = threading.local()  # .program: the program that the instance of this thread runs
 
 
 def run_program(program: Program) -> str:
-    """Runs the program. Returns "" if it ran to its end, else what stopped it: "exit" (its own call), "instructions",
+    """Runs the program. Returns "" if it completed, else what stopped it: "exit" (its own call), "instructions",
     "memory", "stack", "wall clock" or "crash". Raises MachineError if the interpreter cannot be compiled."""
     template = _template()
     outcome: list[str] = []
@@ -75,7 +75,7 @@ def _run(template: wasmtime.InstancePre, program: Program) -> str:
         return "exit"
     except TooManyCalls:
         return "instructions"
-    except Exception as error:  # the instance's trap, or a host function got invalid arguments
+    except Exception as error:  # a trap of the instance, or invalid arguments of a host function
         code = wasmtime.TrapCode
         stops = {code.OUT_OF_FUEL: "instructions", code.INTERRUPT: "wall clock", code.STACK_OVERFLOW: "stack"}
         full = memory is not None and memory.data_len(store) > MEMORY - 2**20
@@ -93,7 +93,7 @@ def _widen_stack(memory: Any, store: wasmtime.Store) -> None:
 
 @functools.cache
 def _template() -> wasmtime.InstancePre:
-    """The interpreter with its imports bound, from which instances are made."""
+    """The interpreter with bound imports, which is instantiated for every program."""
     linker = wasmtime.Linker(engine())
     for imported in compiled().imports:
         linker.define_func(
@@ -103,7 +103,7 @@ def _template() -> wasmtime.InstancePre:
 
 
 def _host_function(imported: Any) -> Callable[..., int | None]:
-    """The host function of an import, with addresses and lengths (i32) unsigned."""
+    """The host function of an import; it converts addresses and lengths (i32) to unsigned integers."""
     are_i32 = [str(kind) == "i32" for kind in imported.type.params]
     has_result = bool(imported.type.results)
 

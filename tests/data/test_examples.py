@@ -72,7 +72,7 @@ def test_problems_are_grouped_and_limited(tmp_path):
         ),
         ({"document": float("nan")}, {"cluster_by": "document"}, "which has no value here"),
         ({"document": ["d"]}, {"cluster_by": "document"}, "a value that is no text or number"),
-        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with one assert or more"),
+        ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with at least one assert"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
         ({"team": "x"}, {"system": "You work for {team}."}, r"system contains \{team\}, a column of the rows"),

@@ -136,7 +136,7 @@ def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) 
     import re
 
     assert wrong is not None and re.search(f"^metric mine:f {said}", wrong) and "\n" not in wrong
-    assert wrong.endswith("correct the function: it returns a finite number for every completion")
+    assert wrong.endswith("correct the function: it must return a finite number for every completion")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ NOTHING = {
     "bare comparison among asserts": ("assert f(1) == 2\nf(2) == 3", "is a bare expression"),
     "bare and": ("f(1) == 2 and f(2) == 3", "is a bare expression"),
     "assignment": ("ok = f(1) == 2", "assert nothing"),
-    "assert in parentheses": ("assert (f(1) == 2, 'wrong')", "never fails; leave them out"),
+    "assert in parentheses": ("assert (f(1) == 2, 'wrong')", "never fails; remove the parentheses"),
     "assert True": ("f(1)\nassert True", "assert nothing"),
     "assert a text": ("f(1)\nassert 'f(1) == 2'", "assert nothing"),
     "assert a lambda": ("assert lambda: f(1) == 2", "assert nothing"),

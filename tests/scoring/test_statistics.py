@@ -111,15 +111,15 @@ def test_binary_interval_holds_the_difference_and_is_symmetric(n: int) -> None:
 @pytest.mark.parametrize(
     ("base", "tuned", "is_binary", "problem"),
     [
-        ([], [], True, "no row to compare"),
-        ([], [], False, "no row to compare"),
+        ([], [], True, "no rows to compare"),
+        ([], [], False, "no rows to compare"),
         ([1.0], [1.0, 2.0], False, "base has 1 scores and tuned 2"),
         ([1.0, math.nan], [1.0, 2.0], False, "row 1 of 2 has a score that is not a finite number"),
         ([1.0, 2.0], [math.inf, 2.0], False, "row 0 of 2"),
         ([0, 100], [0, math.nan], True, "row 1 of 2"),
         ([0, 100], [0, 50], True, "0 or 100, not 50"),
         ([0, 1], [0, 1], True, "0 or 100, not 1"),
-        ([[1.0, 2.0]], [[1.0, 2.0]], False, "give both for every row"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], False, "both are required for every row"),
     ],
 )
 def test_scores_that_cannot_be_compared(
