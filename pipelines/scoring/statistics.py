@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.errors import DataError
+from pipelines.registry import lazy_import
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from scipy import stats
+else:
+    stats = lazy_import("scipy.stats")  # 1 s that a verb without a comparison does not need
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 RESAMPLES = 9_999
 ALPHA = 0.05
@@ -77,8 +82,6 @@ def compare(
     bootstrap interval has zero width, and only the p-value expresses the uncertainty. Raises DataError for no rows,
     different numbers of rows, and scores that are not finite or, if binary, neither 0 nor 100.
     """
-    import numpy as np
-
     before, after = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
     _check(before, after, binary=binary)
     difference = after - before
@@ -112,8 +115,6 @@ def compare(
 
 def _cluster_sums(difference: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:
     """The sum and the number of the rows of each cluster, in the order of the first rows of the clusters."""
-    import numpy as np
-
     index_of = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
     indices = [index_of[cluster] for cluster in clusters]
     return np.bincount(indices, weights=difference), np.bincount(indices).astype(float)
@@ -130,10 +131,8 @@ def _cluster_interval(sums: Floats, sizes: Floats, seed: int) -> tuple[float, fl
 def mcnemar(gained: int, lost: int) -> float:
     """The two-sided p-value of McNemar's exact test: a binomial test of `gained` out of `gained + lost` changed rows
     against 1/2. 1.0 if no row changed. (McNemar, Psychometrika 12, 1947, 153–157.)"""
-    from scipy.stats import binomtest
-
     changed = gained + lost
-    return float(binomtest(gained, changed).pvalue) if changed else 1.0
+    return float(stats.binomtest(gained, changed).pvalue) if changed else 1.0
 
 
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
@@ -150,9 +149,7 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % interval, in percent, of a proportion. (Wilson, JASA 22, 1927, 209–212.)"""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
@@ -163,9 +160,6 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
     the normal distribution: a nominal 95 % BCa interval of 30 rows covers only 92 to 94 %. (Hesterberg, What Teachers
     Should Know About the Bootstrap, The American Statistician 69, 2015, 371–386.) Equal differences d give [d, d].
     """
-    import numpy as np
-    from scipy import stats
-
     n = difference.shape[-1]
     if np.allclose(difference, difference[..., :1], rtol=0, atol=1e-9):
         return difference.mean(axis=-1), difference.mean(axis=-1)
@@ -185,8 +179,6 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
 def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
     """The 95 % interval of the mean of `scores`, of shape [seeds, items], by the pigeonhole bootstrap: both seeds and
     items are resampled, with one seed only items. (Owen, Ann. Appl. Stat. 1, 2007, 386–411.)"""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     seeds, items = scores.shape
     means = np.empty(resamples)
@@ -200,9 +192,6 @@ def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -
 def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Floats:
     """The two-sided p-value, over the last axis, of a permutation test of a mean of 0: if the models are equal, the
     sign of each difference is random. Enumerates all sign patterns for up to 13 rows, and samples them for more."""
-    import numpy as np
-    from scipy import stats
-
     if difference.shape[-1] == 1:
         return np.ones(difference.shape[:-1])
     p_value: Floats = stats.permutation_test(
@@ -248,13 +237,10 @@ def _required_sample_size(difference: Floats, rows_per_unit: float, level: float
 @cache
 def _z(tail: float) -> float:
     """The quantile of the standard normal distribution with the probability `tail` above it."""
-    from scipy.stats import norm
-
-    return float(norm.isf(tail))
+    return float(stats.norm.isf(tail))
 
 
 def _check(before: Floats, after: Floats, *, binary: bool) -> None:
-    import numpy as np
 
     if before.shape != after.shape or before.ndim != 1:
         raise DataError(f"base has {before.size} scores and tuned {after.size}; both are required for every row")

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 import regex
+from rich.cells import cell_len
 
 _SPACELESS = r"[[\p{L}\p{N}]&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}]]"
 _WORD = r"[\p{L}\p{M}\p{N}\p{Pc}]"
@@ -101,8 +102,6 @@ def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[
 def cut(text: str, columns: int) -> str:
     """The text, truncated with … to at most `columns` terminal columns (a Chinese character takes two). Letters are not
     separated from their combining marks, nor emoji into their parts."""
-    from rich.cells import cell_len
-
     if cell_len(text) <= columns:
         return text
     clusters, width = [], 0

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.console.activity import doing
 from pipelines.forgetting.context import JobContext
+from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.base_models import load_tokenizer
+from pipelines.storage.files import write_json
 from pipelines.training.ludwig_model import FineTunedLLM
 from pipelines.training.model_card import write_model_card
 
 
-def export_model(llm: FineTunedLLM, context: JobContext, history: dict[str, Any], folder: Path) -> None:
-    """Moves the weights that Ludwig has saved to `folder`, which must not exist, and adds tokenizer and model card.
+def export_model(
+    llm: FineTunedLLM, context: JobContext, strategies: Sequence[Strategy], history: dict[str, Any], folder: Path
+) -> None:
+    """Writes the tuned model to `folder`, which must not exist: final weights, tokenizer, model card and history.
+
+    An export to another format belongs at the end: strategies such as `interpolate` change the weights before it.
+    """
+    with doing("saving the model"):
+        _save_trained_model(llm, context, history, folder)
+    for strategy in strategies:
+        history |= strategy.transform_weights(folder)
+    write_json(folder / "training.json", history)
+
+
+def _save_trained_model(llm: FineTunedLLM, context: JobContext, history: dict[str, Any], folder: Path) -> None:
+    """Moves the weights that Ludwig has saved to `folder` and adds tokenizer and model card.
 
     Extends `history` with the losses of the probe batch, which identify the model when it is loaded, the numbers of
     parameters, and the peak memory.

@@ -12,13 +12,12 @@ from ludwig.api import LudwigModel
 from ludwig.globals import set_disable_progressbar
 
 from pipelines.config.job import Job
-from pipelines.console.activity import doing
 from pipelines.errors import RunError
 from pipelines.forgetting.build import build_strategies
 from pipelines.forgetting.context import JobContext
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.process_group import ProcessGroup
-from pipelines.storage.files import atomic_dir, write_json
+from pipelines.storage.files import atomic_dir
 from pipelines.storage.run_folder import Run
 from pipelines.training.callback import LudwigCallback
 from pipelines.training.export import export_model
@@ -55,11 +54,7 @@ def train_with_ludwig(job: Job, run: Run, base_model: Path, progress: ProgressCa
         return
     history = _history(callback, run)
     with atomic_dir(run.path("model")) as staging_dir:
-        with doing("saving the model"):
-            export_model(model.model, context, history, staging_dir)
-        for strategy in strategies:
-            history |= strategy.transform_weights(staging_dir)
-        write_json(staging_dir / "training.json", history)
+        export_model(model.model, context, strategies, history, staging_dir)
         for strategy in strategies:
             strategy.on_train_end(fingerprint(staging_dir))
     shutil.rmtree(run.path("training", "model"), ignore_errors=True)
