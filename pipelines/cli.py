@@ -33,7 +33,7 @@ VERBS: Mapping[str, str] = {
 """The verbs in the order of `alfine --help`, each with the summary that its help begins with. The command of a verb has
 the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used."""
 
-OTHER_NAMES = {
+COMMAND_SYNONYMS = {
     "show": "examples",
     "bakeoff": "sweep",
     "list": "runs",
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
         word = args[0]
         if word not in VERBS and not word.startswith("-"):
             close = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.5)
-            meant = OTHER_NAMES.get(word) or (close[0] if close else None)
+            meant = COMMAND_SYNONYMS.get(word) or (close[0] if close else None)
             hint = f"did you mean {meant}?" if meant else f"the commands are {', '.join(VERBS)}"
             raise AlfineError(f"no such command {word!r}; {hint}")
         return super().resolve_command(ctx, args)

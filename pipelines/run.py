@@ -14,7 +14,7 @@ from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import doing
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.evaluation.completions import generation_settings
-from pipelines.evaluation.retention import retention_evals
+from pipelines.evaluation.retention import configured_retention_evals
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.module_names import check_module_names
 from pipelines.registry import lazy_import
@@ -49,10 +49,10 @@ def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None
     with os_errors_as_machine_error(run.folder), run.locked():
         check_same_config(job.path, run)
         check_cache()
-        RunPipeline(job, run, command, reporter).run()
+        StageRunner(job, run, command, reporter).run()
 
 
-class RunPipeline:
+class StageRunner:
     """The stages of one run, in their order."""
 
     def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
@@ -138,6 +138,6 @@ class RunPipeline:
     def _prepare_sandbox(self) -> None:
         """Compiles the sandbox, where a metric runs code."""
         pipeline = self.context.job.pipeline
-        evals = retention_evals(pipeline.forgetting).values()
+        evals = configured_retention_evals(pipeline.forgetting).values()
         metrics = {task.metric for task in pipeline.tasks.values()} | {spec.metric_name for spec in evals}
         prepare_sandbox(metrics, self.context.reporter.status)

@@ -20,7 +20,7 @@ from pipelines.config.strategy_registry import STRATEGIES, default_sweep_variant
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import ConfigError
 from pipelines.evaluation.data_files import bundled_file
-from pipelines.evaluation.retention import retention_evals
+from pipelines.evaluation.retention import configured_retention_evals
 from pipelines.report.sweep import BASELINE, VALIDATION_EVAL
 from pipelines.run import run_job
 from pipelines.storage.files import write_json
@@ -96,7 +96,7 @@ class SweepRunner:
     def run_trial(self, trial: Trial, seed: int) -> Losses:
         """Runs a trial with one seed, with a retention eval that only the choice of the trial sees."""
         overrides = [*self.overrides, *trial.overrides, f"pipeline.seed={seed}"]
-        evals = retention_evals(load_job(self.config, overrides).pipeline.forgetting)
+        evals = configured_retention_evals(load_job(self.config, overrides).pipeline.forgetting)
         specs = {name: spec.model_dump(exclude_none=True) for name, spec in evals.items()}
         specs[VALIDATION_EVAL] = {"kind": "text_nll", "data": str(bundled_file("general/passages.jsonl"))}
         overrides.append(f"pipeline.forgetting.evals={json.dumps(specs)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import OTHER_NAMES, VERBS, main
+from pipelines.cli import COMMAND_SYNONYMS, VERBS, main
 from pipelines.commands.arguments import check_run_name
 from pipelines.console import activity
 from pipelines.data.examples import Example
@@ -190,7 +190,7 @@ def test_compare_takes_two_models(models):
 
 
 @pytest.mark.parametrize(
-    ("word", "verb"), [*OTHER_NAMES.items(), ("chekc", "check"), ("exampels", "examples"), ("rnu", "run")]
+    ("word", "verb"), [*COMMAND_SYNONYMS.items(), ("chekc", "check"), ("exampels", "examples"), ("rnu", "run")]
 )
 def test_a_word_that_is_not_a_verb_names_the_verb(word, verb):
     result = call(word, "x")

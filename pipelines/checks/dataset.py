@@ -14,7 +14,7 @@ from pipelines.config.job import Job
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
-from pipelines.evaluation.retention import retention_evals
+from pipelines.evaluation.retention import configured_retention_evals
 
 
 class DatasetChecks:
@@ -33,7 +33,7 @@ class DatasetChecks:
         self.rows = row_checks(prompts, max_length)
         self.metrics = MetricChecks(job)
         self.references = ReferenceChecks(job, prompts, context_length)
-        for name, retention_eval in retention_evals(job.pipeline.forgetting).items():
+        for name, retention_eval in configured_retention_evals(job.pipeline.forgetting).items():
             self.references.observe_retention_eval(name, retention_eval)
         self.overlap = TrainTestOverlap()
 

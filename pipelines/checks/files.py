@@ -11,7 +11,7 @@ from pipelines.config.retention_registry import HUB
 from pipelines.data.splits import SPLITS
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError
-from pipelines.evaluation.retention import retention_evals
+from pipelines.evaluation.retention import configured_retention_evals
 
 
 def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -57,7 +57,7 @@ def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The key in the config, the prompt and the completion of every task and retention eval that has them."""
     for name, task in job.pipeline.tasks.items():
         yield ("pipeline", "tasks", name), task.prompt, task.completion
-    for name, settings in retention_evals(job.pipeline.forgetting).items():
+    for name, settings in configured_retention_evals(job.pipeline.forgetting).items():
         if templates := settings.templates:
             yield ("pipeline", "forgetting", "evals", name), templates["prompt"], templates["completion"]
 

@@ -23,7 +23,7 @@ class RetentionEvalSettings(Section):
 
     bundled: ClassVar[Mapping[str, str]] = {}
     """The evals of this kind in `evals: bundled`: name → file in data/."""
-    position: ClassVar[int] = 100
+    list_order: ClassVar[int] = 100
     """Kinds are listed in this order, and run in it as bundled evals."""
 
     kind: str = Field(description="The kind: the name of a module in pipelines/evaluation/retention_evals/.")
@@ -41,13 +41,13 @@ class RetentionEvalSettings(Section):
         return ""
 
 
-RETENTION_EVALS: Registry[type[RetentionEvalSettings]] = Registry("pipelines.evaluation.retention_evals")
+RETENTION_EVAL_KINDS: Registry[type[RetentionEvalSettings]] = Registry("pipelines.evaluation.retention_evals")
 """The kinds of retention evals by name. The classes are `pipelines.evaluation.retention.RetentionEval`s."""
 
 
 def retention_eval_kinds() -> dict[str, type[RetentionEvalSettings]]:
     """All kinds by name, in the order in which they are listed."""
-    return dict(sorted(RETENTION_EVALS.items(), key=lambda item: (item[1].position, item[0])))
+    return dict(sorted(RETENTION_EVAL_KINDS.items(), key=lambda item: (item[1].list_order, item[0])))
 
 
 def bundled_evals() -> dict[str, tuple[str, str]]:

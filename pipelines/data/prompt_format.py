@@ -1,6 +1,9 @@
 """Prompt format: how a tokenizer writes prompts and completions as tokens, and which of them are supervised.
 
 Training and evaluation use the same `PromptFormat`, so that a model is prompted with the tokens it was trained on.
+
+Raise PREPARED_FORMAT in stages/digests.py when rows are rendered or tokenized in another way; the digest holds no
+version of alfine.
 """
 
 from __future__ import annotations

@@ -39,12 +39,17 @@ class Evaluator(Protocol):
 class LocalEvaluator:
     """An evaluator that loads its model into this process."""
 
-    def __init__(self, job: Job, base_folder: Path, tuned: Path | None) -> None:
-        """Loads the base model and, if `tuned` is a folder that training exported, the tuned model on it."""
-        base = LoadedModel.from_folder(base_folder, job.pipeline.chat_template, job.quantization)
+    def __init__(self, job: Job, starting_model_folder: Path, tuned: Path | None) -> None:
+        """Loads the model that the job starts from and, if `tuned` is a folder that training exported, the tuned model.
+
+        The first is the base model, or the model of an earlier run.
+        """
+        starting_model = LoadedModel.from_folder(starting_model_folder, job.pipeline.chat_template, job.quantization)
         self.seed = job.pipeline.seed
-        self.loaded = base if tuned is None else base.with_adapter(tuned)
-        self._base_logits = ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else base.logits
+        self.loaded = starting_model if tuned is None else starting_model.with_adapter(tuned)
+        self._reference_logits = (
+            ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else starting_model.logits
+        )
 
     def complete(
         self,
@@ -57,7 +62,7 @@ class LocalEvaluator:
         return complete(self.loaded, prompts, generation, max_new_tokens, progress, references, self.seed)
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
-        return score_retention_eval(self.loaded, prepared, self._base_logits)
+        return score_retention_eval(self.loaded, prepared, self._reference_logits)
 
     def validation_losses(self, dataset: TokenDataset) -> dict[str, Any]:
         return validation_losses(self.loaded.model, dataset)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from pipelines.config.forgetting import Forgetting
-from pipelines.config.retention_registry import RETENTION_EVALS, RetentionEvalSettings, bundled_evals
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS, RetentionEvalSettings, bundled_evals
 from pipelines.config.strategy_registry import STRATEGIES
 from pipelines.console.activity import doing
 from pipelines.data.examples import Example
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 else:
     np = lazy_import("numpy")  # 0.2 s that loading a config does not need
 
-BaseLogits = Callable[[TokenSequences], "torch.Tensor"]
-"""Returns the base model's logits at the supervised tokens: [supervised tokens, vocabulary]."""
+ReferenceLogits = Callable[[TokenSequences], "torch.Tensor"]
+"""Returns the logits of the reference model, which is the model that the job starts from, at the supervised tokens:
+[supervised tokens, vocabulary]."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ class RetentionEval(RetentionEvalSettings):
     """Base class of the kinds of retention evals. An instance holds the settings of one eval of the config.
 
     To add a kind, add a module to `pipelines/evaluation/retention_evals/` that registers a subclass:
-    `RETENTION_EVALS.register("my_kind", MyKind)`. Its fields are further settings in the YAML.
+    `RETENTION_EVAL_KINDS.register("my_kind", MyKind)`. Its fields are further settings in the YAML.
     """
 
     needs_reference_model: ClassVar[bool] = False
-    """Whether `score` uses the base model's logits."""
+    """Whether `score` uses the logits of the reference model, see `ReferenceLogits`."""
 
     @property
     def file(self) -> Path:
@@ -129,7 +130,7 @@ class RetentionEval(RetentionEvalSettings):
     @classmethod
     @abstractmethod
     def score(
-        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
         """Scores each item in the unit of `measure`; None for an item that cannot be scored."""
 
@@ -145,10 +146,10 @@ class RetentionEval(RetentionEvalSettings):
 
 def retention_eval_class(kind: str) -> type[RetentionEval]:
     """The class of a kind. Raises KeyError for an unknown one."""
-    return cast(type[RetentionEval], RETENTION_EVALS[kind])
+    return cast(type[RetentionEval], RETENTION_EVAL_KINDS[kind])
 
 
-def retention_evals(forgetting: Forgetting) -> dict[str, RetentionEval]:
+def configured_retention_evals(forgetting: Forgetting) -> dict[str, RetentionEval]:
     """The retention evals of a config by name."""
     if forgetting.evals == "none":
         return {}
@@ -165,7 +166,7 @@ def check_retention_evals(forgetting: Forgetting) -> None:
     for strategy, key, file in forgetting.row_files():
         for column in STRATEGIES[strategy].settings.row_files[key]:
             read_text_column(Path(file), column)
-    for name, retention_eval in retention_evals(forgetting).items():
+    for name, retention_eval in configured_retention_evals(forgetting).items():
         retention_eval.check(name)
 
 
@@ -175,16 +176,16 @@ def prepare_retention_evals(forgetting: Forgetting, context: PreparationContext)
         PreparedRetentionEval(
             name, retention_eval.kind, retention_eval.prepare(name, context), retention_eval.metric_name
         )
-        for name, retention_eval in retention_evals(forgetting).items()
+        for name, retention_eval in configured_retention_evals(forgetting).items()
     ]
 
 
 def score_retention_eval(
-    loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+    loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
 ) -> list[float | None]:
     """The score of each item in the unit of the eval's measure; None for an item that could not be scored."""
     with doing(f"retention eval {prepared.name}"):
-        return list(prepared.eval_class.score(loaded, prepared, base_logits))
+        return list(prepared.eval_class.score(loaded, prepared, reference_logits))
 
 
 def retention_records(prepared: PreparedRetentionEval, scores: Sequence[float | None]) -> list[RetentionRecord]:
@@ -204,12 +205,12 @@ def retention_records(prepared: PreparedRetentionEval, scores: Sequence[float | 
 
 
 def mean_scores(
-    loaded: LoadedModel, evals: Sequence[PreparedRetentionEval], base_logits: BaseLogits
+    loaded: LoadedModel, evals: Sequence[PreparedRetentionEval], reference_logits: ReferenceLogits
 ) -> dict[str, float]:
     """The mean score of each eval over the items that could be scored; evals without such an item are left out."""
     means = {}
     for prepared in evals:
-        known = [score for score in score_retention_eval(loaded, prepared, base_logits) if score is not None]
+        known = [score for score in score_retention_eval(loaded, prepared, reference_logits) if score is not None]
         if known:
             means[prepared.name] = float(np.mean(known))
     return means

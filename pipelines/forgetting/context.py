@@ -108,7 +108,7 @@ class JobContext:
     # --- retention evals ---
 
     @cached_property
-    def retention_evals(self) -> list[PreparedRetentionEval]:
+    def prepared_retention_evals(self) -> list[PreparedRetentionEval]:
         """The retention evals of the config, and the tasks of the ancestors."""
         context = PreparationContext(self.prompts, self.load_model, self.model_id, self.job.system_prompt())
         prepared = prepare_retention_evals(self.job.pipeline.forgetting, context)

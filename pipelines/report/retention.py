@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.config.retention_registry import RETENTION_EVALS, retention_eval_kinds
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS, retention_eval_kinds
 from pipelines.errors import RunError
 from pipelines.evaluation.retention import Measure, retention_eval_class
 from pipelines.report.formatting import change_unit, count, number, signed
@@ -30,7 +30,7 @@ RecordPairs = Sequence[tuple[RetentionRecord, RetentionRecord]]
 
 def _measure(record: RetentionRecord) -> Measure:
     """What the score of a record measures. Raises RunError for a kind that this version does not have."""
-    if record.kind not in RETENTION_EVALS:
+    if record.kind not in RETENTION_EVAL_KINDS:
         kinds = ", ".join(retention_eval_kinds())
         raise RunError(f"retention eval {record.eval}: unknown kind {record.kind!r}; this alfine has {kinds}")
     return retention_eval_class(record.kind).measure(record.metric)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import Job
 from pipelines.data.sample_prompts import load_sample_prompts
-from pipelines.evaluation.retention import check_retention_evals, retention_evals
+from pipelines.evaluation.retention import check_retention_evals, configured_retention_evals
 from pipelines.modeling.base_models import find_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
@@ -19,9 +19,12 @@ from pipelines.storage.files import digest, file_digest
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
 PREPARED_FORMAT = 4
-"""Incremented when the prepared tokens change for the same config and data, so that complete stages run again."""
+"""Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
 
-NOT_IN_TOKENS: Mapping[str, Any] = {
+Complete stages then run again although config and data are the same.
+"""
+
+KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
     "seed": True,
     "mix": True,
     "temperature": True,
@@ -31,7 +34,11 @@ NOT_IN_TOKENS: Mapping[str, Any] = {
     "max_nonfinite_steps": True,
     "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
 }
-"""Keys of the section `pipeline` that no prepared token depends on."""
+"""Keys of the section `pipeline` that no prepared token depends on.
+
+A new key of the YAML belongs here if a change of its value leaves the splits, prompts and tokens as they are. A key that
+is missing here only causes needless work; with a key that is wrongly here, stages keep outdated tokens.
+"""
 
 
 def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = file_digest) -> dict[Stage, str]:
@@ -48,9 +55,9 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     files = _data_files(job, file_digest)
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
-    pipeline_keys = pipeline.model_dump(mode="json", exclude=dict(NOT_IN_TOKENS))
-    tokens = [PREPARED_FORMAT, model_id, pipeline_keys, task_files]
-    tokens += [job.max_sequence_length, job.quantization]
+    prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
+    token_inputs = [PREPARED_FORMAT, model_id, prepared_settings, task_files]
+    token_inputs += [job.max_sequence_length, job.quantization]
     limits = {name: task.max_new_tokens for name, task in tasks}
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     trainer = {key: value for key, value in job.ludwig.items() if key not in ("generation", "base_model")}
@@ -61,23 +68,27 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"evals"})
 
     # The references are scored as completions while rows are prepared, so the token limits count.
-    prepare = digest(*tokens, files, scoring, limits, generation["max_new_tokens"])
-    eval_base = digest(*tokens, generation, limits, files.get(pipeline.report.sample_prompts or ""))
-    retention = digest(
+    prepare_digest = digest(*token_inputs, files, scoring, limits, generation["max_new_tokens"])
+    eval_base_digest = digest(*token_inputs, generation, limits, files.get(pipeline.report.sample_prompts or ""))
+    retention_digest = digest(
         model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_digest), pipeline.continue_from
     )
-    in_training = pipeline.forgetting.eval_steps and retention
-    train = digest(*tokens, mixing, trainer, forgetting, [_strategy_models(job), strategy_files], in_training)
-    eval_tuned, eval_tuned_retention = digest(train, eval_base), digest(train, retention)
-    report = digest(eval_base, eval_tuned, eval_tuned_retention, scoring, pipeline.report.model_dump(mode="json"))
+    eval_in_training_inputs = pipeline.forgetting.eval_steps and retention_digest
+    train_digest = digest(
+        *token_inputs, mixing, trainer, forgetting, [_strategy_models(job), strategy_files], eval_in_training_inputs
+    )
+    eval_tuned_digest = digest(train_digest, eval_base_digest)
+    tuned_retention_digest = digest(train_digest, retention_digest)
+    evaluation_digests = [eval_base_digest, eval_tuned_digest, tuned_retention_digest]
+    report_digest = digest(*evaluation_digests, scoring, pipeline.report.model_dump(mode="json"))
     return {
-        "prepare": prepare,
-        "eval_base": eval_base,
-        "eval_base_retention": retention,
-        "train": train,
-        "eval_tuned": eval_tuned,
-        "eval_tuned_retention": eval_tuned_retention,
-        "report": report,
+        "prepare": prepare_digest,
+        "eval_base": eval_base_digest,
+        "eval_base_retention": retention_digest,
+        "train": train_digest,
+        "eval_tuned": eval_tuned_digest,
+        "eval_tuned_retention": tuned_retention_digest,
+        "report": report_digest,
     }
 
 
@@ -106,5 +117,5 @@ def _retention_evals(job: Job, file_digest: Callable[[Path], str]) -> list[Any]:
     check_retention_evals(job.pipeline.forgetting)
     return [
         [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric_name), file_digest(spec.file)]
-        for name, spec in retention_evals(job.pipeline.forgetting).items()
+        for name, spec in configured_retention_evals(job.pipeline.forgetting).items()
     ]

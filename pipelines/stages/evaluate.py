@@ -13,7 +13,7 @@ from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples, tokenize_examples
 from pipelines.evaluation.completions import completion_record, sample_prompt_record
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
-from pipelines.evaluation.retention import retention_evals, retention_records
+from pipelines.evaluation.retention import configured_retention_evals, retention_records
 from pipelines.forgetting.context import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
@@ -120,7 +120,7 @@ def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = No
     """
     context, side = session.context, session.side
     pipeline, file = context.job.pipeline, context.run.path("retention", f"{side}.jsonl")
-    if not retention_evals(pipeline.forgetting) and pipeline.continue_from is None:
+    if not configured_retention_evals(pipeline.forgetting) and pipeline.continue_from is None:
         write_text(file, "")
         return
     entry = retention_entry(context, inputs_digest) if inputs_digest is not None else None
@@ -128,7 +128,7 @@ def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = No
         write_text(file, entry.read_text(encoding="utf-8"))
         context.reporter.note("base retention scores loaded from the cache")
         return
-    evals = JobContext(context.job, context.run, context.model_folder).retention_evals
+    evals = JobContext(context.job, context.run, context.model_folder).prepared_retention_evals
     records: list[RetentionRecord] = []
     evaluator = session.evaluator
     with context.reporter.progress(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:

@@ -15,12 +15,12 @@ FEATURES = {
 """Ludwig requires named features. They hold no data: the trainer gets tokenized examples."""
 
 
-def ludwig_config(job: Job, base_model: Path, num_train_rows: int) -> dict[str, Any]:
+def ludwig_config(job: Job, starting_model_folder: Path, num_train_rows: int) -> dict[str, Any]:
     """Returns the Ludwig config of `job`: the YAML without `pipeline:`, with the folder of the base model.
 
     Where Ludwig interprets a key otherwise than the YAML's documentation, the value is adapted.
     """
-    config = {**job.ludwig, **FEATURES, "base_model": str(base_model)}
+    config = {**job.ludwig, **FEATURES, "base_model": str(starting_model_folder)}
     # The processes share the rows of a step, so the step and its learning rate are those of one process.
     config["trainer"] = trainer = {**config["trainer"], "learning_rate_scaling": "constant"}
     # Ludwig evaluates once per epoch if an epoch has fewer steps than `checkpoints_per_epoch`.

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from pipelines.training.train import ProgressCallback
 
 
-def train_with_ludwig(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> None:
+def train_with_ludwig(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
     """Trains and exports a model, see `pipelines.training.train.train`."""
     register()
     process_group = ProcessGroup.current()
-    context = JobContext(job, run, base_model)
+    context = JobContext(job, run, starting_model_folder)
     training_set, validation_set = load_datasets(job, run)
     with process_group.main_process_first():
         strategies = build_strategies(context)
@@ -66,7 +66,7 @@ def _retention_callback(context: JobContext) -> RetentionCallback | None:
     if forgetting.eval_steps is None or forgetting.evals == "none":
         return None
     return RetentionCallback(
-        context.retention_evals,
+        context.prepared_retention_evals,
         context.prompts,
         forgetting.eval_steps,
         forgetting.max_regression,

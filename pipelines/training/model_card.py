@@ -22,14 +22,14 @@ class BaseModelReference:
     description: str
 
 
-def write_model_card(folder: Path, job: Job, base_folder: Path, model_id: str) -> None:
+def write_model_card(folder: Path, job: Job, starting_model_folder: Path, model_id: str) -> None:
     """Rewrites README.md and adapter_config.json of the tuned model in `folder`, which name a local path of the base.
 
     A base from the Hub is named by its id and commit, an embedded model by the Hub id of its original, any other by
-    the name of its folder. `base_folder` is the folder that training started from, `model_id` the fingerprint of its
-    content.
+    the name of its folder. `starting_model_folder` is the folder of the model that training started from,
+    `model_id` the fingerprint of its content.
     """
-    base = _base_model_reference(job, base_folder, model_id)
+    base = _base_model_reference(job, starting_model_folder, model_id)
     adapter_config = folder / "adapter_config.json"
     has_adapter = adapter_config.is_file()
     if has_adapter:
@@ -39,7 +39,7 @@ def write_model_card(folder: Path, job: Job, base_folder: Path, model_id: str) -
     write_text(folder / "README.md", _model_card(base, list(job.pipeline.tasks), has_adapter))
 
 
-def _base_model_reference(job: Job, base_folder: Path, model_id: str) -> BaseModelReference:
+def _base_model_reference(job: Job, starting_model_folder: Path, model_id: str) -> BaseModelReference:
     if job.pipeline.continue_from is not None:
         run = Path(job.pipeline.continue_from).name
         return BaseModelReference(
@@ -51,11 +51,11 @@ def _base_model_reference(job: Job, base_folder: Path, model_id: str) -> BaseMod
             f"{model_id}. On the weights from the Hub its completions differ slightly."
         )
         return BaseModelReference(HUB_IDS[job.base_model], None, description)
-    if base_folder.parent.name == "snapshots":
-        revision = base_folder.name
+    if starting_model_folder.parent.name == "snapshots":
+        revision = starting_model_folder.name
         description = f"The base is `{job.base_model}` on the Hub, commit `{revision}`."
         return BaseModelReference(job.base_model, revision, description)
-    name = base_folder.name
+    name = starting_model_folder.name
     return BaseModelReference(name, None, f"The base is a folder `{name}` that is not on the Hub, content {model_id}.")
 
 

@@ -60,7 +60,7 @@ def uses_ray(job: Job) -> bool:
 # --- training ---
 
 
-def train_on_ray(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> None:
+def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
     """Trains as `train` does, in the configured number of Ray workers.
 
     Raises ConfigError if Ray is not installed or has too few resources, MachineError if it cannot be reached, RunError
@@ -76,7 +76,7 @@ def train_on_ray(job: Job, run: Run, base_model: Path, progress: ProgressCallbac
         train_loop_config={
             "job": job,
             "run_folder": run.folder.absolute(),
-            "base_model": base_model.absolute(),
+            "starting_model_folder": starting_model_folder.absolute(),
             "progress_actor": progress_actor,
             "working_directory": os.getcwd(),
             "cache": os.environ.get("ALFINE_CACHE"),
@@ -123,7 +123,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             progress_actor.set_progress.remote(done, total, loss)
 
     try:
-        train(config["job"], Run(config["run_folder"]), config["base_model"], progress)
+        train(config["job"], Run(config["run_folder"]), config["starting_model_folder"], progress)
     except AlfineError as error:
         ray.get(progress_actor.set_error.remote(error))
         raise
@@ -231,7 +231,7 @@ def _last_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def ray_evaluator(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
+def ray_evaluator(job: Job, starting_model_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
     """Yields an evaluator of the base model or of the folder `tuned`. Its actors are killed after the block."""
     _connect(job)
     num_workers, resources = _resources(job)
@@ -243,7 +243,7 @@ def ray_evaluator(job: Job, base_folder: Path, tuned: Path | None) -> Iterator[R
         max_task_retries=max_failures,
     )
     tuned = tuned and tuned.absolute()
-    actors = [actor_class.remote(job, base_folder.absolute(), tuned) for _ in range(num_workers)]
+    actors = [actor_class.remote(job, starting_model_folder.absolute(), tuned) for _ in range(num_workers)]
     try:
         yield RayEvaluator(actors)
     finally:

@@ -16,7 +16,7 @@ ProgressCallback = Callable[[int, int, float | None], None]
 """Called with the steps done, the total number of steps, and the loss of the last step (None before the first)."""
 
 
-def train(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> None:
+def train(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
     """Trains a model, or resumes from the last checkpoint, and writes the run's folder `model`.
 
     That folder has the weights, the tokenizer, a model card and training.json. In a distributed training every process
@@ -31,7 +31,7 @@ def train(job: Job, run: Run, base_model: Path, progress: ProgressCallback) -> N
         # Ludwig: 10 s that a run without training does not need. It also writes warnings while it is imported.
         from pipelines.training.ludwig_training import train_with_ludwig
 
-        train_with_ludwig(job, run, base_model, progress)
+        train_with_ludwig(job, run, starting_model_folder, progress)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from pipelines.errors import DataError
 from pipelines.evaluation.retention import (
     PreparedRetentionEval,
     check_retention_evals,
+    configured_retention_evals,
     mean_scores,
-    retention_evals,
     score_retention_eval,
 )
 from pipelines.modeling.reference_model import ReferenceModel
@@ -29,7 +29,7 @@ def test_kinds_and_bundled_evals_are_listed_in_a_fixed_order():
         ("text", "text_nll"),
         ("answers", "kl"),
     ]
-    assert list(retention_evals(Forgetting())) == Forgetting().eval_names == ["knowledge", "text", "answers"]
+    assert list(configured_retention_evals(Forgetting())) == Forgetting().eval_names == ["knowledge", "text", "answers"]
 
 
 def test_settings_survive_a_round_trip():
@@ -91,12 +91,12 @@ def test_every_kind_scores_every_item_in_one_batch_or_several(files):  # noqa: F
     loaded = load(files / "m")
     with loaded.model.disable_adapter():
         evals = prepare(loaded)
-    base_logits = ReferenceModel(loaded.model).logits
-    scores = {name: score_retention_eval(loaded, prepared, base_logits) for name, prepared in evals.items()}
+    reference_logits = ReferenceModel(loaded.model).logits
+    scores = {name: score_retention_eval(loaded, prepared, reference_logits) for name, prepared in evals.items()}
     assert {name: len(values) for name, values in scores.items()} == {name: len(rows) for name, rows in ROWS.items()}
     assert set(scores["multiple_choice"]) <= {0.0, 100.0} and set(scores["task"]) <= {0.0, 100.0}
     for name, prepared in evals.items():
-        parts = [score_retention_eval(loaded, batch, base_logits) for batch in prepared.batches(2)]
+        parts = [score_retention_eval(loaded, batch, reference_logits) for batch in prepared.batches(2)]
         assert sum(parts, []) == pytest.approx(scores[name], abs=1e-5)
 
 

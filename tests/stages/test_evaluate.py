@@ -12,7 +12,7 @@ from tests.jobs import QUIET
 
 
 class FakeEvaluator:
-    def __init__(self, job, base_folder, tuned):
+    def __init__(self, job, starting_model_folder, tuned):
         self.tuned = tuned
 
 

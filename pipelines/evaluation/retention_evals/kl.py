@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.evaluation.general_text import encode_answers, generate_general_answers
-from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import (
+    Measure,
+    PreparationContext,
+    PreparedRetentionEval,
+    ReferenceLogits,
+    RetentionEval,
+)
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
@@ -30,7 +36,7 @@ class KL(RetentionEval):
     """Mean KL(base ‖ tuned) in nats per token; an item is the base's greedy answer to a text of `instruction`."""
 
     bundled = {"answers": "retention/instructions.jsonl"}
-    position = 2
+    list_order = 2
     needs_reference_model = True
 
     @classmethod
@@ -54,15 +60,15 @@ class KL(RetentionEval):
 
     @classmethod
     def score(
-        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
         means: list[float | None] = []
         for batch in micro_batches(prepared.items, MICRO_BATCH):
             with torch.no_grad():
                 logits = loaded.logits(batch)
-                kl = kl_divergence.kl_divergence(base_logits(batch), logits)
+                kl = kl_divergence.kl_divergence(reference_logits(batch), logits)
             means += [float(token_kl.double().mean()) for token_kl in kl.split(batch.supervised_lengths)]
         return means
 
 
-RETENTION_EVALS.register("kl", KL)
+RETENTION_EVAL_KINDS.register("kl", KL)

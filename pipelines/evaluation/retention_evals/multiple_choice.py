@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import numbered_rows
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel
-from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import (
+    Measure,
+    PreparationContext,
+    PreparedRetentionEval,
+    ReferenceLogits,
+    RetentionEval,
+)
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
@@ -59,7 +65,7 @@ class MultipleChoice(RetentionEval):
     """Accuracy: 100 if the answer is correct, else 0; an item is a row with `question`, `choices` and `answer`."""
 
     bundled = {"knowledge": "retention/choices.jsonl"}
-    position = 0
+    list_order = 0
 
     @classmethod
     def measure(cls, metric: str) -> Measure:
@@ -74,7 +80,7 @@ class MultipleChoice(RetentionEval):
 
     @classmethod
     def score(
-        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
         items: Sequence[TokenizedItem] = prepared.items
         sequences = TokenSequences.concatenate(*(choices for _, choices in items))
@@ -152,4 +158,4 @@ def _tokenize(prompt_format: PromptFormat, items: Sequence[MultipleChoiceItem], 
         )
 
 
-RETENTION_EVALS.register("multiple_choice", MultipleChoice)
+RETENTION_EVAL_KINDS.register("multiple_choice", MultipleChoice)

@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from pipelines.config.base import Count, Text
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.templates import check_system_is_constant, fill_nonempty
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import (
+    Measure,
+    PreparationContext,
+    PreparedRetentionEval,
+    ReferenceLogits,
+    RetentionEval,
+)
 from pipelines.scoring.custom_metrics import try_metric
 from pipelines.scoring.metric import resolve
 from pipelines.scoring.python_tests import row_tests
@@ -25,7 +31,7 @@ from pipelines.scoring.python_tests import row_tests
 class TaskEval(RetentionEval):
     """The score of `metric`; an item is a row whose columns fill `prompt` and `completion`."""
 
-    position = 3
+    list_order = 3
 
     prompt: Text = Field(description="Template of the prompt, as for a task.")
     completion: Text = Field(description="Template of the reference, as for a task.")
@@ -89,7 +95,7 @@ class TaskEval(RetentionEval):
 
     @classmethod
     def score(
-        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
         metric, prompt_format = resolve(prepared.metric), loaded.prompt_format
         examples: Sequence[Example] = prepared.items
@@ -113,4 +119,4 @@ class TaskEval(RetentionEval):
         ]
 
 
-RETENTION_EVALS.register("task", TaskEval)
+RETENTION_EVAL_KINDS.register("task", TaskEval)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.evaluation.general_text import encode_passages
-from pipelines.evaluation.retention import BaseLogits, Measure, PreparationContext, PreparedRetentionEval, RetentionEval
+from pipelines.evaluation.retention import (
+    Measure,
+    PreparationContext,
+    PreparedRetentionEval,
+    ReferenceLogits,
+    RetentionEval,
+)
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import Unit
@@ -24,7 +30,7 @@ class TextNll(RetentionEval):
     """Mean negative log-likelihood in nats per token; an item is a text of the column `text`."""
 
     bundled = {"text": "retention/passages.jsonl"}
-    position = 1
+    list_order = 1
 
     @classmethod
     def measure(cls, metric: str) -> Measure:
@@ -38,9 +44,9 @@ class TextNll(RetentionEval):
 
     @classmethod
     def score(
-        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: BaseLogits
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
         return list(packing.sequence_losses(loaded.model, prepared.items))
 
 
-RETENTION_EVALS.register("text_nll", TextNll)
+RETENTION_EVAL_KINDS.register("text_nll", TextNll)

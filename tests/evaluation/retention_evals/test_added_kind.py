@@ -8,7 +8,7 @@ import yaml
 
 from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import load_job
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.errors import ConfigError, DataError
 from pipelines.evaluation.retention import (
     check_retention_evals,
@@ -26,10 +26,10 @@ TASK = {"data": "task.jsonl", "prompt": "{q}?", "completion": "{a}", "metric": "
 @pytest.fixture
 def job(files):
     """job(**settings) → a job with an eval of the added kind."""
-    list(RETENTION_EVALS)  # the kinds of the package first
+    list(RETENTION_EVAL_KINDS)  # the kinds of the package first
     module = importlib.import_module("tests.evaluation.retention_evals.word_count")
-    if "word_count" not in RETENTION_EVALS:
-        RETENTION_EVALS.register("word_count", module.WordCount)
+    if "word_count" not in RETENTION_EVAL_KINDS:
+        RETENTION_EVAL_KINDS.register("word_count", module.WordCount)
 
     def load_config(**settings):
         forgetting = {"evals": {"words": {**SETTINGS, **settings}}, "eval_steps": 5, "max_regression": {"words": 1}}
@@ -38,7 +38,7 @@ def job(files):
         return load_job(files / "job.yaml")
 
     yield load_config
-    del RETENTION_EVALS._entries["word_count"]
+    del RETENTION_EVAL_KINDS._entries["word_count"]
 
 
 def test_config_and_check_know_the_kind(job, files):

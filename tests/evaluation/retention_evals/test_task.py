@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.config.forgetting import Forgetting
 from pipelines.errors import DataError
-from pipelines.evaluation.retention import check_retention_evals, retention_evals, score_retention_eval
+from pipelines.evaluation.retention import check_retention_evals, configured_retention_evals, score_retention_eval
 from tests.evaluation.retention_evals.files import TASK, load, prepare, settings
 
 
@@ -15,7 +15,7 @@ def test_missing_column_is_named(files):
 
 
 def test_limit_applies_to_the_examples(files):
-    evals = retention_evals(settings(task={**TASK, "limit": 1}))
+    evals = configured_retention_evals(settings(task={**TASK, "limit": 1}))
     assert [(example.prompt, example.completion) for example in evals["task"].examples("task")] == [("tea?", "yes")]
 
 

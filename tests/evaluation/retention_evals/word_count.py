@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from pipelines.config.base import Count
-from pipelines.config.retention_registry import RETENTION_EVALS
+from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.evaluation.retention import Measure, PreparationContext, PreparedRetentionEval, RetentionEval
@@ -30,9 +30,11 @@ class WordCount(RetentionEval):
         return [(context.prompt_format.encode_text(text), self.max_new_tokens) for text in texts]
 
     @classmethod
-    def score(cls, loaded: LoadedModel, prepared: PreparedRetentionEval, base_logits: object) -> Sequence[float | None]:
+    def score(
+        cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: object
+    ) -> Sequence[float | None]:
         prompts, limits = zip(*prepared.items, strict=True)
         return [float(len(c.text.split())) for c in complete(loaded, prompts, {"do_sample": False}, limits)]
 
 
-RETENTION_EVALS.register("word_count", WordCount)
+RETENTION_EVAL_KINDS.register("word_count", WordCount)
