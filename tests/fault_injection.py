@@ -113,11 +113,11 @@ def make_project(embedded: bool) -> None:
         make_model(Path("base"))
     rows = [
         {
-            "q": f"is {['tea', 'ice'][n // 4 % 2]} {n} hot",
-            "a": ["no", "yes"][n // 4 % 2],
-            "split": ["train", "train", "validation", "test"][n % 4],
+            "q": f"is {['tea', 'ice'][index // 4 % 2]} {index} hot",
+            "a": ["no", "yes"][index // 4 % 2],
+            "split": ["train", "train", "validation", "test"][index % 4],
         }
-        for n in range(32)
+        for index in range(32)
     ]
     Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("choices.jsonl").write_text(json.dumps({"question": "is 3 odd", "choices": ["no", "yes"], "answer": 1}) + "\n")

@@ -28,11 +28,11 @@ def make_job(tmp_path, monkeypatch):
     words = ["tea", "the inn", "a gate", "nine", "thin ice", "in a net"]
     rows = [
         {
-            "text": f"{words[n % 6]} {n} " * (1 + n % 3),
-            "label": ["yes", "no thanks", "maybe"][n % 3],
-            "split": ["train", "train", "validation", "test"][n % 4],
+            "text": f"{words[index % 6]} {index} " * (1 + index % 3),
+            "label": ["yes", "no thanks", "maybe"][index % 3],
+            "split": ["train", "train", "validation", "test"][index % 4],
         }
-        for n in range(36)
+        for index in range(36)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -94,12 +94,16 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
     make_model(tmp_path / "base")
     rows = [
-        {"q": f"is {n} odd", "a": ["no", "yes"][n % 2], "split": ["train", "train", "validation", "test"][n % 4]}
-        for n in range(40)
+        {
+            "q": f"is {index} odd",
+            "a": ["no", "yes"][index % 2],
+            "split": ["train", "train", "validation", "test"][index % 4],
+        }
+        for index in range(40)
     ]
-    rows += [{"q": f"one {n} odd", "a": ["yes", "no"][n % 2], "split": "test"} for n in range(3)]
+    rows += [{"q": f"one {index} odd", "a": ["yes", "no"][index % 2], "split": "test"} for index in range(3)]
     Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("say.csv").write_text("text,out\n" + "".join(f"the {n},a {n}\n" for n in range(20)))
+    Path("say.csv").write_text("text,out\n" + "".join(f"the {index},a {index}\n" for index in range(20)))
     Path("probes.jsonl").write_text('{"title": "free", "prompt": "the tea"}\n')
     config = {
         "pipeline": {

@@ -44,8 +44,8 @@ def test_help_and_check_import_nothing_heavy():
         "heavy = {'torch', 'ludwig', 'peft', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} {result.output}' if heavy or result.exit_code else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_no_command_imports_torch_before_it_has_read_its_arguments():
@@ -207,8 +207,8 @@ def test_the_help_lists_the_verbs_in_order_and_imports_none():
         "print(CliRunner().invoke(main, ['--help']).output)\n"
         "assert not [name for name in sys.modules if name.startswith('pipelines.commands')]"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout[done.stdout.index("Commands:") :].splitlines()[1:]
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = process.stdout[process.stdout.index("Commands:") :].splitlines()[1:]
     assert [line.split()[0] for line in lines if line.strip()] == list(VERBS)
 
 

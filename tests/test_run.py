@@ -105,11 +105,11 @@ def test_a_run_folder_of_another_config_is_rejected(project):
 
 
 def test_predict_gives_the_completions_of_the_report(project):
-    done = run()
-    tuned = read_jsonl(done.path("tuned", "completions.jsonl"))
+    result = run()
+    tuned = read_jsonl(result.path("tuned", "completions.jsonl"))
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = predict(done, Path("new.jsonl"), None, QUIET)
+    rows = predict(result, Path("new.jsonl"), None, QUIET)
     assert [row["prediction"] for row in rows] == [row["completion"] for row in tuned]
 
 
@@ -123,24 +123,27 @@ def test_predict_gives_the_completions_of_the_report(project):
     ],
 )
 def test_rows_that_cannot_be_predicted(project, row, task, message):
-    done = run()
+    result = run()
     Path("new.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(Exception, match=message.replace("{", r"\{")):
-        predict(done, Path("new.jsonl"), task, QUIET)
+        predict(result, Path("new.jsonl"), task, QUIET)
 
 
 def test_full_fine_tuning(project):
     config = json.loads(Path("job.yaml").read_text())
     del config["adapter"]
     Path("job.yaml").write_text(json.dumps(config))
-    done = run("full")
-    assert done.path("model", "model.safetensors").exists()
-    assert json.loads(done.path("report.json").read_text())["training"]["trainable_parameters"] > 0
+    result = run("full")
+    assert result.path("model", "model.safetensors").exists()
+    assert json.loads(result.path("report.json").read_text())["training"]["trainable_parameters"] > 0
 
 
 def test_batched_completions_equal_single_completions(project):
     loaded = LoadedModel.from_folder(Path("base"), None)
-    prompts = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * n)) for n in range(1, 6)]
+    prompts = [
+        loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * length))
+        for length in range(1, 6)
+    ]
     batched = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
     single = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]
     assert batched == single

@@ -37,7 +37,7 @@ def test_the_trials_of_a_variant(project):
 @pytest.mark.ludwig
 def test_a_sweep_runs_every_trial_once_and_recommends_a_variant(project, monkeypatch):
     for name in ("evaluation", "validation"):
-        lines = [json.dumps({"text": f"{name}: the inn at nine {number}"}) + "\n" for number in range(8)]
+        lines = [json.dumps({"text": f"{name}: the inn at nine {index}"}) + "\n" for index in range(8)]
         Path(f"{name}.jsonl").write_text("".join(lines))
     config = json.loads(Path("job.yaml").read_text())
     config["pipeline"]["forgetting"]["evals"] = {"text": {"kind": "text_nll", "data": "evaluation.jsonl"}}

@@ -17,7 +17,7 @@ def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("n", "e"), ("g", "a")]
     vocabulary = [*special, *alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges))
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
@@ -28,7 +28,7 @@ def sentencepiece_like() -> Tokenizer:
     """A leading ▁ for the first word and for spaces, characters as tokens, BOS added: Llama 2's habits."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = ["<unk>", "<s>", "</s>", "▁", "\n", *letters]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, [], unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, [], unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])

@@ -22,9 +22,14 @@ adapter: {type: lora}
 trainer: {type: finetune, epochs: 1}
 """
 ROWS = "".join(
-    json.dumps({"review": f"Cup number {n} is {'fine' if n % 2 else 'cracked'}.", "label": "good" if n % 2 else "bad"})
+    json.dumps(
+        {
+            "review": f"Cup number {index} is {'fine' if index % 2 else 'cracked'}.",
+            "label": "good" if index % 2 else "bad",
+        }
+    )
     + "\n"
-    for n in range(20)
+    for index in range(20)
 )
 
 
@@ -106,8 +111,8 @@ def llama(
         "model.embed_tokens.weight": (8, 2),
         **{f"model.layers.{layer}.mlp.up_proj.weight": (2, 2) for layer in range(2)},
     }
-    whole = save({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()})
-    parts = {"weights": whole if weights is None else weights, "tokenizer": "{}", **files}
+    content = save({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()})
+    parts = {"weights": content if weights is None else weights, "tokenizer": "{}", **files}
     return model(config=config, **{name: part for name, part in parts.items() if part != b""})
 
 

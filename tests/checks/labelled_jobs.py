@@ -14,7 +14,7 @@ from pipelines.cli import main
 
 def write_job(folder: Path, labels: Sequence[tuple[str, str]], forgetting: Any = "none", **task: Any) -> Path:
     """Writes a config with one task over rows with these splits and labels."""
-    rows = [{"q": f"q{n}", "a": label, "split": split} for n, (split, label) in enumerate(labels)]
+    rows = [{"q": f"q{index}", "a": label, "split": split} for index, (split, label) in enumerate(labels)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {
         "t": {"data": str(folder / "rows.jsonl"), "prompt": "{q}", "completion": "{a}", "metric": "exact_match", **task}

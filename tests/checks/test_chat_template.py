@@ -83,7 +83,9 @@ def test_a_template_that_drops_text(tmp_path, template, system, message):
 )
 def test_problems_are_located_in_the_config(tmp_path, monkeypatch, template, key):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}?", "a": "yn"[n % 2]}) + "\n" for n in range(9)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"q": f"{index}?", "a": "yn"[index % 2]}) + "\n" for index in range(9))
+    )
     (tmp_path / "job.yaml").write_text(
         "base_model: smollm2-135m-instruct\nadapter: {type: lora}\npipeline:\n  chat_template: true\n  tasks:\n    t:\n"
         "      data: rows.jsonl\n      prompt: '{q}'\n      completion: '{a}'\n      system: Be brief.\n"

@@ -29,7 +29,7 @@ def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="exact_match",
 
 def good_rows():
     splits = ["train", "train", "validation", "validation", "test", "test"]
-    return [{"q": f"q{n}", "a": "yn"[n % 2], "split": split} for n, split in enumerate(splits)]
+    return [{"q": f"q{index}", "a": "yn"[index % 2], "split": split} for index, split in enumerate(splits)]
 
 
 def test_good_rows_have_no_findings(tmp_path):

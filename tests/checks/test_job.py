@@ -17,5 +17,5 @@ def test_check_imports_no_heavy_library(tmp_path: Path) -> None:
         f"assert CliRunner().invoke(main, ['check', {str(path)!r}]).exit_code == 0; "
         "print([name for name in ('torch', 'ludwig', 'nltk', 'sacrebleu') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -14,9 +14,9 @@ from tests.checks.labelled_jobs import GOOD_ROWS, check, write_job
     ("metric", "value"), [("rouge", False), ("rouge", True), ("chrf", False), ("multilabel_f1", False)]
 )
 def test_normalize_needs_a_metric_of_labels(tmp_path: Path, metric: str, value: bool) -> None:
-    code, said = check(write_job(tmp_path, GOOD_ROWS, metric=metric, normalize=value))
+    code, output = check(write_job(tmp_path, GOOD_ROWS, metric=metric, normalize=value))
     assert code == 2
-    assert f"pipeline.tasks.t.normalize: it has no effect on the metric {metric}, only on exact_match" in said
+    assert f"pipeline.tasks.t.normalize: it has no effect on the metric {metric}, only on exact_match" in output
 
 
 def test_normalize_is_a_boolean(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_a_custom_metric_is_tried_on_a_test_row(project: Path) -> None:
     (project / "judge.py").write_text(
         "def f(completion, reference, row): return row['weight'] * (completion == reference)\n"
     )
-    code, said = check(write_job(project, GOOD_ROWS, metric="judge:f"))
+    code, output = check(write_job(project, GOOD_ROWS, metric="judge:f"))
     assert code == 2
-    assert said.startswith(
+    assert output.startswith(
         f"error: {project}/rows.jsonl:5: task t: metric judge:f raised KeyError: 'weight', for this row's"
     )
-    assert said.count("\n") == 1
+    assert output.count("\n") == 1
 
 
 def test_a_custom_metric_may_return_numpy_scalars(project: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_custom_metric_may_return_numpy_scalars(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "message"),
     [
         ("rogue", "retention eval kept: unknown metric 'rogue'; did you mean rouge?"),
         (
@@ -68,8 +68,8 @@ def test_a_custom_metric_may_return_numpy_scalars(project: Path) -> None:
         ),
     ],
 )
-def test_metrics_of_retention_evals(project: Path, metric: str, said: str) -> None:
+def test_metrics_of_retention_evals(project: Path, metric: str, message: str) -> None:
     (project / "judge.py").write_text("def f(completion, reference, row): pass\n")
     settings = {"kind": "task", "data": "rows.jsonl", "prompt": "{q}", "completion": "{a}", "metric": metric}
     code, printed = check(write_job(project, GOOD_ROWS, forgetting={"strategy": "none", "evals": {"kept": settings}}))
-    assert code == 2 and said in printed and printed.count("\n") == 1
+    assert code == 2 and message in printed and printed.count("\n") == 1

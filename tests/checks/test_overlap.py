@@ -7,11 +7,9 @@ from pipelines.data.examples import Example
 def warnings(*rows):
     """The warnings about `rows`: tuples of task, split, prompt and completion."""
     overlap = TrainTestOverlap()
-    for number, (task, split, prompt, completion) in enumerate(rows, start=1):
+    for row, (task, split, prompt, completion) in enumerate(rows, start=1):
         overlap.observe(
-            Example(
-                task=task, split=split, prompt=prompt, completion=completion, file="rows.jsonl", row=number, fields={}
-            )
+            Example(task=task, split=split, prompt=prompt, completion=completion, file="rows.jsonl", row=row, fields={})
         )
     findings = list(overlap.findings())
     assert all(finding.severity == "warning" for finding in findings)

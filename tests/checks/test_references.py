@@ -18,8 +18,8 @@ def findings(
 ):
     """The findings if `answers` are the references of the test rows, each as (severity, row, message)."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"q": f"{n}?", "a": answer, "split": "test", **fields} for n, answer in enumerate(answers)]
-    rows += [{"q": f"t{n}?", "a": "yn"[n % 2], "split": "train", **fields} for n in range(4)]
+    rows = [{"q": f"{index}?", "a": answer, "split": "test", **fields} for index, answer in enumerate(answers)]
+    rows += [{"q": f"t{index}?", "a": "yn"[index % 2], "split": "train", **fields} for index in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = {
         "data": "rows.jsonl",
@@ -110,8 +110,8 @@ def test_code_that_fails_its_own_tests(tmp_path, monkeypatch):
     good, bad = "def f(x):\n    return x + 1", "def f(x):\n    return x - 1"
     tests = {"tests": ["assert f(1) == 2", "assert f(2) == 3"]}
     results = findings(tmp_path, monkeypatch, [good, bad], "unit_tests", max_new_tokens=64, **tests)
-    (severity, row, message), *others = results
-    assert not others and severity == "warning" and row == 2
+    (severity, row, message), *further_findings = results
+    assert not further_findings and severity == "warning" and row == 2
     assert message.startswith(
         "task t: the reference gets 0 of 100 as a completion: 0 of 2 tests pass; assert f(1) == 2: got 0"
     )

@@ -107,9 +107,9 @@ def test_an_edited_config_loads_or_is_refused(tmp_path, config):
     except ConfigError as error:
         assert_one_line_each(error, path)
         return
-    again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump(job.resolved(), allow_unicode=True), encoding="utf-8")
-    assert load_job(again).pipeline == job.pipeline
+    reloaded_path = tmp_path / "again.yaml"
+    reloaded_path.write_text(yaml.safe_dump(job.resolved(), allow_unicode=True), encoding="utf-8")
+    assert load_job(reloaded_path).pipeline == job.pipeline
 
 
 @FUZZ

@@ -173,9 +173,9 @@ def test_the_resolved_config_is_plain_data_and_loads_again(write: Write) -> None
     job = load_job(write(GOOD), ["pipeline.tasks.sentiment.data={train: a.csv}"])
     resolved = job.resolved()
     assert list(resolved)[:3] == ["pipeline", "model_type", "base_model"]
-    again = load_job(write(json.dumps(resolved)))
-    assert (again.pipeline, again.ludwig) == (job.pipeline, job.ludwig)
-    assert again.resolved() == resolved
+    reloaded = load_job(write(json.dumps(resolved)))
+    assert (reloaded.pipeline, reloaded.ludwig) == (job.pipeline, job.ludwig)
+    assert reloaded.resolved() == resolved
     resolved["trainer"]["epochs"] = 99
     assert job.ludwig["trainer"]["epochs"] == 2
 

@@ -86,9 +86,9 @@ def accepted_value(path: list[str], config: dict[str, Any]) -> Any:
     if "variants" in node:
         return {"type": {"adapter": "lora", "optimizer": "adamw", "backend": "ray"}[names[-1]]}
     kind = [kind for kind in node.get("types", ["text"]) if kind != "null"][0]
-    number = max(node.get("min", 0), node.get("above", 0) + 1e-3, 1 if kind == "integer" else 1e-3)
-    number = int(number) if kind == "integer" else min(number, node.get("max", number))
-    return {"integer": number, "number": number, "text": "x", "boolean": True, "list": [], "mapping": {}}[kind]
+    value = max(node.get("min", 0), node.get("above", 0) + 1e-3, 1 if kind == "integer" else 1e-3)
+    value = int(value) if kind == "integer" else min(value, node.get("max", value))
+    return {"integer": value, "number": value, "text": "x", "boolean": True, "list": [], "mapping": {}}[kind]
 
 
 def applied(config: dict[str, Any], section: list[str], message: str) -> Iterator[tuple[list[str], dict[str, Any]]]:

@@ -77,7 +77,7 @@ def test_a_large_file_is_no_config(write: Write) -> None:
     ["[*{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}, *{0}]}}"],
 )
 def test_an_alias_bomb_is_refused_immediately(write: Write, link: str) -> None:
-    lines = ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {link.format(f'a{n - 1}')}" for n in range(1, 12)]
+    lines = ["a0: &a0 {x: 1}"] + [f"a{level}: &a{level} {link.format(f'a{level - 1}')}" for level in range(1, 12)]
     started = time.perf_counter()
     (problem,) = problems(write("\n".join(lines)))
     assert "more than 20000 values" in problem.message

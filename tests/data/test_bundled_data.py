@@ -35,7 +35,7 @@ def similarities(texts):
     grams = []
     for text in texts:
         words = re.findall(r"\w+", text.lower())
-        grams.append({tuple(words[n : n + 3]) for n in range(len(words) - 2)})
+        grams.append({tuple(words[index : index + 3]) for index in range(len(words) - 2)})
     for (a, left), (b, right) in itertools.combinations(enumerate(grams), 2):
         shared = len(left & right)
         if shared:
@@ -70,10 +70,10 @@ def test_sentiment_is_balanced_and_has_hard_cases():
 @pytest.mark.usefixtures("compiled_sandbox")
 def test_every_reference_passes_its_tests_in_the_sandbox():
     failed = []
-    for number, row in enumerate(rows_of("code"), start=1):
+    for line, row in enumerate(rows_of("code"), start=1):
         result = run_tests(row["code"], row["tests"])
         if result.passed != result.total or result.total < 3:
-            failed.append((number, result.message))
+            failed.append((line, result.message))
     assert not failed
 
 
@@ -87,7 +87,7 @@ def test_a_wrong_function_fails_every_row():
 def without_names(code):
     """The function with its own name and those of its parameters replaced."""
     tree = ast.parse(code).body[0]
-    names = {tree.name: "f", **{argument.arg: f"p{n}" for n, argument in enumerate(tree.args.args)}}
+    names = {tree.name: "f", **{argument.arg: f"p{index}" for index, argument in enumerate(tree.args.args)}}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             node.id = names.get(node.id, node.id)

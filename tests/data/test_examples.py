@@ -10,7 +10,7 @@ from tests.data.task_jobs import make_job, task_job, write
 
 
 def test_examples_have_their_source_and_split(tmp_path):
-    rows = [{"q": f"q{n}", "a": "x", "split": split} for n, split in enumerate(["train", "test", "validation"])]
+    rows = [{"q": f"q{index}", "a": "x", "split": split} for index, split in enumerate(["train", "test", "validation"])]
     examples = list(load_examples(make_job(tmp_path, rows, system="be").pipeline))
     assert [(e.split, e.row, e.prompt, e.completion, e.system) for e in examples][1] == ("test", 2, "q1", "x", "be")
     assert examples[1].fields == {"q": "q1", "a": "x"}
@@ -42,19 +42,19 @@ def test_bad_rows(tmp_path, rows, message):
 
 
 def test_an_empty_split_column_is_ignored(tmp_path):
-    rows = [{"q": f"q{n}", "a": "x", "split": None} for n in range(20)]
+    rows = [{"q": f"q{index}", "a": "x", "split": None} for index in range(20)]
     splits = Counter(example.split for example in load_examples(make_job(tmp_path, rows).pipeline))
     assert splits == {"train": 16, "validation": 2, "test": 2}
 
 
 def test_unused_columns_may_hold_anything(tmp_path):
     odd = [None, float("nan"), float("inf"), [1, [2]], {"a": None}, "\0", -0.0, 10**30, True]
-    rows = [{"q": f"q{n}", "a": "x", "other": odd[n % len(odd)]} for n in range(30)]
+    rows = [{"q": f"q{index}", "a": "x", "other": odd[index % len(odd)]} for index in range(30)]
     assert len(list(load_examples(make_job(tmp_path, rows).pipeline))) == 30
 
 
 def test_problems_are_grouped_and_limited(tmp_path):
-    rows = [{"q": f"q{n}", "a": "x", "split": f"part {n}"} for n in range(50)]
+    rows = [{"q": f"q{index}", "a": "x", "split": f"part {index}"} for index in range(50)]
     with pytest.raises(DataError) as caught:
         list(load_examples(make_job(tmp_path, rows).pipeline))
     assert len(caught.value.problems) == 11 and "40 more rows have other problems" in str(caught.value.problems[-1])
@@ -80,14 +80,15 @@ def test_problems_are_grouped_and_limited(tmp_path):
     ],
 )
 def test_columns_of_the_score_and_the_system_turn(tmp_path, columns, settings, message):
-    rows = [{"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2], **columns} for n in range(8)]
+    rows = [{"q": f"q{index}", "a": "x", "split": ["train", "test"][index % 2], **columns} for index in range(8)]
     with pytest.raises(DataError, match=message):
         list(load_examples(task_job(tmp_path, rows, **settings).pipeline))
 
 
 def test_cluster_by_is_required_of_test_rows_only(tmp_path):
     rows = [
-        {"q": f"q{n}", "a": "x", "split": ["train", "test"][n % 2]} | ({"doc": 1} if n % 2 else {}) for n in range(8)
+        {"q": f"q{index}", "a": "x", "split": ["train", "test"][index % 2]} | ({"doc": 1} if index % 2 else {})
+        for index in range(8)
     ]
     examples = list(
         load_examples(task_job(tmp_path, rows, cluster_by="doc", system='Answer as {"label": …} or {{q}}.').pipeline)

@@ -109,9 +109,10 @@ rows = [row for _, row in read_parquet(Path("a.parquet"))]
 print(dump(rows[0]["c"]), len(dump(rows)) > 0)
 fill("{{month}}", rows[0])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert (
-        done.stdout == "7 True\n" and "column month is of the extension type pandas.period, whose values" in done.stderr
+        process.stdout == "7 True\n"
+        and "column month is of the extension type pandas.period, whose values" in process.stderr
     )
 
 
@@ -145,7 +146,7 @@ def test_duplicate_columns(tmp_path):
 def test_rows_are_numbered_over_batches(tmp_path):
     pq.write_table(pa.table({"n": list(range(2500))}), tmp_path / "a.parquet", row_group_size=700)
     assert [(index, row["n"]) for index, row in read_parquet(tmp_path / "a.parquet")] == [
-        (n + 1, n) for n in range(2500)
+        (index + 1, index) for index in range(2500)
     ]
 
 

@@ -15,8 +15,8 @@ def test_tokens_are_prompt_completion_and_end(kind):
     prompts = PromptFormat(tokenizer)
     text = prompts.render_prompt(PROMPT)
     encoded = prompts.encode(text, ANSWER)
-    whole = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
-    assert encoded.input_ids == [*whole, prompts.end_id]
+    together = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
+    assert encoded.input_ids == [*together, prompts.end_id]
     assert tokenizer.decode(encoded.completion_ids[:-1]).strip() == ANSWER
     assert encoded.prompt_ids == prompts.encode_prompt(text)
 

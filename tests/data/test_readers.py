@@ -87,9 +87,9 @@ def test_a_comma_in_a_quoted_column_name(tmp_path):
 
 def test_rows_have_the_line_on_which_they_begin(tmp_path):
     csv = write(tmp_path, "a.csv", 'a,b\n1,"x\ny"\n\n2,z\n')
-    assert [(number, row["a"]) for number, row in numbered_rows(csv)] == [(2, "1"), (5, "2")]
+    assert [(line, row["a"]) for line, row in numbered_rows(csv)] == [(2, "1"), (5, "2")]
     jsonl = write(tmp_path, "a.jsonl", '\n{"a": 1}\n\n{"a": 2}\n')
-    assert [(number, row["a"]) for number, row in numbered_rows(jsonl)] == [(2, 1), (4, 2)]
+    assert [(line, row["a"]) for line, row in numbered_rows(jsonl)] == [(2, 1), (4, 2)]
 
 
 def test_byte_order_marks_in_concatenated_files(tmp_path):

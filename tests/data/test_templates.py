@@ -61,7 +61,7 @@ def test_values_without_text(value, message):
         ({"a": 1, "split": "train"}, "names the column {z}, but the row has: a$"),
         ({"Z": 1}, r"the row has: Z; did you mean \{Z\}\?"),
         ({"z:utc": 1}, "the row has: z:utc; 'z:utc' cannot be used in braces, rename it$"),
-        ({f"c{n}": 1 for n in range(500)}, r"c19, … \(500 in all\)$"),
+        ({f"c{index}": 1 for index in range(500)}, r"c19, … \(500 in all\)$"),
         ({}, "the row has: no column"),
     ],
 )

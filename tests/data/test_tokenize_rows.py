@@ -15,7 +15,7 @@ PROMPTS = PromptFormat(CharacterTokenizer())
 
 def job_of(tmp_path, **task):
     splits = ["train", "train", "validation", "test"]
-    rows = [{"q": f"q{n}", "a": "yn"[n % 2], "split": split, "n": n} for n, split in enumerate(splits)]
+    rows = [{"q": f"q{index}", "a": "yn"[index % 2], "split": split, "n": index} for index, split in enumerate(splits)]
     return task_job(tmp_path, rows, **task)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the user's: found, called once before anything is trained, and nothing but finite numbers taken."""
+"""Custom metrics: import, a trial call before the training, and finite results only."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from pipelines.scoring.custom_metrics import as_finite_float, call_metric, load_
         (7, 7.0),
     ],
 )
-def test_numbers_of_every_kind(value: Any, expected: float) -> None:
-    number = call_metric(lambda *_: value, "c", "r", {})
-    assert (number, type(number)) == (expected, float)
+def test_numbers_of_all_types(value: Any, expected: float) -> None:
+    result = call_metric(lambda *_: value, "c", "r", {})
+    assert (result, type(result)) == (expected, float)
 
 
 class Scalar:
-    """As torch's: an array without axes, its number behind item()."""
+    """A scalar like those of torch: an array without axes, with its value in item()."""
 
     shape = ()
 
@@ -79,7 +79,7 @@ def test_a_scalar_of_another_library() -> None:
         lambda: 3,
     ],
 )
-def test_what_is_no_finite_number(value: Any) -> None:
+def test_values_that_are_not_finite_numbers(value: Any) -> None:
     with pytest.raises(ValueError, match="returned .*, not a finite number") as error:
         call_metric(lambda *_: value, "c", "r", {})
     assert "\n" not in str(error.value) and len(str(error.value)) < 150
@@ -99,7 +99,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("def f(completion, reference, row): return 1.0", None),
         ("def f(completion, reference, row, strict=False): return True", None),
@@ -127,20 +127,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("def f(completion, reference, row): yield 1", "returned <generator object"),
     ],
 )
-def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) -> None:
+def test_a_function_is_tried_on_a_row(module: Any, body: str, message: str | None) -> None:
     module(body)
-    wrong = try_metric("mine:f", "a b", {"length": 3})
-    if said is None:
-        assert wrong is None
+    problem = try_metric("mine:f", "a b", {"length": 3})
+    if message is None:
+        assert problem is None
         return
     import re
 
-    assert wrong is not None and re.search(f"^metric mine:f {said}", wrong) and "\n" not in wrong
-    assert wrong.endswith("correct the function: it must return a finite number for every completion")
+    assert problem is not None and re.search(f"^metric mine:f {message}", problem) and "\n" not in problem
+    assert problem.endswith("correct the function: it must return a finite number for every completion")
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (
             "def f(completion, reference): return 1",
@@ -154,8 +154,8 @@ def test_a_function_is_tried_on_a_row(module: Any, body: str, said: str | None) 
         ("f = 3", "has no function 'f'"),
     ],
 )
-def test_a_function_that_cannot_be_called(module: Any, body: str, said: str) -> None:
+def test_a_function_that_cannot_be_called(module: Any, body: str, message: str) -> None:
     module(body)
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         load_metric("mine:f")
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Scores of single completions, and functions of the user's own."""
+"""Scores of single completions, with built-in and custom metrics."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_exact_match(completion: str, reference: str, right: bool) -> None:
     assert value("exact_match", completion, reference) == (100.0 if right else 0.0)
 
 
-def loose(completion: str, reference: str, labels: list[str]) -> bool:
+def contains_only_label(completion: str, reference: str, labels: list[str]) -> bool:
     return label_finder([reference, *labels], normalise_label)(completion) == {normalise_label(reference)}
 
 
-LOOSE = [
+CONTAINED_LABELS = [
     ("positive", "positive", True),
     ("I think this one is Positive, clearly.", "positive", True),
     ("positive, positive!", "positive", True),
@@ -88,15 +88,15 @@ LOOSE = [
 ]
 
 
-@pytest.mark.parametrize(("completion", "reference", "right"), LOOSE)
-def test_loose_label(completion: str, reference: str, right: bool) -> None:
-    assert loose(completion, reference, ["positive", "negative", "very positive"]) is right
+@pytest.mark.parametrize(("completion", "reference", "right"), CONTAINED_LABELS)
+def test_contained_label(completion: str, reference: str, right: bool) -> None:
+    assert contains_only_label(completion, reference, ["positive", "negative", "very positive"]) is right
 
 
-def test_loose_label_with_signs_and_without_labels() -> None:
-    assert loose("It costs C++ (really)", "c++", ["c", "c++"])
-    assert loose("yes it is", "yes", [])
-    assert not loose("", "", [])
+def test_contained_label_with_punctuation_and_without_other_labels() -> None:
+    assert contains_only_label("It costs C++ (really)", "c++", ["c", "c++"])
+    assert contains_only_label("yes it is", "yes", [])
+    assert not contains_only_label("", "", [])
 
 
 def test_rouge_l_by_hand() -> None:
@@ -115,14 +115,14 @@ def test_chrf_is_sacrebleu_chrf2() -> None:
 
 
 @pytest.mark.parametrize("name", ["rouge", "chrf"])
-def test_texts_alike_score_100_and_unlike_0(name: str) -> None:
+def test_equal_texts_score_100_and_different_ones_0(name: str) -> None:
     assert value(name, "a good battery", "a good battery") == pytest.approx(100.0)
     assert value(name, "xxx", "a good battery") == 0.0
     assert value(name, "", "a good battery") == 0.0
     assert value(name, "a good battery", "") == 0.0
 
 
-def test_ascii_texts_have_the_numbers_of_rouge_score() -> None:
+def test_ascii_texts_have_the_scores_of_rouge_score() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     original = RougeScorer(["rougeL"], use_stemmer=True)
@@ -147,9 +147,9 @@ def test_ascii_texts_have_the_numbers_of_rouge_score() -> None:
 
     @given(texts, texts)
     @settings(max_examples=500, deadline=None)
-    def same(one: str, other: str) -> None:
-        if re.search("[a-zA-Z0-9]", one):
-            assert value("rouge", one, other) == 100 * original.score(other, one)["rougeL"].fmeasure
+    def same(left: str, right: str) -> None:
+        if re.search("[a-zA-Z0-9]", left):
+            assert value("rouge", left, right) == 100 * original.score(right, left)["rougeL"].fmeasure
 
     same()
 
@@ -180,16 +180,16 @@ TEXTS = {
 def test_a_text_against_itself_and_against_another(name: str, script: str) -> None:
     text = TEXTS[script][0]
     used = set(unicodedata.normalize("NFKD", text).casefold())
-    other = "".join(
+    unlike = "".join(
         letter for letter in unicodedata.normalize("NFKD", TEXTS[script][1]) if letter.casefold() not in used
     )
-    assert other.strip()
+    assert unlike.strip()
     assert value(name, text, text) == 100.0
     assert value(name, unicodedata.normalize("NFD", text), text) == 100.0  # as some tokenizers write it
-    assert value(name, other, text) == value(name, text, other) == 0.0
+    assert value(name, unlike, text) == value(name, text, unlike) == 0.0
 
 
-def test_one_number_in_common_is_not_the_whole_text() -> None:
+def test_a_common_number_is_not_a_full_match() -> None:
     right, wrong = "公司在2023年盈利三百万元", "天气预报说2023年会更热"
     # 10 and 11 tokens, of which 2023 and 年 are common; it was 100 when only the number was kept.
     assert value("rouge", wrong, right) == pytest.approx(100 * 4 / 21)
@@ -202,7 +202,7 @@ def test_one_number_in_common_is_not_the_whole_text() -> None:
         ("今天天气好", "今天天气很好", 10 / 11),  # 5 of 5 and 5 of 6 characters
         ("好天气今天", "今天天气好", 2 * 2 / 10),  # order counts
         ("भारत एक देश", "भारत एक बड़ा देश", 6 / 7),
-        ("देशी", "देश", 0),  # another word: a vowel sign is no edge
+        ("देशी", "देश", 0),  # another word: no boundary before a vowel sign
         ("Дом стоит", "дом стоял", 1 / 2),
         ("مدرسة جَديدة", "مدرسة جديدة", 1),
         ("GPT很强", "gpt 很强", 1),
@@ -221,28 +221,26 @@ LETTERS = st.text(
 
 @given(LETTERS)
 @settings(max_examples=300, deadline=None)
-def test_identical_texts_have_the_full_score_in_every_metric(text: str) -> None:
+def test_identical_texts_have_the_full_score(text: str) -> None:
     for name in ("exact_match", "exact_match as written", "rouge", "chrf"):
         assert value(name, text, text) == pytest.approx(100.0)
 
 
 @given(LETTERS, LETTERS)
 @settings(max_examples=300, deadline=None)
-def test_texts_without_a_common_character_score_nothing_and_order_of_sides_does_not_matter(
-    one: str, other: str
-) -> None:
+def test_texts_without_a_common_character_score_0_and_scores_are_symmetric(left: str, right: str) -> None:
     sides = [
-        set(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())) for text in (one, other)
+        set(unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())) for text in (left, right)
     ]
     for name in ("exact_match", "rouge"):
-        assert value(name, one, other) == pytest.approx(value(name, other, one))
+        assert value(name, left, right) == pytest.approx(value(name, right, left))
     if not sides[0] & sides[1]:
-        assert [value(name, one, other) for name in ("exact_match", "exact_match as written", "rouge", "chrf")] == [
+        assert [value(name, left, right) for name in ("exact_match", "exact_match as written", "rouge", "chrf")] == [
             0.0
         ] * 4
 
 
-def test_chrf_does_not_see_where_khmer_words_end() -> None:
+def test_chrf_ignores_zero_width_spaces() -> None:
     assert value("chrf", "ភាសា\u200bខ្មែរ", "ភាសាខ្មែរ") == 100.0
 
 
@@ -314,7 +312,7 @@ def test_unit_tests() -> None:
 
 
 @pytest.mark.usefixtures("compiled_sandbox")
-def test_what_the_sandbox_lacks_is_not_scored() -> None:
+def test_code_that_the_sandbox_does_not_support_is_not_scored() -> None:
     code = "import threading\ndef f(): threading.Thread(target=print).start()"
     score = resolve("unit_tests").score(line(code, tests=["assert f() is None"]))
     assert score == Score(
@@ -339,12 +337,12 @@ def test_nll_is_the_loss_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, None, "1.2", True])
-def test_loss_that_is_no_number(loss: Any) -> None:
+def test_loss_that_is_not_a_number(loss: Any) -> None:
     with pytest.raises(DataError, match="task 'chores', row 7: reference_nll"):
         value("nll", loss=loss)
 
 
-def test_every_metric_knows_its_scale() -> None:
+def test_units_of_the_metrics() -> None:
     assert set(METRICS) == {"exact_match", "multilabel_f1", "rouge", "chrf", "unit_tests", "nll"}
     assert {name for name, metric in METRICS.items() if metric.binary} == {"exact_match", "unit_tests"}
     assert {metric.unit for metric in METRICS.values()} == {"%", "points", "nats/token"}
@@ -366,7 +364,7 @@ def test_unknown_metric(name: str, advice: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the user's with metrics in it, and the working directory there."""
+    """A working directory with custom metrics."""
     (tmp_path / "own_metrics.py").write_text(
         "def words(completion, reference, row): return len(completion.split()) * row.get('factor', 1)\n"
         "def right(completion, reference, row): return completion == reference\n"
@@ -385,7 +383,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("project")
-def test_own_metric() -> None:
+def test_custom_metric() -> None:
     path = list(sys.path)
     metric = resolve("own_metrics:words")
     assert (metric.name, metric.title, metric.unit) == ("own_metrics:words", "words", "points")
@@ -399,7 +397,7 @@ def test_own_metric() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_own_metric_may_return_numpy_numbers() -> None:
+def test_custom_metric_may_return_numpy_numbers() -> None:
     import numpy as np
 
     assert value("own_metrics:given", value=np.float32(0.5)) == 0.5
@@ -424,21 +422,21 @@ def test_own_metric_may_return_numpy_numbers() -> None:
         (":f", "names no module"),
     ],
 )
-def test_own_metric_that_is_not_there(name: str, problem: str) -> None:
+def test_missing_custom_metric(name: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"metric {name}: .*{problem}"):
         resolve(name)
     assert str(Path.cwd()) not in sys.path
 
 
 @pytest.mark.usefixtures("project")
-def test_own_metric_that_raises() -> None:
+def test_custom_metric_that_raises() -> None:
     with pytest.raises(DataError, match="task 'chores', row 7: metric own_metrics:broken raised KeyError: 'missing'"):
         value("own_metrics:broken")
 
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("given", [None, "3", math.nan, math.inf, [1.0], 1j, "x" * 999])
-def test_own_metric_that_returns_no_number(given: Any) -> None:
+def test_custom_metric_that_returns_no_number(given: Any) -> None:
     with pytest.raises(AlfineError, match="row 7: metric own_metrics:given returned .*, not a finite number") as error:
         value("own_metrics:given", value=given)
     assert len(str(error.value)) < 200

@@ -1,4 +1,4 @@
-"""The unit tests of a row."""
+"""Splitting, completion, validation and instrumentation of the unit tests of a row."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_split_tests(text: str, tests: list[str]) -> None:
 
 ONE = ["assert f(1) == 2"]
 CALLED = {
-    # tests, the column entry_point, what is run
+    # tests, the column entry_point, the tests that are run
     "a list": (ONE, None, ONE),
     "a tuple": (tuple(ONE), None, ONE),
     "lines": ("assert f(1) == 2\nassert f(2) == 3", None, ["assert f(1) == 2", "assert f(2) == 3"]),
@@ -88,12 +88,12 @@ CALLED = {
 
 @pytest.mark.parametrize(("tests", "entry_point", "run"), CALLED.values(), ids=CALLED.keys())
 def test_row_tests(tests: Any, entry_point: str | None, run: list[str] | str) -> None:
-    found = row_tests({"tests": tests, "entry_point": entry_point})
-    assert found == run if isinstance(run, list) else found[-1].split("\n")[-1] == run
+    tests_of_row = row_tests({"tests": tests, "entry_point": entry_point})
+    assert tests_of_row == run if isinstance(run, list) else tests_of_row[-1].split("\n")[-1] == run
 
 
 NOTHING = {
-    # tests, what the message must hold
+    # tests, a part of the message
     "absent": (None, "needs a column `tests`"),
     "empty list": ([], "needs a column `tests`"),
     "empty list in a cell": ("[]", "needs a column `tests`"),
@@ -154,7 +154,7 @@ NOTHING = {
 
 
 @pytest.mark.parametrize(("tests", "message"), NOTHING.values(), ids=NOTHING.keys())
-def test_what_asserts_nothing_is_refused(tests: Any, message: str) -> None:
+def test_tests_that_assert_nothing_are_rejected(tests: Any, message: str) -> None:
     with pytest.raises(DataError) as raised:
         row_tests({} if tests is None else {"tests": tests})
     assert message in str(raised.value) and "\n" not in str(raised.value)

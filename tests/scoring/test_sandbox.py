@@ -1,4 +1,4 @@
-"""The sandbox, given good, wrong and hostile code. The limits are lowered where an attack would spend them."""
+"""The sandbox with correct, wrong and hostile code. The limits are lower where an attack would reach them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIBRARY = "/usr/local/lib/python315.zip"
 
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thirtieth of the instructions and calls, and half of the memory."""
+    """Lowers the limits: a thirtieth of the instructions and calls, half of the memory."""
     sandbox._cached_result.cache_clear()
     monkeypatch.setattr(wasm, "INSTRUCTIONS", wasm.INSTRUCTIONS // 30)
     monkeypatch.setattr(wasm_host, "HOST_CALLS", wasm_host.HOST_CALLS // 30)
@@ -38,7 +38,7 @@ def test_all_pass() -> None:
     assert run_tests(ADD_THREE, ["assert f(1) == 4", "assert f(-3) == 0"]) == TestResult(2, 2, "", False)
 
 
-def test_no_tests_is_no_success() -> None:
+def test_no_tests_do_not_pass() -> None:
     assert run_tests(ADD_THREE, []) == TestResult(0, 0, "there are no tests", unsupported=False)
 
 
@@ -58,7 +58,7 @@ def test_tests_that_run_no_assert_do_not_pass(tests: list[str]) -> None:
 
 
 FAILURES = {
-    # code, test, what the message must hold
+    # code, test, a part of the message
     "message of the assert": (ADD_THREE, "assert f(1) == 5, 'off by one'", "assert f(1) == 5, 'off by one': got 4"),
     "not an equality": (ADD_THREE, "assert f(1) < 2", "assert f(1) < 2: got 4"),
     "no values to show": (ADD_THREE, "assert not f(1)", "assert not f(1): not true"),
@@ -106,7 +106,7 @@ def test_failed(code: str, test: str, message: str) -> None:
 
 
 PYTHON = {
-    # what another interpreter might lack, each with an assert that CPython passes
+    # features that another interpreter may lack, each with an assert that passes in CPython
     "generators": ("def f():\n    yield 1", "assert list(f()) == [1]"),
     "inheritance": ("class A(dict): pass", "assert A() == {}"),
     "del": ("x = [1]\ndel x[0]", "assert x == []"),
@@ -168,11 +168,11 @@ PYTHON = {
 
 
 @pytest.mark.parametrize(("code", "test"), PYTHON.values(), ids=PYTHON.keys())
-def test_what_cpython_passes_passes(code: str, test: str) -> None:
+def test_code_that_passes_in_cpython_passes(code: str, test: str) -> None:
     assert run_tests(code, [test]) == TestResult(1, 1, "", False)
 
 
-def test_code_that_needs_threads_is_not_judged() -> None:
+def test_code_that_needs_threads_is_not_scored() -> None:
     result = run_tests("import threading\ndef f(): threading.Thread(target=print).start()", ["assert f() is None"])
     assert (result.passed, result.unsupported) == (0, True)
     assert "can't start new thread" in result.message
@@ -254,7 +254,7 @@ HOSTILE = {
     "library written to": f"open({LIBRARY!r}, 'r+b')",
     "file beside the library": "open('/usr/local/lib/x', 'w')",
     "library removed": f"import os\nos.remove({LIBRARY!r})",
-    "way up": "open('/usr/local/lib/../../../etc/passwd')",
+    "path upwards": "open('/usr/local/lib/../../../etc/passwd')",
     "link to elsewhere": "import os\nos.symlink('/etc', '/usr/local/lib/etc')\nopen('/usr/local/lib/etc/passwd')",
     "huge width in a percent format": "while True: x = '%010000000d' % 1",
     "regular expression that tries everything": "import re\nre.match('(a+)+$', 'a' * 40 + 'b')",
@@ -282,10 +282,10 @@ def test_hostile_code_fails_within_the_limits(code: str) -> None:
 
 WALK = (
     "import sys, os\ndef judge():\n    frame = sys._getframe()\n"
-    "    while 'tell' not in frame.f_globals: frame = frame.f_back\n    return frame.f_globals\n"
+    "    while 'send' not in frame.f_globals: frame = frame.f_back\n    return frame.f_globals\n"
 )
 FORGED = {
-    # what claims to pass `assert f(1) == 2` and does not compute it
+    # code that claims to pass `assert f(1) == 2` without computing it
     "prints a verdict": "print('passed 1 of 1')",
     "ends the program well": "import sys\ndef f(x): sys.exit(0)",
     "ends the process well": "import os\ndef f(x): os._exit(0)",
@@ -301,12 +301,12 @@ FORGED = {
     "errors patched": "import builtins\nbuiltins.AssertionError = builtins.NameError = ZeroDivisionError",
     "operators patched": "import operator\noperator.eq = lambda *x: True\ndef f(x): return 1",
     "helpers defined": "compare = check = counted = lambda *x: True\ndef f(x): return 1",
-    "helpers of the module": "import sys\nmodule = sys.modules['__main__']\nfor name in ('compare', 'check', 'run', 'tell', 'asserts'):\n    setattr(module, name, lambda *x: True)",
+    "helpers of the module": "import sys\nmodule = sys.modules['__main__']\nfor name in ('compare', 'check', 'run', 'send', 'asserts'):\n    setattr(module, name, lambda *x: True)",
     "message without the key": "import _host\nfor start in (b'', bytes(16), b'verdict'):\n    for kind in (b'cp', b'tp', b'a1', b'tp1'): _host.call(start + kind)",
     "tests fetched again": "import _host, marshal\nkey = marshal.loads(_host.call(b''))[0]\n_host.call(key + b'tp')",
-    "verdicts sent by way of the frames": WALK + "def f(x): [judge()['tell'](b'tp') for _ in range(2)]",
+    "verdicts sent by way of the frames": WALK + "def f(x): [judge()['send'](b'tp') for _ in range(2)]",
     "verdicts sent by way of the frames, and an end": WALK
-    + "def f(x):\n    [judge()['tell'](b'tp') for _ in range(2)]\n    judge()['tell'](b'a', '2')\n    os._exit(0)",
+    + "def f(x):\n    [judge()['send'](b'tp') for _ in range(2)]\n    judge()['send'](b'a', '2')\n    os._exit(0)",
     "trace function": "import sys\nsys.settrace(lambda *x: None)\nsys.setprofile(lambda *x: None)\ndef f(x): return 1",
     "trace function that returns early": "import sys\ndef hook(frame, event, arg):\n    frame.f_trace_lines = False\n    return hook\ndef f(x):\n    sys.settrace(hook)\n    return 1",
     "exception hooks": "import sys\nsys.excepthook = sys.unraisablehook = lambda *x: None\ndef f(x): raise ValueError",
@@ -316,7 +316,7 @@ FORGED = {
     "import hooks": "import sys\nclass Finder:\n    def find_spec(self, *x): raise SystemExit(0)\nsys.meta_path.insert(0, Finder())\ndef f(x): import statistics",
     "modules removed": "import sys\nsys.modules.clear()\ndef f(x): return 1",
     "recursion limit": "import sys\nsys.setrecursionlimit(30)\ndef f(x): return f(x)",
-    "memory freed behind the interpreter": "import gc\nfor o in gc.get_objects():\n    if type(o) is dict: o.clear()",
+    "memory of the interpreter freed": "import gc\nfor o in gc.get_objects():\n    if type(o) is dict: o.clear()",
 }
 
 
@@ -327,14 +327,14 @@ def test_a_verdict_is_not_forged(code: str) -> None:
     assert result.passed == 0 and result.message, result
 
 
-def test_of_the_machine_nothing_gets_through() -> None:
-    seen = [
+def test_the_machine_is_not_visible() -> None:
+    tests = [
         "assert dict(os.environ) == {}",
         "assert sys.argv == ['-c']",
         "assert os.uname().sysname == 'wasi'",
         "assert os.getpid() == 42",
     ]
-    assert run_tests("import os, sys", seen).passed == 4
+    assert run_tests("import os, sys", tests).passed == 4
     for hidden in (
         "os.getlogin()",
         "os.getuid()",
@@ -348,16 +348,16 @@ def test_of_the_machine_nothing_gets_through() -> None:
 
 
 def test_every_run_is_the_same() -> None:
-    """Clock, random numbers, hashes, addresses and the instructions that are spent."""
+    """The clock, random numbers, hashes, addresses and the number of instructions are deterministic."""
     code = "import time, random, uuid, os\nx = [time.time(), random.random(), uuid.uuid4(), os.urandom(4), hash('a'), object()]"
-    spent = []
+    results = []
     for _ in range(2):
         sandbox._cached_result.cache_clear()
         session = sandbox._TestSession(code, ["assert x == 0"])
         program = wasm_host.Program(sandbox._driver(), session.reply)
-        spent.append((session.result(wasm.run_program(program)), program.instructions, program.calls))
-    assert spent[0] == spent[1]
-    assert "got [17" in spent[0][0].message and spent[0][1] > 10**7
+        results.append((session.result(wasm.run_program(program)), program.instructions, program.calls))
+    assert results[0] == results[1]
+    assert "got [17" in results[0][0].message and results[0][1] > 10**7
 
 
 @pytest.mark.usefixtures("low_limits")
@@ -373,7 +373,7 @@ def test_every_run_is_the_same() -> None:
         ),
     ],
 )
-def test_an_overrun_within_a_test_keeps_what_passed(code: str, tests: list[str], passed: int) -> None:
+def test_tests_before_an_exceeded_limit_count_as_passed(code: str, tests: list[str], passed: int) -> None:
     result = run_tests(code, tests)
     assert (result.passed, result.total, result.unsupported) == (passed, 3, False)
     assert "too" in result.message
@@ -385,7 +385,7 @@ def test_an_endless_loop_ends_at_the_instruction_limit() -> None:
     assert time.process_time() - start < 30
 
 
-def test_the_guard_ends_a_program_and_does_not_judge_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_stopped_by_the_time_limit_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wasm, "WALL_SECONDS", 0.3)
     sandbox._cached_result.cache_clear()
     result = run_tests("while True: pass", ["assert f"])
@@ -400,7 +400,7 @@ def test_harmless_code_that_prints_and_sleeps_passes() -> None:
     assert run_tests(code, ["assert f(1) == 1"]).passed == 1
 
 
-def test_huge_code_and_tests_are_refused_unread() -> None:
+def test_huge_code_and_tests_are_rejected() -> None:
     huge = "x = 1\n" * MAX_CHARS
     for code, tests in ((huge, ["assert True"]), ("x = 1", [huge]), ("x = 1", ["assert True"] * MAX_CHARS)):
         result = run_tests(code, tests)
@@ -419,5 +419,5 @@ def test_nothing_is_written_to_the_terminal() -> None:
         "from pipelines.scoring.sandbox import run_tests\n"
         "run_tests(\"import sys; print(1); print(2, file=sys.stderr); x = ('a ' * 10**8).split()\", ['assert x'])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (process.stdout, process.stderr) == ("", "")

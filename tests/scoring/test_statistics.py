@@ -1,4 +1,4 @@
-"""Known values, and whether 95 % means 95 %: exactly where all outcomes can be listed, else by simulation."""
+"""Known values, and the coverage of the intervals: exact if all outcomes can be enumerated, else by simulation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_same_scores_twice() -> None:
         result = compare(scores, scores, binary=True)
         assert (result.delta, result.p_value, result.required_sample_size) == (0.0, 1.0, None)
         assert result.ci95[0] == -result.ci95[1]
-        assert result.ci95[1] > 1  # forty rows alike do not prove the models alike
+        assert result.ci95[1] > 1  # forty equal rows do not prove that the models are equal
         result = compare(scores, scores, binary=False)
         assert (result.delta, result.ci95, result.p_value, result.required_sample_size) == (0.0, (0.0, 0.0), 1.0, None)
 
@@ -59,7 +59,7 @@ def test_mean_comparison() -> None:
     assert (result.base, result.tuned, result.delta) == pytest.approx((33.0, 38.2, 5.2))
     low, high = result.ci95
     assert 1 < low < 5.2 < high < 9
-    # Of the 2**9 patterns of signs, only the observed one and the one without -2 reach so far, on each side.
+    # Of the 2**9 sign patterns, two on each side are as extreme: the observed one and the one without -2.
     assert result.p_value == pytest.approx(4 / 512)
     assert result == compare(base.tolist(), tuned.tolist(), binary=False)
     assert result.ci95 != compare(base.tolist(), tuned.tolist(), binary=False, seed=1).ci95
@@ -73,14 +73,14 @@ def test_losses_have_their_sign() -> None:
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
-def test_one_row_tells_nothing(is_binary: bool) -> None:
+def test_one_row_is_never_significant(is_binary: bool) -> None:
     result = compare([0], [100], binary=is_binary)
     assert (result.n, result.delta, result.p_value) == (1, 100.0, 1.0)
     assert result.required_sample_size == 6
     assert result.ci95[0] <= 100.0 == result.ci95[1]
 
 
-def test_equal_differences_have_no_spread() -> None:
+def test_equal_differences_give_an_interval_of_zero_width() -> None:
     result = compare([0.1, 0.2, 0.3] * 4, [1.1, 1.2, 1.3] * 4, binary=False)
     assert result.ci95 == pytest.approx((1.0, 1.0))
     assert result.p_value == pytest.approx(2 / 2**12)
@@ -88,7 +88,7 @@ def test_equal_differences_have_no_spread() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n", [2, 3, 4, 6, 10])
-def test_few_rows_give_finite_numbers_around_the_difference(n: int) -> None:
+def test_few_rows_give_a_finite_interval_around_the_difference(n: int) -> None:
     rng = np.random.default_rng(n)
     one_changed = np.zeros(n)
     one_changed[0] = 5
@@ -100,7 +100,7 @@ def test_few_rows_give_finite_numbers_around_the_difference(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 30])
-def test_binary_interval_holds_the_difference_and_is_symmetric(n: int) -> None:
+def test_binary_interval_contains_the_difference_and_is_symmetric(n: int) -> None:
     for gained in range(n + 1):
         for lost in range(n + 1 - gained):
             low, high = paired_interval(gained, lost, n)
@@ -156,7 +156,7 @@ def test_holm_is_that_of_statsmodels() -> None:
 
 
 def test_required_sample_size() -> None:
-    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).required_sample_size is None  # told already
+    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).required_sample_size is None  # significant already
     undecided = binary(gained=12, lost=8, both_right=60, both_wrong=20)
     # Connor 1987: ((1.95996 * sqrt(.20) + .84162 * sqrt(.20 - .04**2)) / .04)**2
     assert undecided.required_sample_size == 979
@@ -164,16 +164,16 @@ def test_required_sample_size() -> None:
     assert half.required_sample_size is not None and half.required_sample_size < 979
 
 
-def test_as_many_rows_as_needed_find_the_difference_four_times_in_five() -> None:
+def test_power_with_the_required_sample_size() -> None:
     rows = binary(gained=12, lost=8, both_right=60, both_wrong=20).required_sample_size
     assert rows is not None
     drawn = np.random.default_rng(0).multinomial(rows, [0.12, 0.08, 0.80], size=400)
-    found = np.mean([mcnemar(int(gained), int(lost)) < 0.05 for gained, lost, _ in drawn])
-    assert 0.74 <= found <= 0.86
+    power = np.mean([mcnemar(int(gained), int(lost)) < 0.05 for gained, lost, _ in drawn])
+    assert 0.74 <= power <= 0.86
 
 
 def outcomes(n: int, rose: float, fell: float) -> tuple[Floats, NDArray[np.int64]]:
-    """Every (gained, lost) of n rows, with its probability."""
+    """The probability of every (gained, lost) of n rows, and the list of them."""
     counts = np.array([(gained, lost) for gained in range(n + 1) for lost in range(n + 1 - gained)])
     cells = np.column_stack([counts, n - counts.sum(axis=1)])
     return stats.multinomial.pmf(cells, n, [rose, fell, 1 - rose - fell]), counts
@@ -187,7 +187,7 @@ def binary_coverage(n: int, rose: float, fell: float) -> float:
 
 
 def mcnemar_level(changed: int) -> float:
-    """How often McNemar's test cries wolf when `changed` rows changed by the toss of a coin."""
+    """The rate of false positives of McNemar's test if `changed` rows changed at random."""
     alarms = (gained for gained in range(changed + 1) if mcnemar(gained, changed - gained) <= 0.05)
     return sum((math.comb(changed, gained) / 2**changed for gained in alarms), start=0.0)
 
@@ -195,18 +195,18 @@ def mcnemar_level(changed: int) -> float:
 @pytest.mark.parametrize("n", [30, 50, 100])
 @pytest.mark.parametrize(("rose", "fell"), [(0.2, 0.1), (0.3, 0.1), (0.3, 0.02), (0.5, 0.05), (0.25, 0.25)])
 def test_binary_interval_covers_95_percent(n: int, rose: float, fell: float) -> None:
-    """Listed, not simulated. Here 15 % of the rows change or more; see the next test for fewer."""
+    """Exact coverage where at least 15 % of the rows change; see the next test for fewer."""
     assert 0.935 <= binary_coverage(n, rose, fell) <= 0.965
 
 
 def test_binary_interval_covers_95_percent_or_more_where_few_rows_change() -> None:
-    """With so few outcomes no interval has exactly 95 %: this one errs by being wide (up to 100 %)."""
+    """With so few outcomes no interval covers exactly 95 %: this one is conservative (up to 100 %)."""
     for rose in (0.0, 0.01, 0.03, 0.05, 0.1):
         for fell in (0.0, 0.01, 0.03, 0.05, 0.1):
             assert binary_coverage(40, rose, fell) >= 0.935
 
 
-def test_mcnemar_holds_its_level_whatever_the_number_of_changed_rows() -> None:
+def test_mcnemar_has_its_level_for_any_number_of_changed_rows() -> None:
     levels = [mcnemar_level(changed) for changed in range(31)]
     assert max(levels) <= 0.05
     assert levels[:6] == [0] * 6
@@ -237,7 +237,7 @@ def normal(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
 def test_bootstrap_interval_covers_95_percent(
     draw: Callable[[np.random.Generator, tuple[int, int]], Floats], truth: float, n: int
 ) -> None:
-    """800 data sets of n rows, all resampled by the same pattern."""
+    """The coverage over 800 data sets of n rows, all resampled with the same indices."""
     low, high = bootstrap_interval(draw(np.random.default_rng(n), (800, n)), resamples=1999)
     assert 0.935 <= np.mean((low <= truth) & (truth <= high)) <= 0.965
 
@@ -247,11 +247,11 @@ def test_sign_flip_test_holds_its_level(
     draw: Callable[[np.random.Generator, tuple[int, int]], Floats],
 ) -> None:
     rng = np.random.default_rng(3)
-    alike = draw(rng, (1000, 30)) * rng.choice([-1, 1], (1000, 30))
-    assert abs(np.mean(sign_flip_test(alike, resamples=399) <= 0.05) - 0.05) <= 0.015
+    no_difference = draw(rng, (1000, 30)) * rng.choice([-1, 1], (1000, 30))
+    assert abs(np.mean(sign_flip_test(no_difference, resamples=399) <= 0.05) - 0.05) <= 0.015
 
 
-def test_sign_flip_test_finds_what_is_there() -> None:
+def test_sign_flip_test_detects_a_difference() -> None:
     different = np.random.default_rng(4).normal(1, 1, (200, 30))
     assert np.mean(sign_flip_test(different, resamples=399) <= 0.05) > 0.95
 
@@ -260,20 +260,20 @@ def test_sign_flip_test_finds_what_is_there() -> None:
 
 
 def clustered(rng: np.random.Generator, documents: int, effect: float = 0.0) -> tuple[list[float], list[int]]:
-    """Differences of two models on documents of one to nine rows, alike within a document."""
+    """The differences of two models on documents of one to nine rows, correlated within a document."""
     sizes = rng.integers(1, 10, documents)
     of_document = rng.normal(effect, 10, documents)
     clusters = np.repeat(np.arange(documents), sizes)
     return (of_document[clusters] + rng.normal(0, 3, clusters.size)).tolist(), clusters.tolist()
 
 
-def test_documents_of_one_row_change_nothing() -> None:
+def test_clusters_of_one_row_have_no_effect() -> None:
     rng = np.random.default_rng(1)
     tuned = rng.normal(2, 5, 30).tolist()
     assert compare([0.0] * 30, tuned, binary=False, clusters=range(30)) == compare([0.0] * 30, tuned, binary=False)
 
 
-def test_rows_that_come_twice_tell_no_more_than_once() -> None:
+def test_duplicated_rows_do_not_narrow_the_interval() -> None:
     rng = np.random.default_rng(2)
     tuned = rng.normal(2, 5, 30)
     once = compare([0.0] * 30, tuned.tolist(), binary=False)
@@ -284,8 +284,8 @@ def test_rows_that_come_twice_tell_no_more_than_once() -> None:
     assert compare([0.0] * 60, np.repeat(tuned, 2).tolist(), binary=False).p_value < once.p_value
 
 
-def test_the_spread_of_documents_is_that_of_statsmodels() -> None:
-    """Its cluster-robust error of a mean, CR0; ours enters the bootstrap as one value a document."""
+def test_the_cluster_standard_error_is_that_of_statsmodels() -> None:
+    """The cluster-robust standard error CR0 of a mean. `compare` resamples one value per document."""
     import statsmodels.api as sm
 
     from pipelines.scoring.statistics import _cluster_sums
@@ -300,27 +300,27 @@ def test_the_spread_of_documents_is_that_of_statsmodels() -> None:
     assert (mean, error) == pytest.approx((fit.params[0], fit.bse[0]), rel=1e-9)
 
 
-def test_intervals_over_documents_cover_and_those_over_rows_do_not() -> None:
+def test_cluster_intervals_cover_and_row_intervals_do_not() -> None:
     rng = np.random.default_rng(6)
     covered, naive, alarms = [], [], []
     for _ in range(100):
         tuned, clusters = clustered(rng, 40)
         base = [0.0] * len(tuned)
-        together = compare(base, tuned, binary=False, clusters=clusters)
+        clustered_result = compare(base, tuned, binary=False, clusters=clusters)
         low, high = bootstrap_interval(np.array(tuned), resamples=499)
-        covered.append(together.ci95[0] <= 0 <= together.ci95[1])
+        covered.append(clustered_result.ci95[0] <= 0 <= clustered_result.ci95[1])
         naive.append(float(low) <= 0 <= float(high))
-        alarms.append(together.p_value < 0.05)
+        alarms.append(clustered_result.p_value < 0.05)
     assert np.mean(covered) >= 0.88
     assert np.mean(naive) < 0.85
     assert np.mean(alarms) <= 0.12
 
 
-def test_right_or_wrong_by_document_and_its_required_sample_size() -> None:
+def test_binary_scores_by_document_and_their_required_sample_size() -> None:
     base, tuned = [0, 0, 100, 0] * 10, [100, 100, 0, 0] * 10
-    documents = [number // 4 for number in range(40)]
-    together = compare(base, tuned, binary=True, clusters=documents)
-    assert (together.delta, together.ci95) == (25.0, (25.0, 25.0))  # every document changes alike
+    documents = [row // 4 for row in range(40)]
+    clustered_result = compare(base, tuned, binary=True, clusters=documents)
+    assert (clustered_result.delta, clustered_result.ci95) == (25.0, (25.0, 25.0))  # every document changes equally
     rng = np.random.default_rng(7)
     values, clusters = clustered(rng, 12, effect=2)
     needed = compare([0.0] * len(values), values, binary=False, clusters=clusters).required_sample_size
@@ -328,11 +328,11 @@ def test_right_or_wrong_by_document_and_its_required_sample_size() -> None:
 
 
 def test_more_comparisons_need_more_rows() -> None:
-    one, three = (
+    single, corrected = (
         compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).required_sample_size
         for comparisons in (1, 3)
     )
-    assert one is not None and three is not None and three > one
+    assert single is not None and corrected is not None and corrected > single
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Forms of texts and their words, in many scripts."""
+"""Normalized texts, labels and tokens in many scripts."""
 
 from __future__ import annotations
 
@@ -55,38 +55,38 @@ def test_tokens(text: str, expected: list[str]) -> None:
 
 
 @given(st.text())
-def test_forms_are_their_own_form(text: str) -> None:
+def test_normalization_is_idempotent(text: str) -> None:
     for form in (folded, normalise_label, written_label):
         assert form(form(text)) == form(text)
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_canonically_equal_texts_have_equal_forms_and_words(text: str) -> None:
-    other = unicodedata.normalize("NFD", text)
-    assert normalise_label(text) == normalise_label(other) and written_label(text) == written_label(other)
-    assert tokens(text) == tokens(other)
+def test_canonically_equal_texts_have_equal_labels_and_tokens(text: str) -> None:
+    decomposed = unicodedata.normalize("NFD", text)
+    assert normalise_label(text) == normalise_label(decomposed) and written_label(text) == written_label(decomposed)
+    assert tokens(text) == tokens(decomposed)
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_every_letter_is_in_a_word(text: str) -> None:
+def test_every_letter_is_in_a_token(text: str) -> None:
     form = folded(text)
-    kept = "".join(tokens(text))
-    assert [letter for letter in form if letter.isalnum()] == [letter for letter in kept if letter.isalnum()]
+    token_text = "".join(tokens(text))
+    assert [letter for letter in form if letter.isalnum()] == [letter for letter in token_text if letter.isalnum()]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("left", "right", "same"),
     [
         ("STRASSE", "straße", True),
         ("ΟΔΟΣ", "οδος", True),  # final sigma
         ("İYİ", "iyi", True),
-        ("KIRMIZI", "kırmızı", False),  # Unicode's folding knows no language: I is i, ı another letter
+        ("KIRMIZI", "kırmızı", False),  # Unicode's case folding is the same for all languages: I becomes i, ı does not
         ("ırmak", "irmak", False),
         ("ﬁn", "fin", True),
         ("①", "1", True),
         ("ｶﾞ", "ガ", True),
         ("sí", "si", False),
-        ("जल", "जाल", False),  # a vowel sign is a letter's sound, no decoration
+        ("जल", "जाल", False),  # vowel signs are significant
         ("ก่า", "กา", False),
         ("má", "mà", False),
         ("мой", "мои", False),
@@ -108,8 +108,8 @@ def test_every_letter_is_in_a_word(text: str) -> None:
         ("", "  ", True),
     ],
 )
-def test_labels_of_one_form(one: str, other: str, same: bool) -> None:
-    assert (normalise_label(one) == normalise_label(other)) is same
+def test_equal_labels(left: str, right: str, same: bool) -> None:
+    assert (normalise_label(left) == normalise_label(right)) is same
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_labels_of_one_form(one: str, other: str, same: bool) -> None:
         (["긍정", "긍정적"], "이 리뷰는 긍정적입니다.", {"긍정적"}),
         (["정"], "긍정입니다", set()),
         (["नकारात्मक", "सकारात्मक"], "यह समीक्षा सकारात्मक है।", {"सकारात्मक"}),
-        (["क"], "की कि", set()),  # a vowel sign is no edge of a word
+        (["क"], "की कि", set()),  # no word boundary before a vowel sign
         (["إيجابي", "سلبي"], "هذه المراجعة إيجابيّ؟", {"إيجابي"}),
         (["חיובי"], "הביקורת היא חיובי.", {"חיובי"}),
         (["да"], "дача", set()),
@@ -146,11 +146,11 @@ def test_labels_in_a_text(labels: list[str], text: str, named: set[str]) -> None
     assert label_finder(labels, normalise_label)(text) == named
 
 
-def test_labels_as_they_are_written() -> None:
+def test_labels_as_written_in_a_text() -> None:
     assert label_finder(["Polish", "polish"], written_label)("I would say Polish.") == {"Polish"}
 
 
-def test_labels_of_a_list() -> None:
+def test_split_labels() -> None:
     assert split_labels("a, b，c、d، e,,") == ["a", "b", "c", "d", "e"] and split_labels(" , ") == []
 
 

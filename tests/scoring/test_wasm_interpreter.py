@@ -1,4 +1,4 @@
-"""The compiled interpreter in the cache folder: here a module that takes a millisecond to compile."""
+"""The compiled interpreter in the cache folder, tested with a module that compiles in a millisecond."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.scoring.wasm_interpreter import CHECKSUM, MODULE, compile_into, c
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, and a small module in the place of the interpreter."""
+    """An empty cache folder, and a small module instead of the interpreter."""
     (tmp_path / "small.wasm").write_bytes(
         wasmtime.wat2wasm('(module (func (export "one") (result i32) (i32.const 1)))')
     )
@@ -32,7 +32,7 @@ def load() -> wasmtime.Module:
 
 def test_compiled_once(cache: Path) -> None:
     assert not is_compiled()
-    assert [one.name for one in load().exports] == ["one"]
+    assert [export.name for export in load().exports] == ["one"]
     assert is_compiled()
     (file,) = cache.glob(f"*/{MODULE}")
     before = file.stat()
@@ -45,12 +45,12 @@ def test_compiled_once(cache: Path) -> None:
 def test_a_damaged_module_is_compiled_again(cache: Path, damage: str) -> None:
     load()
     (file,) = cache.glob(f"*/{MODULE}")
-    whole, sum_file = file.read_bytes(), file.with_name(CHECKSUM)
+    content, sum_file = file.read_bytes(), file.with_name(CHECKSUM)
     match damage:
         case "bytes":
-            file.write_bytes(whole[:-100] + bytes(100))
+            file.write_bytes(content[:-100] + bytes(100))
         case "cut":
-            file.write_bytes(whole[:-100])
+            file.write_bytes(content[:-100])
         case "gone":
             file.unlink()
         case "no sum":
@@ -58,7 +58,7 @@ def test_a_damaged_module_is_compiled_again(cache: Path, damage: str) -> None:
         case "another sum":
             sum_file.write_bytes(b"\xff")
     load()
-    assert len(file.read_bytes()) == len(whole) and wasm_interpreter._is_intact(file.parent)
+    assert len(file.read_bytes()) == len(content) and wasm_interpreter._is_intact(file.parent)
 
 
 def test_a_module_of_another_machine_is_compiled_again(cache: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_module_of_another_machine_is_compiled_again(cache: Path) -> None:
     (file,) = cache.glob(f"*/{MODULE}")
     file.write_bytes(b"another processor's")
     file.with_name(CHECKSUM).write_text(wasm_interpreter.file_digest(file))
-    assert [one.name for one in load().exports] == ["one"]
+    assert [export.name for export in load().exports] == ["one"]
 
 
 def test_another_interpreter_has_another_folder(cache: Path, tmp_path: Path) -> None:

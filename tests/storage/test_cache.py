@@ -56,7 +56,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_anything_else(tmp_pat
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, [command, str(write_job(tmp_path))])
     assert result.exit_code == 1 and not isinstance(result.exception, OSError)
-    (line,) = [one for one in result.output.splitlines() if one.startswith("error: ")]
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert str(folder) in line and KINDS[kind] in line and "ALFINE_CACHE names another folder" in line
     assert "Base model" not in result.output
 
@@ -126,11 +126,11 @@ def as_unknown_user(code, **variables):
         if name not in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "ALFINE_CACHE", "XDG_CACHE_HOME")
     }
     environment = {**known, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
+    process = subprocess.run(
         [*ours, sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
 
 
 def test_a_user_id_without_a_name_or_home(tmp_path):

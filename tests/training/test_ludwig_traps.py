@@ -48,8 +48,8 @@ def test_a_prompt_is_truncated_to_the_part_after_its_last_pad_token():
     tokenizer.bos_token = "<|im_start|>"
     text = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
     ids = torch.tensor(tokenizer(text)["input_ids"])
-    kept = tokenizer.decode(remove_left_padding(ids, tokenizer)[0])
-    assert "Is it?" not in kept
+    decoded = tokenizer.decode(remove_left_padding(ids, tokenizer)[0])
+    assert "Is it?" not in decoded
 
 
 def test_padding_has_id_0_for_any_pad_token():

@@ -83,9 +83,11 @@ EVALS = """pipeline.forgetting.evals={
 
 
 def test_a_run_on_ray_equals_a_local_run(ray, project, monkeypatch):
-    items = [{"question": f"is {n} odd", "choices": ["no", "yes", "the tea"], "answer": n % 2} for n in range(40)]
+    items = [
+        {"question": f"is {index} odd", "choices": ["no", "yes", "the tea"], "answer": index % 2} for index in range(40)
+    ]
     (project / "choices.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    instructions = [{"instruction": f"say {n}"} for n in range(9)]
+    instructions = [{"instruction": f"say {index}"} for index in range(9)]
     (project / "instructions.jsonl").write_text("".join(json.dumps(item) + "\n" for item in instructions))
     overrides = (EVALS, "trainer.optimizer={type: sgd}", "trainer.learning_rate=0.1", "adapter.dropout=0.0")
     local_run = run("local", *overrides)
