@@ -55,7 +55,7 @@ class ModelRef:
     run: Run | None = None
     job: Job | None = None
     folder: Path | None = None
-    """The model directory of a model that is not a run."""
+    """The folder of a model that is not a run."""
 
     @classmethod
     def from_spec(cls, spec: str) -> ModelRef:
@@ -130,13 +130,14 @@ def _copy_stored_completions(first: Run, second: Run, folder: Path) -> dict[str,
         records = read_records(run.path("tuned", "completions.jsonl"), CompletionRecord)
         return {(record.task, record.prompt, record.reference): record for record in records}
 
-    left, right = completions(first), completions(second)
-    shared = [key for key in left if key in right]
+    first_records, second_records = completions(first), completions(second)
+    shared = [key for key in first_records if key in second_records]
     if not shared:
         raise RunError(f"{first.folder} and {second.folder} have no test row in common; add --prompts FILE")
-    write_records(folder / "base" / "completions.jsonl", [left[key] for key in shared])
-    tuned = [right[key].model_copy(update={"row": left[key].row}) for key in shared]
-    write_records(folder / "tuned" / "completions.jsonl", tuned)
+    write_records(folder / "base" / "completions.jsonl", [first_records[key] for key in shared])
+    # The rows are numbered as in the first run, so that the report pairs the completions.
+    renumbered = [second_records[key].model_copy(update={"row": first_records[key].row}) for key in shared]
+    write_records(folder / "tuned" / "completions.jsonl", renumbered)
     job = tuned_job(first)
     return {name: _task_scoring(job, name) for name in dict.fromkeys(task for task, _, _ in shared)}
 
@@ -245,7 +246,7 @@ def _write_completions(
     tokenized = [_tokenize(model, examples) for model in models]
     # A loss per token is comparable only if both models split the references into the same tokens.
     first_tokens, second_tokens = ([row.completion_ids for row in rows] for rows in tokenized)
-    for model, rows, side in zip(models, tokenized, ("base", "tuned"), strict=True):
+    for model, rows, subfolder in zip(models, tokenized, ("base", "tuned"), strict=True):
         completions = _complete(model, rows, generation, reporter)
         if first_tokens != second_tokens:
             completions = [replace(completion, reference_nll=None) for completion in completions]
@@ -254,7 +255,7 @@ def _write_completions(
         unscored = [sample_prompt_record(example, c) for example, c in pairs if example.completion is None]
         for file, records in (("completions.jsonl", scored), ("sample_prompts.jsonl", unscored)):
             if records:
-                write_records(folder / side / file, records)
+                write_records(folder / subfolder / file, records)
 
 
 def _labeled(example: Example) -> Example:

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.config.job import Job
 from pipelines.config.optional_packages import check_optional_packages
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.evaluation.completions import generation_settings
 from pipelines.evaluation.retention import configured_retention_evals
@@ -56,7 +56,7 @@ class StageRunner:
     """The stages of one run, in their order."""
 
     def __init__(self, job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None:
-        """Finds the model that training starts from. Raises ModelError or ConfigError where that is not possible."""
+        """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
             model_folder = continual.starting_model(job, run)
@@ -69,7 +69,7 @@ class StageRunner:
     def run(self) -> None:
         """Runs the stages that are not complete."""
         context, digests = self.context, self.digests
-        with doing("reading the data files"):
+        with track_activity("reading the data files"):
             digests.update(stage_digests(context.job, context.model_id, context.file_digest))
         self._record_start()
         self._warn_changed_data()
@@ -77,14 +77,14 @@ class StageRunner:
 
         self._stage("prepare", lambda: prepare.prepare_data(context))
         with evaluate.EvaluatorSession(context, "base") as base:
-            self._stage("eval_base", lambda: evaluate.evaluate_completions(base))
+            self._stage("eval_base", lambda: evaluate.evaluate_rows(base))
             self._stage(
                 "eval_base_retention", lambda: evaluate.evaluate_retention(base, digests["eval_base_retention"])
             )
         self._stage("train", lambda: train.train_model(context, digests["train"]))
         self._add_to_digests(fingerprint(context.run.path("model")))
         with evaluate.EvaluatorSession(context, "tuned") as tuned:
-            self._stage("eval_tuned", lambda: evaluate.evaluate_completions(tuned))
+            self._stage("eval_tuned", lambda: evaluate.evaluate_rows(tuned))
             self._stage("eval_tuned_retention", lambda: evaluate.evaluate_retention(tuned))
         self._stage("report", lambda: report.write_run_report(context))
 

@@ -90,8 +90,10 @@ class SweepRunner:
                     ],
                 )
             )
-            plan = SweepVariants(config=str(self.config), seeds=num_seeds, num_trials=num_trials, variants=results)
-            write_json(self.folder / "variants.json", plan.model_dump())
+            variants_file = SweepVariants(
+                config=str(self.config), seeds=num_seeds, num_trials=num_trials, variants=results
+            )
+            write_json(self.folder / "variants.json", variants_file.model_dump())
 
     def run_trial(self, trial: Trial, seed: int) -> Losses:
         """Runs a trial with one seed, with a retention eval that only the choice of the trial sees."""

@@ -161,7 +161,7 @@ def start_run(name: str, cache: Path) -> None:
 def run_trials(kills: int, embedded: bool, seed: int, log: Callable[[str], None] = print) -> Counter[str]:
     """Starts runs until `kills` of them were hit, and returns the number of kills after each stage.
 
-    Raises AssertionError where a run ends with another result.
+    Raises AssertionError if a run ends with another result.
     """
     warnings.filterwarnings("ignore", message=".*use of fork")
     for name in IMPORTED:

@@ -107,7 +107,7 @@ def test_names_of_runs_in_every_script(name):
 def test_missing_config_and_run(tmp_path):
     assert "no such file" in call("check", tmp_path / "none.yaml").output
     result = call("report", tmp_path)
-    assert (result.exit_code, "is not a run directory" in result.output) == (2, True)
+    assert (result.exit_code, "is not a run folder" in result.output) == (2, True)
 
 
 def test_a_run_with_an_unknown_model_leaves_nothing(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The check of a whole job before a model is loaded: config, rows, metrics, model directory and chat template.
+"""The check of a whole job before a model is loaded: config, rows, metrics, model folder and chat template.
 
 Neither torch nor Ludwig is imported, so that `alfine check` takes seconds.
 """
@@ -15,7 +15,7 @@ from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
 from pipelines.config.trainer_checks import check_trainer_on_data
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.data.examples import Example, load_examples
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.errors import ConfigError, DataError, Problem
@@ -45,7 +45,7 @@ def check_job(job: Job) -> CheckResult:
         check_module_names(job, folder)
     first_examples: dict[str, Example] = {}
     num_rows: Counter[str] = Counter()
-    with doing("reading the rows"):
+    with track_activity("reading the rows"):
         for example in load_examples(job.pipeline):
             num_rows[example.split] += 1
             first_examples.setdefault(example.task, example)

@@ -50,7 +50,7 @@ class Job:
 
     @property
     def adapter(self) -> dict[str, Any] | None:
-        """The section `adapter`; None where every weight is trained."""
+        """The section `adapter`; None if every weight is trained."""
         return self.ludwig.get("adapter") or None
 
     @property

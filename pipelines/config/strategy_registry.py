@@ -20,14 +20,14 @@ class JobTraits:
     """The properties of a job that a strategy may depend on, read from a config that need not be valid."""
 
     adapter: Mapping[str, Any] | None = None
-    """The section `adapter`; None where every weight is trained."""
+    """The section `adapter`; None if every weight is trained."""
     is_quantized: bool = False
     is_base_sharded: bool = False
     """Whether each worker holds only a part of the frozen base weights."""
     continues_run: bool = False
     """Whether the job starts from the model of an earlier run."""
     num_tasks: int | None = None
-    """None where the section `tasks` is no mapping."""
+    """None if the section `tasks` is no mapping."""
     strategies: Sequence[str] = field(default=())
 
 
@@ -69,7 +69,7 @@ class StrategySpec:
     build: Callable[..., Sequence[Any]]
     """`build(context, settings)` returns the `Strategy` objects of a job, given its `JobContext`."""
     conflict: Callable[[JobTraits], str | None] = _no_conflict
-    """Returns why the strategy cannot be used in a job and what to write instead; None where it can."""
+    """Returns why the strategy cannot be used in a job and what to write instead; None if it can."""
     order: int = 100
     """Strategies act in ascending order within a step, strategies of the same order by name."""
     sweep_variants: tuple[str, ...] | None = None

@@ -1,7 +1,7 @@
-"""What the program is doing at the moment, and a line about it where no terminal shows a progress bar.
+"""What the program is doing at the moment, and a line about it if no terminal shows a progress bar.
 
-Code that may run for long describes itself with `doing`; progress bars and the heartbeat read it from there. The
-heartbeat is a thread, so that a line is written even while nothing reports progress: after HEARTBEAT_INTERVAL_S of
+Code that may run for long describes itself with `track_activity`; progress bars and the heartbeat read it from there.
+The heartbeat is a thread, so that a line is written even while nothing reports progress: after HEARTBEAT_INTERVAL_S of
 silence it writes the current state.
 """
 
@@ -32,7 +32,7 @@ class Activity:
     title: str
     unit: str
     total: int | None
-    """The number of units, None where they are not counted."""
+    """The number of units, None if they are not counted."""
     clock: Clock
     done: int = 0
     note: str = ""
@@ -86,7 +86,7 @@ _stack: list[Activity] = []
 
 
 @contextlib.contextmanager
-def doing(
+def track_activity(
     title: str, total: int | None = None, unit: str = "rows", clock: Clock = time.monotonic
 ) -> Iterator[Activity]:
     """Makes `title` the current activity, inside of the one before, while the block runs."""

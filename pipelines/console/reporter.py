@@ -23,7 +23,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipelines.console.activity import HEARTBEAT, Activity, BestEffortStream, Heartbeat, doing, in_ci, innermost
+from pipelines.console.activity import (
+    HEARTBEAT,
+    Activity,
+    BestEffortStream,
+    Heartbeat,
+    in_ci,
+    innermost,
+    track_activity,
+)
 from pipelines.console.plain_text import count, duration, encodes_unicode, printable, rate
 from pipelines.registry import lazy_import
 
@@ -97,7 +105,7 @@ class ConsoleReporter:
         self, title: str, total: int | None = None, unit: str = ""
     ) -> Iterator[tuple[Activity, Callable[[], None]]]:
         shown = self._as_bar if self.has_bars else self._as_lines
-        with doing(title, total, unit, self.heartbeat.clock) as activity, shown(activity) as refresh:
+        with track_activity(title, total, unit, self.heartbeat.clock) as activity, shown(activity) as refresh:
             yield activity, refresh
 
     @contextlib.contextmanager
@@ -167,7 +175,7 @@ class _DynamicText(ProgressColumn):
 
 
 def _supports_bars(console: Console) -> bool:
-    """Whether the console is a terminal. With FORCE_COLOR rich takes a pipe for one, but a log shows colours only."""
+    """Whether the console is a terminal. With FORCE_COLOR rich takes a pipe for one, but a log shows colors only."""
     file: Any = console.file
     is_forced = bool(os.environ.get("FORCE_COLOR")) and not file.isatty()
     return console.is_interactive and not console.is_dumb_terminal and not is_forced and not in_ci()

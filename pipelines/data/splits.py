@@ -71,7 +71,8 @@ def random_splits(count: int, validation: float, test: float) -> list[str]:
     """Draws a split for each of `count` rows; `validation` and `test` are fractions of them.
 
     The draw does not depend on the job's seed: runs that differ in their seed only are compared on the same test rows.
-    Raise PREPARED_FORMAT in stages/digests.py when rows are split in another way; the digest holds no version of alfine.
+    Raise PREPARED_FORMAT in stages/digests.py when rows are split in another way; the digest holds no version of
+    alfine.
     """
     order = list(range(count))
     random.Random(count).shuffle(order)

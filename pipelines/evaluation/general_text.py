@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.data_files import read_text_column
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
-from pipelines.storage.cache import cache_entry
+from pipelines.storage.cache import checked_cache_path
 from pipelines.storage.environment import versions
 from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
 
@@ -60,11 +60,11 @@ def generate_general_answers(
         prompt_format.uses_chat_template,
         versions(),
     )
-    cache_file = cache_entry("general_answers", f"{key[:32]}.jsonl")
+    cache_file = checked_cache_path("general_answers", f"{key[:32]}.jsonl")
     if not cache_file.exists():
         prompts = [prompt_format.encode_prompt(prompt_format.render_prompt(text, system)) for text in instructions]
         limits = [MAX_ANSWER_TOKENS] * len(prompts)
-        with doing("the base's own answers to general instructions", len(prompts)) as activity:
+        with track_activity("the base's own answers to general instructions", len(prompts)) as activity:
             completions = complete(load_model(), prompts, {"do_sample": False}, limits, activity.advance)
         write_jsonl(
             cache_file,

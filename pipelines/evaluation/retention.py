@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.retention_registry import RETENTION_EVAL_KINDS, RetentionEvalSettings, bundled_evals
 from pipelines.config.strategy_registry import STRATEGIES
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
@@ -184,7 +184,7 @@ def score_retention_eval(
     loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
 ) -> list[float | None]:
     """The score of each item in the unit of the eval's measure; None for an item that could not be scored."""
-    with doing(f"retention eval {prepared.name}"):
+    with track_activity(f"retention eval {prepared.name}"):
         return list(prepared.eval_class.score(loaded, prepared, reference_logits))
 
 

@@ -26,7 +26,7 @@ from pipelines.forgetting.importance import FORMAT
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.modeling.token_sequences import TokenSequences
-from pipelines.storage.cache import cache_entry
+from pipelines.storage.cache import checked_cache_path
 from pipelines.storage.environment import versions
 from pipelines.storage.files import digest
 from pipelines.storage.records import RetentionRecord, read_records
@@ -136,4 +136,4 @@ class JobContext:
         frozen = self.job.trainer.get("layers_to_freeze_regex")
         targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
         key = digest(FORMAT, self.model_id, text, measurement, self.seed, targets, frozen, versions())
-        return cache_entry("importance", f"{strategy}-{key[:32]}.safetensors")
+        return checked_cache_path("importance", f"{strategy}-{key[:32]}.safetensors")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.data.tokenize_rows import read_test_examples
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedRetentionEval
@@ -61,7 +61,7 @@ def starting_model(job: Job, run: Run) -> Path:
 
 
 def check_earlier_gates(job: Job, previous_run: Run) -> None:
-    """Raises ConfigError for a gate RUN/TASK where neither `previous_run` nor its ancestors have such a task."""
+    """Raises ConfigError for a gate RUN/TASK if neither `previous_run` nor its ancestors have such a task."""
     runs = [previous_run, *ancestor_runs(previous_run)]
     known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
     problems = []
@@ -85,7 +85,7 @@ def trained_from(job: Job, run: Run) -> Path:
 
 
 def _complete_run(job: Job, folder: Path) -> Run:
-    """Returns the run in `folder`. Raises ConfigError where it is missing, not complete, or of another base."""
+    """Returns the run in `folder`. Raises ConfigError if it is missing, not complete, or of another base."""
 
     def error(message: str) -> ConfigError:
         return ConfigError(job.problem(f"pipeline.continue_from: {message}", "pipeline", "continue_from"))
@@ -105,8 +105,8 @@ def _complete_run(job: Job, folder: Path) -> Run:
 
 
 def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
-    """Writes the merged model to `target`. Raises RunError where merging changes the predictions."""
-    with atomic_dir(target) as staging, doing("merging the earlier run's adapter into its base"):
+    """Writes the merged model to `target`. Raises RunError if merging changes the predictions."""
+    with atomic_dir(target) as staging, track_activity("merging the earlier run's adapter into its base"):
         merged = adapters.merge_adapter(loading.load_causal_lm(base, frozen=True), adapter)
         merged.save_pretrained(staging)  # type: ignore[operator]
         load_tokenizer(base).save_pretrained(staging)

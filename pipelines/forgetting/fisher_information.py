@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
 from pipelines.modeling.adapters import adapter_disabled, trainable_parameters
 from pipelines.modeling.packing import supervised_logits
@@ -53,7 +53,7 @@ def lora_fisher(
         _eval_mode(model),
         _without_adapter(model),
         moments.recorded(model, set(pairs)),
-        doing(ACTIVITY, len(sequences)) as activity,
+        track_activity(ACTIVITY, len(sequences)) as activity,
     ):
         for batch in micro_batches(sequences, MICRO_BATCH):
             logits, _ = supervised_logits(model, batch, share_prefixes=False)
@@ -118,7 +118,7 @@ def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) 
     weights = trainable_parameters(model)
     sums = [torch.zeros_like(weight) for weight in weights]
     generator = torch.Generator().manual_seed(seed)
-    with _eval_mode(model), doing(ACTIVITY, len(sequences)) as activity:
+    with _eval_mode(model), track_activity(ACTIVITY, len(sequences)) as activity:
         for index in range(len(sequences)):
             logits, _ = supervised_logits(model, sequences[index : index + 1])
             gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))

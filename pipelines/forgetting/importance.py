@@ -31,7 +31,7 @@ def save_importance(path: Path, importance: Importance, model_id: str) -> None:
 def load_importance(path: Path, model_id: str) -> Importance:
     """Reads an importance file.
 
-    Raises RunError where it is damaged, of another version of alfine, or of another model.
+    Raises RunError if it is damaged, of another version of alfine, or of another model.
     """
     try:
         with safe_open(path, framework="pt") as file:

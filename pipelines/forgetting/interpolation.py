@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.errors import ConfigError, RunError
 from pipelines.modeling.adapters import attach_adapter, model_source
 from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
@@ -29,7 +29,7 @@ class InterpolatedModel:
     def __init__(self, base: Path, tuned: Path, quantization: Any = None) -> None:
         """`tuned` is the folder of an adapter or of a whole model; `quantization` is Ludwig's config of that name.
 
-        Raises ConfigError for an adapter with a part that cannot be scaled, RunError where scale 0 is not the base.
+        Raises ConfigError for an adapter with a part that cannot be scaled, RunError if scale 0 is not the base.
         """
         self.base, self.tuned = base, tuned
         self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
@@ -61,7 +61,7 @@ class InterpolatedModel:
     def mean_loss(self, text: TokenSequences, scale: float) -> float:
         """Returns the mean loss on `text` at `scale`, in nats per token."""
         self.set_scale(scale)
-        with doing(f"the loss on general text at scale {scale:g}"):
+        with track_activity(f"the loss on general text at scale {scale:g}"):
             losses, lengths = list(sequence_losses(self.model, text)), text.supervised_lengths
         return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
 
@@ -77,7 +77,7 @@ def _is_scaled(name: str) -> bool:
 
 
 def _check_adapter_scales(adapter: Path) -> None:
-    """Raises ConfigError where the adapter has weights that are no matrices of LoRA."""
+    """Raises ConfigError if the adapter has weights that are no matrices of LoRA."""
     for name in _tensor_names(adapter / "adapter_model.safetensors"):
         if not _is_scaled(name) and "lora_A" not in name and "lora_embedding_A" not in name:
             weight = name.removeprefix("base_model.model.")

@@ -72,7 +72,7 @@ def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
 
 
 def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
-    """Raises ConfigError where the penalty of the strategy `name` would not protect the base.
+    """Raises ConfigError if the penalty of the strategy `name` would not protect the base.
 
     An adapter may train a weight that the penalty does not cover, or its initial ΔW may not be 0.
     """

@@ -1,4 +1,4 @@
-"""Requirements that several strategies share. Each function returns why a job does not meet one, None where it does."""
+"""Requirements that several strategies share. Each function returns why a job does not meet one, None if it does."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.errors import ModelError
 from pipelines.modeling.base_models import find_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
@@ -90,7 +90,7 @@ def cache_teacher_topk(
 @torch.no_grad()
 def _predict_topk(teacher: Path, rows: TokenSequences, k: int, temperature: float) -> dict[str, torch.Tensor]:
     predictions = []
-    with doing("the teacher's predictions on the tasks' rows", len(rows)) as activity:
+    with track_activity("the teacher's predictions on the tasks' rows", len(rows)) as activity:
         model = load_causal_lm(teacher, frozen=True).eval()
         for batch in micro_batches(rows, MICRO_BATCH):
             predictions.append(TopK.from_logits(supervised_logits(model, batch)[0], k, temperature))

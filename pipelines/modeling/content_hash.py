@@ -70,9 +70,9 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content in hex, from the cache or computed and cached. Raises OSError."""
     path = path.resolve()
     before = _identity(path)
-    entry = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    cache_file = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        cached = json.loads(entry.read_text(encoding="utf-8"))
+        cached = json.loads(cache_file.read_text(encoding="utf-8"))
         if cached["identity"] == before:
             return str(cached["sha256"])
     with path.open("rb") as file:
@@ -81,7 +81,7 @@ def file_sha256(path: Path) -> str:
     if is_settled and _identity(path) == before:
         # Without a writable cache the hash is computed again next time.
         with contextlib.suppress(OSError):
-            _write_entry(entry, {"identity": before, "sha256": sha256})
+            _write_cache_file(cache_file, {"identity": before, "sha256": sha256})
     return sha256
 
 
@@ -91,8 +91,8 @@ def _identity(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _write_entry(entry: Path, content: dict[str, object]) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    partial = entry.with_suffix(f".{os.getpid()}.partial")
+def _write_cache_file(cache_file: Path, content: dict[str, object]) -> None:
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache_file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(entry)
+    partial.replace(cache_file)

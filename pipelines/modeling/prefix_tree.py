@@ -75,7 +75,7 @@ def build_prefix_tree(sequences: Sequence[np.ndarray], *, share_prefixes: bool =
     if not share_prefixes or len(sequences) == 1:
         return PrefixTree(sequences, [0] * len(sequences), [(index,) for index in range(len(sequences))])
     sequences = [np.ascontiguousarray(sequence, dtype=np.int32) for sequence in sequences]
-    # In the order of their bytes, sequences with a common prefix are neighbours.
+    # In the order of their bytes, sequences with a common prefix are neighbors.
     order = sorted(range(len(sequences)), key=lambda index: sequences[index].tobytes())
     common = [
         _common_prefix_len(sequences[index], sequences[successor])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.modeling.packing import PACK_TOKENS, mean_loss_per_sequence
 from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
 from pipelines.modeling.token_sequences import Span, TokenSequences, batch_by_tokens
@@ -99,7 +99,7 @@ def validation_losses(
     counts: dict[str, float] = dict.fromkeys(dataset.tasks, 0)
     batches = [sequences.select(indices) for indices in batch_by_tokens(sequences, PACK_TOKENS)]
     means: list[float] = []
-    with doing("loss of the validation rows", len(sequences)) as activity:
+    with track_activity("loss of the validation rows", len(sequences)) as activity:
         for batch, is_real in process_group.lockstep_batches(batches, dataset.sequences[0:1]):
             batch_means = mean_loss_per_sequence(model, batch)
             means += batch_means if is_real else ()

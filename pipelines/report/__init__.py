@@ -1,4 +1,4 @@
-"""The report of a run: its files are read and analysed once, then written as HTML, Markdown and JSON.
+"""The report of a run: its files are read and analyzed once, then written as HTML, Markdown and JSON.
 
 Must not import torch, so that the report of a finished run is written in a second.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.errors import Problem, RunError
 from pipelines.report.formatting import BASE_AND_TUNED
 from pipelines.report.gates import check_gates
@@ -22,7 +22,7 @@ from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare
 from pipelines.storage.records import CompletionRecord
 
 
-@doing("reading the run and scoring its completions")
+@track_activity("reading the run and scoring its completions")
 def analyse(run: Path) -> Analysis:
     """Read the run folder and compare its two models row by row. Raises RunError."""
     files = read_run(run)

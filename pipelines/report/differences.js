@@ -58,7 +58,7 @@
     return changed;
   }
 
-  /** Joins neighbouring words that differ, or do not, into pieces. The space after a marked piece is not marked. */
+  /** Joins neighboring words that differ, or do not, into pieces. The space after a marked piece is not marked. */
   function pieces(words, changed) {
     const joined = [];
     words.forEach((text, index) => {

@@ -1,4 +1,4 @@
-"""The figures of the page as SVG: with text as text, the colours of the page, and no date."""
+"""The figures of the page as SVG: with text as text, the colors of the page, and no date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ else:  # 0.5 s that the terminal's tables do not need
     matplotlib = lazy_import("matplotlib")
     matplotlib_figure = lazy_import("matplotlib.figure")
 
-# Placeholder colours for matplotlib. In the SVG they are replaced by the page's CSS variables, so that one figure fits
+# Placeholder colors for matplotlib. In the SVG they are replaced by the page's CSS variables, so that one figure fits
 # light mode, dark mode and print.
 INK, DIM, LINE, BASE, TUNED, PAPER = (f"#01010{digit}" for digit in range(6))
 _VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned", PAPER: "--paper"}
@@ -57,7 +57,7 @@ def dot_plot(tasks: Sequence[TaskResult]) -> str:
             low, high = (comparison.base + bound for bound in comparison.ci95)
             axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
             axes.plot([comparison.base, comparison.tuned], [y, y], color=DIM, lw=1.2)
-            # A ring and a disc, so that base and tuned differ without colour as well.
+            # A ring and a disc, so that base and tuned differ without color as well.
             axes.plot([comparison.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
             axes.plot([comparison.tuned], [y], "o", color=TUNED, ms=9)
             axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
@@ -154,7 +154,7 @@ def pareto_front(points: Sequence[ParetoPoint]) -> str:
 
 
 def _downsample(points: list[tuple[int, float]], max_points: int) -> tuple[list[float], list[float]]:
-    """At most `max_points` points, which are means of as many neighbours: batches are noisy, and runs are long."""
+    """At most `max_points` points, which are means of as many neighbors: batches are noisy, and runs are long."""
     size = -(-len(points) // max_points) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     steps = [sum(step for step, _ in group) / len(group) for group in groups]

@@ -54,7 +54,7 @@ class TaskResult:
     unscored: Pair[int]
     """Completions that could not be scored."""
     reference_nll: NllChange | None
-    """None where the two models tokenize the references differently."""
+    """None if the two models tokenize the references differently."""
     label_anywhere_accuracy: Pair[float] | None
     """For label tasks, the percentage of completions with the right label and no other label anywhere in the text."""
     caveats: list[str] = field(default_factory=list)
@@ -106,7 +106,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Example:
-    """A test row with the completions of both models. A score is None where the completion could not be scored."""
+    """A test row with the completions of both models. A score is None if the completion could not be scored."""
 
     task: str
     row: int

@@ -184,7 +184,7 @@ def _chance_caveats(records: RecordPairs, comparison: Comparison) -> Iterable[st
 
 
 def backward_transfer(tuned: Sequence[RetentionRecord]) -> BackwardTransfer | None:
-    """None where the run does not continue from an earlier run."""
+    """None if the run does not continue from an earlier run."""
     changes: dict[str, list[float]] = {}
     for record in tuned:
         if record.score_after_own_task is not None and record.score is not None:

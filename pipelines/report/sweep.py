@@ -110,17 +110,17 @@ def read_sweep(folder: Path) -> Sweep:
     """The results from `variants.json` and the run folders that it names. Raises RunError."""
     path = folder / "variants.json"
     try:
-        plan = SweepVariants.model_validate_json(path.read_text(encoding="utf-8"))
+        variants_file = SweepVariants.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         message = "no variant of the sweep is finished; repeat its `alfine sweep` command to resume it"
         raise RunError(Problem(message, str(path))) from None
-    runs = {variant.strategy: [analyse(folder / name) for name in variant.runs] for variant in plan.variants}
+    runs = {variant.strategy: [analyse(folder / name) for name in variant.runs] for variant in variants_file.variants}
     results = [
         _variant_result(variant.strategy, variant.hyperparameter, runs[variant.strategy], runs[BASELINE])
-        for variant in plan.variants
+        for variant in variants_file.variants
     ]
     results = [replace(result, pareto_optimal=_is_pareto_optimal(result, results)) for result in results]
-    return Sweep(plan.config, plan.seeds, plan.num_trials, results, _recommended(results))
+    return Sweep(variants_file.config, variants_file.seeds, variants_file.num_trials, results, _recommended(results))
 
 
 def _variant_result(

@@ -1,7 +1,7 @@
 """Runs a Python program in CPython compiled to WebAssembly, in its own instance, with limits on instructions and
 memory.
 
-An instance starts from a snapshot of an initialised interpreter, so a program costs about 20 ms. Outside of its memory
+An instance starts from a snapshot of an initialized interpreter, so a program costs about 20 ms. Outside of its memory
 it can only call the functions of pipelines/scoring/wasm_host.py: no files of this machine, no network, no processes.
 """
 

@@ -36,8 +36,7 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
 }
 """Keys of the section `pipeline` that no prepared token depends on.
 
-A new key of the YAML belongs here if a change of its value leaves the splits, prompts and tokens as they are. A key that
-is missing here only causes needless work; with a key that is wrongly here, stages keep outdated tokens.
+A new key of the YAML belongs here if its value has no effect on splits, prompts and tokens. A key that is missing here only causes needless work; with a key that is wrongly here, stages keep outdated tokens.
 """
 
 

@@ -17,7 +17,12 @@ from pipelines.evaluation.retention import configured_retention_evals, retention
 from pipelines.forgetting.context import JobContext
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
-from pipelines.stages.inference_cache import completions_entry, retention_entry, store_completions, store_retention
+from pipelines.stages.inference_cache import (
+    completions_cache_path,
+    retention_cache_path,
+    store_completions,
+    store_retention,
+)
 from pipelines.storage.files import atomic_dir, write_json, write_text
 from pipelines.storage.records import CompletionRecord, RetentionRecord, write_records
 from pipelines.training.ray import ray_evaluator, uses_ray
@@ -26,8 +31,8 @@ from pipelines.training.ray import ray_evaluator, uses_ray
 class EvaluatorSession:
     """The evaluator of one model, which is loaded when a stage first needs it and released at the end of the block."""
 
-    def __init__(self, context: StageContext, side: Literal["base", "tuned"]) -> None:
-        self.context, self.side = context, side
+    def __init__(self, context: StageContext, which_model: Literal["base", "tuned"]) -> None:
+        self.context, self.which_model = context, which_model
         self._evaluator: Evaluator | None = None
         self._resources = contextlib.ExitStack()
 
@@ -45,8 +50,8 @@ class EvaluatorSession:
         """The model in this process, or on the workers of a Ray cluster."""
         if self._evaluator is None:
             context = self.context
-            tuned = context.run.path("model") if self.side == "tuned" else None
-            with context.reporter.status(f"Loading the {self.side} model"):
+            tuned = context.run.path("model") if self.which_model == "tuned" else None
+            with context.reporter.status(f"Loading the {self.which_model} model"):
                 if uses_ray(context.job):
                     on_cluster = ray_evaluator(context.job, context.model_folder, tuned)
                     self._evaluator = self._resources.enter_context(on_cluster)
@@ -55,26 +60,26 @@ class EvaluatorSession:
         return self._evaluator
 
 
-def evaluate_completions(session: EvaluatorSession) -> None:
-    """Writes `SIDE/completions.jsonl`: the completion of every test row and the loss of its reference.
+def evaluate_rows(session: EvaluatorSession) -> None:
+    """Writes `MODEL/completions.jsonl`: the completion of every test row and the loss of its reference.
 
-    `SIDE/sample_prompts.jsonl` holds the completions of the sample prompts, `base/validation.json` the base model's
+    MODEL is base or tuned. `MODEL/sample_prompts.jsonl` holds the completions of the sample prompts, `base/validation.json` the base model's
     validation loss.
     """
-    context, side = session.context, session.side
+    context, which_model = session.context, session.which_model
     rows = read_test_examples(context.run.path("data"), context.job)
-    entry = completions_entry(context, rows) if side == "base" else None
-    with atomic_dir(context.run.path(side)) as folder:
-        if entry is not None and entry.exists():
-            shutil.copytree(entry, folder)
+    cache_path = completions_cache_path(context, rows) if which_model == "base" else None
+    with atomic_dir(context.run.path(which_model)) as folder:
+        if cache_path is not None and cache_path.exists():
+            shutil.copytree(cache_path, folder)
             context.reporter.note("base completions loaded from the cache")
             return
         _write_sample_prompts(session, folder)
         write_records(folder / "completions.jsonl", _completion_records(session, rows))
-        if side == "base":
+        if which_model == "base":
             _write_validation_loss(session, folder)
-        if entry is not None:
-            store_completions(context, folder, entry)
+        if cache_path is not None:
+            store_completions(context, folder, cache_path)
 
 
 def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExample]) -> list[CompletionRecord]:
@@ -82,7 +87,7 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExamp
     prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
     limits = [context.job.max_new_tokens(row.example.task) for row in rows]
     evaluator = session.evaluator
-    with context.reporter.progress(f"{session.side.capitalize()} completions", len(rows), "rows") as progress:
+    with context.reporter.progress(f"{session.which_model.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     return [
         completion_record(row.example, completion, len(reference))
@@ -98,7 +103,9 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     prompts = [row.prompt_ids for row in tokenize_examples(samples, context.prompts)]
     limits = [sample.max_new_tokens or context.job.max_new_tokens() for sample in samples]
     evaluator = session.evaluator
-    with context.reporter.progress(f"{session.side.capitalize()} sample prompts", len(prompts), "prompts") as progress:
+    with context.reporter.progress(
+        f"{session.which_model.capitalize()} sample prompts", len(prompts), "prompts"
+    ) as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress)
     records = [sample_prompt_record(*pair) for pair in zip(samples, completions, strict=True)]
     write_records(folder / "sample_prompts.jsonl", records)
@@ -114,27 +121,27 @@ def _write_validation_loss(session: EvaluatorSession, folder: Path) -> None:
 
 
 def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = None) -> None:
-    """Writes `retention/SIDE.jsonl`: the score of every item of every retention eval.
+    """Writes `retention/MODEL.jsonl`: the score of every item of every retention eval. MODEL is base or tuned.
 
     The base model's scores are cached by `inputs_digest`, the digest of what they depend on.
     """
-    context, side = session.context, session.side
-    pipeline, file = context.job.pipeline, context.run.path("retention", f"{side}.jsonl")
+    context, which_model = session.context, session.which_model
+    pipeline, file = context.job.pipeline, context.run.path("retention", f"{which_model}.jsonl")
     if not configured_retention_evals(pipeline.forgetting) and pipeline.continue_from is None:
         write_text(file, "")
         return
-    entry = retention_entry(context, inputs_digest) if inputs_digest is not None else None
-    if entry is not None and entry.exists():
-        write_text(file, entry.read_text(encoding="utf-8"))
+    cache_path = retention_cache_path(context, inputs_digest) if inputs_digest is not None else None
+    if cache_path is not None and cache_path.exists():
+        write_text(file, cache_path.read_text(encoding="utf-8"))
         context.reporter.note("base retention scores loaded from the cache")
         return
     evals = JobContext(context.job, context.run, context.model_folder).prepared_retention_evals
     records: list[RetentionRecord] = []
     evaluator = session.evaluator
-    with context.reporter.progress(f"{side.capitalize()} retention evals", len(evals), "evals") as progress:
+    with context.reporter.progress(f"{which_model.capitalize()} retention evals", len(evals), "evals") as progress:
         for retention_eval in evals:
             records += retention_records(retention_eval, evaluator.score_retention_eval(retention_eval))
             progress(1)
     write_records(file, records)
-    if entry is not None:
-        store_retention(context, records, entry)
+    if cache_path is not None:
+        store_retention(context, records, cache_path)

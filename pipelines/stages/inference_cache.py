@@ -13,17 +13,17 @@ from pathlib import Path
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.stages.context import StageContext
-from pipelines.storage.cache import cache_entry, cache_folder, cache_write_error
+from pipelines.storage.cache import cache_folder, cache_write_error, checked_cache_path
 from pipelines.storage.environment import hardware, versions
 from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
 from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
 from pipelines.version import __version__
 
 
-def completions_entry(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:
+def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:
     """The folder in the cache for the base model's completions of the test rows and sample prompts."""
     job = context.job
-    # The row number is part of a completion's record, so the same rows on other lines of their file have another entry.
+    # The row number is part of a completion's record, so the same rows on other lines of their file have another path.
     prompts = [
         [
             row.example.task,
@@ -52,28 +52,28 @@ def completions_entry(context: StageContext, rows: Sequence[TokenizedExample]) -
         versions(),
         hardware()["gpu"],
     )
-    return cache_entry("completions", key[:32])
+    return checked_cache_path("completions", key[:32])
 
 
-def retention_entry(context: StageContext, inputs_digest: str) -> Path:
+def retention_cache_path(context: StageContext, inputs_digest: str) -> Path:
     """The file in the cache for the base model's retention scores; found by the digest of the stage."""
     key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), hardware()["gpu"])
-    return cache_entry("retention", f"{key[:32]}.jsonl")
+    return checked_cache_path("retention", f"{key[:32]}.jsonl")
 
 
-def store_completions(context: StageContext, folder: Path, entry: Path) -> None:
+def store_completions(context: StageContext, folder: Path, cache_path: Path) -> None:
     """Copies the folder of the base model's completions to the cache."""
     with _warn_on_failure(context):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        # Another run may store the same entry at the same time.
-        with atomic_dir(entry, f".{context.run.name}{STAGING_SUFFIX}", keep_existing=True) as staging:
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        # Another run may store the same result at the same time.
+        with atomic_dir(cache_path, f".{context.run.name}{STAGING_SUFFIX}", keep_existing=True) as staging:
             shutil.copytree(folder, staging)
 
 
-def store_retention(context: StageContext, records: Sequence[RetentionRecord], entry: Path) -> None:
+def store_retention(context: StageContext, records: Sequence[RetentionRecord], cache_path: Path) -> None:
     """Writes the base model's retention scores to the cache."""
     with _warn_on_failure(context):
-        write_records(entry, records)
+        write_records(cache_path, records)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     """The environment variable ALFINE_CACHE, else the user's cache folder.
 
     Without a home directory (a container's user id) it is a folder of that id in the machine's temporary folder. Raises
-    MachineError where ALFINE_CACHE starts with `~` and there is no such home directory.
+    MachineError if ALFINE_CACHE starts with `~` and there is no such home directory.
     """
     if override := os.environ.get("ALFINE_CACHE"):
         folder = os.path.expanduser(override)
@@ -44,20 +44,20 @@ def _temporary_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"alfine-{os.getuid()}"
 
 
-def cache_entry(*parts: str) -> Path:
-    """The path of a result in the cache.
+def checked_cache_path(*parts: str) -> Path:
+    """The path of a result in the cache. If there is no result yet, the cache is checked to be writable.
 
-    Raises MachineError where the result is missing and the cache is not writable: before the result is computed.
+    Raises MachineError if the result is missing and the cache is not writable: before the result is computed.
     """
-    entry = cache_folder().joinpath(*parts)
-    if not entry.exists():
+    path = cache_folder().joinpath(*parts)
+    if not path.exists():
         _check_writable(cache_folder())
-    return entry
+    return path
 
 
 def check_cache() -> None:
-    """Raises MachineError where the cache is empty and not writable. A filled read-only cache is sufficient for a run
-    that needs no more than it holds, see `cache_entry`."""
+    """Raises MachineError if the cache is empty and not writable. A filled read-only cache is sufficient for a run
+    that needs no more than it holds, see `checked_cache_path`."""
     folder = cache_folder()
     try:
         is_filled = any(folder.iterdir())
@@ -69,7 +69,7 @@ def check_cache() -> None:
 
 @functools.cache
 def _check_writable(folder: Path) -> None:
-    """Creates the folder, and a temporary file in it. Raises MachineError where that fails."""
+    """Creates the folder, and a temporary file in it. Raises MachineError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner(folder)

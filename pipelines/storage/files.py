@@ -150,7 +150,7 @@ def os_errors_as_machine_error(folder: Path) -> Iterator[None]:
             free = shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
             advice = f" ({free / 1e9:.1f} GB free); free some space, then run the same command again to resume"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "; use a writable directory"
+            advice = "; use a writable folder"
         if cache_folder().absolute() in path.parents:
             advice += f"; {ALFINE_CACHE_HINT}"
         raise MachineError(f"{error.filename or folder}: {str(error.strerror).lower()}{advice}") from raised

@@ -33,9 +33,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """An existing run. Raises RunError where `folder` has no manifest, or not a valid one."""
+        """An existing run. Raises RunError if `folder` has no manifest, or not a valid one."""
         if not (folder / "manifest.json").is_file():
-            raise RunError(f"{folder} is not a run directory (no manifest.json); create one with `alfine run`")
+            raise RunError(f"{folder} is not a run folder (no manifest.json); create one with `alfine run`")
         return cls(folder)
 
     @property
@@ -138,7 +138,7 @@ def config_entries(config: Path, folder: Path) -> dict[str, str]:
 
 
 def check_same_config(config: Path, run: Run) -> None:
-    """Raises RunError where another config created the run."""
+    """Raises RunError if another config created the run."""
     owner = run.config
     if owner is not None and not _same_file(owner, config):
         moved = "" if owner.exists() else f"; if the config was moved, move it back to {owner}"

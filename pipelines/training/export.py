@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.forgetting.context import JobContext
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.base_models import load_tokenizer
@@ -26,7 +26,7 @@ def export_model(
 
     An export to another format belongs at the end: strategies such as `interpolate` change the weights before it.
     """
-    with doing("saving the model"):
+    with track_activity("saving the model"):
         _save_trained_model(llm, context, history, folder)
     for strategy in strategies:
         history |= strategy.transform_weights(folder)

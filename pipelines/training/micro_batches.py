@@ -35,7 +35,7 @@ class MicroBatches:
         return self.history.get("micro_batch", self.initial_size)
 
     def split(self, sequences: TokenSequences) -> Iterator[TokenSequences]:
-        """Yields the micro-batches. Sequences with a shared prefix are neighbours: a micro-batch computes it once."""
+        """Yields the micro-batches. Sequences with a shared prefix are neighbors: a micro-batch computes it once."""
         size = self.size
         assert size is not None
         order = sorted(range(len(sequences)), key=lambda index: sequences.input_ids[index].tobytes())

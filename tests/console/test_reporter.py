@@ -20,8 +20,8 @@ from pipelines.console.activity import (
     BestEffortStream,
     Heartbeat,
     current_state,
-    doing,
     supports_progress_bars,
+    track_activity,
 )
 from pipelines.console.plain_text import duration, rate, replace_unencodable
 from pipelines.console.reporter import ConsoleReporter
@@ -91,7 +91,7 @@ def test_an_interrupted_stage_has_a_line_at_its_end():
 
 def test_the_state_of_a_training():
     clock = Clock()
-    with doing("Training", None, "steps", clock) as training:
+    with track_activity("Training", None, "steps", clock) as training:
         training.note = "starting Ludwig"
         clock.now = 40
         assert current_state() == "Training: 40 s so far, starting Ludwig"
@@ -100,7 +100,7 @@ def test_the_state_of_a_training():
         training.reach(80, 101)
         training.note = "loss 1.234"
         assert current_state() == "Training: 80/101 steps after 1 min 40 s, 30.0/min, 42 s left, loss 1.234"
-        with doing("the Fisher information", 512) as inner:
+        with track_activity("the Fisher information", 512) as inner:
             inner.advance(128)
             assert current_state().endswith("loss 1.234; the Fisher information: 128/512 rows")
     assert current_state() == "alfine: still running"
@@ -141,7 +141,7 @@ def test_progress_between_two_beats_writes_no_line():
 def test_the_heartbeat_between_two_stages():
     out = io.StringIO()
     heartbeat = Heartbeat(FAST)
-    with heartbeat.running(lambda line: out.write(line + "\n")), doing("reading the data files"):
+    with heartbeat.running(lambda line: out.write(line + "\n")), track_activity("reading the data files"):
         time.sleep(4 * FAST)
     assert out.getvalue().startswith("reading the data files: 0.")
 
@@ -149,7 +149,7 @@ def test_the_heartbeat_between_two_stages():
 def test_a_nested_heartbeat_has_no_effect():
     lines = []
     heartbeat = Heartbeat(FAST)
-    with heartbeat.running(lines.append), heartbeat.running(lines.append), doing("x"):
+    with heartbeat.running(lines.append), heartbeat.running(lines.append), track_activity("x"):
         time.sleep(3.5 * FAST)
     assert 1 <= len(lines) <= 3
 
@@ -305,7 +305,7 @@ def test_progress_bars_of_an_ascii_terminal():
 
 def test_two_activities_with_the_same_title():
     clock = Clock()
-    with doing("x", clock=clock) as outer, doing("x", clock=clock):
+    with track_activity("x", clock=clock) as outer, track_activity("x", clock=clock):
         clock.now = 5
         assert outer.title == "x" and current_state() == "x: 5.0 s so far; x"
     assert current_state() == "alfine: still running"

@@ -48,7 +48,7 @@ def test_settings_survive_a_round_trip():
         ({"kind": "kl"}, "data", "required"),
         ({"kind": "task", "data": "a", "prompt": "{q}"}, "completion", "required"),
         ({"kind": "kl", "data": "a", "metric": "rouge"}, "mine", "metric is only valid with kind: task; remove it"),
-        ({"kind": "kl", "data": "a", "colour": 1}, "colour", "not permitted"),
+        ({"kind": "kl", "data": "a", "color": 1}, "color", "not permitted"),
         ("kl", "mine", "dictionary"),
     ],
 )

@@ -16,13 +16,13 @@ class FakeEvaluator:
         self.tuned = tuned
 
 
-@pytest.mark.parametrize(("side", "tuned"), [("base", None), ("tuned", Path("run/model"))])
-def test_a_session_loads_the_model_of_its_side_once(monkeypatch, side, tuned):
+@pytest.mark.parametrize(("which_model", "tuned"), [("base", None), ("tuned", Path("run/model"))])
+def test_a_session_loads_its_model_once(monkeypatch, which_model, tuned):
     monkeypatch.setattr(evaluate, "LocalEvaluator", FakeEvaluator)
     monkeypatch.setattr(evaluate, "uses_ray", lambda job: False)
     run = SimpleNamespace(path=lambda name: Path("run") / name)
     context = SimpleNamespace(job=None, run=run, model_folder=Path("base"), reporter=QUIET)
-    with evaluate.EvaluatorSession(context, side) as session:
+    with evaluate.EvaluatorSession(context, which_model) as session:
         assert session._evaluator is None
         assert session.evaluator.tuned == tuned and session.evaluator is session.evaluator
         reference = weakref.ref(session.evaluator)

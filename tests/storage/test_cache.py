@@ -14,7 +14,7 @@ from pipelines.cli import main
 from pipelines.errors import MachineError
 from pipelines.modeling.base_models import EMBEDDED, embedded_model
 from pipelines.storage import cache
-from pipelines.storage.cache import cache_entry, cache_folder, check_cache, ensure_home
+from pipelines.storage.cache import cache_folder, check_cache, checked_cache_path, ensure_home
 from pipelines.storage.files import os_errors_as_machine_error, write_text
 from tests.test_cli import write_job
 
@@ -82,11 +82,11 @@ def test_a_read_only_or_full_cache(tmp_path, monkeypatch, error):
     (tmp_path / "completions" / "one").mkdir(parents=True)
     with mock.patch.object(cache.tempfile, "TemporaryFile", side_effect=error):
         check_cache()  # filled: what it holds can be read
-        assert cache_entry("completions", "one") == tmp_path / "completions" / "one"
+        assert checked_cache_path("completions", "one") == tmp_path / "completions" / "one"
         with pytest.raises(
             MachineError, match=f"{tmp_path} cannot be written .{error.strerror.lower()}.; ALFINE_CACHE"
         ) as caught:
-            cache_entry("completions", "two")
+            checked_cache_path("completions", "two")
     assert caught.value.exit_code == 1
 
 

@@ -1,4 +1,4 @@
-"""Behaviour of Ludwig that alfine works around. If a test fails, upstream has fixed it and the workaround can go."""
+"""Behavior of Ludwig that alfine works around. If a test fails, upstream has fixed it and the workaround can go."""
 
 import json
 import warnings

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipelines.config.base import Count, NotNegative, Positive
 from pipelines.config.strategy_registry import STRATEGIES, JobTraits, SearchSpace, StrategySettings, StrategySpec
-from pipelines.console.activity import doing
+from pipelines.console.activity import track_activity
 from pipelines.forgetting.requirements import penalty_conflict
 from pipelines.forgetting.strategy import PenaltyStrategy
 from pipelines.registry import lazy_import
@@ -181,7 +181,7 @@ class Si(PenaltyStrategy):
         ][:num_steps]
         integral = PathIntegral(weights)
         optimizer = torch.optim.AdamW(weights, lr=IMPORTANCE_LR, weight_decay=0.0)
-        with doing("the importance of the weights for general text", num_steps, "steps") as activity:
+        with track_activity("the importance of the weights for general text", num_steps, "steps") as activity:
             for batch in batches:
                 optimizer.zero_grad()
                 packing.token_losses(self.model, batch).mean().backward()
