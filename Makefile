@@ -1,4 +1,4 @@
-# alfine: everything sets itself up on first use. `make help` lists the targets.
+# alfine: targets install what they need on first use. `make help` lists the targets.
 CONFIG ?= ludwig_configs/quickstart.yaml
 NAME   ?= $(basename $(notdir $(CONFIG)))
 ARGS   ?=
@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Without bytecode files every command would compile its libraries again: half a minute for Ludwig's.
+# Without bytecode files, every command would compile the imported libraries again (half a minute for Ludwig).
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  CONFIG=$(CONFIG) NAME=$(NAME) choose the job and the run; ARGS='trainer.epochs=2' overrides keys"
 
-setup: $(READY) ## install everything into .venv (the other targets do this themselves)
+setup: $(READY) ## install everything into .venv (other targets run this if needed)
 
 $(READY): requirements.lock pyproject.toml
 	@python=$$(for p in python3.12 python3.13 python3 "$$(pyenv which python3.12 2>/dev/null)" "$$(pyenv prefix 3.12 2>/dev/null)/bin/python" "$$(uv python find '>=3.12,<3.14' 2>/dev/null)"; do \

@@ -1,4 +1,4 @@
-"""The command line. The only module that prints errors: one line each, exit code 2 for mistakes of the user."""
+"""The command line. Only this module prints errors, one line each; the exit code is 2 for errors of the user."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMAND_SYNONYMS = {
     "generate": "predict",
     "evaluate": "report",
 }
-"""Words that are not verbs, and the verb that does what they say."""
+"""Words that are not verbs, with the verb of the same meaning."""
 
 
 class LazyGroup(click.Group):
@@ -103,7 +103,7 @@ class ErrorHandlingGroup(LazyGroup):
 
 @contextlib.contextmanager
 def _heartbeat() -> Iterator[None]:
-    """Where no terminal shows progress bars, a line is written after each 30 s of silence during the whole command."""
+    """Writes a line after each 30 s of silence until the command ends, if no terminal shows progress bars."""
     if supports_progress_bars(sys.stderr):
         yield
         return

@@ -1,4 +1,4 @@
-"""A run: its stages in their order, from the config and the data to the report."""
+"""A run: all stages in order, from the config and the data to the report."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class StageRunner:
             self.digests[stage] = digest(self.digests[stage], tuned_id)
 
     def _record_start(self) -> None:
-        """Writes the manifest's entries about the run as a whole, and `config.yaml`: the config with its defaults."""
+        """Writes the manifest's entries about the run itself, and `config.yaml`: the config with its defaults."""
         job, run = self.context.job, self.context.run
         run.update(
             name=run.name,

@@ -28,7 +28,8 @@ from pipelines.storage.records import RetentionRecord, SweepTrial, SweepVariant,
 from pipelines.storage.run_folder import Run
 
 LR_FACTORS = (1.0, 0.3, 0.1, 0.03)
-"""Factors on the learning rate, the hyperparameter of variants without another. A low rate is the baseline to beat."""
+"""Factors on the learning rate, which is the hyperparameter of variants without another. A low rate is the baseline to
+beat."""
 FULL_FINETUNING_LR_FACTOR = 0.1
 """The factor on an adapter's learning rate where every weight is trained."""
 
@@ -48,7 +49,7 @@ class Trial:
 
 
 class Losses(NamedTuple):
-    """What trials are compared by, in nats per token, on rows that no report shows."""
+    """The measures by which trials are compared, in nats per token, on rows that no report shows."""
 
     task: float
     """The lowest validation loss of the tasks."""

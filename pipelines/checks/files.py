@@ -1,4 +1,4 @@
-"""Checks of the files and templates that a config names, before a row is read."""
+"""Checks of the files and templates that a config names, before any row is read."""
 
 from __future__ import annotations
 

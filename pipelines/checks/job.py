@@ -1,4 +1,4 @@
-"""The check of a whole job before a model is loaded: config, rows, metrics, model folder and chat template.
+"""The check of a job before a model is loaded: config, rows, metrics, model folder and chat template.
 
 Neither torch nor Ludwig is imported, so that `alfine check` takes seconds.
 """

@@ -41,7 +41,7 @@ class LabelChecks:
                 yield f"every {split} row has the label {label!r}; {advice}"
 
     def warnings(self, with_advice: bool) -> Iterator[str]:
-        """Everything doubtful about the labels, with or without a sentence on what to do."""
+        """The warnings about the labels, with or without advice."""
         yield from self._merged_spellings(with_advice)
         yield from self._unseen_in_training(with_advice)
         yield from self._dominant_label(with_advice)

@@ -1,4 +1,4 @@
-"""What the verbs print about a finished run or comparison."""
+"""Output of the verbs about a finished run or comparison."""
 
 from __future__ import annotations
 

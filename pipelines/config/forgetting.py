@@ -16,7 +16,7 @@ from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySe
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
 """Values of `strategy` that name the baseline, or what the job's tasks and adapter already are."""
 AUTO: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
-"""The settings that `auto` stands for, unless `resolve_auto` returns another strategy. See docs/forgetting.md."""
+"""The settings of `auto`, unless `resolve_auto` returns another strategy. See docs/forgetting.md."""
 
 
 def strategy_words() -> list[str]:
@@ -27,14 +27,14 @@ def strategy_words() -> list[str]:
 def parse_strategies(strategy: str) -> list[str]:
     """Returns the strategies and labels in a value such as `ewc+replay`.
 
-    `auto` is replaced by what it stands for, `none` is left out.
+    `auto` is replaced by its strategy, `none` is left out.
     """
     words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
 def resolve_auto(adapter: bool, continued: bool) -> str:
-    """Returns the strategy that `auto` stands for in a job.
+    """Returns the strategy that `auto` selects for a job.
 
     Where every weight of a base is trained, interpolation after training preserves more at a lower cost.
     """

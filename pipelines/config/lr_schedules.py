@@ -47,7 +47,8 @@ class ScheduleSettings:
 
     @classmethod
     def from_config(cls, section: Any) -> ScheduleSettings:
-        """From the section of a YAML file or from Ludwig's config object. Other keys are ignored."""
+        """Creates the settings from the section of a YAML file or from Ludwig's config object. Other keys are
+        ignored."""
         values = section if isinstance(section, Mapping) else vars(section)
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
@@ -62,7 +63,7 @@ class StepCounts:
 
     @classmethod
     def from_trainer(cls, trainer: Mapping[str, Any], num_train_rows: int) -> StepCounts:
-        """From the section `trainer` with alfine's defaults.
+        """Computes the numbers from the section `trainer` with alfine's defaults.
 
         An epoch has as many rows as the training set, however tasks are mixed; its last step may have fewer rows than
         the others. The number of workers does not matter, because they share the rows of a step.
@@ -125,7 +126,7 @@ class SchedulePosition:
 
     @property
     def progress(self) -> float:
-        """0 at the end of the warm-up, 1 at the end of the training."""
+        """The progress after the warm-up: 0 at its end, 1 at the end of the training."""
         return min(self.steps_after_warmup / max(self.total - self.warmup, 1), 1.0)
 
 

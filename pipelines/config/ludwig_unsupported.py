@@ -85,7 +85,7 @@ IGNORED_KEYS: dict[str, str] = {
     "generation.exponential_decay_length_penalty": "Ludwig 0.17.10 accepts no value for it; remove it",
     "generation.sequence_bias": "Ludwig 0.17.10 accepts no value for it; remove it",
 }
-"""Keys of Ludwig that would have no effect, and what to write instead. `*` stands for any characters."""
+"""Keys of Ludwig that would have no effect, and what to write instead. `*` matches any characters."""
 
 UNSUPPORTED_KEYS: dict[str, str] = {
     "model_parameters.neftune_noise_alpha": (
@@ -265,7 +265,7 @@ class Refusal:
     """Why a key is not supported."""
 
     consequence: str
-    """The rest of a sentence about the key: `would have no effect`."""
+    """The predicate of a message about the key, such as `would have no effect`."""
     reason: str
 
 

@@ -73,7 +73,7 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, raw_text: str | None
     if types == ["mapping"] and value is None:
         return f"{dotted(path)} is empty; indent its keys below it, or remove the line"
     if types == ["mapping"] and isinstance(value, list):
-        return f"{dotted(path)}: expected keys, found a list; write `name:` in place of each dash"
+        return f"{dotted(path)}: expected keys, found a list; write `name:` instead of each dash"
     if types == ["text"] and path[-1] in EXPECTED_TEXTS:
         expected = EXPECTED_TEXTS[str(path[-1])]
         return f"{dotted(path)}: expected {expected}; found {describe(value, raw_text)}"
@@ -83,7 +83,7 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, raw_text: str | None
 
 
 def _type_hint(types: list[str], value: Any, raw_text: str | None) -> str | None:
-    """What to write instead, where the intention is clear."""
+    """The advice what to write instead, where the intention is clear."""
     if "null" in types and _means_none(value):
         return "write null for none"
     if "text" in types and raw_text:

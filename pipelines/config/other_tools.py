@@ -136,7 +136,7 @@ _NO_COUNTERPART: dict[str, str] = {
     "embedding noise would depend on the packing; remove it": "neftune*",
     "under an adapter only the adapter is trained; remove it": "lora_modules_to_save modules_to_save",
 }
-"""Reason why alfine has no counterpart → keys of other tools. `*` stands for any characters."""
+"""Reason why alfine has no counterpart → keys of other tools. `*` matches any characters."""
 
 KEY_ALIASES, REPLACEMENTS, NO_COUNTERPART = (
     {key: target for target, keys in table.items() for key in keys.split()}

@@ -34,18 +34,16 @@ class Task(Section):
     completion: Text = Field(description="Template of the completion that the model is trained on.")
     metric: str = Field(default="rouge", description="Name of a metric, or `module:function` of the working directory.")
     normalize: bool | None = Field(
-        default=None, description="Whether exact_match ignores case and punctuation; None stands for true."
+        default=None, description="Whether exact_match ignores case and punctuation; None is true."
     )
     cluster_by: Text | None = Field(
         default=None,
         description="Column with the cluster of a row, such as its document; confidence intervals are clustered.",
     )
     weight: Positive = Field(default=1.0, description="Factor on the task's share of the training rows.")
-    system: str | None = Field(
-        default=None, description="System prompt of the task; None stands for `pipeline.system`."
-    )
+    system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
     max_new_tokens: Count | None = Field(
-        default=None, description="Token limit of the task's completions; None stands for `generation.max_new_tokens`."
+        default=None, description="Token limit of the task's completions; None is `generation.max_new_tokens`."
     )
 
     @field_validator("prompt", "completion")

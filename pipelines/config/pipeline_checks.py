@@ -44,7 +44,7 @@ def parse_pipeline(
 
 
 def _expand_auto(section: Any, ludwig: Mapping[str, Any]) -> Any:
-    """The section with the word `auto` in its strategy replaced by what it stands for in this job."""
+    """The section with the word `auto` in its strategy replaced by the strategy that it selects for this job."""
     if not isinstance(section, dict):
         return section
     forgetting = section.get("forgetting", {})

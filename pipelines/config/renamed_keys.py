@@ -60,7 +60,7 @@ RENAMED: dict[str, Rename] = {
     "pipeline.forgetting.interpolate.budget": Rename("max_loss_increase"),
     "backend.trainer.shard_base": Rename("fsdp", _renamed_values({True: "frozen", False: None})),
 }
-"""Old dotted key → the new one. `*` stands for a name that the user chooses; parent keys have their new names."""
+"""Old dotted key → the new one. `*` matches a name that the user chooses; parent keys have their new names."""
 
 
 def rename_old_keys(document: Document) -> None:

@@ -73,7 +73,7 @@ class StrategySpec:
     order: int = 100
     """Strategies act in ascending order within a step, strategies of the same order by name."""
     sweep_variants: tuple[str, ...] | None = None
-    """The values of `strategy` that `alfine sweep` compares by default; None stands for the strategy's name."""
+    """The values of `strategy` that `alfine sweep` compares by default; None is the strategy's name."""
 
 
 STRATEGIES: Registry[StrategySpec] = Registry("pipelines.forgetting.strategies")

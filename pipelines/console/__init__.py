@@ -1,4 +1,4 @@
-"""What a person sees on stderr: progress bars, the heartbeat's lines, text that is safe for a terminal.
+"""Output on stderr: progress bars, the lines of the heartbeat, and text that is safe for a terminal.
 
 Must not import any package of alfine but `errors` and `registry`.
 """

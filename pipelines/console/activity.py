@@ -1,4 +1,4 @@
-"""What the program is doing at the moment, and a line about it if no terminal shows a progress bar.
+"""The current activity of the program, and lines about it if no terminal shows a progress bar.
 
 Code that may run for long describes itself with `track_activity`; progress bars and the heartbeat read it from there.
 The heartbeat is a thread, so that a line is written even while nothing reports progress: after HEARTBEAT_INTERVAL_S of
@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.console.plain_text import duration, rate
 
 HEARTBEAT_INTERVAL_S = 30.0
-"""Seconds without a line after which the heartbeat writes one."""
+"""Seconds without output after which the heartbeat writes a line."""
 
 Clock = Callable[[], float]
 """Returns seconds since a fixed moment."""
@@ -57,7 +57,7 @@ class Activity:
 
     @property
     def count(self) -> str:
-        """Such as `12/101 steps`; empty where units are not counted."""
+        """The progress, such as `12/101 steps`; empty where units are not counted."""
         return "" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
 
     @property
@@ -70,7 +70,8 @@ class Activity:
         return (self.done - done) / elapsed if self.done > done and elapsed > 0 else None
 
     def state(self) -> str:
-        """Such as `12/101 steps after 30 s, 24.0/min, 3 min 42 s left, loss 1.234`."""
+        """The progress with rate and remaining time, such as `12/101 steps after 30 s, 24.0/min, 3 min 42 s left, loss
+        1.234`."""
         parts = [f"{self.count} after {duration(self.seconds)}" if self.count else f"{duration(self.seconds)} so far"]
         if self.rate and self.total is not None:
             parts += [rate(self.rate), f"{duration((self.total - self.done) / self.rate)} left"]
@@ -122,7 +123,7 @@ class Heartbeat:
         self._is_running = False
 
     def reset(self) -> None:
-        """Starts the interval again, since a line has been written."""
+        """Restarts the interval after a line has been written."""
         self._last_line = self.clock()
 
     def beat(self, write: Callable[[str], None]) -> None:

@@ -64,12 +64,12 @@ def printable(text: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Such as `1 row`, `2 rows`, `1,200 rows`."""
+    """A count with its noun, such as `1 row`, `2 rows`, `1,200 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:
-    """Such as `0.4 s`, `12 s`, `5 min 3 s`, `2 h 5 min`."""
+    """A duration, such as `0.4 s`, `12 s`, `5 min 3 s`, `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Such as `3.2/s`, `12.0/min`, `4.5/h`: in the unit that gives 1 or more."""
+    """A rate, such as `3.2/s`, `12.0/min`, `4.5/h`: in the unit that gives 1 or more."""
     for unit, seconds in (("s", 1), ("min", 60)):
         if per_second * seconds >= 1:
             return f"{per_second * seconds:.1f}/{unit}"

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a run works: progress bars in a terminal, lines in a log."""
+"""Output of a run on stderr: progress bars in a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class ConsoleReporter:
     """Reports stages, notes and warnings on stderr.
 
     In a terminal a stage is a progress bar. Elsewhere it is a line when it starts, one when it ends, and the
-    heartbeat's in between: whole lines without control characters, each flushed, so that a killed process loses none.
+    heartbeat's in between: complete lines without control characters, each flushed, so that a killed process loses
+    none.
     """
 
     def __init__(self, console: Console | None = None, heartbeat: Heartbeat = HEARTBEAT) -> None:
@@ -72,13 +73,14 @@ class ConsoleReporter:
 
     @contextlib.contextmanager
     def status(self, title: str) -> Iterator[None]:
-        """A stage without a count."""
+        """Reports a stage without a count of units."""
         with self._stage(title):
             yield
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` units. Yields a function to call with the number of units that have just been done."""
+        """Reports a stage of `total` units. Yields a function to call with the number of units that have just been
+        done."""
         with self._stage(title, total, unit) as (activity, refresh):
 
             def advance(units: int) -> None:
@@ -89,7 +91,7 @@ class ConsoleReporter:
 
     @contextlib.contextmanager
     def training_steps(self, title: str) -> Iterator[Callable[[int, int, float | None], None]]:
-        """A training. Yields a function to call with the steps done, all steps, and the last loss."""
+        """Reports a training. Yields a function to call with the steps done, all steps, and the last loss."""
         with self._stage(title, None, "steps") as (activity, refresh):
             activity.note = "starting Ludwig"
 

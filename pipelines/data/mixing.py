@@ -24,7 +24,7 @@ def mixing_weights(
 
 
 def sample_epoch(tasks: Sequence[str], weights: Mapping[str, float], seed: int, epoch: int, shuffle: bool) -> list[int]:
-    """The row indices of one epoch: as many as there are rows, each task by its mixing weight.
+    """The row indices of one epoch. Their number is the number of rows; each task has a fraction of its mixing weight.
 
     `tasks` has the task of every row. A task that gets more rows than it has repeats them, each once before any comes
     twice; a task that gets fewer leaves rows out, different ones in every epoch. With weights proportional to the rows

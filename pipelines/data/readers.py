@@ -119,7 +119,7 @@ def _check_magic_bytes(path: Path, suffix: str) -> None:
 def _lines(path: Path) -> Iterator[str]:
     """Yields the lines with their line ends. Byte order marks at the start of the file are removed."""
     with path.open("rb") as file:
-        # Bounded: a file without line ends would be read into memory as a whole.
+        # The length is limited: a file without line ends would be read into memory completely.
         for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
             if len(raw) > MAX_LINE_BYTES:
                 message = f"exceeds {MAX_LINE_BYTES >> 20} MB; write one row per line"
@@ -149,7 +149,7 @@ def _read_jsonl(path: Path) -> NumberedRows:
 
 
 def _json_hint(error: json.JSONDecodeError, is_first_line: bool) -> str:
-    """What to correct in a line that is not JSON."""
+    """The advice for a line that is not JSON."""
     line, rest = error.doc, error.doc[error.pos :].strip()
     if is_first_line and line.lstrip().startswith("["):
         return "each line holds one object, {...}, not a list over all lines (jq -c '.[]' FILE writes them so)"

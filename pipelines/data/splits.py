@@ -89,7 +89,7 @@ def _names_split(fields: Mapping[str, Any]) -> bool:
 
 
 def _wrong_split_column(fields: Mapping[str, Any], first_named: int) -> str:
-    """What is wrong with the row's column `split`, or "". `first_named` is the first row that has a value there."""
+    """The error in the row's column `split`, or "". `first_named` is the first row that has a value there."""
     split = fields.get(SPLIT_COLUMN)
     if split in SPLITS:
         return ""
@@ -99,7 +99,7 @@ def _wrong_split_column(fields: Mapping[str, Any], first_named: int) -> str:
 
 
 def _contradicts_file(fields: Mapping[str, Any], split: str) -> str:
-    """What is wrong if the row's column `split` names another split than its file, else ""."""
+    """The error if the row's column `split` names another split than its file, else ""."""
     own = _canonical_split(fields.get(SPLIT_COLUMN))
     if own in (None, split):
         return ""

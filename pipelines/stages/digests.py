@@ -1,4 +1,4 @@
-"""What each stage of a run depends on, as one digest per stage: a stage whose digest is unchanged is not run again."""
+"""The digest of what each stage of a run depends on. A stage whose digest is unchanged is not run again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
 }
 """Keys of the section `pipeline` that no prepared token depends on.
 
-A new key of the YAML belongs here if its value has no effect on splits, prompts and tokens. A key that is missing here only causes needless work; with a key that is wrongly here, stages keep outdated tokens.
+A new key of the YAML belongs here if its value has no effect on splits, prompts and tokens. A key that is missing here
+only causes needless work; with a key that is wrongly here, stages keep outdated tokens.
 """
 
 

@@ -1,6 +1,6 @@
-"""The cache of what base models generate and score: a second run with the same model and prompts reads it.
+"""The cache of the completions and scores of base models, which later runs with the same model and prompts read.
 
-A result is found by the digest of everything that it depends on, and is stored only for the base model.
+A result is stored under the digest of everything that it depends on, and only for the base model.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
 
 
 def retention_cache_path(context: StageContext, inputs_digest: str) -> Path:
-    """The file in the cache for the base model's retention scores; found by the digest of the stage."""
+    """The file in the cache for the base model's retention scores; its name is the digest of the stage."""
     key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), hardware()["gpu"])
     return checked_cache_path("retention", f"{key[:32]}.jsonl")
 

@@ -1,4 +1,4 @@
-"""Strict JSON (RFC 8259): a text has one meaning, and every program can read what is written.
+"""Strict JSON (RFC 8259): each text has one meaning, and every program can read the output.
 
 Python's own module also reads and writes NaN, infinity, unpaired surrogates and objects with a repeated key.
 """
@@ -53,8 +53,8 @@ def parse(text: str) -> Any:
         raise StrictJsonError(_TOO_DEEP)
     if "\\u" in text and re.search(r"\\u[dD][89a-fA-F]", text) and (surrogate := _find_surrogate(value)):
         raise StrictJsonError(
-            f"contains an unpaired surrogate, {ascii(surrogate)[1:-1]}, as where a text was cut inside an emoji; "
-            f"write the whole character, or drop the row"
+            f"contains an unpaired surrogate, {ascii(surrogate)[1:-1]}, as if a text was cut inside an emoji; "
+            f"write the complete character, or drop the row"
         )
     return value
 
