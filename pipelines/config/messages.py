@@ -83,7 +83,7 @@ def wrong_type(types: list[str], value: Any, path: KeyPath, raw_text: str | None
 
 
 def _type_hint(types: list[str], value: Any, raw_text: str | None) -> str | None:
-    """The advice what to write instead, where the intention is clear."""
+    """Advice on what to write instead, if the intention is clear."""
     if "null" in types and _means_none(value):
         return "write null for none"
     if "text" in types and raw_text:

@@ -57,7 +57,7 @@ class Activity:
 
     @property
     def count(self) -> str:
-        """The progress, such as `12/101 steps`; empty where units are not counted."""
+        """The progress, such as `12/101 steps`; empty if units are not counted."""
         return "" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
 
     @property
