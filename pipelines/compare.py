@@ -27,7 +27,7 @@ from pipelines.evaluation.completions import (
 )
 from pipelines.modeling.base_models import find_base_model
 from pipelines.predict import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
-from pipelines.scoring.metric import metric_key, resolve
+from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.storage.environment import hardware, versions
 from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_json, write_text
@@ -173,7 +173,7 @@ def check_scores(examples: Sequence[Example], scoring: Mapping[str, Scoring]) ->
         task = example.task or UNLABELED_TASK
         record = {"task": task, "row": example.row, "reference_nll": 0.0, "fields": example.fields}
         try:
-            metric = resolve(metric_key(scoring[task]["metric"], scoring[task]["normalize"]))
+            metric = metric_from_key(metric_key(scoring[task]["metric"], scoring[task]["normalize"]))
             metric.score({**record, "reference": example.completion, "completion": example.completion})
         except DataError as error:
             errors.add(example.file, example.row, str(error))

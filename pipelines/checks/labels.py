@@ -27,7 +27,7 @@ class LabelChecks:
     def observe(self, example: Example) -> None:
         assert self.metric.labels is not None
         for label in dict.fromkeys(self.metric.labels(example.reference)):
-            normalized = self.metric.label_form(label)
+            normalized = self.metric.normalize_label(label)
             if self.spellings.setdefault(normalized, label) != label:
                 self.second_spellings.setdefault(normalized, label)
             self.rows[example.split][normalized] += 1

@@ -9,7 +9,7 @@ from pipelines.config.job import Job
 from pipelines.data.examples import Example
 from pipelines.errors import ConfigError, Problem
 from pipelines.scoring.custom_metrics import try_metric
-from pipelines.scoring.metric import Metric, metric_hint, metric_key, resolve
+from pipelines.scoring.metric import Metric, metric_from_key, metric_hint, metric_key
 
 
 def unresolved_metrics(job: Job) -> Iterator[Problem]:
@@ -34,7 +34,7 @@ def unresolved_metrics(job: Job) -> Iterator[Problem]:
 
 def _resolve_by_its_name(metric: str) -> Metric:
     """Resolves a metric that the config names. Raises ConfigError for the internal key of a metric's variant."""
-    resolved = resolve(metric)
+    resolved = metric_from_key(metric)
     if metric != resolved.name:
         raise ConfigError(f"unknown metric {metric!r}; {metric_hint(metric)}")
     return resolved
@@ -50,7 +50,7 @@ class MetricChecks:
         self.job = job
         self._errors = list(unresolved_metrics(job))
         built_in: dict[str, Metric] = {
-            name: resolve(metric_key(task.metric, task.normalize))
+            name: metric_from_key(metric_key(task.metric, task.normalize))
             for name, task in job.pipeline.tasks.items()
             if ":" not in task.metric
         }

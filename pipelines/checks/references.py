@@ -19,7 +19,7 @@ from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.completions import decode_completion
 from pipelines.evaluation.retention import RetentionEval
-from pipelines.scoring.metric import Metric, metric_key, resolve
+from pipelines.scoring.metric import Metric, metric_from_key, metric_key
 
 MAX_SCORED = 1000
 """Rows of a task whose references are scored. Of other rows only the decoded text is compared: unit tests are slow."""
@@ -111,7 +111,7 @@ class ReferenceChecks:
         for name, task in job.pipeline.tasks.items():
             # MetricChecks reports a custom metric that cannot be imported.
             with contextlib.suppress(ConfigError):
-                self.metrics[f"task {name}"] = resolve(metric_key(task.metric, task.normalize))
+                self.metrics[f"task {name}"] = metric_from_key(metric_key(task.metric, task.normalize))
 
     def observe(self, row: TokenizedExample) -> None:
         """Checks the reference of a test row of a task."""
@@ -124,7 +124,7 @@ class ReferenceChecks:
         if not examples:
             return
         with contextlib.suppress(ConfigError):
-            self.metrics[f"retention eval {name}"] = resolve(retention_eval.metric_name)
+            self.metrics[f"retention eval {name}"] = metric_from_key(retention_eval.metric_name)
         for row in tokenize_examples(examples, self.prompts):
             self._check(f"retention eval {name}", row, row.example.max_new_tokens or 0)
 

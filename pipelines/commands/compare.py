@@ -13,7 +13,7 @@ from pipelines.compare import compare_models
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.errors import ConfigError, RunError
 from pipelines.report import write_report
-from pipelines.scoring.metric import resolve
+from pipelines.scoring.metric import metric_from_key
 
 DEFAULT_METRIC = "rouge"
 
@@ -42,7 +42,7 @@ def compare(
             f"compare takes two models, not {len(models)}; `alfine report RUN` shows one run, `alfine runs` lists runs"
         )
     try:
-        resolve(metric)
+        metric_from_key(metric)
     except ConfigError as error:
         raise ConfigError(f"--metric: {error}") from None
     quiet_libraries()

@@ -81,7 +81,7 @@ class PreparedRetentionEval:
     items: Any
     """The items in the form of their kind; they can be sliced (`Items`)."""
     metric: str = ""
-    """The key of the metric (`scoring.metric.resolve`) for a kind that scores completions."""
+    """The key of the metric (`scoring.metric.metric_from_key`) for a kind that scores completions."""
     scores_after_own_task: Sequence[float | None] = ()
     """For a task of an earlier run: the score of each item right after that run, for backward transfer."""
 

@@ -16,7 +16,7 @@ from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.registry import lazy_import
-from pipelines.scoring.metric import metric_key, resolve
+from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.storage.files import atomic_dir, digest, read_jsonl
 from pipelines.storage.run_folder import Run
 
@@ -124,6 +124,6 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
             metric = metric_key(task.metric, task.normalize)
             task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0].example.task == name]
             examples = [row.example for row, _ in task_rows]
-            scores = [resolve(metric).score(completion).value for _, completion in task_rows]
+            scores = [metric_from_key(metric).score(completion).value for _, completion in task_rows]
             evals.append(PreparedRetentionEval(f"{ancestor.name}/{name}", "task", examples, metric, scores))
     return evals

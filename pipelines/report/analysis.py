@@ -17,7 +17,7 @@ from pipelines.report.results import Analysis, Change, Example, NllChange, Pair,
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.summaries import find_caveats, label_anywhere_accuracies
-from pipelines.scoring.metric import Metric, resolve
+from pipelines.scoring.metric import Metric, metric_from_key
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 from pipelines.storage.records import CompletionRecord
 
@@ -27,7 +27,7 @@ def analyse(run: Path) -> Analysis:
     """Read the run folder and compare its two models row by row. Raises RunError."""
     files = read_run(run)
     models = files.manifest.models or BASE_AND_TUNED
-    metrics = {task: resolve(key) for task, key in files.metrics.items()}
+    metrics = {task: metric_from_key(key) for task, key in files.metrics.items()}
     _check_not_all_empty(files, metrics)
     examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
     sample_prompts = [
@@ -120,7 +120,7 @@ def _compare(task: str, metrics: Mapping[str, Metric], examples: Sequence[Exampl
         raise RunError(Problem(message, str(files.path / "tuned" / "completions.jsonl")))
     base, tuned, clusters = zip(*scored, strict=True)
     return compare(
-        base, tuned, binary=metrics[task].binary, clusters=clusters if column else None, comparisons=len(metrics)
+        base, tuned, binary=metrics[task].binary, clusters=clusters if column else None, num_comparisons=len(metrics)
     )
 
 
@@ -146,7 +146,7 @@ def _task_result(
             sum(example.tuned_score is None for example in examples),
         ),
         reference_nll=nll_change,
-        label_anywhere_accuracy=Pair(*label_anywhere_accuracies(examples, metric.label_form))
+        label_anywhere_accuracy=Pair(*label_anywhere_accuracies(examples, metric.normalize_label))
         if metric.single_label
         else None,
     )

@@ -6,7 +6,7 @@ from pipelines.console.plain_text import count as count
 from pipelines.console.plain_text import duration as duration
 from pipelines.console.plain_text import printable as printable
 from pipelines.scoring.metric import Unit
-from pipelines.scoring.unicode_text import cut
+from pipelines.scoring.unicode_text import truncate
 
 BASE_AND_TUNED = ("base", "tuned")
 """The names of the two models of a run. A comparison of two models has names of its own."""
@@ -56,7 +56,7 @@ def with_unit(title: str, unit: Unit) -> str:
 
 def one_line(text: str, width: int) -> str:
     """The text on one line, truncated with … to `width` columns of a terminal."""
-    return cut(" ".join(printable(text[: 20 * width]).split()), width)
+    return truncate(" ".join(printable(text[: 20 * width]).split()), width)
 
 
 def heading(model: str) -> str:

@@ -12,14 +12,14 @@ from pipelines.config.retention_registry import RETENTION_EVAL_KINDS, retention_
 from pipelines.errors import RunError
 from pipelines.evaluation.retention import Measure, retention_eval_class
 from pipelines.report.formatting import change_unit, count, number, signed
-from pipelines.scoring.metric import Unit, resolve
+from pipelines.scoring.metric import Unit, metric_from_key
 from pipelines.scoring.statistics import (
     Comparison,
     bootstrap_interval,
     compare,
     holm,
     is_significant,
-    proportion_interval,
+    wilson_interval,
 )
 from pipelines.storage.records import RetentionRecord
 
@@ -67,12 +67,12 @@ class RetentionResult:
     @property
     def wins(self) -> int:
         """Items with a better score of the tuned model; for multiple choice wrong → right."""
-        return self.comparison.gained if self.higher_is_better else self.comparison.lost
+        return self.comparison.num_increased if self.higher_is_better else self.comparison.num_decreased
 
     @property
     def losses(self) -> int:
         """Items with a worse score of the tuned model."""
-        return self.comparison.lost if self.higher_is_better else self.comparison.gained
+        return self.comparison.num_decreased if self.higher_is_better else self.comparison.num_increased
 
     @property
     def regression(self) -> float:
@@ -177,7 +177,7 @@ def _chance_caveats(records: RecordPairs, comparison: Comparison) -> Iterable[st
     if not chances:
         return
     chance = sum(chances) / len(chances)
-    low, high = proportion_interval(round(comparison.base / 100 * comparison.n), comparison.n)
+    low, high = wilson_interval(round(comparison.base / 100 * comparison.n), comparison.n)
     if low <= chance <= high:
         accuracies = f"{number(comparison.base)} %, chance is {number(chance)} %"
         yield f"The base is at chance ({accuracies}): this eval cannot show a regression."
@@ -188,7 +188,7 @@ def backward_transfer(tuned: Sequence[RetentionRecord]) -> BackwardTransfer | No
     changes: dict[str, list[float]] = {}
     for record in tuned:
         if record.score_after_own_task is not None and record.score is not None:
-            sign = 1 if resolve(record.metric).higher_is_better else -1
+            sign = 1 if metric_from_key(record.metric).higher_is_better else -1
             changes.setdefault(record.eval, []).append(sign * (record.score - record.score_after_own_task))
     if not changes:
         return None

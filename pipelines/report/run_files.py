@@ -46,7 +46,7 @@ class RunFiles:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The key for `metric.resolve` of each task, in the order of the config."""
+        """The key for `metric_from_key` of each task, in the order of the config."""
         return {
             name: metric_key(task["metric"], task.get("normalize"))
             for name, task in self.config["pipeline"]["tasks"].items()

@@ -19,11 +19,11 @@ from pipelines.report.formatting import (
 )
 from pipelines.report.results import Analysis, Example, TaskResult
 from pipelines.report.retention import BackwardTransfer, RetentionResult
-from pipelines.scoring.unicode_text import label_finder
+from pipelines.scoring.unicode_text import make_label_finder
 from pipelines.storage.records import CompletionRecord
 
 LabelForm = Callable[[str], str]
-"""Maps a label to the form that is compared: `Metric.label_form`."""
+"""Maps a label to the form that is compared: `Metric.normalize_label`."""
 
 MIN_RELIABLE_ROWS = 30
 """Number of rows below which the interval itself is unreliable."""
@@ -131,7 +131,7 @@ def label_anywhere_accuracies(examples: Sequence[Example], form: LabelForm) -> t
 
     A model with a high value knows the answer, whether or not it knows the format.
     """
-    labels_in = label_finder({example.reference for example in examples}, form)
+    labels_in = make_label_finder({example.reference for example in examples}, form)
     right = [{form(example.reference)} for example in examples]
     base = sum(labels_in(example.base) == label for example, label in zip(examples, right, strict=True))
     tuned = sum(labels_in(example.tuned) == label for example, label in zip(examples, right, strict=True))
@@ -174,7 +174,7 @@ def _constant_label(
 ) -> Iterable[str]:
     if not task.metric.single_label:
         return
-    form = task.metric.label_form
+    form = task.metric.normalize_label
     references = Counter(form(record.reference) for record in base)
     most_common, frequency = references.most_common(1)[0]
     label = one_line(next(record.reference for record in base if form(record.reference) == most_common), 40)

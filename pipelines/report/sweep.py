@@ -21,7 +21,7 @@ from pipelines.report.html import page_environment, style_sheet
 from pipelines.report.results import Analysis
 from pipelines.report.tables import print_table
 from pipelines.scoring.metric import Unit
-from pipelines.scoring.statistics import crossed_interval
+from pipelines.scoring.statistics import pigeonhole_bootstrap_interval
 from pipelines.storage.files import write_text
 from pipelines.storage.records import SweepVariants
 from pipelines.storage.strict_json import dump
@@ -170,7 +170,10 @@ def _measure(items: Sequence[Sequence[float]], baseline: Sequence[Sequence[float
     values = np.asarray([run_values[:shortest] for run_values in items])
     difference = values - np.asarray([run_values[:shortest] for run_values in baseline])
     return Measure(
-        float(values.mean()), crossed_interval(values), float(difference.mean()), crossed_interval(difference)
+        float(values.mean()),
+        pigeonhole_bootstrap_interval(values),
+        float(difference.mean()),
+        pigeonhole_bootstrap_interval(difference),
     )
 
 

@@ -7,11 +7,11 @@ import re
 import textwrap
 import warnings
 
-MAX_PARSED = 20_000
+MAX_PARSE_CHARS = 20_000
 """Maximum length of a completion that is searched for code: parsing takes less than a second."""
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(?P<block>.*?)(?P<end>^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_ATTEMPTS = 10  # limits the number of calls of the parser for a text with many syntax errors
+_MAX_PARSE_ATTEMPTS = 10  # limits the number of calls of the parser for a text with many syntax errors
 _CODE_START = re.compile(r"^(?:(?:def|async def|class|import|from)\s|@)", re.MULTILINE)
 
 
@@ -23,9 +23,9 @@ def extract_code(completion: str) -> str:
     # A single fence below code closes a block that the prompt had opened.
     if fence and (fence["end"] or not starts or fence.start() < starts[0]):
         return textwrap.dedent(fence["block"]).strip("\n")
-    if len(completion) > MAX_PARSED or isinstance(parse_python(completion), ast.Module):
+    if len(completion) > MAX_PARSE_CHARS or isinstance(parse_python(completion), ast.Module):
         return completion
-    for start in starts[:_ATTEMPTS]:
+    for start in starts[:_MAX_PARSE_ATTEMPTS]:
         if code := _longest_that_parses(completion[start:]):
             return code
     return completion[starts[0] :] if starts else completion
@@ -46,7 +46,7 @@ def parse_python(source: str) -> ast.Module | int:
 def _longest_that_parses(text: str) -> str:
     """The longest prefix of complete lines that is valid Python; "" if a few attempts find none."""
     lines = split_lines(text)
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_PARSE_ATTEMPTS):
         code = "\n".join(lines).rstrip()
         parsed = parse_python(code)
         if isinstance(parsed, ast.Module):

@@ -12,8 +12,8 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.registry import Registry
 from pipelines.scoring.custom_metrics import call_metric, load_metric
 
-CompletionLine = Mapping[str, Any]
-"""A line of `completions.jsonl`."""
+CompletionFields = Mapping[str, Any]
+"""The fields of a line of `completions.jsonl`."""
 
 
 class Unit(StrEnum):
@@ -54,7 +54,7 @@ class Metric:
     title: str
     """The name that reports show."""
     unit: Unit
-    score: Callable[[CompletionLine], Score]
+    score: Callable[[CompletionFields], Score]
     """Scores one line of `completions.jsonl`. Raises DataError for a line that lacks what the metric needs."""
     binary: bool = False
     """Whether every score is 0 or 100."""
@@ -65,44 +65,46 @@ class Metric:
     """Returns the labels in a text; None unless the completions are labels."""
     single_label: bool = False
     """Whether a completion is exactly one label; the most frequent label is then a baseline."""
-    label_form: Callable[[str], str] = str
-    """Returns the form in which labels are equal."""
+    normalize_label: Callable[[str], str] = str
+    """Returns the form of a label in which it is compared."""
     scores_completions: bool = True
     """Whether the completion is scored; False for the loss of the reference, which needs no generation."""
-    as_written: Metric | None = None
+    unnormalized: Metric | None = None
     """The metric under `normalize: false`, if it has one."""
 
 
 METRICS: Registry[Metric] = Registry("pipelines.scoring.metrics")
-_AS_WRITTEN = " as written"
+_UNNORMALIZED_SUFFIX = " as written"
 
 
 def register(metric: Metric) -> Metric:
-    """Registers `metric` under its name."""
+    """Adds a metric to METRICS under its name, and returns it."""
     return METRICS.register(metric.name, metric)
 
 
 def metric_key(name: str, normalize: bool | None) -> str:
-    """The key for `resolve` of a task's `metric:` with its `normalize:`."""
-    return name + _AS_WRITTEN if normalize is False and name in METRICS and METRICS[name].as_written else name
+    """The key for `metric_from_key` of a task's `metric:` with its `normalize:`."""
+    return (
+        name + _UNNORMALIZED_SUFFIX if normalize is False and name in METRICS and METRICS[name].unnormalized else name
+    )
 
 
-def resolve(key: str) -> Metric:
+def metric_from_key(key: str) -> Metric:
     """The metric of a key: a built-in name, a custom `module:function`, or a result of `metric_key`.
 
     Raises ConfigError if there is none.
     """
     if ":" in key:
         return _custom_metric(key)
-    name = key.removesuffix(_AS_WRITTEN)
+    name = key.removesuffix(_UNNORMALIZED_SUFFIX)
     if name not in METRICS:
         raise ConfigError(f"unknown metric {key!r}; {metric_hint(key)}")
     if name == key:
         return METRICS[name]
-    as_written = METRICS[name].as_written
-    if as_written is None:
+    unnormalized = METRICS[name].unnormalized
+    if unnormalized is None:
         raise ConfigError(f"unknown metric {key!r}; {metric_hint(name)}")
-    return as_written
+    return unnormalized
 
 
 def metric_hint(name: str) -> str:
@@ -125,7 +127,7 @@ def _custom_metric(name: str) -> Metric:
     """
     function = load_metric(name)
 
-    def score(line: CompletionLine) -> Score:
+    def score(line: CompletionFields) -> Score:
         try:
             return Score(call_metric(function, line["completion"], line["reference"], line["fields"]))
         except ValueError as error:
@@ -134,6 +136,6 @@ def _custom_metric(name: str) -> Metric:
     return Metric(name, title=name.partition(":")[2], unit=Unit.POINTS, score=score)
 
 
-def row_location(line: CompletionLine) -> str:
+def row_location(line: CompletionFields) -> str:
     """The task and the row of a line of completions, for messages."""
     return f"task {line['task']!r}, row {line['row']}"

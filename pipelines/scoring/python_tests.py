@@ -46,11 +46,11 @@ def row_tests(row: Mapping[str, Any]) -> list[str]:
     if not isinstance(tree, ast.Module):
         raise DataError(f"the tests are not Python (line {tree}); {_WRITE}")
     body = list(_without_test_runner(tree.body))
-    _check_statements(body)
+    _reject_ineffective_tests(body)
     body += _calls(body, row.get("entry_point"))
     if not any(_asserts(node, _asserting_names(body)) for node in body if not isinstance(node, _DEFINITIONS)):
         raise DataError(f"the tests assert nothing; {_WRITE}")
-    if not _unknown_names(body):
+    if not _undefined_names(body):
         raise DataError(f"the tests name nothing that the code under test defines; {_WRITE}")
     if body == tree.body:
         return split_tests(text)
@@ -71,7 +71,7 @@ def _texts(row: Mapping[str, Any]) -> list[str]:
     """The texts of the row's tests. A list that is stored as text (JSON or a Python literal) is parsed."""
     value = row.get("tests")
     if isinstance(value, str):
-        value = _unpacked(value)
+        value = _parse_list(value)
     if isinstance(value, str) and value.strip():
         return [value]
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) and item.strip() for item in value):
@@ -88,12 +88,13 @@ def _texts(row: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _unpacked(text: str) -> Any:
-    for read in (json.loads, ast.literal_eval):
+def _parse_list(text: str) -> Any:
+    """The value of a JSON or Python literal; any other text unchanged."""
+    for parse in (json.loads, ast.literal_eval):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return read(text)
+                return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
@@ -108,8 +109,8 @@ def _without_test_runner(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield node
 
 
-def _check_statements(body: list[ast.stmt]) -> None:
-    """Raises DataError for statements that look like a test but test nothing."""
+def _reject_ineffective_tests(body: list[ast.stmt]) -> None:
+    """Raises DataError for statements that cannot fail, such as a bare comparison, and for imports of pytest."""
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Name):
             raise DataError("a line of the tests is a bare expression, such as `f(1) == 2`; write `assert` before it")
@@ -169,8 +170,8 @@ def _can_fail(test: ast.expr) -> bool:
 
 
 def _calls(body: list[ast.stmt], entry_point: Any) -> list[ast.stmt]:
-    """Calls of the test functions and classes that are never called. Raises DataError if their arguments are
-    unclear."""
+    """Calls of the test functions and classes that the tests do not call themselves. Raises DataError if the arguments
+    of a call cannot be inferred."""
     asserting = _asserting_names(body)
     calls = []
     for node in body:
@@ -218,7 +219,7 @@ def _class_calls(node: ast.ClassDef) -> list[str]:
     return first + [f"{node.name}({name!r}).debug()" if unittest else f"{node.name}().{name}()" for name in cases]
 
 
-def _unknown_names(body: list[ast.stmt]) -> set[str]:
+def _undefined_names(body: list[ast.stmt]) -> set[str]:
     """The names that the tests use but do not define: the code under test must define them.
 
     They include builtins, since the tested function may have the name of a builtin, and names that are imported from

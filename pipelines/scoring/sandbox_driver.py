@@ -19,7 +19,7 @@ originals = dict(builtin_names)
 settrace, setprofile = sys.settrace, sys.setprofile
 module = types.ModuleType("solution")
 sys.modules["solution"] = module
-space = vars(module)
+namespace = vars(module)
 
 OPERATORS = {
     "==": operator.eq,
@@ -35,7 +35,7 @@ OPERATORS = {
 }
 SCALARS = {int, float, complex, str, bytes, bool, type(None), range, type, types.FunctionType}
 CONTAINERS = {list, tuple, set, frozenset}
-SENTINEL = object()
+UNSEEN_OBJECT = object()
 asserts, failed = 0, ""
 
 
@@ -43,26 +43,26 @@ def send(kind: bytes, text: str = "") -> None:
     call(key + kind + text[:600].encode("utf-8", "replace"))
 
 
-def equals_all(value: object) -> bool:
-    """Whether `value`, or one of its elements, claims to be equal to an unrelated object."""
+def equals_everything(value: object) -> bool:
+    """Whether `value`, or one of its elements, claims to be equal to an object that the code cannot know."""
     kind = type(value)
     if kind in SCALARS:
         return False
     if kind is dict:
-        return any(map(equals_all, value.values()))  # type: ignore[attr-defined]
+        return any(map(equals_everything, value.values()))  # type: ignore[attr-defined]
     if kind in CONTAINERS:
-        return any(map(equals_all, value))  # type: ignore[call-overload]
-    return bool(value == SENTINEL)
+        return any(map(equals_everything, value))  # type: ignore[call-overload]
+    return bool(value == UNSEEN_OBJECT)
 
 
-def forged(*values: object) -> bool:
+def any_equals_everything(*values: object) -> bool:
     try:
-        return any(map(equals_all, values))
+        return any(map(equals_everything, values))
     except Exception:  # an array, whose comparison has no truth value
         return False
 
 
-def shown(value: object) -> str:
+def describe_value(value: object) -> str:
     try:
         return f"got {value!r}"
     except Exception:
@@ -74,9 +74,9 @@ def compare(left: object, name: str, right: object) -> bool:
     global asserts, failed
     asserts += 1
     if not OPERATORS[name](left, right):
-        failed = shown(left)
+        failed = describe_value(left)
         return False
-    if name in ("==", "in") and forged(left, right):
+    if name in ("==", "in") and any_equals_everything(left, right):
         failed = "got an object that equals everything"
         return False
     return True
@@ -88,7 +88,7 @@ def check(value: object) -> bool:
     asserts += 1
     if value:
         return True
-    failed = "not true" if value is False else shown(value)
+    failed = "not true" if value is False else describe_value(value)
     return False
 
 
@@ -100,7 +100,7 @@ def counted(function: object = None) -> object:
     return function
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     name = type.__dict__["__name__"].__get__(type(error))
     try:
         lines = str(error).splitlines()
@@ -131,15 +131,15 @@ def run(source: str, name: str, kind: bytes) -> bool:
     global failed
     failed = ""
     builtin_names.update(originals)
-    space.update({prefix + "compare": compare, prefix + "check": check, prefix + "counted": counted})
+    namespace.update({prefix + "compare": compare, prefix + "check": check, prefix + "counted": counted})
     try:
-        exec(compile(source, name, "exec", dont_inherit=True), space)
+        exec(compile(source, name, "exec", dont_inherit=True), namespace)
     except BaseException as error:
         settrace(None), setprofile(None)
         if isinstance(error, MemoryError):
             send(kind + b"m")
         else:
-            send(kind + b"f", failed if failed and type(error) is AssertionError else described(error))
+            send(kind + b"f", failed if failed and type(error) is AssertionError else describe_error(error))
         return False
     settrace(None), setprofile(None)
     send(kind + b"p")

@@ -29,9 +29,9 @@ Floats = NDArray[np.float64]
 RESAMPLES = 9_999
 ALPHA = 0.05
 POWER = 0.8
-MIN_ROWS = 6
-"""The fewest rows with which a difference can be significant: with five that all changed in the same direction the
-p-value is 2 / 2**5 = .0625."""
+MIN_ROWS_FOR_SIGNIFICANCE = 6
+"""The smallest number of rows with which a difference can be significant: if all of five rows change in the same
+direction, the p-value is 2 / 2**5 = .0625."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Comparison:
     p_value: float
     """Two-sided p-value of the null hypothesis of no difference, not corrected for multiple comparisons (see
     `holm`)."""
-    gained: int
+    num_increased: int
     """Number of rows whose score rose; for binary scores, from 0 to 100."""
-    lost: int
+    num_decreased: int
     """Number of rows whose score fell."""
     required_sample_size: int | None
-    """Approximate number of rows for 80 % power at the observed effect size. None if the difference is
-    significant, and if `delta` is 0."""
+    """Approximate number of rows for 80 % power at the observed effect size. None if the difference is significant or
+    `delta` is 0."""
 
 
 def is_significant(p_value: float, ci95: tuple[float, float], alpha: float = ALPHA) -> bool:
@@ -71,35 +71,41 @@ def compare(
     *,
     binary: bool,
     clusters: Sequence[Hashable] | None = None,
-    comparisons: int = 1,
+    num_comparisons: int = 1,
     seed: int = 0,
 ) -> Comparison:
     """Compares two models row by row: `base[i]` and `tuned[i]` are scores of the same row.
 
     `binary` scores are 0 or 100. Rows with equal `clusters[i]` form a cluster (such as questions on one document).
-    `comparisons` is the number of tasks in the report; it only affects `required_sample_size`, which is computed for
-    the level ALPHA / comparisons. `seed` makes the resampling deterministic. If all rows change by the same amount, the
-    bootstrap interval has zero width, and only the p-value expresses the uncertainty. Raises DataError for no rows,
-    different numbers of rows, and scores that are not finite or, if binary, neither 0 nor 100.
+    `num_comparisons` is the number of tasks in the report; it only affects `required_sample_size`, which is computed
+    for the level ALPHA / num_comparisons. `seed` makes the resampling deterministic. If all rows change by the same
+    amount, the bootstrap interval has zero width, and only the p-value expresses the uncertainty. Raises DataError if
+    there are no rows, if the numbers of rows differ, and if a score is not finite or, if binary, neither 0 nor 100.
     """
     before, after = np.asarray(base, dtype=float), np.asarray(tuned, dtype=float)
     _check(before, after, binary=binary)
     difference = after - before
-    gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    units, rows_per_unit = difference, 1.0
+    num_increased, num_decreased = int((difference > 0).sum()), int((difference < 0).sum())
+    differences_per_cluster, rows_per_cluster = difference, 1.0
     if clusters is not None and len(set(clusters)) < difference.size:
         sums, sizes = _cluster_sums(difference, clusters)
-        rows_per_unit = difference.size / sums.size
-        units = sums / rows_per_unit  # The mean of the units is the mean of the rows.
+        rows_per_cluster = difference.size / sums.size
+        differences_per_cluster = sums / rows_per_cluster  # scaled, so that their mean is the mean over rows
         ci95 = _cluster_interval(sums, sizes, seed)
-        p_value = float(sign_flip_test(units, seed=seed))
+        p_value = float(sign_flip_test(differences_per_cluster, seed=seed))
     elif binary:
-        ci95, p_value = paired_interval(gained, lost, difference.size), mcnemar(gained, lost)
+        ci95, p_value = (
+            bonett_price_interval(num_increased, num_decreased, difference.size),
+            mcnemar(num_increased, num_decreased),
+        )
     else:
         low, high = bootstrap_interval(difference, seed=seed)
         ci95, p_value = (float(low), float(high)), float(sign_flip_test(difference, seed=seed))
-    level = ALPHA / comparisons
-    is_certain = is_significant(p_value, ci95, level)
+    level = ALPHA / num_comparisons
+    is_significant_corrected = is_significant(p_value, ci95, level)
+    required = None
+    if not is_significant_corrected:
+        required = _required_sample_size(differences_per_cluster, rows_per_cluster, level)
     return Comparison(
         n=difference.size,
         base=float(before.mean()),
@@ -107,16 +113,16 @@ def compare(
         delta=float(difference.mean()),
         ci95=ci95,
         p_value=p_value,
-        gained=gained,
-        lost=lost,
-        required_sample_size=None if is_certain else _required_sample_size(units, rows_per_unit, level),
+        num_increased=num_increased,
+        num_decreased=num_decreased,
+        required_sample_size=required,
     )
 
 
 def _cluster_sums(difference: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Floats]:
     """The sum and the number of the rows of each cluster, in the order of the first rows of the clusters."""
-    index_of = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
-    indices = [index_of[cluster] for cluster in clusters]
+    cluster_index = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    indices = [cluster_index[cluster] for cluster in clusters]
     return np.bincount(indices, weights=difference), np.bincount(indices).astype(float)
 
 
@@ -128,26 +134,27 @@ def _cluster_interval(sums: Floats, sizes: Floats, seed: int) -> tuple[float, fl
     return float(low), float(high)
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """The two-sided p-value of McNemar's exact test: a binomial test of `gained` out of `gained + lost` changed rows
-    against 1/2. 1.0 if no row changed. (McNemar, Psychometrika 12, 1947, 153–157.)"""
-    changed = gained + lost
-    return float(stats.binomtest(gained, changed).pvalue) if changed else 1.0
+def mcnemar(num_increased: int, num_decreased: int) -> float:
+    """The two-sided p-value of McNemar's exact test: a binomial test of `num_increased` out of all changed rows against
+    1/2; 1.0 if no row changed. (McNemar, Psychometrika 12, 1947, 153–157.)"""
+    changed = num_increased + num_decreased
+    return float(stats.binomtest(num_increased, changed).pvalue) if changed else 1.0
 
 
-def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """The 95 % interval, in points (−100…100), of a paired difference of two proportions, `(gained - lost) / n`.
+def bonett_price_interval(num_increased: int, num_decreased: int, n: int) -> tuple[float, float]:
+    """The 95 % interval, in points (−100…100), of a paired difference of two proportions,
+    `(num_increased - num_decreased) / n`.
 
     Wald's interval with one row added to each kind of change: conservative if few rows change, where Wald's own
     interval is far too narrow (0 to 0 if no row changes). (Bonett and Price, J. Educ. Behav. Stat. 37, 2012, 479–488.)
     """
-    rose, fell = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    center = rose - fell
-    half = _z(ALPHA / 2) * math.sqrt((rose + fell - center**2) / (n + 2))
+    p_increase, p_decrease = (num_increased + 1) / (n + 2), (num_decreased + 1) / (n + 2)
+    center = p_increase - p_decrease
+    half = _normal_quantile(ALPHA / 2) * math.sqrt((p_increase + p_decrease - center**2) / (n + 2))
     return 100 * max(center - half, -1.0), 100 * min(center + half, 1.0)
 
 
-def proportion_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % interval, in percent, of a proportion. (Wilson, JASA 22, 1927, 209–212.)"""
     interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
@@ -176,7 +183,7 @@ def bootstrap_interval(difference: Floats, *, seed: int = 0, resamples: int = RE
     return interval.low, interval.high
 
 
-def crossed_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
+def pigeonhole_bootstrap_interval(scores: Floats, *, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
     """The 95 % interval of the mean of `scores`, of shape [seeds, items], by the pigeonhole bootstrap: both seeds and
     items are resampled, with one seed only items. (Owen, Ann. Appl. Stat. 1, 2007, 386–411.)"""
     rng = np.random.default_rng(seed)
@@ -209,7 +216,7 @@ def sign_flip_test(difference: Floats, *, seed: int = 0, resamples: int = RESAMP
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values, in the same order, with Holm's correction: the family-wise error rate at the level .05 is at most
     .05. (Holm, Scand. J. Stat. 6, 1979, 65–70.)"""
-    # Importing statsmodels for these four lines would take longer than a report of a hundred rows.
+    # Not statsmodels: its import takes longer than a report of a hundred rows.
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -218,30 +225,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _required_sample_size(difference: Floats, rows_per_unit: float, level: float) -> int | None:
+def _required_sample_size(difference: Floats, rows_per_cluster: float, level: float) -> int | None:
     """The number of rows for the power POWER at `level`, None if the mean difference is 0.
 
     Uses the standard deviations under the null hypothesis and around the observed difference. For binary scores this is
     Connor's formula for McNemar's test (Biometrics 43, 1987, 207–211). `difference` is per row, or per cluster of
-    `rows_per_unit` rows on average.
+    `rows_per_cluster` rows on average.
     """
     mean = float(difference.mean())
     if math.isclose(mean, 0, abs_tol=1e-9):
         return None
-    null_std = math.sqrt(float((difference**2).mean()))
-    observed_std = float(difference.std())
-    units = ((_z(level / 2) * null_std + _z(1 - POWER) * observed_std) / mean) ** 2
-    return math.ceil(rows_per_unit * max(math.ceil(units), difference.size + 1, MIN_ROWS))
+    sd_null = math.sqrt(float((difference**2).mean()))
+    sd_observed = float(difference.std())
+    size = ((_normal_quantile(level / 2) * sd_null + _normal_quantile(1 - POWER) * sd_observed) / mean) ** 2
+    return math.ceil(rows_per_cluster * max(math.ceil(size), difference.size + 1, MIN_ROWS_FOR_SIGNIFICANCE))
 
 
 @cache
-def _z(tail: float) -> float:
+def _normal_quantile(tail: float) -> float:
     """The quantile of the standard normal distribution with the probability `tail` above it."""
     return float(stats.norm.isf(tail))
 
 
 def _check(before: Floats, after: Floats, *, binary: bool) -> None:
-
     if before.shape != after.shape or before.ndim != 1:
         raise DataError(f"base has {before.size} scores and tuned {after.size}; both are required for every row")
     if not before.size:

@@ -16,11 +16,11 @@ from rich.cells import cell_len
 _SPACELESS = r"[[\p{L}\p{N}]&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}\p{lb=AK}\p{lb=AP}\p{lb=AS}]]"
 _WORD = r"[\p{L}\p{M}\p{N}\p{Pc}]"
 _TOKEN = regex.compile(
-    rf"(?V1)(?={_SPACELESS})\X\p{{M}}*"  # a letter with its combining marks: \X ends before some vowels of Burmese
+    rf"(?V1)(?={_SPACELESS})\X\p{{M}}*"  # a grapheme cluster: \X ends before some Burmese vowel signs
     r"|(?=[\p{Extended_Pictographic}\p{RI}])\X"
     rf"|[[\p{{L}}\p{{M}}\p{{N}}]--{_SPACELESS}]+"
 )
-_UNSEEN = regex.compile(
+_IGNORED = regex.compile(
     r"\p{Default_Ignorable_Code_Point}"
     "|[\u0640\u064b-\u0652\u0670]"  # Arabic: the tatweel, and vowel signs, which most texts omit
     "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # Hebrew vowel and accent signs
@@ -31,20 +31,20 @@ _COMMAS = regex.compile("[,،、，]")
 
 # A label in a text begins and ends at a word boundary, or next to any letter of a script without spaces. Korean
 # particles follow a noun without a space, so a label may end before them.
-_BEGINS = rf"(?:(?<!{_WORD})|(?<={_SPACELESS}\p{{M}}*)|(?={_SPACELESS}))"
-_ENDS = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|(?<=\p{{Hangul}}))"
+_LABEL_START = rf"(?:(?<!{_WORD})|(?<={_SPACELESS}\p{{M}}*)|(?={_SPACELESS}))"
+_LABEL_END = rf"(?!\p{{M}})(?:(?!{_WORD})|(?={_SPACELESS})|(?<={_SPACELESS}\p{{M}}*)|(?<=\p{{Hangul}}))"
 
 
 NORMALIZATION_NOTE = (
     "Unicode's compatibility forms (NFKC, caseless), invisible characters and the vowel signs of Arabic and Hebrew"
 )
-"""The differences that `folded` removes, for the notes of metrics."""
+"""The differences that `fold_text` removes, for the notes of metrics."""
 
 
-def folded(text: str) -> str:
-    """The text without differences that most readers ignore: case and compatibility forms (the Unicode Standard, D146:
-    compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text that consists only of
-    such characters is unchanged.
+def fold_text(text: str) -> str:
+    """Returns the text without differences that most readers ignore: case and compatibility forms (the Unicode
+    Standard, D146: compatibility caseless match), invisible characters, Arabic and Hebrew vowel signs. A text that
+    consists only of such characters is unchanged.
 
     As in D146, ß becomes ss, a final ς becomes σ, and the Turkish dotless ı is a different letter from i. Unlike in
     D146, İ becomes i as in Turkish, not i with a combining dot.
@@ -54,39 +54,40 @@ def folded(text: str) -> str:
     text = text.replace("\u200b", " ")  # marks the end of a word in Khmer and others
     decomposed = unicodedata.normalize("NFD", text).casefold()
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", decomposed).casefold())
-    decomposed = unicodedata.normalize("NFKD", _UNSEEN.sub("", decomposed)) or decomposed
+    decomposed = unicodedata.normalize("NFKD", _IGNORED.sub("", decomposed)) or decomposed
     return unicodedata.normalize("NFC", regex.sub("i\u0307+", "i", decomposed))
 
 
 def tokens(text: str) -> list[str]:
-    """The folded words of a text; in a script without spaces, its letters with their combining marks. Emoji are tokens;
-    punctuation is only in a text that has nothing else. For an ASCII text these are the tokens of the package
+    """Returns the words of the folded text; in a script without spaces, its grapheme clusters. Emoji are tokens;
+    punctuation is a token only in a text that has nothing else. For an ASCII text these are the tokens of the package
     rouge-score."""
-    form = folded(text)
+    form = fold_text(text)
     return _TOKEN.findall(form) or [
         "".join(cluster.split()) for cluster in regex.findall(r"\X", form) if cluster.strip()
     ]
 
 
-def normalise_label(text: str) -> str:
-    """The normalized form of a label: folded, without quotes around it and punctuation at its end, and with single
-    spaces. A text that consists only of such characters is only stripped."""
-    form = " ".join(folded(unicodedata.normalize("NFC", text).replace("´", "'")).split())
+def normalize_label(text: str) -> str:
+    """Returns the normalized form of a label: folded, without quotes around it and punctuation at its end, and with
+    single spaces. A text that consists only of such characters is only stripped."""
+    form = " ".join(fold_text(unicodedata.normalize("NFC", text).replace("´", "'")).split())
     return _CLOSING.sub("", _OPENING.sub("", form)) or form or text.strip()
 
 
-def written_label(text: str) -> str:
-    """The form of a label under `normalize: false`: without white space around it, in Unicode's canonical form
-    (NFC)."""
+def strip_label(text: str) -> str:
+    """Returns the label as it is compared under `normalize: false`: without white space around it, in Unicode's
+    canonical form (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels in a text such as "a, b": it is split at the commas of any script, and empty labels are dropped."""
+    """Returns the labels in a text such as "a, b": it is split at the commas of any script. Empty labels are
+    dropped."""
     return [label.strip() for label in _COMMAS.split(text) if label.strip()]
 
 
-def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[[str], set[str]]:
+def make_label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[[str], set[str]]:
     """Returns a function that finds the labels in a text: those that occur as complete words, in their `form`.
 
     A shorter label inside a longer one ("very positive") is not found. In scripts without spaces, a word may begin and
@@ -95,13 +96,13 @@ def label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[
     known = {form(label) for label in labels} - {""}
     if not known:
         return lambda text: set()
-    pattern = regex.compile(rf"(?V1){_BEGINS}\L<labels>{_ENDS}", labels=known)
+    pattern = regex.compile(rf"(?V1){_LABEL_START}\L<labels>{_LABEL_END}", labels=known)
     return lambda text: set(pattern.findall(form(text)))
 
 
-def cut(text: str, columns: int) -> str:
-    """The text, truncated with … to at most `columns` terminal columns (a Chinese character takes two). Letters are not
-    separated from their combining marks, nor emoji into their parts."""
+def truncate(text: str, columns: int) -> str:
+    """Returns the text, truncated with … to at most `columns` terminal columns (a Chinese character takes two).
+    Grapheme clusters are not split."""
     if cell_len(text) <= columns:
         return text
     clusters, width = [], 0

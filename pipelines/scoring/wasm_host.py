@@ -23,10 +23,10 @@ HOST_CALLS = 200_000
 """Maximum number of host calls of one program. They take time, but count no instructions of the program."""
 
 _FOLDER, _LIBRARY = b"/usr/local/lib", b"python315.zip"
-_FOLDER_FD, _FIRST_FD, _OPEN_FILES = 3, 4, 64
-_START = 1_750_000_000 * 10**9  # nanoseconds; the start of every program's clock, in June 2025
-_TICK = 10**6  # nanoseconds between two reads of the clock
-_LONGEST_MESSAGE, _LONGEST_READ = 4096, 2**16  # bytes
+_FOLDER_FD, _FIRST_FD, _MAX_OPEN_FILES = 3, 4, 64
+_START = 1_750_000_000 * 10**9  # nanoseconds since 1970; the time at which every program starts, in June 2025
+_TICK = 10**6  # nanoseconds by which a read advances the clock
+_MAX_MESSAGE_BYTES, _MAX_READ_BYTES = 4096, 2**16
 _DEVICE, _DIRECTORY, _FILE = 2, 3, 4  # WASI's file types
 _WRITES = 1 << 6  # the right to write
 # WASI's errors
@@ -44,11 +44,13 @@ class TooManyCalls(Exception):
 
 @dataclass
 class Program:
-    """A program: its Python source, and `answer`, which is called with each message of the program and returns the
-    reply."""
+    """A program and the state of its host.
+
+    `source` is Python code. `on_message` is called with each message of the program and returns the reply.
+    """
 
     source: str
-    answer: Callable[[bytes], bytes]
+    on_message: Callable[[bytes], bytes]
     calls: int = 0
     instructions: int = 0
     """WebAssembly instructions executed, unless the time limit ended the program."""
@@ -97,7 +99,7 @@ def call(program: Program, name: str, caller: Any, values: tuple[int, ...]) -> i
 
 
 def _message(program: Program, memory: Memory, start: int, length: int, reply_start: int, reply_length: int) -> int:
-    reply = program.answer(memory.read(start, min(length, _LONGEST_MESSAGE)))
+    reply = program.on_message(memory.read(start, min(length, _MAX_MESSAGE_BYTES)))
     address = memory.caller["host_alloc"](memory.caller, len(reply)) & 0xFFFFFFFF
     if not address:
         return _NO_MESSAGE
@@ -138,7 +140,7 @@ def _clock_res_get(program: Program, memory: Memory, clock: int, address: int) -
 
 
 def _random_get(program: Program, memory: Memory, address: int, length: int) -> int:
-    memory.write(address, program.random.randbytes(min(length, _LONGEST_READ)))
+    memory.write(address, program.random.randbytes(min(length, _MAX_READ_BYTES)))
     return _SUCCESS
 
 
@@ -208,7 +210,7 @@ def _path_open(
         return _READ_ONLY if how & 1 else _NO_ENTRY
     if how or rights & _WRITES:
         return _READ_ONLY
-    fd = next((fd for fd in range(_FIRST_FD, _FIRST_FD + _OPEN_FILES) if fd not in program.files), None)
+    fd = next((fd for fd in range(_FIRST_FD, _FIRST_FD + _MAX_OPEN_FILES) if fd not in program.files), None)
     if fd is None:
         return _TOO_MANY
     program.files[fd] = 0
@@ -226,7 +228,7 @@ def _fd_read(program: Program, memory: Memory, fd: int, iovecs: int, count: int,
         return _BAD_FD
     begin = program.files[fd]
     start, length = memory.iovecs(iovecs, count)[0]
-    data = _library()[begin : begin + min(length, _LONGEST_READ)]
+    data = _library()[begin : begin + min(length, _MAX_READ_BYTES)]
     memory.write(start, data)
     program.files[fd] += len(data)
     return memory.pack(size, "I", len(data))
@@ -253,7 +255,7 @@ def _fd_tell(program: Program, memory: Memory, fd: int, address: int) -> int:
     return _fd_seek(program, memory, fd, 0, 1, address)
 
 
-def _nothing(program: Program, memory: Memory, *values: int) -> int:
+def _no_op(program: Program, memory: Memory, *values: int) -> int:
     return _SUCCESS
 
 
@@ -266,17 +268,17 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
     "args_sizes_get": _args_sizes_get,
     "args_get": _args_get,
     "environ_sizes_get": _environ_sizes_get,
-    "environ_get": _nothing,
+    "environ_get": _no_op,
     "clock_time_get": _clock_time_get,
     "clock_res_get": _clock_res_get,
     "random_get": _random_get,
     "poll_oneoff": _poll_oneoff,
-    "sched_yield": _nothing,
+    "sched_yield": _no_op,
     "proc_exit": _proc_exit,
     "fd_prestat_get": _fd_prestat_get,
     "fd_prestat_dir_name": _fd_prestat_dir_name,
     "fd_fdstat_get": _fd_fdstat_get,
-    "fd_fdstat_set_flags": _nothing,
+    "fd_fdstat_set_flags": _no_op,
     "fd_filestat_get": _fd_filestat_get,
     "path_filestat_get": _path_filestat_get,
     "path_open": _path_open,
@@ -285,5 +287,5 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
     "fd_write": _fd_write,
     "fd_seek": _fd_seek,
     "fd_tell": _fd_tell,
-    "fd_advise": _nothing,
+    "fd_advise": _no_op,
 }

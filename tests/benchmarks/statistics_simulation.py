@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.scoring.statistics import bootstrap_interval, compare, mcnemar, paired_interval, sign_flip_test
+from pipelines.scoring.statistics import bonett_price_interval, bootstrap_interval, compare, mcnemar, sign_flip_test
 
 Floats = NDArray[np.float64]
 DATA_SETS = 4000
@@ -69,7 +69,7 @@ def main() -> None:
     for n in (30, 60, 112, 300):
         for rose, fell in ((0.2, 0.1), (0.3, 0.05), (0.15, 0.15)):
             drawn = rng.multinomial(n, [rose, fell, 1 - rose - fell], size=DATA_SETS)
-            spans = np.array([paired_interval(int(up), int(down), n) for up, down, _ in drawn])
+            spans = np.array([bonett_price_interval(int(up), int(down), n) for up, down, _ in drawn])
             truth = 100 * (rose - fell)
             covers = (spans[:, 0] <= truth) & (truth <= spans[:, 1])
             table.add_row(
@@ -93,16 +93,18 @@ def main() -> None:
                 "5",
                 share(sign_flip_test(no_difference, resamples=999) <= 0.05),
             )
-    for gained, lost, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
-        base = [0] * gained + [100] * (n - gained)
-        tuned = [100] * gained + [0] * lost + [100] * (n - gained - lost)
+    for num_increased, num_decreased, n in ((12, 8, 100), (9, 4, 66), (20, 14, 112)):
+        base = [0] * num_increased + [100] * (n - num_increased)
+        tuned = [100] * num_increased + [0] * num_decreased + [100] * (n - num_increased - num_decreased)
         needed = compare(base, tuned, binary=True).required_sample_size
         assert needed is not None
-        drawn = rng.multinomial(needed, [gained / n, lost / n, 1 - (gained + lost) / n], size=DATA_SETS)
+        drawn = rng.multinomial(
+            needed, [num_increased / n, num_decreased / n, 1 - (num_increased + num_decreased) / n], size=DATA_SETS
+        )
         rejected = [mcnemar(int(up), int(down)) < 0.05 for up, down, _ in drawn]
         table.add_row(
             "power with the required sample size",
-            f"binary, {gained} up, {lost} down of {n}",
+            f"binary, {num_increased} up, {num_decreased} down of {n}",
             f"{needed:,}",
             "80",
             share(rejected),

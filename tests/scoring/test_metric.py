@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines.config.job import load_job
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.scoring.metric import METRICS, Score, metric_key, resolve
-from pipelines.scoring.unicode_text import label_finder, normalise_label
+from pipelines.scoring.metric import METRICS, Score, metric_from_key, metric_key
+from pipelines.scoring.unicode_text import make_label_finder, normalize_label
 
 
 def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def line(completion: str = "", reference: str = "", loss: Any = 1.0, **fields: A
 
 
 def value(name: str, *args: Any, **fields: Any) -> float | None:
-    return resolve(name).score(line(*args, **fields)).value
+    return metric_from_key(name).score(line(*args, **fields)).value
 
 
 LABELS = [
@@ -69,7 +69,7 @@ def test_exact_match(completion: str, reference: str, right: bool) -> None:
 
 
 def contains_only_label(completion: str, reference: str, labels: list[str]) -> bool:
-    return label_finder([reference, *labels], normalise_label)(completion) == {normalise_label(reference)}
+    return make_label_finder([reference, *labels], normalize_label)(completion) == {normalize_label(reference)}
 
 
 CONTAINED_LABELS = [
@@ -281,7 +281,7 @@ def test_label_sets_by_precision_and_recall(given_set: set[str], right: set[str]
     ],
 )
 def test_labels_as_written(completion: str, reference: str, right: bool) -> None:
-    metric = resolve(metric_key("exact_match", False))
+    metric = metric_from_key(metric_key("exact_match", False))
     assert metric.score(line(completion, reference)).value == (100.0 if right else 0.0)
     assert (metric.name, metric.title) == ("exact_match", "exact match, as written")
 
@@ -290,7 +290,7 @@ def test_normalize_changes_no_other_metric() -> None:
     assert [metric_key("exact_match", normalize) for normalize in (None, True)] == ["exact_match", "exact_match"]
     assert [metric_key(name, False) for name in ("rouge", "module:function")] == ["rouge", "module:function"]
     with pytest.raises(ConfigError, match="unknown metric 'rouge as written'"):
-        resolve("rouge as written")
+        metric_from_key("rouge as written")
 
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
@@ -299,7 +299,7 @@ TESTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 
 @pytest.mark.usefixtures("compiled_sandbox")
 def test_unit_tests() -> None:
-    score = resolve("unit_tests").score
+    score = metric_from_key("unit_tests").score
     assert score(line(ADD, tests=TESTS)) == Score(100.0)
     assert score(line(ADD, tests="\n".join(TESTS))) == Score(100.0)
     assert score(line(ADD, tests=json.dumps(TESTS))) == Score(100.0)
@@ -314,7 +314,7 @@ def test_unit_tests() -> None:
 @pytest.mark.usefixtures("compiled_sandbox")
 def test_code_that_the_sandbox_does_not_support_is_not_scored() -> None:
     code = "import threading\ndef f(): threading.Thread(target=print).start()"
-    score = resolve("unit_tests").score(line(code, tests=["assert f() is None"]))
+    score = metric_from_key("unit_tests").score(line(code, tests=["assert f() is None"]))
     assert score == Score(
         None, "not supported by the sandbox: assert f() is None: RuntimeError: can't start new thread"
     )
@@ -332,7 +332,7 @@ def test_rows_without_tests(tests: Any) -> None:
 def test_nll_is_the_loss_of_the_reference() -> None:
     assert value("nll", loss=1.25) == 1.25
     assert value("nll", loss=2) == 2.0
-    metric = resolve("nll")
+    metric = metric_from_key("nll")
     assert (metric.higher_is_better, metric.unit, metric.binary) == (False, "nats/token", False)
 
 
@@ -359,7 +359,7 @@ def test_units_of_the_metrics() -> None:
 )
 def test_unknown_metric(name: str, advice: str) -> None:
     with pytest.raises(ConfigError, match=rf"unknown metric '{name}'; {advice.replace('?', '.')}"):
-        resolve(name)
+        metric_from_key(name)
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("project")
 def test_custom_metric() -> None:
     path = list(sys.path)
-    metric = resolve("own_metrics:words")
+    metric = metric_from_key("own_metrics:words")
     assert (metric.name, metric.title, metric.unit) == ("own_metrics:words", "words", "points")
     assert (metric.binary, metric.higher_is_better) == (False, True)
     score = metric.score(line("three words here", factor=2)).value
@@ -424,7 +424,7 @@ def test_custom_metric_may_return_numpy_numbers() -> None:
 )
 def test_missing_custom_metric(name: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"metric {name}: .*{problem}"):
-        resolve(name)
+        metric_from_key(name)
     assert str(Path.cwd()) not in sys.path
 
 
@@ -465,10 +465,10 @@ def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     task = load_job(tmp_path / "job.yaml").pipeline.tasks["t"]
     assert value(task.metric, "one two three") == 3.0
     with pytest.raises(ConfigError, match="did you mean word_count"):
-        resolve("word_cont")
+        metric_from_key("word_cont")
 
 
 @pytest.mark.parametrize(("old", "new"), [("label", "exact_match"), ("perplexity", "nll")])
 def test_a_renamed_metric_names_its_new_name(old: str, new: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown metric '{old}'; it was renamed: write {new}"):
-        resolve(old)
+        metric_from_key(old)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -325,6 +326,13 @@ FORGED = {
 def test_a_verdict_is_not_forged(code: str) -> None:
     result = run_tests(code, ["assert f(1) == 2", "assert f(1) in (2, 3)"])
     assert result.passed == 0 and result.message, result
+
+
+def test_attacks_name_the_driver_functions() -> None:
+    """An attack on a function that was renamed would test nothing."""
+    driver = Path(sandbox.__file__).with_name("sandbox_driver.py").read_text(encoding="utf-8")
+    for name in ("compare", "check", "counted", "run", "send"):
+        assert f"\ndef {name}(" in driver
 
 
 def test_the_machine_is_not_visible() -> None:

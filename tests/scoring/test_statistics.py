@@ -13,28 +13,28 @@ from scipy import stats
 from pipelines.errors import DataError
 from pipelines.scoring.statistics import (
     Comparison,
+    bonett_price_interval,
     bootstrap_interval,
     compare,
     holm,
     is_significant,
     mcnemar,
-    paired_interval,
     sign_flip_test,
 )
 
 Floats = NDArray[np.float64]
 
 
-def binary(gained: int, lost: int, both_right: int, both_wrong: int) -> Comparison:
-    base = [0] * gained + [100] * lost + [100] * both_right + [0] * both_wrong
-    tuned = [100] * gained + [0] * lost + [100] * both_right + [0] * both_wrong
+def binary(increased: int, decreased: int, both_right: int, both_wrong: int) -> Comparison:
+    base = [0] * increased + [100] * decreased + [100] * both_right + [0] * both_wrong
+    tuned = [100] * increased + [0] * decreased + [100] * both_right + [0] * both_wrong
     return compare(base, tuned, binary=True)
 
 
 def test_binary_comparison() -> None:
-    result = binary(gained=15, lost=5, both_right=60, both_wrong=20)
+    result = binary(increased=15, decreased=5, both_right=60, both_wrong=20)
     assert (result.n, result.base, result.tuned, result.delta) == (100, 65.0, 75.0, 10.0)
-    assert (result.gained, result.lost) == (15, 5)
+    assert (result.num_increased, result.num_decreased) == (15, 5)
     # 2 * P(X >= 15), X ~ Bin(20, 1/2)
     assert result.p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(15, 21)) / 2**20)
     # (16 - 6) / 102 ± 1.96 * sqrt((22 / 102 - (10 / 102)**2) / 102), by hand
@@ -55,7 +55,7 @@ def test_mean_comparison() -> None:
     base = np.array([20.0, 35, 50, 10, 40, 30, 25, 60, 45, 15])
     tuned = base + [5, 8, -2, 12, 6, 0, 9, 3, 7, 4]
     result = compare(base.tolist(), tuned.tolist(), binary=False)
-    assert (result.n, result.gained, result.lost) == (10, 8, 1)
+    assert (result.n, result.num_increased, result.num_decreased) == (10, 8, 1)
     assert (result.base, result.tuned, result.delta) == pytest.approx((33.0, 38.2, 5.2))
     low, high = result.ci95
     assert 1 < low < 5.2 < high < 9
@@ -69,7 +69,7 @@ def test_losses_have_their_sign() -> None:
     result = compare([2.0, 3.0, 2.5, 2.2] * 5, [1.0, 1.5, 1.5, 1.2] * 5, binary=False)
     assert result.delta < 0
     assert result.ci95[0] < result.delta < result.ci95[1] < 0
-    assert (result.gained, result.lost) == (0, 20)
+    assert (result.num_increased, result.num_decreased) == (0, 20)
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
@@ -101,11 +101,11 @@ def test_few_rows_give_a_finite_interval_around_the_difference(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 30])
 def test_binary_interval_contains_the_difference_and_is_symmetric(n: int) -> None:
-    for gained in range(n + 1):
-        for lost in range(n + 1 - gained):
-            low, high = paired_interval(gained, lost, n)
-            assert -100 <= low <= 100 * (gained - lost) / n <= high <= 100
-            assert paired_interval(lost, gained, n) == pytest.approx((-high, -low))
+    for increased in range(n + 1):
+        for decreased in range(n + 1 - increased):
+            low, high = bonett_price_interval(increased, decreased, n)
+            assert -100 <= low <= 100 * (increased - decreased) / n <= high <= 100
+            assert bonett_price_interval(decreased, increased, n) == pytest.approx((-high, -low))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_scores_that_cannot_be_compared(
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
-    for gained in range(13):
-        for lost in range(13):
-            expected = stats.binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
-            assert mcnemar(gained, lost) == pytest.approx(expected)
-            assert mcnemar(gained, lost) == mcnemar(lost, gained)
+    for increased in range(13):
+        for decreased in range(13):
+            expected = stats.binomtest(increased, increased + decreased, 0.5).pvalue if increased + decreased else 1.0
+            assert mcnemar(increased, decreased) == pytest.approx(expected)
+            assert mcnemar(increased, decreased) == mcnemar(decreased, increased)
     assert mcnemar(0, 5) == pytest.approx(0.0625)
     assert mcnemar(6, 0) == pytest.approx(0.03125)
 
@@ -156,40 +156,41 @@ def test_holm_is_that_of_statsmodels() -> None:
 
 
 def test_required_sample_size() -> None:
-    assert binary(gained=30, lost=5, both_right=40, both_wrong=25).required_sample_size is None  # significant already
-    undecided = binary(gained=12, lost=8, both_right=60, both_wrong=20)
+    significant = binary(increased=30, decreased=5, both_right=40, both_wrong=25).required_sample_size
+    assert significant is None
+    undecided = binary(increased=12, decreased=8, both_right=60, both_wrong=20)
     # Connor 1987: ((1.95996 * sqrt(.20) + .84162 * sqrt(.20 - .04**2)) / .04)**2
     assert undecided.required_sample_size == 979
-    half = binary(gained=24, lost=16, both_right=40, both_wrong=20)
+    half = binary(increased=24, decreased=16, both_right=40, both_wrong=20)
     assert half.required_sample_size is not None and half.required_sample_size < 979
 
 
 def test_power_with_the_required_sample_size() -> None:
-    rows = binary(gained=12, lost=8, both_right=60, both_wrong=20).required_sample_size
+    rows = binary(increased=12, decreased=8, both_right=60, both_wrong=20).required_sample_size
     assert rows is not None
     drawn = np.random.default_rng(0).multinomial(rows, [0.12, 0.08, 0.80], size=400)
-    power = np.mean([mcnemar(int(gained), int(lost)) < 0.05 for gained, lost, _ in drawn])
+    power = np.mean([mcnemar(int(increased), int(decreased)) < 0.05 for increased, decreased, _ in drawn])
     assert 0.74 <= power <= 0.86
 
 
 def outcomes(n: int, rose: float, fell: float) -> tuple[Floats, NDArray[np.int64]]:
-    """The probability of every (gained, lost) of n rows, and the list of them."""
-    counts = np.array([(gained, lost) for gained in range(n + 1) for lost in range(n + 1 - gained)])
+    """The probability of every (increased, decreased) of n rows, and the list of them."""
+    counts = np.array([(increased, decreased) for increased in range(n + 1) for decreased in range(n + 1 - increased)])
     cells = np.column_stack([counts, n - counts.sum(axis=1)])
     return stats.multinomial.pmf(cells, n, [rose, fell, 1 - rose - fell]), counts
 
 
 def binary_coverage(n: int, rose: float, fell: float) -> float:
     weights, counts = outcomes(n, rose, fell)
-    intervals = np.array([paired_interval(gained, lost, n) for gained, lost in counts.tolist()])
+    intervals = np.array([bonett_price_interval(increased, decreased, n) for increased, decreased in counts.tolist()])
     truth = 100 * (rose - fell)
     return float(weights[(intervals[:, 0] <= truth) & (truth <= intervals[:, 1])].sum())
 
 
 def mcnemar_level(changed: int) -> float:
     """The rate of false positives of McNemar's test if `changed` rows changed at random."""
-    alarms = (gained for gained in range(changed + 1) if mcnemar(gained, changed - gained) <= 0.05)
-    return sum((math.comb(changed, gained) / 2**changed for gained in alarms), start=0.0)
+    alarms = (increased for increased in range(changed + 1) if mcnemar(increased, changed - increased) <= 0.05)
+    return sum((math.comb(changed, increased) / 2**changed for increased in alarms), start=0.0)
 
 
 @pytest.mark.parametrize("n", [30, 50, 100])
@@ -329,8 +330,8 @@ def test_binary_scores_by_document_and_their_required_sample_size() -> None:
 
 def test_more_comparisons_need_more_rows() -> None:
     single, corrected = (
-        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, comparisons=comparisons).required_sample_size
-        for comparisons in (1, 3)
+        compare([0.0] * 40, ([3.0, -2.0] * 20), binary=False, num_comparisons=num_comparisons).required_sample_size
+        for num_comparisons in (1, 3)
     )
     assert single is not None and corrected is not None and corrected > single
 

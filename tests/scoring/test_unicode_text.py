@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.scoring.unicode_text import (
-    cut,
-    folded,
-    label_finder,
-    normalise_label,
+    fold_text,
+    make_label_finder,
+    normalize_label,
     split_labels,
+    strip_label,
     tokens,
-    written_label,
+    truncate,
 )
 
 
@@ -56,20 +56,20 @@ def test_tokens(text: str, expected: list[str]) -> None:
 
 @given(st.text())
 def test_normalization_is_idempotent(text: str) -> None:
-    for form in (folded, normalise_label, written_label):
+    for form in (fold_text, normalize_label, strip_label):
         assert form(form(text)) == form(text)
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_canonically_equal_texts_have_equal_labels_and_tokens(text: str) -> None:
     decomposed = unicodedata.normalize("NFD", text)
-    assert normalise_label(text) == normalise_label(decomposed) and written_label(text) == written_label(decomposed)
+    assert normalize_label(text) == normalize_label(decomposed) and strip_label(text) == strip_label(decomposed)
     assert tokens(text) == tokens(decomposed)
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_every_letter_is_in_a_token(text: str) -> None:
-    form = folded(text)
+    form = fold_text(text)
     token_text = "".join(tokens(text))
     assert [letter for letter in form if letter.isalnum()] == [letter for letter in token_text if letter.isalnum()]
 
@@ -109,7 +109,7 @@ def test_every_letter_is_in_a_token(text: str) -> None:
     ],
 )
 def test_equal_labels(left: str, right: str, same: bool) -> None:
-    assert (normalise_label(left) == normalise_label(right)) is same
+    assert (normalize_label(left) == normalize_label(right)) is same
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_equal_labels(left: str, right: str, same: bool) -> None:
     ],
 )
 def test_labels_in_a_text(labels: list[str], text: str, named: set[str]) -> None:
-    named = {normalise_label(label) for label in named}
-    assert label_finder(labels, normalise_label)(text) == named
+    named = {normalize_label(label) for label in named}
+    assert make_label_finder(labels, normalize_label)(text) == named
 
 
 def test_labels_as_written_in_a_text() -> None:
-    assert label_finder(["Polish", "polish"], written_label)("I would say Polish.") == {"Polish"}
+    assert make_label_finder(["Polish", "polish"], strip_label)("I would say Polish.") == {"Polish"}
 
 
 def test_split_labels() -> None:
@@ -167,4 +167,4 @@ def test_split_labels() -> None:
     ],
 )
 def test_cut(text: str, columns: int, expected: str) -> None:
-    assert cut(text, columns) == expected
+    assert truncate(text, columns) == expected

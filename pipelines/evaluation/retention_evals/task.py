@@ -24,7 +24,7 @@ from pipelines.evaluation.retention import (
     RetentionEval,
 )
 from pipelines.scoring.custom_metrics import try_metric
-from pipelines.scoring.metric import resolve
+from pipelines.scoring.metric import metric_from_key
 from pipelines.scoring.python_tests import row_tests
 
 
@@ -49,7 +49,7 @@ class TaskEval(RetentionEval):
 
     @classmethod
     def measure(cls, metric: str) -> Measure:
-        resolved = resolve(metric)
+        resolved = metric_from_key(metric)
         return Measure(
             resolved.title, resolved.unit, binary=resolved.binary, higher_is_better=resolved.higher_is_better
         )
@@ -97,7 +97,7 @@ class TaskEval(RetentionEval):
     def score(
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
-        metric, prompt_format = resolve(prepared.metric), loaded.prompt_format
+        metric, prompt_format = metric_from_key(prepared.metric), loaded.prompt_format
         examples: Sequence[Example] = prepared.items
         prompts = [
             prompt_format.encode_prompt(prompt_format.render_prompt(example.prompt, example.system))

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from pipelines.registry import lazy_import
-from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register
+from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register
 
 # 0.4 s that `check` does not need.
 sacrebleu_metrics = lazy_import("sacrebleu.metrics")
@@ -18,7 +18,7 @@ def _scorer() -> Any:
     return sacrebleu_metrics.CHRF()
 
 
-def _score(line: CompletionLine) -> Score:
+def _score(line: CompletionFields) -> Score:
     # Khmer and others write a zero width space between words; chrF ignores white space but not this character.
     completion, reference = (
         unicodedata.normalize("NFC", line[column].replace("\u200b", " ")) for column in ("completion", "reference")

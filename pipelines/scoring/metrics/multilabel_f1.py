@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register
+from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register
 from pipelines.scoring.metrics.exact_match import LABEL_NOTE
-from pipelines.scoring.unicode_text import normalise_label, split_labels
+from pipelines.scoring.unicode_text import normalize_label, split_labels
 
 
-def _score(line: CompletionLine) -> Score:
+def _score(line: CompletionFields) -> Score:
     """The F1 of the two sets, 2 |A ∩ B| / (|A| + |B|)."""
     predicted, expected = (
-        {normalise_label(label) for label in split_labels(line[column])} for column in ("completion", "reference")
+        {normalize_label(label) for label in split_labels(line[column])} for column in ("completion", "reference")
     )
     if predicted == expected:
         return Score(100.0)
@@ -25,6 +25,6 @@ register(
         score=_score,
         note=f"F1 of the set of labels of each row, split at commas; their order does not count. {LABEL_NOTE}",
         labels=split_labels,
-        label_form=normalise_label,
+        normalize_label=normalize_label,
     )
 )

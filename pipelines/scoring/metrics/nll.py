@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pipelines.errors import DataError
 from pipelines.scoring.custom_metrics import as_finite_float
-from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register, row_location
+from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register, row_location
 
 
-def _score(line: CompletionLine) -> Score:
+def _score(line: CompletionFields) -> Score:
     try:
         return Score(as_finite_float(line["reference_nll"]))
     except ValueError as error:

@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from pipelines.registry import lazy_import
-from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register
+from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register
 from pipelines.scoring.unicode_text import NORMALIZATION_NOTE, tokens
 
 # 0.5 s that `check` does not need.
@@ -32,7 +32,7 @@ def _scorer() -> Any:
     return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer())
 
 
-def _score(line: CompletionLine) -> Score:
+def _score(line: CompletionFields) -> Score:
     if line["completion"] == line["reference"]:  # a text of invisible characters only has no tokens
         return Score(100.0)
     return Score(100.0 * _scorer().score(line["reference"], line["completion"])["rougeL"].fmeasure)

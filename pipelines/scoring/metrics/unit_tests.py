@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pipelines.errors import DataError
 from pipelines.scoring.code_extraction import extract_code
-from pipelines.scoring.metric import CompletionLine, Metric, Score, Unit, register, row_location
+from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register, row_location
 from pipelines.scoring.python_tests import row_tests
 from pipelines.scoring.sandbox import run_tests
 
 
-def _score(line: CompletionLine) -> Score:
+def _score(line: CompletionFields) -> Score:
     try:
         tests = row_tests(line["fields"])
     except DataError as error:
