@@ -1,6 +1,6 @@
 """The Python API, which `from pipelines import …` offers: the verbs of the command line as functions.
 
-Every function raises an `AlfineError` for a mistake of the user and for a system error; nothing is printed but the
+Every function raises an `AlfineError` for a mistake of the user and for a system error; nothing is printed except the
 progress of a `ConsoleReporter` on stderr.
 """
 

@@ -31,7 +31,7 @@ class Registry[T](Mapping[str, T]):
             package = importlib.import_module(self.package)
             for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
                 importlib.import_module(f"{self.package}.{module.name}")
-            # By name, whatever the order in which the modules have imported each other.
+            # Sorted by name: the order of registration depends on the imports between the modules.
             self._entries = dict(sorted(self._entries.items()))
             self._is_loaded = True
         return self._entries

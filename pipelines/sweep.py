@@ -40,7 +40,7 @@ class Trial:
 
     variant: str
     hyperparameter: str
-    """As in the YAML, such as `ewc.weight: 10`."""
+    """The hyperparameter as in the YAML, such as `ewc.weight: 10`."""
     overrides: tuple[str, ...]
     """The overrides of the config, as on the command line."""
 

@@ -31,7 +31,7 @@ PROGRESS = re.compile(r"^(?!error: ).*(: started|: done in \d|: interrupted afte
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command printed and left behind.
+    """The output and the new files of a command.
 
     lines: the lines of stderr, without those on progress.
     new_files: files that the command created.

@@ -12,7 +12,8 @@ from tests.jobs import make_job, project
 __all__ = ["compiled_sandbox", "make_job", "project"]
 
 LONGEST_FIRST = ("test_end_to_end", "test_failing_writes", "test_fault_injection", "test_ray")
-"""Test modules that take a minute or more: started first, so that no process is left alone with one at the end."""
+"""Test modules that take a minute or more: started first, so that no process runs one of them after the others have
+finished."""
 
 
 def pytest_collection_modifyitems(items):

@@ -4,8 +4,8 @@ the same report except for times.
     python -m tests.fault_injection [--kills 100] [--embedded] [--seed 0]
 
 Every run starts with an empty cache and is killed once or several times (mostly SIGKILL, also SIGTERM and SIGINT)
-between its first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked from
-a process that has imported everything and computed nothing, since importing Ludwig takes longer than the run.
+between its first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked
+from a process that has imported everything and computed nothing, since importing Ludwig takes longer than the run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def run_in_child(
 
 
 def result_of(run: Path) -> dict[str, Any]:
-    """What must be equal: digests of the weights, completions and scores, and the report without VARYING_KEYS."""
+    """The part of a run that must be equal: digests of the weights, completions and scores, and the report without
+    VARYING_KEYS."""
     files = [
         *run.glob("model/*.safetensors"),
         *run.glob("*/completions.jsonl"),

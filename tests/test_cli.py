@@ -1,4 +1,4 @@
-"""The command line: help for everything, one line for every mistake, quick to start."""
+"""The command line: help for everything, one line for every mistake, and a fast start."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole path on a tiny model: stages, resume, cache, prediction."""
+"""Complete runs on a tiny model: stages, resume, cache, prediction."""
 
 import io
 import json
@@ -76,7 +76,7 @@ def test_base_completions_are_cached_for_other_runs(project, monkeypatch):
 
 
 def test_an_interrupted_run_resumes(project, monkeypatch):
-    uninterrupted = run("whole").path("tuned", "completions.jsonl").read_text()
+    uninterrupted = run("uninterrupted").path("tuned", "completions.jsonl").read_text()
     monkeypatch.setattr("pipelines.stages.report.write_report", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run("interrupted")

@@ -13,7 +13,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "<pad>"]
 
 
 def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
-    """Every byte a token, GPT-2's way of writing them, a few merges."""
+    """A byte-level BPE tokenizer in the style of GPT-2: every byte is a token, with a few merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("n", "e"), ("g", "a")]
     vocabulary = [*special, *alphabet, *("".join(pair) for pair in merges)]
@@ -25,7 +25,7 @@ def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
 
 
 def sentencepiece_like() -> Tokenizer:
-    """A leading ▁ for the first word and for spaces, characters as tokens, BOS added: Llama 2's habits."""
+    """A tokenizer in the style of Llama 2: ▁ for spaces and before the first word, characters as tokens, and a BOS."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = ["<unk>", "<s>", "</s>", "▁", "\n", *letters]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, [], unk_token="<unk>"))

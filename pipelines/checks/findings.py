@@ -1,4 +1,4 @@
-"""What a check reports: a problem with its severity."""
+"""Findings of checks: problems with their severity."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class ReferenceChecks:
         """One finding per kind of cause, at its first row.
 
         It is an error if no reference of the task reaches the full score, or if the metric is binary and the text is
-        lost, so that the row scores 0 whatever the model generates.
+        lost, so that the row scores 0 for every completion.
         """
         for owner, counts in self.counts.items():
             none_reaches = sum(count.rows for count in counts.values()) == self.rows[owner]

@@ -1,4 +1,4 @@
-"""From a YAML file to a checked `Job`.
+"""Loading of a YAML file into a checked `Job`.
 
 `job.load_job` is the entry point. In the order of use: `yaml_parser` parses the file into a `yaml_source.Document`,
 which knows the source location of every key, `overrides` applies `key=value` from the command line, and
@@ -9,5 +9,5 @@ against a snapshot of Ludwig's schema (`schema`, `ludwig_unsupported`, `trainer_
 `lr_schedules` computes learning rates.
 
 Must not import torch, transformers or Ludwig, nor any package of alfine but `scoring`, `console`, `storage`,
-`errors` and `registry`. The settings of the strategies and retention evals are found through `registry`.
+`errors` and `registry`. The settings of the strategies and retention evals are looked up through `registry`.
 """

@@ -81,7 +81,7 @@ def learning_rate(trainer: Mapping[str, Any]) -> float:
 
 
 def effective_batch_size(trainer: Mapping[str, Any]) -> int:
-    """The number of rows of an optimizer step, whatever the size of a micro-batch."""
+    """The number of rows of an optimizer step, independent of the size of a micro-batch."""
     if trainer["batch_size"] == "auto":
         return int(trainer["effective_batch_size"])
     return int(trainer["batch_size"]) * int(trainer.get("gradient_accumulation_steps", 1))

@@ -15,7 +15,7 @@ EXPECTED_TEXTS = {
     "data": "a file, as in data/reviews.jsonl, or {train: a.jsonl, test: b.jsonl}",
     "metric": "a metric, as in exact_match or rouge",
 }
-"""What the text at a key is expected to name."""
+"""Descriptions of the texts that keys expect."""
 
 TYPE_NAMES = {
     "integer": "a whole number",

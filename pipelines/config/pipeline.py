@@ -81,7 +81,7 @@ class Task(Section):
 
 
 class Split(Section):
-    """How the rows of a task are split if they have no column `split`."""
+    """The split of the rows of a task that have no column `split`."""
 
     validation: Fraction = Field(default=0.1, description="Fraction of the rows for validation.")
     test: Fraction = Field(default=0.1, description="Fraction of the rows for the test.")
@@ -120,7 +120,7 @@ class Gate(Section):
 
 
 class Report(Section):
-    """What the report shows in addition to the test rows, and the gates."""
+    """Additional contents of the report, and the gates."""
 
     sample_prompts: Text | None = Field(
         default=None,

@@ -12,7 +12,7 @@ from pipelines.errors import Problem
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a key is defined.
+    """The source location of a key.
 
     file: the path of the file, or `override KEY=VALUE`.
     line: counted from 1; None for an override.

@@ -1,4 +1,4 @@
-"""From a data file to token ids.
+"""Processing of data files into token ids.
 
 In the order of use: `readers` (and `parquet`) stream the rows of a file, `splits` assigns each to train, validation or
 test, `templates` puts its columns into a prompt and a completion, and `examples` does all of this for the tasks of a

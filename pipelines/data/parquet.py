@@ -1,4 +1,4 @@
-"""Parquet files: rows as JSON values, whatever types the columns have."""
+"""Parquet files: rows as JSON values, for all types of columns."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def _python_value(column: pa.Array, index: int) -> Any:
 
 
 def _float_converter(column: pa.Array) -> Callable[[float], Any]:
-    """How the column's floats are converted: 0.1 in 32 bits becomes 0.1, not its nearest double 0.10000000149011612."""
+    """The function that converts the column's floats: 0.1 in 32 bits becomes 0.1, not its nearest double
+    0.10000000149011612."""
     narrow_type = {pa.float32(): np.float32, pa.float16(): np.float16}.get(column.type)
     return _json_value if narrow_type is None else lambda value: _json_value(float(str(narrow_type(value))))
 

@@ -102,7 +102,7 @@ class PromptFormat:
         return text
 
     def _template_affixes(self, system: str | None) -> tuple[str, str] | None:
-        """What the template writes before and after a prompt, or None if it also changes the prompt.
+        """The texts that the template writes before and after a prompt, or None if it also changes the prompt.
 
         Adding affixes is faster than rendering: rendering a million rows would take longer than tokenizing them.
         """

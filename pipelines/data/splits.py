@@ -103,7 +103,7 @@ def _contradicts_file(fields: Mapping[str, Any], split: str) -> str:
     own = _canonical_split(fields.get(SPLIT_COLUMN))
     if own in (None, split):
         return ""
-    contradiction = f"its column `split` says {own}, but data names the file under {split}"
+    contradiction = f"its column `split` has {own}, but data names the file under {split}"
     return f"{contradiction}; remove the column, or name the file under {own}"
 
 

@@ -52,7 +52,8 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
 
 
 def fill_nonempty(template: str, fields: Mapping[str, Any], kind: str) -> str:
-    """As `fill`, and raises DataError if the result is blank. `kind` names it: "prompt" or "completion"."""
+    """Fills the template as `fill` does, and raises DataError if the result is blank. `kind` names it: "prompt" or
+    "completion"."""
     text = fill(template, fields)
     if not text.strip():
         raise DataError(f"the {kind} is empty; fill in its column, or drop the row")

@@ -1,4 +1,4 @@
-"""The unit tests of a row: Python text in the column `tests`, split into single tests. Nothing is executed here."""
+"""The unit tests of a row: Python code in the column `tests`, split into single tests. Nothing is executed here."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def ludwig_schema() -> dict[str, Any]:
 
 
 def peft_defaults() -> dict[str, Any]:
-    """What PEFT and transformers know of model types.
+    """The properties of model types in PEFT and transformers.
 
     Returns `targets`, the model types with default target modules by adapter type, and `renamed`, the model types
     whose weights transformers renames on loading.

@@ -1,4 +1,4 @@
-"""`alfine check` as a whole."""
+"""`alfine check` from the config to its output."""
 
 from __future__ import annotations
 

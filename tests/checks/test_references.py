@@ -1,4 +1,4 @@
-"""Each reference of a test row is scored as if it were the answer; what keeps it from the full score is named."""
+"""Each reference of a test row is scored as a completion; the cause of a lower score is reported."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_a_long_reference_is_a_warning_for_a_graded_metric(tmp_path, monkeypatch
     every = findings(
         tmp_path, monkeypatch, ["a very long summary of it", "another very long one"], "rouge", max_new_tokens=8
     )
-    assert [severity for severity, *_ in every] == ["error"]  # no answer at all can reach the full score
+    assert [severity for severity, *_ in every] == ["error"]  # no completion can reach the full score
 
 
 def test_special_tokens_are_stripped(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""Progress in a log: whole lines at regular intervals, from start to end of each stage; progress bars in a terminal."""
+"""Progress in a log: complete lines at regular intervals, from start to end of each stage; progress bars in a
+terminal."""
 
 import contextlib
 import io

@@ -100,7 +100,7 @@ def test_one_file_per_split(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"q": "x", "a": "y", "split": "train"}\n')
     rows = [{"q": "1", "a": "2"}]
     train, test = str(tmp_path / "rows.jsonl"), str(tmp_path / "test.jsonl")
-    with pytest.raises(DataError, match="its column `split` says train, but data names the file under test"):
+    with pytest.raises(DataError, match="its column `split` has train, but data names the file under test"):
         list(load_examples(task_job(tmp_path, rows, data={"train": train, "test": test}).pipeline))
     with pytest.raises(DataError, match="data names no test file; write test: FILE next to train"):
         list(load_examples(task_job(tmp_path, rows, data={"train": train}).pipeline))

@@ -116,7 +116,7 @@ def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
 
 
 def as_unknown_user(code, **variables):
-    """What Python prints for `code`, run without HOME by a user id that has no name."""
+    """The lines that Python prints for `code`, run without HOME by a user id that has no name."""
     ours = ["unshare", "--user", f"--map-user={NO_NAME}", f"--map-group={NO_NAME}"]
     if subprocess.run([*ours, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine gives no other user id")

@@ -58,7 +58,7 @@ def test_damaged_manifests(tmp_path, text, message):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project with a run of job.yaml; returns its folder, in which the process stands."""
+    """A project with a run of job.yaml; returns its folder, which is the working directory."""
     folder = tmp_path / "project"
     (folder / "runs" / "one").mkdir(parents=True)
     for name in ("job.yaml", "other.yaml"):

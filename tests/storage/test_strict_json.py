@@ -1,4 +1,4 @@
-"""JSON that every reader takes, and no JSON that has two meanings."""
+"""JSON that every reader accepts; JSON with two meanings is an error."""
 
 import json
 import math

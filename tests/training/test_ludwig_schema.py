@@ -1,4 +1,4 @@
-"""The snapshot of Ludwig's schema is what the installed Ludwig says."""
+"""The snapshot of Ludwig's schema agrees with the installed Ludwig."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_stock_ludwig_accepts_what_alfine_accepts(tmp_path: Path) -> None:
     refused = {value for key, value in UNSUPPORTED_VALUES if key == "trainer.optimizer.type"}
     optimizers = schema["trainer"]["fields"]["optimizer"]["variants"].keys() - refused
     optimizing = [f"trainer.optimizer={{type: {name}}}" for name in sorted(optimizers)]
-    # Ludwig drops unknown keys from the dictionaries that it is handed: hence the copies.
+    # Ludwig drops unknown keys from the dictionaries that it gets, so they are copied.
     features = {"input_features": [{"name": "a", "type": "text"}], "output_features": [{"name": "b", "type": "text"}]}
     for override in [*ACCEPTED, *adapters, *optimizing]:
         job = load_job(tmp_path / "job.yaml", [override, f"base_model={tmp_path}"])
