@@ -48,7 +48,7 @@ class ModelError(AlfineError):
 
 
 class RunError(AlfineError):
-    """An error of a run folder or of what is done with it."""
+    """An error of a run folder or of an operation on it."""
 
 
 class MachineError(AlfineError):
