@@ -120,32 +120,34 @@ def _lines(path: Path) -> Iterator[str]:
     """Yields the lines with their line ends. Byte order marks at the start of the file are removed."""
     with path.open("rb") as file:
         # The length is limited: a file without line ends would be read into memory completely.
-        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        for line_number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
             if len(raw) > MAX_LINE_BYTES:
                 message = f"exceeds {MAX_LINE_BYTES >> 20} MB; write one row per line"
-                raise DataError(Problem(message, str(path), number))
+                raise DataError(Problem(message, str(path), line_number))
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError:
-                raise DataError(Problem("is not UTF-8; save the file as UTF-8", str(path), number)) from None
-            yield line.lstrip(_BYTE_ORDER_MARK) if number == 1 else line
+                raise DataError(Problem("is not UTF-8; save the file as UTF-8", str(path), line_number)) from None
+            yield line.lstrip(_BYTE_ORDER_MARK) if line_number == 1 else line
 
 
 def _read_jsonl(path: Path) -> NumberedRows:
-    for number, line in enumerate(_lines(path), start=1):
+    for line_number, line in enumerate(_lines(path), start=1):
         line = line.lstrip(_BYTE_ORDER_MARK)  # concatenated files have one at the start of each
         if not line.strip():
             continue
         try:
             row = parse(line)
         except json.JSONDecodeError as error:
-            raise DataError(Problem(f"is not JSON: {_json_hint(error, number == 1)}", str(path), number)) from None
+            raise DataError(
+                Problem(f"is not JSON: {_json_hint(error, line_number == 1)}", str(path), line_number)
+            ) from None
         except StrictJsonError as error:
-            raise DataError(Problem(str(error), str(path), number)) from None
+            raise DataError(Problem(str(error), str(path), line_number)) from None
         if not isinstance(row, dict):
             message = 'expected a JSON object per line, as in {"column": "value", ...}'
-            raise DataError(Problem(message, str(path), number))
-        yield number, row
+            raise DataError(Problem(message, str(path), line_number))
+        yield line_number, row
 
 
 def _json_hint(error: json.JSONDecodeError, is_first_line: bool) -> str:

@@ -20,19 +20,19 @@ def load_sample_prompts(path: Path, system: str | None = None) -> list[Example]:
     Raises DataError with file and row for every row that is not valid.
     """
     samples, errors = [], RowErrors()
-    for number, row in numbered_rows(path):
+    for line_number, row in numbered_rows(path):
         try:
             if unknown := sorted(set(row) - set(COLUMNS)):
                 raise DataError(f"unknown column {unknown[0]!r}; a sample prompt has {', '.join(COLUMNS)}")
-            samples.append(parse_sample_prompt(row, path, number, system))
+            samples.append(parse_sample_prompt(row, path, line_number, system))
         except DataError as error:
-            errors.add(str(path), number, str(error))
+            errors.add(str(path), line_number, str(error))
     errors.raise_if_any()
     return samples
 
 
-def parse_sample_prompt(row: Mapping[str, Any], file: Path, number: int, system: str | None = None) -> Example:
-    """The example of one row, which may have other columns than COLUMNS. `number` is its line in `file`.
+def parse_sample_prompt(row: Mapping[str, Any], file: Path, line_number: int, system: str | None = None) -> Example:
+    """The example of one row, which may have other columns than COLUMNS. `line_number` is its line in `file`.
 
     Raises DataError, without a location, if the prompt or the title is not a text, or max_new_tokens is not a positive
     integer.
@@ -49,7 +49,7 @@ def parse_sample_prompt(row: Mapping[str, Any], file: Path, number: int, system:
         prompt=prompt,
         system=system,
         file=str(file),
-        row=number,
+        row=line_number,
         fields=row,
         max_new_tokens=max_new_tokens,
         title=title or None,

@@ -110,13 +110,21 @@ def test_the_state_of_a_training():
 def test_the_heartbeat_waits_for_its_interval_and_for_silence():
     clock, lines = Clock(), []
     heartbeat = Heartbeat(30, clock)
-    for seconds, said in ((29, False), (30, True), (59, False), (60, True), (75, "other"), (100, False), (105, True)):
+    for seconds, expected in (
+        (29, False),
+        (30, True),
+        (59, False),
+        (60, True),
+        (75, "other"),
+        (100, False),
+        (105, True),
+    ):
         clock.now, before = seconds, len(lines)
-        if said == "other":
+        if expected == "other":
             heartbeat.reset()
             continue
         heartbeat.beat(lines.append)
-        assert len(lines) == before + said, seconds
+        assert len(lines) == before + expected, seconds
     assert HEARTBEAT_INTERVAL_S == 30
 
 
