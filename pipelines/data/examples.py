@@ -13,7 +13,7 @@ from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import SPLIT_COLUMN, check_system_is_constant, describe_columns, fill_nonempty
 from pipelines.errors import DataError, Problem
-from pipelines.scoring.python_tests import row_tests
+from pipelines.scoring.metric import check_row
 
 if TYPE_CHECKING:
     from pipelines.config.pipeline import Pipeline, Task
@@ -134,8 +134,7 @@ def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:
             raise DataError(
                 f"cluster_by names the column {cluster_by}, which has {described} here; every test row needs one"
             )
-    if task.metric == "unit_tests":
-        row_tests(fields)
+    check_row(task.metric, fields)
 
 
 def _empty_split(task: Task, pipeline: Pipeline, split: str, counts: Counter[str]) -> str:

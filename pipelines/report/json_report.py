@@ -1,14 +1,15 @@
 """`report.json`: the whole analysis for programs.
 
-The model `Report` defines the format; docs/report.schema.json is the same as JSON Schema. A change of the format raises
-FORMAT_VERSION.
+The model `Report` defines the format; docs/report.schema.json is the same as JSON Schema. With a change of the
+format, raise FORMAT_VERSION and write that file: `python -m pipelines.report.json_report`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +17,7 @@ from pipelines.report.results import Analysis, Change, TaskResult, Verdict
 from pipelines.report.retention import RetentionResult
 from pipelines.report.retention import Verdict as RetentionVerdict
 from pipelines.report.summaries import headline, retention_summary, task_summary
+from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
 
 FORMAT_VERSION = 4
@@ -146,7 +148,9 @@ class GateReport(JsonModel):
 class Report(JsonModel):
     """The report of a run, or of a comparison of two models. `models` names what `base` and `tuned` stand for."""
 
-    format_version: Literal[4] = Field(default=4, description="Version of this format.")
+    format_version: int = Field(
+        default=FORMAT_VERSION, description="Version of this format.", json_schema_extra={"const": FORMAT_VERSION}
+    )
     run: str = Field(description="Name of the run.")
     base_model: str = Field(description="Base model as the config names it.")
     models: tuple[str, str] = Field(description="Names of the two models.")
@@ -213,6 +217,11 @@ def schema() -> str:
     return json.dumps(Report.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
 
 
+def write_schema() -> None:
+    """Writes docs/report.schema.json of this repository."""
+    write_text(Path(__file__).parents[2] / "docs" / "report.schema.json", schema())
+
+
 def _task(task: TaskResult) -> TaskReport:
     anywhere, nll = task.label_anywhere_accuracy, task.reference_nll
     return TaskReport(
@@ -262,3 +271,7 @@ def _comparison(result: TaskResult | RetentionResult) -> dict[str, Any]:
         "delta": comparison.delta,
         "ci95": comparison.ci95,
     }
+
+
+if __name__ == "__main__":
+    write_schema()

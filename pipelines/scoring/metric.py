@@ -71,6 +71,8 @@ class Metric:
     """Whether the completion is scored; False for the loss of the reference, which needs no generation."""
     unnormalized: Metric | None = None
     """The metric under `normalize: false`, if it has one."""
+    check_row: Callable[[Mapping[str, Any]], object] | None = None
+    """Raises DataError for the columns of a row that cannot be scored; None if every row can be."""
 
 
 METRICS: Registry[Metric] = Registry("pipelines.scoring.metrics")
@@ -105,6 +107,12 @@ def metric_from_key(key: str) -> Metric:
     if unnormalized is None:
         raise ConfigError(f"unknown metric {key!r}; {metric_hint(name)}")
     return unnormalized
+
+
+def check_row(metric: str, fields: Mapping[str, Any]) -> None:
+    """Raises DataError for the columns of a row that the built-in `metric` cannot score. Imports no custom metric."""
+    if metric in METRICS and (check := METRICS[metric].check_row) is not None:
+        check(fields)
 
 
 def metric_hint(name: str) -> str:

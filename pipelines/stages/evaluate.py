@@ -63,8 +63,8 @@ class EvaluatorSession:
 def evaluate_rows(session: EvaluatorSession) -> None:
     """Writes `MODEL/completions.jsonl`: the completion of every test row and the loss of its reference.
 
-    MODEL is base or tuned. `MODEL/sample_prompts.jsonl` holds the completions of the sample prompts, `base/validation.json` the base model's
-    validation loss.
+    MODEL is base or tuned. `MODEL/sample_prompts.jsonl` holds the completions of the sample prompts,
+    `base/validation.json` the base model's validation loss.
     """
     context, which_model = session.context, session.which_model
     rows = read_test_examples(context.run.path("data"), context.job)

@@ -12,7 +12,7 @@ from pipelines.training.train import train
 
 
 def train_model(context: StageContext, inputs_digest: str) -> None:
-    """Trains, or resumes from the last checkpoint in `training/` if `training/inputs` holds the same `inputs_digest`."""
+    """Trains, or resumes from the last checkpoint in `training/` if the file `training/inputs` has this digest."""
     job, run, reporter = context.job, context.run, context.reporter
     # Without this check the checkpoints of another config would be resumed.
     digest_file = run.path("training", "inputs")

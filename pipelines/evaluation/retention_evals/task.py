@@ -24,8 +24,7 @@ from pipelines.evaluation.retention import (
     RetentionEval,
 )
 from pipelines.scoring.custom_metrics import try_metric
-from pipelines.scoring.metric import metric_from_key
-from pipelines.scoring.python_tests import row_tests
+from pipelines.scoring.metric import check_row, metric_from_key
 
 
 class TaskEval(RetentionEval):
@@ -70,8 +69,7 @@ class TaskEval(RetentionEval):
             try:
                 check_system_is_constant(self.system, row)
                 prompt, completion = (fill_nonempty(text, row, key) for key, text in self.templates.items())
-                if self.metric == "unit_tests":
-                    row_tests(row)
+                check_row(self.metric, row)
             except DataError as error:
                 errors.add(self.data, number, str(error))
                 continue

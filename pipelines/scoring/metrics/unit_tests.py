@@ -22,4 +22,6 @@ def _score(line: CompletionFields) -> Score:
     return Score(0.0, f"{result.passed} of {result.total} tests pass; {result.message}")
 
 
-register(Metric(name="unit_tests", title="tests passed", unit=Unit.PERCENT, score=_score, binary=True))
+register(
+    Metric(name="unit_tests", title="tests passed", unit=Unit.PERCENT, score=_score, binary=True, check_row=row_tests)
+)
