@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from pipelines.errors import MachineError
-from pipelines.report import html, json_report, markdown
+from pipelines.report import html, markdown
 from pipelines.report.analysis import analyse
 from pipelines.report.results import Analysis
 
@@ -17,13 +17,16 @@ __all__ = ["Analysis", "analyse", "write_report"]
 
 
 def write_report(run: Path) -> Analysis:
-    """Write `report.html`, `report.md` and `report.json` into the run folder and return the analysis.
+    """Writes `report.html`, `report.md` and `report.json` into the run folder and returns the analysis.
 
     The files are written under temporary names and renamed at the end, so a failure leaves the old report unchanged.
     The same run gives the same bytes.
 
     Raises RunError for a run that cannot be read, MachineError if the folder cannot be written.
     """
+    # Not at the top: `python -m pipelines.report.json_report` would warn that the module has been imported already.
+    from pipelines.report import json_report
+
     analysis = analyse(run)
     texts = {
         "report.html": html.render(analysis),

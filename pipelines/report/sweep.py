@@ -198,7 +198,7 @@ def _recommended(variants: Sequence[VariantResult]) -> str:
 
 
 def write_sweep_report(folder: Path) -> Sweep:
-    """Write sweep.html, sweep.md and sweep.json into the folder of the sweep."""
+    """Writes sweep.html, sweep.md and sweep.json into the folder of the sweep."""
     sweep = read_sweep(folder)
     content = {**asdict(sweep), "headline": sweep.headline, "yaml": sweep.yaml_line}
     write_text(folder / "sweep.json", dump(content, indent=2) + "\n")
@@ -285,7 +285,7 @@ def _html(sweep: Sweep) -> str:
 
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
-    """Print the recommendation and the table."""
+    """Prints the recommendation and the table."""
     console.print(Text(sweep.headline, style="bold"))
     console.print()
     print_table(COLUMNS, sweep_rows(sweep), console)

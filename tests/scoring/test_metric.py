@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.config.job import load_job
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.scoring.metric import METRICS, Score, metric_from_key, metric_key
+from pipelines.scoring.metric import METRICS, Score, check_row, metric_from_key, metric_key
 from pipelines.scoring.unicode_text import make_label_finder, normalize_label
 
 
@@ -472,3 +472,11 @@ def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_renamed_metric_names_its_new_name(old: str, new: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown metric '{old}'; it was renamed: write {new}"):
         metric_from_key(old)
+
+
+def test_only_a_metric_with_a_row_check_refuses_a_row_and_custom_metrics_are_not_imported() -> None:
+    with pytest.raises(DataError, match="tests"):
+        check_row("unit_tests", {"text": "x"})
+    check_row("unit_tests", {"tests": "assert f(1) == 2"})
+    check_row("rouge", {"text": "x"})
+    check_row("no_such_module:metric", {"text": "x"})
