@@ -25,7 +25,7 @@ from pipelines.evaluation.completions import (
     completion_record,
     sample_prompt_record,
 )
-from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.base_models import ensure_base_model
 from pipelines.predict import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
 from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.scoring.sandbox import prepare_sandbox
@@ -66,7 +66,7 @@ class ModelRef:
             return cls(run.name, spec, run=run, job=tuned_job(run))
         if "/" in spec and path.parent.is_dir() and not path.exists():
             raise RunError(f"{spec}: no such folder")
-        return cls(path.name, spec, folder=find_base_model(spec))
+        return cls(path.name, spec, folder=ensure_base_model(spec))
 
     def prompt_format(self) -> PromptFormat:
         """The model's prompt format. Loads no model."""
@@ -171,12 +171,12 @@ def check_scores(examples: Sequence[Example], scoring: Mapping[str, Scoring]) ->
         if example.completion is None:
             continue
         task = example.task or UNLABELED_TASK
-        record = {"task": task, "row": example.row, "reference_nll": 0.0, "fields": example.fields}
+        record = {"task": task, "row": example.row_number, "reference_nll": 0.0, "fields": example.fields}
         try:
             metric = metric_from_key(metric_key(scoring[task]["metric"], scoring[task]["normalize"]))
             metric.score({**record, "reference": example.completion, "completion": example.completion})
         except DataError as error:
-            errors.add(example.file, example.row, str(error))
+            errors.add(example.file, example.row_number, str(error))
     errors.raise_if_any()
 
 
@@ -210,7 +210,7 @@ def load_file(job: Job | None, file: Path, task: str | None, raw: bool, run: str
                 reference = None if value in (None, "") else to_text(REFERENCE, value)
             referenced.append(replace(example, completion=reference))
         except DataError as error:
-            errors.add(example.file, example.row, str(error))
+            errors.add(example.file, example.row_number, str(error))
     errors.raise_if_any()
     return referenced
 
@@ -271,7 +271,7 @@ def _tokenize(model: ModelRef, examples: Sequence[Example]) -> list[TokenizedExa
     for row in rows:
         if len(row.input_ids) > context_length:
             message = f"prompt and reference are longer than the context of {model.name} ({context_length} tokens)"
-            errors.add(row.example.file, row.example.row, f"{message}; shorten or drop the row")
+            errors.add(row.example.file, row.example.row_number, f"{message}; shorten or drop the row")
     errors.raise_if_any()
     return rows
 

@@ -69,7 +69,7 @@ def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = F
                     system=job.system_prompt(name),
                     task=name,
                     file=str(file),
-                    row=number,
+                    row_number=number,
                     fields=row,
                     max_new_tokens=job.max_new_tokens(name),
                 )
@@ -106,14 +106,16 @@ def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) 
     for row in rows:
         if len(row.prompt_ids) >= context_length:
             message = f"the prompt leaves no room for a completion in the model's context of {context_length} tokens"
-            errors.add(row.example.file, row.example.row, f"{message}; shorten or drop the row")
+            errors.add(row.example.file, row.example.row_number, f"{message}; shorten or drop the row")
     errors.raise_if_any()
 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
     base = trained_from(job, run)
-    return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_adapter(run.path("model"))
+    return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_tuned_model(
+        run.path("model")
+    )
 
 
 def tuned_prompt_format(run: Run, job: Job) -> PromptFormat:
@@ -138,7 +140,9 @@ def predict(
         for column in (PREDICTION, FINISH_REASON):
             if column in example.fields:
                 errors.add(
-                    example.file, example.row, f"has a column `{column}`, which predict writes; rename it to keep it"
+                    example.file,
+                    example.row_number,
+                    f"has a column `{column}`, which predict writes; rename it to keep it",
                 )
     errors.raise_if_any()
     prompt_format = tuned_prompt_format(run, job)

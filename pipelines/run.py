@@ -23,7 +23,7 @@ from pipelines.stages.context import StageContext
 from pipelines.stages.digests import Stage, stage_digests
 from pipelines.storage.cache import check_cache
 from pipelines.storage.environment import hardware, versions
-from pipelines.storage.files import digest, file_digest, os_errors_as_machine_error, write_text
+from pipelines.storage.files import digest, file_sha256, os_errors_as_machine_error, write_text
 from pipelines.storage.run_folder import Run, check_same_config, config_entries
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class StageRunner:
             model_folder = continual.starting_model(job, run)
             model_id = fingerprint(model_folder)
         check_module_names(job, model_folder)
-        self.context = StageContext(job, run, reporter, model_folder, model_id, functools.cache(file_digest))
+        self.context = StageContext(job, run, reporter, model_folder, model_id, functools.cache(file_sha256))
         self.command = command
         self.digests: dict[Stage, str] = {}
 
@@ -70,7 +70,7 @@ class StageRunner:
         """Runs the stages that are not complete."""
         context, digests = self.context, self.digests
         with track_activity("reading the data files"):
-            digests.update(stage_digests(context.job, context.model_id, context.file_digest))
+            digests.update(stage_digests(context.job, context.model_id, context.file_sha256))
         self._record_start()
         self._warn_changed_data()
         self._prepare_sandbox()
@@ -125,12 +125,12 @@ class StageRunner:
         job = self.context.job
         limits = {task: job.max_new_tokens(task) for task in job.pipeline.tasks}
         limit: Any = limits if len(set(limits.values())) > 1 else next(iter(limits.values()))
-        return generation_settings({**self.context.generation, "max_new_tokens": limit}, self.context.prompts)
+        return generation_settings({**self.context.generation, "max_new_tokens": limit}, self.context.prompt_format)
 
     def _warn_changed_data(self) -> None:
         for task, entry in self.context.run.manifest.get("data", {}).items():
             file = Path(entry["file"])
-            if file.is_file() and self.context.file_digest(file) != entry["sha256"]:
+            if file.is_file() and self.context.file_sha256(file) != entry["sha256"]:
                 self.context.reporter.warn(
                     f"{file} has changed since task {task} was prepared; dependent stages will be rerun"
                 )

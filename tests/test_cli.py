@@ -272,7 +272,13 @@ def test_a_silent_command_prints_the_heartbeat(tmp_path, monkeypatch):
             time.sleep(0.1)
             split = ["train", "test", "validation"][row // 2]
             yield Example(
-                task="t", split=split, file="rows.jsonl", row=row, prompt="p", completion="yn"[row % 2], fields={}
+                task="t",
+                split=split,
+                file="rows.jsonl",
+                row_number=row,
+                prompt="p",
+                completion="yn"[row % 2],
+                fields={},
             )
 
     monkeypatch.setattr("pipelines.checks.job.load_examples", slow_rows)

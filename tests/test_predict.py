@@ -147,11 +147,11 @@ def test_unusable_rows_are_named(tmp_path, names, rows, task, raw, messages):
 
 
 def test_prompts_that_fill_the_context_are_named_without_a_model(tmp_path):
-    prompts = PromptFormat(make_tokenizer("pad_is_eos"))
+    prompt_format = PromptFormat(make_tokenizer("pad_is_eos"))
     found = load_prompts(
         job_of(tmp_path, "odd"), write("new.jsonl", {"q": "x"}, {"q": "y" * 300}, {"q": "z" * 300}), None, "runs/one"
     )
-    rows = list(tokenize_examples(found, prompts))
+    rows = list(tokenize_examples(found, prompt_format))
     length = len(rows[1].prompt_ids)
     check_prompt_lengths(rows, length + 1)  # a run completes such a row too, up to the end of the context
     with pytest.raises(

@@ -18,32 +18,32 @@ from pipelines.modeling.model_folder import read_json
 def check_chat_template(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
     """Renders one example per task in the model's chat template, without the tokenizer. Raises ConfigError."""
     try:
-        prompts = PromptFormat(TemplateRenderer(folder), job.pipeline.chat_template)
+        prompt_format = PromptFormat(TemplateRenderer(folder), job.pipeline.chat_template)
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
-    _render_prompts(job, prompts, {name: example.prompt for name, example in examples.items()})
+    _render_prompts(job, prompt_format, {name: example.prompt for name, example in examples.items()})
 
 
-def load_prompt_format(job: Job, folder: Path) -> PromptFormat:
+def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
     """The prompt format of a job's model, checked for every task.
 
     Raises ConfigError, located in the config, for a template or a system turn that cannot be rendered, and for token
     ids that the tokenizer does not have.
     """
     try:
-        prompts = PromptFormat.from_folder(folder, job.pipeline.chat_template)
+        prompt_format = PromptFormat.from_folder(folder, job.pipeline.chat_template)
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), *_template_key(job))) from None
-    _render_prompts(job, prompts, dict.fromkeys(job.pipeline.tasks, SENTINEL))
-    check_token_ids(job, len(prompts.tokenizer))
-    return prompts
+    _render_prompts(job, prompt_format, dict.fromkeys(job.pipeline.tasks, SENTINEL))
+    check_token_ids(job, len(prompt_format.tokenizer))
+    return prompt_format
 
 
-def _render_prompts(job: Job, prompts: PromptFormat, prompt_of_task: Mapping[str, str]) -> None:
+def _render_prompts(job: Job, prompt_format: PromptFormat, prompt_of_task: Mapping[str, str]) -> None:
     """Renders one prompt per task. Raises ConfigError, located in the config."""
     for name, prompt in prompt_of_task.items():
         try:
-            prompts.render_prompt(prompt, job.system_prompt(name))
+            prompt_format.render_prompt(prompt, job.system_prompt(name))
         except ChatTemplateError as error:
             has_own_system = job.pipeline.tasks[name].system is not None
             system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")

@@ -26,18 +26,18 @@ class DatasetChecks:
         counts: the number of examples per (task, split).
     """
 
-    def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
+    def __init__(self, job: Job, prompt_format: PromptFormat, context_length: int) -> None:
         self.job = job
         max_length = min(context_length, job.max_sequence_length or context_length)
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.rows = row_checks(prompts, max_length)
+        self.rows = row_checks(prompt_format, max_length)
         self.metrics = MetricChecks(job)
-        self.references = ReferenceChecks(job, prompts, context_length)
+        self.references = ReferenceChecks(job, prompt_format, context_length)
         for name, retention_eval in configured_retention_evals(job.pipeline.forgetting).items():
             self.references.observe_retention_eval(name, retention_eval)
         self.overlap = TrainTestOverlap()
 
-    def tap(self, rows: Iterable[TokenizedExample]) -> Iterator[TokenizedExample]:
+    def observe_all(self, rows: Iterable[TokenizedExample]) -> Iterator[TokenizedExample]:
         """Yields `rows` unchanged and observes each on the way."""
         for row in rows:
             self.observe(row)

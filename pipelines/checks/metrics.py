@@ -65,7 +65,7 @@ class MetricChecks:
             self._untried.remove(example.task)
             metric = self.job.pipeline.tasks[example.task].metric
             if failure := try_metric(metric, example.reference, example.fields):
-                self._errors.append(Problem(f"task {example.task}: {failure}", example.file, example.row))
+                self._errors.append(Problem(f"task {example.task}: {failure}", example.file, example.row_number))
 
     def errors(self) -> list[Problem]:
         """Problems that make the scores of a task meaningless. They stop the job."""

@@ -17,7 +17,7 @@ class _TestRow:
     completion_hash: int
     task: str
     file: str
-    row: int
+    row_number: int
 
 
 class TrainTestOverlap:
@@ -37,7 +37,9 @@ class TrainTestOverlap:
             self._train_prompts.append(prompt_hash)
             self._train_completions.append(completion_hash)
         elif example.split == "test":
-            self._test_rows.append(_TestRow(prompt_hash, completion_hash, example.task, example.file, example.row))
+            self._test_rows.append(
+                _TestRow(prompt_hash, completion_hash, example.task, example.file, example.row_number)
+            )
 
     def findings(self) -> Iterator[Finding]:
         """One warning per task, at its first overlapping test row."""
@@ -55,4 +57,4 @@ class TrainTestOverlap:
             message += "measure memorization" + (f" ({len(rows):,} such rows)" if len(rows) > 1 else "")
             if conflicting:
                 message += f"; {conflicting:,} of them have a different completion there, so one of the two is wrong"
-            yield Finding("warning", Problem(f"task {task}: {message}", rows[0].file, rows[0].row))
+            yield Finding("warning", Problem(f"task {task}: {message}", rows[0].file, rows[0].row_number))

@@ -41,13 +41,13 @@ class Shortfall:
 
 
 def find_shortfall(
-    metric: Metric, prompts: PromptFormat, row: TokenizedExample, max_new_tokens: int, score: bool
+    metric: Metric, prompt_format: PromptFormat, row: TokenizedExample, max_new_tokens: int, score: bool
 ) -> Shortfall | None:
     """Returns None if the reference of `row` reaches the full score as a completion of at most `max_new_tokens` tokens.
 
     Without `score` only the decoded text is compared.
     """
-    text, _ = decode_completion(prompts, row.completion_ids[:max_new_tokens])
+    text, _ = decode_completion(prompt_format, row.completion_ids[:max_new_tokens])
     reference = row.example.reference
     if text == reference and not score:
         return None
@@ -59,14 +59,14 @@ def find_shortfall(
         if text == reference:
             shown = "no score" if value is None else f"{value:g} of 100"
             return Shortfall("score", f"gets {shown} as a completion" + (f": {detail}" if detail else ""))
-    return _text_shortfall(prompts, row, max_new_tokens, text)
+    return _text_shortfall(prompt_format, row, max_new_tokens, text)
 
 
-def _text_shortfall(prompts: PromptFormat, row: TokenizedExample, max_new_tokens: int, text: str) -> Shortfall:
+def _text_shortfall(prompt_format: PromptFormat, row: TokenizedExample, max_new_tokens: int, text: str) -> Shortfall:
     if len(row.completion_ids) > max_new_tokens:
         cause = f"is longer than max_new_tokens {max_new_tokens}, where a completion is cut"
         return Shortfall("length", cause, len(row.completion_ids))
-    special = [token for token in prompts.tokenizer.all_special_tokens if token in row.example.reference]
+    special = [token for token in prompt_format.tokenizer.all_special_tokens if token in row.example.reference]
     if special:
         cause = f"contains special tokens ({', '.join(special[:3])}), which are stripped from completions; remove them"
         return Shortfall("special_tokens", cause)
@@ -77,7 +77,7 @@ def _text_shortfall(prompts: PromptFormat, row: TokenizedExample, max_new_tokens
 def _score(metric: Metric, example: Example, completion: str) -> tuple[float | None, str]:
     record = {
         "task": example.task,
-        "row": example.row,
+        "row": example.row_number,
         "reference": example.reference,
         "completion": completion,
         "fields": example.fields,
@@ -95,7 +95,7 @@ class _ShortfallCount:
 
     first: Shortfall
     file: str
-    row: int
+    row_number: int
     rows: int = 0
     needed_tokens: int = 0
 
@@ -103,8 +103,8 @@ class _ShortfallCount:
 class ReferenceChecks:
     """Observes tokenized examples and counts the references that fall short, by task (or retention eval) and cause."""
 
-    def __init__(self, job: Job, prompts: PromptFormat, context_length: int) -> None:
-        self.job, self.prompts, self.context_length = job, prompts, context_length
+    def __init__(self, job: Job, prompt_format: PromptFormat, context_length: int) -> None:
+        self.job, self.prompt_format, self.context_length = job, prompt_format, context_length
         self.rows: Counter[str] = Counter()
         self.counts: dict[str, dict[str, _ShortfallCount]] = {}
         self.metrics: dict[str, Metric] = {}
@@ -125,7 +125,7 @@ class ReferenceChecks:
             return
         with contextlib.suppress(ConfigError):
             self.metrics[f"retention eval {name}"] = metric_from_key(retention_eval.metric_name)
-        for row in tokenize_examples(examples, self.prompts):
+        for row in tokenize_examples(examples, self.prompt_format):
             self._check(f"retention eval {name}", row, row.example.max_new_tokens or 0)
 
     def _check(self, owner: str, row: TokenizedExample, max_new_tokens: int) -> None:
@@ -136,9 +136,9 @@ class ReferenceChecks:
         self.rows[owner] += 1
         should_score = self.rows[owner] <= MAX_SCORED
         max_new_tokens = min(max_new_tokens, self.context_length - len(row.prompt_ids))
-        shortfall = find_shortfall(metric, self.prompts, row, max_new_tokens, should_score)
+        shortfall = find_shortfall(metric, self.prompt_format, row, max_new_tokens, should_score)
         if shortfall is not None:
-            first = _ShortfallCount(shortfall, row.example.file, row.example.row)
+            first = _ShortfallCount(shortfall, row.example.file, row.example.row_number)
             count = self.counts.setdefault(owner, {}).setdefault(shortfall.kind, first)
             count.rows += 1
             count.needed_tokens = max(count.needed_tokens, shortfall.needed_tokens)
@@ -156,7 +156,7 @@ class ReferenceChecks:
                 rows = "test rows" if owner.startswith("task ") else "rows"
                 proportion = f"({count.rows:,} of {self.rows[owner]:,} {rows})"
                 problem = Problem(
-                    f"{owner}: the reference {count.first.cause}{advice} {proportion}", count.file, count.row
+                    f"{owner}: the reference {count.first.cause}{advice} {proportion}", count.file, count.row_number
                 )
                 is_error = none_reaches or (kind != "score" and self.metrics[owner].binary)
                 yield Finding("error" if is_error else "warning", problem)

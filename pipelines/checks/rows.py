@@ -14,15 +14,15 @@ from pipelines.errors import Problem
 
 @dataclass
 class RowCheck:
-    """A condition that no row may meet. It is reported once per task, at the first such row, with their number."""
+    """A condition that makes a row invalid. It is reported once per task: at the first such row, with their number."""
 
     message: str
-    is_violated: Callable[[TokenizedExample], object]
+    is_invalid: Callable[[TokenizedExample], object]
     first_rows: dict[str, TokenizedExample] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def observe(self, row: TokenizedExample) -> None:
-        if self.is_violated(row):
+        if self.is_invalid(row):
             self.first_rows.setdefault(row.example.task, row)
             self.counts[row.example.task] += 1
 
@@ -30,13 +30,15 @@ class RowCheck:
         """One error per task with such rows."""
         for task, row in self.first_rows.items():
             count = f" ({self.counts[task]:,} such rows)" if self.counts[task] > 1 else ""
-            yield Finding("error", Problem(f"task {task}: {self.message}{count}", row.example.file, row.example.row))
+            yield Finding(
+                "error", Problem(f"task {task}: {self.message}{count}", row.example.file, row.example.row_number)
+            )
 
 
-def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
+def row_checks(prompt_format: PromptFormat, max_length: int) -> list[RowCheck]:
     """The checks of every row. `max_length`: the most tokens that a row may have, prompt and completion together."""
-    special_tokens = [token for token in prompts.tokenizer.all_special_tokens if len(token) > 3]
-    bos = prompts.tokenizer.bos_token_id
+    special_tokens = [token for token in prompt_format.tokenizer.all_special_tokens if len(token) > 3]
+    bos = prompt_format.tokenizer.bos_token_id
     checks = [
         RowCheck(
             "the text contains a special token of this model (such as an end of turn), which would be tokenized "
@@ -51,7 +53,7 @@ def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
             "the end-of-turn token is not supervised, so the model would never stop",
             lambda row: (
                 not row.supervised_spans
-                or any(row.input_ids[end - 1] not in prompts.stop_ids for _, end in row.supervised_spans)
+                or any(row.input_ids[end - 1] not in prompt_format.stop_ids for _, end in row.supervised_spans)
             ),
         ),
         RowCheck(
@@ -60,7 +62,7 @@ def row_checks(prompts: PromptFormat, max_length: int) -> list[RowCheck]:
             lambda row: len(row.input_ids) > max_length,
         ),
     ]
-    if bos is not None and bos != prompts.end_id:
-        message = f"the prompt starts with {prompts.tokenizer.bos_token} twice; remove it from the template"
+    if bos is not None and bos != prompt_format.end_id:
+        message = f"the prompt starts with {prompt_format.tokenizer.bos_token} twice; remove it from the template"
         checks.append(RowCheck(message, lambda row: row.input_ids[:2] == [bos, bos]))
     return checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipelines.modeling.base_models import CONVERSION_FORMAT, EMBEDDED
+from pipelines.modeling.base_models import CONVERSION_FORMAT, PACKAGED_MODELS
 from pipelines.storage.cache import cache_folder
 
 
@@ -16,7 +16,7 @@ def models() -> None:
     Example:
       alfine models
     """
-    for model in EMBEDDED.values():
+    for model in PACKAGED_MODELS.values():
         is_unpacked = (cache_folder() / "models" / f"{model.name}-{CONVERSION_FORMAT}" / "config.json").exists()
         click.echo(f"{model.name}  {model.about}  [{'ready' if is_unpacked else 'unpacked on first use'}]")
     click.echo(

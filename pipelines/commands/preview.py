@@ -10,19 +10,19 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.checks.chat_template import load_prompt_format
+from pipelines.checks.chat_template import load_checked_prompt_format
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import check_data_files
 from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import load_job
-from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, learning_rate, lr_factor
+from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, lr_factor, peak_learning_rate
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
-from pipelines.modeling.base_models import context_length, find_base_model, locate_model_errors
+from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
 from pipelines.report.formatting import printable
 from pipelines.report.tables import Column, cell, print_table
@@ -52,12 +52,12 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     quiet_libraries()
     reporter = ConsoleReporter()
     with reporter.status(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
-        folder = find_base_model(job.base_model)
+        folder = ensure_base_model(job.base_model)
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.status)
     with reporter.status("Preparing rows"):
-        prompt_format = load_prompt_format(job, folder)
+        prompt_format = load_checked_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
-        tokenized = list(checks.tap(tokenize_examples(examples, prompt_format)))
+        tokenized = list(checks.observe_all(tokenize_examples(examples, prompt_format)))
     console = Console(highlight=False)
     print_rows(tokenized, prompt_format, console, rows)
     print_lengths(tokenized, console)
@@ -120,7 +120,7 @@ def print_schedule(trainer: Mapping[str, Any], num_rows: int, console: Console) 
     """Prints the steps, the evaluations and the learning rate of the section `trainer` on `num_rows` training rows."""
     settings = ScheduleSettings.from_config(trainer.get("learning_rate_scheduler") or {})
     steps = StepCounts.from_trainer(trainer, num_rows)
-    peak = learning_rate(trainer)
+    peak = peak_learning_rate(trainer)
     rates = [peak * lr_factor(settings, steps, peak, step) for step in range(steps.total)]
     highest = max(rates)
     console.print(f"{steps.total:,} steps, {steps.per_epoch:,} per epoch, evaluated every {steps.per_evaluation:,}")

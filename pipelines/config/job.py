@@ -16,7 +16,7 @@ from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_checks import check_ludwig_config
 from pipelines.config.other_tools import detect_tool
 from pipelines.config.overrides import apply_override
-from pipelines.config.pipeline import Pipeline
+from pipelines.config.pipeline import PipelineSettings
 from pipelines.config.pipeline_checks import parse_pipeline
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.renamed_keys import rename_old_keys
@@ -38,7 +38,7 @@ class Job:
     """
 
     path: Path
-    pipeline: Pipeline
+    pipeline: PipelineSettings
     ludwig: dict[str, Any]
     overrides: tuple[str, ...] = ()
     document: Document = field(default_factory=Document, repr=False, compare=False)
@@ -117,7 +117,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     for override in overrides:
         apply_override(document, override)
     rename_old_keys(document)
-    hints = KeyHints({"pipeline": schema_of(Pipeline), **ludwig_fields()}, document.value)
+    hints = KeyHints({"pipeline": schema_of(PipelineSettings), **ludwig_fields()}, document.value)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}
     if tool := detect_tool(document.value):
         raise ConfigError(foreign_config_problems(tool, ludwig, document, hints))

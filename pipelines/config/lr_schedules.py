@@ -75,7 +75,7 @@ class StepCounts:
         return cls(per_epoch, total, min(per_evaluation, per_epoch, total))
 
 
-def learning_rate(trainer: Mapping[str, Any]) -> float:
+def peak_learning_rate(trainer: Mapping[str, Any]) -> float:
     """The peak learning rate of the section `trainer`."""
     return float(trainer.get("learning_rate", LEARNING_RATE))
 

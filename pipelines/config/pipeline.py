@@ -18,9 +18,12 @@ class DataFiles(Section):
 
     train: Text = Field(description="File of the training rows.")
     validation: Text | None = Field(
-        default=None, description="File of the validation rows; a part of `train` without it."
+        default=None, description="File of the validation rows. Without it there are none: `train` is not split."
     )
-    test: Text | None = Field(default=None, description="File of the test rows; a part of `train` without it.")
+    test: Text | None = Field(
+        default=None,
+        description="File of the test rows. Every task needs test rows, so without it the data is rejected.",
+    )
 
 
 class Task(Section):
@@ -119,7 +122,7 @@ class Gate(Section):
         return self
 
 
-class Report(Section):
+class ReportSettings(Section):
     """Additional contents of the report, and the gates."""
 
     sample_prompts: Text | None = Field(
@@ -129,7 +132,7 @@ class Report(Section):
     gates: dict[str, Gate] = Field(default={}, description="Gates by task or retention eval.")
 
 
-class Pipeline(Section):
+class PipelineSettings(Section):
     """The section `pipeline:`."""
 
     tasks: Annotated[dict[Name, Task], Field(min_length=1)] = Field(description="Tasks by name.")
@@ -141,9 +144,11 @@ class Pipeline(Section):
     chat_template: bool | None = Field(
         default=None, description="Whether prompts use the model's chat template; None uses it if the model has one."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(default=42, description="Seed of splits, mixing and training.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=42, description="Seed of mixing, training and sampling; splits do not depend on it."
+    )
     split: Split = Field(default=Split(), description="Split of the rows without a column `split`.")
-    report: Report = Field(default=Report(), description="Contents and gates of the report.")
+    report: ReportSettings = Field(default=ReportSettings(), description="Contents and gates of the report.")
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="Number of steps with a NaN or infinite loss or gradient that are skipped before training stops.",

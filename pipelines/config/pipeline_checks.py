@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelines.config.forgetting import job_traits, resolve_auto, strategy_conflicts
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.messages import did_you_mean
-from pipelines.config.pipeline import DataFiles, Pipeline, Split
+from pipelines.config.pipeline import DataFiles, PipelineSettings, Split
 from pipelines.config.pydantic_errors import error_path, to_problem
 from pipelines.config.yaml_source import Document
 from pipelines.errors import Problem
@@ -19,7 +19,7 @@ from pipelines.errors import Problem
 
 def parse_pipeline(
     document: Document, ludwig: Mapping[str, Any], hints: KeyHints
-) -> tuple[Pipeline | None, list[Problem]]:
+) -> tuple[PipelineSettings | None, list[Problem]]:
     """The validated section, or None if it is invalid, and its problems. `ludwig` is the rest of the config."""
     section = document.value.get("pipeline", {})
     expanded = _expand_auto(section, ludwig)
@@ -27,7 +27,7 @@ def parse_pipeline(
     pipeline = None
     try:
         context = {"refused": set(strategy_conflicts(job_traits(expanded, ludwig)))}
-        pipeline = Pipeline.model_validate(expanded, context=context)
+        pipeline = PipelineSettings.model_validate(expanded, context=context)
     except ValidationError as error:
         problems += [
             to_problem(details, document, hints)
@@ -56,7 +56,7 @@ def _expand_auto(section: Any, ludwig: Mapping[str, Any]) -> Any:
     return {**section, "forgetting": {**forgetting, "strategy": re.sub(r"\bauto\b", auto, strategy)}}
 
 
-def _gate_problems(pipeline: Pipeline, document: Document) -> Iterator[Problem]:
+def _gate_problems(pipeline: PipelineSettings, document: Document) -> Iterator[Problem]:
     """Gates on tasks or retention evals that do not exist. Those of an earlier run, RUN/TASK, are checked later."""
     for name, gate in pipeline.report.gates.items():
         if gate.max_drop is None:
@@ -72,7 +72,9 @@ def _gate_problems(pipeline: Pipeline, document: Document) -> Iterator[Problem]:
             yield document.problem(message, "pipeline", "report", "gates", name)
 
 
-def _conflicts(pipeline: Pipeline, expanded: Any, ludwig: Mapping[str, Any], document: Document) -> Iterator[Problem]:
+def _conflicts(
+    pipeline: PipelineSettings, expanded: Any, ludwig: Mapping[str, Any], document: Document
+) -> Iterator[Problem]:
     """Keys that contradict the rest of the job, or have no effect in it."""
     forgetting = pipeline.forgetting
     traits = job_traits(expanded, ludwig)

@@ -16,7 +16,7 @@ from pipelines.errors import DataError, Problem
 from pipelines.scoring.metric import check_row
 
 if TYPE_CHECKING:
-    from pipelines.config.pipeline import Pipeline, Task
+    from pipelines.config.pipeline import PipelineSettings, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Example:
         prompt: the user turn, before any chat template.
         completion: the reference, or None if there is none.
         system: the system turn, or None.
-        file, row: the source of the row: its first line in `file`, or in a Parquet file its index from 1.
+        file, row_number: the source of the row: its first line in `file`, or in a Parquet file its index from 1.
         fields: the columns of the row, without the split column.
         max_new_tokens: the row's own limit, or None for that of its task or job.
         title: the name of a sample prompt in the report.
@@ -48,14 +48,14 @@ class Example:
     task: str = ""
     split: str = "test"
     file: str
-    row: int
+    row_number: int
     fields: Mapping[str, Any]
     max_new_tokens: int | None = None
     title: str | None = None
 
     @property
     def source_location(self) -> str:
-        return f"{self.file}:{self.row}"
+        return f"{self.file}:{self.row_number}"
 
     @property
     def reference(self) -> str:
@@ -65,7 +65,7 @@ class Example:
         return self.completion
 
 
-def load_examples(pipeline: Pipeline) -> Iterator[Example]:
+def load_examples(pipeline: PipelineSettings) -> Iterator[Example]:
     """Yields the examples of every task as they are read, in the order of the config.
 
     Raises DataError after the last example, with the problems of all tasks.
@@ -80,7 +80,7 @@ def load_examples(pipeline: Pipeline) -> Iterator[Example]:
         raise DataError(problems)
 
 
-def _load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
+def _load_task(name: str, task: Task, pipeline: PipelineSettings) -> Iterator[Example]:
     """Yields the examples of one task. Raises DataError after the last one, for rows that cannot be used."""
     errors = RowErrors(f"task {name}: ")
     counts: Counter[str] = Counter()
@@ -88,7 +88,7 @@ def _load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
         try:
             example = _fill_example(name, task, pipeline, row)
         except DataError as error:
-            errors.add(row.file, row.row, str(error))
+            errors.add(row.file, row.row_number, str(error))
             continue
         counts[example.split] += 1
         yield example
@@ -99,7 +99,7 @@ def _load_task(name: str, task: Task, pipeline: Pipeline) -> Iterator[Example]:
             raise DataError(Problem(f"task {name}: {_empty_split(task, pipeline, split, counts)}", file))
 
 
-def _fill_example(name: str, task: Task, pipeline: Pipeline, row: SplitRow) -> Example:
+def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> Example:
     """Raises DataError, without a location, for a row without a split or with columns that the task cannot use."""
     if row.split is None:
         raise DataError(row.error)
@@ -113,7 +113,7 @@ def _fill_example(name: str, task: Task, pipeline: Pipeline, row: SplitRow) -> E
         task=name,
         split=row.split,
         file=row.file,
-        row=row.row,
+        row_number=row.row_number,
         system=system,
         prompt=prompt,
         completion=completion,
@@ -137,7 +137,7 @@ def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:
     check_row(task.metric, fields)
 
 
-def _empty_split(task: Task, pipeline: Pipeline, split: str, counts: Counter[str]) -> str:
+def _empty_split(task: Task, pipeline: PipelineSettings, split: str, counts: Counter[str]) -> str:
     """A message on a split without rows, with what to do about it."""
     if not isinstance(task.data, str):
         return f"data names no {split} file; write {split}: FILE next to train"

@@ -51,7 +51,8 @@ def _shuffled(rows: np.ndarray, key: str) -> np.ndarray:
 
 
 def _integer_quotas(exact: Mapping[str, float]) -> dict[str, int]:
-    """Integers with the same sum as `exact`: rounded down, then the largest remainders are rounded up."""
+    """Integers with the same sum as `exact`, by the largest remainder method (Hamilton's): all are rounded down, then
+    those with the largest remainders are rounded up until the sum is reached."""
     quotas = {task: math.floor(value) for task, value in exact.items()}
     missing = round(sum(exact.values())) - sum(quotas.values())
     for task in sorted(exact, key=lambda task: quotas[task] - exact[task])[:missing]:

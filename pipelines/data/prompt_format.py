@@ -30,7 +30,7 @@ _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """The tokens of a prompt, a completion and the end token.
 
     Attributes:
@@ -79,9 +79,9 @@ class PromptFormat:
 
     @classmethod
     def from_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
-        prompts = cls(load_tokenizer(folder), chat_template)
-        prompts.context_length = context_length(folder)
-        return prompts
+        prompt_format = cls(load_tokenizer(folder), chat_template)
+        prompt_format.context_length = context_length(folder)
+        return prompt_format
 
     # --- text ---
 
@@ -151,11 +151,11 @@ class PromptFormat:
         ids = self._tokenize(text)
         return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
 
-    def encode(self, text: str, completion: str | None) -> Encoded:
+    def encode(self, text: str, completion: str | None) -> EncodedExample:
         """Tokens of a rendered prompt and its completion; see `encode_batch`."""
         return self.encode_batch([text], [completion])[0]
 
-    def encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[Encoded]:
+    def encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[EncodedExample]:
         """Tokens of rendered prompts and their completions, in the same order. Without a completion: the prompt's only.
 
         The prompt is tokenized by itself, as for generation. The completion is tokenized together with it (by itself, a
@@ -167,12 +167,12 @@ class PromptFormat:
         encoded = []
         for prompt, sequence, completion in zip(prompts, sequences, completions, strict=True):
             if completion is None:
-                encoded.append(Encoded(prompt, []))
+                encoded.append(EncodedExample(prompt, []))
                 continue
             starts_with_prompt = sequence[: len(prompt)] == prompt
             completion_ids = sequence[len(prompt) :] if starts_with_prompt else self._tokenize(completion)
             input_ids = [*prompt, *completion_ids, self.end_id]
-            encoded.append(Encoded(input_ids, [(len(prompt), len(input_ids))]))
+            encoded.append(EncodedExample(input_ids, [(len(prompt), len(input_ids))]))
         return encoded
 
     def _with_bos(self, sequences: list[list[int]]) -> list[list[int]]:

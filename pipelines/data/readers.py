@@ -67,21 +67,25 @@ class RowErrors:
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
-        self.rows: dict[tuple[str, str], list[int]] = {}
+        self.row_numbers: dict[tuple[str, str], list[int]] = {}
 
-    def add(self, file: str, row: int, message: str) -> None:
-        self.rows.setdefault((file, message), []).append(row)
+    def add(self, file: str, row_number: int, message: str) -> None:
+        self.row_numbers.setdefault((file, message), []).append(row_number)
 
     def raise_if_any(self) -> None:
         """Raises DataError for the first MAX_PROBLEMS kinds, with a count of the other rows."""
-        if not self.rows:
+        if not self.row_numbers:
             return
         problems = [
-            Problem(f"{self.prefix}{message}" + (f" ({len(rows):,} such rows)" if len(rows) > 1 else ""), file, rows[0])
-            for (file, message), rows in self.rows.items()
+            Problem(
+                f"{self.prefix}{message}" + (f" ({len(numbers):,} such rows)" if len(numbers) > 1 else ""),
+                file,
+                numbers[0],
+            )
+            for (file, message), numbers in self.row_numbers.items()
         ]
         if hidden := problems[MAX_PROBLEMS:]:
-            count = sum(len(rows) for rows in list(self.rows.values())[MAX_PROBLEMS:])
+            count = sum(len(numbers) for numbers in list(self.row_numbers.values())[MAX_PROBLEMS:])
             message = f"{self.prefix}{count:,} more rows have other problems"
             problems[MAX_PROBLEMS:] = [Problem(message, hidden[0].file, hidden[0].line)]
         raise DataError(problems)

@@ -49,7 +49,7 @@ def parse_sample_prompt(row: Mapping[str, Any], file: Path, line_number: int, sy
         prompt=prompt,
         system=system,
         file=str(file),
-        row=line_number,
+        row_number=line_number,
         fields=row,
         max_new_tokens=max_new_tokens,
         title=title or None,

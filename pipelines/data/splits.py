@@ -17,7 +17,7 @@ from pipelines.data.templates import SPLIT_COLUMN
 from pipelines.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from pipelines.config.pipeline import Pipeline, Task
+    from pipelines.config.pipeline import PipelineSettings, Task
 
 SPLITS = ("train", "validation", "test")
 _SYNONYMS = {
@@ -32,39 +32,41 @@ _SYNONYMS = {
 class SplitRow:
     """A row with its split. If the split cannot be determined, `split` is None and `error` says why.
 
-    `row` is the row's line in `file`, or in a Parquet file its index from 1. `fields` are its columns.
+    `row_number` is the row's line in `file`, or in a Parquet file its index from 1. `fields` are its columns.
     """
 
     file: str
-    row: int
+    row_number: int
     fields: dict[str, Any]
     split: str | None
     error: str = ""
 
 
-def read_split_rows(task: Task, pipeline: Pipeline) -> Iterator[SplitRow]:
+def read_split_rows(task: Task, pipeline: PipelineSettings) -> Iterator[SplitRow]:
     """Yields every row of a task with its split. Raises DataError for a file that cannot be read."""
     if not isinstance(task.data, str):
         for split in SPLITS:
             file = getattr(task.data, split)
-            for row, fields in numbered_rows(Path(file)) if file is not None else ():
+            for row_number, fields in numbered_rows(Path(file)) if file is not None else ():
                 error = _contradicts_file(fields, split)
-                yield SplitRow(file, row, fields, None if error else split, error)
+                yield SplitRow(file, row_number, fields, None if error else split, error)
         return
     # The file is read twice, not held in memory: only its last row shows whether any row names a split.
     count, first_named = 0, 0
-    for row, fields in numbered_rows(Path(task.data)):
+    for row_number, fields in numbered_rows(Path(task.data)):
         count += 1
-        first_named = first_named or (row if _names_split(fields) else 0)
+        first_named = first_named or (row_number if _names_split(fields) else 0)
     drawn = [] if first_named else random_splits(count, pipeline.split.validation, pipeline.split.test)
-    for index, (row, fields) in enumerate(numbered_rows(Path(task.data))):
+    for index, (row_number, fields) in enumerate(numbered_rows(Path(task.data))):
         if index >= count:
-            raise DataError(Problem("has grown while it was read; run again once the file is complete", task.data, row))
+            raise DataError(
+                Problem("has grown while it was read; run again once the file is complete", task.data, row_number)
+            )
         if not first_named:
-            yield SplitRow(task.data, row, fields, drawn[index])
+            yield SplitRow(task.data, row_number, fields, drawn[index])
             continue
         error = _wrong_split_column(fields, first_named)
-        yield SplitRow(task.data, row, fields, None if error else fields[SPLIT_COLUMN], error)
+        yield SplitRow(task.data, row_number, fields, None if error else fields[SPLIT_COLUMN], error)
 
 
 def random_splits(count: int, validation: float, test: float) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.examples import Example
-from pipelines.data.prompt_format import Encoded, PromptFormat
+from pipelines.data.prompt_format import EncodedExample, PromptFormat
 from pipelines.data.splits import SPLITS
 from pipelines.registry import lazy_import
 from pipelines.storage.strict_json import dump
@@ -28,17 +28,17 @@ TOKENIZE_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
-class TokenizedExample(Encoded):
+class TokenizedExample(EncodedExample):
     """The tokens of `example`."""
 
     example: Example
 
 
-def tokenize_examples(examples: Iterable[Example], prompts: PromptFormat) -> Iterator[TokenizedExample]:
+def tokenize_examples(examples: Iterable[Example], prompt_format: PromptFormat) -> Iterator[TokenizedExample]:
     """Yields each example with its tokens, in the same order."""
     for batch in batched(examples, TOKENIZE_BATCH_SIZE):
-        texts = [prompts.render_prompt(example.prompt, example.system) for example in batch]
-        encodings = prompts.encode_batch(texts, [example.completion for example in batch])
+        texts = [prompt_format.render_prompt(example.prompt, example.system) for example in batch]
+        encodings = prompt_format.encode_batch(texts, [example.completion for example in batch])
         for example, encoded in zip(batch, encodings, strict=True):
             yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
 
@@ -86,7 +86,7 @@ class _SplitWriter:
             {
                 "task": example.task,
                 "file": example.file,
-                "row": example.row,
+                "row": example.row_number,
                 "input_ids": row.input_ids,
                 "supervised_spans": row.supervised_spans,
                 "prompt": example.prompt,
@@ -124,7 +124,7 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 task=row["task"],
                 split="test",
                 file=row["file"],
-                row=row["row"],
+                row_number=row["row"],
                 system=job.system_prompt(row["task"]),
                 prompt=row["prompt"],
                 completion=row["completion"],

@@ -77,11 +77,11 @@ class LoadedModel:
         cls, folder: Path, chat_template: bool | None, quantization: Mapping[str, Any] | None = None
     ) -> LoadedModel:
         """Loads a whole model (not an adapter). `quantization` is that section of the config."""
-        model = loading.load_causal_lm(folder, frozen=True, quantization=quantization)
+        model = loading.load_causal_lm(folder, allow_bf16=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
     def logits(self, sequences: TokenSequences) -> torch.Tensor:
-        """The logits that predict the supervised tokens: [sequences.supervised_tokens, vocabulary]."""
+        """The logits that predict the supervised tokens: [sequences.num_supervised_tokens, vocabulary]."""
         with torch.no_grad():
             return packing.supervised_logits(self.model, sequences)[0]
 
@@ -94,7 +94,7 @@ class LoadedModel:
     def has_adapter(self) -> bool:
         return isinstance(self.model, peft.PeftModel)
 
-    def with_adapter(self, tuned: Path) -> LoadedModel:
+    def with_tuned_model(self, tuned: Path) -> LoadedModel:
         """Loads the tuned model in the folder `tuned`: its adapter on these weights, or its own full weights.
 
         Raises ModelError if the folder is incomplete, RunError if the model is not the one that training exported.
@@ -104,8 +104,8 @@ class LoadedModel:
                 raise RunError("an adapter is attached already")
             model: torch.nn.Module = adapters.attach_adapter(self.model, tuned)
         else:
-            model = loading.load_causal_lm(tuned, frozen=True)
-        adapters.check_saved(model, tuned)
+            model = loading.load_causal_lm(tuned, allow_bf16=True)
+        adapters.check_matches_training(model, tuned)
         return LoadedModel(model, self.prompt_format)
 
 
@@ -193,16 +193,14 @@ def _generate_batch(
     prompt_lengths: list[int],
     settings: dict[str, Any],
 ) -> list[Completion]:
-    sequences = TokenSequences.from_completion_starts(
-        [np.asarray(ids) for ids in prompts_plus_references], prompt_lengths
-    )
+    sequences = TokenSequences.supervised_from([np.asarray(ids) for ids in prompts_plus_references], prompt_lengths)
     nlls: list[float | None] = [None] * len(prompts_plus_references)
     cache = None
     if generation_module.supports_packed_prefill(loaded.model):
         nlls, cache = generation_module.packed_prefill(loaded.model, sequences)
-    elif sequences.supervised_tokens:
+    elif sequences.num_supervised_tokens:
         scored = [index for index, length in enumerate(sequences.supervised_lengths) if length]
-        losses = packing.sequence_losses(loaded.model, sequences.select(scored))
+        losses = packing.sequence_mean_losses(loaded.model, sequences.select(scored))
         for index, loss in zip(scored, losses, strict=True):
             nlls[index] = loss
     prompts = [ids[:length] for ids, length in zip(prompts_plus_references, prompt_lengths, strict=True)]
@@ -229,7 +227,7 @@ def completion_record(
     """The record in completions.jsonl of an example with a reference."""
     return CompletionRecord(
         task=example.task,
-        row=example.row,
+        row=example.row_number,
         prompt=example.prompt,
         reference=example.reference,
         completion=completion.text,

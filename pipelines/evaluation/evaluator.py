@@ -46,7 +46,7 @@ class LocalEvaluator:
         """
         starting_model = LoadedModel.from_folder(starting_model_folder, job.pipeline.chat_template, job.quantization)
         self.seed = job.pipeline.seed
-        self.loaded = starting_model if tuned is None else starting_model.with_adapter(tuned)
+        self.loaded = starting_model if tuned is None else starting_model.with_tuned_model(tuned)
         self._reference_logits = (
             ReferenceModel(self.loaded.model).logits if self.loaded.has_adapter else starting_model.logits
         )

@@ -18,7 +18,7 @@ from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.cache import checked_cache_path
 from pipelines.storage.environment import versions
-from pipelines.storage.files import digest, file_digest, read_jsonl, write_jsonl
+from pipelines.storage.files import digest, file_sha256, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ def encode_passages(prompt_format: PromptFormat, file: Path, limit: int | None =
     max_tokens = min(MAX_PASSAGE_TOKENS, prompt_format.context_length)
     texts = read_text_column(file, "text")[:limit]
     sequences = [np.asarray(prompt_format.encode_text(text)[:max_tokens]) for text in texts]
-    return TokenSequences.from_completion_starts(sequences, [1] * len(sequences))
+    return TokenSequences.supervised_from(sequences, [1] * len(sequences))
 
 
 def generate_general_answers(
@@ -53,7 +53,7 @@ def generate_general_answers(
     instructions = read_text_column(file, "instruction")[:limit]
     key = digest(
         model_id,
-        file_digest(file),
+        file_sha256(file),
         system,
         len(instructions),
         MAX_ANSWER_TOKENS,
@@ -91,7 +91,7 @@ def encode_answers(
         ids = encoded.input_ids if answer.get("finish_reason") != "length" else encoded.input_ids[:-1]
         input_ids.append(np.asarray(ids[: prompt_format.context_length]))
         completion_starts.append(len(encoded.prompt_ids))
-    return TokenSequences.from_completion_starts(input_ids, completion_starts)
+    return TokenSequences.supervised_from(input_ids, completion_starts)
 
 
 def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> TokenSequences:

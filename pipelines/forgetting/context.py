@@ -64,7 +64,7 @@ class JobContext:
         return fingerprint(run.path("model"))
 
     @cached_property
-    def prompts(self) -> PromptFormat:
+    def prompt_format(self) -> PromptFormat:
         return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
@@ -87,13 +87,13 @@ class JobContext:
     def general_answers(self) -> TokenSequences:
         """The bundled general instructions with the starting model's own answers."""
         system, file = self.job.system_prompt(), bundled_file("general/instructions.jsonl")
-        answers = generate_general_answers(self.load_model, self.prompts, self.model_id, file, system)
-        return encode_answers(self.prompts, answers, system)
+        answers = generate_general_answers(self.load_model, self.prompt_format, self.model_id, file, system)
+        return encode_answers(self.prompt_format, answers, system)
 
     @cached_property
     def general_passages(self) -> TokenSequences:
         """The bundled passages, in which every token but the first is supervised."""
-        return encode_passages(self.prompts, bundled_file("general/passages.jsonl"))
+        return encode_passages(self.prompt_format, bundled_file("general/passages.jsonl"))
 
     def sample_general_text(self, num_sequences: int) -> TokenSequences:
         """Returns a random sample of passages and answers: `num_sequences` of them, or all if there are fewer."""
@@ -103,14 +103,14 @@ class JobContext:
 
     def load_replay_rows(self, file: Path) -> TokenSequences:
         """Returns the rows of a user's own file. Raises DataError."""
-        return load_replay_rows(self.prompts, file, self.job.system_prompt())
+        return load_replay_rows(self.prompt_format, file, self.job.system_prompt())
 
     # --- retention evals ---
 
     @cached_property
     def prepared_retention_evals(self) -> list[PreparedRetentionEval]:
         """The retention evals of the config, and the tasks of the ancestors."""
-        context = PreparationContext(self.prompts, self.load_model, self.model_id, self.job.system_prompt())
+        context = PreparationContext(self.prompt_format, self.load_model, self.model_id, self.job.system_prompt())
         prepared = prepare_retention_evals(self.job.pipeline.forgetting, context)
         return [*prepared, *earlier_tasks(self.run)]
 

@@ -13,7 +13,7 @@ from pipelines.console.activity import track_activity
 from pipelines.data.tokenize_rows import read_test_examples
 from pipelines.errors import ConfigError
 from pipelines.evaluation.retention import PreparedRetentionEval
-from pipelines.modeling.base_models import find_base_model, load_tokenizer, locate_model_errors
+from pipelines.modeling.base_models import ensure_base_model, load_tokenizer, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import metric_from_key, metric_key
@@ -44,7 +44,7 @@ def starting_model(job: Job, run: Run) -> Path:
     continue_from = job.pipeline.continue_from
     if continue_from is None:
         with locate_model_errors(job, "base_model"):
-            return find_base_model(job.base_model)
+            return ensure_base_model(job.base_model)
     previous_run = _complete_run(job, Path(continue_from))
     check_earlier_gates(job, previous_run)
     previous_model = previous_run.path("model")
@@ -107,10 +107,10 @@ def _complete_run(job: Job, folder: Path) -> Run:
 def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Writes the merged model to `target`. Raises RunError if merging changes the predictions."""
     with atomic_dir(target) as staging, track_activity("merging the earlier run's adapter into its base"):
-        merged = adapters.merge_adapter(loading.load_causal_lm(base, frozen=True), adapter)
+        merged = adapters.merge_adapter(loading.load_causal_lm(base, allow_bf16=True), adapter)
         merged.save_pretrained(staging)  # type: ignore[operator]
         load_tokenizer(base).save_pretrained(staging)
-        adapters.check_merged(staging, merged, loading.load_causal_lm(staging, frozen=True))
+        adapters.check_merged(staging, merged, loading.load_causal_lm(staging, allow_bf16=True))
 
 
 def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:

@@ -59,7 +59,7 @@ def lora_fisher(
             logits, _ = supervised_logits(model, batch, share_prefixes=False)
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(batch))
-    predicted, read = sequences.supervised_tokens, sequences.tokens
+    predicted, read = sequences.num_supervised_tokens, sequences.num_tokens
     return {name: KroneckerFactors(moments.outputs[name] / predicted, moments.inputs[name] / read) for name in pairs}
 
 
@@ -125,7 +125,7 @@ def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) 
             for total, gradient in zip(sums, gradients, strict=True):
                 total.addcmul_(gradient, gradient)
             activity.advance(1)
-    return {name: total / sequences.supervised_tokens for name, total in zip(names, sums, strict=True)}
+    return {name: total / sequences.num_supervised_tokens for name, total in zip(names, sums, strict=True)}
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from pipelines.console.activity import track_activity
 from pipelines.errors import ConfigError, RunError
 from pipelines.modeling.adapters import attach_adapter, model_source
-from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
+from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_logits, probe_losses
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.modeling.packing import sequence_losses
+from pipelines.modeling.packing import sequence_mean_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.files import write_tensors
 
@@ -32,7 +32,7 @@ class InterpolatedModel:
         Raises ConfigError for an adapter with a part that cannot be scaled, RunError if scale 0 is not the base.
         """
         self.base, self.tuned = base, tuned
-        self.model: torch.nn.Module = load_causal_lm(base, frozen=True, quantization=quantization)
+        self.model: torch.nn.Module = load_causal_lm(base, allow_bf16=True, quantization=quantization)
         base_logits = model_source(self.model).logits
         exact = is_fp32(self.model)
         self.endpoints: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
@@ -44,11 +44,11 @@ class InterpolatedModel:
                 if _is_scaled(name):
                     self.endpoints.append((weight, torch.zeros_like(weight), weight.detach().clone()))
         else:
-            tuned_weights = dict(load_causal_lm(tuned, frozen=True).named_parameters())
+            tuned_weights = dict(load_causal_lm(tuned, allow_bf16=True).named_parameters())
             for name, weight in self.model.named_parameters():
                 self.endpoints.append((weight, weight.detach().clone(), tuned_weights[name].detach()))
         self.set_scale(0.0)
-        if not allclose(probe_logits(self.model), base_logits, exact):
+        if not outputs_match(probe_logits(self.model), base_logits, exact):
             raise RunError(
                 f"{tuned}: at scale 0 interpolate does not give the base; leave interpolate out of the strategy"
             )
@@ -62,7 +62,7 @@ class InterpolatedModel:
         """Returns the mean loss on `text` at `scale`, in nats per token."""
         self.set_scale(scale)
         with track_activity(f"the loss on general text at scale {scale:g}"):
-            losses, lengths = list(sequence_losses(self.model, text)), text.supervised_lengths
+            losses, lengths = list(sequence_mean_losses(self.model, text)), text.supervised_lengths
         return sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths)
 
     def probe_losses(self, scale: float) -> list[float]:

@@ -56,7 +56,7 @@ class Strategy:
     ) -> torch.Tensor:
         """Returns a loss on a micro-batch of the tasks' rows: a scalar, which is added to their cross entropy.
 
-        The cross entropy is a sum over `logits` [rows.supervised_tokens, vocabulary] divided by `supervised`, the
+        The cross entropy is a sum over `logits` [rows.num_supervised_tokens, vocabulary] divided by `supervised`, the
         number of supervised tokens of the step, times `weight` (1, and 0 for a dummy batch). Called only if
         `needs_logits`.
         """

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines.console.activity import track_activity
 from pipelines.errors import ModelError
-from pipelines.modeling.base_models import find_base_model, load_tokenizer
+from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
@@ -54,7 +54,7 @@ def _tail_log_prob(log_probs: torch.Tensor) -> torch.Tensor:
 
 def find_teacher(name: str, base: Path) -> Path:
     """Returns the folder of the teacher. Raises ModelError unless its vocabulary is that of the base."""
-    folder = find_base_model(name)
+    folder = ensure_base_model(name)
     base_vocabulary, teacher_vocabulary = load_tokenizer(base).get_vocab(), load_tokenizer(folder).get_vocab()
     if base_vocabulary != teacher_vocabulary:
         differing = (token for token, index in base_vocabulary.items() if teacher_vocabulary.get(token) != index)
@@ -91,7 +91,7 @@ def cache_teacher_topk(
 def _predict_topk(teacher: Path, rows: TokenSequences, k: int, temperature: float) -> dict[str, torch.Tensor]:
     predictions = []
     with track_activity("the teacher's predictions on the tasks' rows", len(rows)) as activity:
-        model = load_causal_lm(teacher, frozen=True).eval()
+        model = load_causal_lm(teacher, allow_bf16=True).eval()
         for batch in micro_batches(rows, MICRO_BATCH):
             predictions.append(TopK.from_logits(supervised_logits(model, batch)[0], k, temperature))
             activity.advance(len(batch))

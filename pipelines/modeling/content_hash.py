@@ -52,7 +52,7 @@ def fingerprint(folder: Path) -> str:
     weights, config, generation config, tokenizer and chat templates. Raises OSError."""
     digest = hashlib.sha256()
     for path in sorted(_model_files(folder)):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\0".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{cached_file_sha256(path)}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -66,7 +66,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def file_sha256(path: Path) -> str:
+def cached_file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content in hex, from the cache or computed and cached. Raises OSError."""
     path = path.resolve()
     before = _identity(path)

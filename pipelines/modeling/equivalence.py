@@ -19,7 +19,7 @@ def probe_batch(model: torch.nn.Module) -> TokenSequences:
     prefix, first, second, unrelated = (
         rng.integers(vocabulary_size // 8, vocabulary_size // 2, length).astype(np.int32) for length in (8, 9, 5, 13)
     )
-    return TokenSequences.from_completion_starts(
+    return TokenSequences.supervised_from(
         [np.concatenate([prefix, first]), np.concatenate([prefix, second]), unrelated], [2, 9, 1]
     )
 
@@ -51,8 +51,8 @@ def is_fp32(model: torch.nn.Module) -> bool:
     return dtype == torch.float32 and weight.device.type == "cpu" and not getattr(model, "is_quantized", False)
 
 
-def allclose(actual: torch.Tensor, expected: torch.Tensor, fp32: bool) -> bool:
-    """Whether two tensors are equal up to rounding errors, relative to the standard deviation of `expected`.
+def outputs_match(actual: torch.Tensor, expected: torch.Tensor, fp32: bool) -> bool:
+    """Whether two outputs are equal up to rounding errors, relative to the standard deviation of `expected`.
 
     In fp32 every element must be within 1e-4. In lower precision the mean error must be below 0.1.
     """

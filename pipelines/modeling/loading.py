@@ -14,24 +14,25 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from pipelines.errors import ModelError
 from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention, supports_packing
-from pipelines.modeling.equivalence import allclose, is_fp32, probe_batch, probe_logits
+from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
 
 
 def load_causal_lm(
-    folder: str | Path, *, frozen: bool, quantization: Mapping[str, Any] | None = None
+    folder: str | Path, *, allow_bf16: bool, quantization: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
     """A causal language model from safetensors, on the GPU if there is one. Code in the folder is never executed.
 
-    `frozen` weights (under an adapter, or for inference) are bf16 on a GPU that supports it. Weights that are
-    trained, and all weights on a CPU, are fp32. `quantization` is the section of the config. Raises ModelError.
+    With `allow_bf16` (for inference, or under an adapter) weights are bf16 on a GPU that supports it. Otherwise (if the
+    weights are trained), and always on a CPU, they are fp32. Whether they require gradients does not depend on it.
+    `quantization` is the section of the config. Raises ModelError.
     """
     has_cuda = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     arguments: dict[str, Any] = {
-        "dtype": torch.bfloat16 if has_cuda and frozen and torch.cuda.is_bf16_supported() else torch.float32,
+        "dtype": torch.bfloat16 if has_cuda and allow_bf16 and torch.cuda.is_bf16_supported() else torch.float32,
         "attn_implementation": candidate_attention(model_class, config) if model_class is not None else None,
     }
     if quantization is not None:
@@ -98,7 +99,7 @@ def select_attention_backend(model: PreTrainedModel) -> None:
             logits, _ = supervised_logits(model, batch)
         except (TypeError, ValueError, RuntimeError):
             continue  # the forward pass takes no prefix tree or no position ids
-        if allclose(logits.float(), expected.float(), is_fp32(model)):
+        if outputs_match(logits.float(), expected.float(), is_fp32(model)):
             break
     else:
         model.set_attn_implementation(UNPACKED)
@@ -118,5 +119,5 @@ def detect_linear_lm_head(model: PreTrainedModel) -> None:
     model.eval().has_linear_lm_head = False
     expected = token_losses(model, batch)
     model.has_linear_lm_head = True
-    model.has_linear_lm_head = allclose(token_losses(model, batch), expected, is_fp32(model))
+    model.has_linear_lm_head = outputs_match(token_losses(model, batch), expected, is_fp32(model))
     model.train(was_training)

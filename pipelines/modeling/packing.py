@@ -138,7 +138,7 @@ def transformers_model(model: torch.nn.Module) -> torch.nn.Module:
     return get_base_model() if get_base_model is not None else model
 
 
-def sequence_losses(
+def sequence_mean_losses(
     model: torch.nn.Module, sequences: TokenSequences, batch_tokens: int = PACK_TOKENS
 ) -> Iterator[float]:
     """The mean loss over the supervised tokens of each sequence, in nats per token, without gradients.
@@ -146,11 +146,11 @@ def sequence_losses(
     A forward pass takes up to `batch_tokens` tokens. A sequence without supervised tokens gives NaN.
     """
     for indices in batch_by_tokens(sequences, batch_tokens):
-        yield from mean_loss_per_sequence(model, sequences.select(indices))
+        yield from sequence_mean_losses_of_batch(model, sequences.select(indices))
 
 
-def mean_loss_per_sequence(model: torch.nn.Module, sequences: TokenSequences) -> list[float]:
-    """`sequence_losses` in one forward pass."""
+def sequence_mean_losses_of_batch(model: torch.nn.Module, sequences: TokenSequences) -> list[float]:
+    """`sequence_mean_losses` in one forward pass."""
     with torch.no_grad():
         losses = token_losses(model, sequences).split(sequences.supervised_lengths)
     return [float(loss.double().mean()) for loss in losses]

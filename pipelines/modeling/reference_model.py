@@ -27,7 +27,7 @@ class ReferenceModel:
             self.frozen = copy.deepcopy(model).requires_grad_(False).eval()
         elif not disabled_adapter_is_base(model):
             source = model_source(model)
-            base = load_causal_lm(source.folder, frozen=True, quantization=source.quantization)
+            base = load_causal_lm(source.folder, allow_bf16=True, quantization=source.quantization)
             self.frozen = base.requires_grad_(False).eval()
 
     @torch.no_grad()

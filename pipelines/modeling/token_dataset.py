@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from pipelines.console.activity import track_activity
-from pipelines.modeling.packing import PACK_TOKENS, mean_loss_per_sequence
+from pipelines.modeling.packing import PACK_TOKENS, sequence_mean_losses_of_batch
 from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
 from pipelines.modeling.token_sequences import Span, TokenSequences, batch_by_tokens
 
@@ -101,7 +101,7 @@ def validation_losses(
     means: list[float] = []
     with track_activity("loss of the validation rows", len(sequences)) as activity:
         for batch, is_real in process_group.lockstep_batches(batches, dataset.sequences[0:1]):
-            batch_means = mean_loss_per_sequence(model, batch)
+            batch_means = sequence_mean_losses_of_batch(model, batch)
             means += batch_means if is_real else ()
             activity.advance(len(batch_means) if is_real else 0)
     for index, mean, length in zip(own_indices, means, sequences.supervised_lengths, strict=True):

@@ -73,7 +73,7 @@ class TokenSequences:
     supervised_spans: Sequence[Sequence[Span]]
 
     @classmethod
-    def from_completion_starts(cls, input_ids: Sequence[np.ndarray], starts: Sequence[int]) -> TokenSequences:
+    def supervised_from(cls, input_ids: Sequence[np.ndarray], starts: Sequence[int]) -> TokenSequences:
         """Sequences supervised from `starts[i]` to their end. A start at the end leaves nothing supervised."""
         spans = [
             [(int(start), len(ids))] if start < len(ids) else [] for ids, start in zip(input_ids, starts, strict=True)
@@ -92,12 +92,12 @@ class TokenSequences:
         return len(self.input_ids)
 
     @cached_property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """The number of tokens of all sequences."""
         return sum(map(len, self.input_ids))
 
     @property
-    def supervised_tokens(self) -> int:
+    def num_supervised_tokens(self) -> int:
         """The number of supervised tokens of all sequences."""
         return sum(self.supervised_lengths)
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from pipelines.errors import MachineError
 from pipelines.registry import lazy_import
 from pipelines.storage.cache import cache_folder
-from pipelines.storage.files import digest, file_digest, write_text
+from pipelines.storage.files import digest, file_sha256, write_text
 
 if TYPE_CHECKING:
     import wasmtime
@@ -87,7 +87,7 @@ def compile_into(folder: Path) -> None:
             partial = Path(scratch) / "partial"
             partial.mkdir()
             (partial / MODULE).write_bytes(wasmtime.Module.from_file(engine(), str(_snapshot())).serialize())
-            write_text(partial / CHECKSUM, file_digest(partial / MODULE))
+            write_text(partial / CHECKSUM, file_sha256(partial / MODULE))
             partial.rename(folder)
 
 
@@ -112,13 +112,13 @@ def _snapshot() -> Path:
 @functools.cache
 def _folder() -> Path:
     """The cache folder; its name is a digest of everything that the compiled code depends on."""
-    key = digest(version("wasmtime"), file_digest(_snapshot()), _CONFIG, platform.system(), platform.machine())
+    key = digest(version("wasmtime"), file_sha256(_snapshot()), _CONFIG, platform.system(), platform.machine())
     return cache_folder() / "sandbox" / key[:32]
 
 
 def _is_intact(folder: Path) -> bool:
     """Whether the checksum of the module is correct; it is machine code that will be executed."""
     try:
-        return (folder / CHECKSUM).read_text(encoding="utf-8") == file_digest(folder / MODULE)
+        return (folder / CHECKSUM).read_text(encoding="utf-8") == file_sha256(folder / MODULE)
     except (OSError, UnicodeDecodeError):
         return False

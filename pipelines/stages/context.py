@@ -25,7 +25,7 @@ class StageContext:
     """The base model, or the model of the run that this job continues from."""
     model_id: str
     """The fingerprint of the model in `model_folder`."""
-    file_digest: Callable[[Path], str]
+    file_sha256: Callable[[Path], str]
     """The sha256 of a file, computed once per run."""
 
     @property
@@ -34,5 +34,5 @@ class StageContext:
         return self.job.generation
 
     @cached_property
-    def prompts(self) -> PromptFormat:
+    def prompt_format(self) -> PromptFormat:
         return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)

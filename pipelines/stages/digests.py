@@ -10,11 +10,11 @@ from pipelines.checks.files import check_data_files, referenced_files
 from pipelines.config.job import Job
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.evaluation.retention import check_retention_evals, configured_retention_evals
-from pipelines.modeling.base_models import find_base_model, locate_model_errors
+from pipelines.modeling.base_models import ensure_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
 from pipelines.scoring.metric import metric_key
-from pipelines.storage.files import digest, file_digest
+from pipelines.storage.files import digest, file_sha256
 
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
@@ -41,7 +41,7 @@ only causes needless work; with a key that is wrongly here, stages keep outdated
 """
 
 
-def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = file_digest) -> dict[Stage, str]:
+def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = file_sha256) -> dict[Stage, str]:
     """The digest of every stage; `model_id` is the fingerprint of the model that training starts from.
 
     A changed gate changes the digest of the report only. A changed metric, sample prompt or token limit does not change
@@ -52,7 +52,7 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     """
     pipeline, generation = job.pipeline, job.generation
     tasks = pipeline.tasks.items()
-    files = _data_files(job, file_digest)
+    files = _data_files(job, file_sha256)
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
@@ -71,7 +71,7 @@ def stage_digests(job: Job, model_id: str, file_digest: Callable[[Path], str] = 
     prepare_digest = digest(*token_inputs, files, scoring, limits, generation["max_new_tokens"])
     eval_base_digest = digest(*token_inputs, generation, limits, files.get(pipeline.report.sample_prompts or ""))
     retention_digest = digest(
-        model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_digest), pipeline.continue_from
+        model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_sha256), pipeline.continue_from
     )
     eval_in_training_inputs = pipeline.forgetting.eval_steps and retention_digest
     train_digest = digest(
@@ -97,11 +97,11 @@ def _strategy_models(job: Job) -> list[str]:
     fingerprints = []
     for strategy, key, name in job.pipeline.forgetting.model_names():
         with locate_model_errors(job, "pipeline", "forgetting", strategy, key):
-            fingerprints.append(fingerprint(find_base_model(name)))
+            fingerprints.append(fingerprint(ensure_base_model(name)))
     return fingerprints
 
 
-def _data_files(job: Job, file_digest: Callable[[Path], str]) -> dict[str, str]:
+def _data_files(job: Job, file_sha256: Callable[[Path], str]) -> dict[str, str]:
     """The sha256 of every file that the job names, except those of the retention evals.
 
     Raises DataError for missing files and for invalid sample prompts.
@@ -109,13 +109,13 @@ def _data_files(job: Job, file_digest: Callable[[Path], str]) -> dict[str, str]:
     check_data_files(job)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
-    return {file: file_digest(Path(file)) for path, file in referenced_files(job) if "evals" not in path}
+    return {file: file_sha256(Path(file)) for path, file in referenced_files(job) if "evals" not in path}
 
 
-def _retention_evals(job: Job, file_digest: Callable[[Path], str]) -> list[Any]:
+def _retention_evals(job: Job, file_sha256: Callable[[Path], str]) -> list[Any]:
     """Every retention eval with the sha256 of its rows. Raises DataError for invalid rows."""
     check_retention_evals(job.pipeline.forgetting)
     return [
-        [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric_name), file_digest(spec.file)]
+        [name, spec.model_dump(exclude={"data"}), metric_source(spec.metric_name), file_sha256(spec.file)]
         for name, spec in configured_retention_evals(job.pipeline.forgetting).items()
     ]

@@ -100,7 +100,7 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     if not context.job.pipeline.report.sample_prompts:
         return
     samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts), context.job.system_prompt())
-    prompts = [row.prompt_ids for row in tokenize_examples(samples, context.prompts)]
+    prompts = [row.prompt_ids for row in tokenize_examples(samples, context.prompt_format)]
     limits = [sample.max_new_tokens or context.job.max_new_tokens() for sample in samples]
     evaluator = session.evaluator
     with context.reporter.progress(

@@ -27,7 +27,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
     prompts = [
         [
             row.example.task,
-            row.example.row,
+            row.example.row_number,
             row.input_ids,
             row.supervised_spans,
             job.max_new_tokens(row.example.task),
@@ -45,7 +45,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
         validation,
         context.generation,
         job.quantization,
-        context.file_digest(Path(sample_prompts)) if sample_prompts else None,
+        context.file_sha256(Path(sample_prompts)) if sample_prompts else None,
         job.pipeline.system,
         job.pipeline.chat_template,
         __version__,

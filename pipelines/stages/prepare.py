@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.checks.chat_template import load_prompt_format
+from pipelines.checks.chat_template import load_checked_prompt_format
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.findings import raise_on_errors
 from pipelines.data.examples import load_examples
@@ -23,10 +23,10 @@ def prepare_data(context: StageContext) -> None:
     """
     job, run = context.job, context.run
     with context.reporter.status("Preparing rows"):
-        prompts = load_prompt_format(job, context.model_folder)
-        checks = DatasetChecks(job, prompts, context_length(context.model_folder))
-        tokenized = tokenize_examples(load_examples(job.pipeline), prompts)
-        write_splits(checks.tap(tokenized), run.path("data"))
+        prompt_format = load_checked_prompt_format(job, context.model_folder)
+        checks = DatasetChecks(job, prompt_format, context_length(context.model_folder))
+        tokenized = tokenize_examples(load_examples(job.pipeline), prompt_format)
+        write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()
     raise_on_errors(findings)
     for finding in findings:
@@ -42,7 +42,7 @@ def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any
         data = TaskData(
             **{split: checks.counts[name, split] for split in SPLITS},
             file=file,
-            sha256=context.file_digest(Path(file)),
+            sha256=context.file_sha256(Path(file)),
             notes=checks.label_notes(name),
         )
         entries[name] = data.model_dump()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.job import Job
-from pipelines.config.lr_schedules import StepCounts, effective_batch_size, learning_rate
+from pipelines.config.lr_schedules import StepCounts, effective_batch_size, peak_learning_rate
 
 FEATURES = {
     "input_features": [{"name": "prompt", "type": "text"}],
@@ -30,7 +30,7 @@ def ludwig_config(job: Job, starting_model_folder: Path, num_train_rows: int) ->
         trainer["gradient_clipping"] = {"clipglobalnorm": None}  # for null, Ludwig clips at 0.5
     if trainer.get("optimizer", {}).get("type") == "adafactor":
         # Ludwig's defaults ignore the learning rate. These are the settings of transformers' Trainer.
-        fixed = {"relative_step": False, "lr": learning_rate(trainer)}
+        fixed = {"relative_step": False, "lr": peak_learning_rate(trainer)}
         trainer["optimizer"] = {"scale_parameter": False, **trainer["optimizer"], **fixed}
     if auto_batch_size(job):
         # Ludwig would search for a batch size with synthetic rows. `MicroBatches` measures it in the first step.

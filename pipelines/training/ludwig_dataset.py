@@ -81,7 +81,7 @@ class LudwigTokenDataset(Dataset):
 
     @property
     def in_memory_size_bytes(self) -> int:
-        return 4 * self.data.sequences.tokens
+        return 4 * self.data.sequences.num_tokens
 
     @contextlib.contextmanager
     def initialize_batcher(self, *_: Any, **__: Any) -> Iterator[StepBatcher]:

@@ -17,9 +17,9 @@ from pipelines.modeling.adapters import (
     check_freeze_regex,
     disabled_adapter_is_base,
     initial_adapter_is_base,
+    initial_adapter_weights,
     peft_errors_as_config_error,
     save_adapter,
-    subtracted_init,
 )
 from pipelines.modeling.equivalence import probe_losses
 from pipelines.modeling.loading import load_causal_lm, neutral_generation_config
@@ -35,7 +35,7 @@ def load_base_model(config: Any, model_config: Any = None, weights_save_path: st
     """
     folder = weights_save_path or config.base_model
     quantization = config.quantization and config.quantization.model_dump()
-    return load_causal_lm(folder, frozen=config.adapter is not None, quantization=quantization)
+    return load_causal_lm(folder, allow_bf16=config.adapter is not None, quantization=quantization)
 
 
 class FineTunedLLM(LLM):
@@ -43,7 +43,7 @@ class FineTunedLLM(LLM):
 
     starts_at_base = True
     """Whether the model with its initial adapter is equal to the base."""
-    subtracted: Mapping[str, torch.Tensor] = {}
+    initial_adapter_weights: Mapping[str, torch.Tensor] = {}
     """Initial adapter matrices whose product the adapter has subtracted from the base's weights, by name."""
     probe_losses: list[float] | None = None
     """The losses of the saved model on the probe batch; None if the weights are sharded over processes."""
@@ -60,8 +60,8 @@ class FineTunedLLM(LLM):
             super().initialize_adapter()
         disabled_adapter_is_base(self.model)
         self.starts_at_base = initial_adapter_is_base(self.model)
-        self.subtracted = subtracted_init(self.model)
-        if self.subtracted and not self.starts_at_base:
+        self.initial_adapter_weights = initial_adapter_weights(self.model)
+        if self.initial_adapter_weights and not self.starts_at_base:
             raise ConfigError(tied_target_message(adapter.init_lora_weights))
 
     def prepare_for_training(self) -> None:
@@ -78,7 +78,7 @@ class FineTunedLLM(LLM):
         """
         with atomic_dir(Path(save_path) / MODEL_WEIGHTS_FILE_NAME) as staging_dir:
             if self.config_obj.adapter is not None:
-                save_adapter(self.model, staging_dir, self.subtracted)
+                save_adapter(self.model, staging_dir, self.initial_adapter_weights)
             else:
                 self.model.generation_config = neutral_generation_config(self.model)
                 self.model.save_pretrained(staging_dir)

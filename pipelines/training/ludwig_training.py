@@ -67,7 +67,7 @@ def _retention_callback(context: JobContext) -> RetentionCallback | None:
         return None
     return RetentionCallback(
         context.prepared_retention_evals,
-        context.prompts,
+        context.prompt_format,
         forgetting.eval_steps,
         forgetting.max_regression,
         context.base_retention_means,

@@ -52,7 +52,7 @@ class MicroBatches:
         smallest = 1 if unit == "rows" else max(map(len, sequences.input_ids))
         if size <= smallest:
             return False
-        used = min(size, len(sequences) if unit == "rows" else sequences.tokens)
+        used = min(size, len(sequences) if unit == "rows" else sequences.num_tokens)
         self.history["micro_batch"] = {unit: max(used // 2, 1)}
         return True
 

@@ -31,13 +31,13 @@ class RetentionCallback:
     def __init__(
         self,
         evals: Sequence[PreparedRetentionEval],
-        prompts: PromptFormat,
+        prompt_format: PromptFormat,
         eval_steps: int,
         max_regression: Mapping[str, float],
         base_means: Mapping[str, float],
     ) -> None:
         """`base_means` has the mean score of each eval before training. `max_regression` may have only some of them."""
-        self.evals, self.prompts, self.eval_steps = evals, prompts, eval_steps
+        self.evals, self.prompt_format, self.eval_steps = evals, prompt_format, eval_steps
         self.max_regression, self.base_means = max_regression, base_means
         self.last_good_weights: list[torch.Tensor] = []
 
@@ -51,7 +51,7 @@ class RetentionCallback:
             return
         model = trainer.model.model
         scores = trainer.process_group.broadcast_from_rank0(
-            lambda: mean_scores(LoadedModel(model, self.prompts), self.evals, self._reference_logits)
+            lambda: mean_scores(LoadedModel(model, self.prompt_format), self.evals, self._reference_logits)
         )
         model.train()
         trainer.history.setdefault("retention", []).append({"step": step, "scores": scores})

@@ -93,11 +93,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """
         self.dist_model.train()
         weights = trainable_parameters(self.model.model)
-        supervised_tokens = inputs.supervised_tokens + sum(strategy.sample_rows(inputs) for strategy in self.strategies)
+        supervised_tokens = inputs.num_supervised_tokens + sum(
+            strategy.sample_rows(inputs) for strategy in self.strategies
+        )
         loss = self._accumulate_task_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
         all_reduce_gradients(self.process_group, weights, loss)
         task_gradients = self._accumulate_strategy_gradients(supervised_tokens)
-        loss = loss * (supervised_tokens / inputs.supervised_tokens)
+        loss = loss * (supervised_tokens / inputs.num_supervised_tokens)
         if torch.isfinite(loss) and has_finite_gradients(weights):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
@@ -106,7 +108,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         else:
             self._skip_nonfinite_step(loss)
         self.distributed.zero_grad(self.optimizer)
-        return loss, {name: loss for name in self.model.output_features}, inputs.tokens
+        return loss, {name: loss for name in self.model.output_features}, inputs.num_tokens
 
     def _skip_nonfinite_step(self, loss: torch.Tensor) -> None:
         """Records a skipped step. Raises RunError, which names the step's rows, after `max_nonfinite_steps` of them."""
@@ -212,8 +214,8 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         step = self._step
         self.history["train_loss"].append({"step": step, "loss": float(loss)})
         self.history["rows"] += len(inputs)
-        self.history["tokens"] += inputs.tokens
-        self.history["supervised_tokens"] += inputs.supervised_tokens
+        self.history["tokens"] += inputs.num_tokens
+        self.history["supervised_tokens"] += inputs.num_supervised_tokens
         if not self.strategies:
             return
         metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.base_models import ensure_base_model
 
 ROOT = Path(__file__).parents[2]
 BATCH = 32
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--single")
     args = parser.parse_args()
-    model = find_base_model(args.model)
+    model = ensure_base_model(args.model)
     if args.single:
         from pipelines.console.reporter import quiet_libraries
 

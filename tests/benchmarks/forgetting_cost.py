@@ -37,13 +37,13 @@ def time_steps(strategy: str, steps: int) -> None:
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import tokenize_examples, write_splits
-    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.base_models import ensure_base_model
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
 
     quiet_libraries()
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml", [f"pipeline.forgetting={strategy}"])
-    base = find_base_model(job.base_model)
+    base = ensure_base_model(job.base_model)
     stamps: list[float] = []
 
     def report(step: int, total: int, loss: float | None) -> None:
@@ -78,18 +78,18 @@ def fisher_seconds() -> float:
     from pipelines.config.job import load_job
     from pipelines.forgetting.context import JobContext
     from pipelines.forgetting.fisher_information import lora_fisher
-    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.base_models import ensure_base_model
     from pipelines.modeling.loading import load_causal_lm
     from pipelines.storage.run_folder import Run
 
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
-    base = find_base_model(job.base_model)
+    base = ensure_base_model(job.base_model)
     rows = JobContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general_text(256)
     adapter = job.adapter
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"
     )
-    model = get_peft_model(load_causal_lm(base, frozen=True), config)
+    model = get_peft_model(load_causal_lm(base, allow_bf16=True), config)
     started = time.monotonic()
     lora_fisher(model, rows, seed=0)
     return time.monotonic() - started

@@ -60,7 +60,7 @@ def time_steps(size: int, length: int, steps: int) -> dict[str, float]:
     model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     count = max(1, STEP_TOKENS // length)
-    rows = TokenSequences.from_completion_starts(
+    rows = TokenSequences.supervised_from(
         [np.random.default_rng(seed).integers(10, 49000, length) for seed in range(count)], [length * 3 // 4] * count
     )
     seconds = []
@@ -71,7 +71,7 @@ def time_steps(size: int, length: int, steps: int) -> dict[str, float]:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"weights": weights, "speed": rows.tokens / statistics.median(seconds[1:]), "memory": memory}
+    return {"weights": weights, "speed": rows.num_tokens / statistics.median(seconds[1:]), "memory": memory}
 
 
 def measure(size: int, length: int, steps: int) -> dict[str, float]:

@@ -52,14 +52,16 @@ def prepare(file: Path) -> dict[str, float]:
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import tokenize_examples, write_splits
-    from pipelines.modeling.base_models import context_length, find_base_model
+    from pipelines.modeling.base_models import context_length, ensure_base_model
 
-    job, folder = job_of(file), find_base_model("smollm2-135m-instruct")
-    prompts = PromptFormat.from_folder(folder)
-    prompts.encode("warm", "up")
+    job, folder = job_of(file), ensure_base_model("smollm2-135m-instruct")
+    prompt_format = PromptFormat.from_folder(folder)
+    prompt_format.encode("warm", "up")
     started = time.perf_counter()
-    checks = DatasetChecks(job, prompts, context_length(folder))
-    write_splits(checks.tap(tokenize_examples(load_examples(job.pipeline), prompts)), file.with_name("data"))
+    checks = DatasetChecks(job, prompt_format, context_length(folder))
+    write_splits(
+        checks.observe_all(tokenize_examples(load_examples(job.pipeline), prompt_format)), file.with_name("data")
+    )
     checks.findings()
     return {"seconds": time.perf_counter() - started}
 
@@ -67,15 +69,15 @@ def prepare(file: Path) -> dict[str, float]:
 def bare(file: Path) -> dict[str, float]:
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
-    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.base_models import ensure_base_model
 
-    prompts = PromptFormat.from_folder(find_base_model("smollm2-135m-instruct"))
+    prompt_format = PromptFormat.from_folder(ensure_base_model("smollm2-135m-instruct"))
     examples = islice(load_examples(job_of(file).pipeline), 100_000)
-    texts = [prompts.render_prompt(example.prompt) + example.completion for example in examples]
-    prompts.tokenizer(texts[0])
+    texts = [prompt_format.render_prompt(example.prompt) + example.completion for example in examples]
+    prompt_format.tokenizer(texts[0])
     started = time.perf_counter()
     for batch in batched(texts, 1000):
-        prompts.tokenizer(list(batch), add_special_tokens=False)
+        prompt_format.tokenizer(list(batch), add_special_tokens=False)
     return {"seconds": (time.perf_counter() - started) / len(texts)}
 
 

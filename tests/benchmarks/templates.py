@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX
-from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.base_models import ensure_base_model
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import token_losses
 from pipelines.modeling.token_sequences import TokenSequences
@@ -30,7 +30,7 @@ def sequences_after_prefix(prefix: int, vocabulary: int) -> TokenSequences:
     rng = np.random.default_rng(prefix)
     shared = rng.integers(vocabulary, size=prefix)
     tokens = [np.concatenate([shared, rng.integers(vocabulary, size=OWN)]).astype(np.int32) for _ in range(ROWS)]
-    return TokenSequences.from_completion_starts(tokens, [prefix + OWN - ANSWER] * ROWS)
+    return TokenSequences.supervised_from(tokens, [prefix + OWN - ANSWER] * ROWS)
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="0,64,256,1024")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model = load_causal_lm(find_base_model("smollm2-135m-instruct"), frozen=True)
+    model = load_causal_lm(ensure_base_model("smollm2-135m-instruct"), allow_bf16=True)
     tuned = get_peft_model(model, LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     table = Table("prefix tokens", "without prefix sharing, s/step", "with, s/step", "speedup")

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.base_models import ensure_base_model
 
 ROOT = Path(__file__).parents[2]
 RATE, RANK = 2e-4, 8
@@ -212,7 +212,7 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     from pipelines.modeling.token_sequences import TokenSequences
 
     encoded = PromptFormat.from_folder(model, False).encode_batch(*zip(*pairs, strict=True))
-    tuned = get_peft_model(load_causal_lm(model, frozen=True), LoraConfig(**LORA)).train()
+    tuned = get_peft_model(load_causal_lm(model, allow_bf16=True), LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     seconds = []
     for start in range(0, len(encoded), batch):
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--single")
     args = parser.parse_args()
-    model = find_base_model(args.model)
+    model = ensure_base_model(args.model)
     if args.single:
         run_engine(args.single, model, args.rows, args.batch)
         return

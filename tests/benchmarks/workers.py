@@ -36,7 +36,7 @@ def time_steps(kind: str, run_folder: Path, steps: int) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     from pipelines.config.job import load_job
-    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.base_models import ensure_base_model
     from pipelines.modeling.process_group import ProcessGroup
     from pipelines.storage.run_folder import Run
     from pipelines.training.train import train
@@ -61,7 +61,7 @@ def time_steps(kind: str, run_folder: Path, steps: int) -> None:
             raise StopTraining
 
     with contextlib.suppress(StopTraining):
-        train(job, Run(run_folder), find_base_model(job.base_model), report)
+        train(job, Run(run_folder), ensure_base_model(job.base_model), report)
     if int(os.environ.get("RANK", "0")) == 0:
         seconds = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
         print(
@@ -77,12 +77,12 @@ def measure(kind: str, workers: int, steps: int) -> dict:
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import tokenize_examples, write_splits
-    from pipelines.modeling.base_models import find_base_model
+    from pipelines.modeling.base_models import ensure_base_model
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        prompts = PromptFormat.from_folder(find_base_model(job.base_model))
-        write_splits(tokenize_examples(load_examples(job.pipeline), prompts), Path(folder) / "data")
+        prompt_format = PromptFormat.from_folder(ensure_base_model(job.base_model))
+        write_splits(tokenize_examples(load_examples(job.pipeline), prompt_format), Path(folder) / "data")
         launcher = (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
         )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_prompt_format
+from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_checked_prompt_format
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
@@ -109,7 +109,7 @@ def test_broken_templates_are_located_in_the_config(tmp_path):
         (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
         (tmp_path / "job.yaml").write_text(config, encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
-            load_prompt_format(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
+            load_checked_prompt_format(load_job(tmp_path / "job.yaml", overrides), tmp_path / "m")
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
     takes_none = (

@@ -21,9 +21,11 @@ def findings(tmp_path, rows, kind="pad_is_eos", limit=200, metric="exact_match",
         json.dumps({"base_model": "smollm2-135m-instruct", "pipeline": {"tasks": {"t": task}}, **config})
     )
     job = load_job(tmp_path / "job.yaml")
-    prompts = PromptFormat(make_tokenizer(kind))
-    checks = DatasetChecks(job, prompts, limit)
-    assert sum(1 for _ in checks.tap(tokenize_examples(load_examples(job.pipeline), prompts))) == len(rows)
+    prompt_format = PromptFormat(make_tokenizer(kind))
+    checks = DatasetChecks(job, prompt_format, limit)
+    assert sum(1 for _ in checks.observe_all(tokenize_examples(load_examples(job.pipeline), prompt_format))) == len(
+        rows
+    )
     return checks.findings()
 
 

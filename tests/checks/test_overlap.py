@@ -9,7 +9,15 @@ def warnings(*rows):
     overlap = TrainTestOverlap()
     for row, (task, split, prompt, completion) in enumerate(rows, start=1):
         overlap.observe(
-            Example(task=task, split=split, prompt=prompt, completion=completion, file="rows.jsonl", row=row, fields={})
+            Example(
+                task=task,
+                split=split,
+                prompt=prompt,
+                completion=completion,
+                file="rows.jsonl",
+                row_number=row,
+                fields={},
+            )
         )
     findings = list(overlap.findings())
     assert all(finding.severity == "warning" for finding in findings)

@@ -31,9 +31,9 @@ def findings(
     config = {"pipeline": {"tasks": {"t": task}}, "base_model": "smollm2-135m-instruct", "adapter": {"type": "lora"}}
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     job = load_job(tmp_path / "job.yaml")
-    prompts = PromptFormat(make_tokenizer(kind))
-    checks = ReferenceChecks(job, prompts, context)
-    for row in tokenize_examples(load_examples(job.pipeline), prompts):
+    prompt_format = PromptFormat(make_tokenizer(kind))
+    checks = ReferenceChecks(job, prompt_format, context)
+    for row in tokenize_examples(load_examples(job.pipeline), prompt_format):
         checks.observe(row)
     results = list(checks.findings())
     return [(finding.severity, finding.problem.line, finding.problem.message) for finding in results]

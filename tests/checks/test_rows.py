@@ -16,7 +16,7 @@ PROMPTS = PromptFormat(CharacterTokenizer())
 
 
 def tokenized(prompt: str = "ab", completion: str = "cd") -> TokenizedExample:
-    example = Example(task="t", prompt=prompt, completion=completion, file="rows.jsonl", row=1, fields={})
+    example = Example(task="t", prompt=prompt, completion=completion, file="rows.jsonl", row_number=1, fields={})
     return next(tokenize_examples([example], PROMPTS))
 
 

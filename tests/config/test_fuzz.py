@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.cli import main
 from pipelines.config import other_tools
 from pipelines.config.job import load_job
-from pipelines.config.pipeline import Pipeline
+from pipelines.config.pipeline import PipelineSettings
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError
@@ -140,7 +140,7 @@ def all_keys(fields):
 
 
 KNOWN_KEYS = sorted(
-    {"pipeline", "NAME", "sentiment", *all_keys(ludwig_fields()), *all_keys(schema_of(Pipeline)["fields"])}
+    {"pipeline", "NAME", "sentiment", *all_keys(ludwig_fields()), *all_keys(schema_of(PipelineSettings)["fields"])}
 )
 FOREIGN_KEYS = sorted(
     {

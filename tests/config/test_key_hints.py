@@ -16,14 +16,14 @@ from pipelines.config import other_tools
 from pipelines.config.job import load_job
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_unsupported import SCHEMA_OVERRIDES, UNSUPPORTED_VALUES, find_rule
-from pipelines.config.pipeline import Pipeline
+from pipelines.config.pipeline import PipelineSettings
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.schema import ludwig_fields
 from pipelines.errors import ConfigError
 from tests.bad_configs import GOOD
 
 VALID = yaml.safe_load(GOOD.replace("2e-4", "0.0002"))
-FIELDS = {"pipeline": schema_of(Pipeline), **ludwig_fields()}
+FIELDS = {"pipeline": schema_of(PipelineSettings), **ludwig_fields()}
 REFUSAL_PHRASES = (
     "unknown key",
     "no effect",

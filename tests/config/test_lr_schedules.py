@@ -13,8 +13,8 @@ from pipelines.config.lr_schedules import (
     ScheduleSettings,
     StepCounts,
     fraction_to_steps,
-    learning_rate,
     lr_factor,
+    peak_learning_rate,
 )
 from tests.lr_schedules import PEAK, SCHEDULES, make_optimizer, recorded_rates
 
@@ -123,4 +123,4 @@ def test_defaults_equal_ludwigs():
     from ludwig.schema.trainer import FineTuneTrainerConfig
 
     assert ScheduleSettings.from_config(LRSchedulerConfig()) == ScheduleSettings()
-    assert FineTuneTrainerConfig().learning_rate == learning_rate({})
+    assert FineTuneTrainerConfig().learning_rate == peak_learning_rate({})

@@ -12,7 +12,13 @@ from tests.data.task_jobs import make_job, task_job, write
 def test_examples_have_their_source_and_split(tmp_path):
     rows = [{"q": f"q{index}", "a": "x", "split": split} for index, split in enumerate(["train", "test", "validation"])]
     examples = list(load_examples(make_job(tmp_path, rows, system="be").pipeline))
-    assert [(e.split, e.row, e.prompt, e.completion, e.system) for e in examples][1] == ("test", 2, "q1", "x", "be")
+    assert [(e.split, e.row_number, e.prompt, e.completion, e.system) for e in examples][1] == (
+        "test",
+        2,
+        "q1",
+        "x",
+        "be",
+    )
     assert examples[1].fields == {"q": "q1", "a": "x"}
 
 

@@ -12,7 +12,7 @@ from pipelines.data.examples import load_examples
 from pipelines.data.readers import read_rows
 from pipelines.errors import AlfineError, DataError, ModelError
 from pipelines.evaluation.retention import check_retention_evals
-from pipelines.modeling.base_models import find_base_model, load_tokenizer
+from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.strict_json import dump
 from tests.fuzzing import FUZZ, assert_one_line_each, edit_bytes
@@ -128,7 +128,7 @@ def test_a_model_folder_with_edited_bytes_is_read_or_refused(tmp_path, folder, n
     shutil.copytree(folder, edited)
     (edited / name).write_bytes(edit_bytes((edited / name).read_bytes(), edits))
     try:
-        model_folder = find_base_model(str(edited))
+        model_folder = ensure_base_model(str(edited))
         fingerprint(model_folder)
         load_tokenizer(model_folder)
     except ModelError as error:

@@ -12,20 +12,20 @@ PROMPT, ANSWER = "Is the tea in?", "negative"
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_prompt_completion_and_end(kind):
     tokenizer = make_tokenizer(kind)
-    prompts = PromptFormat(tokenizer)
-    text = prompts.render_prompt(PROMPT)
-    encoded = prompts.encode(text, ANSWER)
+    prompt_format = PromptFormat(tokenizer)
+    text = prompt_format.render_prompt(PROMPT)
+    encoded = prompt_format.encode(text, ANSWER)
     together = tokenizer(text + ANSWER, add_special_tokens=kind in ("adds_bos", "sentencepiece"))["input_ids"]
-    assert encoded.input_ids == [*together, prompts.end_id]
+    assert encoded.input_ids == [*together, prompt_format.end_id]
     assert tokenizer.decode(encoded.completion_ids[:-1]).strip() == ANSWER
-    assert encoded.prompt_ids == prompts.encode_prompt(text)
+    assert encoded.prompt_ids == prompt_format.encode_prompt(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_most_one_bos(kind):
-    prompts = PromptFormat(make_tokenizer(kind))
-    encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
-    bos = prompts.tokenizer.bos_token_id
+    prompt_format = PromptFormat(make_tokenizer(kind))
+    encoded = prompt_format.encode(prompt_format.render_prompt(PROMPT), ANSWER)
+    bos = prompt_format.tokenizer.bos_token_id
     expected = 1 if kind in ("adds_bos", "bos_in_template", "sentencepiece") else 0
     assert encoded.input_ids.count(bos) == expected
     assert bos not in encoded.completion_ids or bos is None
@@ -33,24 +33,24 @@ def test_at_most_one_bos(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_end_token_is_supervised_and_stops(kind):
-    prompts = PromptFormat(make_tokenizer(kind))
-    encoded = prompts.encode(prompts.render_prompt(PROMPT), ANSWER)
+    prompt_format = PromptFormat(make_tokenizer(kind))
+    encoded = prompt_format.encode(prompt_format.render_prompt(PROMPT), ANSWER)
     end = {"pad_is_eos": "<|im_end|>", "bos_in_template": "<|im_end|>", "no_pad": "<|im_end|>", "sentencepiece": "</s>"}
-    assert prompts.tokenizer.convert_ids_to_tokens(encoded.completion_ids[-1]) == end.get(kind, "<|endoftext|>")
-    assert encoded.completion_ids[-1] in prompts.stop_ids
+    assert prompt_format.tokenizer.convert_ids_to_tokens(encoded.completion_ids[-1]) == end.get(kind, "<|endoftext|>")
+    assert encoded.completion_ids[-1] in prompt_format.stop_ids
 
 
 def test_end_of_turn_within_the_prompt():
-    prompts = PromptFormat(make_tokenizer("pad_is_eos"))
-    encoded = prompts.encode(prompts.render_prompt(PROMPT, system="Be brief."), ANSWER)
+    prompt_format = PromptFormat(make_tokenizer("pad_is_eos"))
+    encoded = prompt_format.encode(prompt_format.render_prompt(PROMPT, system="Be brief."), ANSWER)
     head = encoded.prompt_ids
-    assert head.count(prompts.end_id) == 2
-    assert "Be brief." in prompts.tokenizer.decode(head)
+    assert head.count(prompt_format.end_id) == 2
+    assert "Be brief." in prompt_format.tokenizer.decode(head)
 
 
 def test_without_a_template_the_prompt_is_plain():
-    prompts = PromptFormat(make_tokenizer("no_template"))
-    assert prompts.render_prompt("a", system="b") == "b\n\na"
+    prompt_format = PromptFormat(make_tokenizer("no_template"))
+    assert prompt_format.render_prompt("a", system="b") == "b\n\na"
     assert PromptFormat(make_tokenizer("pad_is_eos"), chat_template=False).render_prompt("a") == "a"
 
 
@@ -60,7 +60,7 @@ def test_a_missing_template_is_an_error():
 
 
 def test_a_completion_that_merges_with_the_prompt_keeps_the_prompt_tokens():
-    prompts = PromptFormat(make_tokenizer("no_template"))
-    encoded = prompts.encode("t", "he")
-    assert encoded.prompt_ids == prompts.encode_prompt("t")
-    assert prompts.tokenizer.decode(encoded.input_ids[:-1]) == "the"
+    prompt_format = PromptFormat(make_tokenizer("no_template"))
+    encoded = prompt_format.encode("t", "he")
+    assert encoded.prompt_ids == prompt_format.encode_prompt("t")
+    assert prompt_format.tokenizer.decode(encoded.input_ids[:-1]) == "the"

@@ -21,7 +21,7 @@ def job_of(tmp_path, **task):
 
 def test_prompt_completion_and_end_token(tmp_path):
     rows = list(tokenize_examples(load_examples(job_of(tmp_path).pipeline), PROMPTS))
-    assert [row.example.row for row in rows] == [1, 2, 3, 4]
+    assert [row.example.row_number for row in rows] == [1, 2, 3, 4]
     assert rows[0].prompt_ids == [ord("q"), ord("0")] and rows[0].completion_ids == [ord("y"), 0]
     assert rows[0].input_ids == rows[0].prompt_ids + rows[0].completion_ids
     assert rows[0].supervised_spans == [(2, 4)]

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.evaluation.generation import COMPACT_EVERY, generate_from_cache, packed_prefill, supports_packed_prefill
 from pipelines.modeling.attention import candidate_attention
-from pipelines.modeling.packing import sequence_losses
+from pipelines.modeling.packing import sequence_mean_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from tests.modeling.test_packing import ARCHITECTURES
 
@@ -46,7 +46,7 @@ def generate_batched(model, rows, tokens, **settings):
     cache = None
     if supports_packed_prefill(model):
         cache = packed_prefill(
-            model, TokenSequences.from_completion_starts([np.asarray(ids) for ids in rows], [len(ids) for ids in rows])
+            model, TokenSequences.supervised_from([np.asarray(ids) for ids in rows], [len(ids) for ids in rows])
         )[1]
     return generate_from_cache(model, rows, STOPS, {"max_new_tokens": tokens, **settings}, cache)
 
@@ -76,11 +76,11 @@ def test_which_models_support_packed_prefill():
 def test_packed_prefill_scores_the_references(architecture):
     _, ours = models(architecture)
     rng = np.random.default_rng(0)
-    rows = TokenSequences.from_completion_starts([rng.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
+    rows = TokenSequences.supervised_from([rng.integers(10, 60, n) for n in (9, 14, 5, 30)], [4, 14, 1, 20])
     losses, cache = packed_prefill(ours, rows, batch_tokens=25)
     scored = [0, 2, 3]
     assert losses[1] is None
-    assert [losses[n] for n in scored] == pytest.approx(list(sequence_losses(ours, rows.select(scored))), abs=1e-6)
+    assert [losses[n] for n in scored] == pytest.approx(list(sequence_mean_losses(ours, rows.select(scored))), abs=1e-6)
     assert cache.get_seq_length() == 19
 
 

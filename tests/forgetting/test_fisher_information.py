@@ -35,7 +35,7 @@ class LinearSoftmax(torch.nn.Module):
 def test_fisher_of_a_linear_softmax_is_the_closed_form():
     model = LinearSoftmax()
     rng = np.random.default_rng(0)
-    data = TokenSequences.from_completion_starts([rng.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
+    data = TokenSequences.supervised_from([rng.integers(0, 50, 2) for _ in range(4000)], [1] * 4000)
     data.input_ids[0][1] = data.input_ids[0][1] % 5
     fisher = weight_fisher(model, data, seed=0)["weight"]
     x = model.x[torch.tensor([ids[0] for ids in data.input_ids])]
@@ -131,8 +131,8 @@ def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     x, g = kept["x"], kept["y"].grad[0]
     inputs, outputs = (x.T @ x, g.T @ g) if kronecker else (x.square().sum(0), g.square().sum(0))
     factors = fisher["model.layers.1.mlp.down_proj"]
-    torch.testing.assert_close(factors.output, outputs / data.supervised_tokens, rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(factors.input, inputs / data.tokens, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(factors.output, outputs / data.num_supervised_tokens, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(factors.input, inputs / data.num_tokens, rtol=1e-4, atol=1e-8)
 
 
 def test_measuring_changes_neither_model_nor_rng(tmp_path):
@@ -148,7 +148,7 @@ def test_a_shared_prefix_counts_in_every_sequence(tmp_path, monkeypatch):
     model = lora(tmp_path / "m", moved=True)
     rng = np.random.default_rng(0)
     prefix = rng.integers(5, 200, 10)
-    rows = TokenSequences.from_completion_starts(
+    rows = TokenSequences.supervised_from(
         [np.concatenate([prefix, rng.integers(5, 200, 3)]).astype(np.int32) for _ in range(3)], [10] * 3
     )
     packed = lora_fisher(model, rows, seed=0)

@@ -69,7 +69,7 @@ from pathlib import Path
 import pipelines.forgetting.strategies
 pipelines.forgetting.strategies.__path__.append("more")
 
-from pipelines.config.job import Pipeline, load_job
+from pipelines.config.job import PipelineSettings, load_job
 from pipelines.errors import ConfigError
 
 def messages(file):
@@ -114,7 +114,7 @@ for name in sorted(path.name for path in Path().iterdir() if path.is_file()):
     print(name, "->", *messages(name), sep="\\n")
 job = load_job(Path("good"))
 print(job.pipeline.forgetting.settings("noise"), job.resolved()["pipeline"]["forgetting"]["noise"])
-print("NoiseSettings" in Pipeline.model_json_schema()["$defs"], [name for name in ("torch", "numpy") if name in sys.modules])
+print("NoiseSettings" in PipelineSettings.model_json_schema()["$defs"], [name for name in ("torch", "numpy") if name in sys.modules])
 """)
     assert output.split("\n")[:-1] == [
         "conflict",

@@ -12,13 +12,11 @@ from tests.tiny import make_model
 def rows(num_rows=6, seed=0, vocabulary=200):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(5, 12, num_rows)
-    return TokenSequences.from_completion_starts(
-        [rng.integers(5, vocabulary, length) for length in lengths], [2] * num_rows
-    )
+    return TokenSequences.supervised_from([rng.integers(5, vocabulary, length) for length in lengths], [2] * num_rows)
 
 
 def base(folder):
-    return load_causal_lm(make_model(folder), frozen=False)
+    return load_causal_lm(make_model(folder), allow_bf16=False)
 
 
 def lora(folder, moved=False, seed=1):

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from pipelines.errors import ModelError
-from pipelines.modeling.base_models import context_length, find_base_model, load_tokenizer
+from pipelines.modeling.base_models import context_length, ensure_base_model, load_tokenizer
 from pipelines.modeling.content_hash import fingerprint
 from tests.tiny import make_model
 
 
 def test_a_model_folder_is_its_own_base(tmp_path):
     folder = make_model(tmp_path / "m")
-    assert find_base_model(str(folder)) == folder
+    assert ensure_base_model(str(folder)) == folder
     assert context_length(folder) == 512
     first = fingerprint(folder)
     make_model(tmp_path / "m", seed=1)
@@ -29,25 +29,25 @@ def test_a_model_folder_is_its_own_base(tmp_path):
 )
 def test_unknown_models(name, message):
     with pytest.raises(ModelError, match=message):
-        find_base_model(name)
+        ensure_base_model(name)
 
 
 def test_folders_without_safetensors(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
-        find_base_model(str(tmp_path))
+        ensure_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="no .safetensors file with weights"):
-        find_base_model(str(tmp_path))
+        ensure_base_model(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"only in pytorch_model\.bin, a pickle file"):
-        find_base_model(str(tmp_path))
+        ensure_base_model(str(tmp_path))
 
 
 def test_an_unreachable_hub_suggests_the_embedded_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="Hub cannot be reached.*smollm2-135m-instruct needs no Hub"):
-        find_base_model("someone/some-model-1b")
+        ensure_base_model("someone/some-model-1b")
 
 
 def test_a_tokenizer_without_eos_token(tmp_path):
@@ -65,7 +65,7 @@ def test_custom_code_is_not_executed(tmp_path):
         json.dumps({**config, "model_type": "ours", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}})
     )
     with pytest.raises(ModelError, match="requires custom code.*does not execute"):
-        find_base_model(str(folder))
+        ensure_base_model(str(folder))
 
 
 def test_links_out_of_the_folder_are_errors(tmp_path):
@@ -73,10 +73,10 @@ def test_links_out_of_the_folder_are_errors(tmp_path):
     (tmp_path / "secret").write_text("{}")
     (folder / "added_tokens.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ModelError, match=r"added_tokens\.json is a link to a file outside"):
-        find_base_model(str(folder))
+        ensure_base_model(str(folder))
     (folder / "added_tokens.json").unlink()
     (folder / "special_tokens_map.json").symlink_to("tokenizer_config.json")
-    assert find_base_model(str(folder)) == folder
+    assert ensure_base_model(str(folder)) == folder
 
 
 def test_links_of_the_hub_cache_to_its_blobs_are_allowed(tmp_path):
@@ -86,11 +86,11 @@ def test_links_of_the_hub_cache_to_its_blobs_are_allowed(tmp_path):
     blobs.mkdir()
     (snapshot / "model.safetensors").rename(blobs / "abc")
     (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
-    assert find_base_model(str(snapshot)) == snapshot
+    assert ensure_base_model(str(snapshot)) == snapshot
 
 
 def test_a_config_that_is_not_json(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is not JSON"):
-        find_base_model(str(folder))
+        ensure_base_model(str(folder))

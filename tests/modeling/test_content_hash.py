@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pipelines.modeling import content_hash
-from pipelines.modeling.content_hash import file_sha256, fingerprint
+from pipelines.modeling.content_hash import cached_file_sha256, fingerprint
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def test_file_names_change_the_fingerprint(folder):
 
 def test_a_link_has_the_hash_of_its_target(folder, tmp_path):
     weights, blob = folder / "model.safetensors", tmp_path / "blob"
-    plain = file_sha256(weights)
+    plain = cached_file_sha256(weights)
     weights.rename(blob)
     weights.symlink_to(blob)
-    assert file_sha256(weights) == plain
+    assert cached_file_sha256(weights) == plain
     flip(blob, 7)
-    assert file_sha256(weights) != plain
+    assert cached_file_sha256(weights) != plain

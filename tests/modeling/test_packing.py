@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
 from pipelines.modeling.loading import detect_linear_lm_head
-from pipelines.modeling.packing import sequence_losses, supervised_logits, token_losses
+from pipelines.modeling.packing import sequence_mean_losses, supervised_logits, token_losses
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from tests.tiny import make_model
@@ -53,7 +53,7 @@ ARCHITECTURES = {
 
 def unrelated_sequences(seed=0, lengths=(7, 12, 3, 9)):
     rng = np.random.default_rng(seed)
-    return TokenSequences.from_completion_starts(
+    return TokenSequences.supervised_from(
         [rng.integers(3, 60, length) for length in lengths], [length // 2 for length in lengths]
     )
 
@@ -68,7 +68,7 @@ def sequences_with_shared_prefix(seed=0):
         prompt,
         np.concatenate([prompt[:7], half]),
     ]
-    return TokenSequences.from_completion_starts(input_ids, [14, 14, 15, 9, 14, 6, 7])
+    return TokenSequences.supervised_from(input_ids, [14, 14, 15, 9, 14, 6, 7])
 
 
 UNRELATED_SPANS = [[(1, 3), (5, 7)], [(2, 3), (4, 8), (10, 11)], [(1, 2)], [(3, 4), (4, 6)]]
@@ -144,11 +144,11 @@ def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, froz
         for index, ids in enumerate(sequences.input_ids)
     ]
     counts = [int((hugging_face_labels(sequences, index) != -100).sum()) for index in range(len(sequences))]
-    assert sequences.supervised_lengths == counts and sequences.supervised_tokens == sum(counts)
+    assert sequences.supervised_lengths == counts and sequences.num_supervised_tokens == sum(counts)
     expected = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
-    loss = token_losses(model, sequences).sum() / sequences.supervised_tokens
+    loss = token_losses(model, sequences).sum() / sequences.num_supervised_tokens
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
-    assert list(sequence_losses(model, sequences, batch_tokens=30)) == pytest.approx(
+    assert list(sequence_mean_losses(model, sequences, batch_tokens=30)) == pytest.approx(
         [float(mean) for mean in means], abs=1e-5
     )
     logits, targets = supervised_logits(model, sequences)
@@ -191,7 +191,7 @@ def test_a_shared_prefix_is_computed_once(tmp_path):
     record_forward_lengths(model, lengths)
     token_losses(model, sequences)
     supervised_logits(model, sequences, share_prefixes=False)
-    assert lengths == [14 + 1 + 3 + 3 + 6 + 2 + 6, sequences.tokens]  # three tokens are too few to share
+    assert lengths == [14 + 1 + 3 + 3 + 6 + 2 + 6, sequences.num_tokens]  # three tokens are too few to share
 
 
 def test_a_supervised_prefix_is_shared_whichever_sequences_supervise_it(tmp_path):
@@ -210,12 +210,12 @@ def test_dropout_is_drawn_per_sequence(tmp_path):
     record_forward_lengths(model, lengths)
     token_losses(model.train(), sequences)
     token_losses(model.eval(), sequences)
-    assert lengths[0] == sequences.tokens > lengths[1]
+    assert lengths[0] == sequences.num_tokens > lengths[1]
 
 
 def test_sequence_losses_are_means_whatever_the_batches(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
     sequences = unrelated_sequences()
-    small, large = (list(sequence_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
+    small, large = (list(sequence_mean_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
     assert small == pytest.approx(large, abs=1e-6)
     assert small[0] == pytest.approx(float(hugging_face_losses(model, sequences[0:1]).mean()), abs=1e-6)

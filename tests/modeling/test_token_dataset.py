@@ -19,7 +19,7 @@ def dataset(tmp_path, monkeypatch):
         example = Example(
             task=f"task{index % 2}",
             split="train",
-            row=index + 1,
+            row_number=index + 1,
             file="a.jsonl",
             system=None,
             prompt="p",

@@ -20,13 +20,18 @@ BATCH = TokenSequences(IDS, [[(1, 3), (6, 8)], [(2, 4)], [(1, 3), (7, 9)]])
 
 
 def test_counts():
-    assert (len(BATCH), BATCH.tokens, BATCH.supervised_lengths, BATCH.supervised_tokens) == (3, 24, [4, 2, 4], 10)
+    assert (len(BATCH), BATCH.num_tokens, BATCH.supervised_lengths, BATCH.num_supervised_tokens) == (
+        3,
+        24,
+        [4, 2, 4],
+        10,
+    )
     assert BATCH.prompt_lengths == [6, 2, 7]
     assert BATCH.supervised_indices(0).tolist() == [1, 2, 6, 7]
 
 
 def test_from_completion_starts():
-    sequences = TokenSequences.from_completion_starts(IDS, [3, 4, 9])
+    sequences = TokenSequences.supervised_from(IDS, [3, 4, 9])
     assert sequences.supervised_spans == [[(3, 10)], [], [(9, 10)]]
     assert (sequences.supervised_lengths, sequences.prompt_lengths) == ([7, 0, 1], [3, 4, 9])
     assert sequences.supervised_indices(1).dtype == np.int64 and len(sequences.supervised_indices(1)) == 0
@@ -54,7 +59,7 @@ def test_equal_tokens_with_other_spans_have_another_key():
 def test_batches_hold_every_sequence_once_in_order():
     assert list(batch_by_tokens(BATCH, 14)) == [[0, 1], [2]]
     assert list(batch_by_tokens(BATCH, 1)) == [[0], [1], [2]]
-    assert [batch.supervised_tokens for batch in micro_batches(BATCH, 2)] == [6, 4]
+    assert [batch.num_supervised_tokens for batch in micro_batches(BATCH, 2)] == [6, 4]
 
 
 def test_the_prompt_precedes_the_last_span():

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from pipelines.config.job import load_job
 from pipelines.errors import ConfigError, RunError
 from pipelines.evaluation.evaluator import LocalEvaluator
-from pipelines.modeling.adapters import check_saved
+from pipelines.modeling.adapters import check_matches_training
 from pipelines.modeling.equivalence import probe_logits
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.storage.files import read_jsonl
@@ -54,10 +54,10 @@ def test_training_with_learning_rate_zero_has_no_drift(project_with_evals, optio
     # Before the first step the student is the base, whatever the adapter did to the base's weights.
     assert history["forgetting"][0].get("distill", 0) == pytest.approx(0, abs=1e-4)
     base, tuned = (
-        load_causal_lm("base", frozen=True),
+        load_causal_lm("base", allow_bf16=True),
         LocalEvaluator(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
     )
-    torch.testing.assert_close(probe_logits(load_causal_lm("base", frozen=True)), base.model_source.logits)
+    torch.testing.assert_close(probe_logits(load_causal_lm("base", allow_bf16=True)), base.model_source.logits)
     measured = [
         line["score"] for line in read_jsonl(moved.path("retention", "tuned.jsonl")) if line["eval"] == "answers"
     ]
@@ -147,7 +147,7 @@ def test_continuing_from_an_adapter_of_a_tied_head(project_with_evals):  # noqa:
         said[row] for row in said
     ]
     assert (
-        check_saved(
+        check_matches_training(
             LocalEvaluator(load_job(Path("second.yaml")), second.path("start"), second.path("model")).loaded.model,
             second.path("model"),
         )

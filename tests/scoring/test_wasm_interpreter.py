@@ -65,7 +65,7 @@ def test_a_module_of_another_machine_is_compiled_again(cache: Path) -> None:
     load()
     (file,) = cache.glob(f"*/{MODULE}")
     file.write_bytes(b"another processor's")
-    file.with_name(CHECKSUM).write_text(wasm_interpreter.file_digest(file))
+    file.with_name(CHECKSUM).write_text(wasm_interpreter.file_sha256(file))
     assert [export.name for export in load().exports] == ["one"]
 
 

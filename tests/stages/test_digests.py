@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.config.job import load_job
-from pipelines.modeling.base_models import find_base_model
+from pipelines.modeling.base_models import ensure_base_model
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.stages.digests import stage_digests
 from tests.tiny import make_model
@@ -11,7 +11,7 @@ from tests.tiny import make_model
 
 def digests(*overrides):
     job = load_job(Path("job.yaml"), overrides)
-    return stage_digests(job, fingerprint(find_base_model(job.base_model)))
+    return stage_digests(job, fingerprint(ensure_base_model(job.base_model)))
 
 
 def changed(edit, *overrides):

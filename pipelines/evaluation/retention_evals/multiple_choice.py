@@ -84,7 +84,7 @@ class MultipleChoice(RetentionEval):
     ) -> Sequence[float | None]:
         items: Sequence[TokenizedItem] = prepared.items
         sequences = TokenSequences.concatenate(*(choices for _, choices in items))
-        means = packing.sequence_losses(loaded.model, sequences)
+        means = packing.sequence_mean_losses(loaded.model, sequences)
         nlls = iter([mean * length for mean, length in zip(means, sequences.supervised_lengths, strict=True)])
         scores: list[float | None] = []
         for item, _ in items:
@@ -153,9 +153,7 @@ def _tokenize(prompt_format: PromptFormat, items: Sequence[MultipleChoiceItem], 
             message = f"has {longest:,} tokens; the model's context is {prompt_format.context_length:,}"
             raise DataError(Problem(f"{message}; shorten or drop the row", str(file), number))
         shared_prefix = len(os.path.commonprefix([question, *sequences]))
-        yield TokenSequences.from_completion_starts(
-            [np.asarray(ids) for ids in sequences], [shared_prefix] * len(sequences)
-        )
+        yield TokenSequences.supervised_from([np.asarray(ids) for ids in sequences], [shared_prefix] * len(sequences))
 
 
 RETENTION_EVAL_KINDS.register("multiple_choice", MultipleChoice)

@@ -80,7 +80,7 @@ class TaskEval(RetentionEval):
                     system=self.system,
                     task=name,
                     file=self.data,
-                    row=number,
+                    row_number=number,
                     fields=row,
                     max_new_tokens=self.max_new_tokens,
                 )

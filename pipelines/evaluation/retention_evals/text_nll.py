@@ -46,7 +46,7 @@ class TextNll(RetentionEval):
     def score(
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
-        return list(packing.sequence_losses(loaded.model, prepared.items))
+        return list(packing.sequence_mean_losses(loaded.model, prepared.items))
 
 
 RETENTION_EVAL_KINDS.register("text_nll", TextNll)

@@ -101,7 +101,7 @@ class Distill(Strategy):
         self.step_task_loss = 0.0
 
     def kl_to_reference(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
-        """Returns T²·KL at each supervised token: [rows.supervised_tokens], in nats."""
+        """Returns T²·KL at each supervised token: [rows.num_supervised_tokens], in nats."""
         return kl_divergence.kl_divergence(self.reference.logits(rows), logits, self.settings.temperature)
 
     def _kl_to_teacher(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:

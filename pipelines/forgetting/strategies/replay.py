@@ -71,7 +71,7 @@ class Replay(Strategy):
         self.model = model
 
     def sample_rows(self, inputs: TokenSequences) -> int:
-        self.expected_tokens = self.ratio * inputs.supervised_tokens
+        self.expected_tokens = self.ratio * inputs.num_supervised_tokens
         self.token_debt += self.expected_tokens
         indices = []
         while self.ratio and self.token_debt > 0:
@@ -79,7 +79,7 @@ class Replay(Strategy):
             self.token_debt -= self.rows.supervised_lengths[indices[-1]]
         self.current_rows = self.rows.select(indices)
         self.loss_sums = {"replay": 0.0, "distill": 0.0}
-        return self.current_rows.supervised_tokens if self.train_on_rows else 0
+        return self.current_rows.num_supervised_tokens if self.train_on_rows else 0
 
     def _next_index(self) -> int:
         """Returns the indices of one random permutation of the rows after another."""
@@ -116,7 +116,7 @@ class Replay(Strategy):
 
     def metrics(self) -> dict[str, float]:
         """Returns means over the general tokens of the step."""
-        tokens = self.current_rows.supervised_tokens
+        tokens = self.current_rows.num_supervised_tokens
         totals = self.process_group.all_reduce_scalars(list(self.loss_sums.values()))
         return {name: total / tokens for name, total in zip(self.loss_sums, totals, strict=True) if total and tokens}
 

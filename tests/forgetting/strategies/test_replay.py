@@ -23,11 +23,11 @@ def test_the_fraction_of_supervised_tokens_is_realized(fraction):
     task_tokens = replay_tokens = 0
     for step in range(600):
         batch = rows(8, seed=step)
-        task_tokens += batch.supervised_tokens
+        task_tokens += batch.num_supervised_tokens
         replay_tokens += replay.sample_rows(batch)
     assert replay_tokens / (task_tokens + replay_tokens) == pytest.approx(fraction, abs=0.003)
     # Every row is sampled once before any is sampled twice.
-    assert replay.num_drawn == pytest.approx(replay_tokens / general.supervised_tokens * 30, abs=30)
+    assert replay.num_drawn == pytest.approx(replay_tokens / general.num_supervised_tokens * 30, abs=30)
 
 
 def test_a_fraction_of_zero_samples_nothing():
@@ -57,11 +57,11 @@ def test_losses_are_cross_entropy_and_kl_divergence(tmp_path):
     for strategy in (distill, replay):
         strategy.setup(model, sgd(model))
     batch = rows(8)
-    supervised = batch.supervised_tokens + replay.sample_rows(batch)
+    supervised = batch.num_supervised_tokens + replay.sample_rows(batch)
     logits, targets = supervised_logits(model, replay.current_rows)
     kl = kl_divergence(ReferenceModel(model).logits(replay.current_rows), logits)
     expected = F.cross_entropy(logits, targets, reduction="sum") / supervised
-    expected = expected + 0.5 * kl.sum() / (0.4 / 0.6 * batch.supervised_tokens)
+    expected = expected + 0.5 * kl.sum() / (0.4 / 0.6 * batch.num_supervised_tokens)
     torch.testing.assert_close(sum(replay.extra_losses(supervised)), expected)
     assert replay.metrics()["distill"] == pytest.approx(float(kl.mean()), rel=1e-4)
 
