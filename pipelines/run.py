@@ -42,7 +42,7 @@ def run_job(job: Job, run: Run, command: str, reporter: ConsoleReporter) -> None
     """Runs every stage that is not complete. An interrupted run is resumed by the same call.
 
     `command` is recorded in the manifest as the command that resumes or repeats the run. Raises ConfigError, DataError
-    or ModelError, before the first stage where possible; RunError for a folder of another config or process;
+    or ModelError, before the first stage if possible; RunError for a folder of another config or process;
     MachineError for the disk, the memory or permissions.
     """
     check_optional_packages(job)
@@ -59,10 +59,10 @@ class StageRunner:
         """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
-            model_folder = continual.starting_model(job, run)
-            model_id = fingerprint(model_folder)
-        check_module_names(job, model_folder)
-        self.context = StageContext(job, run, reporter, model_folder, model_id, functools.cache(file_sha256))
+            starting_model_folder = continual.starting_model_folder(job, run)
+            model_id = fingerprint(starting_model_folder)
+        check_module_names(job, starting_model_folder)
+        self.context = StageContext(job, run, reporter, starting_model_folder, model_id, functools.cache(file_sha256))
         self.command = command
         self.digests: dict[Stage, str] = {}
 
@@ -117,11 +117,11 @@ class StageRunner:
 
     def _base_revision(self) -> str:
         """The commit of a base model from the Hub, else the fingerprint of the model."""
-        folder = self.context.model_folder
+        folder = self.context.starting_model_folder
         return folder.name if folder.parent.name == "snapshots" else self.context.model_id
 
     def _generation_settings(self) -> dict[str, Any]:
-        """The generation settings with their defaults; `max_new_tokens` by task where the tasks differ."""
+        """The generation settings with their defaults; `max_new_tokens` by task if the tasks differ."""
         job = self.context.job
         limits = {task: job.max_new_tokens(task) for task in job.pipeline.tasks}
         limit: Any = limits if len(set(limits.values())) > 1 else next(iter(limits.values()))
@@ -136,7 +136,7 @@ class StageRunner:
                 )
 
     def _prepare_sandbox(self) -> None:
-        """Compiles the sandbox, where a metric runs code."""
+        """Compiles the sandbox if a metric runs code."""
         pipeline = self.context.job.pipeline
         evals = configured_retention_evals(pipeline.forgetting).values()
         metrics = {task.metric for task in pipeline.tasks.values()} | {spec.metric_name for spec in evals}

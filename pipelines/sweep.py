@@ -31,7 +31,7 @@ LR_FACTORS = (1.0, 0.3, 0.1, 0.03)
 """Factors on the learning rate, which is the hyperparameter of variants without another. A low rate is the baseline to
 beat."""
 FULL_FINETUNING_LR_FACTOR = 0.1
-"""The factor on an adapter's learning rate where every weight is trained."""
+"""The factor on an adapter's learning rate if every weight is trained."""
 
 
 @dataclass(frozen=True)

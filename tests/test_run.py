@@ -188,8 +188,8 @@ def test_a_run_continues_from_the_latest_model_of_an_earlier_run(project, monkey
     first.update(base_model=job.base_model, stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
     second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.continue_from=runs/first"])
-    start = continual.starting_model(goes_on, second)
-    assert continual.starting_model(goes_on, second) == start and len(merged) == 1
+    start = continual.starting_model_folder(goes_on, second)
+    assert continual.starting_model_folder(goes_on, second) == start and len(merged) == 1
     (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')
     assert continual.trained_from(goes_on, second) == start and len(merged) == 1
-    assert continual.starting_model(goes_on, second) == start and len(merged) == 2
+    assert continual.starting_model_folder(goes_on, second) == start and len(merged) == 2

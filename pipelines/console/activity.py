@@ -100,7 +100,7 @@ def track_activity(
 
 
 def innermost(activity: Activity) -> str:
-    """The title and the count of the innermost activity inside of `activity`; empty where there is none."""
+    """The title and the count of the innermost activity inside of `activity`; empty if there is none."""
     inner = _stack[-1] if _stack else activity
     return "" if inner is activity else f"{inner.title}: {inner.count}" if inner.count else inner.title
 

@@ -46,7 +46,7 @@ def generate_general_answers(
     system: str | None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns the instructions of `file` with the base model's greedy answers, as {prompt, completion, finish_reason}.
+    """The instructions of `file` with the base model's greedy answers, as {prompt, completion, finish_reason}.
 
     The answers are cached under `model_id`; `load_model` is called only if they are not in the cache.
     """

@@ -153,7 +153,7 @@ def generate_from_cache(
     """Generates a completion for each tokenized prompt, up to and including the first of `stop_token_ids`.
 
     `settings` are those of `transformers.GenerationConfig`, with `max_new_tokens`. `cache` holds all tokens of the
-    prompts but the last of each (`packed_prefill`); it is ignored where a setting is not in CHUNK_SAFE_SETTINGS.
+    prompts but the last of each (`packed_prefill`); it is ignored if a setting is not in CHUNK_SAFE_SETTINGS.
     """
     device = next(model.parameters()).device
     width, max_new_tokens = max(map(len, prompts)), int(settings["max_new_tokens"])

@@ -39,7 +39,7 @@ class JobContext:
 
     job: Job
     run: Run
-    model_folder: Path
+    starting_model_folder: Path
     """The folder of the model that the job starts from: the base, or the model of an earlier run."""
     built: dict[str, Any] = field(default_factory=dict)
     """By name, the first `Strategy` object of every strategy that has been built so far."""
@@ -56,7 +56,7 @@ class JobContext:
     def model_id(self) -> str:
         """The fingerprint of the model as it is loaded: a quantized model has other predictions."""
         quantization = self.job.quantization
-        own = fingerprint(self.model_folder)
+        own = fingerprint(self.starting_model_folder)
         return digest(own, quantization)[:16] if quantization else own
 
     def model_fingerprint(self, run: Run) -> str:
@@ -65,10 +65,12 @@ class JobContext:
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
+        return PromptFormat.from_folder(self.starting_model_folder, self.job.pipeline.chat_template)
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel.from_folder(self.model_folder, self.job.pipeline.chat_template, self.job.quantization)
+        return LoadedModel.from_folder(
+            self.starting_model_folder, self.job.pipeline.chat_template, self.job.quantization
+        )
 
     # --- rows of the job and of its ancestors ---
 

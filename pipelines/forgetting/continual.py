@@ -34,7 +34,7 @@ def ancestor_runs(run: Run) -> Iterator[Run]:
         yield run
 
 
-def starting_model(job: Job, run: Run) -> Path:
+def starting_model_folder(job: Job, run: Run) -> Path:
     """Returns the folder of the model that the job starts from: the base, or the model of the run `continue_from`.
 
     An adapter of that run is merged into its base, once, in the folder `start` of `run`: the new adapter starts at
@@ -78,10 +78,10 @@ def check_earlier_gates(job: Job, previous_run: Run) -> None:
 def trained_from(job: Job, run: Run) -> Path:
     """Returns the folder of the model that a run was trained from.
 
-    That is what `starting_model` returned then, even if an earlier run has been trained again since.
+    That is what `starting_model_folder` returned then, even if an earlier run has been trained again since.
     """
     start = run.path("start")
-    return start if job.pipeline.continue_from is not None and start.exists() else starting_model(job, run)
+    return start if job.pipeline.continue_from is not None and start.exists() else starting_model_folder(job, run)
 
 
 def _complete_run(job: Job, folder: Path) -> Run:

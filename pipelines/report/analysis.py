@@ -24,7 +24,7 @@ from pipelines.storage.records import CompletionRecord
 
 @track_activity("reading the run and scoring its completions")
 def analyse(run: Path) -> Analysis:
-    """Read the run folder and compare its two models row by row. Raises RunError."""
+    """Reads the run folder and compares its two models row by row. Raises RunError."""
     files = read_run(run)
     models = files.manifest.models or BASE_AND_TUNED
     metrics = {task: metric_from_key(key) for task, key in files.metrics.items()}

@@ -34,7 +34,7 @@ def select_examples(analysis: Analysis, task: str | None, change: ChangeFilter) 
 
 
 def print_examples(analysis: Analysis, examples: Sequence[Example], console: Console) -> None:
-    """Print through a pager if the output is a terminal, else at once."""
+    """Prints through a pager if the output is a terminal, else at once."""
     if console.is_terminal and console.file.isatty():  # rich takes a pipe for a terminal where FORCE_COLOR is set
         os.environ.setdefault("LESS", "-R")  # less would show colors as escape codes
         with console.pager(styles=True):

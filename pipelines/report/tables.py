@@ -51,7 +51,7 @@ def cell(text: str, style: str = "") -> Text:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], console: Console) -> None:
-    """Print one line per row if the console is wide enough, else a block per row, headed by the first column."""
+    """Prints one line per row if the console is wide enough, else a block per row, headed by the first column."""
     texts = [[content if isinstance(content, Text) else Text(content) for content in row] for row in rows]
     shown = list(range(len(columns)))
     while True:
@@ -99,7 +99,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[Text]], widths: Se
 
 
 def _print_block(columns: Sequence[Column], row: Sequence[Text], console: Console) -> None:
-    """Print the first cell, and below it each other non-empty cell with its heading."""
+    """Prints the first cell, and below it each other non-empty cell with its heading."""
     indent = 2 + max(cell_len(column.heading) for column in columns[1:]) + GAP
     if row[0].plain:
         console.print(row[0])

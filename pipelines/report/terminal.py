@@ -23,7 +23,7 @@ MAX_SENTENCE = 500
 
 
 def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
-    """Print one row per run and task. Comparisons of two models are left out."""
+    """Prints one row per run and task. Comparisons of two models are left out."""
     columns = [column for column in task_columns(BASE_AND_TUNED) if not column.optional]
     rows: list[list[str | Text]] = []
     runs = [analysis for analysis in analyses if analysis.models == BASE_AND_TUNED]
@@ -36,7 +36,7 @@ def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
 
 
 def print_preference(preference: Preference, analysis: Analysis, console: Console) -> None:
-    """Print which model the blind raters preferred, and their agreement."""
+    """Prints which model the blind raters preferred, and their agreement."""
     first, second = analysis.models
     result = preference.comparison
     share = f"{signed(result.delta)} points for {second if result.delta >= 0 else first}"
@@ -54,7 +54,7 @@ def print_preference(preference: Preference, analysis: Analysis, console: Consol
 
 
 def print_summary(analysis: Analysis, console: Console) -> None:
-    """Print the headline, the gates, a row per task and retention eval, and the caveats. No text acts as markup."""
+    """Prints the headline, the gates, a row per task and retention eval, and the caveats. No text acts as markup."""
     models = _short_names(analysis)
     console.print()
     console.print(Text(one_line(headline(analysis), MAX_SENTENCE), style="bold"))

@@ -21,10 +21,10 @@ class StageContext:
     job: Job
     run: Run
     reporter: ConsoleReporter
-    model_folder: Path
+    starting_model_folder: Path
     """The base model, or the model of the run that this job continues from."""
     model_id: str
-    """The fingerprint of the model in `model_folder`."""
+    """The fingerprint of the model in `starting_model_folder`."""
     file_sha256: Callable[[Path], str]
     """The sha256 of a file, computed once per run."""
 
@@ -35,4 +35,4 @@ class StageContext:
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        return PromptFormat.from_folder(self.model_folder, self.job.pipeline.chat_template)
+        return PromptFormat.from_folder(self.starting_model_folder, self.job.pipeline.chat_template)

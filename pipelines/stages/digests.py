@@ -52,7 +52,7 @@ def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = 
     """
     pipeline, generation = job.pipeline, job.generation
     tasks = pipeline.tasks.items()
-    files = _data_files(job, file_sha256)
+    files = _data_file_digests(job, file_sha256)
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
@@ -71,11 +71,20 @@ def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = 
     prepare_digest = digest(*token_inputs, files, scoring, limits, generation["max_new_tokens"])
     eval_base_digest = digest(*token_inputs, generation, limits, files.get(pipeline.report.sample_prompts or ""))
     retention_digest = digest(
-        model_id, pipeline.system, pipeline.chat_template, _retention_evals(job, file_sha256), pipeline.continue_from
+        model_id,
+        pipeline.system,
+        pipeline.chat_template,
+        _retention_eval_inputs(job, file_sha256),
+        pipeline.continue_from,
     )
     eval_in_training_inputs = pipeline.forgetting.eval_steps and retention_digest
     train_digest = digest(
-        *token_inputs, mixing, trainer, forgetting, [_strategy_models(job), strategy_files], eval_in_training_inputs
+        *token_inputs,
+        mixing,
+        trainer,
+        forgetting,
+        [_strategy_model_fingerprints(job), strategy_files],
+        eval_in_training_inputs,
     )
     eval_tuned_digest = digest(train_digest, eval_base_digest)
     tuned_retention_digest = digest(train_digest, retention_digest)
@@ -92,7 +101,7 @@ def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = 
     }
 
 
-def _strategy_models(job: Job) -> list[str]:
+def _strategy_model_fingerprints(job: Job) -> list[str]:
     """The fingerprints of the models that the strategies' settings name, such as a teacher."""
     fingerprints = []
     for strategy, key, name in job.pipeline.forgetting.model_names():
@@ -101,7 +110,7 @@ def _strategy_models(job: Job) -> list[str]:
     return fingerprints
 
 
-def _data_files(job: Job, file_sha256: Callable[[Path], str]) -> dict[str, str]:
+def _data_file_digests(job: Job, file_sha256: Callable[[Path], str]) -> dict[str, str]:
     """The sha256 of every file that the job names, except those of the retention evals.
 
     Raises DataError for missing files and for invalid sample prompts.
@@ -112,7 +121,7 @@ def _data_files(job: Job, file_sha256: Callable[[Path], str]) -> dict[str, str]:
     return {file: file_sha256(Path(file)) for path, file in referenced_files(job) if "evals" not in path}
 
 
-def _retention_evals(job: Job, file_sha256: Callable[[Path], str]) -> list[Any]:
+def _retention_eval_inputs(job: Job, file_sha256: Callable[[Path], str]) -> list[Any]:
     """Every retention eval with the sha256 of its rows. Raises DataError for invalid rows."""
     check_retention_evals(job.pipeline.forgetting)
     return [

@@ -53,10 +53,10 @@ class EvaluatorSession:
             tuned = context.run.path("model") if self.which_model == "tuned" else None
             with context.reporter.status(f"Loading the {self.which_model} model"):
                 if uses_ray(context.job):
-                    on_cluster = ray_evaluator(context.job, context.model_folder, tuned)
+                    on_cluster = ray_evaluator(context.job, context.starting_model_folder, tuned)
                     self._evaluator = self._resources.enter_context(on_cluster)
                 else:
-                    self._evaluator = LocalEvaluator(context.job, context.model_folder, tuned)
+                    self._evaluator = LocalEvaluator(context.job, context.starting_model_folder, tuned)
         return self._evaluator
 
 
@@ -135,7 +135,7 @@ def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = No
         write_text(file, cache_path.read_text(encoding="utf-8"))
         context.reporter.note("base retention scores loaded from the cache")
         return
-    evals = JobContext(context.job, context.run, context.model_folder).prepared_retention_evals
+    evals = JobContext(context.job, context.run, context.starting_model_folder).prepared_retention_evals
     records: list[RetentionRecord] = []
     evaluator = session.evaluator
     with context.reporter.progress(f"{which_model.capitalize()} retention evals", len(evals), "evals") as progress:

@@ -23,8 +23,8 @@ def prepare_data(context: StageContext) -> None:
     """
     job, run = context.job, context.run
     with context.reporter.status("Preparing rows"):
-        prompt_format = load_checked_prompt_format(job, context.model_folder)
-        checks = DatasetChecks(job, prompt_format, context_length(context.model_folder))
+        prompt_format = load_checked_prompt_format(job, context.starting_model_folder)
+        checks = DatasetChecks(job, prompt_format, context_length(context.starting_model_folder))
         tokenized = tokenize_examples(load_examples(job.pipeline), prompt_format)
         write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()

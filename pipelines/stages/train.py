@@ -20,7 +20,7 @@ def train_model(context: StageContext, inputs_digest: str) -> None:
         shutil.rmtree(digest_file.parent)
     write_text(digest_file, inputs_digest)
     with reporter.training_steps("Training") as report_step:
-        (train_on_ray if uses_ray(job) else train)(job, run, context.model_folder, report_step)
+        (train_on_ray if uses_ray(job) else train)(job, run, context.starting_model_folder, report_step)
     history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     for note in history.get("notes", []):
         reporter.warn(note)

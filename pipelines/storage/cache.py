@@ -100,7 +100,7 @@ def _check_owner(folder: Path) -> None:
 
 
 def ensure_home() -> None:
-    """Sets HOME and LOGNAME where they are missing and the system does not know the user id, as in containers.
+    """Sets HOME and LOGNAME if they are missing and the system does not know the user id, as in containers.
 
     Libraries read both, and some end in a traceback without them.
     """

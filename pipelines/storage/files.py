@@ -136,7 +136,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 def os_errors_as_machine_error(folder: Path) -> Iterator[None]:
     """Raises MachineError, one line of text, for an error of the operating system in the block.
 
-    `folder` is named where the error itself names no file.
+    `folder` is named if the error itself names no file.
     """
     try:
         yield

@@ -37,7 +37,7 @@ def _check_finite(value: float, info: ValidationInfo) -> float:
 ModelText = Annotated[str, BeforeValidator(replace_surrogates)]
 """Text that a model or a user wrote."""
 Measurement = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_check_finite)]
-"""A measured number, NaN or infinite where the training diverged."""
+"""A measured number, NaN or infinite if the training diverged."""
 
 
 class LenientModel(BaseModel):

@@ -24,7 +24,7 @@ class StrictJsonError(ValueError):
 class NonTextValue:
     """A value of a row that cannot be put into a prompt, such as bytes or infinity.
 
-    It is an error only where a template uses it; in JSON it is the string `text`.
+    It is an error only if a template uses it; in JSON it is the string `text`.
     """
 
     text: str

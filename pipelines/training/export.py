@@ -40,8 +40,8 @@ def _save_trained_model(llm: FineTunedLLM, context: JobContext, history: dict[st
     parameters, and the peak memory.
     """
     shutil.move(context.run.path("training", "model", "model_weights"), folder)
-    load_tokenizer(context.model_folder).save_pretrained(folder)
-    write_model_card(folder, context.job, context.model_folder, context.model_id)
+    load_tokenizer(context.starting_model_folder).save_pretrained(folder)
+    write_model_card(folder, context.job, context.starting_model_folder, context.model_id)
     if not llm.starts_at_base and (adapter := context.job.adapter):
         history.setdefault("notes", []).append(
             f"adapter {adapter['type']}: its random initial weights change the model, so training did not start at the "

@@ -79,7 +79,7 @@ def _ludwig_model(
 ) -> LudwigModel:
     # The backend is explicit, since Ludwig joins any Ray cluster that it detects on the machine.
     backend = ProcessGroupBackend() if process_group.world_size > 1 else "local"
-    config = ludwig_config(context.job, context.model_folder, num_train_rows)
+    config = ludwig_config(context.job, context.starting_model_folder, num_train_rows)
     model = LudwigModel(config, backend=backend, callbacks=[callback], logging_level=logging.INFO)
     set_disable_progressbar(True)  # after the constructor, which enables it
     return model

@@ -21,7 +21,7 @@ def test_a_session_loads_its_model_once(monkeypatch, which_model, tuned):
     monkeypatch.setattr(evaluate, "LocalEvaluator", FakeEvaluator)
     monkeypatch.setattr(evaluate, "uses_ray", lambda job: False)
     run = SimpleNamespace(path=lambda name: Path("run") / name)
-    context = SimpleNamespace(job=None, run=run, model_folder=Path("base"), reporter=QUIET)
+    context = SimpleNamespace(job=None, run=run, starting_model_folder=Path("base"), reporter=QUIET)
     with evaluate.EvaluatorSession(context, which_model) as session:
         assert session._evaluator is None
         assert session.evaluator.tuned == tuned and session.evaluator is session.evaluator

@@ -135,7 +135,7 @@ def build(context: JobContext, settings: DistillSettings) -> list[Strategy]:
 
 def _teacher_topk(context: JobContext, settings: DistillSettings, teacher: str) -> dict[bytes, teachers.TopK]:
     with base_models.locate_model_errors(context.job, "pipeline", "forgetting", "distill", "teacher"):
-        folder = teachers.find_teacher(teacher, context.model_folder)
+        folder = teachers.find_teacher(teacher, context.starting_model_folder)
     cache = context.run.path("training", "teacher.safetensors")
     rows = context.load_split(context.run, "train")
     return teachers.cache_teacher_topk(folder, rows, settings.top_k, settings.temperature, cache)

@@ -82,7 +82,7 @@ class Interpolate(Strategy):
         self.settings, self.context = settings, context
 
     def transform_weights(self, model_folder: Path) -> dict[str, Any]:
-        base = self.context.model_folder
+        base = self.context.starting_model_folder
         model = interpolation.InterpolatedModel(base, model_folder, self.context.job.quantization)
         scale, measurements = self._choose_scale(model)
         interpolation.scale_model(base, model_folder, scale)
