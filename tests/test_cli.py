@@ -234,9 +234,9 @@ def alfine(*arguments, **environment):
 @pytest.mark.usefixtures("compiled_sandbox")
 @pytest.mark.parametrize("arguments", [["examples"], ["report"], ["runs"]], ids=lambda words: words[0])
 def test_a_closed_pipe_ends_the_command_quietly(tmp_path, arguments):
-    process = alfine(*arguments, demo_run(tmp_path / "r", rows=40))
-    process.stdout.close()  # as `| head` does
-    assert process.stderr.read() == b"" and process.wait() in (0, 1)
+    with alfine(*arguments, demo_run(tmp_path / "r", rows=40)) as process:
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == b"" and process.wait() in (0, 1)
 
 
 @pytest.mark.parametrize(
