@@ -150,5 +150,6 @@ def _losses(run: Run) -> Losses:
     training = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     records = read_records(run.path("retention", "tuned.jsonl"), RetentionRecord)
     scores = [float(record.score) for record in records if record.eval == VALIDATION_EVAL and record.score is not None]
-    task = min((float(entry["loss"]) for entry in training["validation_loss"]), default=0.0)
+    # Step 0 is the base, whose weights a training never keeps.
+    task = min((float(entry["loss"]) for entry in training["validation_loss"] if entry["step"] > 0), default=0.0)
     return Losses(task, sum(scores) / len(scores))

@@ -7,8 +7,9 @@ import pytest
 
 from pipelines.config.job import load_job
 from pipelines.errors import ConfigError
-from pipelines.report.sweep import read_sweep, write_sweep_report
-from pipelines.sweep import SweepRunner, make_trials, parse_variants
+from pipelines.report.sweep import VALIDATION_EVAL, read_sweep, write_sweep_report
+from pipelines.storage.run_folder import Run
+from pipelines.sweep import SweepRunner, _losses, make_trials, parse_variants
 from tests.jobs import QUIET
 
 
@@ -32,6 +33,16 @@ def test_the_trials_of_a_variant(project):
     assert hyperparameters("replay+distill") == ["replay.fraction: 0.05", "replay.fraction: 0.1"]
     (trial,) = make_trials(job, "full", 1)
     assert trial.overrides[0] == "adapter=null" and trial.run_name(3) == "full-learning_rate-0.001-seed3"
+
+
+def test_the_validation_loss_of_the_base_does_not_count(tmp_path):
+    for folder in ("model", "retention"):
+        (tmp_path / folder).mkdir()
+    losses = [{"step": 0, "loss": 1.0}, {"step": 5, "loss": 3.0}, {"step": 9, "loss": 2.0}]
+    (tmp_path / "model" / "training.json").write_text(json.dumps({"validation_loss": losses}))
+    record = {"eval": VALIDATION_EVAL, "kind": "text_nll", "item": 1, "score": 4.0}
+    (tmp_path / "retention" / "tuned.jsonl").write_text(json.dumps(record) + "\n")
+    assert _losses(Run(tmp_path)) == (2.0, 4.0)
 
 
 @pytest.mark.ludwig

@@ -16,8 +16,8 @@ from pipelines.report.results import Analysis
 __all__ = ["Analysis", "analyse", "write_report"]
 
 
-def write_report(run: Path) -> Analysis:
-    """Writes `report.html`, `report.md` and `report.json` into the run folder and returns the analysis.
+def write_report(folder: Path) -> Analysis:
+    """Writes `report.html`, `report.md` and `report.json` into the run folder, and returns the analysis.
 
     The files are written under temporary names and renamed at the end, so a failure leaves the old report unchanged.
     The same run gives the same bytes.
@@ -27,13 +27,13 @@ def write_report(run: Path) -> Analysis:
     # Not at the top: `python -m pipelines.report.json_report` would warn that the module has been imported already.
     from pipelines.report import json_report
 
-    analysis = analyse(run)
+    analysis = analyse(folder)
     texts = {
         "report.html": html.render(analysis),
         "report.md": markdown.render(analysis),
         "report.json": json_report.render(analysis),
     }
-    staging = {run / f".{name}.part": run / name for name in texts}
+    staging = {folder / f".{name}.part": folder / name for name in texts}
     try:
         for path, text in zip(staging, texts.values(), strict=True):
             # A model can generate unpaired surrogates, which UTF-8 cannot encode: they become "?".
@@ -41,7 +41,7 @@ def write_report(run: Path) -> Analysis:
         for path, final in staging.items():
             os.replace(path, final)
     except OSError as error:
-        raise MachineError(f"{run}: the report cannot be written: {error.strerror}") from error
+        raise MachineError(f"{folder}: the report cannot be written: {error.strerror}") from error
     finally:
         for path in staging:
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pipelines.console.activity import track_activity
 from pipelines.errors import Problem, RunError
 from pipelines.report.formatting import BASE_AND_TUNED
 from pipelines.report.gates import check_gates
-from pipelines.report.results import Analysis, Change, Example, NllChange, Pair, SamplePrompt, TaskResult
+from pipelines.report.results import Analysis, Change, ExampleComparison, NllChange, Pair, SamplePrompt, TaskResult
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.summaries import find_caveats, label_anywhere_accuracies
@@ -23,9 +23,9 @@ from pipelines.storage.records import CompletionRecord
 
 
 @track_activity("reading the run and scoring its completions")
-def analyse(run: Path) -> Analysis:
-    """Reads the run folder and compares its two models row by row. Raises RunError."""
-    files = read_run(run)
+def analyse(folder: Path) -> Analysis:
+    """Reads a run folder and compares its two models row by row. Raises RunError."""
+    files = read_run(folder)
     models = files.manifest.models or BASE_AND_TUNED
     metrics = {task: metric_from_key(key) for task, key in files.metrics.items()}
     _check_not_all_empty(files, metrics)
@@ -61,14 +61,14 @@ def _check_not_all_empty(files: RunFiles, metrics: Mapping[str, Metric]) -> None
             raise RunError(Problem(f"every completion is empty; {advice}", str(path)))
 
 
-def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) -> Example:
+def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) -> ExampleComparison:
     before, after = metric.score(base.model_dump()), metric.score(tuned.model_dump())
     gain = 0.0
     change: Change = "unscored"
     if before.value is not None and after.value is not None:
         gain = (after.value - before.value) * (1 if metric.higher_is_better else -1)
         change = "same" if math.isclose(after.value, before.value) else "better" if gain > 0 else "worse"
-    return Example(
+    return ExampleComparison(
         task=base.task,
         row=base.row,
         prompt=base.prompt,
@@ -86,7 +86,7 @@ def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) ->
 
 
 def _task_results(
-    files: RunFiles, metrics: Mapping[str, Metric], examples: Sequence[Example], models: tuple[str, str]
+    files: RunFiles, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], models: tuple[str, str]
 ) -> dict[str, TaskResult]:
     comparisons = {task: _compare(task, metrics, examples, files) for task in metrics}
     p_values = [comparison.p_value for comparison in comparisons.values()]
@@ -105,7 +105,9 @@ def _task_results(
     return results
 
 
-def _compare(task: str, metrics: Mapping[str, Metric], examples: Sequence[Example], files: RunFiles) -> Comparison:
+def _compare(
+    task: str, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], files: RunFiles
+) -> Comparison:
     column = files.cluster_column(task)
     scored = [
         (example.base_score, example.tuned_score, column and str(record.fields.get(column)))
@@ -130,7 +132,7 @@ def _task_result(
     comparison: Comparison,
     p_holm: float,
     nll_change: NllChange | None,
-    examples: Sequence[Example],
+    examples: Sequence[ExampleComparison],
 ) -> TaskResult:
     changes = [example.change for example in examples]
     return TaskResult(
@@ -138,9 +140,9 @@ def _task_result(
         metric=metric,
         comparison=comparison,
         p_holm=p_holm,
-        wins=changes.count("better"),
-        losses=changes.count("worse"),
-        ties=changes.count("same"),
+        num_better=changes.count("better"),
+        num_worse=changes.count("worse"),
+        num_same=changes.count("same"),
         unscored=Pair(
             sum(example.base_score is None for example in examples),
             sum(example.tuned_score is None for example in examples),

@@ -33,7 +33,7 @@ def task_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult]]:
             key="wins",
             heading="Better / worse / same",
             optional=True,
-            text=lambda task: f"{task.wins:,} / {task.losses:,} / {task.ties:,}",
+            text=lambda task: f"{task.num_better:,} / {task.num_worse:,} / {task.num_same:,}",
         ),
         ResultColumn(
             key="reference_nll",
@@ -58,7 +58,7 @@ def retention_columns(models: tuple[str, str]) -> list[ResultColumn[RetentionRes
             key="losses",
             heading="Worse / better",
             optional=True,
-            text=lambda result: f"{result.losses:,} / {result.wins:,}",
+            text=lambda result: f"{result.num_worse:,} / {result.num_better:,}",
         ),
         ResultColumn(key="verdict", heading="Verdict", words=True, text=lambda result: result.verdict or ""),
     ]

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.report.formatting import heading, printable, score
-from pipelines.report.results import Analysis, Example
+from pipelines.report.results import Analysis, ExampleComparison
 
 MAX_LINES = 30
 """Lines of one text. The whole text is in report.json."""
@@ -24,7 +24,7 @@ ChangeFilter = Literal["all", "better", "worse", "same"]
 STYLES = {"better": "green", "worse": "red", "same": "dim", "unscored": "yellow"}
 
 
-def select_examples(analysis: Analysis, task: str | None, change: ChangeFilter) -> list[Example]:
+def select_examples(analysis: Analysis, task: str | None, change: ChangeFilter) -> list[ExampleComparison]:
     """The examples of one task, or of all, with this change; the largest regressions first."""
     return [
         example
@@ -33,7 +33,7 @@ def select_examples(analysis: Analysis, task: str | None, change: ChangeFilter) 
     ]
 
 
-def print_examples(analysis: Analysis, examples: Sequence[Example], console: Console) -> None:
+def print_examples(analysis: Analysis, examples: Sequence[ExampleComparison], console: Console) -> None:
     """Prints through a pager if the output is a terminal, else at once."""
     if console.is_terminal and console.file.isatty():  # rich takes a pipe for a terminal where FORCE_COLOR is set
         os.environ.setdefault("LESS", "-R")  # less would show colors as escape codes
@@ -45,7 +45,7 @@ def print_examples(analysis: Analysis, examples: Sequence[Example], console: Con
             console.print(part)
 
 
-def _parts(analysis: Analysis, examples: Sequence[Example]) -> Iterator[RenderableType]:
+def _parts(analysis: Analysis, examples: Sequence[ExampleComparison]) -> Iterator[RenderableType]:
     for example in examples:
         task = analysis.tasks[example.task]
         title = f"{example.task}, row {example.row}: {example.change}"

@@ -13,9 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.report.results import Analysis, Change, TaskResult, Verdict
-from pipelines.report.retention import RetentionResult
-from pipelines.report.retention import Verdict as RetentionVerdict
+from pipelines.report.results import Analysis, Change, TaskResult, TaskVerdict
+from pipelines.report.retention import RetentionResult, RetentionVerdict
 from pipelines.report.summaries import headline, retention_summary, task_summary
 from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
@@ -69,7 +68,7 @@ class TaskReport(ComparisonReport):
     p_value: float = Field(description="Two-sided p-value of no difference.")
     p_holm: float = Field(description="p_value after Holm's correction for the number of tasks.")
     significant: bool = Field(description="Whether p_holm is below 0.05 and ci95 excludes 0.")
-    verdict: Verdict = Field(description="Result in one word; inconclusive if not significant.")
+    verdict: TaskVerdict = Field(description="Result in one word; inconclusive if not significant.")
     wins: int = Field(description="Number of rows with a better score of the tuned model.")
     losses: int = Field(description="Number of rows with a worse score of the tuned model.")
     ties: int = Field(description="Number of rows with the same score.")
@@ -102,7 +101,7 @@ class ExampleReport(JsonModel):
     base_detail: str = Field(description="Details of the score of `base`, such as failed tests.")
     tuned_detail: str = Field(description="Details of the score of `tuned`, such as failed tests.")
     change: Change = Field(description="Direction of the change of the score.")
-    gain: float = Field(description="Change of the score, positive where the tuned model is better.")
+    gain: float = Field(description="Change of the score, positive if the tuned model is better.")
     both_wrong: bool = Field(description="Whether both completions are wrong; binary metrics only.")
 
 
@@ -232,9 +231,9 @@ def _task(task: TaskResult) -> TaskReport:
         p_holm=task.p_holm,
         significant=task.significant,
         verdict=task.verdict,
-        wins=task.wins,
-        losses=task.losses,
-        ties=task.ties,
+        wins=task.num_better,
+        losses=task.num_worse,
+        ties=task.num_same,
         unscored=PairReport[int](**asdict(task.unscored)),
         required_sample_size=task.comparison.required_sample_size,
         reference_nll=NllReport(**asdict(nll)) if nll else None,
@@ -251,8 +250,8 @@ def _retention(result: RetentionResult) -> RetentionReport:
         kind=result.kind,
         p_holm=result.p_holm,
         verdict=result.verdict,
-        losses=result.losses,
-        wins=result.wins,
+        losses=result.num_worse,
+        wins=result.num_better,
         summary=result.summary,
         caveats=result.caveats,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pipelines.report.columns import ResultColumn, retention_columns, task_columns
 from pipelines.report.formatting import count, duration, one_line, printable, score
-from pipelines.report.results import Analysis, Example, TaskResult
+from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.summaries import (
     backward_transfer_summary,
     headline,
@@ -52,7 +52,8 @@ def _tasks(analysis: Analysis) -> Iterable[str]:
     yield from _table(task_columns(analysis.models), analysis.tasks.values())
     yield ""
     yield (
-        "Paired on test rows that no training row repeats; p-values are corrected for the number of tasks (Holm). "
+        "Both models completed the same rows, and each row is compared with itself; p-values are corrected for the "
+        "number of tasks (Holm). "
         "*Better* means better than before, not good enough; use gates for that."
     )
     for title, note in analysis.metric_notes.items():
@@ -99,7 +100,7 @@ def _examples(analysis: Analysis) -> Iterable[str]:
     yield from ("</details>", "")
 
 
-def _pick_examples(examples_by_regression: list[Example]) -> Iterable[Example]:
+def _pick_examples(examples_by_regression: list[ExampleComparison]) -> Iterable[ExampleComparison]:
     """The largest regression, the largest gain, and an example that both models got wrong."""
     worse = [example for example in examples_by_regression[:1] if example.change == "worse"]
     better = [example for example in examples_by_regression if example.change == "better"]
@@ -107,7 +108,7 @@ def _pick_examples(examples_by_regression: list[Example]) -> Iterable[Example]:
     yield from (*worse, *better[-1:], *both_wrong[:1])
 
 
-def _example(example: Example, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
+def _example(example: ExampleComparison, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
     scores = [score(value, task.unit, task.metric.binary) for value in (example.base_score, example.tuned_score)]
     yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {' → '.join(scores)}"
     names = ("prompt", "reference", *map(_escape, models))

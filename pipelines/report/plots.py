@@ -136,7 +136,7 @@ def retention_curve(analysis: Analysis) -> str:
 
 
 def pareto_front(points: Sequence[ParetoPoint]) -> str:
-    """Gain on the tasks over the increase of the loss on text, one point per strategy, with both intervals."""
+    """Gain on the tasks over the increase of the text NLL, one point per strategy, with both intervals."""
 
     def draw(figure: Figure, axes: Axes) -> None:
         for point in points:
@@ -145,7 +145,7 @@ def pareto_front(points: Sequence[ParetoPoint]) -> str:
             axes.plot((x, x), point.gain_ci95, color=color, lw=1.2, alpha=0.6)
             axes.plot([x], [y], "o", mfc=color if point.pareto_optimal else PAPER, mec=color, mew=2, ms=8)
             axes.annotate(point.name, (x, y), xytext=(7, 6), textcoords="offset points", color=INK)
-        axes.set_xlabel("increase of the loss on neutral text (nats per token)", color=DIM)
+        axes.set_xlabel("increase of the text NLL (nats per token)", color=DIM)
         axes.set_ylabel("gain on the tasks (points)", color=DIM)
         axes.grid(color=LINE, lw=0.8)
         figure.subplots_adjust(left=0.14, right=0.97, top=0.96, bottom=0.16)

@@ -58,7 +58,7 @@ class Preference:
     counts: dict[str, int]
     """The number of choices by model, `tie` and `both bad`."""
     comparison: Comparison
-    """Per item, +100 where all raters prefer the tuned model and −100 where all prefer the base, compared with 0."""
+    """Per item, +100 if all raters prefer the tuned model and −100 if all prefer the base, compared with 0."""
     alpha: float | None
     """Krippendorff's alpha over the four choices (1: perfect agreement, 0: chance agreement).
 

@@ -14,7 +14,7 @@ from pipelines.scoring.metric import Metric, Unit
 from pipelines.scoring.statistics import Comparison, is_significant
 from pipelines.storage.records import Manifest, StageRecord, TrainingHistory
 
-Verdict = Literal["better", "worse", "inconclusive"]
+TaskVerdict = Literal["better", "worse", "inconclusive"]
 Change = Literal["better", "worse", "same", "unscored"]
 
 
@@ -45,11 +45,11 @@ class TaskResult:
     comparison: Comparison
     p_holm: float
     """The p-value after Holm's correction for the number of tasks."""
-    wins: int
+    num_better: int
     """Rows with a better score of the tuned model; for a binary metric wrong → right."""
-    losses: int
+    num_worse: int
     """Rows with a worse score of the tuned model."""
-    ties: int
+    num_same: int
     """Rows with the same score."""
     unscored: Pair[int]
     """Completions that could not be scored."""
@@ -87,7 +87,7 @@ class TaskResult:
 
     @property
     def gain(self) -> float:
-        """The change of the mean score, positive where the tuned model is better."""
+        """The change of the mean score, positive if the tuned model is better."""
         return self.comparison.delta if self.higher_is_better else -self.comparison.delta
 
     @property
@@ -97,7 +97,7 @@ class TaskResult:
         return (low, high) if self.higher_is_better else (-high, -low)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> TaskVerdict:
         """The result in one word."""
         if not self.significant:
             return "inconclusive"
@@ -105,7 +105,7 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleComparison:
     """A test row with the completions of both models. A score is None if the completion could not be scored."""
 
     task: str
@@ -120,7 +120,7 @@ class Example:
     tuned_detail: str
     change: Change
     gain: float
-    """The change of the score, positive where the tuned model is better; 0 if unscored."""
+    """The change of the score, positive if the tuned model is better; 0 if unscored."""
     both_wrong: bool
 
 
@@ -150,7 +150,7 @@ class Analysis:
     manifest: Manifest
     config: dict[str, Any]
     tasks: dict[str, TaskResult]
-    examples: list[Example]
+    examples: list[ExampleComparison]
     sample_prompts: list[SamplePrompt]
     training: TrainingHistory | None
     """None for a comparison of two models."""
@@ -207,7 +207,7 @@ class Analysis:
         return {name: stage for name, stage in self.manifest.stages.items() if name != "report"}
 
     @property
-    def examples_by_regression(self) -> list[Example]:
+    def examples_by_regression(self) -> list[ExampleComparison]:
         """The examples sorted by gain: the largest regression first, the unscored last.
 
         Among unchanged examples those that both models got wrong come first.

@@ -23,7 +23,7 @@ from pipelines.scoring.statistics import (
 )
 from pipelines.storage.records import RetentionRecord
 
-Verdict = Literal["regressed", "improved", "no significant regression"]
+RetentionVerdict = Literal["regressed", "improved", "no significant regression"]
 RecordPairs = Sequence[tuple[RetentionRecord, RetentionRecord]]
 """The records of the same items: of the base, and of the tuned model."""
 
@@ -65,18 +65,18 @@ class RetentionResult:
         return self.measure.higher_is_better
 
     @property
-    def wins(self) -> int:
+    def num_better(self) -> int:
         """Items with a better score of the tuned model; for multiple choice wrong → right."""
         return self.comparison.num_increased if self.higher_is_better else self.comparison.num_decreased
 
     @property
-    def losses(self) -> int:
+    def num_worse(self) -> int:
         """Items with a worse score of the tuned model."""
         return self.comparison.num_decreased if self.higher_is_better else self.comparison.num_increased
 
     @property
     def regression(self) -> float:
-        """The change of the mean score, positive where the tuned model is worse."""
+        """The change of the mean score, positive if the tuned model is worse."""
         return -self.comparison.delta if self.higher_is_better else self.comparison.delta
 
     @property
@@ -91,7 +91,7 @@ class RetentionResult:
         return self.p_holm is not None and is_significant(self.p_holm, self.comparison.ci95)
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> RetentionVerdict | None:
         """The result in a few words; None for a divergence, which is not tested."""
         if self.measure.is_divergence:
             return None

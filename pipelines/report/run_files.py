@@ -17,8 +17,8 @@ from pipelines.scoring.metric import metric_key
 from pipelines.storage.records import (
     REJECT_NONFINITE,
     CompletionRecord,
-    LenientModel,
     Manifest,
+    RecordBase,
     RetentionRecord,
     SamplePromptRecord,
     TrainingHistory,
@@ -58,38 +58,40 @@ class RunFiles:
         return None if column is None else str(column)
 
 
-def read_run(run: Path) -> RunFiles:
+def read_run(folder: Path) -> RunFiles:
     """Raises RunError for files that are missing, damaged, of another format, or have different rows per model."""
-    if not run.is_dir():
-        command = shlex.join(["alfine", "run", "CONFIG", "--name", run.name])
-        raise RunError(f"{run}: there is no such run folder; create it with `{command}`")
-    manifest = _read_manifest(run / "manifest.json")
+    if not folder.is_dir():
+        command = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
+        raise RunError(f"{folder}: there is no such run folder; create it with `{command}`")
+    manifest = _read_manifest(folder / "manifest.json")
     is_run = manifest.models is None
-    training = run / "model" / "training.json"
+    training = folder / "model" / "training.json"
     files = RunFiles(
-        path=run,
+        path=folder,
         manifest=manifest,
-        config=_read_config(run / "config.yaml"),
-        base=_read_records(run / "base" / "completions.jsonl", CompletionRecord, optional=not is_run),
-        tuned=_read_records(run / "tuned" / "completions.jsonl", CompletionRecord, optional=not is_run),
-        base_sample_prompts=_read_records(run / "base" / "sample_prompts.jsonl", SamplePromptRecord, optional=True),
-        tuned_sample_prompts=_read_records(run / "tuned" / "sample_prompts.jsonl", SamplePromptRecord, optional=True),
+        config=_read_config(folder / "config.yaml"),
+        base=_read_records(folder / "base" / "completions.jsonl", CompletionRecord, optional=not is_run),
+        tuned=_read_records(folder / "tuned" / "completions.jsonl", CompletionRecord, optional=not is_run),
+        base_sample_prompts=_read_records(folder / "base" / "sample_prompts.jsonl", SamplePromptRecord, optional=True),
+        tuned_sample_prompts=_read_records(
+            folder / "tuned" / "sample_prompts.jsonl", SamplePromptRecord, optional=True
+        ),
         training=_parse_record(_read_text(training), TrainingHistory, training) if is_run else None,
-        base_retention=_read_records(run / "retention" / "base.jsonl", RetentionRecord, optional=True),
-        tuned_retention=_read_records(run / "retention" / "tuned.jsonl", RetentionRecord, optional=True),
+        base_retention=_read_records(folder / "retention" / "base.jsonl", RetentionRecord, optional=True),
+        tuned_retention=_read_records(folder / "retention" / "tuned.jsonl", RetentionRecord, optional=True),
     )
     _check_same_rows(
-        run / "tuned" / "completions.jsonl",
+        folder / "tuned" / "completions.jsonl",
         [(record.task, record.row, record.prompt, record.reference) for record in files.base],
         [(record.task, record.row, record.prompt, record.reference) for record in files.tuned],
     )
     _check_same_rows(
-        run / "tuned" / "sample_prompts.jsonl",
+        folder / "tuned" / "sample_prompts.jsonl",
         [record.prompt for record in files.base_sample_prompts],
         [record.prompt for record in files.tuned_sample_prompts],
     )
     _check_same_rows(
-        run / "retention" / "tuned.jsonl",
+        folder / "retention" / "tuned.jsonl",
         [(record.eval, record.item) for record in files.base_retention],
         [(record.eval, record.item) for record in files.tuned_retention],
     )
@@ -121,33 +123,33 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _read_records[R: LenientModel](path: Path, model: type[R], optional: bool = False) -> list[R]:
+def _read_records[R: RecordBase](path: Path, record_type: type[R], optional: bool = False) -> list[R]:
     if optional and not (path.exists() and path.stat().st_size):
         return []
     # Not splitlines(): strings in JSON may contain U+2028 and similar line separators.
     lines = _read_text(path).split("\n")
-    records = [_parse_record(line, model, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    records = [_parse_record(line, record_type, path, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise RunError(Problem(f"the file has no rows; {RERUN_HINT.format(path.parent)}", str(path)))
     return records
 
 
-def _parse_record[R: LenientModel](text: str, model: type[R], path: Path, line: int | None = None) -> R:
+def _parse_record[R: RecordBase](text: str, record_type: type[R], path: Path, line: int | None = None) -> R:
     try:
         value = json.loads(text, object_pairs_hook=_without_surrogates)
     except (ValueError, RecursionError) as error:
         message = f"broken JSON, the file may be truncated; {RERUN_HINT.format(path.parent)}"
         raise RunError(Problem(message, str(path), line)) from error
-    return _validate(value, model, path, line)
+    return _validate(value, record_type, path, line)
 
 
 def _without_surrogates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: replace_surrogates(value) for key, value in pairs}
 
 
-def _validate[R: LenientModel](value: Any, model: type[R], path: Path, line: int | None = None) -> R:
+def _validate[R: RecordBase](value: Any, record_type: type[R], path: Path, line: int | None = None) -> R:
     try:
-        return model.model_validate(value, context=REJECT_NONFINITE)
+        return record_type.model_validate(value, context=REJECT_NONFINITE)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -17,7 +17,7 @@ from pipelines.report.formatting import (
     one_line,
     signed,
 )
-from pipelines.report.results import Analysis, Example, TaskResult
+from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.unicode_text import make_label_finder
 from pipelines.storage.records import CompletionRecord
@@ -72,7 +72,7 @@ def task_summary(task: TaskResult) -> str:
     ci95 = f"95 % CI {interval(comparison.ci95, unit)}"
     if task.significant:
         return f"{task.verdict}: {means}, {change} ({ci95})."
-    if task.wins == task.losses == 0:
+    if task.num_better == task.num_worse == 0:
         text = f"inconclusive: {means}; both models score the same on every row"
     else:
         text = f"inconclusive: {means}; {change} is not significant ({ci95})"
@@ -126,7 +126,7 @@ def task_caveats(task: TaskResult) -> list[str]:
     return task.caveats
 
 
-def label_anywhere_accuracies(examples: Sequence[Example], form: LabelForm) -> tuple[float, float]:
+def label_anywhere_accuracies(examples: Sequence[ExampleComparison], form: LabelForm) -> tuple[float, float]:
     """Per model, the percentage of completions with the right label and no other label of the task.
 
     A model with a high value knows the answer, whether or not it knows the format.

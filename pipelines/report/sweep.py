@@ -35,7 +35,7 @@ NON_INFERIORITY_MARGIN = 1.0
 
 
 @dataclass(frozen=True)
-class Measure:
+class Estimate:
     """A mean over seeds and items with its 95 % interval, and the same of the difference from the baseline."""
 
     value: float
@@ -51,20 +51,20 @@ class VariantResult:
     strategy: str
     hyperparameter: str
     """The hyperparameter as in the YAML, such as `ewc.weight: 10`."""
-    gain: Measure
+    gain: Estimate
     """The mean over the tasks of the change of their score, in points."""
-    text_loss_increase: Measure
-    """The increase of the loss on neutral text since the base, in nats per token."""
-    accuracy_change: Measure | None
+    text_loss_increase: Estimate
+    """The increase of the text NLL since the base, in nats per token."""
+    accuracy_change: Estimate | None
     """The change of the accuracy on multiple choice, in points."""
-    kl_divergence: Measure | None
+    kl_divergence: Estimate | None
     """KL(base ‖ tuned) on general answers, in nats per token."""
     seconds: float
     """The mean time of training."""
     peak_memory_bytes: int
     """The peak memory of training: the maximum over the seeds."""
     pareto_optimal: bool = False
-    """Whether no other variant has at least the same gain with at most the same increase of the loss on text."""
+    """Whether no other variant has at least the same gain with at most the same increase of the text NLL."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Sweep:
         """The recommendation in one line."""
         best, baseline = self.variant(self.recommended), self.variant(BASELINE)
         increase = signed(best.text_loss_increase.value, Unit.NATS_PER_TOKEN)
-        changes = f"{signed(best.gain.value)} points on the tasks, {increase} nats/token on neutral text"
+        changes = f"{signed(best.gain.value)} points on the tasks, {increase} nats/token text NLL"
         if best.strategy == BASELINE:
             return f"No strategy beats the baseline: {changes}."
         baseline_increase = signed(baseline.text_loss_increase.value, Unit.NATS_PER_TOKEN)
@@ -128,24 +128,26 @@ def _variant_result(
 ) -> VariantResult:
     text_changes = _retention_changes(runs, "text_nll")
     if not text_changes:
-        raise RunError(
-            "a sweep compares the loss on neutral text; add a retention eval of kind text_nll, or evals: bundled"
-        )
+        raise RunError("a sweep compares the text NLL; add a retention eval of kind text_nll, or evals: bundled")
     trainings = [run.training for run in runs if run.training is not None]
     return VariantResult(
         strategy=strategy,
         hyperparameter=hyperparameter,
-        gain=_measure([_task_gains(run) for run in runs], [_task_gains(run) for run in baseline]),
-        text_loss_increase=_measure(text_changes, _retention_changes(baseline, "text_nll")),
-        accuracy_change=_optional_measure(runs, baseline, "multiple_choice"),
-        kl_divergence=_optional_measure(runs, baseline, "kl"),
+        gain=_estimate([_task_gains(run) for run in runs], [_task_gains(run) for run in baseline]),
+        text_loss_increase=_estimate(text_changes, _retention_changes(baseline, "text_nll")),
+        accuracy_change=_optional_estimate(runs, baseline, "multiple_choice"),
+        kl_divergence=_optional_estimate(runs, baseline, "kl"),
         seconds=sum(training.seconds for training in trainings) / len(trainings),
         peak_memory_bytes=max(training.peak_memory_bytes or 0 for training in trainings),
     )
 
 
 def _task_gains(run: Analysis) -> list[float]:
-    """The gain of every test row, weighted so that the mean over rows is the mean over tasks."""
+    """The gain of every test row, weighted so that the mean over rows is the mean over tasks.
+
+    The gains of different runs are paired by position. A row that could not be scored on one model therefore counts
+    with a gain of 0; only a row that could not be scored on either is left out.
+    """
     scored = [example for example in run.examples if example.base_score is not None or example.tuned_score is not None]
     sizes = {task: sum(example.task == task for example in scored) for task in run.tasks}
     return [example.gain * len(scored) / (len(sizes) * sizes[example.task]) for example in scored]
@@ -165,11 +167,11 @@ def _retention_changes(runs: Sequence[Analysis], kind: str) -> list[list[float]]
     return items if all(items) else []
 
 
-def _measure(items: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Measure:
+def _estimate(items: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Estimate:
     shortest = min(len(values) for values in [*items, *baseline])
     values = np.asarray([run_values[:shortest] for run_values in items])
     difference = values - np.asarray([run_values[:shortest] for run_values in baseline])
-    return Measure(
+    return Estimate(
         float(values.mean()),
         pigeonhole_bootstrap_interval(values),
         float(difference.mean()),
@@ -177,9 +179,9 @@ def _measure(items: Sequence[Sequence[float]], baseline: Sequence[Sequence[float
     )
 
 
-def _optional_measure(runs: Sequence[Analysis], baseline: Sequence[Analysis], kind: str) -> Measure | None:
+def _optional_estimate(runs: Sequence[Analysis], baseline: Sequence[Analysis], kind: str) -> Estimate | None:
     items, baseline_items = _retention_changes(runs, kind), _retention_changes(baseline, kind)
-    return _measure(items, baseline_items) if items and baseline_items else None
+    return _estimate(items, baseline_items) if items and baseline_items else None
 
 
 def _is_pareto_optimal(variant: VariantResult, variants: Sequence[VariantResult]) -> bool:
@@ -192,7 +194,7 @@ def _is_pareto_optimal(variant: VariantResult, variants: Sequence[VariantResult]
 
 
 def _recommended(variants: Sequence[VariantResult]) -> str:
-    """The strategy with the smallest increase of the loss on text among those that are not inferior on the tasks."""
+    """The strategy with the smallest increase of the text NLL among those that are not inferior on the tasks."""
     candidates = [variant for variant in variants if variant.gain.vs_baseline >= -NON_INFERIORITY_MARGIN]
     return min(candidates, key=lambda variant: (variant.text_loss_increase.value, variant.seconds)).strategy
 
@@ -218,25 +220,25 @@ COLUMNS: Sequence[ResultColumn[VariantResult]] = (
         key="hyperparameter", heading="Hyperparameter", words=True, text=lambda variant: variant.hyperparameter
     ),
     ResultColumn(
-        key="gain", heading="Gain (points)", left=True, text=lambda variant: _measure_text(variant.gain, Unit.POINTS)
+        key="gain", heading="Gain (points)", left=True, text=lambda variant: _estimate_text(variant.gain, Unit.POINTS)
     ),
     ResultColumn(
         key="text_loss_increase",
-        heading="Text loss increase (nats/token)",
+        heading="Text NLL increase (nats/token)",
         left=True,
-        text=lambda variant: _measure_text(variant.text_loss_increase, Unit.NATS_PER_TOKEN),
+        text=lambda variant: _estimate_text(variant.text_loss_increase, Unit.NATS_PER_TOKEN),
     ),
     ResultColumn(
         key="accuracy_change",
         heading="Multiple choice (points)",
         left=True,
-        text=lambda variant: _measure_text(variant.accuracy_change, Unit.POINTS),
+        text=lambda variant: _estimate_text(variant.accuracy_change, Unit.POINTS),
     ),
     ResultColumn(
         key="kl_divergence",
         heading="KL from base (nats/token)",
         left=True,
-        text=lambda variant: _measure_text(variant.kl_divergence, Unit.NATS_PER_TOKEN),
+        text=lambda variant: _estimate_text(variant.kl_divergence, Unit.NATS_PER_TOKEN),
     ),
     ResultColumn(key="seconds", heading="Training", left=True, text=lambda variant: duration(variant.seconds)),
     ResultColumn(
@@ -254,8 +256,8 @@ def sweep_rows(sweep: Sweep) -> list[list[str]]:
     return [[column.text(variant) for column in COLUMNS] for variant in sweep.variants]
 
 
-def _measure_text(measure: Measure | None, unit: Unit) -> str:
-    return "" if measure is None else f"{signed(measure.value, unit)} ({interval(measure.ci95, unit)})"
+def _estimate_text(estimate: Estimate | None, unit: Unit) -> str:
+    return "" if estimate is None else f"{signed(estimate.value, unit)} ({interval(estimate.ci95, unit)})"
 
 
 def _about(sweep: Sweep) -> str:

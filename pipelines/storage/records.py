@@ -40,13 +40,13 @@ Measurement = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_check_
 """A measured number, NaN or infinite if the training diverged."""
 
 
-class LenientModel(BaseModel):
+class RecordBase(BaseModel):
     """Base of the objects of a run folder. Unknown keys are kept, so that older readers accept newer files."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
 
-class CompletionRecord(LenientModel):
+class CompletionRecord(RecordBase):
     """A line of `base/completions.jsonl` and `tuned/completions.jsonl`."""
 
     task: str = Field(description="Name of the task.")
@@ -65,7 +65,7 @@ class CompletionRecord(LenientModel):
     fields: dict[str, Any] = Field(default={}, description="All columns of the row.")
 
 
-class SamplePromptRecord(LenientModel):
+class SamplePromptRecord(RecordBase):
     """A line of `sample_prompts.jsonl`: a prompt without a reference, and its completion."""
 
     title: ModelText | None = Field(default=None, description="Title of the prompt in the report.")
@@ -77,7 +77,7 @@ class SamplePromptRecord(LenientModel):
     )
 
 
-class RetentionRecord(LenientModel):
+class RetentionRecord(RecordBase):
     """A line of `retention/base.jsonl` and `retention/tuned.jsonl`: the score of one item of a retention eval."""
 
     eval: str = Field(description="Name of the retention eval.")
@@ -93,14 +93,14 @@ class RetentionRecord(LenientModel):
     )
 
 
-class StepLoss(LenientModel):
+class StepLoss(RecordBase):
     """The training loss of one step."""
 
     step: int = Field(description="Optimizer step, from 1.")
     loss: float = Field(description="Training loss of the step.")
 
 
-class ValidationLoss(LenientModel):
+class ValidationLoss(RecordBase):
     """The validation loss after a step."""
 
     step: int = Field(description="Number of optimizer steps before the evaluation; 0 for the base.")
@@ -108,21 +108,21 @@ class ValidationLoss(LenientModel):
     tasks: dict[str, float] = Field(default={}, description="Validation loss per task.")
 
 
-class RetentionMeans(LenientModel):
+class RetentionMeans(RecordBase):
     """The mean scores of the retention evals after a step."""
 
     step: int = Field(description="Number of optimizer steps before the evaluation.")
     scores: dict[str, float] = Field(description="Mean score per retention eval.")
 
 
-class RetentionStop(LenientModel):
+class RetentionStop(RecordBase):
     """The regression of retention evals that ended a training."""
 
     evals: list[str] = Field(description="Names of the retention evals that regressed by more than max_regression.")
     step: int = Field(description="Number of optimizer steps before the training ended.")
 
 
-class TrainingHistory(LenientModel):
+class TrainingHistory(RecordBase):
     """`model/training.json`. Losses are in nats per supervised token."""
 
     steps: int = Field(description="Number of optimizer steps.")
@@ -152,7 +152,7 @@ class TrainingHistory(LenientModel):
         return len({point.step for point in self.validation_loss if point.step}) < 2
 
 
-class StageRecord(LenientModel):
+class StageRecord(RecordBase):
     """A completed stage of a run."""
 
     seconds: float = Field(description="Wall-clock time of the stage, in seconds.")
@@ -160,7 +160,7 @@ class StageRecord(LenientModel):
     inputs: str = Field(default="", description="Digest of what the stage depends on.")
 
 
-class TaskData(LenientModel):
+class TaskData(RecordBase):
     """The data of a task."""
 
     train: int = Field(description="Number of training rows.")
@@ -171,7 +171,7 @@ class TaskData(LenientModel):
     notes: list[str] = Field(default=[], description="Notes of the data checks on the labels of the task.")
 
 
-class Hardware(LenientModel):
+class Hardware(RecordBase):
     """The machine of a run."""
 
     cpu: str = Field(description="Model name of the CPU.")
@@ -180,7 +180,7 @@ class Hardware(LenientModel):
     gpu: str | None = Field(default=None, description="Model name of the GPU.")
 
 
-class Manifest(LenientModel):
+class Manifest(RecordBase):
     """`manifest.json` of a finished run or of a comparison of two models."""
 
     format_version: int = Field(description="Version of the format of the run folder.")
@@ -203,7 +203,7 @@ class Manifest(LenientModel):
     )
 
 
-class SweepTrial(LenientModel):
+class SweepTrial(RecordBase):
     """One hyperparameter value of a strategy. Losses are in nats per token, on rows that no report shows."""
 
     hyperparameter: str = Field(description="Hyperparameter as in the YAML.")
@@ -212,7 +212,7 @@ class SweepTrial(LenientModel):
     sum: Measurement = Field(description="Sum of both losses, which is minimized.")
 
 
-class SweepVariant(LenientModel):
+class SweepVariant(RecordBase):
     """A strategy of a sweep with the chosen hyperparameter."""
 
     strategy: str = Field(description="Strategy, or several joined by +.")
@@ -221,7 +221,7 @@ class SweepVariant(LenientModel):
     trials: list[SweepTrial] = Field(description="Hyperparameter values that were tried.")
 
 
-class SweepVariants(LenientModel):
+class SweepVariants(RecordBase):
     """`variants.json` of a sweep: its finished variants."""
 
     config: str = Field(description="Path of the config.")
@@ -230,12 +230,12 @@ class SweepVariants(LenientModel):
     variants: list[SweepVariant] = Field(description="Finished variants.")
 
 
-def write_records(path: Path, records: Iterable[LenientModel]) -> None:
+def write_records(path: Path, records: Iterable[RecordBase]) -> None:
     """Writes JSON Lines with all keys of each record."""
     # Not model_dump(), which would convert the values of a row's columns.
     write_jsonl(path, [dict(record) for record in records])
 
 
-def read_records[R: LenientModel](path: Path, model: type[R]) -> list[R]:
+def read_records[R: RecordBase](path: Path, record_type: type[R]) -> list[R]:
     """The records of a file that `write_records` wrote."""
-    return [model.model_validate(record) for record in read_jsonl(path)]
+    return [record_type.model_validate(record) for record in read_jsonl(path)]

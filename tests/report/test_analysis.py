@@ -27,7 +27,7 @@ def task_of(folder, run):
 
 def test_wrong_to_right_is_better(tmp_path):
     analysis, task = task_of(tmp_path / "r", labels(["no"] * 38 + ["yes"] * 2, ["yes"] * 39 + ["no"]))
-    assert (task.wins, task.losses, task.ties, task.verdict) == (38, 1, 1, "better")
+    assert (task.num_better, task.num_worse, task.num_same, task.verdict) == (38, 1, 1, "better")
     assert [example.change for example in analysis.examples_by_regression[:2]] == ["worse", "same"]
     assert headline(analysis) == "Better on mood."
     assert task_summary(task).startswith("better: exact match 5.0 → 97.5 on 40 rows, +92.5 points (95 % CI +")
@@ -61,7 +61,7 @@ def test_a_lower_loss_is_better(tmp_path):
         [line("text", n, "p", "r", "", reference_nll=loss + n / 100) for n in range(40)] for loss in (2.0, 1.0)
     ]
     analysis, task = task_of(tmp_path / "r", ({"text": "nll"}, *completions))
-    assert (task.verdict, task.wins, task.losses) == ("better", 40, 0)
+    assert (task.verdict, task.num_better, task.num_worse) == ("better", 40, 0)
     assert task.comparison.delta == pytest.approx(-1) and analysis.examples[0].gain == pytest.approx(1)
     assert not task.percent_scale and task.reference_nll.delta == pytest.approx(-1)
 

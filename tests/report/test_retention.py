@@ -36,7 +36,7 @@ def test_a_regression_is_significant_and_counts_worse_and_better_items():
     base = lines("knowledge", "multiple_choice", [100] * 60 + [0] * 40, chance_accuracy=25)
     tuned = lines("knowledge", "multiple_choice", [0] * 25 + [100] * 38 + [0] * 37, chance_accuracy=25)
     result = results(base, tuned)["knowledge"]
-    assert (result.losses, result.wins, result.verdict) == (25, 3, "regressed")
+    assert (result.num_worse, result.num_better, result.verdict) == (25, 3, "regressed")
     assert result.regression == pytest.approx(22) and result.regression_bound > 22
     assert result.summary.startswith("regressed: multiple choice 60.0 → 38.0 on 100 items, −22.0 points")
 
@@ -51,7 +51,7 @@ def test_no_significant_regression_states_the_bound_of_the_interval():
         and result.unit == "nats/token"
     )
     worse = results(base, lines("text", "text_nll", [3.1 + n / 50 + 0.02 * (-1) ** n for n in range(40)]))["text"]
-    assert worse.verdict == "regressed" and worse.losses == 40 and worse.wins == 0
+    assert worse.verdict == "regressed" and worse.num_worse == 40 and worse.num_better == 0
 
 
 def test_a_divergence_has_no_test_and_no_verdict():

@@ -1,17 +1,19 @@
 """The report of a sweep: measures, the Pareto front, the recommendation and the written files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipelines.errors import RunError
-from pipelines.report.sweep import VALIDATION_EVAL, read_sweep, write_sweep_report
+from pipelines.report.analysis import analyse
+from pipelines.report.sweep import VALIDATION_EVAL, _task_gains, read_sweep, write_sweep_report
 from pipelines.storage.records import SweepVariants
 from tests.report.run_folder import make_run, write_lines
 
 
 def add_run(folder, right, text_nll):
-    """A run whose tuned model is right on `right` of 20 rows and has this NLL on neutral text."""
+    """A run whose tuned model is right on `right` of 20 rows and has this text NLL."""
     make_run(folder, rows=20, base_answer="wrong")
     path = folder / "tuned" / "completions.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -69,6 +71,14 @@ def test_every_form_has_the_recommendation_and_every_strategy(tmp_path):
     for form in (page, comment):
         assert sweep.headline in form and "ewc.weight: 10" in form and "learning_rate: 0.0002" in form
     assert "<svg" in page
+
+
+def test_rows_scored_on_one_model_keep_their_position(tmp_path):
+    run = analyse(make_run(tmp_path / "run", rows=4, base_answer="wrong"))
+    assert _task_gains(run) == [100, 100, 100, 100]
+    second = replace(run.examples[1], tuned_score=None, change="unscored", gain=0.0)
+    third = replace(run.examples[2], base_score=None, tuned_score=None, change="unscored", gain=0.0)
+    assert _task_gains(replace(run, examples=[run.examples[0], second, third, run.examples[3]])) == [100, 0, 100]
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"config": "job.yaml"}'])

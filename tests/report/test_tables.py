@@ -13,7 +13,7 @@ from pipelines.commands.preview import print_lengths
 from pipelines.report.analysis import analyse
 from pipelines.report.formatting import interval, number, signed
 from pipelines.report.ratings import Preference
-from pipelines.report.sweep import Measure, Sweep, VariantResult, print_sweep, sweep_rows
+from pipelines.report.sweep import Estimate, Sweep, VariantResult, print_sweep, sweep_rows
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.report.terminal import print_preference, print_runs, print_summary
 from pipelines.scoring.statistics import compare
@@ -131,7 +131,7 @@ def test_a_preference(analysis, width):
 
 def sweep_result():
     def measure(value):
-        return Measure(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
+        return Estimate(value, (value - 12.3456, value + 123.456), 0.1, (-1.0, 2.0))
 
     variants = [
         VariantResult(

@@ -77,4 +77,4 @@ def test_scores_reach_the_report(job, files):
     tuned = retention_records(prepared["words"], [score + item for item, score in enumerate(scores)])
     assert json.loads(base[0].model_dump_json())["kind"] == "word_count"
     result = compare_retention(base, tuned)["words"]
-    assert (result.title, result.wins, result.losses) == ("words generated", 2, 0)
+    assert (result.title, result.num_better, result.num_worse) == ("words generated", 2, 0)
