@@ -74,7 +74,7 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 
 fault-injection: $(READY) ## kill runs at random times and make every write fail once; each must end with the same result
 	@$(BIN)/python -m tests.fault_injection --kills 100
-	@$(BIN)/python -m tests.fault_injection --kills 5 --embedded
+	@$(BIN)/python -m tests.fault_injection --kills 5 --packaged
 	@$(BIN)/python -m tests.failing_writes --single 12
 
 clean: ## remove staging files and tool caches (runs/ and .venv are kept)

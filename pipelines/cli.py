@@ -28,7 +28,7 @@ VERBS: Mapping[str, str] = {
     "runs": "List runs and their results.",
     "examples": "Page through the examples of a run.",
     "sweep": "Compare forgetting strategies on the same data, seeds and budget.",
-    "models": "List the base models that need no download.",
+    "models": "List the base models that need no model hub.",
 }
 """The verbs in the order of `alfine --help`, each with the summary that its help begins with. The command of a verb has
 the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used."""

@@ -1,10 +1,10 @@
 """Kills runs at random times. Each must end like an uninterrupted run: bitwise identical weights, the same completions,
 the same report except for times.
 
-    python -m tests.fault_injection [--kills 100] [--embedded] [--seed 0]
+    python -m tests.fault_injection [--kills 100] [--packaged] [--seed 0]
 
 Every run starts with an empty cache and is killed once or several times (mostly SIGKILL, also SIGTERM and SIGINT)
-between its first file and its last. `--embedded` uses the embedded model instead of a tiny one. Children are forked
+between its first file and its last. `--packaged` uses the packaged model instead of a tiny one. Children are forked
 from a process that has imported everything and computed nothing, since importing Ludwig takes longer than the run.
 """
 
@@ -108,9 +108,9 @@ def _without_varying_keys(value: Any) -> Any:
     return [_without_varying_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def make_project(embedded: bool) -> None:
+def make_project(packaged: bool) -> None:
     """Writes job.yaml and its rows into the working folder: two epochs with a validation every second step."""
-    if not embedded:
+    if not packaged:
         make_model(Path("base"))
     rows = [
         {
@@ -140,7 +140,7 @@ def make_project(embedded: bool) -> None:
                 "evals": {"known": {"kind": "multiple_choice", "data": "choices.jsonl"}},
             },
         },
-        "base_model": "smollm2-135m-instruct" if embedded else "./base",
+        "base_model": "smollm2-135m-instruct" if packaged else "./base",
         "adapter": {"type": "lora", "r": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
         "trainer": {
             "epochs": 2,
@@ -159,7 +159,7 @@ def start_run(name: str, cache: Path) -> None:
     importlib.import_module("tests.jobs").run(name)
 
 
-def run_trials(kills: int, embedded: bool, seed: int, log: Callable[[str], None] = print) -> Counter[str]:
+def run_trials(kills: int, packaged: bool, seed: int, log: Callable[[str], None] = print) -> Counter[str]:
     """Starts runs until `kills` of them were hit, and returns the number of kills after each stage.
 
     Raises AssertionError if a run ends with another result.
@@ -173,8 +173,8 @@ def run_trials(kills: int, embedded: bool, seed: int, log: Callable[[str], None]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            assert run_in_child(lambda: make_project(embedded)) == 0, Path("log").read_text()
-            cache = os.environ.get("ALFINE_CACHE") if embedded else None
+            assert run_in_child(lambda: make_project(packaged)) == 0, Path("log").read_text()
+            cache = os.environ.get("ALFINE_CACHE") if packaged else None
             started = time.monotonic()
             uninterrupted = run_in_child(lambda: start_run("uninterrupted", Path(cache or "cache-uninterrupted")))
             assert uninterrupted == 0, Path("log").read_text()
@@ -220,9 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--packaged", action="store_true")
     arguments = parser.parse_args()
-    hits = run_trials(arguments.kills, arguments.embedded, arguments.seed, lambda line: print(line, flush=True))
+    hits = run_trials(arguments.kills, arguments.packaged, arguments.seed, lambda line: print(line, flush=True))
     print(f"{hits.total()} kills, every run ended with the result of the uninterrupted one")
     for stage, count in hits.items():
         print(f"  {stage}: {count}")

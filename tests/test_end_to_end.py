@@ -1,4 +1,4 @@
-"""A run on the embedded model through the command line: few rows, few steps, and a new process for the prediction."""
+"""A run on the packaged model through the command line: few rows, few steps, and a new process for the prediction."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def alfine(folder, *arguments):
     return process.stdout
 
 
-def test_a_run_on_the_embedded_model(tmp_path):
+def test_a_run_on_the_packaged_model(tmp_path):
     lines = [json.loads(line) for line in (DATA / "sentiment.jsonl").read_text(encoding="utf-8").splitlines()]
     subset = [
         row

@@ -10,7 +10,7 @@ from pipelines.storage.cache import cache_folder
 
 @click.command()
 def models() -> None:
-    """List the base models that need no download.
+    """List the base models that need no model hub: the first use downloads a Python package.
 
     \b
     Example:

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def base_model(self) -> str:
-        """The base model as it is written: an embedded model, a hub id or a folder."""
+        """The base model as it is written: a packaged model, a hub id or a folder."""
         return str(self.ludwig["base_model"])
 
     @property

@@ -59,7 +59,7 @@ class Example:
 
     @property
     def reference(self) -> str:
-        """The completion, where there must be one. Raises ValueError if there is none."""
+        """The completion of an example that must have one. Raises ValueError if it has none."""
         if self.completion is None:
             raise ValueError(f"{self.source_location} has no completion")
         return self.completion

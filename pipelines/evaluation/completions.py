@@ -69,6 +69,7 @@ class LoadedModel:
     """A model in evaluation mode with its prompt format: a base model, or the tuned model on the same base weights."""
 
     def __init__(self, model: torch.nn.Module, prompt_format: PromptFormat) -> None:
+        """Puts `model` itself into evaluation mode: the caller restores its mode if it goes on training."""
         self.model = model.eval()
         self.prompt_format = prompt_format
 

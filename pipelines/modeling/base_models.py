@@ -75,7 +75,7 @@ CONVERSION_FORMAT = 1
 
 
 def ensure_base_model(name: str) -> Path:
-    """The folder of the model `name`: an embedded model, a folder, or an id on the Hub, which is downloaded.
+    """The folder of the model `name`: a packaged model, a folder, or an id on the Hub, which is downloaded.
 
     Raises ModelError.
     """
@@ -114,8 +114,8 @@ def check_base_model(name: str) -> None:
     close = difflib.get_close_matches(name, PACKAGED_MODELS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ModelError(
-        f"model {name!r} is neither an embedded model ({', '.join(PACKAGED_MODELS)}) nor a folder nor an id on the Hub "
-        f"(owner/name); {hint}`alfine models` lists embedded models"
+        f"model {name!r} is neither a packaged model ({', '.join(PACKAGED_MODELS)}) nor a folder nor an id on the Hub "
+        f"(owner/name); {hint}`alfine models` lists packaged models"
     )
 
 
@@ -162,7 +162,7 @@ def _hub_snapshot(name: str) -> Path:
         ) from None
 
 
-# --- the embedded model ------------------------------------------------------------------------------
+# --- the packaged model ------------------------------------------------------------------------------
 
 
 def ensure_packaged_model(model: PackagedModel) -> Path:

@@ -1,4 +1,4 @@
-"""Loading causal language models, with packed attention where it gives the same logits."""
+"""Loading causal language models, with packed attention if it gives the same logits."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class TokenDataset:
         return cls(sequences, tasks, table)
 
     def source_location(self, index: int) -> str:
-        """`file:row` of the example at `index`; its index where there is no table."""
+        """`file:row` of the example at `index`; its index if there is no table."""
         return f"{self.table['file'][index]}:{self.table['row'][index]}" if self.table is not None else str(index)
 
     def __len__(self) -> int:

@@ -108,7 +108,7 @@ class TokenSequences:
 
     @property
     def prompt_lengths(self) -> list[int]:
-        """The number of tokens before the last span of each sequence; all of them where nothing is supervised."""
+        """The number of tokens before the last span of each sequence; all of them if nothing is supervised."""
         return [
             spans[-1][0] if len(spans) else len(ids)
             for ids, spans in zip(self.input_ids, self.supervised_spans, strict=True)

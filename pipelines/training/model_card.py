@@ -10,7 +10,7 @@ from pipelines.config.job import Job
 from pipelines.storage.files import write_text
 
 HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""The Hub id of the original of each embedded model."""
+"""The Hub id of the original of each packaged model."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class BaseModelReference:
 def write_model_card(folder: Path, job: Job, starting_model_folder: Path, model_id: str) -> None:
     """Rewrites README.md and adapter_config.json of the tuned model in `folder`, which name a local path of the base.
 
-    A base from the Hub is named by its id and commit, an embedded model by the Hub id of its original, any other by
+    A base from the Hub is named by its id and commit, a packaged model by the Hub id of its original, any other by
     the name of its folder. `starting_model_folder` is the folder of the model that training started from,
     `model_id` the fingerprint of its content.
     """
@@ -47,7 +47,7 @@ def _base_model_reference(job: Job, starting_model_folder: Path, model_id: str) 
         )
     if job.base_model in HUB_IDS:
         description = (
-            f"It was trained on alfine's embedded {job.base_model}: weights dequantized from 4 bits (Q4_1), content "
+            f"It was trained on alfine's packaged {job.base_model}: weights dequantized from 4 bits (Q4_1), content "
             f"{model_id}. On the weights from the Hub its completions differ slightly."
         )
         return BaseModelReference(HUB_IDS[job.base_model], None, description)

@@ -41,15 +41,15 @@ def main() -> None:
         run = demo_run(Path(folder) / "thousand", rows=ROWS)
         start = time.perf_counter()
         analysis = analyse(run)
-        analysed = time.perf_counter()
+        analyzed = time.perf_counter()
         html.render(analysis)
         built = time.perf_counter()
         write_report(run)
         file = run / "report.html"
         print(f"{_cpu()}, {os.cpu_count()} cores; {len(analysis.examples):,} examples\n")
         _row("size of report.html", f"{file.stat().st_size / 1e6:.2f} MB", "2 MB")
-        _row("score all rows", f"{analysed - start:.1f} s", "")
-        _row("render the page", f"{built - analysed:.1f} s", "")
+        _row("score all rows", f"{analyzed - start:.1f} s", "")
+        _row("render the page", f"{built - analyzed:.1f} s", "")
         _row("score and render", f"{built - start:.1f} s", "5 s")
         with sync_playwright() as playwright:
             chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))

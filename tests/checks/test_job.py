@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.checks.labelled_jobs import GOOD_ROWS, write_job
+from tests.checks.labeled_jobs import GOOD_ROWS, write_job
 
 
 def test_check_imports_no_heavy_library(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.checks.metrics import MetricChecks
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
-from tests.checks.labelled_jobs import GOOD_ROWS, check, labelled_rows, write_job
+from tests.checks.labeled_jobs import GOOD_ROWS, check, labeled_rows, write_job
 
 
 def test_good_labels_have_no_findings(tmp_path: Path) -> None:
@@ -26,22 +26,22 @@ def test_good_labels_have_no_findings(tmp_path: Path) -> None:
     ],
 )
 def test_spellings_of_one_label(tmp_path: Path, train: str, test: str) -> None:
-    code, output = check(write_job(tmp_path, labelled_rows(train, test)))
+    code, output = check(write_job(tmp_path, labeled_rows(train, test)))
     first = train.split()[0]
     assert code == 0
     assert f"task t: labels that are equal after normalization count as one label: {first!r} and" in output
     assert "use one spelling per label, or write normalize: false if they are different labels" in output
     if "e\u0301" not in train:
-        assert check(write_job(tmp_path, labelled_rows(train, test), normalize=False))[1].count("as one label") == 0
+        assert check(write_job(tmp_path, labeled_rows(train, test), normalize=False))[1].count("as one label") == 0
 
 
 def test_unicode_normalization_forms_are_one_label(tmp_path: Path) -> None:
-    _, output = check(write_job(tmp_path, labelled_rows("cafe\u0301 café a", "a café"), normalize=False))
+    _, output = check(write_job(tmp_path, labeled_rows("cafe\u0301 café a", "a café"), normalize=False))
     assert "count as one label: 'cafe\u0301' and 'café'" in output
 
 
 def test_labels_without_training_rows(tmp_path: Path) -> None:
-    code, output = check(write_job(tmp_path, labelled_rows("a b a b", "a c c d B")))
+    code, output = check(write_job(tmp_path, labeled_rows("a b a b", "a c c d B")))
     assert code == 0 and output.count("warning:") == 2
     assert (
         "task t: 2 labels of the test rows have no training row: 'c' (2 rows), 'd' (1 row); the model cannot learn them"
@@ -54,18 +54,18 @@ def test_labels_without_training_rows(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_labels_is_cut(tmp_path: Path) -> None:
-    _, output = check(write_job(tmp_path, labelled_rows("a b", " ".join("cdefghij"))))
+    _, output = check(write_job(tmp_path, labeled_rows("a b", " ".join("cdefghij"))))
     assert "8 labels of the test rows have" in output and "'g' (1 row) and 3 more;" in output
 
 
 def test_dominant_label(tmp_path: Path) -> None:
-    _, output = check(write_job(tmp_path, labelled_rows("a " * 38 + "b b", "a b")))
+    _, output = check(write_job(tmp_path, labeled_rows("a " * 38 + "b b", "a b")))
     assert "task t: 38 of 40 train rows have the label 'a'; a model that always predicts it" in output
 
 
 @pytest.mark.parametrize("train", ["a a", "a A a."])
 def test_a_single_label_is_an_error(tmp_path: Path, train: str) -> None:
-    code, output = check(write_job(tmp_path, labelled_rows(train, "a b")))
+    code, output = check(write_job(tmp_path, labeled_rows(train, "a b")))
     assert code == 2 and "every train row has the label 'a'; there is nothing to learn" in output
 
 

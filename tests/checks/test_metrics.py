@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks.labelled_jobs import GOOD_ROWS, check, write_job
+from tests.checks.labeled_jobs import GOOD_ROWS, check, write_job
 
 
 @pytest.mark.parametrize(

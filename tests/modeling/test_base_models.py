@@ -43,7 +43,7 @@ def test_folders_without_safetensors(tmp_path):
         ensure_base_model(str(tmp_path))
 
 
-def test_an_unreachable_hub_suggests_the_embedded_model(monkeypatch, tmp_path):
+def test_an_unreachable_hub_suggests_the_packaged_model(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="Hub cannot be reached.*smollm2-135m-instruct needs no Hub"):

@@ -129,7 +129,7 @@ def test_headings_are_in_order_and_ids_unique(tmp_path):
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
 
 
-def test_every_colour_that_is_used_is_defined(tmp_path):
+def test_every_color_that_is_used_is_defined(tmp_path):
     page = written(make_run(tmp_path / "r", rows=2))
     assert set(re.findall(r"var\((--\w+)\)", page)) <= set(re.findall(r"(--\w+):", page))
 

@@ -18,7 +18,7 @@ def job(base_model, continue_from=None):
 
 BASES = {
     "hub": (job("owner/name"), "/x/hub/models--owner--name/snapshots/0a1b", "owner/name", "0a1b"),
-    "embedded": (
+    "packaged": (
         job("smollm2-135m-instruct"),
         "/x/cache/models/smollm2-135m-instruct-1",
         "HuggingFaceTB/SmolLM2-135M-Instruct",

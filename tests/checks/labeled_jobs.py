@@ -36,8 +36,8 @@ def check(path: Path) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
-def labelled_rows(train: str, test: str) -> list[tuple[str, str]]:
+def labeled_rows(train: str, test: str) -> list[tuple[str, str]]:
     return [*(("train", label) for label in train.split()), *(("test", label) for label in test.split())]
 
 
-GOOD_ROWS = labelled_rows("a b a b", "a b")
+GOOD_ROWS = labeled_rows("a b a b", "a b")
