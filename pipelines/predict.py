@@ -20,7 +20,7 @@ from pipelines.data.templates import MissingColumnError, fill_nonempty
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completions import LoadedModel, complete
-from pipelines.forgetting.continual import trained_from
+from pipelines.forgetting.continual import existing_starting_model
 from pipelines.storage.files import os_errors_as_machine_error
 from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
@@ -112,7 +112,7 @@ def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
-    base = trained_from(job, run)
+    base = existing_starting_model(job, run)
     return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_tuned_model(
         run.path("model")
     )
@@ -120,7 +120,7 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
 
 def tuned_prompt_format(run: Run, job: Job) -> PromptFormat:
     """The prompt format of a run's tuned model. Loads no model."""
-    return PromptFormat.from_folder(trained_from(job, run), job.pipeline.chat_template)
+    return PromptFormat.from_folder(existing_starting_model(job, run), job.pipeline.chat_template)
 
 
 def predict(

@@ -59,10 +59,12 @@ class StageRunner:
         """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
-            starting_model_folder = continual.starting_model_folder(job, run)
-            model_id = fingerprint(starting_model_folder)
+            starting_model_folder = continual.prepare_starting_model(job, run)
+            model_fingerprint = fingerprint(starting_model_folder)
         check_module_names(job, starting_model_folder)
-        self.context = StageContext(job, run, reporter, starting_model_folder, model_id, functools.cache(file_sha256))
+        self.context = StageContext(
+            job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)
+        )
         self.command = command
         self.digests: dict[Stage, str] = {}
 
@@ -70,7 +72,7 @@ class StageRunner:
         """Runs the stages that are not complete."""
         context, digests = self.context, self.digests
         with track_activity("reading the data files"):
-            digests.update(stage_digests(context.job, context.model_id, context.file_sha256))
+            digests.update(stage_digests(context.job, context.model_fingerprint, context.file_sha256))
         self._record_start()
         self._warn_changed_data()
         self._prepare_sandbox()
@@ -118,7 +120,7 @@ class StageRunner:
     def _base_revision(self) -> str:
         """The commit of a base model from the Hub, else the fingerprint of the model."""
         folder = self.context.starting_model_folder
-        return folder.name if folder.parent.name == "snapshots" else self.context.model_id
+        return folder.name if folder.parent.name == "snapshots" else self.context.model_fingerprint
 
     def _generation_settings(self) -> dict[str, Any]:
         """The generation settings with their defaults; `max_new_tokens` by task if the tasks differ."""

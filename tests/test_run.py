@@ -173,7 +173,7 @@ def test_changed_data_files_are_reported(project):
 
 
 def test_a_run_continues_from_the_latest_model_of_an_earlier_run(project, monkeypatch):
-    """An adapter is merged again if the earlier run has another one; `trained_from` is what a run was trained from."""
+    """An adapter is merged again if the earlier run has another one; `existing_starting_model` is what a run was trained from."""
     merged = []
 
     def merge(base, adapter, target):
@@ -188,8 +188,8 @@ def test_a_run_continues_from_the_latest_model_of_an_earlier_run(project, monkey
     first.update(base_model=job.base_model, stages={"eval_tuned": {"inputs": "", "seconds": 1}})
     (first.folder / "model" / "adapter_config.json").write_text("{}")
     second, goes_on = Run(Path("runs/second")), load_job(Path("job.yaml"), ["pipeline.continue_from=runs/first"])
-    start = continual.starting_model_folder(goes_on, second)
-    assert continual.starting_model_folder(goes_on, second) == start and len(merged) == 1
+    start = continual.prepare_starting_model(goes_on, second)
+    assert continual.prepare_starting_model(goes_on, second) == start and len(merged) == 1
     (first.folder / "model" / "adapter_config.json").write_text('{"r": 2}')
-    assert continual.trained_from(goes_on, second) == start and len(merged) == 1
-    assert continual.starting_model_folder(goes_on, second) == start and len(merged) == 2
+    assert continual.existing_starting_model(goes_on, second) == start and len(merged) == 1
+    assert continual.prepare_starting_model(goes_on, second) == start and len(merged) == 2

@@ -15,8 +15,11 @@ from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySe
 
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
 """Values of `strategy` that name the baseline, or what the job's tasks and adapter already are."""
-AUTO: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
-"""The settings of `auto`, unless `resolve_auto` returns another strategy. See docs/forgetting.md."""
+AUTO_SETTINGS: dict[str, dict[str, Any]] = {"replay": {"fraction": 0.1}, "distill": {"weight": 3.0}}
+"""The strategies that `auto` stands for, with their settings, unless `resolve_auto` replaces `auto`.
+
+See docs/forgetting.md.
+"""
 
 
 def strategy_words() -> list[str]:
@@ -29,14 +32,17 @@ def parse_strategies(strategy: str) -> list[str]:
 
     `auto` is replaced by its strategy, `none` is left out.
     """
-    words = [word for part in strategy.split("+") for word in (AUTO if part.strip() == "auto" else [part.strip()])]
+    words = [
+        word for part in strategy.split("+") for word in (AUTO_SETTINGS if part.strip() == "auto" else [part.strip()])
+    ]
     return [word for word in dict.fromkeys(words) if word != "none"]
 
 
 def resolve_auto(adapter: bool, continued: bool) -> str:
-    """Returns the strategy that `auto` selects for a job.
+    """Returns the word that replaces `auto` in the value of `strategy`: `interpolate`, or `auto` itself.
 
-    Where every weight of a base is trained, interpolation after training preserves more at a lower cost.
+    If every weight of a base is trained, interpolation after training preserves more at a lower cost. Otherwise the
+    word stays: `auto` stands for the strategies in AUTO_SETTINGS with settings other than their defaults.
     """
     return "auto" if adapter or continued else "interpolate"
 
@@ -173,7 +179,7 @@ class Forgetting(_StrategySections):
         if (settings := getattr(self, name)) is not None:
             return settings
         is_auto = "auto" in re.split(r"\s*\+\s*", self.strategy.strip())
-        return STRATEGIES[name].settings(**AUTO.get(name, {}) if is_auto else {})
+        return STRATEGIES[name].settings(**AUTO_SETTINGS.get(name, {}) if is_auto else {})
 
     def unused_settings(self, job: JobTraits) -> Iterator[tuple[str, str, str]]:
         """Yields each setting in the YAML that has no effect in `job`: strategy, key, and the rest of the sentence."""

@@ -67,7 +67,7 @@ class StrategySpec:
     settings: type[StrategySettings]
     search_space: SearchSpace
     build: Callable[..., Sequence[Any]]
-    """`build(context, settings)` returns the `Strategy` objects of a job, given its `JobContext`."""
+    """`build(context, settings)` returns the `Strategy` objects of a job, given its `ForgettingContext`."""
     conflict: Callable[[JobTraits], str | None] = _no_conflict
     """Returns why the strategy cannot be used in a job and what to write instead; None if it can."""
     order: int = 100

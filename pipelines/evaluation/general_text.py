@@ -41,18 +41,18 @@ def encode_passages(prompt_format: PromptFormat, file: Path, limit: int | None =
 def generate_general_answers(
     load_model: Callable[[], LoadedModel],
     prompt_format: PromptFormat,
-    model_id: str,
+    model_fingerprint: str,
     file: Path,
     system: str | None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """The instructions of `file` with the base model's greedy answers, as {prompt, completion, finish_reason}.
 
-    The answers are cached under `model_id`; `load_model` is called only if they are not in the cache.
+    The answers are cached under `model_fingerprint`; `load_model` is called only if they are not in the cache.
     """
     instructions = read_text_column(file, "instruction")[:limit]
     key = digest(
-        model_id,
+        model_fingerprint,
         file_sha256(file),
         system,
         len(instructions),

@@ -66,7 +66,7 @@ class PreparationContext:
 
     prompt_format: PromptFormat
     load_model: Callable[[], LoadedModel]
-    model_id: str
+    model_fingerprint: str
     """Identifies the content of the base model in caches."""
     system: str | None
     """The job's system prompt."""

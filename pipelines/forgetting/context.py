@@ -21,7 +21,7 @@ from pipelines.evaluation.general_text import (
     load_replay_rows,
 )
 from pipelines.evaluation.retention import PreparationContext, PreparedRetentionEval, prepare_retention_evals
-from pipelines.forgetting.continual import ancestor_runs, earlier_tasks
+from pipelines.forgetting import continual
 from pipelines.forgetting.importance import FORMAT
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.token_dataset import TokenDataset
@@ -34,15 +34,15 @@ from pipelines.storage.run_folder import Run
 
 
 @dataclass
-class JobContext:
+class ForgettingContext:
     """A job with the model that it starts from. Everything is computed at first use."""
 
     job: Job
     run: Run
     starting_model_folder: Path
     """The folder of the model that the job starts from: the base, or the model of an earlier run."""
-    built: dict[str, Any] = field(default_factory=dict)
-    """By name, the first `Strategy` object of every strategy that has been built so far."""
+    strategies_by_name: dict[str, Any] = field(default_factory=dict)
+    """The first `Strategy` object of every strategy that has been built so far."""
 
     @property
     def seed(self) -> int:
@@ -53,13 +53,17 @@ class JobContext:
         return self.job.pipeline.forgetting.strategies
 
     @cached_property
-    def model_id(self) -> str:
+    def content_fingerprint(self) -> str:
+        """The fingerprint of the content of `starting_model_folder`, whatever the quantization."""
+        return fingerprint(self.starting_model_folder)
+
+    @cached_property
+    def model_fingerprint(self) -> str:
         """The fingerprint of the model as it is loaded: a quantized model has other predictions."""
         quantization = self.job.quantization
-        own = fingerprint(self.starting_model_folder)
-        return digest(own, quantization)[:16] if quantization else own
+        return digest(self.content_fingerprint, quantization)[:16] if quantization else self.content_fingerprint
 
-    def model_fingerprint(self, run: Run) -> str:
+    def fingerprint_of_run(self, run: Run) -> str:
         """Returns the fingerprint of the model that another run has trained."""
         return fingerprint(run.path("model"))
 
@@ -72,12 +76,12 @@ class JobContext:
             self.starting_model_folder, self.job.pipeline.chat_template, self.job.quantization
         )
 
-    # --- rows of the job and of its ancestors ---
+    # --- rows of the job and of the earlier runs ---
 
     @cached_property
-    def ancestors(self) -> list[Run]:
+    def earlier_runs(self) -> list[Run]:
         """The runs that led to the model that the job starts from, the latest first."""
-        return list(ancestor_runs(self.run))
+        return list(continual.earlier_runs(self.run))
 
     def load_split(self, run: Run, split: str) -> TokenSequences:
         """Returns the tokenized rows of a split of a run."""
@@ -89,7 +93,7 @@ class JobContext:
     def general_answers(self) -> TokenSequences:
         """The bundled general instructions with the starting model's own answers."""
         system, file = self.job.system_prompt(), bundled_file("general/instructions.jsonl")
-        answers = generate_general_answers(self.load_model, self.prompt_format, self.model_id, file, system)
+        answers = generate_general_answers(self.load_model, self.prompt_format, self.model_fingerprint, file, system)
         return encode_answers(self.prompt_format, answers, system)
 
     @cached_property
@@ -111,10 +115,12 @@ class JobContext:
 
     @cached_property
     def prepared_retention_evals(self) -> list[PreparedRetentionEval]:
-        """The retention evals of the config, and the tasks of the ancestors."""
-        context = PreparationContext(self.prompt_format, self.load_model, self.model_id, self.job.system_prompt())
+        """The retention evals of the config, and the tasks of the earlier runs."""
+        context = PreparationContext(
+            self.prompt_format, self.load_model, self.model_fingerprint, self.job.system_prompt()
+        )
         prepared = prepare_retention_evals(self.job.pipeline.forgetting, context)
-        return [*prepared, *earlier_tasks(self.run)]
+        return [*prepared, *continual.earlier_tasks(self.run)]
 
     @cached_property
     def base_retention_means(self) -> dict[str, float]:
@@ -137,5 +143,5 @@ class JobContext:
         text = digest([ids.tolist() for ids in sequences.input_ids], list(sequences.supervised_spans))
         frozen = self.job.trainer.get("layers_to_freeze_regex")
         targets = [adapter.get("type"), adapter.get("target_modules")] if adapter else None
-        key = digest(FORMAT, self.model_id, text, measurement, self.seed, targets, frozen, versions())
+        key = digest(FORMAT, self.model_fingerprint, text, measurement, self.seed, targets, frozen, versions())
         return checked_cache_path("importance", f"{strategy}-{key[:32]}.safetensors")

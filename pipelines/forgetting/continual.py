@@ -27,14 +27,14 @@ else:
     loading = lazy_import("pipelines.modeling.loading")  # transformers
 
 
-def ancestor_runs(run: Run) -> Iterator[Run]:
+def earlier_runs(run: Run) -> Iterator[Run]:
     """Yields the runs that led to the model that `run` starts from, the latest first."""
     while (folder := run.manifest.get("continue_from")) is not None:
         run = Run.open(Path(folder))
         yield run
 
 
-def starting_model_folder(job: Job, run: Run) -> Path:
+def prepare_starting_model(job: Job, run: Run) -> Path:
     """Returns the folder of the model that the job starts from: the base, or the model of the run `continue_from`.
 
     An adapter of that run is merged into its base, once, in the folder `start` of `run`: the new adapter starts at
@@ -45,24 +45,24 @@ def starting_model_folder(job: Job, run: Run) -> Path:
     if continue_from is None:
         with locate_model_errors(job, "base_model"):
             return ensure_base_model(job.base_model)
-    previous_run = _complete_run(job, Path(continue_from))
-    check_earlier_gates(job, previous_run)
-    previous_model = previous_run.path("model")
-    if not (previous_model / "adapter_config.json").exists():
-        return previous_model
+    earlier_run = _complete_run(job, Path(continue_from))
+    check_earlier_gates(job, earlier_run)
+    earlier_model = earlier_run.path("model")
+    if not (earlier_model / "adapter_config.json").exists():
+        return earlier_model
     merged_model = run.path("start")
-    base = trained_from(load_job(previous_run.path("config.yaml")), previous_run)
-    inputs = digest(fingerprint(base), fingerprint(previous_model))
+    base = existing_starting_model(load_job(earlier_run.path("config.yaml")), earlier_run)
+    inputs = digest(fingerprint(base), fingerprint(earlier_model))
     if run.manifest.get("start") != inputs or not merged_model.exists():
-        # The previous run may have been trained again since the last merge.
-        _merge_adapter(base, previous_model, merged_model)
+        # The earlier run may have been trained again since the last merge.
+        _merge_adapter(base, earlier_model, merged_model)
         run.update(start=inputs)
     return merged_model
 
 
-def check_earlier_gates(job: Job, previous_run: Run) -> None:
-    """Raises ConfigError for a gate RUN/TASK if neither `previous_run` nor its ancestors have such a task."""
-    runs = [previous_run, *ancestor_runs(previous_run)]
+def check_earlier_gates(job: Job, earlier_run: Run) -> None:
+    """Raises ConfigError for a gate RUN/TASK if neither `earlier_run` nor the runs before it have such a task."""
+    runs = [earlier_run, *earlier_runs(earlier_run)]
     known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
     problems = []
     for name in job.pipeline.report.gates:
@@ -75,13 +75,13 @@ def check_earlier_gates(job: Job, previous_run: Run) -> None:
         raise ConfigError(problems)
 
 
-def trained_from(job: Job, run: Run) -> Path:
+def existing_starting_model(job: Job, run: Run) -> Path:
     """Returns the folder of the model that a run was trained from.
 
-    That is what `starting_model_folder` returned then, even if an earlier run has been trained again since.
+    That is what `prepare_starting_model` returned then, even if an earlier run has been trained again since.
     """
     start = run.path("start")
-    return start if job.pipeline.continue_from is not None and start.exists() else starting_model_folder(job, run)
+    return start if job.pipeline.continue_from is not None and start.exists() else prepare_starting_model(job, run)
 
 
 def _complete_run(job: Job, folder: Path) -> Run:
@@ -114,16 +114,16 @@ def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
 
 
 def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
-    """Returns the test rows of every task of the ancestors of `run`, each task as a retention eval."""
+    """Returns the test rows of every task of the runs before `run`, each task as a retention eval."""
     evals: list[PreparedRetentionEval] = []
-    for ancestor in ancestor_runs(run):
-        job = load_job(ancestor.path("config.yaml"))
-        rows = read_test_examples(ancestor.path("data"), job)
-        completions = read_jsonl(ancestor.path("tuned", "completions.jsonl"))
+    for earlier_run in earlier_runs(run):
+        job = load_job(earlier_run.path("config.yaml"))
+        rows = read_test_examples(earlier_run.path("data"), job)
+        completions = read_jsonl(earlier_run.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             metric = metric_key(task.metric, task.normalize)
             task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0].example.task == name]
             examples = [row.example for row, _ in task_rows]
             scores = [metric_from_key(metric).score(completion).value for _, completion in task_rows]
-            evals.append(PreparedRetentionEval(f"{ancestor.name}/{name}", "task", examples, metric, scores))
+            evals.append(PreparedRetentionEval(f"{earlier_run.name}/{name}", "task", examples, metric, scores))
     return evals

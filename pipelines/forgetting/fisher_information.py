@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pipelines.console.activity import track_activity
-from pipelines.forgetting.penalty import KroneckerFactors, lora_pairs
+from pipelines.forgetting.penalty import FactoredImportance, lora_pairs
 from pipelines.modeling.adapters import adapter_disabled, trainable_parameters
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
@@ -38,7 +38,7 @@ def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.
 
 def lora_fisher(
     model: torch.nn.Module, sequences: TokenSequences, seed: int, *, kronecker: bool = False
-) -> dict[str, KroneckerFactors]:
+) -> dict[str, FactoredImportance]:
     """Returns the Fisher information of every adapted matrix, by module, in two factors.
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the
@@ -60,7 +60,7 @@ def lora_fisher(
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(batch))
     predicted, read = sequences.num_supervised_tokens, sequences.num_tokens
-    return {name: KroneckerFactors(moments.outputs[name] / predicted, moments.inputs[name] / read) for name in pairs}
+    return {name: FactoredImportance(moments.outputs[name] / predicted, moments.inputs[name] / read) for name in pairs}
 
 
 @contextlib.contextmanager

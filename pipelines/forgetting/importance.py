@@ -9,26 +9,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
-from pipelines.forgetting.penalty import Importance, KroneckerFactors
+from pipelines.forgetting.penalty import Importance, FactoredImportance
 from pipelines.storage.files import write_tensors
 
 FORMAT = "2"
 OUTPUT, INPUT = "/output", "/input"
 
 
-def save_importance(path: Path, importance: Importance, model_id: str) -> None:
-    """Writes an importance file atomically. `model_id` is the fingerprint of the weights at which it was measured."""
+def save_importance(path: Path, importance: Importance, model_fingerprint: str) -> None:
+    """Writes an importance file atomically. `model_fingerprint` identifies the weights at which it was measured."""
     tensors: dict[str, torch.Tensor] = {}
     for name, value in importance.items():
-        if isinstance(value, KroneckerFactors):
+        if isinstance(value, FactoredImportance):
             tensors |= {name + OUTPUT: value.output, name + INPUT: value.input}
         else:
             tensors[name] = value
     cpu_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(path, cpu_tensors, {"format": FORMAT, "model": model_id})
+    write_tensors(path, cpu_tensors, {"format": FORMAT, "model": model_fingerprint})
 
 
-def load_importance(path: Path, model_id: str) -> Importance:
+def load_importance(path: Path, model_fingerprint: str) -> Importance:
     """Reads an importance file.
 
     Raises RunError if it is damaged, of another version of alfine, or of another model.
@@ -43,19 +43,19 @@ def load_importance(path: Path, model_id: str) -> Importance:
         ) from None
     if metadata.get("format") != FORMAT:
         raise RunError(f"{path} is an importance file of another version of alfine; delete it and run the job again")
-    if metadata.get("model") != model_id:
+    if metadata.get("model") != model_fingerprint:
         raise RunError(
-            f"{path} was measured on another model ({metadata.get('model')}, this one is {model_id}); delete it and "
-            f"run the job again"
+            f"{path} was measured on another model ({metadata.get('model')}, this one is {model_fingerprint}); "
+            f"delete it and run the job again"
         )
     modules = [name.removesuffix(OUTPUT) for name in tensors if name.endswith(OUTPUT)]
     if modules:
-        return {module: KroneckerFactors(tensors[module + OUTPUT], tensors[module + INPUT]) for module in modules}
+        return {module: FactoredImportance(tensors[module + OUTPUT], tensors[module + INPUT]) for module in modules}
     return tensors
 
 
-def load_or_compute(path: Path, model_id: str, measure: Callable[[], Importance]) -> Importance:
-    """Returns the importance in the file `path`, which is measured and written first where the file is missing."""
+def load_or_compute(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> Importance:
+    """Returns the importance in the file `path`, which is measured and written first if the file is missing."""
     if not path.exists():
-        save_importance(path, measure(), model_id)
-    return load_importance(path, model_id)
+        save_importance(path, measure(), model_fingerprint)
+    return load_importance(path, model_fingerprint)

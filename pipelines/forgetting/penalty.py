@@ -17,7 +17,7 @@ from pipelines.modeling.adapters import disabled_adapter_is_base
 
 
 @dataclass(frozen=True)
-class KroneckerFactors:
+class FactoredImportance:
     """The importance of a matrix [out, in] in two factors.
 
     It is `output[i] * input[j]`, or the Kronecker product of two matrices.
@@ -27,11 +27,11 @@ class KroneckerFactors:
     output: torch.Tensor
     input: torch.Tensor
 
-    def to(self, device: torch.device) -> KroneckerFactors:
-        return KroneckerFactors(self.output.to(device), self.input.to(device))
+    def to(self, device: torch.device) -> FactoredImportance:
+        return FactoredImportance(self.output.to(device), self.input.to(device))
 
 
-Importance = Mapping[str, torch.Tensor] | Mapping[str, KroneckerFactors]
+Importance = Mapping[str, torch.Tensor] | Mapping[str, FactoredImportance]
 """The importance of trained weights by their names, in their shapes; under LoRA of adapted matrices by module."""
 
 
@@ -71,7 +71,7 @@ def trained_pairs(model: torch.nn.Module) -> Iterator[LoraPair]:
     return (pair for pair in lora_pairs(model) if pair.lora_B.requires_grad)
 
 
-def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
+def check_penalty_covers_adapter(name: str, model: torch.nn.Module) -> None:
     """Raises ConfigError if the penalty of the strategy `name` would not protect the base.
 
     An adapter may train a weight that the penalty does not cover, or its initial ΔW may not be 0.
@@ -95,29 +95,29 @@ def check_adapter_is_anchored(name: str, model: torch.nn.Module) -> None:
         )
 
 
-def cost_and_gradients(
-    lora_B: torch.Tensor, lora_A: torch.Tensor, scaling: float, importance: KroneckerFactors
+def value_and_gradients(
+    lora_B: torch.Tensor, lora_A: torch.Tensor, scaling: float, importance: FactoredImportance
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns ½ Σ F_ij ΔW_ij² and its gradients by `lora_B` [..., out, r] and `lora_A` [..., r, in].
 
-    ΔW itself is not computed. With F = output ⊗ input the cost is ½ s² ⟨Bᵀ·output·B, A·input·Aᵀ⟩, in O((out + in) r²).
+    ΔW itself is not computed. With F = output ⊗ input the value is ½ s² ⟨Bᵀ·output·B, A·input·Aᵀ⟩, in O((out + in) r²).
     """
     weighted_B, weighted_A = _apply_factor(importance.output, lora_B), _apply_factor(importance.input, lora_A.mT)
     gram_B, gram_A = lora_B.mT @ weighted_B, lora_A @ weighted_A
-    cost = scaling**2 / 2 * (gram_B * gram_A).sum()
-    return cost, scaling**2 * (weighted_B @ gram_A), scaling**2 * (gram_B @ weighted_A.mT)
+    value = scaling**2 / 2 * (gram_B * gram_A).sum()
+    return value, scaling**2 * (weighted_B @ gram_A), scaling**2 * (gram_B @ weighted_A.mT)
 
 
 class LoraQuadraticPenalty:
-    """weight/2 · Σ F ΔW² as an additional gradient. `cost` is its value in the last step, in nats."""
+    """weight/2 · Σ F ΔW² as an additional gradient. `value` is its value in the last step, in nats."""
 
     grad_norm = 0.0
 
     def __init__(
-        self, model: torch.nn.Module, weight: float, importance: Mapping[str, KroneckerFactors] | None
+        self, model: torch.nn.Module, weight: float, importance: Mapping[str, FactoredImportance] | None
     ) -> None:
         """`importance` by module; None weighs every entry of every adapted matrix with 1."""
-        self.weight, self.cost = weight, 0.0
+        self.weight, self.value = weight, 0.0
         # Pairs of the same shape are computed as one stack: hundreds of small products would take longer than the step.
         by_shape: dict[object, list[LoraPair]] = {}
         for pair in trained_pairs(model):
@@ -127,16 +127,16 @@ class LoraQuadraticPenalty:
     def add_gradients(self) -> None:
         if not self.weight or not self.stacks:
             return
-        cost = torch.zeros((), device=self.stacks[0][0][0].lora_B.device)
+        value = torch.zeros((), device=self.stacks[0][0][0].lora_B.device)
         for pairs, importance in self.stacks:
             both = [pair.lora_B for pair in pairs], [pair.lora_A for pair in pairs]
             lora_B, lora_A = (torch.stack([matrix.detach().float() for matrix in matrices]) for matrices in both)
-            stack_cost, *gradients = cost_and_gradients(lora_B, lora_A, pairs[0].scaling, importance)
-            cost += stack_cost
+            stack_value, *gradients = value_and_gradients(lora_B, lora_A, pairs[0].scaling, importance)
+            value += stack_value
             for matrices, stacked_gradients in zip(both, gradients, strict=True):
                 for matrix, gradient in zip(matrices, stacked_gradients, strict=True):
                     self._add_gradient(matrix, gradient)
-        self.cost = float(cost) * self.weight
+        self.value = float(value) * self.weight
 
     def _add_gradient(self, matrix: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         if not matrix.requires_grad:
@@ -149,13 +149,13 @@ class LoraQuadraticPenalty:
         """Does nothing: the penalty is part of the gradient."""
 
 
-def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, KroneckerFactors] | None) -> KroneckerFactors:
+def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, FactoredImportance] | None) -> FactoredImportance:
     """Returns the importance of pairs of one shape with a leading dimension [len(pairs)]."""
     if importance is None:
         constant = torch.ones((), device=pairs[0].lora_B.device)
-        return KroneckerFactors(constant, constant)
+        return FactoredImportance(constant, constant)
     factors = [importance[pair.module] for pair in pairs]
-    stacked = KroneckerFactors(
+    stacked = FactoredImportance(
         torch.stack([factor.output for factor in factors]), torch.stack([factor.input for factor in factors])
     )
     return stacked.to(pairs[0].lora_B.device)
@@ -166,7 +166,7 @@ class ProximalQuadraticPenalty:
 
     θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1) and η its
     learning rate. The fixed point is that of an added gradient, where the gradients of the tasks and the penalty
-    cancel, and the step is stable for every λ. `cost` is the penalty after the last step, in nats; `grad_norm` the
+    cancel, and the step is stable for every λ. `value` is the penalty after the last step, in nats; `grad_norm` the
     norm of its gradient.
     """
 
@@ -179,7 +179,7 @@ class ProximalQuadraticPenalty:
     ) -> None:
         """`importance` by the parameter's name, in its shape; None weighs every parameter with 1."""
         self.optimizer, self.weight = optimizer, weight
-        self.cost = self.grad_norm = 0.0
+        self.value = self.grad_norm = 0.0
         self.anchored = [
             (
                 parameter,
@@ -198,7 +198,7 @@ class ProximalQuadraticPenalty:
         if not self.weight:
             return
         groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
-        cost, squared_norm = torch.zeros(()), torch.zeros(())
+        value, squared_norm = torch.zeros(()), torch.zeros(())
         for parameter, anchor, importance in self.anchored:
             # In place throughout: these tensors are as large as the model, and the step needs several of them.
             group = groups[id(parameter)]
@@ -207,9 +207,9 @@ class ProximalQuadraticPenalty:
             distance /= pull.mul_(1.0 if importance is None else importance).add_(1)
             torch.add(anchor, distance, out=parameter)
             force = distance if importance is None else torch.mul(distance, importance, out=pull)
-            cost += (0.5 * self.weight * torch.dot(force.flatten(), distance.flatten())).cpu()
+            value += (0.5 * self.weight * torch.dot(force.flatten(), distance.flatten())).cpu()
             squared_norm += (self.weight * force).square().sum().cpu()
-        self.cost, self.grad_norm = float(cost), float(squared_norm.sqrt())
+        self.value, self.grad_norm = float(value), float(squared_norm.sqrt())
 
     def _divided_by_metric(
         self, parameter: torch.nn.Parameter, group: Mapping[str, Any], numerator: float
@@ -238,7 +238,7 @@ class PenaltySet:
         Raises ConfigError for an adapter that the penalty does not fully cover.
         """
         if self.has_lora:
-            check_adapter_is_anchored(self.strategy, self.model)
+            check_penalty_covers_adapter(self.strategy, self.model)
             self._penalties.append(LoraQuadraticPenalty(self.model, weight, importance))
         else:
             self._penalties.append(ProximalQuadraticPenalty(self.model, self.optimizer, weight, importance))
@@ -258,9 +258,9 @@ class PenaltySet:
             penalty.after_step()
 
     @property
-    def cost(self) -> float:
+    def value(self) -> float:
         """The value of the penalties in the last step, in nats per token."""
-        return sum(penalty.cost for penalty in self._penalties)
+        return sum(penalty.value for penalty in self._penalties)
 
     @property
     def grad_norm(self) -> float:

@@ -22,19 +22,22 @@ else:
 class Strategy:
     """A method against forgetting, for the length of one training.
 
-    The order within a step: `sample_rows`, then `task_loss` for each micro-batch of the tasks' rows, then
-    `extra_losses`, then `add_gradients`, then Ludwig's gradient clipping and the optimizer's step, then `after_step`.
-    Where several processes train together, `task_loss` and `extra_losses` see the rows of this process and their
-    gradients are summed over all processes; every other hook computes the same in each process.
+    The order within a step: `begin_step`, then `loss_on_task_rows` for each micro-batch of the tasks' rows, then
+    `losses_on_own_rows`, then `add_gradients`, then Ludwig's gradient clipping and the optimizer's step, then
+    `after_step`. If several processes train together, `loss_on_task_rows` and `losses_on_own_rows` see the rows of this
+    process and their gradients are summed over all processes; every other hook computes the same in each process.
+
+    `loss_denominator` is the number of tokens over which the mean loss of a step is taken: the supervised tokens of
+    the tasks' rows, and those that the strategies add in `begin_step` (the rows of replay).
     """
 
     name: str
     acts_during_training: ClassVar[bool] = True
     """False for a strategy that only rewrites the weights after training; the trainer does not see it."""
-    needs_logits: bool = False
-    """Whether the strategy has a `task_loss`. Where none has, the logits of the tasks' rows are not kept in memory."""
-    penalty_grad_norm: float = 0.0
-    """The norm of the gradient that is equivalent to what `after_step` does to the weights; 0 where it does nothing."""
+    has_loss_on_task_rows: bool = False
+    """Whether `loss_on_task_rows` is called. If no strategy has one, the logits of the tasks' rows are not kept."""
+    proximal_grad_norm: float = 0.0
+    """The norm of the gradient that is equivalent to what `after_step` does to the weights; 0 if it does nothing."""
 
     @cached_property
     def process_group(self) -> process_groups.ProcessGroup:
@@ -44,53 +47,62 @@ class Strategy:
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Runs before the first step and before a checkpoint is loaded: `model` has the weights at the job's start."""
 
-    def sample_rows(self, inputs: TokenSequences) -> int:
-        """Samples the strategy's own rows for the step that trains on `inputs`.
+    def begin_step(self, inputs: TokenSequences) -> int:
+        """Starts the step that trains on the tasks' rows `inputs`, and samples the strategy's own rows for it.
 
-        Returns the number of supervised tokens that they add to the denominator of the step's mean loss.
+        Returns the number of supervised tokens that these rows add to `loss_denominator`.
         """
         return 0
 
-    def task_loss(
-        self, rows: TokenSequences, logits: torch.Tensor, supervised: int, weight: float = 1.0
+    def loss_on_task_rows(
+        self, rows: TokenSequences, logits: torch.Tensor, loss_denominator: int, weight: float = 1.0
     ) -> torch.Tensor:
         """Returns a loss on a micro-batch of the tasks' rows: a scalar, which is added to their cross entropy.
 
-        The cross entropy is a sum over `logits` [rows.num_supervised_tokens, vocabulary] divided by `supervised`, the
-        number of supervised tokens of the step, times `weight` (1, and 0 for a dummy batch). Called only if
-        `needs_logits`.
+        The cross entropy is a sum over `logits` [rows.num_supervised_tokens, vocabulary] divided by
+        `loss_denominator`, times `weight` (1, and 0 for a dummy batch). Called only if `has_loss_on_task_rows`.
         """
         raise NotImplementedError
 
     def reset_step(self) -> None:
-        """Discards what `task_loss` has accumulated: out of memory, the step is repeated in smaller micro-batches."""
+        """Discards what `loss_on_task_rows` has accumulated: the step restarts after it ran out of memory."""
 
-    def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
-        """Yields further scalar losses. Each has its own graph and is differentiated before the next is requested."""
+    def losses_on_own_rows(self, loss_denominator: int) -> Iterator[torch.Tensor]:
+        """Yields the scalar losses on the rows that `begin_step` has sampled.
+
+        Each has its own graph and is differentiated before the next is requested.
+        """
         return iter(())
 
     def add_gradients(self) -> None:
         """Adds gradients that depend on the weights and not on rows."""
 
-    def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
+    def after_step(self, task_row_gradients: Sequence[torch.Tensor]) -> None:
         """Runs after the optimizer's step.
 
-        `task_gradients` are the gradients of the tasks' loss without any strategy, unclipped, in the order of the
-        trained weights.
+        `task_row_gradients`, in the order of the trained weights, are the unclipped gradients of the losses on the
+        tasks' rows: the sum of their cross entropy, divided by `loss_denominator`, and every `loss_on_task_rows`. They
+        contain neither `losses_on_own_rows` nor `add_gradients`.
         """
 
     def transform_weights(self, model_folder: Path) -> dict[str, Any]:
         """Runs once after training, on the folder of the saved weights, which it may rewrite; in the main process only.
 
-        Returns entries for training.json.
+        Returns entries for training.json (`pipelines.storage.records.TrainingHistory`).
         """
         return {}
 
-    def on_train_end(self, model_id: str) -> None:
-        """Runs when the weights are final; `model_id` is the fingerprint of their folder."""
+    def on_train_end(self, model_fingerprint: str) -> None:
+        """Runs when the weights are final; `model_fingerprint` is the fingerprint of their folder."""
 
     def metrics(self) -> dict[str, float]:
-        """Returns the losses of the last step, in nats per token, for the training history."""
+        """Returns the losses of the last step by name, for the key `forgetting` of the training history.
+
+        - `replay`: cross entropy on the sampled general rows, in nats per supervised token of these rows
+        - `distill`: T²·KL on the sampled general rows without the weight α, in nats per supervised token of these rows
+        - `distill on tasks`: α·T²·KL on the tasks' rows, summed and divided by `loss_denominator`, as in the loss
+        - the name of a penalty: its value, including its weight, as it counts in the loss
+        """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,9 +121,9 @@ class PenaltyStrategy(Strategy):
     def add_gradients(self) -> None:
         self.penalties.add_gradients()
 
-    def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
+    def after_step(self, task_row_gradients: Sequence[torch.Tensor]) -> None:
         self.penalties.after_step()
-        self.penalty_grad_norm = self.penalties.grad_norm
+        self.proximal_grad_norm = self.penalties.grad_norm
 
     def metrics(self) -> dict[str, float]:
-        return {self.name: self.penalties.cost} if len(self.penalties) else {}
+        return {self.name: self.penalties.value} if len(self.penalties) else {}

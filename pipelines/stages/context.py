@@ -23,7 +23,7 @@ class StageContext:
     reporter: ConsoleReporter
     starting_model_folder: Path
     """The base model, or the model of the run that this job continues from."""
-    model_id: str
+    model_fingerprint: str
     """The fingerprint of the model in `starting_model_folder`."""
     file_sha256: Callable[[Path], str]
     """The sha256 of a file, computed once per run."""

@@ -41,8 +41,10 @@ only causes needless work; with a key that is wrongly here, stages keep outdated
 """
 
 
-def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = file_sha256) -> dict[Stage, str]:
-    """The digest of every stage; `model_id` is the fingerprint of the model that training starts from.
+def stage_digests(
+    job: Job, model_fingerprint: str, file_sha256: Callable[[Path], str] = file_sha256
+) -> dict[Stage, str]:
+    """The digest of every stage; `model_fingerprint` is the fingerprint of the model that training starts from.
 
     A changed gate changes the digest of the report only. A changed metric, sample prompt or token limit does not change
     the digest of the training, a changed seed not that of the base model's evaluation. The last three digests are to be
@@ -56,7 +58,7 @@ def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = 
     task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
-    token_inputs = [PREPARED_FORMAT, model_id, prepared_settings, task_files]
+    token_inputs = [PREPARED_FORMAT, model_fingerprint, prepared_settings, task_files]
     token_inputs += [job.max_sequence_length, job.quantization]
     limits = {name: task.max_new_tokens for name, task in tasks}
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
@@ -71,7 +73,7 @@ def stage_digests(job: Job, model_id: str, file_sha256: Callable[[Path], str] = 
     prepare_digest = digest(*token_inputs, files, scoring, limits, generation["max_new_tokens"])
     eval_base_digest = digest(*token_inputs, generation, limits, files.get(pipeline.report.sample_prompts or ""))
     retention_digest = digest(
-        model_id,
+        model_fingerprint,
         pipeline.system,
         pipeline.chat_template,
         _retention_eval_inputs(job, file_sha256),

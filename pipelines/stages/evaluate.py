@@ -14,7 +14,7 @@ from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test
 from pipelines.evaluation.completions import completion_record, sample_prompt_record
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import configured_retention_evals, retention_records
-from pipelines.forgetting.context import JobContext
+from pipelines.forgetting.context import ForgettingContext
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import (
@@ -135,7 +135,7 @@ def evaluate_retention(session: EvaluatorSession, inputs_digest: str | None = No
         write_text(file, cache_path.read_text(encoding="utf-8"))
         context.reporter.note("base retention scores loaded from the cache")
         return
-    evals = JobContext(context.job, context.run, context.starting_model_folder).prepared_retention_evals
+    evals = ForgettingContext(context.job, context.run, context.starting_model_folder).prepared_retention_evals
     records: list[RetentionRecord] = []
     evaluator = session.evaluator
     with context.reporter.progress(f"{which_model.capitalize()} retention evals", len(evals), "evals") as progress:

@@ -39,7 +39,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
     key = digest(
         COMPLETIONS_FORMAT,
         RECORDS_FORMAT,
-        context.model_id,
+        context.model_fingerprint,
         prompts,
         [row.example.fields for row in rows],
         validation,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.training.trainer import FineTuneTrainer
 
 
-class TrainerCallback(Protocol):
+class StepCallback(Protocol):
     """Acts between the steps of a training. Its state is part of each checkpoint (`pipelines.training.checkpoint`)."""
 
     name: str
@@ -46,7 +46,7 @@ class LudwigCallback(Callback):
         self,
         progress: ProgressCallback,
         strategies: Sequence[Strategy] = (),
-        step_callback: TrainerCallback | None = None,
+        step_callback: StepCallback | None = None,
         *,
         auto_batch_size: bool = False,
         max_nonfinite_steps: int = 0,

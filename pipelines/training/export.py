@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.console.activity import track_activity
-from pipelines.forgetting.context import JobContext
+from pipelines.forgetting.context import ForgettingContext
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.base_models import load_tokenizer
 from pipelines.storage.files import write_json
@@ -20,7 +20,7 @@ from pipelines.training.model_card import write_model_card
 
 
 def export_model(
-    llm: FineTunedLLM, context: JobContext, strategies: Sequence[Strategy], history: dict[str, Any], folder: Path
+    llm: FineTunedLLM, context: ForgettingContext, strategies: Sequence[Strategy], history: dict[str, Any], folder: Path
 ) -> None:
     """Writes the tuned model to `folder`, which must not exist: final weights, tokenizer, model card and history.
 
@@ -33,7 +33,7 @@ def export_model(
     write_json(folder / "training.json", history)
 
 
-def _save_trained_model(llm: FineTunedLLM, context: JobContext, history: dict[str, Any], folder: Path) -> None:
+def _save_trained_model(llm: FineTunedLLM, context: ForgettingContext, history: dict[str, Any], folder: Path) -> None:
     """Moves the weights that Ludwig has saved to `folder` and adds tokenizer and model card.
 
     Extends `history` with the losses of the probe batch, which identify the model when it is loaded, the numbers of
@@ -41,7 +41,7 @@ def _save_trained_model(llm: FineTunedLLM, context: JobContext, history: dict[st
     """
     shutil.move(context.run.path("training", "model", "model_weights"), folder)
     load_tokenizer(context.starting_model_folder).save_pretrained(folder)
-    write_model_card(folder, context.job, context.starting_model_folder, context.model_id)
+    write_model_card(folder, context.job, context.starting_model_folder, context.content_fingerprint)
     if not llm.starts_at_base and (adapter := context.job.adapter):
         history.setdefault("notes", []).append(
             f"adapter {adapter['type']}: its random initial weights change the model, so training did not start at the "

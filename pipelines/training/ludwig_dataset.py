@@ -39,7 +39,7 @@ class StepBatcher(Batcher):
         self.order = self.sampler(epoch)
         self.step = 0
 
-    def skip(self, steps: int) -> None:
+    def seek(self, steps: int) -> None:
         """Continues after the first `steps` steps of the epoch: a resumed training gets the remaining rows."""
         self.step = steps
 

@@ -14,7 +14,7 @@ from ludwig.globals import set_disable_progressbar
 from pipelines.config.job import Job
 from pipelines.errors import RunError
 from pipelines.forgetting.build import build_strategies
-from pipelines.forgetting.context import JobContext
+from pipelines.forgetting.context import ForgettingContext
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.storage.files import atomic_dir
@@ -35,7 +35,7 @@ def train_with_ludwig(job: Job, run: Run, starting_model_folder: Path, progress:
     """Trains and exports a model, see `pipelines.training.train.train`."""
     register()
     process_group = ProcessGroup.current()
-    context = JobContext(job, run, starting_model_folder)
+    context = ForgettingContext(job, run, starting_model_folder)
     training_set, validation_set = load_datasets(job, run)
     with process_group.main_process_first():
         strategies = build_strategies(context)
@@ -60,7 +60,7 @@ def train_with_ludwig(job: Job, run: Run, starting_model_folder: Path, progress:
     shutil.rmtree(run.path("training", "model"), ignore_errors=True)
 
 
-def _retention_callback(context: JobContext) -> RetentionCallback | None:
+def _retention_callback(context: ForgettingContext) -> RetentionCallback | None:
     """Returns the callback that runs the retention evals every `eval_steps` steps, None if it is not configured."""
     forgetting = context.job.pipeline.forgetting
     if forgetting.eval_steps is None or forgetting.evals == "none":
@@ -75,7 +75,7 @@ def _retention_callback(context: JobContext) -> RetentionCallback | None:
 
 
 def _ludwig_model(
-    context: JobContext, num_train_rows: int, process_group: ProcessGroup, callback: LudwigCallback
+    context: ForgettingContext, num_train_rows: int, process_group: ProcessGroup, callback: LudwigCallback
 ) -> LudwigModel:
     # The backend is explicit, since Ludwig joins any Ray cluster that it detects on the machine.
     backend = ProcessGroupBackend() if process_group.world_size > 1 else "local"
@@ -87,7 +87,7 @@ def _ludwig_model(
 
 def _fit(
     model: LudwigModel,
-    context: JobContext,
+    context: ForgettingContext,
     training_set: LudwigTokenDataset,
     validation_set: LudwigTokenDataset | None,
 ) -> None:

@@ -22,14 +22,14 @@ class BaseModelReference:
     description: str
 
 
-def write_model_card(folder: Path, job: Job, starting_model_folder: Path, model_id: str) -> None:
+def write_model_card(folder: Path, job: Job, starting_model_folder: Path, content_fingerprint: str) -> None:
     """Rewrites README.md and adapter_config.json of the tuned model in `folder`, which name a local path of the base.
 
     A base from the Hub is named by its id and commit, a packaged model by the Hub id of its original, any other by
     the name of its folder. `starting_model_folder` is the folder of the model that training started from,
-    `model_id` the fingerprint of its content.
+    `content_fingerprint` the fingerprint of its content.
     """
-    base = _base_model_reference(job, starting_model_folder, model_id)
+    base = _base_model_reference(job, starting_model_folder, content_fingerprint)
     adapter_config = folder / "adapter_config.json"
     has_adapter = adapter_config.is_file()
     if has_adapter:
@@ -39,16 +39,16 @@ def write_model_card(folder: Path, job: Job, starting_model_folder: Path, model_
     write_text(folder / "README.md", _model_card(base, list(job.pipeline.tasks), has_adapter))
 
 
-def _base_model_reference(job: Job, starting_model_folder: Path, model_id: str) -> BaseModelReference:
+def _base_model_reference(job: Job, starting_model_folder: Path, content_fingerprint: str) -> BaseModelReference:
     if job.pipeline.continue_from is not None:
         run = Path(job.pipeline.continue_from).name
         return BaseModelReference(
-            f"{run}-merged", None, f"The base is the tuned model of the run `{run}`, content {model_id}."
+            f"{run}-merged", None, f"The base is the tuned model of the run `{run}`, content {content_fingerprint}."
         )
     if job.base_model in HUB_IDS:
         description = (
             f"It was trained on alfine's packaged {job.base_model}: weights dequantized from 4 bits (Q4_1), content "
-            f"{model_id}. On the weights from the Hub its completions differ slightly."
+            f"{content_fingerprint}. On the weights from the Hub its completions differ slightly."
         )
         return BaseModelReference(HUB_IDS[job.base_model], None, description)
     if starting_model_folder.parent.name == "snapshots":
@@ -56,7 +56,9 @@ def _base_model_reference(job: Job, starting_model_folder: Path, model_id: str) 
         description = f"The base is `{job.base_model}` on the Hub, commit `{revision}`."
         return BaseModelReference(job.base_model, revision, description)
     name = starting_model_folder.name
-    return BaseModelReference(name, None, f"The base is a folder `{name}` that is not on the Hub, content {model_id}.")
+    return BaseModelReference(
+        name, None, f"The base is a folder `{name}` that is not on the Hub, content {content_fingerprint}."
+    )
 
 
 def _model_card(base: BaseModelReference, tasks: list[str], has_adapter: bool) -> str:

@@ -37,7 +37,7 @@ from pipelines.training.optimizers import check_optimizer
 from pipelines.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from pipelines.training.callback import TrainerCallback
+    from pipelines.training.callback import StepCallback
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
@@ -65,7 +65,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             "supervised_tokens": 0,
         }
         self.strategies: list[Strategy] = []
-        self.step_callback: TrainerCallback | None = None
+        self.step_callback: StepCallback | None = None
         self.max_nonfinite_steps = 0
         self.stop_requested = False
         self.process_group = ProcessGroup.current()
@@ -94,17 +94,17 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.dist_model.train()
         weights = trainable_parameters(self.model.model)
         supervised_tokens = inputs.num_supervised_tokens + sum(
-            strategy.sample_rows(inputs) for strategy in self.strategies
+            strategy.begin_step(inputs) for strategy in self.strategies
         )
-        loss = self._accumulate_task_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
+        loss = self._accumulate_task_row_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
         all_reduce_gradients(self.process_group, weights, loss)
-        task_gradients = self._accumulate_strategy_gradients(supervised_tokens)
+        task_row_gradients = self._accumulate_strategy_gradients(supervised_tokens)
         loss = loss * (supervised_tokens / inputs.num_supervised_tokens)
         if torch.isfinite(loss) and has_finite_gradients(weights):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
-                strategy.after_step(task_gradients)
-            self._record(inputs, loss, task_gradients)
+                strategy.after_step(task_row_gradients)
+            self._record(inputs, loss, task_row_gradients)
         else:
             self._skip_nonfinite_step(loss)
         self.distributed.zero_grad(self.optimizer)
@@ -127,7 +127,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """The current step, counted from 1."""
         return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
 
-    def _accumulate_task_gradients(
+    def _accumulate_task_row_gradients(
         self, shard: TokenSequences, dummy_batch: TokenSequences, supervised_tokens: int
     ) -> torch.Tensor:
         """Adds the gradients of this process's task rows, in micro-batches. Returns their part of the step's mean loss.
@@ -170,13 +170,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         """
         with autocast(self.device):
             losses: list[torch.Tensor] = []
-            if any(strategy.needs_logits for strategy in self.strategies):
+            if any(strategy.has_loss_on_task_rows for strategy in self.strategies):
                 logits, targets = supervised_logits(self.model.model, batch)
                 cross_entropy = F.cross_entropy(logits, targets, reduction="none").float().sum()
                 losses = [
-                    strategy.task_loss(batch, logits, supervised_tokens, weight)
+                    strategy.loss_on_task_rows(batch, logits, supervised_tokens, weight)
                     for strategy in self.strategies
-                    if strategy.needs_logits
+                    if strategy.has_loss_on_task_rows
                 ]
             else:
                 cross_entropy = token_losses(self.model.model, batch).sum()
@@ -189,27 +189,27 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if not self.strategies:
             return []
         weights = trainable_parameters(self.model.model)
-        task_gradients = copy_gradients(weights)
+        task_row_gradients = copy_gradients(weights)
         for strategy in self.strategies:
-            losses = strategy.extra_losses(supervised_tokens)
+            losses = strategy.losses_on_own_rows(supervised_tokens)
             while True:
                 with autocast(self.device):
                     loss = next(losses, None)
                 if loss is None:
                     break
                 self.distributed.backward(loss, self.dist_model)
-        all_reduce_gradients(self.process_group, weights, already_reduced=task_gradients)
+        all_reduce_gradients(self.process_group, weights, already_reduced=task_row_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
         added = [
-            weight.grad - task_gradient
-            for weight, task_gradient in zip(weights, task_gradients, strict=True)
+            weight.grad - task_row_gradient
+            for weight, task_row_gradient in zip(weights, task_row_gradients, strict=True)
             if weight.grad is not None
         ]
         self._strategy_grad_norm = torch.nn.utils.get_total_norm(added)
-        return task_gradients
+        return task_row_gradients
 
-    def _record(self, inputs: TokenSequences, loss: torch.Tensor, task_gradients: list[torch.Tensor]) -> None:
+    def _record(self, inputs: TokenSequences, loss: torch.Tensor, task_row_gradients: list[torch.Tensor]) -> None:
         """Adds a step to the history."""
         step = self._step
         self.history["train_loss"].append({"step": step, "loss": float(loss)})
@@ -219,9 +219,9 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if not self.strategies:
             return
         metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
-        penalty_norms = [strategy.penalty_grad_norm for strategy in self.strategies]
-        task_norm = float(torch.nn.utils.get_total_norm(task_gradients))
-        ratio = math.hypot(float(self._strategy_grad_norm), *penalty_norms) / task_norm if task_norm else None
+        penalty_norms = [strategy.proximal_grad_norm for strategy in self.strategies]
+        task_row_norm = float(torch.nn.utils.get_total_norm(task_row_gradients))
+        ratio = math.hypot(float(self._strategy_grad_norm), *penalty_norms) / task_row_norm if task_row_norm else None
         record = {"step": step, **metrics, "penalty_to_task_grad_norm_ratio": ratio}
         self.history.setdefault("forgetting", []).append(record)
 
@@ -291,7 +291,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             return True, False  # interrupted between the decision to stop and the end of training
         tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
         batcher.set_epoch(tracker.epoch, tracker.batch_size)
-        batcher.skip(done)
+        batcher.seek(done)
         stop, broken = super()._train_loop(*arguments)
         is_last = not (stop or broken) and tracker.steps == self.total_steps
         if is_last and tracker.steps % loop["final_steps_per_checkpoint"]:

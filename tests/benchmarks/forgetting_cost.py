@@ -76,7 +76,7 @@ def fisher_seconds() -> float:
     from peft import LoraConfig, get_peft_model
 
     from pipelines.config.job import load_job
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
     from pipelines.forgetting.fisher_information import lora_fisher
     from pipelines.modeling.base_models import ensure_base_model
     from pipelines.modeling.loading import load_causal_lm
@@ -84,7 +84,7 @@ def fisher_seconds() -> float:
 
     job = load_job(ROOT / "ludwig_configs" / "quickstart.yaml")
     base = ensure_base_model(job.base_model)
-    rows = JobContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general_text(256)
+    rows = ForgettingContext(job, Run(Path(tempfile.gettempdir()) / "no-run"), base).sample_general_text(256)
     adapter = job.adapter
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.config.forgetting import AUTO, Forgetting, parse_strategies, resolve_auto
+from pipelines.config.forgetting import AUTO_SETTINGS, Forgetting, parse_strategies, resolve_auto
 from pipelines.config.strategy_registry import STRATEGIES
 
 
@@ -12,8 +12,8 @@ from pipelines.config.strategy_registry import STRATEGIES
         ("none", []),
         ("ewc", ["ewc"]),
         ("ewc + si", ["ewc", "si"]),
-        ("auto", list(AUTO)),
-        ("auto+ewc", [*AUTO, "ewc"]),
+        ("auto", list(AUTO_SETTINGS)),
+        ("auto+ewc", [*AUTO_SETTINGS, "ewc"]),
         ("replay+auto", ["replay", "distill"]),
         ("none+ewc", ["ewc"]),
         ("peft+ewc", ["peft", "ewc"]),
@@ -33,6 +33,6 @@ def test_auto_interpolates_where_every_weight_of_a_base_is_trained(adapter, cont
 
 def test_auto_has_its_own_default_settings():
     defaults = STRATEGIES["replay"].settings()
-    assert Forgetting().settings("replay") == defaults.model_copy(update=AUTO["replay"]) != defaults
+    assert Forgetting().settings("replay") == defaults.model_copy(update=AUTO_SETTINGS["replay"]) != defaults
     assert Forgetting.model_validate("replay").settings("replay") == defaults
     assert Forgetting.model_validate({"replay": {"fraction": 0.2}}).settings("replay").fraction == 0.2

@@ -5,11 +5,11 @@ import torch
 
 from pipelines.errors import RunError
 from pipelines.forgetting.importance import load_importance, load_or_compute, save_importance
-from pipelines.forgetting.penalty import KroneckerFactors
+from pipelines.forgetting.penalty import FactoredImportance
 
 
 def test_an_importance_file_is_read_back(tmp_path):
-    factors = KroneckerFactors(torch.rand(3), torch.rand(2))
+    factors = FactoredImportance(torch.rand(3), torch.rand(2))
     save_importance(tmp_path / "weights", {"a": torch.ones(2)}, "a model")
     save_importance(tmp_path / "factors", {"layer": factors}, "a model")
     assert torch.equal(load_importance(tmp_path / "weights", "a model")["a"], torch.ones(2))

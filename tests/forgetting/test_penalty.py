@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pipelines.forgetting.penalty import (
-    KroneckerFactors,
+    FactoredImportance,
     LoraQuadraticPenalty,
     PenaltySet,
     ProximalQuadraticPenalty,
-    cost_and_gradients,
+    value_and_gradients,
     lora_pairs,
 )
 from tests.forgetting.tiny_lora import base, lora, sgd
@@ -18,14 +18,14 @@ def importance_of(pair, kind):
     torch.manual_seed(len(pair.module))
     out_features, in_features = pair.lora_B.shape[0], pair.lora_A.shape[1]
     if kind == "factored":
-        return KroneckerFactors(torch.rand(out_features), torch.rand(in_features))
+        return FactoredImportance(torch.rand(out_features), torch.rand(in_features))
     if kind == "kronecker":
         output, input = torch.randn(out_features, out_features), torch.randn(in_features, in_features)
-        return KroneckerFactors(output @ output.T, input @ input.T)
-    return KroneckerFactors(torch.ones(()), torch.ones(()))
+        return FactoredImportance(output @ output.T, input @ input.T)
+    return FactoredImportance(torch.ones(()), torch.ones(()))
 
 
-def dense_cost(pair, importance, lora_B, lora_A):
+def dense_value(pair, importance, lora_B, lora_A):
     delta = pair.scaling * lora_B @ lora_A
     output, input = importance.output, importance.input
     if output.ndim == 2:
@@ -44,26 +44,26 @@ def zero_gradients(model):
 
 
 @pytest.mark.parametrize("kind", ["factored", "kronecker", "constant"])
-def test_cost_and_gradients_equal_the_dense_ones(tmp_path, kind):
+def test_value_and_gradients_equal_the_dense_ones(tmp_path, kind):
     for pair in lora_pairs(lora(tmp_path / "m", moved=True)):
         importance = importance_of(pair, kind)
         lora_B, lora_A = pair.lora_B.detach().clone().requires_grad_(), pair.lora_A.detach().clone().requires_grad_()
-        expected = dense_cost(pair, importance, lora_B, lora_A)
+        expected = dense_value(pair, importance, lora_B, lora_A)
         expected_gradients = torch.autograd.grad(expected, (lora_B, lora_A))
-        cost, *gradients = cost_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)
-        torch.testing.assert_close(cost, expected.detach(), rtol=1e-5, atol=1e-8)
+        value, *gradients = value_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-5, atol=1e-8)
         for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_cost_is_invariant_under_rescaled_factors(tmp_path):
+def test_penalty_value_is_invariant_under_rescaled_factors(tmp_path):
     pair = next(lora_pairs(lora(tmp_path / "m", moved=True)))
     importance = importance_of(pair, "factored")
-    before = cost_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)[0]
+    before = value_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)[0]
     with torch.no_grad():
         pair.lora_B.mul_(3)
         pair.lora_A.div_(3)
-    after = cost_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)[0]
+    after = value_and_gradients(pair.lora_B.detach(), pair.lora_A.detach(), pair.scaling, importance)[0]
     torch.testing.assert_close(after, before)
 
 
@@ -73,11 +73,11 @@ def test_lora_penalty_adds_the_dense_gradient_to_every_matrix(tmp_path, kind):
     pairs = list(lora_pairs(model))
     importance = {pair.module: importance_of(pair, kind) for pair in pairs}
     penalty = LoraQuadraticPenalty(model, 3.0, importance if kind != "constant" else None)
-    expected = sum(dense_cost(pair, importance[pair.module], pair.lora_B, pair.lora_A) for pair in pairs)
+    expected = sum(dense_value(pair, importance[pair.module], pair.lora_B, pair.lora_A) for pair in pairs)
     gradients = torch.autograd.grad(3 * expected, matrices(pairs))
     zero_gradients(model)
     penalty.add_gradients()
-    assert penalty.cost == pytest.approx(3 * float(expected), rel=1e-4)
+    assert penalty.value == pytest.approx(3 * float(expected), rel=1e-4)
     for matrix, gradient in zip(matrices(pairs), gradients, strict=True):
         torch.testing.assert_close(matrix.grad, gradient, rtol=1e-3, atol=1e-6)
 
@@ -87,19 +87,19 @@ def test_lora_penalty_is_zero_at_the_start(tmp_path):
     penalty = LoraQuadraticPenalty(model, 5.0, None)
     zero_gradients(model)
     penalty.add_gradients()
-    assert penalty.cost == 0 and all(not weight.grad.any() for weight in model.parameters())
+    assert penalty.value == 0 and all(not weight.grad.any() for weight in model.parameters())
 
 
-def test_weight_is_a_factor_of_cost_and_gradients(tmp_path):
+def test_weight_is_a_factor_of_value_and_gradients(tmp_path):
     model = lora(tmp_path / "m", moved=True)
-    costs, gradients = [], []
+    values, gradients = [], []
     for weight in (1.0, 3.0):
         penalty = LoraQuadraticPenalty(model, weight, None)
         zero_gradients(model)
         penalty.add_gradients()
-        costs.append(penalty.cost)
+        values.append(penalty.value)
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad])
-    assert costs[1] == pytest.approx(3 * costs[0])
+    assert values[1] == pytest.approx(3 * values[0])
     for single, triple in zip(*gradients, strict=True):
         torch.testing.assert_close(3 * single, triple)
 
@@ -151,7 +151,7 @@ def test_a_penalty_set_sums_its_penalties(tmp_path):
         penalties.after_step()
         gradients.append([matrix.grad.clone() for matrix in matrices(lora_pairs(model))])
     assert (len(single), len(double)) == (1, 2)
-    assert double.cost == pytest.approx(single.cost) and double.grad_norm == 0
+    assert double.value == pytest.approx(single.value) and double.grad_norm == 0
     for expected, gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, expected)
 

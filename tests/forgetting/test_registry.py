@@ -164,18 +164,18 @@ def test_one_file_adds_trials_and_a_strategy_that_trains(tmp_path, run_with_nois
     (tmp_path / "job.yaml").write_text(pipeline("forgetting: {strategy: noise, noise: {sigma: 2}}"), encoding="utf-8")
     output = run_with_noise("""
 from pipelines.forgetting.build import build_strategies
-from pipelines.forgetting.context import JobContext
+from pipelines.forgetting.context import ForgettingContext
 from pipelines.storage.run_folder import Run
 from pipelines.sweep import make_trials, parse_variants
 from tests.forgetting.tiny_lora import lora, rows, sgd
 
 job = load_job(Path("job.yaml"))
-(noise,) = build_strategies(JobContext(job, Run(Path("run")), Path("model")))
+(noise,) = build_strategies(ForgettingContext(job, Run(Path("run")), Path("model")))
 model = lora(Path("model"))
 noise.setup(model, sgd(model))
 for weight in noise.weights:
     weight.grad = weight.new_zeros(weight.shape)
-noise.sample_rows(rows())
+noise.begin_step(rows())
 noise.add_gradients()
 print(noise.metrics(), {float(weight.grad.mean()) for weight in noise.weights})
 print(parse_variants("noise"), [trial.hyperparameter for trial in make_trials(job, "noise", 2)])
@@ -201,6 +201,6 @@ def test_strategies_act_in_their_order(monkeypatch):
     monkeypatch.setattr(STRATEGIES, "_entries", specs)
     forgetting = SimpleNamespace(settings=lambda name: specs[name].settings())
     job = SimpleNamespace(pipeline=SimpleNamespace(forgetting=forgetting))
-    context = SimpleNamespace(strategies=["peft", "b", "last", "a", "first"], job=job, built={})
+    context = SimpleNamespace(strategies=["peft", "b", "last", "a", "first"], job=job, strategies_by_name={})
     assert [strategy.name for strategy in build_strategies(context)] == ["first", "a", "b", "last"]
-    assert list(context.built) == ["first", "a", "b", "last"]
+    assert list(context.strategies_by_name) == ["first", "a", "b", "last"]

@@ -54,7 +54,7 @@ class KL(RetentionEval):
     def prepare(self, name: str, context: PreparationContext) -> TokenSequences:
         prompt_format, system = context.prompt_format, context.system
         answers = generate_general_answers(
-            context.load_model, prompt_format, context.model_id, self.file, system, self.limit
+            context.load_model, prompt_format, context.model_fingerprint, self.file, system, self.limit
         )
         return encode_answers(prompt_format, answers, system)
 

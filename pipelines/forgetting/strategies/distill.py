@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.forgetting import teacher as teachers
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
     from pipelines.modeling import base_models, kl_divergence, reference_model
     from pipelines.modeling.token_sequences import TokenSequences
 else:
@@ -86,19 +86,19 @@ class Distill(Strategy):
         """`teacher_topk`: the predictions of a teacher on the tasks' rows, by `TokenSequences.key`."""
         self.settings, self.teacher_topk = settings, teacher_topk
         self.applies_to_general_rows = settings.apply_to != "task"
-        self.needs_logits = bool(settings.weight) and settings.apply_to != "general"
-        self.step_task_loss = 0.0
+        self.has_loss_on_task_rows = bool(settings.weight) and settings.apply_to != "general"
+        self.step_loss = 0.0
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.teacher_topk is None:
             self.reference = reference_model.ReferenceModel(model)
 
-    def sample_rows(self, inputs: TokenSequences) -> int:
+    def begin_step(self, inputs: TokenSequences) -> int:
         self.reset_step()
         return 0
 
     def reset_step(self) -> None:
-        self.step_task_loss = 0.0
+        self.step_loss = 0.0
 
     def kl_to_reference(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
         """Returns T²·KL at each supervised token: [rows.num_supervised_tokens], in nats."""
@@ -110,20 +110,20 @@ class Distill(Strategy):
         parts = enumerate(logits.split(rows.supervised_lengths))
         return torch.cat([topk[rows.key(index)].kl_divergence(part, temperature) for index, part in parts])
 
-    def task_loss(
-        self, rows: TokenSequences, logits: torch.Tensor, supervised: int, weight: float = 1.0
+    def loss_on_task_rows(
+        self, rows: TokenSequences, logits: torch.Tensor, loss_denominator: int, weight: float = 1.0
     ) -> torch.Tensor:
         kl = (self.kl_to_reference if self.teacher_topk is None else self._kl_to_teacher)(rows, logits)
-        loss = weight * (self.settings.weight * kl.sum() / supervised)
-        self.step_task_loss += float(loss)
+        loss = weight * (self.settings.weight * kl.sum() / loss_denominator)
+        self.step_loss += float(loss)
         return loss
 
     def metrics(self) -> dict[str, float]:
-        (loss,) = self.process_group.all_reduce_scalars([self.step_task_loss])
+        (loss,) = self.process_group.all_reduce_scalars([self.step_loss])
         return {"distill on tasks": loss} if loss else {}
 
 
-def build(context: JobContext, settings: DistillSettings) -> list[Strategy]:
+def build(context: ForgettingContext, settings: DistillSettings) -> list[Strategy]:
     """Returns the loss and, without the strategy `replay`, a `Replay` that only samples general rows."""
     teacher_topk = None if settings.teacher is None else _teacher_topk(context, settings, settings.teacher)
     distill = Distill(settings, teacher_topk)
@@ -133,7 +133,7 @@ def build(context: JobContext, settings: DistillSettings) -> list[Strategy]:
     return [distill, Replay(rows, fraction, context.seed, train_on_rows=False, distill=distill)]
 
 
-def _teacher_topk(context: JobContext, settings: DistillSettings, teacher: str) -> dict[bytes, teachers.TopK]:
+def _teacher_topk(context: ForgettingContext, settings: DistillSettings, teacher: str) -> dict[bytes, teachers.TopK]:
     with base_models.locate_model_errors(context.job, "pipeline", "forgetting", "distill", "teacher"):
         folder = teachers.find_teacher(teacher, context.starting_model_folder)
     cache = context.run.path("training", "teacher.safetensors")

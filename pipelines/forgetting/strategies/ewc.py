@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.forgetting import fisher_information, importance, penalty
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     fisher_information = lazy_import("pipelines.forgetting.fisher_information")  # torch
@@ -68,7 +68,7 @@ class EwcSettings(StrategySettings):
 
 
 @dataclass(frozen=True)
-class ProtectedText:
+class FisherText:
     """Text on which the predictions of the starting model are to be preserved."""
 
     sequences: TokenSequences
@@ -83,9 +83,9 @@ class Ewc(PenaltyStrategy):
 
     name = "ewc"
 
-    def __init__(self, settings: EwcSettings, texts: Sequence[ProtectedText], model_id: str, seed: int) -> None:
-        """`model_id` is the fingerprint of the weights that the job starts from."""
-        self.settings, self.texts, self.model_id, self.seed = settings, texts, model_id, seed
+    def __init__(self, settings: EwcSettings, texts: Sequence[FisherText], model_fingerprint: str, seed: int) -> None:
+        """`model_fingerprint` is the fingerprint of the weights that the job starts from."""
+        self.settings, self.texts, self.model_fingerprint, self.seed = settings, texts, model_fingerprint, seed
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.penalties = penalty.PenaltySet(self.name, model, optimizer)
@@ -93,7 +93,9 @@ class Ewc(PenaltyStrategy):
             return
         measure = self._measure_lora if self.penalties.has_lora else self._measure_weights
         fisher_of_texts = [
-            importance.load_or_compute(text.fisher_file, self.model_id, partial(measure, model, text.sequences))
+            importance.load_or_compute(
+                text.fisher_file, self.model_fingerprint, partial(measure, model, text.sequences)
+            )
             for text in self.texts
         ]
         for text, text_fisher in zip(self.texts, fisher_of_texts, strict=True):
@@ -108,15 +110,15 @@ class Ewc(PenaltyStrategy):
         return fisher_information.weight_fisher(model, sequences, self.seed)
 
 
-def build(context: JobContext, settings: EwcSettings) -> list[Ewc]:
-    def protect(sequences: TokenSequences, factor: float) -> ProtectedText:
-        return ProtectedText(sequences, context.importance_file("ewc", sequences, settings.fisher), factor)
+def build(context: ForgettingContext, settings: EwcSettings) -> list[Ewc]:
+    def protect(sequences: TokenSequences, factor: float) -> FisherText:
+        return FisherText(sequences, context.importance_file("ewc", sequences, settings.fisher), factor)
 
     texts = [protect(context.sample_general_text(settings.fisher_samples), 1.0)]
-    for jobs_between, run in enumerate(context.ancestors):
+    for jobs_between, run in enumerate(context.earlier_runs):
         rows = context.load_split(run, "train")[: settings.fisher_samples]
         texts.append(protect(rows, settings.gamma**jobs_between))
-    return [Ewc(settings, texts, context.model_id, context.seed)]
+    return [Ewc(settings, texts, context.model_fingerprint, context.seed)]
 
 
 STRATEGIES.register(

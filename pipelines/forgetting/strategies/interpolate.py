@@ -19,7 +19,7 @@ from pipelines.registry import lazy_import
 
 if TYPE_CHECKING:
     from pipelines.forgetting import interpolation
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
 else:
     interpolation = lazy_import("pipelines.forgetting.interpolation")  # torch
 
@@ -78,7 +78,7 @@ class Interpolate(Strategy):
     name = "interpolate"
     acts_during_training = False
 
-    def __init__(self, settings: InterpolateSettings, context: JobContext) -> None:
+    def __init__(self, settings: InterpolateSettings, context: ForgettingContext) -> None:
         self.settings, self.context = settings, context
 
     def transform_weights(self, model_folder: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Interpolate(Strategy):
         return bisect_scale(self.settings.max_loss_increase, lambda scale: model.mean_loss(text, scale))
 
 
-def build(context: JobContext, settings: InterpolateSettings) -> list[Interpolate]:
+def build(context: ForgettingContext, settings: InterpolateSettings) -> list[Interpolate]:
     return [Interpolate(settings, context)]
 
 

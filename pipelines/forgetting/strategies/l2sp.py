@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.forgetting import penalty
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
 else:
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
 
@@ -46,7 +46,7 @@ class L2sp(PenaltyStrategy):
         self.penalties.add(self.settings.weight, importance=None)
 
 
-def build(context: JobContext, settings: L2spSettings) -> list[L2sp]:
+def build(context: ForgettingContext, settings: L2spSettings) -> list[L2sp]:
     return [L2sp(settings)]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     import torch.nn.functional as F
 
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
     from pipelines.forgetting.strategies.distill import Distill
     from pipelines.modeling import packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
@@ -60,21 +60,22 @@ class Replay(Strategy):
     def __init__(
         self, rows: TokenSequences, fraction: float, seed: int, *, train_on_rows: bool, distill: Distill | None
     ) -> None:
-        self.rows, self.ratio, self.seed = rows, fraction / (1 - fraction), seed
+        self.rows, self.seed = rows, seed
+        self.tokens_per_task_token = fraction / (1 - fraction)
         self.train_on_rows, self.distill = train_on_rows, distill
         self.num_drawn = 0
         self.token_debt = 0.0
-        self._epoch: tuple[int, list[int]] = (-1, [])
+        self._permutation: tuple[int, list[int]] = (-1, [])  # its number, and the indices of the rows
         self.current_rows: TokenSequences = rows[0:0]
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
 
-    def sample_rows(self, inputs: TokenSequences) -> int:
-        self.expected_tokens = self.ratio * inputs.num_supervised_tokens
+    def begin_step(self, inputs: TokenSequences) -> int:
+        self.expected_tokens = self.tokens_per_task_token * inputs.num_supervised_tokens
         self.token_debt += self.expected_tokens
         indices = []
-        while self.ratio and self.token_debt > 0:
+        while self.tokens_per_task_token and self.token_debt > 0:
             indices.append(self._next_index())
             self.token_debt -= self.rows.supervised_lengths[indices[-1]]
         self.current_rows = self.rows.select(indices)
@@ -83,20 +84,20 @@ class Replay(Strategy):
 
     def _next_index(self) -> int:
         """Returns the indices of one random permutation of the rows after another."""
-        epoch, position = divmod(self.num_drawn, len(self.rows))
-        if self._epoch[0] != epoch:
+        number, position = divmod(self.num_drawn, len(self.rows))
+        if self._permutation[0] != number:
             order = list(range(len(self.rows)))
-            random.Random(f"{self.seed}/replay/{epoch}").shuffle(order)
-            self._epoch = (epoch, order)
+            random.Random(f"{self.seed}/replay/{number}").shuffle(order)
+            self._permutation = (number, order)
         self.num_drawn += 1
-        return self._epoch[1][position]
+        return self._permutation[1][position]
 
-    def extra_losses(self, supervised: int) -> Iterator[torch.Tensor]:
+    def losses_on_own_rows(self, loss_denominator: int) -> Iterator[torch.Tensor]:
         batches = token_sequences.micro_batches(self.process_group.shard(self.current_rows), MICRO_BATCH)
         for rows, is_real in self.process_group.lockstep_batches(batches, self.rows[0:1]):
             if self.distill is None or not self.distill.settings.weight:
                 if self.train_on_rows:
-                    yield self._replay_loss(packing.token_losses(self.model, rows), supervised, is_real)
+                    yield self._replay_loss(packing.token_losses(self.model, rows), loss_denominator, is_real)
                 continue
             logits, targets = packing.supervised_logits(self.model, rows)
             # Divided by the expected tokens of a step, not by the sampled ones: over the steps that is the mean over
@@ -106,13 +107,13 @@ class Replay(Strategy):
             self.loss_sums["distill"] += float(kl_sum) * is_real
             if self.train_on_rows:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()
-                loss = loss + self._replay_loss(losses, supervised, is_real)
+                loss = loss + self._replay_loss(losses, loss_denominator, is_real)
             yield loss
 
-    def _replay_loss(self, losses: torch.Tensor, supervised: int, is_real: bool) -> torch.Tensor:
+    def _replay_loss(self, losses: torch.Tensor, loss_denominator: int, is_real: bool) -> torch.Tensor:
         """Returns the contribution of these rows to the step's mean loss, 0 for a dummy batch."""
         self.loss_sums["replay"] += float(losses.sum()) * is_real
-        return is_real * (losses.sum() / supervised)
+        return is_real * (losses.sum() / loss_denominator)
 
     def metrics(self) -> dict[str, float]:
         """Returns means over the general tokens of the step."""
@@ -127,12 +128,12 @@ class Replay(Strategy):
         self.num_drawn, self.token_debt = state["position"]["num_drawn"], state["position"]["token_debt"]
 
 
-def build(context: JobContext, settings: ReplaySettings) -> list[Replay]:
+def build(context: ForgettingContext, settings: ReplaySettings) -> list[Replay]:
     rows = context.general_answers if settings.data is None else context.load_replay_rows(Path(settings.data))
     rows = token_sequences.TokenSequences.concatenate(
-        rows, *(context.load_split(run, "train") for run in context.ancestors)
+        rows, *(context.load_split(run, "train") for run in context.earlier_runs)
     )
-    distill = context.built.get("distill")
+    distill = context.strategies_by_name.get("distill")
     if distill is not None and not distill.applies_to_general_rows:
         distill = None
     return [Replay(rows, settings.fraction, context.seed, train_on_rows=True, distill=distill)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipelines.forgetting import importance as importance_files
     from pipelines.forgetting import penalty
-    from pipelines.forgetting.context import JobContext
+    from pipelines.forgetting.context import ForgettingContext
     from pipelines.modeling import adapters, packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
@@ -101,15 +101,15 @@ def _damped(squared_move: torch.Tensor, damping: float) -> torch.Tensor:
     return squared_move + damping * squared_move.mean() + torch.finfo(squared_move.dtype).tiny
 
 
-def factorize(omega: torch.Tensor) -> penalty.KroneckerFactors:
+def factorize(omega: torch.Tensor) -> penalty.FactoredImportance:
     """Returns the factors whose outer product has the row and column sums of the importance `omega` [out, in]."""
     total = omega.sum().clamp(min=torch.finfo(omega.dtype).tiny)
-    return penalty.KroneckerFactors(omega.sum(dim=1), omega.sum(dim=0) / total)
+    return penalty.FactoredImportance(omega.sum(dim=1), omega.sum(dim=0) / total)
 
 
 def lora_factors(
     pair: penalty.LoraPair, omega_B: torch.Tensor, omega_A: torch.Tensor, damping: float
-) -> penalty.KroneckerFactors:
+) -> penalty.FactoredImportance:
     """Returns the importance of ΔW: of its rows from `omega_B`, of its columns from `omega_A` (path integrals).
 
     Σ_k ω_B[i, k] is the decrease of the loss by the moves of row i through B, Σ_k ω_A[k, j] that by column j through A.
@@ -117,7 +117,7 @@ def lora_factors(
     delta = pair.scaling * pair.lora_B.detach() @ pair.lora_A.detach()
     rows, columns = omega_B.sum(dim=1).clamp(min=0), omega_A.sum(dim=0).clamp(min=0)
     rows = rows / _damped(delta.square().sum(dim=1), damping)
-    return penalty.KroneckerFactors(rows, columns / columns.mean().clamp(min=torch.finfo(columns.dtype).tiny))
+    return penalty.FactoredImportance(rows, columns / columns.mean().clamp(min=torch.finfo(columns.dtype).tiny))
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,25 @@ class SiFiles:
     """The cache of the importance on general text."""
     output: Path
     """The file to which the importance of this job's own training is written."""
-    previous: tuple[Path, str] | None = None
-    """The file of the job that this one continues from, and the fingerprint of that job's model."""
+    earlier: tuple[Path, str] | None = None
+    """The file of the run that this job continues from, and the fingerprint of that run's model."""
 
 
 class Si(PenaltyStrategy):
-    """c · Σ Ω (θ − θ₀)², one penalty for general text and one for the tasks of the previous job."""
+    """c · Σ Ω (θ − θ₀)², one penalty for general text and one for the tasks of the earlier run."""
 
     name = "si"
 
-    def __init__(self, settings: SiSettings, general_text: TokenSequences, files: SiFiles, model_id: str) -> None:
-        """`model_id` is the fingerprint of the weights that the job starts from."""
-        self.settings, self.general_text, self.files, self.model_id = settings, general_text, files, model_id
+    def __init__(
+        self, settings: SiSettings, general_text: TokenSequences, files: SiFiles, model_fingerprint: str
+    ) -> None:
+        """`model_fingerprint` is the fingerprint of the weights that the job starts from."""
+        self.settings, self.general_text, self.files, self.model_fingerprint = (
+            settings,
+            general_text,
+            files,
+            model_fingerprint,
+        )
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
@@ -147,10 +154,10 @@ class Si(PenaltyStrategy):
         self.penalties = penalty.PenaltySet(self.name, model, optimizer)
         if self.settings.weight:
             importances = [
-                importance_files.load_or_compute(self.files.general, self.model_id, self._measure_importance)
+                importance_files.load_or_compute(self.files.general, self.model_fingerprint, self._measure_importance)
             ]
-            if self.files.previous is not None:
-                importances.append(importance_files.load_importance(*self.files.previous))
+            if self.files.earlier is not None:
+                importances.append(importance_files.load_importance(*self.files.earlier))
             for importance in importances:
                 self.penalties.add(
                     2 * self.settings.weight, importance
@@ -202,11 +209,11 @@ class Si(PenaltyStrategy):
             return
         yield from ((name, module.base_layer.weight) for name, module in self._adapted_modules())
 
-    def after_step(self, task_gradients: Sequence[torch.Tensor]) -> None:
-        super().after_step(task_gradients)
-        self.path.update(task_gradients)
+    def after_step(self, task_row_gradients: Sequence[torch.Tensor]) -> None:
+        super().after_step(task_row_gradients)
+        self.path.update(task_row_gradients)
 
-    def on_train_end(self, model_id: str) -> None:
+    def on_train_end(self, model_fingerprint: str) -> None:
         """Writes the importance of this job's own training."""
         importance: penalty.Importance
         if self.pairs:
@@ -218,7 +225,7 @@ class Si(PenaltyStrategy):
         else:
             names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
             importance = dict(zip(names, self.path.importance(self.settings.damping), strict=True))
-        importance_files.save_importance(self.files.output, importance, model_id)
+        importance_files.save_importance(self.files.output, importance, model_fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
         return {f"omega/{index}": omega for index, omega in enumerate(self.path.omega)}
@@ -253,19 +260,19 @@ def _trained_temporarily(model: torch.nn.Module, weights: Sequence[torch.nn.Para
         model.train(training)
 
 
-def build(context: JobContext, settings: SiSettings) -> list[Si]:
+def build(context: ForgettingContext, settings: SiSettings) -> list[Si]:
     general_text = context.sample_general_text(settings.importance_steps * IMPORTANCE_BATCH)
-    previous_run = next(iter(context.ancestors), None)
-    previous = None
-    if previous_run is not None and previous_run.path("forgetting", SI_FILE).exists():
-        previous = previous_run.path("forgetting", SI_FILE), context.model_fingerprint(previous_run)
+    earlier_run = next(iter(context.earlier_runs), None)
+    earlier = None
+    if earlier_run is not None and earlier_run.path("forgetting", SI_FILE).exists():
+        earlier = earlier_run.path("forgetting", SI_FILE), context.fingerprint_of_run(earlier_run)
     measurement = [settings.importance_steps, settings.damping]
     files = SiFiles(
         general=context.importance_file("si", general_text, measurement),
         output=context.run.path("forgetting", SI_FILE),
-        previous=previous,
+        earlier=earlier,
     )
-    return [Si(settings, general_text, files, context.model_id)]
+    return [Si(settings, general_text, files, context.model_fingerprint)]
 
 
 def conflict(job: JobTraits) -> str | None:

@@ -72,12 +72,13 @@ def test_the_task_loss_is_a_mean_over_the_step(tmp_path):
     distill = Distill(DistillSettings(weight=0.3, apply_to="task"))
     distill.setup(model, sgd(model))
     logits, _ = supervised_logits(model, data)
-    distill.sample_rows(data)
+    distill.begin_step(data)
     expected = 0.3 * kl_divergence(ReferenceModel(model).logits(data), logits).mean()
-    torch.testing.assert_close(distill.task_loss(data, logits, data.num_supervised_tokens), expected)
+    torch.testing.assert_close(distill.loss_on_task_rows(data, logits, data.num_supervised_tokens), expected)
     batches = [data[start : start + 2] for start in (0, 2)]
     losses = [
-        distill.task_loss(batch, supervised_logits(model, batch)[0], data.num_supervised_tokens) for batch in batches
+        distill.loss_on_task_rows(batch, supervised_logits(model, batch)[0], data.num_supervised_tokens)
+        for batch in batches
     ]
     torch.testing.assert_close(sum(losses), expected)
 
@@ -93,8 +94,8 @@ def test_the_task_loss_of_a_teacher_is_its_kl_divergence(tmp_path):
     distill = Distill(DistillSettings(weight=1.0, apply_to="task", teacher="x"), teacher_topk)
     distill.setup(model, sgd(model))
     logits, _ = supervised_logits(model, data)
-    distill.sample_rows(data)
+    distill.begin_step(data)
     expected = kl_divergence(teacher_logits, logits).mean()
-    loss = distill.task_loss(data, logits, data.num_supervised_tokens)
+    loss = distill.loss_on_task_rows(data, logits, data.num_supervised_tokens)
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-3)
     assert np.isclose(distill.metrics()["distill on tasks"], float(expected), atol=1e-3)

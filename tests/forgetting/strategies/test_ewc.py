@@ -2,13 +2,13 @@
 
 import pytest
 
-from pipelines.forgetting.strategies.ewc import Ewc, EwcSettings, ProtectedText
+from pipelines.forgetting.strategies.ewc import Ewc, EwcSettings, FisherText
 from tests.forgetting.tiny_lora import base, lora, rows, sgd
 
 
 def make_ewc(tmp_path, factors=(1.0,), **settings):
     texts = [
-        ProtectedText(rows(4, seed=index), tmp_path / f"fisher_{index}", factor) for index, factor in enumerate(factors)
+        FisherText(rows(4, seed=index), tmp_path / f"fisher_{index}", factor) for index, factor in enumerate(factors)
     ]
     return Ewc(EwcSettings(**settings), texts, "a model", seed=0)
 
@@ -29,4 +29,4 @@ def test_a_weight_of_zero_measures_nothing(tmp_path):
     ewc.setup(model, sgd(model))
     ewc.add_gradients()
     ewc.after_step([])
-    assert ewc.metrics() == {} and ewc.penalty_grad_norm == 0 and not (tmp_path / "fisher_0").exists()
+    assert ewc.metrics() == {} and ewc.proximal_grad_norm == 0 and not (tmp_path / "fisher_0").exists()

@@ -18,4 +18,4 @@ def test_the_penalty_is_half_the_weighted_squared_distance(tmp_path):
             moved += weight.numel()
     l2sp.after_step([])
     assert l2sp.metrics()["l2sp"] == pytest.approx(0.5e-6 * 0.01 * moved, rel=1e-3)
-    assert l2sp.penalty_grad_norm == pytest.approx(1e-6 * 0.1 * moved**0.5, rel=1e-3)
+    assert l2sp.proximal_grad_norm == pytest.approx(1e-6 * 0.1 * moved**0.5, rel=1e-3)

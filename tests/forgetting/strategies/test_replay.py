@@ -24,7 +24,7 @@ def test_the_fraction_of_supervised_tokens_is_realized(fraction):
     for step in range(600):
         batch = rows(8, seed=step)
         task_tokens += batch.num_supervised_tokens
-        replay_tokens += replay.sample_rows(batch)
+        replay_tokens += replay.begin_step(batch)
     assert replay_tokens / (task_tokens + replay_tokens) == pytest.approx(fraction, abs=0.003)
     # Every row is sampled once before any is sampled twice.
     assert replay.num_drawn == pytest.approx(replay_tokens / general.num_supervised_tokens * 30, abs=30)
@@ -33,7 +33,7 @@ def test_the_fraction_of_supervised_tokens_is_realized(fraction):
 def test_a_fraction_of_zero_samples_nothing():
     replay = make_replay(rows(5), 0.0)
     replay.setup(torch.nn.Module(), None)
-    assert replay.sample_rows(rows(8)) == 0 and list(replay.extra_losses(10)) == []
+    assert replay.begin_step(rows(8)) == 0 and list(replay.losses_on_own_rows(10)) == []
 
 
 def test_state_dict_resumes_with_the_next_row():
@@ -45,7 +45,7 @@ def test_state_dict_resumes_with_the_next_row():
                 state = replay.state_dict()
                 replay = make_replay(rows(9, seed=3), 0.2, seed=7)
                 replay.load_state_dict(state)
-            replay.sample_rows(rows(8, seed=step))
+            replay.begin_step(rows(8, seed=step))
             sampled.append([ids.tolist() for ids in replay.current_rows.input_ids])
     assert sampled[:40] == sampled[40:] and any(sampled)
 
@@ -57,15 +57,15 @@ def test_losses_are_cross_entropy_and_kl_divergence(tmp_path):
     for strategy in (distill, replay):
         strategy.setup(model, sgd(model))
     batch = rows(8)
-    supervised = batch.num_supervised_tokens + replay.sample_rows(batch)
+    supervised = batch.num_supervised_tokens + replay.begin_step(batch)
     logits, targets = supervised_logits(model, replay.current_rows)
     kl = kl_divergence(ReferenceModel(model).logits(replay.current_rows), logits)
     expected = F.cross_entropy(logits, targets, reduction="sum") / supervised
     expected = expected + 0.5 * kl.sum() / (0.4 / 0.6 * batch.num_supervised_tokens)
-    torch.testing.assert_close(sum(replay.extra_losses(supervised)), expected)
+    torch.testing.assert_close(sum(replay.losses_on_own_rows(supervised)), expected)
     assert replay.metrics()["distill"] == pytest.approx(float(kl.mean()), rel=1e-4)
 
 
 def test_without_training_on_rows_no_token_is_added_to_the_mean():
     replay = make_replay(rows(5), 0.4, train_on_rows=False)
-    assert replay.sample_rows(rows(8)) == 0 and len(replay.current_rows)
+    assert replay.begin_step(rows(8)) == 0 and len(replay.current_rows)
