@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
-from pipelines.forgetting.penalty import Importance, FactoredImportance
+from pipelines.forgetting.penalty import FactoredImportance, Importance
 from pipelines.storage.files import write_tensors
 
 FORMAT = "2"

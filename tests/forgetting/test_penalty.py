@@ -8,8 +8,8 @@ from pipelines.forgetting.penalty import (
     LoraQuadraticPenalty,
     PenaltySet,
     ProximalQuadraticPenalty,
-    value_and_gradients,
     lora_pairs,
+    value_and_gradients,
 )
 from tests.forgetting.tiny_lora import base, lora, sgd
 
