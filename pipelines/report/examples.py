@@ -35,7 +35,7 @@ def select_examples(analysis: Analysis, task: str | None, change: ChangeFilter) 
 
 def print_examples(analysis: Analysis, examples: Sequence[ExampleComparison], console: Console) -> None:
     """Prints through a pager if the output is a terminal, else at once."""
-    if console.is_terminal and console.file.isatty():  # rich takes a pipe for a terminal where FORCE_COLOR is set
+    if console.is_terminal and console.file.isatty():  # rich treats a pipe as a terminal if FORCE_COLOR is set
         os.environ.setdefault("LESS", "-R")  # less would show colors as escape codes
         with console.pager(styles=True):
             for part in _parts(analysis, examples):

@@ -69,7 +69,7 @@ class Preference:
 
 
 def read_ratings(path: Path, analysis: Analysis) -> RatingsFile:
-    """Raises RunError for a file that is missing or invalid, or has ratings of other completions."""
+    """Reads a ratings file. Raises RunError if it is missing or invalid, or has ratings of other completions."""
     try:
         # As JSON, not as Python's values: in strict mode, pydantic accepts a list for a tuple in JSON only.
         ratings = RatingsFile.model_validate_json(dump(parse(path.read_text(encoding="utf-8-sig"))))
@@ -141,7 +141,7 @@ def merge(files: Sequence[RatingsFile]) -> Preference:
 
 
 def _krippendorff_alpha(choices: Sequence[Mapping[str, str]], domain: list[str]) -> float | None:
-    """Nominal alpha. (Krippendorff, Content Analysis, 4th ed. 2018, ch. 12; by the package krippendorff.)"""
+    """Krippendorff's nominal alpha. (Krippendorff, Content Analysis, 4th ed. 2018, ch. 12.)"""
     raters = Counter(item for rater_choices in choices for item in rater_choices)
     items = sorted(item for item, frequency in raters.items() if frequency > 1)
     values = np.array(

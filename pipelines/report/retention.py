@@ -184,7 +184,7 @@ def _chance_caveats(records: RecordPairs, comparison: Comparison) -> Iterable[st
 
 
 def backward_transfer(tuned: Sequence[RetentionRecord]) -> BackwardTransfer | None:
-    """None if the run does not continue from an earlier run."""
+    """The backward transfer over the earlier tasks; None if the run does not continue from an earlier run."""
     changes: dict[str, list[float]] = {}
     for record in tuned:
         if record.score_after_own_task is not None and record.score is not None:

@@ -59,7 +59,8 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Raises RunError for files that are missing, damaged, of another format, or have different rows per model."""
+    """Reads the files of a run folder. Raises RunError if a file is missing, damaged or of another format, or if the
+    models have different rows."""
     if not folder.is_dir():
         command = shlex.join(["alfine", "run", "CONFIG", "--name", folder.name])
         raise RunError(f"{folder}: there is no such run folder; create it with `{command}`")
@@ -128,7 +129,7 @@ def _read_records[R: RecordBase](path: Path, record_type: type[R], optional: boo
         return []
     # Not splitlines(): strings in JSON may contain U+2028 and similar line separators.
     lines = _read_text(path).split("\n")
-    records = [_parse_record(line, record_type, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    records = [_parse_record(line, record_type, path, index) for index, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise RunError(Problem(f"the file has no rows; {RERUN_HINT.format(path.parent)}", str(path)))
     return records

@@ -22,8 +22,8 @@ from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.unicode_text import make_label_finder
 from pipelines.storage.records import CompletionRecord
 
-LabelForm = Callable[[str], str]
-"""Maps a label to the form that is compared: `Metric.normalize_label`."""
+LabelNormalizer = Callable[[str], str]
+"""Returns the form of a label in which it is compared: `Metric.normalize_label`."""
 
 MIN_RELIABLE_ROWS = 30
 """Number of rows below which the interval itself is unreliable."""
@@ -126,13 +126,13 @@ def task_caveats(task: TaskResult) -> list[str]:
     return task.caveats
 
 
-def label_anywhere_accuracies(examples: Sequence[ExampleComparison], form: LabelForm) -> tuple[float, float]:
+def label_anywhere_accuracies(examples: Sequence[ExampleComparison], normalize: LabelNormalizer) -> tuple[float, float]:
     """Per model, the percentage of completions with the right label and no other label of the task.
 
     A model with a high value knows the answer, whether or not it knows the format.
     """
-    labels_in = make_label_finder({example.reference for example in examples}, form)
-    right = [{form(example.reference)} for example in examples]
+    labels_in = make_label_finder({example.reference for example in examples}, normalize)
+    right = [{normalize(example.reference)} for example in examples]
     base = sum(labels_in(example.base) == label for example, label in zip(examples, right, strict=True))
     tuned = sum(labels_in(example.tuned) == label for example, label in zip(examples, right, strict=True))
     return 100 * base / len(examples), 100 * tuned / len(examples)
@@ -174,16 +174,16 @@ def _constant_label(
 ) -> Iterable[str]:
     if not task.metric.single_label:
         return
-    form = task.metric.normalize_label
-    references = Counter(form(record.reference) for record in base)
+    normalize = task.metric.normalize_label
+    references = Counter(normalize(record.reference) for record in base)
     most_common, frequency = references.most_common(1)[0]
-    label = one_line(next(record.reference for record in base if form(record.reference) == most_common), 40)
+    label = one_line(next(record.reference for record in base if normalize(record.reference) == most_common), 40)
     if len(references) == 1:
         yield f"Every reference is “{label}”: always giving it would score 100 %."
         return
     yield f"Always answering “{label}” would score {number(100 * frequency / len(base))} %."
     for model, records in zip(models, (base, tuned), strict=True):
-        labels = {form(record.completion) for record in records}
+        labels = {normalize(record.completion) for record in records}
         if len(labels) == 1 and len(records) > 1 and labels != {""}:
             label = one_line(records[0].completion, 40)
             yield f"{heading(model)} always answers “{label}”, whatever the prompt is."

@@ -54,7 +54,7 @@ def call_metric(function: MetricFunction, completion: str, reference: str, row: 
     except (Exception, SystemExit) as error:
         raise ValueError(f"raised {describe_error(error)}") from error
     try:
-        return as_finite_float(value, bool_is=100.0)
+        return as_finite_float(value, true_value=100.0)
     except ValueError as error:
         raise ValueError(f"returned {error}") from None
 
@@ -74,12 +74,12 @@ def try_metric(name: str, reference: str, row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def as_finite_float(value: Any, bool_is: float | None = None) -> float:
-    """A Python number, or a scalar of numpy or torch (an array without axes), as a float. `bool_is` is the value of
+def as_finite_float(value: Any, true_value: float | None = None) -> float:
+    """A Python number, or a scalar of numpy or torch (an array without axes), as a float. `true_value` is the value of
     True; with None, booleans are an error. Raises ValueError for everything else, including NaN and infinity."""
     plain = value.item() if getattr(value, "shape", None) == () and not getattr(value, "mask", False) else value
-    if isinstance(plain, bool) and bool_is is not None:
-        return bool_is * plain
+    if isinstance(plain, bool) and true_value is not None:
+        return true_value * plain
     result = math.nan
     if isinstance(plain, Real | Decimal) and not isinstance(plain, bool):
         try:

@@ -135,15 +135,15 @@ def _custom_metric(name: str) -> Metric:
     """
     function = load_metric(name)
 
-    def score(line: CompletionFields) -> Score:
+    def score(record: CompletionFields) -> Score:
         try:
-            return Score(call_metric(function, line["completion"], line["reference"], line["fields"]))
+            return Score(call_metric(function, record["completion"], record["reference"], record["fields"]))
         except ValueError as error:
-            raise DataError(f"{row_location(line)}: metric {name} {error}") from error
+            raise DataError(f"{row_location(record)}: metric {name} {error}") from error
 
     return Metric(name, title=name.partition(":")[2], unit=Unit.POINTS, score=score)
 
 
-def row_location(line: CompletionFields) -> str:
-    """The task and the row of a line of completions, for messages."""
-    return f"task {line['task']!r}, row {line['row']}"
+def row_location(record: CompletionFields) -> str:
+    """The task and the row of a completion, for messages."""
+    return f"task {record['task']!r}, row {record['row']}"

@@ -101,7 +101,7 @@ class _TestSession:
     ran: int = 0
     asserts: int = 0
     failure: str = ""
-    forged: bool = False
+    has_excess_outcomes: bool = False
     """Whether more outcomes arrived than there are tests."""
 
     @property
@@ -125,7 +125,7 @@ class _TestSession:
         if kind == "a":
             self.asserts = int(message[1:])
         elif kind == "t" and self.ran == len(self.tests):
-            self.forged = True
+            self.has_excess_outcomes = True
         elif kind == "c":
             self.loaded = outcome == "p"
             self.failure = failure
@@ -147,7 +147,7 @@ class _TestSession:
             self.failure = self.failure or _STOPPED[stopped]
         elif self.ran < total:
             self._fail(_STOPPED[stopped])
-        elif self.forged or stopped == "exit":
+        elif self.has_excess_outcomes or stopped == "exit":
             self.passed, self.failure = 0, "the code interferes with its tests"
         elif self.passed == total and not self.asserts:
             self.passed, self.failure = 0, "the tests ran no assert"

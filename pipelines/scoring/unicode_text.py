@@ -87,17 +87,17 @@ def split_labels(text: str) -> list[str]:
     return [label.strip() for label in _COMMAS.split(text) if label.strip()]
 
 
-def make_label_finder(labels: Iterable[str], form: Callable[[str], str]) -> Callable[[str], set[str]]:
-    """Returns a function that finds the labels in a text: those that occur as complete words, in their `form`.
+def make_label_finder(labels: Iterable[str], normalize: Callable[[str], str]) -> Callable[[str], set[str]]:
+    """Returns a function that finds the labels in a text: those that occur as complete words, after `normalize`.
 
     A shorter label inside a longer one ("very positive") is not found. In scripts without spaces, a word may begin and
     end at any letter.
     """
-    known = {form(label) for label in labels} - {""}
+    known = {normalize(label) for label in labels} - {""}
     if not known:
         return lambda text: set()
     pattern = regex.compile(rf"(?V1){_LABEL_START}\L<labels>{_LABEL_END}", labels=known)
-    return lambda text: set(pattern.findall(form(text)))
+    return lambda text: set(pattern.findall(normalize(text)))
 
 
 def truncate(text: str, columns: int) -> str:

@@ -24,11 +24,11 @@ HOST_CALLS = 200_000
 
 _FOLDER, _LIBRARY = b"/usr/local/lib", b"python315.zip"
 _FOLDER_FD, _FIRST_FD, _MAX_OPEN_FILES = 3, 4, 64
-_START = 1_750_000_000 * 10**9  # nanoseconds since 1970; the time at which every program starts, in June 2025
-_TICK = 10**6  # nanoseconds by which a read advances the clock
+_CLOCK_START = 1_750_000_000 * 10**9  # nanoseconds since 1970; the time at which every program starts, in June 2025
+_CLOCK_STEP = 10**6  # nanoseconds by which a read advances the clock
 _MAX_MESSAGE_BYTES, _MAX_READ_BYTES = 4096, 2**16
 _DEVICE, _DIRECTORY, _FILE = 2, 3, 4  # WASI's file types
-_WRITES = 1 << 6  # the right to write
+_RIGHT_WRITE = 1 << 6  # the right to write
 # WASI's errors
 _SUCCESS, _BAD_FD, _INVALID, _TOO_MANY, _NO_ENTRY, _REFUSED, _READ_ONLY, _NO_SEEK = 0, 8, 28, 33, 44, 58, 69, 70
 _NO_MESSAGE = -2
@@ -54,7 +54,7 @@ class Program:
     calls: int = 0
     instructions: int = 0
     """WebAssembly instructions executed, unless the time limit ended the program."""
-    now: int = _START
+    now: int = _CLOCK_START
     random: random.Random = field(default_factory=lambda: random.Random(0))
     files: dict[int, int] = field(default_factory=dict)
     """The read position in the library's file, by file descriptor."""
@@ -117,11 +117,11 @@ def _args_sizes_get(program: Program, memory: Memory, count: int, size: int) -> 
     return memory.pack(size, "I", sum(map(len, _arguments(program))))
 
 
-def _args_get(program: Program, memory: Memory, starts: int, texts: int) -> int:
+def _args_get(program: Program, memory: Memory, argv: int, argv_buffer: int) -> int:
     for index, argument in enumerate(_arguments(program)):
-        memory.pack(starts + 4 * index, "I", texts)
-        memory.write(texts, argument)
-        texts += len(argument)
+        memory.pack(argv + 4 * index, "I", argv_buffer)
+        memory.write(argv_buffer, argument)
+        argv_buffer += len(argument)
     return _SUCCESS
 
 
@@ -131,12 +131,12 @@ def _environ_sizes_get(program: Program, memory: Memory, count: int, size: int) 
 
 
 def _clock_time_get(program: Program, memory: Memory, clock: int, precision: int, address: int) -> int:
-    program.now += _TICK
+    program.now += _CLOCK_STEP
     return memory.pack(address, "Q", program.now)
 
 
 def _clock_res_get(program: Program, memory: Memory, clock: int, address: int) -> int:
-    return memory.pack(address, "Q", _TICK)
+    return memory.pack(address, "Q", _CLOCK_STEP)
 
 
 def _random_get(program: Program, memory: Memory, address: int, length: int) -> int:
@@ -157,7 +157,7 @@ def _poll_oneoff(program: Program, memory: Memory, subscriptions: int, events: i
 # --- the readable folder and its file ---
 
 
-def _type(program: Program, fd: int) -> int | None:
+def _file_type(program: Program, fd: int) -> int | None:
     """The type of the file of a descriptor; None if it is not open."""
     if fd == _FOLDER_FD:
         return _DIRECTORY
@@ -174,41 +174,41 @@ def _fd_prestat_dir_name(program: Program, memory: Memory, fd: int, address: int
 
 
 def _fd_fdstat_get(program: Program, memory: Memory, fd: int, address: int) -> int:
-    kind = _type(program, fd)
+    kind = _file_type(program, fd)
     return _BAD_FD if kind is None else memory.pack(address, "BxH4xQQ", kind, 0, 2**64 - 1, 2**64 - 1)
 
 
-def _status(memory: Memory, address: int, kind: int) -> int:
+def _write_filestat(memory: Memory, address: int, kind: int) -> int:
     size = len(_library()) if kind == _FILE else 0
     return memory.pack(address, "QQB7xQQQQQ", 1, kind, kind, 1, size, 0, 0, 0)
 
 
 def _fd_filestat_get(program: Program, memory: Memory, fd: int, address: int) -> int:
-    kind = _type(program, fd)
-    return _BAD_FD if kind is None else _status(memory, address, kind)
+    kind = _file_type(program, fd)
+    return _BAD_FD if kind is None else _write_filestat(memory, address, kind)
 
 
 def _path_filestat_get(
     program: Program, memory: Memory, folder: int, flags: int, path: int, length: int, address: int
 ) -> int:
     kind = {_LIBRARY: _FILE, b".": _DIRECTORY, b"": _DIRECTORY}.get(memory.read(path, min(length, 64)))
-    return _NO_ENTRY if kind is None or folder != _FOLDER_FD else _status(memory, address, kind)
+    return _NO_ENTRY if kind is None or folder != _FOLDER_FD else _write_filestat(memory, address, kind)
 
 
 def _path_open(
     program: Program,
     memory: Memory,
     folder: int,
-    follow: int,
+    lookup_flags: int,
     path: int,
     length: int,
-    how: int,
+    open_flags: int,
     rights: int,
     *rest: int,
 ) -> int:
     if folder != _FOLDER_FD or memory.read(path, min(length, 64)) != _LIBRARY:
-        return _READ_ONLY if how & 1 else _NO_ENTRY
-    if how or rights & _WRITES:
+        return _READ_ONLY if open_flags & 1 else _NO_ENTRY
+    if open_flags or rights & _RIGHT_WRITE:
         return _READ_ONLY
     fd = next((fd for fd in range(_FIRST_FD, _FIRST_FD + _MAX_OPEN_FILES) if fd not in program.files), None)
     if fd is None:

@@ -18,10 +18,10 @@ def _scorer() -> Any:
     return sacrebleu_metrics.CHRF()
 
 
-def _score(line: CompletionFields) -> Score:
+def _score(record: CompletionFields) -> Score:
     # Khmer and others write a zero width space between words; chrF ignores white space but not this character.
     completion, reference = (
-        unicodedata.normalize("NFC", line[column].replace("\u200b", " ")) for column in ("completion", "reference")
+        unicodedata.normalize("NFC", record[column].replace("\u200b", " ")) for column in ("completion", "reference")
     )
     if completion == reference:
         return Score(100.0)

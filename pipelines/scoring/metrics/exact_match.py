@@ -8,12 +8,12 @@ from pipelines.scoring.unicode_text import NORMALIZATION_NOTE, normalize_label, 
 LABEL_NOTE = f"Case, white space, quotes around a label, punctuation at its end, {NORMALIZATION_NOTE} do not count."
 
 
-def _normalized(line: CompletionFields) -> Score:
-    return Score(100.0 * (normalize_label(line["completion"]) == normalize_label(line["reference"])))
+def _normalized(record: CompletionFields) -> Score:
+    return Score(100.0 * (normalize_label(record["completion"]) == normalize_label(record["reference"])))
 
 
-def _unnormalized(line: CompletionFields) -> Score:
-    return Score(100.0 * (strip_label(line["completion"]) == strip_label(line["reference"])))
+def _unnormalized(record: CompletionFields) -> Score:
+    return Score(100.0 * (strip_label(record["completion"]) == strip_label(record["reference"])))
 
 
 register(

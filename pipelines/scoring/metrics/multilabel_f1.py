@@ -7,10 +7,10 @@ from pipelines.scoring.metrics.exact_match import LABEL_NOTE
 from pipelines.scoring.unicode_text import normalize_label, split_labels
 
 
-def _score(line: CompletionFields) -> Score:
+def _score(record: CompletionFields) -> Score:
     """The F1 of the two sets, 2 |A ∩ B| / (|A| + |B|)."""
     predicted, expected = (
-        {normalize_label(label) for label in split_labels(line[column])} for column in ("completion", "reference")
+        {normalize_label(label) for label in split_labels(record[column])} for column in ("completion", "reference")
     )
     if predicted == expected:
         return Score(100.0)

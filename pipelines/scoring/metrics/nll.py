@@ -7,11 +7,11 @@ from pipelines.scoring.custom_metrics import as_finite_float
 from pipelines.scoring.metric import CompletionFields, Metric, Score, Unit, register, row_location
 
 
-def _score(line: CompletionFields) -> Score:
+def _score(record: CompletionFields) -> Score:
     try:
-        return Score(as_finite_float(line["reference_nll"]))
+        return Score(as_finite_float(record["reference_nll"]))
     except ValueError as error:
-        raise DataError(f"{row_location(line)}: reference_nll {error}") from None
+        raise DataError(f"{row_location(record)}: reference_nll {error}") from None
 
 
 register(

@@ -32,10 +32,10 @@ def _scorer() -> Any:
     return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer())
 
 
-def _score(line: CompletionFields) -> Score:
-    if line["completion"] == line["reference"]:  # a text of invisible characters only has no tokens
+def _score(record: CompletionFields) -> Score:
+    if record["completion"] == record["reference"]:  # a text of invisible characters only has no tokens
         return Score(100.0)
-    return Score(100.0 * _scorer().score(line["reference"], line["completion"])["rougeL"].fmeasure)
+    return Score(100.0 * _scorer().score(record["reference"], record["completion"])["rougeL"].fmeasure)
 
 
 register(

@@ -9,12 +9,12 @@ from pipelines.scoring.python_tests import row_tests
 from pipelines.scoring.sandbox import run_tests
 
 
-def _score(line: CompletionFields) -> Score:
+def _score(record: CompletionFields) -> Score:
     try:
-        tests = row_tests(line["fields"])
+        tests = row_tests(record["fields"])
     except DataError as error:
-        raise DataError(f"{row_location(line)}: {error}") from None
-    result = run_tests(extract_code(line["completion"]), tests)
+        raise DataError(f"{row_location(record)}: {error}") from None
+    result = run_tests(extract_code(record["completion"]), tests)
     if result.unsupported:
         return Score(None, f"not supported by the sandbox: {result.message}")
     if result.passed == result.total:
