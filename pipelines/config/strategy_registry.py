@@ -71,7 +71,10 @@ class StrategySpec:
     conflict: Callable[[JobTraits], str | None] = _no_conflict
     """Returns why the strategy cannot be used in a job and what to write instead; None if it can."""
     order: int = 100
-    """Strategies act in ascending order within a step, strategies of the same order by name."""
+    """Strategies are built and act within a step in ascending order, strategies of the same order by name.
+
+    `distill` comes before `replay`, which gets the built strategy from `ForgettingContext.strategies_by_name`.
+    """
     sweep_variants: tuple[str, ...] | None = None
     """The values of `strategy` that `alfine sweep` compares by default; None is the strategy's name."""
 

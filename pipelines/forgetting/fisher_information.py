@@ -24,9 +24,9 @@ ACTIVITY = "the Fisher information of general text and earlier tasks"
 
 
 def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Returns the gradient by `logits` [tokens, vocabulary] of the summed cross entropy to labels sampled from them.
+    """Returns the gradient of the summed cross entropy to labels sampled from `logits` [tokens, vocabulary].
 
-    It is the predicted probabilities, minus one at the label, in the shape and dtype of `logits`.
+    The gradient is with respect to `logits`. It is the predicted probabilities, minus one at the label, in the shape and dtype of `logits`.
     """
     probabilities = logits.detach().float().softmax(dim=-1)
     # torch.multinomial would draw one random number per entry of the vocabulary.
@@ -42,8 +42,8 @@ def lora_fisher(
     """Returns the Fisher information of every adapted matrix, by module, in two factors.
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the
-    gradient of the summed loss by its output. Packed sequences do not attend to each other, so packing changes
-    nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with the
+    gradient of the summed loss with respect to its output. Packed sequences do not attend to each other, so packing
+    changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with the
     adapter disabled: at the model that the job starts from, and without the gradients of the adapter's own matrices.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
@@ -59,8 +59,11 @@ def lora_fisher(
             logits, _ = supervised_logits(model, batch, share_prefixes=False)
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(batch))
-    predicted, read = sequences.num_supervised_tokens, sequences.num_tokens
-    return {name: FactoredImportance(moments.outputs[name] / predicted, moments.inputs[name] / read) for name in pairs}
+    num_supervised, num_tokens = sequences.num_supervised_tokens, sequences.num_tokens
+    return {
+        name: FactoredImportance(moments.outputs[name] / num_supervised, moments.inputs[name] / num_tokens)
+        for name in pairs
+    }
 
 
 @contextlib.contextmanager

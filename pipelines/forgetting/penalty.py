@@ -20,7 +20,8 @@ from pipelines.modeling.adapters import disabled_adapter_is_base
 class FactoredImportance:
     """The importance of a matrix [out, in] in two factors.
 
-    It is `output[i] * input[j]`, or the Kronecker product of two matrices.
+    It is the outer product of two vectors, `output[i] * input[j]`, or the Kronecker product of two matrices as in K-FAC
+    (Martens & Grosse 2015, arXiv:1503.05671).
     `output` fp32 [out] or [out, out]; `input` fp32 [in] or [in, in]. A scalar (shape []) stands for a constant factor.
     """
 
@@ -98,7 +99,7 @@ def check_penalty_covers_adapter(name: str, model: torch.nn.Module) -> None:
 def value_and_gradients(
     lora_B: torch.Tensor, lora_A: torch.Tensor, scaling: float, importance: FactoredImportance
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns ½ Σ F_ij ΔW_ij² and its gradients by `lora_B` [..., out, r] and `lora_A` [..., r, in].
+    """Returns ½ Σ F_ij ΔW_ij² and its gradients with respect to `lora_B` [..., out, r] and `lora_A` [..., r, in].
 
     ΔW itself is not computed. With F = output ⊗ input the value is ½ s² ⟨Bᵀ·output·B, A·input·Aᵀ⟩, in O((out + in) r²).
     """
@@ -202,13 +203,13 @@ class ProximalQuadraticPenalty:
         for parameter, anchor, importance in self.anchored:
             # In place throughout: these tensors are as large as the model, and the step needs several of them.
             group = groups[id(parameter)]
-            pull = self._divided_by_metric(parameter, group, self.weight * group["lr"])
+            step_ratio = self._divided_by_metric(parameter, group, self.weight * group["lr"])
             distance = parameter - anchor
-            distance /= pull.mul_(1.0 if importance is None else importance).add_(1)
+            distance /= step_ratio.mul_(1.0 if importance is None else importance).add_(1)
             torch.add(anchor, distance, out=parameter)
-            force = distance if importance is None else torch.mul(distance, importance, out=pull)
-            value += (0.5 * self.weight * torch.dot(force.flatten(), distance.flatten())).cpu()
-            squared_norm += (self.weight * force).square().sum().cpu()
+            weighted_distance = distance if importance is None else torch.mul(distance, importance, out=step_ratio)
+            value += (0.5 * self.weight * torch.dot(weighted_distance.flatten(), distance.flatten())).cpu()
+            squared_norm += (self.weight * weighted_distance).square().sum().cpu()
         self.value, self.grad_norm = float(value), float(squared_norm.sqrt())
 
     def _divided_by_metric(

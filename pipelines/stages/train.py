@@ -24,5 +24,5 @@ def train_model(context: StageContext, inputs_digest: str) -> None:
     history = json.loads(run.path("model", "training.json").read_text(encoding="utf-8"))
     for note in history.get("notes", []):
         reporter.warn(note)
-    if skipped := history.get("skipped"):
+    if skipped := history.get("skipped_steps"):
         reporter.warn(f"{len(skipped)} steps skipped (non-finite loss): {', '.join(map(str, skipped))}")

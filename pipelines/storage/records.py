@@ -36,6 +36,8 @@ def _check_finite(value: float, info: ValidationInfo) -> float:
 
 ModelText = Annotated[str, BeforeValidator(replace_surrogates)]
 """Text that a model or a user wrote."""
+UncheckedFloat = Annotated[float, Field(allow_inf_nan=True)]
+"""A number that readers accept even if it is NaN or infinite."""
 Measurement = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_check_finite)]
 """A measured number, NaN or infinite if the training diverged."""
 
@@ -122,11 +124,29 @@ class RetentionStop(RecordBase):
     step: int = Field(description="Number of optimizer steps before the training ended.")
 
 
+class ScaleLoss(RecordBase):
+    """The loss on general text at one scale of the interpolation between base and tuned weights."""
+
+    scale: float = Field(description="Factor on the difference between tuned and base weights.")
+    loss: UncheckedFloat = Field(description="Mean loss on general text, in nats per token.")
+
+
+class Interpolation(RecordBase):
+    """The result of the strategy `interpolate`."""
+
+    scale: float = Field(description="Chosen factor on the difference between tuned and base weights.")
+    general_loss: list[ScaleLoss] = Field(description="Loss at every measured scale; empty for a fixed scale.")
+
+
 class TrainingHistory(RecordBase):
-    """`model/training.json`. Losses are in nats per supervised token."""
+    """`model/training.json`. Losses are in nats per supervised token of the tasks unless stated otherwise.
+
+    The trainer records it as a dict with these keys, which is also part of every checkpoint.
+    """
 
     steps: int = Field(description="Number of optimizer steps.")
     rows: int = Field(description="Number of training rows processed, over all epochs.")
+    tokens: int | None = Field(default=None, description="Number of tokens processed, over all epochs.")
     supervised_tokens: int = Field(description="Number of supervised tokens processed, over all epochs.")
     seconds: float = Field(description="Wall-clock time of training, in seconds.")
     train_loss: list[StepLoss] = Field(description="Training loss per step.")
@@ -143,7 +163,27 @@ class TrainingHistory(RecordBase):
     )
     retention: list[RetentionMeans] = Field(default=[], description="Scores of the retention evals during training.")
     forgetting: list[dict[str, float | None]] = Field(
-        default=[], description="Metrics of the strategies against forgetting per step."
+        default=[],
+        description="Losses of the strategies against forgetting per step, in nats, and "
+        "penalty_to_task_grad_norm_ratio: the norm of the gradients that the strategies add to those of the losses on "
+        "the tasks' rows, divided by the norm of the latter, before clipping; null if the divisor is 0.",
+    )
+    skipped_steps: list[int] = Field(
+        default=[], description="Steps with a non-finite loss or gradient, which did not change the weights."
+    )
+    micro_batch: dict[Literal["rows", "tokens"], int] | None = Field(
+        default=None,
+        description="Size of the micro-batches in rows or in tokens, if it was measured, or reduced because memory "
+        "ran out.",
+    )
+    notes: list[str] = Field(default=[], description="Notes on the training, such as a resume after a corrupt file.")
+    probe_losses: list[UncheckedFloat] | None = Field(
+        default=None,
+        description="Losses of the saved model on the tokens of a fixed batch, which identify it when it is loaded; "
+        "null if the weights were sharded.",
+    )
+    interpolate: Interpolation | None = Field(
+        default=None, description="Result of the strategy `interpolate`; null without it."
     )
 
     @property

@@ -55,7 +55,7 @@ class SafetensorsCheckpoint(Checkpoint):
         super().__init__(*args)
         self.history, self.stateful = history, stateful
         self.tracker: ProgressTracker | None = None
-        self.pending: dict[str, Any] | None = None
+        self.deferred_state: dict[str, Any] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
         """Writes the checkpoint on rank 0. Raises OSError if that fails; existing checkpoints are unchanged then."""
@@ -122,8 +122,8 @@ class SafetensorsCheckpoint(Checkpoint):
     def load(self, save_path: str, device: torch.device | None = None) -> bool:
         """Restores the weights, the optimizer, the history and the components. Raises CorruptCheckpointError.
 
-        The states of the schedule and of the random number generators are left in `pending`: after the load, Ludwig
-        builds a new schedule and sets the seeds.
+        The states of the schedule and of the random number generators are left in `deferred_state`: after the load,
+        Ludwig builds a new schedule and sets the seeds.
         """
         state, tensors = _read(save_path)
         weights = _with_prefix(tensors, WEIGHTS)
@@ -146,7 +146,7 @@ class SafetensorsCheckpoint(Checkpoint):
             component_tensors = _with_prefix(tensors, f"{COMPONENT}{component.name}/")
             if component_state := {**component_tensors, **state["components"].get(component.name, {})}:
                 component.load_state_dict(component_state)
-        self.pending = {"scheduler": state["scheduler"], "rng": _with_prefix(tensors, RNG)}
+        self.deferred_state = {"scheduler": state["scheduler"], "rng": _with_prefix(tensors, RNG)}
         return True
 
     def get_state_for_inference(self, save_path: str, device: torch.device | None = None) -> Mapping[str, Any]:

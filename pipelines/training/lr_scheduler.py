@@ -24,6 +24,7 @@ class LRScheduler:
     def __init__(self, config: Any, optimizer: Any, steps_per_checkpoint: int, total_steps: int) -> None:
         self.settings = ScheduleSettings.from_config(config)
         self.optimizer = optimizer
+        # Ludwig does not pass the steps of an epoch. No schedule depends on them.
         self.steps = StepCounts(per_epoch=steps_per_checkpoint, total=total_steps, per_evaluation=steps_per_checkpoint)
         self.plateau = Plateau(self.settings)
         self.step_count = 0

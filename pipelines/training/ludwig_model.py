@@ -58,6 +58,7 @@ class FineTunedLLM(LLM):
         check_adapter_names(self.model, adapter)
         with peft_errors_as_config_error(self.model, adapter):
             super().initialize_adapter()
+        # Before training: the first call compares the two, and its cached result answers the strategies' later calls.
         disabled_adapter_is_base(self.model)
         self.starts_at_base = initial_adapter_is_base(self.model)
         self.initial_adapter_weights = initial_adapter_weights(self.model)

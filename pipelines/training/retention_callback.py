@@ -63,8 +63,7 @@ class RetentionCallback:
             for weight, good in zip(trainable_parameters(model), self.last_good_weights, strict=True):
                 weight.copy_(good)
         trainer.history["stopped_by_retention"] = {"evals": regressed, "step": step}
-        # Ludwig's loop ends here as it does after the last step, with an evaluation of the validation set.
-        trainer.total_steps = step
+        trainer.stop_after(step)
 
     def state_dict(self) -> dict[str, Any]:
         return {f"last_good_weights/{index}": weight for index, weight in enumerate(self.last_good_weights)}

@@ -4,6 +4,17 @@ Ludwig keeps the loop: epochs, schedule, clipping, evaluation rounds, early stop
 replaces what Ludwig does with tokens: rows are tokenized before, the loss of a step is the mean over all its
 supervised tokens, the validation loss is that mean per task, a resumed training is bitwise identical to an
 uninterrupted one, and an interrupted training is not taken for a finished one.
+
+The order of the hooks in a training. Ludwig's `LudwigModel.train` calls `FineTuneTrainer.train`, which calls:
+
+1. `LudwigCallback.on_trainer_train_setup`: sets up the strategies and the step callback at the starting weights
+2. `create_checkpoint_handle` and `_create_or_resume_progress_tracker`: load the latest checkpoint, if there is one
+3. `_train_loop`, once per epoch: restores what Ludwig has overwritten since the load, and calls for every step
+   1. `LudwigCallback.on_batch_start`: after a signal, saves a checkpoint and raises KeyboardInterrupt
+   2. `train_step`: one optimizer step, with the hooks of `Strategy`
+   3. `LudwigCallback.on_batch_end`: the step callback (retention evals), and progress
+   4. `evaluation`, every `steps_per_checkpoint` steps: the validation loss and a checkpoint
+4. `LudwigCallback.on_trainer_train_teardown`: completes the history
 """
 
 from __future__ import annotations
@@ -41,29 +52,18 @@ if TYPE_CHECKING:
 
 
 class FineTuneTrainer(LudwigFineTuneTrainer):
-    """Trains on `LudwigTokenDataset`s and records a history, which becomes training.json.
+    """Trains on `LudwigTokenDataset`s and records `history`, which becomes training.json.
 
-    Keys of `history`, with losses in nats per supervised token of the tasks:
-    - `train_loss`: [{step, loss}]
-    - `validation_loss`: [{step, loss, tasks: {task: loss}}]
-    - `rows`, `tokens`, `supervised_tokens`: numbers of the tasks' rows and tokens trained on
-    - `skipped`: steps with a non-finite loss or gradient, if there are any
-    - `forgetting`: [{step, name of a loss: nats, penalty_to_task_grad_norm_ratio}], if there are strategies; the ratio
-      is the norm of the gradient that strategies add, divided by the norm of the tasks' gradient
-    - `micro_batch`: {rows: n} or {tokens: n}, if it was measured or reduced
+    `pipelines.storage.records.TrainingHistory` defines the keys of `history`. Rows and tokens of the strategies are not
+    counted there.
     """
 
     resume: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.history: dict[str, Any] = {
-            "train_loss": [],
-            "validation_loss": [],
-            "rows": 0,
-            "tokens": 0,
-            "supervised_tokens": 0,
-        }
+        self.history: dict[str, Any] = {"train_loss": [], "validation_loss": []}
+        self.history |= {"rows": 0, "tokens": 0, "supervised_tokens": 0}
         self.strategies: list[Strategy] = []
         self.step_callback: StepCallback | None = None
         self.max_nonfinite_steps = 0
@@ -88,18 +88,19 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
         """Takes one optimizer step.
 
-        The gradient is that of the mean loss over all supervised tokens of `inputs`, plus those of the strategies. A
-        step with a non-finite loss or gradient does not change the weights.
+        The gradient is that of the mean loss over the supervised tokens of `inputs` and of the rows that strategies
+        add to it, plus the gradients of the strategies' other losses. A step with a non-finite loss or gradient does
+        not change the weights.
         """
         self.dist_model.train()
         weights = trainable_parameters(self.model.model)
-        supervised_tokens = inputs.num_supervised_tokens + sum(
+        loss_denominator = inputs.num_supervised_tokens + sum(
             strategy.begin_step(inputs) for strategy in self.strategies
         )
-        loss = self._accumulate_task_row_gradients(self.process_group.shard(inputs), inputs[0:1], supervised_tokens)
+        loss = self._accumulate_task_row_gradients(self.process_group.shard(inputs), inputs[0:1], loss_denominator)
         all_reduce_gradients(self.process_group, weights, loss)
-        task_row_gradients = self._accumulate_strategy_gradients(supervised_tokens)
-        loss = loss * (supervised_tokens / inputs.num_supervised_tokens)
+        task_row_gradients = self._accumulate_strategy_gradients(loss_denominator)
+        loss = loss * (loss_denominator / inputs.num_supervised_tokens)
         if torch.isfinite(loss) and has_finite_gradients(weights):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
@@ -112,23 +113,23 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     def _skip_nonfinite_step(self, loss: torch.Tensor) -> None:
         """Records a skipped step. Raises RunError, which names the step's rows, after `max_nonfinite_steps` of them."""
-        step, skipped = self._step, self.history.setdefault("skipped", [])
+        step, skipped = self._step, self.history.setdefault("skipped_steps", [])
         skipped.append(step)
         if len(skipped) > self.max_nonfinite_steps:
             name = "gradient" if torch.isfinite(loss) else "loss"
+            rows = self._train_loop_arguments["batcher"].describe_batch()
             raise RunError(
-                f"step {step}: the {name} is not finite (rows {self._loop['batcher'].describe_batch()}); the weights "
-                "are unchanged. Lower trainer.learning_rate, check these rows, or set "
-                f"pipeline.max_nonfinite_steps: {len(skipped) + 2}"
+                f"step {step}: the {name} is not finite (rows {rows}); the weights are unchanged. Lower "
+                f"trainer.learning_rate, check these rows, or set pipeline.max_nonfinite_steps: {len(skipped) + 2}"
             )
 
     @property
     def _step(self) -> int:
         """The current step, counted from 1."""
-        return len(self.history["train_loss"]) + len(self.history.get("skipped", [])) + 1
+        return len(self.history["train_loss"]) + len(self.history.get("skipped_steps", [])) + 1
 
     def _accumulate_task_row_gradients(
-        self, shard: TokenSequences, dummy_batch: TokenSequences, supervised_tokens: int
+        self, shard: TokenSequences, dummy_batch: TokenSequences, loss_denominator: int
     ) -> torch.Tensor:
         """Adds the gradients of this process's task rows, in micro-batches. Returns their part of the step's mean loss.
 
@@ -138,14 +139,14 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         rng = rng_state()
         if self.micro_batches.size is None and (len(shard) or self.process_group.lockstep):
             with self.micro_batches.calibrate(shard if len(shard) else dummy_batch, self.model.model) as longest:
-                self._backward_micro_batch(longest, supervised_tokens)
+                self._backward_micro_batch(longest, loss_denominator)
             self._restart_step(rng)
         while True:
             loss = torch.zeros((), device=self.device)
             try:
                 micro_batches = self.micro_batches.split(shard) if len(shard) else ()
                 for batch, is_real in self.process_group.lockstep_batches(micro_batches, dummy_batch):
-                    loss += self._backward_micro_batch(batch, supervised_tokens, weight=float(is_real))
+                    loss += self._backward_micro_batch(batch, loss_denominator, weight=float(is_real))
                 return loss
             except torch.OutOfMemoryError:
                 pass  # the traceback references activations, which must be freed before the step restarts
@@ -163,7 +164,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         if "cuda" in rng:
             torch.cuda.empty_cache()
 
-    def _backward_micro_batch(self, batch: TokenSequences, supervised_tokens: int, weight: float = 1.0) -> torch.Tensor:
+    def _backward_micro_batch(self, batch: TokenSequences, loss_denominator: int, weight: float = 1.0) -> torch.Tensor:
         """Adds the gradients of one micro-batch. Returns its part of the step's mean loss.
 
         Both are multiplied by `weight`, which is 0 for a dummy batch.
@@ -174,24 +175,24 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
                 logits, targets = supervised_logits(self.model.model, batch)
                 cross_entropy = F.cross_entropy(logits, targets, reduction="none").float().sum()
                 losses = [
-                    strategy.loss_on_task_rows(batch, logits, supervised_tokens, weight)
+                    strategy.loss_on_task_rows(batch, logits, loss_denominator, weight)
                     for strategy in self.strategies
                     if strategy.has_loss_on_task_rows
                 ]
             else:
                 cross_entropy = token_losses(self.model.model, batch).sum()
-            loss = weight * (cross_entropy / supervised_tokens)
+            loss = weight * (cross_entropy / loss_denominator)
         self.distributed.backward(sum(losses, loss), self.dist_model)
         return loss.detach()
 
-    def _accumulate_strategy_gradients(self, supervised_tokens: int) -> list[torch.Tensor]:
-        """Adds the gradients of the strategies. Returns copies of the tasks' gradients."""
+    def _accumulate_strategy_gradients(self, loss_denominator: int) -> list[torch.Tensor]:
+        """Adds the gradients of the strategies. Returns copies of the gradients of the losses on the tasks' rows."""
         if not self.strategies:
             return []
         weights = trainable_parameters(self.model.model)
         task_row_gradients = copy_gradients(weights)
         for strategy in self.strategies:
-            losses = strategy.losses_on_own_rows(supervised_tokens)
+            losses = strategy.losses_on_own_rows(loss_denominator)
             while True:
                 with autocast(self.device):
                     loss = next(losses, None)
@@ -218,10 +219,11 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.history["supervised_tokens"] += inputs.num_supervised_tokens
         if not self.strategies:
             return
+        # The denominator of the ratio has the losses of strategies on the tasks' rows, see `Strategy.after_step`.
         metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
-        penalty_norms = [strategy.proximal_grad_norm for strategy in self.strategies]
+        proximal_norms = [strategy.proximal_grad_norm for strategy in self.strategies]
         task_row_norm = float(torch.nn.utils.get_total_norm(task_row_gradients))
-        ratio = math.hypot(float(self._strategy_grad_norm), *penalty_norms) / task_row_norm if task_row_norm else None
+        ratio = math.hypot(float(self._strategy_grad_norm), *proximal_norms) / task_row_norm if task_row_norm else None
         record = {"step": step, **metrics, "penalty_to_task_grad_norm_ratio": ratio}
         self.history.setdefault("forgetting", []).append(record)
 
@@ -268,6 +270,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             except CorruptCheckpointError as error:
                 raise RunError(f"{error}; remove {Path(folder).parents[1]} to train from the start") from None
         if tracker is None:
+            # Ludwig is to create a new tracker. With `resume` it would look for its own progress file first.
             resume, self.resume = self.resume, False
             tracker = super()._create_or_resume_progress_tracker(tracker_path, folder, checkpoint, output_features)
             self.resume = resume
@@ -283,7 +286,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
     def _train_loop(self, *arguments: Any) -> tuple[bool, bool]:
         """Trains to the end of the epoch, and evaluates after the last step: Ludwig does so only at full intervals."""
-        self._loop = loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
+        self._train_loop_arguments = loop = inspect.signature(super()._train_loop).bind(*arguments).arguments
         tracker, batcher = loop["progress_tracker"], loop["batcher"]
         self._checkpoint.scheduler = self.scheduler  # Ludwig has built it after the checkpoint handle
         self._restore_scheduler_and_rng()
@@ -292,22 +295,22 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         tracker.epoch, done = divmod(tracker.steps, batcher.steps_per_epoch)
         batcher.set_epoch(tracker.epoch, tracker.batch_size)
         batcher.seek(done)
-        stop, broken = super()._train_loop(*arguments)
-        is_last = not (stop or broken) and tracker.steps == self.total_steps
+        should_stop, has_nonfinite = super()._train_loop(*arguments)
+        is_last = not (should_stop or has_nonfinite) and tracker.steps == self.total_steps
         if is_last and tracker.steps % loop["final_steps_per_checkpoint"]:
             # The last weights may be the best.
             parameters = inspect.signature(self._eval_and_checkpoint).parameters
-            known = {name: value for name, value in loop.items() if name in parameters}
-            stop, broken = self._eval_and_checkpoint(loss=None, all_losses={}, **known)
-        return stop, broken
+            accepted = {name: value for name, value in loop.items() if name in parameters}
+            should_stop, has_nonfinite = self._eval_and_checkpoint(loss=None, all_losses={}, **accepted)
+        return should_stop, has_nonfinite
 
     def _restore_scheduler_and_rng(self) -> None:
         """Restores the parts of a checkpoint that Ludwig has overwritten since it was loaded."""
-        pending, self._checkpoint.pending = self._checkpoint.pending, None
-        if pending is None:
+        state, self._checkpoint.deferred_state = self._checkpoint.deferred_state, None
+        if state is None:
             return
-        self.scheduler.load_state_dict(pending["scheduler"])
-        set_rng_state(pending["rng"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        set_rng_state(state["rng"])
 
     def callback(self, fn: Any, coordinator_only: bool = True) -> None:
         """Calls the callbacks in every process. They run collective operations and may end the training."""
@@ -333,10 +336,13 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.stop_requested = True
         print("\nstopping after this step; press Ctrl-C again to stop now", file=sys.stderr)
 
+    def stop_after(self, step: int) -> None:
+        """Ends the training after `step`, as if it were the last step: Ludwig evaluates the validation set there."""
+        self.total_steps = step
+
     def stop_if_requested(self) -> None:
         """Saves a checkpoint and raises KeyboardInterrupt after a signal. Called between two steps."""
         if self.stop_requested:
-            self.save_checkpoint(
-                self._loop["progress_tracker"], self._loop["save_path"], self._loop["checkpoint_manager"]
-            )
+            loop = self._train_loop_arguments
+            self.save_checkpoint(loop["progress_tracker"], loop["save_path"], loop["checkpoint_manager"])
             raise KeyboardInterrupt

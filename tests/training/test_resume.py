@@ -229,7 +229,7 @@ def test_nonfinite_steps_are_skipped_up_to_the_limit(jobs, monkeypatch):
     job = type(job)(job.path, job.pipeline.model_copy(update={"max_nonfinite_steps": 2}), job.ludwig, job.document)
     make_loss_nan(monkeypatch, 2, 4)
     train(job, run, base, no_progress)
-    assert history(run)["skipped"] == [2, 4]
+    assert history(run)["skipped_steps"] == [2, 4]
     assert [entry["step"] for entry in history(run)["train_loss"]] == [1, 3, 5, 6]
     assert all(np.isfinite(tensor).all() for tensor in weights(run).values())
     second_run = type(run)(run.folder.with_name("second"))

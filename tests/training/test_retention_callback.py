@@ -9,6 +9,7 @@ from pipelines.evaluation.retention import PreparedRetentionEval
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.training import retention_callback
 from pipelines.training.retention_callback import RetentionCallback
+from pipelines.training.trainer import FineTuneTrainer
 
 EVALS = [
     PreparedRetentionEval("knowledge", "multiple_choice", []),
@@ -26,6 +27,7 @@ def run_steps(monkeypatch):
         trainer = SimpleNamespace(
             model=SimpleNamespace(model=model), process_group=ProcessGroup(), history={}, total_steps=99
         )
+        trainer.stop_after = lambda step: FineTuneTrainer.stop_after(trainer, step)
         callback = RetentionCallback(EVALS, None, 2, max_regression, BASE_MEANS)
         callback.on_train_start(model)
         for index, (knowledge, text) in enumerate(scores):

@@ -47,8 +47,8 @@ class DistillSettings(StrategySettings):
     temperature: Positive = Field(default=1.0, description="The temperature T of both distributions.")
     apply_to: Literal["general", "task", "both"] = Field(
         default="general",
-        description="The rows on which the divergence is a loss: general rows (those of replay, or the same kind of "
-        "rows), the tasks' own rows, or both.",
+        description="The rows on which the divergence is a loss: general rows (those of replay, with the rows "
+        "of earlier jobs; without replay the bundled instructions), the tasks' own rows, or both.",
     )
     fraction: Fraction = Field(
         default=0.05, description="The fraction of general rows in the supervised tokens, where there is no replay."

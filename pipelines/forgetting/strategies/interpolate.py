@@ -62,14 +62,14 @@ def bisect_scale(
 
     if is_allowed(0):
         return SCALES[0], measurements
-    low, high = 0, len(SCALES) - 1  # indices: the scale at low is too large, the scale at high is allowed
-    while high - low > 1:
-        middle = (low + high) // 2
+    rejected, allowed = 0, len(SCALES) - 1  # indices into SCALES, which decreases
+    while allowed - rejected > 1:
+        middle = (rejected + allowed) // 2
         if is_allowed(middle):
-            high = middle
+            allowed = middle
         else:
-            low = middle
-    return SCALES[high], measurements
+            rejected = middle
+    return SCALES[allowed], measurements
 
 
 class Interpolate(Strategy):

@@ -50,6 +50,7 @@ class ReplaySettings(StrategySettings):
 class Replay(Strategy):
     """Samples general rows such that, over the steps, they hold `fraction` of all supervised tokens.
 
+    It has the losses of `replay` and of `distill` on these rows, or of one of the two.
     A step rarely needs a whole row, so the token debt is carried over to the next step. With `train_on_rows` the rows
     count in the mean loss of the step as the tasks' rows do; with `distill` its KL divergence to the starting model
     is a loss on them.
