@@ -26,7 +26,8 @@ ACTIVITY = "the Fisher information of general text and earlier tasks"
 def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Returns the gradient of the summed cross entropy to labels sampled from `logits` [tokens, vocabulary].
 
-    The gradient is with respect to `logits`. It is the predicted probabilities, minus one at the label, in the shape and dtype of `logits`.
+    The gradient is with respect to `logits`, in their shape and dtype: the predicted probabilities, minus one at the
+    label.
     """
     probabilities = logits.detach().float().softmax(dim=-1)
     # torch.multinomial would draw one random number per entry of the vocabulary.
@@ -43,8 +44,8 @@ def lora_fisher(
 
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the
     gradient of the summed loss with respect to its output. Packed sequences do not attend to each other, so packing
-    changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with the
-    adapter disabled: at the model that the job starts from, and without the gradients of the adapter's own matrices.
+    changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with
+    the adapter disabled: at the model that the job starts from, and without the gradients of the adapter's own matrices.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     moments = _Moments(kronecker)
