@@ -45,7 +45,7 @@ def lora_fisher(
     F_ij ≈ E[g_i²]·E[x_j²], or with `kronecker` E[g gᵀ] ⊗ E[x xᵀ], with x a token's input to the matrix and g the
     gradient of the summed loss with respect to its output. Packed sequences do not attend to each other, so packing
     changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with
-    the adapter disabled: at the model that the job starts from, and without the gradients of the adapter's own matrices.
+    the adapter disabled: at the model that the job starts from, and without gradients of the adapter's matrices.
     """
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     moments = _Moments(kronecker)
