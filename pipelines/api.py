@@ -22,12 +22,12 @@ from pipelines.version import __version__
 
 if TYPE_CHECKING:
     from pipelines import compare as comparison
-    from pipelines import predict as prediction
+    from pipelines import prediction
     from pipelines import run as pipeline
 else:
     # torch: 3 s that loading and checking a job, or reading a report, does not need
     comparison = lazy_import("pipelines.compare")
-    prediction = lazy_import("pipelines.predict")
+    prediction = lazy_import("pipelines.prediction")
     pipeline = lazy_import("pipelines.run")
 
 __all__ = [

@@ -26,7 +26,7 @@ from pipelines.evaluation.completions import (
     sample_prompt_record,
 )
 from pipelines.modeling.base_models import ensure_base_model
-from pipelines.predict import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
+from pipelines.prediction import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
 from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.storage.environment import hardware, versions

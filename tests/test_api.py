@@ -22,6 +22,12 @@ def test_all_names_exist_and_are_documented():
         assert name in text, f"docs/api.md does not mention {name}"
 
 
+def test_no_module_has_the_name_of_a_function():
+    """Importing a submodule sets its name in the package, where it would replace the function."""
+    modules = {path.stem for path in Path(pipelines.__file__).parent.iterdir()}
+    assert not modules & set(pipelines.__all__)
+
+
 def test_the_version_is_that_of_the_package():
     metadata = tomllib.loads((DOCS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     assert metadata["project"]["version"] == pipelines.__version__
