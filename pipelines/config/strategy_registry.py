@@ -85,7 +85,7 @@ STRATEGIES: Registry[StrategySpec] = Registry("pipelines.forgetting.strategies")
 def strategy_title(name: str) -> str:
     """Returns the name of a strategy with its title, such as `ewc (elastic weight consolidation)`.
 
-    A run may name a strategy that is not registered any more; the title is left out then, and where it is the name.
+    A run may name a strategy that is not registered any more. The title is left out then, and if it equals the name.
     """
     title = STRATEGIES[name].title if name in STRATEGIES else name
     return name if title == name else f"{name} ({title})"

@@ -72,7 +72,7 @@ def cache_teacher_topk(
 ) -> dict[bytes, TopK]:
     """Returns the teacher's top k at the supervised tokens of each sequence, by its `TokenSequences.key`.
 
-    They are read from the file `cache`, which is computed first where it is missing, so that a resumed training does
+    They are read from the file `cache`, which is computed first if it is missing, so that a resumed training does
     not load the teacher again.
     """
     if not cache.exists():

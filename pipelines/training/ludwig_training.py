@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pipelines.training.train import ProgressCallback
 
 
-def train_with_ludwig(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
-    """Trains and exports a model, see `pipelines.training.train.train`."""
+def train_and_export(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
+    """Trains a model and writes the run's folder `model`. Called by `pipelines.training.train.train` only."""
     register()
     process_group = ProcessGroup.current()
     context = ForgettingContext(job, run, starting_model_folder)
@@ -49,7 +49,7 @@ def train_with_ludwig(job: Job, run: Run, starting_model_folder: Path, progress:
         fsdp=uses_fsdp(job),
     )
     model = _ludwig_model(context, len(training_set), process_group, callback)
-    _fit(model, context, training_set, validation_set)
+    _run_ludwig_training(model, context, training_set, validation_set)
     if process_group.rank:
         return
     history = _history(callback, run)
@@ -85,7 +85,7 @@ def _ludwig_model(
     return model
 
 
-def _fit(
+def _run_ludwig_training(
     model: LudwigModel,
     context: ForgettingContext,
     training_set: LudwigTokenDataset,

@@ -1,4 +1,13 @@
-"""Entry point of a training: redirects the output of Ludwig to a log file and trains (`ludwig_training`)."""
+"""Entry point of a training. This module does not import Ludwig.
+
+The calls of a training, from the outside in:
+
+1. `pipelines.stages.train.train_model`: the stage `train` of a run, with its progress bar
+2. `pipelines.training.ray.train_on_ray`, if the backend is Ray: starts the workers, each of which calls `train`
+3. `train`: redirects the output of Ludwig to a log file
+4. `pipelines.training.ludwig_training.train_and_export`: builds what Ludwig needs, trains, exports
+5. `LudwigModel.train`, Ludwig's own, which calls `FineTuneTrainer` (its hooks: `pipelines.training.trainer`)
+"""
 
 from __future__ import annotations
 
@@ -29,9 +38,9 @@ def train(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCal
     with _output_to_file(workdir / (f"ludwig-{rank}.log" if rank else "ludwig.log")):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         # Ludwig: 10 s that a run without training does not need. It also writes warnings while it is imported.
-        from pipelines.training.ludwig_training import train_with_ludwig
+        from pipelines.training.ludwig_training import train_and_export
 
-        train_with_ludwig(job, run, starting_model_folder, progress)
+        train_and_export(job, run, starting_model_folder, progress)
 
 
 @contextlib.contextmanager

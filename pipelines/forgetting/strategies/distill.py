@@ -51,7 +51,7 @@ class DistillSettings(StrategySettings):
         "of earlier jobs; without replay the bundled instructions), the tasks' own rows, or both.",
     )
     fraction: Fraction = Field(
-        default=0.05, description="The fraction of general rows in the supervised tokens, where there is no replay."
+        default=0.05, description="The fraction of general rows in the supervised tokens, if there is no replay."
     )
     teacher: Text | None = Field(
         default=None,
