@@ -1,5 +1,6 @@
 """The model folder of a finished training."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from pipelines.forgetting.context import ForgettingContext
 from pipelines.modeling.content_hash import fingerprint
+from pipelines.storage.records import TrainingHistory
 from pipelines.storage.run_folder import Run
 from pipelines.training import export
 
@@ -20,14 +22,15 @@ def test_the_model_card_names_the_content_of_the_base_folder(tmp_path, monkeypat
         save_file({"weight": torch.ones(2)}, weights / "model.safetensors")
     job = SimpleNamespace(
         base_model=str(base),
-        adapter=None,
+        adapter={"type": "lora"},
         quantization=quantization,
         pipeline=SimpleNamespace(continue_from=None, tasks={"reviews": None}),
     )
-    llm = SimpleNamespace(model=torch.nn.Linear(2, 1), starts_at_base=True, probe_losses=None)
+    llm = SimpleNamespace(model=torch.nn.Linear(2, 1), starts_at_base=False, probe_losses=None)
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     monkeypatch.setattr(export, "load_tokenizer", lambda folder: tokenizer)
     context = ForgettingContext(job, run, base)
     export.export_model(llm, context, [], {}, folder)
+    assert set(json.loads((folder / "training.json").read_text())) <= set(TrainingHistory.model_fields)
     assert f"content {fingerprint(base)}" in (folder / "README.md").read_text()
     assert (context.model_fingerprint == fingerprint(base)) == (quantization is None)

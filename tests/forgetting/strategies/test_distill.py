@@ -67,7 +67,7 @@ def test_the_reference_without_an_adapter_is_a_frozen_copy(tmp_path):
     torch.testing.assert_close(reference.logits(data), expected)
 
 
-def test_the_task_loss_is_a_mean_over_the_step(tmp_path):
+def test_the_loss_on_task_rows_is_a_mean_over_the_step(tmp_path):
     model, data = lora(tmp_path / "m", moved=True), rows(4)
     distill = Distill(DistillSettings(weight=0.3, apply_to="task"))
     distill.setup(model, sgd(model))
@@ -83,7 +83,7 @@ def test_the_task_loss_is_a_mean_over_the_step(tmp_path):
     torch.testing.assert_close(sum(losses), expected)
 
 
-def test_the_task_loss_of_a_teacher_is_its_kl_divergence(tmp_path):
+def test_the_loss_on_task_rows_of_a_teacher_is_its_kl_divergence(tmp_path):
     model, data = lora(tmp_path / "m", moved=True), rows(3)
     teacher = base(tmp_path / "other").eval()
     teacher_logits = supervised_logits(teacher, data)[0].detach()

@@ -57,12 +57,12 @@ def test_losses_are_cross_entropy_and_kl_divergence(tmp_path):
     for strategy in (distill, replay):
         strategy.setup(model, sgd(model))
     batch = rows(8)
-    supervised = batch.num_supervised_tokens + replay.begin_step(batch)
+    loss_denominator = batch.num_supervised_tokens + replay.begin_step(batch)
     logits, targets = supervised_logits(model, replay.current_rows)
     kl = kl_divergence(ReferenceModel(model).logits(replay.current_rows), logits)
-    expected = F.cross_entropy(logits, targets, reduction="sum") / supervised
+    expected = F.cross_entropy(logits, targets, reduction="sum") / loss_denominator
     expected = expected + 0.5 * kl.sum() / (0.4 / 0.6 * batch.num_supervised_tokens)
-    torch.testing.assert_close(sum(replay.losses_on_own_rows(supervised)), expected)
+    torch.testing.assert_close(sum(replay.losses_on_own_rows(loss_denominator)), expected)
     assert replay.metrics()["distill"] == pytest.approx(float(kl.mean()), rel=1e-4)
 
 
