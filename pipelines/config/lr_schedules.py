@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-LEARNING_RATE = 0.001
+DEFAULT_LEARNING_RATE = 0.001
 """Ludwig's default of `trainer.learning_rate`."""
 
 
@@ -77,7 +77,7 @@ class StepCounts:
 
 def peak_learning_rate(trainer: Mapping[str, Any]) -> float:
     """The peak learning rate of the section `trainer`."""
-    return float(trainer.get("learning_rate", LEARNING_RATE))
+    return float(trainer.get("learning_rate", DEFAULT_LEARNING_RATE))
 
 
 def effective_batch_size(trainer: Mapping[str, Any]) -> int:

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.lr_schedules import LEARNING_RATE, ScheduleSettings, StepCounts, lr_factor, num_warmup_steps
+from pipelines.config.lr_schedules import (
+    DEFAULT_LEARNING_RATE,
+    ScheduleSettings,
+    StepCounts,
+    lr_factor,
+    num_warmup_steps,
+)
 from pipelines.config.messages import KeyPath, format_number
 from pipelines.errors import Problem
 
@@ -76,7 +82,7 @@ def _schedule_conflicts(trainer: Mapping[str, Any]) -> Iterator[Conflict]:
         yield message, (*SCHEDULER, "decay")
     if scheduler.get("decay") == "wsd":
         yield from _wsd_conflicts(scheduler)
-    peak = trainer.get("learning_rate", LEARNING_RATE)
+    peak = trainer.get("learning_rate", DEFAULT_LEARNING_RATE)
     for key in ("eta_min", "polynomial_end_lr"):
         final = scheduler.get(key, 0)
         if _is_number(final) and _is_number(peak) and final >= peak > 0:
