@@ -30,7 +30,7 @@ def test_counts():
     assert BATCH.supervised_indices(0).tolist() == [1, 2, 6, 7]
 
 
-def test_from_completion_starts():
+def test_supervised_from():
     sequences = TokenSequences.supervised_from(IDS, [3, 4, 9])
     assert sequences.supervised_spans == [[(3, 10)], [], [(9, 10)]]
     assert (sequences.supervised_lengths, sequences.prompt_lengths) == ([7, 0, 1], [3, 4, 9])
