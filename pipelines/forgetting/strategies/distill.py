@@ -115,7 +115,7 @@ class Distill(Strategy):
     ) -> torch.Tensor:
         kl = (self.kl_to_reference if self.teacher_topk is None else self._kl_to_teacher)(rows, logits)
         loss = weight * (self.settings.weight * kl.sum() / loss_denominator)
-        self.step_loss += float(loss)
+        self.step_loss += float(loss.detach())
         return loss
 
     def metrics(self) -> dict[str, float]:

@@ -105,7 +105,7 @@ class Replay(Strategy):
             # general tokens, which is the unit of the weight α.
             kl_sum = self.distill.kl_to_reference(rows, logits).sum()
             loss = is_real * (self.distill.settings.weight * kl_sum / self.expected_tokens)
-            self.loss_sums["distill"] += float(kl_sum) * is_real
+            self.loss_sums["distill"] += float(kl_sum.detach()) * is_real
             if self.train_on_rows:
                 losses = F.cross_entropy(logits, targets, reduction="none").float()
                 loss = loss + self._replay_loss(losses, loss_denominator, is_real)
@@ -113,7 +113,7 @@ class Replay(Strategy):
 
     def _replay_loss(self, losses: torch.Tensor, loss_denominator: int, is_real: bool) -> torch.Tensor:
         """Returns the contribution of these rows to the step's mean loss, 0 for a dummy batch."""
-        self.loss_sums["replay"] += float(losses.sum()) * is_real
+        self.loss_sums["replay"] += float(losses.detach().sum()) * is_real
         return is_real * (losses.sum() / loss_denominator)
 
     def metrics(self) -> dict[str, float]:
