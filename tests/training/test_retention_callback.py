@@ -36,7 +36,7 @@ def run_steps(monkeypatch):
             torch.nn.init.constant_(model.weight, index + 1)
             for step in (2 * index + 1, 2 * index + 2):
                 callback.on_step_end(trainer, step)
-        return trainer, float(model.weight)
+        return trainer, float(model.weight.detach())
 
     return run
 
