@@ -61,7 +61,7 @@ class ProcessGroup:
         batches = list(batches)
         num_dummies = 0
         if self.lockstep:
-            # Before the first pass: a process that asked after its last pass would wait while others need its weights.
+            # Before the first batch: after its last one a process would wait while the others need its weights.
             max_batches = torch.tensor(len(batches), device=self._device)
             dist.all_reduce(max_batches, dist.ReduceOp.MAX)
             num_dummies = int(max_batches) - len(batches)
