@@ -20,6 +20,20 @@ def alfine(folder, *arguments):
     return process.stdout
 
 
+def small_retention_evals(folder):
+    """The first rows of the bundled retention evals: all of them take two minutes."""
+    evals = {}
+    for name, kind, count in (
+        ("choices", "multiple_choice", 16),
+        ("passages", "text_nll", 6),
+        ("instructions", "kl", 6),
+    ):
+        rows = (DATA / "retention" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(rows[:count]), encoding="utf-8")
+        evals[name] = {"kind": kind, "data": f"{name}.jsonl"}
+    return evals
+
+
 def test_a_run_on_the_packaged_model(tmp_path):
     lines = [json.loads(line) for line in (DATA / "sentiment.jsonl").read_text(encoding="utf-8").splitlines()]
     subset = [
@@ -38,7 +52,8 @@ def test_a_run_on_the_packaged_model(tmp_path):
                     "metric": "exact_match",
                     "max_new_tokens": 6,
                 }
-            }
+            },
+            "forgetting": {"strategy": "l2sp", "evals": small_retention_evals(tmp_path)},
         },
         "base_model": "smollm2-135m-instruct",
         "adapter": {"type": "lora", "r": 8},
@@ -51,6 +66,7 @@ def test_a_run_on_the_packaged_model(tmp_path):
     assert last["loss"] < first["loss"] / 2
     assert {example["tuned"] for example in report["examples"]} <= {"positive", "negative"}
     assert len(report["examples"]) == 16
+    assert {result["n"] for result in report["retention"].values()} == {16, 6}
     output = alfine(tmp_path, "predict", "runs/real", "rows.jsonl")
     tuned = {example["prompt"].split("\n", 1)[1]: example["tuned"] for example in report["examples"]}
     predictions = {row["review"]: row["prediction"] for row in map(json.loads, output.splitlines())}

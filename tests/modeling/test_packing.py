@@ -149,7 +149,7 @@ def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, froz
     loss = token_losses(model, sequences).sum() / sequences.num_supervised_tokens
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
     assert list(sequence_mean_losses(model, sequences, batch_tokens=30)) == pytest.approx(
-        [float(mean) for mean in means], abs=1e-5
+        [float(mean.detach()) for mean in means], abs=1e-5
     )
     logits, targets = supervised_logits(model, sequences)
     torch.testing.assert_close(F.cross_entropy(logits, targets), expected, atol=1e-6, rtol=1e-5)
@@ -166,9 +166,9 @@ def test_validation_losses_of_several_spans_are_means_over_tokens(tmp_path):
     tasks = ["a", "b", "a", "a", "b", "a", "b"]
     losses = hugging_face_losses(model, sequences).split(sequences.supervised_lengths)
     result = validation_losses(model, TokenDataset(sequences, tasks))
-    assert result["loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-6)
+    assert result["loss"] == pytest.approx(float(torch.cat(losses).mean().detach()), abs=1e-6)
     of_b = torch.cat([loss for loss, task in zip(losses, tasks, strict=True) if task == "b"])
-    assert result["tasks"]["b"] == pytest.approx(float(of_b.mean()), abs=1e-6)
+    assert result["tasks"]["b"] == pytest.approx(float(of_b.mean().detach()), abs=1e-6)
 
 
 def test_sequences_do_not_attend_to_each_other(tmp_path):
@@ -218,4 +218,4 @@ def test_sequence_losses_are_means_whatever_the_batches(tmp_path):
     sequences = unrelated_sequences()
     small, large = (list(sequence_mean_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
     assert small == pytest.approx(large, abs=1e-6)
-    assert small[0] == pytest.approx(float(hugging_face_losses(model, sequences[0:1]).mean()), abs=1e-6)
+    assert small[0] == pytest.approx(float(hugging_face_losses(model, sequences[0:1]).mean().detach()), abs=1e-6)

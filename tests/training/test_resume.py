@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -226,12 +226,12 @@ def test_a_nan_loss_fails_the_training_and_names_its_rows(jobs, monkeypatch):
 
 def test_nonfinite_steps_are_skipped_up_to_the_limit(jobs, monkeypatch):
     job, run, base = jobs(forgetting="none")
-    job = type(job)(job.path, job.pipeline.model_copy(update={"max_nonfinite_steps": 2}), job.ludwig, job.document)
+    job = replace(job, pipeline=job.pipeline.model_copy(update={"max_nonfinite_steps": 2}))
     make_loss_nan(monkeypatch, 2, 4)
     train(job, run, base, no_progress)
     assert history(run)["skipped_steps"] == [2, 4]
     assert [entry["step"] for entry in history(run)["train_loss"]] == [1, 3, 5, 6]
-    assert all(np.isfinite(tensor).all() for tensor in weights(run).values())
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
     second_run = type(run)(run.folder.with_name("second"))
     shutil.copytree(run.path("data"), second_run.path("data"))
     make_loss_nan(monkeypatch, 1, 2, 3)
