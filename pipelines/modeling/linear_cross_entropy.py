@@ -1,8 +1,8 @@
 """Chunked linear cross entropy: the loss from the last hidden states, without holding all logits at once.
 
 Logits and their gradient take [positions, vocabulary], far more memory than the other activations of those positions.
-Here the forward pass computes the gradient with respect to the hidden states together with each chunk's loss, then drops the
-chunk's logits. torch 2.13 has the same as `torch.nn.functional.linear_cross_entropy`; torchtune has it as
+Here the forward pass computes the gradient with respect to the hidden states together with each chunk's loss, then
+drops the chunk's logits. torch 2.13 has the same as `torch.nn.functional.linear_cross_entropy`; torchtune has it as
 `LinearCrossEntropyLoss`.
 """
 
