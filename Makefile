@@ -54,8 +54,8 @@ test: lint ## run every test, the linter, the formatter, the type checker and th
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 UNIT := $(addprefix tests/,checks commands config console data report scoring stages storage test_cli.py test_registry.py)
-test-unit: $(READY) ## run the tests that need no model (half a minute)
-	@$(BIN)/pytest -n 2 -m "not ludwig and not model" $(UNIT) $(ARGS)
+test-unit: $(READY) ## run the tests that need no model and no browser (a minute)
+	@$(BIN)/pytest -n 2 -m "not ludwig and not model and not browser" $(UNIT) $(ARGS)
 
 lint: $(READY) ## ruff (format and rules), mypy, import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }

@@ -18,6 +18,9 @@ finished."""
 
 def pytest_collection_modifyitems(items):
     rank = {f"{name}.py": position for position, name in enumerate(LONGEST_FIRST)}
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
