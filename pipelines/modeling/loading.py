@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipelines.errors import ModelError
 from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
-from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention, supports_packing
+from pipelines.modeling.attention import UNPACKED, attention_candidates, candidate_attention, supports_packing
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
@@ -91,21 +91,25 @@ def select_attention_backend(model: PreTrainedModel) -> None:
     if not supports_packing(model):
         return
     batch, was_training = probe_batch(model), model.training
-    model.eval().set_attn_implementation(UNPACKED)
-    expected, _ = supervised_logits(model, batch)
-    for attention in (SHARED_PREFIX, PACKED):
-        model.set_attn_implementation(attention)
-        try:
-            logits, _ = supervised_logits(model, batch)
-        except (TypeError, ValueError, RuntimeError):
-            continue  # the forward pass takes no prefix tree or no position ids
-        if outputs_match(logits.float(), expected.float(), is_fp32(model)):
-            break
-    else:
-        model.set_attn_implementation(UNPACKED)
-        logging.getLogger(__name__).warning(
-            f"{type(model).__name__}: packing disabled: packed and unpacked logits differ; training is slower"
-        )
+    device = next(model.parameters()).device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    autocast = torch.autocast(device.type, dtype, enabled=device.type != "cpu" and dtype != torch.float32)
+    with autocast:
+        model.eval().set_attn_implementation(UNPACKED)
+        expected, _ = supervised_logits(model, batch)
+        for attention in attention_candidates(device, dtype):
+            model.set_attn_implementation(attention)
+            try:
+                logits, _ = supervised_logits(model, batch)
+            except (TypeError, ValueError, RuntimeError):
+                continue  # the forward pass takes no prefix tree or no position ids, or the device has no such kernel
+            if outputs_match(logits.float(), expected.float(), is_fp32(model)):
+                break
+        else:
+            model.set_attn_implementation(UNPACKED)
+            logging.getLogger(__name__).warning(
+                f"{type(model).__name__}: packing disabled: packed and unpacked logits differ; training is slower"
+            )
     model.train(was_training)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.modeling.attention import supports_packing, supports_prefix_sharing
+from pipelines.modeling.attention import supports_packing, supports_prefix_sharing, unused_attention_mask
 from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
 from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
@@ -114,7 +114,7 @@ def _model_inputs(
     )
     inputs: dict[str, Any] = {"input_ids": input_ids[None], "position_ids": position_ids[None], "use_cache": False}
     if supports_packing(model):
-        inputs["prefix_tree"] = prefix_tree
+        inputs |= {"prefix_tree": prefix_tree, "attention_mask": unused_attention_mask(model, input_ids)}
     return inputs, positions, target_ids
 
 

@@ -6,9 +6,10 @@ serves all sequences that share it; its gradient is the sum over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,13 @@ class PrefixTree:
     segments: Sequence[np.ndarray]
     prefix_lengths: Sequence[int]
     paths: Sequence[tuple[int, ...]]
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def cached(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """The value of `build()`, which is called once per key: all layers of a pass use the same layout."""
+        if key not in self._cache:
+            self._cache[key] = build()
+        return self._cache[key]
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:

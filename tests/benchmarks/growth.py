@@ -39,7 +39,7 @@ def time_steps(size: int, length: int, steps: int) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.modeling.attention import SHARED_PREFIX
+    from pipelines.modeling.attention import SHARED
     from pipelines.modeling.packing import token_losses
     from pipelines.modeling.token_sequences import TokenSequences
 
@@ -54,7 +54,7 @@ def time_steps(size: int, length: int, steps: int) -> dict[str, float]:
         tie_word_embeddings=True,
         max_position_embeddings=8192,
     )
-    config._attn_implementation = SHARED_PREFIX
+    config._attn_implementation = SHARED["loop"]
     base = LlamaForCausalLM(config)
     weights = sum(weight.numel() for weight in base.parameters())
     model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")).train()

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.modeling.attention import PACKED, SHARED_PREFIX
+from pipelines.modeling.attention import PACKED, SHARED
 from pipelines.modeling.base_models import ensure_base_model
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import token_losses
@@ -43,7 +43,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     table = Table("prefix tokens", "without prefix sharing, s/step", "with, s/step", "speedup")
     for length in map(int, args.lengths.split(",")):
-        rows, seconds = sequences_after_prefix(length, model.config.vocab_size), {PACKED: [], SHARED_PREFIX: []}
+        rows, seconds = (
+            sequences_after_prefix(length, model.config.vocab_size),
+            {PACKED["loop"]: [], SHARED["loop"]: []},
+        )
         for _ in range(args.rounds):
             for attention, times in seconds.items():
                 model.set_attn_implementation(attention)

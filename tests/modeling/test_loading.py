@@ -8,7 +8,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
+from pipelines.modeling.attention import MASKED, SHARED, UNPACKED, candidate_attention
 from pipelines.modeling.loading import detect_linear_lm_head, load_causal_lm, select_attention_backend
 from pipelines.modeling.packing import linear_lm_head, token_losses
 from tests.modeling.test_packing import (
@@ -22,8 +22,8 @@ from tests.tiny import make_model
 
 GROUPED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
 SPECIAL = {
-    "llama": ("LlamaConfig", GROUPED, SHARED_PREFIX),
-    "nemotron, whose layers hand nothing on": ("NemotronConfig", {**GROUPED, "head_dim": 8}, PACKED),
+    "llama": ("LlamaConfig", GROUPED, SHARED["loop"]),
+    "nemotron, whose layers hand nothing on": ("NemotronConfig", {**GROUPED, "head_dim": 8}, MASKED),
     "lfm2, short convolutions": ("Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention"]}, UNPACKED),
     "minimax, a recurrent state": (
         "MiniMaxConfig",
@@ -55,7 +55,7 @@ def test_the_selected_attention_gives_the_losses_of_hugging_face(kind):
 
 def test_loading_compares_logits_and_warns_if_packing_is_disabled(tmp_path, monkeypatch, caplog):
     folder = make_model(tmp_path / "m")
-    assert load_causal_lm(folder, allow_bf16=True).config._attn_implementation == SHARED_PREFIX
+    assert load_causal_lm(folder, allow_bf16=True).config._attn_implementation == SHARED["loop"]
     monkeypatch.setattr("pipelines.modeling.loading.outputs_match", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         model = load_causal_lm(folder, allow_bf16=True)
@@ -93,7 +93,7 @@ def test_linear_cross_entropy_equals_the_loss_from_logits(kind, monkeypatch):
     monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MIN_CHUNK_TOKENS", 3)
     monkeypatch.setattr("pipelines.modeling.linear_cross_entropy.MAX_LOGITS_PER_CHUNK", 1)
     torch.manual_seed(0)
-    attention = UNPACKED if "capped" in kind else SHARED_PREFIX
+    attention = UNPACKED if "capped" in kind else SHARED["loop"]
     model = AutoModelForCausalLM.from_config(
         getattr(transformers, name)(**settings), attn_implementation=attention
     ).eval()

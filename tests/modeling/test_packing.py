@@ -8,7 +8,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.modeling.attention import PACKED, SHARED_PREFIX, UNPACKED, candidate_attention
+from pipelines.modeling.attention import PACKED, PATHS, SHARED, UNPACKED, candidate_attention, supports_packing
 from pipelines.modeling.loading import detect_linear_lm_head
 from pipelines.modeling.packing import sequence_mean_losses, supervised_logits, token_losses
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
@@ -109,9 +109,40 @@ def hugging_face_losses(model, sequences):
     return torch.cat(losses)
 
 
+def varlen_attention_formula(
+    query, key, value, query_offsets, key_offsets, max_queries, max_keys, *, scale=None, window_size=(-1, -1)
+):
+    """`torch.nn.attention.varlen.varlen_attn`, sequence by sequence, causal from the last query and key backwards."""
+    outputs, (window, right) = [], window_size
+    assert right == 0 and int(query_offsets[-1]) == len(query) and int(key_offsets[-1]) == len(key) == len(value)
+    assert int(query_offsets.diff().max()) == max_queries and int(key_offsets.diff().max()) == max_keys
+    bounds = (offsets.unfold(0, 2, 1).tolist() for offsets in (query_offsets, key_offsets))
+    for (query_start, query_end), (key_start, key_end) in zip(*bounds, strict=True):
+        q, k, v = query[query_start:query_end], key[key_start:key_end], value[key_start:key_end]
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        distance = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))[None, :]
+        visible = (distance >= 0) & ((distance <= window) if window >= 0 else True)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+@pytest.fixture
+def varlen_formula(monkeypatch):
+    """Replaces the flash kernel, which needs a GPU, by its formula in fp32."""
+    monkeypatch.setattr("pipelines.modeling.attention_paths.varlen_attn", varlen_attention_formula)
+    monkeypatch.setattr("pipelines.modeling.attention_paths.FLASH_DTYPES", (torch.float32,))
+
+
+@pytest.fixture(params=PATHS)
+def path(request, varlen_formula):
+    """An attention path."""
+    return request.param
+
+
 @pytest.mark.parametrize("sequences", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_losses_and_gradients_equal_those_of_single_sequences(architecture, sequences):
+def test_packed_losses_and_gradients_equal_those_of_single_sequences(architecture, sequences, path):
     name, settings = ARCHITECTURES[architecture]
     torch.manual_seed(0)
     config, same = (getattr(transformers, name)(**settings) for _ in range(2))
@@ -119,6 +150,8 @@ def test_packed_losses_and_gradients_equal_those_of_single_sequences(architectur
     packed = AutoModelForCausalLM.from_config(
         same, attn_implementation=candidate_attention(type(reference), same)
     ).eval()
+    if supports_packing(packed):
+        packed.set_attn_implementation(SHARED[path])
     packed.load_state_dict(reference.state_dict())
     expected, losses = hugging_face_losses(reference, sequences), token_losses(packed, sequences)
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
@@ -129,9 +162,9 @@ def test_packed_losses_and_gradients_equal_those_of_single_sequences(architectur
 
 
 @pytest.mark.parametrize("frozen_head", [True, False], ids=["linear cross entropy", "logits"])
-@pytest.mark.parametrize("attention", [SHARED_PREFIX, PACKED, UNPACKED])
+@pytest.mark.parametrize("attention", [*SHARED.values(), *PACKED.values(), UNPACKED])
 @pytest.mark.parametrize("name", ["unrelated, several spans", "shared prefix, several spans"])
-def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, frozen_head):
+def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, frozen_head, varlen_formula):
     sequences = BATCHES[name]
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=attention).eval()
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -161,7 +194,7 @@ def test_several_spans_equal_hugging_face_labels(tmp_path, name, attention, froz
 
 
 def test_validation_losses_of_several_spans_are_means_over_tokens(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).eval()
     sequences = BATCHES["shared prefix, several spans"]
     tasks = ["a", "b", "a", "a", "b", "a", "b"]
     losses = hugging_face_losses(model, sequences).split(sequences.supervised_lengths)
@@ -171,8 +204,25 @@ def test_validation_losses_of_several_spans_are_means_over_tokens(tmp_path):
     assert result["tasks"]["b"] == pytest.approx(float(of_b.mean().detach()), abs=1e-6)
 
 
+def test_a_packed_pass_builds_no_attention_mask(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "transformers.masking_utils.find_packed_sequence_indices", lambda *_: pytest.fail("builds a mask")
+        )
+        token_losses(model, unrelated_sequences())
+
+
+def test_a_long_pass_uses_no_dense_mask(tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["dense"]).eval()
+    expected = token_losses(model, sequences_with_shared_prefix())
+    monkeypatch.setattr("pipelines.modeling.attention_paths.MAX_DENSE_TOKENS", 4)
+    monkeypatch.setattr("pipelines.modeling.attention_paths.dense_mask", lambda *_: pytest.fail("builds a mask"))
+    torch.testing.assert_close(token_losses(model, sequences_with_shared_prefix()), expected)
+
+
 def test_sequences_do_not_attend_to_each_other(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).eval()
     sequences = unrelated_sequences()
     single = token_losses(model, sequences[1:2])
     packed = token_losses(model, sequences).split(sequences.supervised_lengths)[1]
@@ -186,7 +236,7 @@ def record_forward_lengths(model, lengths):
 
 
 def test_a_shared_prefix_is_computed_once(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).train()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).train()
     sequences, lengths = sequences_with_shared_prefix(), []
     record_forward_lengths(model, lengths)
     token_losses(model, sequences)
@@ -195,7 +245,7 @@ def test_a_shared_prefix_is_computed_once(tmp_path):
 
 
 def test_a_supervised_prefix_is_shared_whichever_sequences_supervise_it(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).train()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).train()
     lengths = []
     record_forward_lengths(model, lengths)
     token_losses(model, BATCHES["shared prefix, several spans"])
@@ -204,7 +254,7 @@ def test_a_supervised_prefix_is_shared_whichever_sequences_supervise_it(tmp_path
 
 
 def test_dropout_is_drawn_per_sequence(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX)
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"])
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM"))
     sequences, lengths = sequences_with_shared_prefix(), []
     record_forward_lengths(model, lengths)
@@ -214,7 +264,7 @@ def test_dropout_is_drawn_per_sequence(tmp_path):
 
 
 def test_sequence_losses_are_means_whatever_the_batches(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED_PREFIX).eval()
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), attn_implementation=SHARED["loop"]).eval()
     sequences = unrelated_sequences()
     small, large = (list(sequence_mean_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
     assert small == pytest.approx(large, abs=1e-6)

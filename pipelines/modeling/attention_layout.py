@@ -1,0 +1,97 @@
+"""What the attention paths of a device need to know about a prefix tree, as tensors on that device.
+
+A layout is built once per forward pass and used by all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from pipelines.modeling.prefix_tree import PrefixTree
+
+
+@dataclass(frozen=True)
+class VarlenLayout:
+    """The arguments of variable-length attention: one query sequence per segment, one key sequence per path to it.
+
+    Attributes:
+        query_offsets: int32 [segments + 1], where the queries of each segment start.
+        key_offsets: int32 [segments + 1], where the keys of each path start in the gathered keys.
+        key_indices: int32 [keys], the token of each gathered key; None if no segment has ancestors, where keys need
+            not be gathered.
+        max_queries, max_keys: the lengths of the longest segment and of the longest path.
+    """
+
+    query_offsets: torch.Tensor
+    key_offsets: torch.Tensor
+    key_indices: torch.Tensor | None
+    max_queries: int
+    max_keys: int
+
+
+def varlen_layout(prefix_tree: PrefixTree, device: torch.device) -> VarlenLayout:
+    """The layout for `device`, built once per tree."""
+    layout: VarlenLayout = prefix_tree.cached(("varlen", device), lambda: _build_varlen_layout(prefix_tree, device))
+    return layout
+
+
+def _build_varlen_layout(prefix_tree: PrefixTree, device: torch.device) -> VarlenLayout:
+    lengths = np.asarray(prefix_tree.lengths)
+    path_lengths = lengths + np.asarray(prefix_tree.prefix_lengths)
+    query_offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    if not any(prefix_tree.prefix_lengths):
+        offsets = copy_to_device(query_offsets, device)
+        return VarlenLayout(offsets, offsets, None, int(lengths.max()), int(lengths.max()))
+    key_offsets = np.cumsum([0, *path_lengths], dtype=np.int32)
+    key_indices = np.concatenate(
+        [
+            np.arange(query_offsets[segment], query_offsets[segment + 1], dtype=np.int32)
+            for last, ancestors in enumerate(prefix_tree.ancestors)
+            for segment in (*ancestors, last)
+        ]
+    )
+    sizes = [len(query_offsets), len(key_offsets), len(key_indices)]
+    joined = copy_to_device(np.concatenate([query_offsets, key_offsets, key_indices]), device)
+    return VarlenLayout(*joined.split(sizes), int(lengths.max()), int(path_lengths.max()))
+
+
+def dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: int | None) -> torch.Tensor:
+    """Which tokens each token attends to, bool [1, 1, tokens, tokens]: its ancestors in the tree and itself.
+
+    With a `sliding_window` only those less than that many positions before it. Built once per tree and window.
+    """
+    mask: torch.Tensor = prefix_tree.cached(
+        ("dense", device, sliding_window), lambda: _build_dense_mask(prefix_tree, device, sliding_window)
+    )
+    return mask
+
+
+def _build_dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: int | None) -> torch.Tensor:
+    num_segments = len(prefix_tree.lengths)
+    is_on_path = np.eye(num_segments, dtype=bool)
+    for segment, ancestors in enumerate(prefix_tree.ancestors):
+        is_on_path[segment, list(ancestors)] = True
+    segment_of_token = np.repeat(np.arange(num_segments), prefix_tree.lengths)
+    joined = copy_to_device(
+        np.concatenate([is_on_path.reshape(-1), segment_of_token, prefix_tree.position_ids]).astype(np.int32), device
+    )
+    on_path, segments, positions = joined.split([num_segments**2, len(segment_of_token), len(segment_of_token)])
+    visible = on_path.view(num_segments, num_segments).bool()[segments][:, segments]
+    distance = positions[:, None] - positions[None, :]
+    visible &= distance >= 0
+    if sliding_window is not None:
+        visible &= distance < sliding_window
+    return visible[None, None]
+
+
+def copy_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array as a tensor on `device`. The copy to a GPU is queued behind its work; the host does not wait."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
