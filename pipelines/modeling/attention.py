@@ -104,7 +104,7 @@ def supports_prefix_sharing(model: torch.nn.Module) -> bool:
 
 def attention_path(model: torch.nn.Module) -> str:
     """The name of the model's attention, for reports: a key of PATHS, "masked", or "unpacked"."""
-    implementation = getattr(model.config, "_attn_implementation", None)
+    implementation = str(getattr(model.config, "_attn_implementation", None))
     names = {name: path for names in (SHARED, PACKED) for path, name in names.items()}
     return "masked" if implementation == MASKED else names.get(implementation, "unpacked")
 

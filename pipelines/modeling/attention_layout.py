@@ -57,7 +57,8 @@ def _build_varlen_layout(prefix_tree: PrefixTree, device: torch.device) -> Varle
     )
     sizes = [len(query_offsets), len(key_offsets), len(key_indices)]
     joined = copy_to_device(np.concatenate([query_offsets, key_offsets, key_indices]), device)
-    return VarlenLayout(*joined.split(sizes), int(lengths.max()), int(path_lengths.max()))
+    queries, keys, indices = joined.split(sizes)
+    return VarlenLayout(queries, keys, indices, int(lengths.max()), int(path_lengths.max()))
 
 
 def dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: int | None) -> torch.Tensor:
@@ -81,7 +82,7 @@ def _build_dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_win
         np.concatenate([is_on_path.reshape(-1), segment_of_token, prefix_tree.position_ids]).astype(np.int32), device
     )
     on_path, segments, positions = joined.split([num_segments**2, len(segment_of_token), len(segment_of_token)])
-    visible = on_path.view(num_segments, num_segments).bool()[segments][:, segments]
+    visible: torch.Tensor = on_path.view(num_segments, num_segments).bool()[segments][:, segments]
     distance = positions[:, None] - positions[None, :]
     visible &= distance >= 0
     if sliding_window is not None:

@@ -87,7 +87,7 @@ def dense_attention(
     if query.shape[2] > MAX_DENSE_TOKENS:
         return loop_attention(module, query, key, value, prefix_tree, sliding_window, **kwargs)
     mask = dense_mask(prefix_tree, query.device, sliding_window)
-    output, _ = sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **kwargs)
+    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, is_causal=False, **kwargs)[0]
     return output
 
 
