@@ -1,0 +1,127 @@
+"""Whole runs of alfine on the pretend device (`tests/pretend_device.py`): what has to be replaced around it.
+
+The replaced parts are those that ask for CUDA, that move a model, and that read or write a tensor's bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ludwig.distributed.base
+import ludwig.models.llm
+import ludwig.trainers.trainer
+import ludwig.utils.torch_utils
+import peft.peft_model
+import peft.tuners.tuners_utils
+import torch
+import transformers.modeling_utils
+
+import pipelines.modeling.loading
+import pipelines.training.checkpoint
+from tests.pretend_device import NAME, PretendMode, PretendTensor, install, move_to_device
+
+DEVICE = f"{NAME}:0"
+
+
+def install_in_alfine() -> None:
+    """Makes alfine, Ludwig, PEFT and safetensors use the device, for the rest of the process."""
+    install()
+    _load_models_on_device()
+    _train_on_device()
+    _read_and_write_tensors()
+
+
+@contextlib.contextmanager
+def pretend_device() -> Iterator[None]:
+    """Runs the block on the device."""
+    with PretendMode():
+        yield
+
+
+def _load_models_on_device() -> None:
+    """Frozen weights are bf16 and trained weights fp32, as on a GPU."""
+    from_pretrained = pipelines.modeling.loading.AutoModelForCausalLM.from_pretrained
+    load_causal_lm = pipelines.modeling.loading.load_causal_lm
+
+    def load(folder: str | Path, *, allow_bf16: bool, quantization: Any = None) -> Any:
+        def on_device(*args: Any, **kwargs: Any) -> Any:
+            kwargs["dtype"] = torch.bfloat16 if allow_bf16 else torch.float32
+            model, info = from_pretrained(*args, **kwargs)
+            return move_to_device(model), info
+
+        with mock.patch.object(pipelines.modeling.loading.AutoModelForCausalLM, "from_pretrained", on_device):
+            return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
+
+    _replace_everywhere(load_causal_lm, load)
+
+
+def _replace_everywhere(original: Any, replacement: Any) -> None:
+    """Replaces a function in every module of alfine that has imported it."""
+    import sys
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pipelines."):
+            for attribute, value in list(vars(module).items()):
+                if value is original:
+                    setattr(module, attribute, replacement)
+
+
+@contextlib.contextmanager
+def _autocast(device: Any) -> Iterator[None]:
+    with torch.autocast(NAME, torch.bfloat16):
+        yield
+
+
+def _train_on_device() -> None:
+    import pipelines.training.gradients
+
+    _replace_everywhere(pipelines.training.gradients.autocast, _autocast)
+    for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
+        module.get_torch_device = lambda: NAME
+    ludwig.models.llm.to_device = lambda model, device, config, current: (model, torch.device(DEVICE))
+    ludwig.models.llm.LLM.metrics_to_device = lambda model, device: None
+
+    def move_adapter(layer: Any, adapter_name: str, device: Any = None) -> None:
+        for name in layer.adapter_layer_names + layer.other_param_names:
+            adapters = getattr(layer, name, None)
+            if isinstance(adapters, torch.nn.ModuleDict) and adapter_name in adapters:
+                move_to_device(adapters[adapter_name])
+
+    peft.tuners.tuners_utils.BaseTunerLayer._move_adapter_to_device_of_base_layer = move_adapter
+
+
+def _values(tensors: Any) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, by name."""
+    return {
+        name: tensor.cpu_tensor.clone() if isinstance(tensor, PretendTensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _read_and_write_tensors() -> None:
+    """safetensors reads and writes the bytes of CPU tensors only."""
+    load_file = pipelines.training.checkpoint.load_file
+
+    def load_on_device(path: Any, device: Any = "cpu") -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors if str(device) == "cpu" else {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
+
+    pipelines.training.checkpoint.load_file = load_on_device
+    adapter_weights, load_weights = peft.peft_model.get_peft_model_state_dict, peft.peft_model.load_peft_weights
+    peft.peft_model.get_peft_model_state_dict = lambda *args, **kwargs: _values(adapter_weights(*args, **kwargs))
+    peft.peft_model.load_peft_weights = lambda model_id, device=None, **kwargs: {
+        name: tensor.to(DEVICE) for name, tensor in load_weights(model_id, device="cpu", **kwargs).items()
+    }
+    save_pretrained = transformers.modeling_utils.PreTrainedModel.save_pretrained
+
+    def save(model: Any, *args: Any, **kwargs: Any) -> Any:
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        kwargs.setdefault("state_dict", _values(weights))
+        return save_pretrained(model, *args, **kwargs)
+
+    transformers.modeling_utils.PreTrainedModel.save_pretrained = save
