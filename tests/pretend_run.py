@@ -6,6 +6,7 @@ The replaced parts are those that ask for CUDA, that move a model, and that read
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ import transformers.modeling_utils
 
 import pipelines.modeling.loading
 import pipelines.training.checkpoint
-from tests.pretend_device import NAME, PretendMode, PretendTensor, install, move_to_device
+import pipelines.training.gradients
+from pipelines.modeling.attention import SHARED, attention_candidates
+from tests.pretend_device import NAME, PretendMode, PretendTensor, move_to_device
+from tests.pretend_kernels import install
 
 DEVICE = f"{NAME}:0"
 
@@ -57,12 +61,14 @@ def _load_models_on_device() -> None:
             return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
 
     _replace_everywhere(load_causal_lm, load)
+    # As on a GPU with compute capability 8.0.
+    _replace_everywhere(
+        attention_candidates, lambda device, dtype, path=None: [SHARED[path or "varlen"], SHARED["dense"]]
+    )
 
 
 def _replace_everywhere(original: Any, replacement: Any) -> None:
     """Replaces a function in every module of alfine that has imported it."""
-    import sys
-
     for name, module in list(sys.modules.items()):
         if name.startswith("pipelines."):
             for attribute, value in list(vars(module).items()):
@@ -77,8 +83,6 @@ def _autocast(device: Any) -> Iterator[None]:
 
 
 def _train_on_device() -> None:
-    import pipelines.training.gradients
-
     _replace_everywhere(pipelines.training.gradients.autocast, _autocast)
     for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
         module.get_torch_device = lambda: NAME
