@@ -15,6 +15,7 @@ from pipelines.errors import ModelError
 from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
 from pipelines.modeling.attention import UNPACKED, attention_candidates, candidate_attention, supports_packing
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
+from pipelines.modeling.fused_norms import fuse_rms_norms
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
 
@@ -41,6 +42,8 @@ def load_causal_lm(
     model = _load_complete(Path(folder), arguments)
     if quantization is None and has_cuda:
         model.to("cuda")
+    if has_cuda:
+        fuse_rms_norms(model)
     model.generation_config = neutral_generation_config(model)
     select_attention_backend(model)
     detect_linear_lm_head(model)

@@ -18,6 +18,7 @@ from pipelines.modeling.adapters import (
     disabled_adapter_is_base,
     initial_adapter_is_base,
     initial_adapter_weights,
+    optimize_adapter,
     peft_errors_as_config_error,
     save_adapter,
 )
@@ -64,6 +65,7 @@ class FineTunedLLM(LLM):
         self.initial_adapter_weights = initial_adapter_weights(self.model)
         if self.initial_adapter_weights and not self.starts_at_base:
             raise ConfigError(tied_target_message(adapter.init_lora_weights))
+        optimize_adapter(self.model)
 
     def prepare_for_training(self) -> None:
         """Raises ConfigError if `layers_to_freeze_regex` freezes none or all of the trained weights."""
