@@ -30,7 +30,7 @@ def fuse_rms_norms(model: torch.nn.Module) -> int:
             continue
         offset = _weight_offset(module, weight, eps)
         if offset is not None:
-            module.forward = partial(_rms_norm, module, offset, eps)  # type: ignore[method-assign]
+            module.forward = partial(_rms_norm, module, offset, eps)
             num_fused += 1
     return num_fused
 
