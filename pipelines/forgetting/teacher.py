@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,17 @@ class TopK:
     log_probs: torch.Tensor
 
     @classmethod
+    def concatenate(cls, parts: Sequence[TopK]) -> TopK:
+        """Returns the positions of all `parts`, in their order."""
+        return cls(torch.cat([part.tokens for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+    def to(self, device: torch.device) -> TopK:
+        """Returns the same on `device`."""
+        if self.tokens.device == device:
+            return self
+        return TopK(self.tokens.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
+
+    @classmethod
     def from_logits(cls, logits: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
         """Returns the top k of `logits` [positions, vocabulary]."""
         log_probs, tokens = F.log_softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
@@ -39,11 +51,13 @@ class TopK:
     def kl_divergence(self, student_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Returns T²·KL(teacher ‖ student) in nats [positions], over the k tokens and one bucket for all others.
 
-        Without that bucket the gradient would not be zero for a student that equals its teacher.
+        Without that bucket the gradient would not be zero for a student that equals its teacher. Computed on the device
+        of `student_logits` [positions, vocabulary].
         """
-        student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1).gather(-1, self.tokens)
-        kl = (self.log_probs.exp() * (self.log_probs - student_log_probs)).sum(dim=-1)
-        teacher_tail, student_tail = _tail_log_prob(self.log_probs), _tail_log_prob(student_log_probs)
+        teacher = self.to(student_logits.device)
+        student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1).gather(-1, teacher.tokens)
+        kl = (teacher.log_probs.exp() * (teacher.log_probs - student_log_probs)).sum(dim=-1)
+        teacher_tail, student_tail = _tail_log_prob(teacher.log_probs), _tail_log_prob(student_log_probs)
         return temperature**2 * (kl + teacher_tail.exp() * (teacher_tail - student_tail))
 
 

@@ -77,11 +77,19 @@ def packed_losses(
     lm_head = linear_lm_head(model)
     if lm_head is None:
         logits, targets = packed_logits(model, sequences, prefix_tree, **model_kwargs)
-        return F.cross_entropy(logits, targets, reduction="none").float()
+        return cross_entropy(logits, targets)
     inputs, loss_positions, targets = _model_inputs(model, sequences, prefix_tree)
     decoder = transformers_model(model).get_decoder()  # type: ignore[operator]
     hidden_states = decoder(**{**inputs, **model_kwargs}).last_hidden_state.squeeze(0)
     return linear_cross_entropy(hidden_states.index_select(0, loss_positions), lm_head, targets)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross entropy of `logits` [positions, vocabulary] and `targets` [positions] in nats: fp32 [positions].
+
+    Computed in fp32 whatever the dtype of the logits: a sum over a vocabulary in bf16 has an error of about 1%.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def packed_logits(
@@ -152,5 +160,6 @@ def sequence_mean_losses(
 def sequence_mean_losses_of_batch(model: torch.nn.Module, sequences: TokenSequences) -> list[float]:
     """`sequence_mean_losses` in one forward pass."""
     with torch.no_grad():
-        losses = token_losses(model, sequences).split(sequences.supervised_lengths)
+        # Read from the device at once. The mean is in fp64, which not every device has.
+        losses = token_losses(model, sequences).cpu().split(sequences.supervised_lengths)
     return [float(loss.double().mean()) for loss in losses]

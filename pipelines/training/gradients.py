@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -42,13 +41,3 @@ def has_finite_gradients(weights: Sequence[torch.nn.Parameter]) -> bool:
     """Returns whether the norm of all gradients is finite."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device | str) -> Iterator[None]:
-    """bf16 autocast on a GPU that supports it; fp32 elsewhere."""
-    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported():
-        with torch.autocast("cuda", torch.bfloat16):
-            yield
-    else:
-        yield

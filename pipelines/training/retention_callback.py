@@ -11,6 +11,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.retention import PreparedRetentionEval, mean_scores
 from pipelines.modeling.adapters import trainable_parameters
+from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_sequences import TokenSequences
 
@@ -50,9 +51,10 @@ class RetentionCallback:
         if step % self.eval_steps:
             return
         model = trainer.model.model
-        scores = trainer.process_group.broadcast_from_rank0(
-            lambda: mean_scores(LoadedModel(model, self.prompt_format), self.evals, self._reference_logits)
-        )
+        with autocast(trainer.device):
+            scores = trainer.process_group.broadcast_from_rank0(
+                lambda: mean_scores(LoadedModel(model, self.prompt_format), self.evals, self._reference_logits)
+            )
         model.train()
         trainer.history.setdefault("retention", []).append({"step": step, "scores": scores})
         regressed = self._regressed(scores)

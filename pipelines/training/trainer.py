@@ -29,19 +29,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric_dict
 
 from pipelines.errors import RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trainable_parameters
-from pipelines.modeling.packing import supervised_logits, token_losses
+from pipelines.modeling.mixed_precision import autocast
+from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
-from pipelines.training.gradients import all_reduce_gradients, autocast, copy_gradients, has_finite_gradients
+from pipelines.training.gradients import all_reduce_gradients, copy_gradients, has_finite_gradients
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
 from pipelines.training.optimizers import check_optimizer
@@ -173,15 +173,15 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             losses: list[torch.Tensor] = []
             if any(strategy.has_loss_on_task_rows for strategy in self.strategies):
                 logits, targets = supervised_logits(self.model.model, batch)
-                cross_entropy = F.cross_entropy(logits, targets, reduction="none").float().sum()
+                task_loss = cross_entropy(logits, targets).sum()
                 losses = [
                     strategy.loss_on_task_rows(batch, logits, loss_denominator, weight)
                     for strategy in self.strategies
                     if strategy.has_loss_on_task_rows
                 ]
             else:
-                cross_entropy = token_losses(self.model.model, batch).sum()
-            loss = weight * (cross_entropy / loss_denominator)
+                task_loss = token_losses(self.model.model, batch).sum()
+            loss = weight * (task_loss / loss_denominator)
         self.distributed.backward(sum(losses, loss), self.dist_model)
         return loss.detach()
 

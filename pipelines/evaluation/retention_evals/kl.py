@@ -67,7 +67,8 @@ class KL(RetentionEval):
             with torch.no_grad():
                 logits = loaded.logits(batch)
                 kl = kl_divergence.kl_divergence(reference_logits(batch), logits)
-            means += [float(token_kl.double().mean()) for token_kl in kl.split(batch.supervised_lengths)]
+            # Read from the device at once. The mean is in fp64, which not every device has.
+            means += [float(token_kl.double().mean()) for token_kl in kl.cpu().split(batch.supervised_lengths)]
         return means
 
 

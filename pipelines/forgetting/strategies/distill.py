@@ -106,9 +106,9 @@ class Distill(Strategy):
 
     def _kl_to_teacher(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
         assert self.teacher_topk is not None
-        topk, temperature = self.teacher_topk, self.settings.temperature
-        parts = enumerate(logits.split(rows.supervised_lengths))
-        return torch.cat([topk[rows.key(index)].kl_divergence(part, temperature) for index, part in parts])
+        # One copy to the device for all rows.
+        topk = teachers.TopK.concatenate([self.teacher_topk[rows.key(index)] for index in range(len(rows))])
+        return topk.kl_divergence(logits, self.settings.temperature)
 
     def loss_on_task_rows(
         self, rows: TokenSequences, logits: torch.Tensor, loss_denominator: int, weight: float = 1.0

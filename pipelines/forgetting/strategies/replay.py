@@ -20,14 +20,12 @@ from pipelines.registry import lazy_import
 
 if TYPE_CHECKING:
     import torch
-    import torch.nn.functional as F
 
     from pipelines.forgetting.context import ForgettingContext
     from pipelines.forgetting.strategies.distill import Distill
     from pipelines.modeling import packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
-    F = lazy_import("torch.nn.functional")
     packing = lazy_import("pipelines.modeling.packing")  # torch
     token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
 
@@ -107,7 +105,7 @@ class Replay(Strategy):
             loss = is_real * (self.distill.settings.weight * kl_sum / self.expected_tokens)
             self.loss_sums["distill"] += float(kl_sum.detach()) * is_real
             if self.train_on_rows:
-                losses = F.cross_entropy(logits, targets, reduction="none").float()
+                losses = packing.cross_entropy(logits, targets)
                 loss = loss + self._replay_loss(losses, loss_denominator, is_real)
             yield loss
 

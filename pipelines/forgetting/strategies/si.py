@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from pipelines.forgetting import importance as importance_files
     from pipelines.forgetting import penalty
     from pipelines.forgetting.context import ForgettingContext
-    from pipelines.modeling import adapters, packing, token_sequences
+    from pipelines.modeling import adapters, mixed_precision, packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     torch = lazy_import("torch")
     importance_files = lazy_import("pipelines.forgetting.importance")  # torch
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
     adapters = lazy_import("pipelines.modeling.adapters")  # torch
+    mixed_precision = lazy_import("pipelines.modeling.mixed_precision")  # torch
     packing = lazy_import("pipelines.modeling.packing")  # torch
     token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
 
@@ -188,13 +189,21 @@ class Si(PenaltyStrategy):
         ][:num_steps]
         integral = PathIntegral(weights)
         optimizer = torch.optim.AdamW(weights, lr=IMPORTANCE_LR, weight_decay=0.0)
+        device = weights[0].device
+        scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision.autocast_dtype(device) == torch.float16)
         with track_activity("the importance of the weights for general text", num_steps, "steps") as activity:
             for batch in batches:
                 optimizer.zero_grad()
-                packing.token_losses(self.model, batch).mean().backward()
-                gradients = [weight.grad.clone() for weight in weights if weight.grad is not None]
-                optimizer.step()
-                integral.update(gradients)
+                with mixed_precision.autocast(device):
+                    loss = packing.token_losses(self.model, batch).mean()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                if scaler.get_scale() >= scale:  # otherwise a gradient overflowed, and the step was skipped
+                    integral.update(gradients)
                 activity.advance(1)
         return integral
 
