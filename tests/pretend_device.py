@@ -113,6 +113,15 @@ class PretendTensor(torch.Tensor):
             memo[id(self)] = torch.nn.Parameter(copy, self.requires_grad) if is_parameter else copy
         return memo[id(self)]
 
+    @property
+    def data(self) -> Any:
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, tensor: PretendTensor) -> None:
+        torch.Tensor.data.__set__(self, tensor)  # type: ignore[attr-defined]
+        self.cpu_tensor = tensor.cpu_tensor
+
     # These have no operator, so that no dispatch sees them.
     def tolist(self) -> Any:
         count_wait("tolist")

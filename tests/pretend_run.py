@@ -22,8 +22,8 @@ import torch
 import transformers.modeling_utils
 
 import pipelines.modeling.loading
+import pipelines.modeling.mixed_precision
 import pipelines.training.checkpoint
-import pipelines.training.gradients
 from pipelines.modeling.attention import SHARED, attention_candidates
 from tests.pretend_device import NAME, PretendMode, PretendTensor, move_to_device
 from tests.pretend_kernels import install
@@ -76,14 +76,8 @@ def _replace_everywhere(original: Any, replacement: Any) -> None:
                     setattr(module, attribute, replacement)
 
 
-@contextlib.contextmanager
-def _autocast(device: Any) -> Iterator[None]:
-    with torch.autocast(NAME, torch.bfloat16):
-        yield
-
-
 def _train_on_device() -> None:
-    _replace_everywhere(pipelines.training.gradients.autocast, _autocast)
+    _replace_everywhere(pipelines.modeling.mixed_precision.autocast_dtype, lambda device: torch.bfloat16)
     for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
         module.get_torch_device = lambda: NAME
     ludwig.models.llm.to_device = lambda model, device, config, current: (model, torch.device(DEVICE))

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.modeling.attention import PACKED, PATHS, SHARED, UNPACKED, candidate_attention, supports_packing
 from pipelines.modeling.loading import detect_linear_lm_head
-from pipelines.modeling.packing import sequence_mean_losses, supervised_logits, token_losses
+from pipelines.modeling.packing import cross_entropy, sequence_mean_losses, supervised_logits, token_losses
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from tests.tiny import make_model
@@ -269,3 +269,27 @@ def test_sequence_losses_are_means_whatever_the_batches(tmp_path):
     small, large = (list(sequence_mean_losses(model, sequences, batch_tokens=size)) for size in (8, 4096))
     assert small == pytest.approx(large, abs=1e-6)
     assert small[0] == pytest.approx(float(hugging_face_losses(model, sequences[0:1]).mean().detach()), abs=1e-6)
+
+
+def test_cross_entropy_of_half_precision_logits_is_computed_in_fp32():
+    logits = torch.randn(50, 3000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets = torch.arange(50)
+    losses = cross_entropy(logits, targets)
+    expected = F.cross_entropy(logits.double(), targets, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
+    assert losses.dtype == torch.float32
+
+
+def test_losses_in_evaluation_equal_those_under_autocast_without_a_linear_head(tmp_path):
+    """A bf16 model whose logits are not the product of head and hidden states, in and outside of a training."""
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "m"), dtype=torch.bfloat16).eval()
+    model.has_linear_lm_head = False
+    sequences = unrelated_sequences()
+    with torch.no_grad():
+        outside = token_losses(model, sequences)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = token_losses(model, sequences)
+    assert outside.dtype == inside.dtype == torch.float32
+    torch.testing.assert_close(outside, inside, rtol=0, atol=2e-2)
+    logits, targets = supervised_logits(model, sequences)
+    torch.testing.assert_close(outside, F.cross_entropy(logits.detach().float(), targets, reduction="none"))

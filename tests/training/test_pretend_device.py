@@ -21,10 +21,6 @@ MAX_WAITS = 2
 """Times the host may wait for the device in a training step."""
 MAX_KERNELS = 7_000
 """Kernels of a step on the rows of gpu_lora.yaml with 28 layers and LoRA on 7 matrices."""
-KNOWN_FAILURES = {
-    "lora-si": "dtypes of the importance pass",
-    "lora-teacher": "the teacher's predictions stay on the CPU",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +37,7 @@ def results(tmp_path_factory):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(reason=KNOWN_FAILURES[case], strict=True))
-        if case in KNOWN_FAILURES
-        else case
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_nothing_mixes_devices(results, case):
     result = results[case]
     assert result["error"] is None, result["traceback"][-3000:]
@@ -57,7 +45,7 @@ def test_nothing_mixes_devices(results, case):
 
 
 @pytest.mark.xfail(reason="the training step waits for its values one by one")
-@pytest.mark.parametrize("case", [case for case in CASES if case not in KNOWN_FAILURES])
+@pytest.mark.parametrize("case", CASES)
 def test_the_host_rarely_waits(results, case):
     for step in results[case]["steps"]:
         assert sum(step["waits"].values()) <= MAX_WAITS, step["waits"]
