@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
 from pipelines.modeling.attention import supports_prefix_sharing
+from pipelines.modeling.attention_layout import copy_to_device
 from pipelines.modeling.packing import packed_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
@@ -108,7 +109,8 @@ def packed_prefill(
         prefix_tree = build_prefix_tree(batch.input_ids)
         with torch.no_grad():
             losses = packed_losses(model, batch, prefix_tree, past_key_values=packed_cache, use_cache=True)
-        for token_losses in losses.split(batch.supervised_lengths):
+        # One copy for all sequences: on a GPU the host waits for each.
+        for token_losses in losses.cpu().split(batch.supervised_lengths):
             nlls.append(float(token_losses.double().mean()) if len(token_losses) else None)
         cached_tokens = [
             prefix_tree.token_indices(index)[: prompt_length - 1]
@@ -129,18 +131,22 @@ def _scatter_to_left_padded_cache(
     """Copies prompts from a packed cache into `layers`, a cache of `batch_size` sequences of `width` tokens.
 
     `token_indices[i]` are the indices in `packed` of the tokens of prompt i; they become the last tokens of the
-    sequence `batch_indices[i]` of `layers`.
+    sequence `batch_indices[i]` of `layers`. Padding is 0. The indices go to the device once and serve all layers.
     """
+    sources = np.full((len(token_indices), width), -1)
+    for source, prompt_tokens in zip(sources, token_indices, strict=True):
+        source[width - len(prompt_tokens) :] = prompt_tokens
+    device = packed.layers[0].keys.device
+    joined = copy_to_device(np.concatenate([sources.reshape(-1), np.asarray(batch_indices)]), device)
+    gathered, rows = joined.split([sources.size, len(batch_indices)])
+    is_padding, gathered = (gathered < 0).view(-1, 1, width, 1), gathered.clamp(min=0)
     for layer, source in zip(layers, packed.layers, strict=True):
-        keys, values = source.keys, source.values
         if not layer.is_initialized:
-            layer.lazy_initialization(keys, values)
-            layer.ensure_capacity(keys.expand(batch_size, -1, -1, -1), 0, width)
-        for batch_index, prompt_tokens in zip(batch_indices, token_indices, strict=True):
-            if len(prompt_tokens):
-                selected = torch.from_numpy(prompt_tokens).to(keys.device)
-                layer.keys[batch_index, :, width - len(prompt_tokens) :] = keys[0, :, selected]
-                layer.values[batch_index, :, width - len(prompt_tokens) :] = values[0, :, selected]
+            layer.lazy_initialization(source.keys, source.values)
+            layer.ensure_capacity(source.keys.expand(batch_size, -1, -1, -1), 0, width)
+        for target, tensor in ((layer.keys, source.keys), (layer.values, source.values)):
+            selected = tensor[0].index_select(1, gathered).unflatten(1, (len(rows), width)).transpose(0, 1)
+            target.index_copy_(0, rows, selected.masked_fill_(is_padding, 0))
 
 
 def generate_from_cache(

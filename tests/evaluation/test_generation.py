@@ -84,6 +84,21 @@ def test_packed_prefill_scores_the_references(architecture):
     assert cache.get_seq_length() == 19
 
 
+@pytest.mark.parametrize("lengths", [(7, 12, 1, 3, 9), (1, 1)])
+def test_the_cache_holds_the_keys_and_values_of_each_prompt_by_itself(lengths):
+    _, ours = models("llama")
+    rows = [np.asarray(prompt) for prompt in prompts(lengths)]
+    _, cache = packed_prefill(ours, TokenSequences.supervised_from(rows, list(map(len, rows))), batch_tokens=20)
+    width = max(lengths) - 1
+    for index, row in enumerate(rows):
+        alone = ours(torch.from_numpy(row)[None], use_cache=True).past_key_values
+        for layer, expected in zip(cache.layers, alone.layers, strict=True):
+            for tensor, single in ((layer.keys, expected.keys), (layer.values, expected.values)):
+                padding, cached = tensor[index].split([width - len(row) + 1, len(row) - 1], dim=1)
+                assert not padding.any()
+                torch.testing.assert_close(cached, single[0, :, :-1])
+
+
 def test_finished_sequences_are_evicted(monkeypatch):
     _, ours = models("llama")
     sizes = []
