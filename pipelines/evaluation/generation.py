@@ -139,7 +139,7 @@ def _scatter_to_left_padded_cache(
     device = packed.layers[0].keys.device
     joined = copy_to_device(np.concatenate([sources.reshape(-1), np.asarray(batch_indices)]), device)
     gathered, rows = joined.split([sources.size, len(batch_indices)])
-    is_padding, gathered = (gathered < 0).view(-1, 1, width, 1), gathered.clamp(min=0)
+    is_padding, gathered = (gathered < 0).view(len(rows), 1, width, 1), gathered.clamp(min=0)
     for layer, source in zip(layers, packed.layers, strict=True):
         if not layer.is_initialized:
             layer.lazy_initialization(source.keys, source.values)
