@@ -67,27 +67,49 @@ def dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: in
     With a `sliding_window` only those less than that many positions before it. Built once per tree and window.
     """
     mask: torch.Tensor = prefix_tree.cached(
-        ("dense", device, sliding_window), lambda: _build_dense_mask(prefix_tree, device, sliding_window)
+        dense_mask_key(device, sliding_window), lambda: _build_dense_mask(prefix_tree, device, sliding_window)
     )
     return mask
 
 
+def dense_mask_key(device: torch.device, sliding_window: int | None) -> tuple[str, torch.device, int | None]:
+    """The key of a dense mask in `PrefixTree.cached`."""
+    return "dense", device, sliding_window
+
+
 def _build_dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: int | None) -> torch.Tensor:
-    num_segments = len(prefix_tree.lengths)
-    is_on_path = np.eye(num_segments, dtype=bool)
+    on_path, segments = on_path_matrix(prefix_tree), segment_indices(prefix_tree)
+    joined = copy_to_device(
+        np.concatenate([on_path.reshape(-1), segments, prefix_tree.position_ids]).astype(np.int32), device
+    )
+    device_on_path, device_segments, positions = joined.split([on_path.size, len(segments), len(segments)])
+    mask = visible_tokens(device_on_path.view(on_path.shape).bool(), device_segments, positions)
+    return mask if sliding_window is None else within_window(mask, positions, sliding_window)
+
+
+def on_path_matrix(prefix_tree: PrefixTree) -> np.ndarray:
+    """Bool [segments, segments]: whether the second segment is the first one or precedes it in its sequences."""
+    is_on_path = np.eye(len(prefix_tree.lengths), dtype=bool)
     for segment, ancestors in enumerate(prefix_tree.ancestors):
         is_on_path[segment, list(ancestors)] = True
-    segment_of_token = np.repeat(np.arange(num_segments), prefix_tree.lengths)
-    joined = copy_to_device(
-        np.concatenate([is_on_path.reshape(-1), segment_of_token, prefix_tree.position_ids]).astype(np.int32), device
-    )
-    on_path, segments, positions = joined.split([num_segments**2, len(segment_of_token), len(segment_of_token)])
-    visible: torch.Tensor = on_path.view(num_segments, num_segments).bool()[segments][:, segments]
-    distance = positions[:, None] - positions[None, :]
-    visible &= distance >= 0
-    if sliding_window is not None:
-        visible &= distance < sliding_window
+    return is_on_path
+
+
+def segment_indices(prefix_tree: PrefixTree) -> np.ndarray:
+    """The segment of each token: int64 [tokens]."""
+    return np.repeat(np.arange(len(prefix_tree.lengths)), prefix_tree.lengths)
+
+
+def visible_tokens(on_path: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The dense mask, bool [1, 1, tokens, tokens], of tokens in `segments` [tokens] at `positions` [tokens]."""
+    visible: torch.Tensor = on_path[segments][:, segments]
+    visible &= positions[:, None] >= positions[None, :]
     return visible[None, None]
+
+
+def within_window(mask: torch.Tensor, positions: torch.Tensor, sliding_window: int) -> torch.Tensor:
+    """The dense mask without the tokens that are `sliding_window` positions before a token, or more."""
+    return mask & (positions[:, None] - positions[None, :] < sliding_window)
 
 
 def copy_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

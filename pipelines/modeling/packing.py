@@ -53,7 +53,7 @@ def _packed_batches(
 ) -> Iterator[tuple[TokenSequences, PrefixTree]]:
     """The forward passes for `sequences`: one for all, or one per sequence if the model does not support packing."""
     if supports_packing(model):
-        share = share_prefixes and supports_prefix_sharing(model) and not _has_active_dropout(model)
+        share = share_prefixes and supports_prefix_sharing(model) and not has_active_dropout(model)
         yield sequences, build_prefix_tree(sequences.input_ids, share_prefixes=share)
         return
     for index in range(len(sequences)):
@@ -61,7 +61,7 @@ def _packed_batches(
         yield sequence, build_prefix_tree(sequence.input_ids)
 
 
-def _has_active_dropout(model: torch.nn.Module) -> bool:
+def has_active_dropout(model: torch.nn.Module) -> bool:
     """Whether the model draws dropout masks. Every sequence must have masks of its own, also for a shared prefix."""
     if not model.training:
         return False

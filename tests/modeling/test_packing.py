@@ -132,6 +132,7 @@ def varlen_formula(monkeypatch):
     """Replaces the flash kernel, which needs a GPU, by its formula in fp32."""
     monkeypatch.setattr("pipelines.modeling.attention_paths.varlen_attn", varlen_attention_formula)
     monkeypatch.setattr("pipelines.modeling.attention_paths.FLASH_DTYPES", (torch.float32,))
+    monkeypatch.setattr("pipelines.modeling.attention_paths.MIN_FLASH_TOKENS", 0)
 
 
 @pytest.fixture(params=PATHS)
