@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ class MicroBatchGraphs:
         inner.set_attn_implementation(SHARED["dense"])  # type: ignore[operator]
         try:
             loss = self._loss(self.inputs[size], size)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         finally:
             inner.set_attn_implementation(attention)  # type: ignore[operator]
         return loss.detach()
@@ -203,7 +204,7 @@ class MicroBatchGraphs:
         input_ids, positions, segments, loss_positions, targets = inputs.integers.split(sizes)
         mask = visible_tokens(inputs.on_path, segments, positions)
         device = mask.device
-        masks = {dense_mask_key(device, None): mask}
+        masks: dict[Hashable, Any] = {dense_mask_key(device, None): mask}
         inner = transformers_model(self.model)
         window = getattr(inner.config.get_text_config(), "sliding_window", None)  # type: ignore[operator, union-attr]
         if window is not None:
@@ -239,7 +240,7 @@ class MicroBatchGraphs:
                 weight.grad = None
             with self.autocast():
                 loss = (token_losses(self.model, sequences) * loss_weight).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             expected = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
             difference = [actual - other for actual, other in zip(self.gradients, expected, strict=True)]
             norms = [torch.nn.utils.get_total_norm(tensors) for tensors in (difference, expected)]

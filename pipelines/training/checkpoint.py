@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from ludwig.utils.checkpoint_utils import Checkpoint
 from ludwig.utils.data_utils import NumpyEncoder
-from ludwig.utils.trainer_utils import ProgressTracker
+from ludwig.utils.trainer_utils import ProgressTracker, initialize_trainer_metric_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -194,6 +194,18 @@ def _tracker_to_json(tracker: ProgressTracker) -> dict[str, Any]:
     ephemeral = {"steps_per_epoch", "total_steps", "training_start_time"}
     persistent = {key: value for key, value in vars(tracker).items() if key not in ephemeral}
     return dict(json.loads(json.dumps(persistent, cls=NumpyEncoder)))
+
+
+def restore_metric_logs(tracker: ProgressTracker, output_features: Any) -> None:
+    """Completes the metric logs of a loaded tracker.
+
+    JSON does not keep the default values of these dicts, which are all that they have before an evaluation.
+    """
+    for split in ("train_metrics", "validation_metrics", "test_metrics"):
+        log = initialize_trainer_metric_dict(output_features)
+        for name, metrics in getattr(tracker, split).items():
+            log[name].update(metrics)
+        setattr(tracker, split, log)
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:

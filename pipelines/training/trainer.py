@@ -21,27 +21,27 @@ from __future__ import annotations
 
 import inspect
 import math
-import signal
-import sys
-import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ludwig.trainers.trainer_llm import FineTuneTrainer as LudwigFineTuneTrainer
-from ludwig.utils.trainer_utils import append_metrics, initialize_trainer_metric_dict
+from ludwig.utils.trainer_utils import append_metrics
 
 from pipelines.errors import RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trainable_parameters
+from pipelines.modeling.cuda_graphs import MicroBatchGraphs
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
-from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
+from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint, restore_metric_logs
 from pipelines.training.gradients import all_reduce_gradients, copy_gradients, has_finite_gradients
+from pipelines.training.graphs import training_graphs
+from pipelines.training.interrupts import InterruptibleTrainer
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
 from pipelines.training.optimizers import check_optimizer
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pipelines.training.callback import StepCallback
 
 
-class FineTuneTrainer(LudwigFineTuneTrainer):
+class FineTuneTrainer(InterruptibleTrainer):
     """Trains on `LudwigTokenDataset`s and records `history`, which becomes training.json.
 
     `pipelines.storage.records.TrainingHistory` defines the keys of `history`. Rows and tokens of the strategies are not
@@ -67,11 +67,15 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         self.strategies: list[Strategy] = []
         self.step_callback: StepCallback | None = None
         self.max_nonfinite_steps = 0
-        self.stop_requested = False
         self.process_group = ProcessGroup.current()
         self.micro_batches = MicroBatches(self.batch_size, self.history)
         # The loss on the training set is the mean of the steps since the last evaluation, see `evaluation`.
         self.evaluate_training_set = True
+
+    @cached_property
+    def graphs(self) -> MicroBatchGraphs | None:
+        """CUDA graphs of the micro-batches, where they apply."""
+        return training_graphs(self.model.model, self.process_group)
 
     def prepare(self) -> None:
         """Creates the optimizer. Raises MachineError if this machine cannot run it."""
@@ -161,6 +165,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
         for strategy in self.strategies:
             strategy.reset_step()
         set_rng_state(rng)
+        self.__dict__.pop("graphs", None)  # their memory may be what is missing
         if "cuda" in rng:
             torch.cuda.empty_cache()
 
@@ -169,9 +174,14 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
 
         Both are multiplied by `weight`, which is 0 for a dummy batch.
         """
+        needs_logits = any(strategy.has_loss_on_task_rows for strategy in self.strategies)
+        if self.graphs is not None and not needs_logits and self.micro_batches.size is not None:
+            graph_loss = self.graphs.backward(batch, weight / loss_denominator)
+            if graph_loss is not None:
+                return graph_loss
         with autocast(self.device):
             losses: list[torch.Tensor] = []
-            if any(strategy.has_loss_on_task_rows for strategy in self.strategies):
+            if needs_logits:
                 logits, targets = supervised_logits(self.model.model, batch)
                 task_loss = cross_entropy(logits, targets).sum()
                 losses = [
@@ -275,12 +285,7 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
             tracker = super()._create_or_resume_progress_tracker(tracker_path, folder, checkpoint, output_features)
             self.resume = resume
         else:
-            for split in ("train_metrics", "validation_metrics", "test_metrics"):
-                # JSON does not keep the default values of these dicts, which are all they have before an evaluation.
-                log = initialize_trainer_metric_dict(output_features)
-                for name, metrics in getattr(tracker, split).items():
-                    log[name].update(metrics)
-                setattr(tracker, split, log)
+            restore_metric_logs(tracker, output_features)
         self._checkpoint.tracker = tracker
         return tracker
 
@@ -315,26 +320,6 @@ class FineTuneTrainer(LudwigFineTuneTrainer):
     def callback(self, fn: Any, coordinator_only: bool = True) -> None:
         """Calls the callbacks in every process. They run collective operations and may end the training."""
         super().callback(fn, coordinator_only=False)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains. SIGTERM, which cluster schedulers send, acts as Ctrl-C does."""
-        if threading.current_thread() is not threading.main_thread():
-            return super().train(*args, **kwargs)
-        handler = signal.signal(signal.SIGTERM, self.set_steps_to_1_or_quit)
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-
-    def set_steps_to_1_or_quit(self, signum: int, frame: Any) -> None:
-        """Ludwig's handler of Ctrl-C. The first signal stops training after the current step, the second at once.
-
-        Ludwig would end the loop as if training were finished.
-        """
-        if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
-        print("\nstopping after this step; press Ctrl-C again to stop now", file=sys.stderr)
 
     def stop_after(self, step: int) -> None:
         """Ends the training after `step`, as if it were the last step: Ludwig evaluates the validation set there."""
