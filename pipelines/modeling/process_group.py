@@ -7,14 +7,20 @@ processes take the same optimizer step.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipelines.modeling.token_sequences import TokenSequences
+
+MAX_WAIT = timedelta(days=7)
+"""How long a process waits for work that only rank 0 does. The default group, through which gradients go, gives up
+after 10 to 30 minutes. A process that dies ends the wait at once."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,10 @@ class ProcessGroup:
         """The value of `compute()` in rank 0, for all processes. In lockstep the others call it too, for its passes."""
         if self.world_size == 1:
             return compute()
+        group = _patient_group(dist.group.WORLD)
         value = compute() if self.rank == 0 or self.lockstep else None
         message = [value if self.rank == 0 else None]
-        dist.broadcast_object_list(message, src=0, device=self._device)
+        dist.broadcast_object_list(message, src=0, group=group, device=torch.device("cpu"))
         return message[0]
 
     def broadcast_parameters(self, parameters: Sequence[torch.Tensor]) -> None:
@@ -107,20 +114,34 @@ class ProcessGroup:
     def main_process_first(self) -> Iterator[None]:
         """Runs the block in rank 0 before the others, which then find its results cached.
 
+        No process leaves the block before all have run it: on a node with a cache of its own, work is repeated.
         In lockstep all processes run it at the same time.
         """
-        is_concurrent = self.world_size == 1 or self.lockstep
-        if self.rank and not is_concurrent:
-            dist.barrier()
+        if self.world_size == 1 or self.lockstep:
+            yield
+            return
+        group = _patient_group(dist.group.WORLD)
+        if self.rank:
+            dist.barrier(group)
         try:
             yield
         finally:
-            if not self.rank and not is_concurrent:
-                dist.barrier()
+            if not self.rank:
+                dist.barrier(group)
+        dist.barrier(group)
 
     @property
     def _device(self) -> torch.device:
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+@functools.cache
+def _patient_group(world: Any) -> Any:
+    """A second group of the processes of `world`, over TCP, in which a wait may take as long as MAX_WAIT.
+
+    The first call is a collective operation.
+    """
+    return dist.new_group(backend="gloo", timeout=MAX_WAIT)
 
 
 SINGLE_PROCESS = ProcessGroup()
