@@ -1,6 +1,6 @@
 """Runs a function in two processes of a process group on this machine.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.two_processes MODULE FUNCTION FOLDER
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.two_processes MODULE FUNCTION FOLDER
 """
 
 from __future__ import annotations
