@@ -16,6 +16,7 @@ from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
 from pipelines.modeling.attention import UNPACKED, attention_candidates, candidate_attention, supports_packing
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
 from pipelines.modeling.fused_norms import fuse_rms_norms
+from pipelines.modeling.liger import use_liger_kernels
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
 
@@ -44,6 +45,8 @@ def load_causal_lm(
         model.to("cuda")
     if has_cuda:
         fuse_rms_norms(model)
+        if arguments["dtype"] != torch.float32 and quantization is None:
+            use_liger_kernels(model)
     model.generation_config = neutral_generation_config(model)
     select_attention_backend(model)
     detect_linear_lm_head(model)
