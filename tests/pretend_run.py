@@ -24,7 +24,12 @@ import transformers.modeling_utils
 import pipelines.modeling.loading
 import pipelines.modeling.mixed_precision
 import pipelines.training.checkpoint
+from pipelines.modeling.adapters import optimize_adapter
 from pipelines.modeling.attention import SHARED, attention_candidates
+from pipelines.modeling.device_copy import NON_BLOCKING_DEVICES
+from pipelines.modeling.fused_lora import fuse_lora_layers
+from pipelines.modeling.fused_norms import fuse_rms_norms
+from pipelines.training.optimizers import FUSED_DEVICES
 from tests.pretend_device import NAME, PretendMode, PretendTensor, move_to_device
 from tests.pretend_kernels import install
 
@@ -34,6 +39,8 @@ DEVICE = f"{NAME}:0"
 def install_in_alfine() -> None:
     """Makes alfine, Ludwig, PEFT and safetensors use the device, for the rest of the process."""
     install()
+    NON_BLOCKING_DEVICES.add(NAME)
+    FUSED_DEVICES.add(NAME)
     _load_models_on_device()
     _train_on_device()
     _read_and_write_tensors()
@@ -55,7 +62,8 @@ def _load_models_on_device() -> None:
         def on_device(*args: Any, **kwargs: Any) -> Any:
             kwargs["dtype"] = torch.bfloat16 if allow_bf16 else torch.float32
             model, info = from_pretrained(*args, **kwargs)
-            return move_to_device(model), info
+            fuse_rms_norms(move_to_device(model))
+            return model, info
 
         with mock.patch.object(pipelines.modeling.loading.AutoModelForCausalLM, "from_pretrained", on_device):
             return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
@@ -77,6 +85,7 @@ def _replace_everywhere(original: Any, replacement: Any) -> None:
 
 
 def _train_on_device() -> None:
+    _replace_everywhere(optimize_adapter, fuse_lora_layers)
     _replace_everywhere(pipelines.modeling.mixed_precision.autocast_dtype, lambda device: torch.bfloat16)
     for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
         module.get_torch_device = lambda: NAME

@@ -14,6 +14,7 @@ import torch
 
 from pipelines.errors import ConfigError
 from pipelines.modeling.adapters import disabled_adapter_is_base
+from pipelines.modeling.deferred_scalars import DeferredScalar
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class LoraQuadraticPenalty:
         self, model: torch.nn.Module, weight: float, importance: Mapping[str, FactoredImportance] | None
     ) -> None:
         """`importance` by module; None weighs every entry of every adapted matrix with 1."""
-        self.weight, self.value = weight, 0.0
+        self.weight = weight
+        self._value: DeferredScalar | None = None
         # Pairs of the same shape are computed as one stack: hundreds of small products would take longer than the step.
         by_shape: dict[object, list[LoraPair]] = {}
         for pair in trained_pairs(model):
@@ -137,7 +139,11 @@ class LoraQuadraticPenalty:
             for matrices, stacked_gradients in zip(both, gradients, strict=True):
                 for matrix, gradient in zip(matrices, stacked_gradients, strict=True):
                     self._add_gradient(matrix, gradient)
-        self.value = float(value) * self.weight
+        self._value = DeferredScalar(value)
+
+    @property
+    def value(self) -> float:
+        return 0.0 if self._value is None else float(self._value) * self.weight
 
     def _add_gradient(self, matrix: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         if not matrix.requires_grad:
@@ -180,7 +186,8 @@ class ProximalQuadraticPenalty:
     ) -> None:
         """`importance` by the parameter's name, in its shape; None weighs every parameter with 1."""
         self.optimizer, self.weight = optimizer, weight
-        self.value = self.grad_norm = 0.0
+        self._value: DeferredScalar | None = None
+        self._grad_norm: DeferredScalar | None = None
         self.anchored = [
             (
                 parameter,
@@ -199,7 +206,8 @@ class ProximalQuadraticPenalty:
         if not self.weight:
             return
         groups = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
-        value, squared_norm = torch.zeros(()), torch.zeros(())
+        device = self.anchored[0][0].device if self.anchored else None
+        value, squared_norm = torch.zeros((), device=device), torch.zeros((), device=device)
         for parameter, anchor, importance in self.anchored:
             # In place throughout: these tensors are as large as the model, and the step needs several of them.
             group = groups[id(parameter)]
@@ -208,9 +216,17 @@ class ProximalQuadraticPenalty:
             distance /= step_ratio.mul_(1.0 if importance is None else importance).add_(1)
             torch.add(anchor, distance, out=parameter)
             weighted_distance = distance if importance is None else torch.mul(distance, importance, out=step_ratio)
-            value += (0.5 * self.weight * torch.dot(weighted_distance.flatten(), distance.flatten())).cpu()
-            squared_norm += (self.weight * weighted_distance).square().sum().cpu()
-        self.value, self.grad_norm = float(value), float(squared_norm.sqrt())
+            value += 0.5 * self.weight * torch.dot(weighted_distance.flatten(), distance.flatten())
+            squared_norm += (self.weight * weighted_distance).square().sum()
+        self._value, self._grad_norm = DeferredScalar(value), DeferredScalar(squared_norm.sqrt())
+
+    @property
+    def value(self) -> float:
+        return float(self._value) if self._value is not None else 0.0
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self._grad_norm) if self._grad_norm is not None else 0.0
 
     def _divided_by_metric(
         self, parameter: torch.nn.Parameter, group: Mapping[str, Any], numerator: float
@@ -219,7 +235,9 @@ class ProximalQuadraticPenalty:
         state = self.optimizer.state[parameter]
         if "exp_avg_sq" not in state:
             return torch.full_like(parameter, numerator)
-        step = float(state["step"])
+        step = state["step"]
+        if not isinstance(step, torch.Tensor) or step.device.type == "cpu":
+            step = float(step)  # that of a fused optimizer is on the device: reading it would be a wait per parameter
         metric: torch.Tensor = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
         return metric.reciprocal_().mul_(numerator)
 

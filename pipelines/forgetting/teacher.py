@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pipelines.console.activity import track_activity
 from pipelines.errors import ModelError
 from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
+from pipelines.modeling.device_copy import tensor_to_device
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
@@ -40,7 +41,7 @@ class TopK:
         """Returns the same on `device`."""
         if self.tokens.device == device:
             return self
-        return TopK(self.tokens.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True))
+        return TopK(tensor_to_device(self.tokens, device), tensor_to_device(self.log_probs, device))
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:

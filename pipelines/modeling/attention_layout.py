@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipelines.modeling.device_copy import copy_to_device, copy_together
+
 if TYPE_CHECKING:
     from pipelines.modeling.prefix_tree import PrefixTree
 
@@ -55,9 +57,7 @@ def _build_varlen_layout(prefix_tree: PrefixTree, device: torch.device) -> Varle
             for segment in (*ancestors, last)
         ]
     )
-    sizes = [len(query_offsets), len(key_offsets), len(key_indices)]
-    joined = copy_to_device(np.concatenate([query_offsets, key_offsets, key_indices]), device)
-    queries, keys, indices = joined.split(sizes)
+    queries, keys, indices = copy_together([query_offsets, key_offsets, key_indices], device)
     return VarlenLayout(queries, keys, indices, int(lengths.max()), int(path_lengths.max()))
 
 
@@ -79,10 +79,8 @@ def dense_mask_key(device: torch.device, sliding_window: int | None) -> tuple[st
 
 def _build_dense_mask(prefix_tree: PrefixTree, device: torch.device, sliding_window: int | None) -> torch.Tensor:
     on_path, segments = on_path_matrix(prefix_tree), segment_indices(prefix_tree)
-    joined = copy_to_device(
-        np.concatenate([on_path.reshape(-1), segments, prefix_tree.position_ids]).astype(np.int32), device
-    )
-    device_on_path, device_segments, positions = joined.split([on_path.size, len(segments), len(segments)])
+    arrays = [array.astype(np.int32) for array in (on_path.reshape(-1), segments, prefix_tree.position_ids)]
+    device_on_path, device_segments, positions = copy_together(arrays, device)
     mask = visible_tokens(device_on_path.view(on_path.shape).bool(), device_segments, positions)
     return mask if sliding_window is None else within_window(mask, positions, sliding_window)
 
@@ -110,11 +108,3 @@ def visible_tokens(on_path: torch.Tensor, segments: torch.Tensor, positions: tor
 def within_window(mask: torch.Tensor, positions: torch.Tensor, sliding_window: int) -> torch.Tensor:
     """The dense mask without the tokens that are `sliding_window` positions before a token, or more."""
     return mask & (positions[:, None] - positions[None, :] < sliding_window)
-
-
-def copy_to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """The array as a tensor on `device`. The copy to a GPU is queued behind its work; the host does not wait."""
-    tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

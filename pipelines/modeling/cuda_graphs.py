@@ -24,13 +24,13 @@ import torch
 
 from pipelines.modeling.attention import SHARED, supports_packing, supports_prefix_sharing
 from pipelines.modeling.attention_layout import (
-    copy_to_device,
     dense_mask_key,
     on_path_matrix,
     segment_indices,
     visible_tokens,
     within_window,
 )
+from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
 from pipelines.modeling.packing import has_active_dropout, linear_lm_head, token_losses, transformers_model
 from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree

@@ -52,7 +52,8 @@ class FusedLoraLinear(LoraLinear):
         return torch.as_tensor(output).view(*x.shape[:-1], -1)
 
     def _is_fusable(self, x: torch.Tensor) -> bool:
-        """Whether no dropout is drawn and no hook waits for the input of a matrix (Kronecker-factored Fisher)."""
+        """Whether no dropout is drawn, no hook waits for the input of a matrix (Kronecker-factored Fisher), and the
+        linear layer is frozen (the importance of SI trains it for a while)."""
         (name,) = [name for name in self.active_adapters if name in self.lora_A]
         dropout, submodules = self.lora_dropout[name], (self.lora_A[name], self.lora_B[name], self.get_base_layer())
         has_dropout = self.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1) > 0
@@ -61,7 +62,8 @@ class FusedLoraLinear(LoraLinear):
             for module in submodules
         )
         has_bias = any(matrices[name].bias is not None for matrices in (self.lora_A, self.lora_B))
-        return not (has_dropout or has_hooks or has_bias)
+        is_trained = any(parameter.requires_grad for parameter in self.get_base_layer().parameters())
+        return not (has_dropout or has_hooks or has_bias or is_trained)
 
 
 class _FusedLora(torch.autograd.Function):

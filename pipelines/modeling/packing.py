@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.modeling.attention import supports_packing, supports_prefix_sharing, unused_attention_mask
+from pipelines.modeling.device_copy import copy_together
 from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
 from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
@@ -116,10 +117,8 @@ def _model_inputs(
     loss_positions = [prefix_tree.token_indices(index)[indices - 1] for index, indices in enumerate(supervised)]
     targets = [ids[indices] for ids, indices in zip(sequences.input_ids, supervised, strict=True)]
     arrays = (prefix_tree.input_ids, prefix_tree.position_ids, np.concatenate(loss_positions), np.concatenate(targets))
-    # Embeddings and index_select take int64.
-    input_ids, position_ids, positions, target_ids = (
-        torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays
-    )
+    # The loss takes targets in int64.
+    input_ids, position_ids, positions, target_ids = copy_together([array.astype(np.int64) for array in arrays], device)
     inputs: dict[str, Any] = {"input_ids": input_ids[None], "position_ids": position_ids[None], "use_cache": False}
     if supports_packing(model):
         inputs |= {"prefix_tree": prefix_tree, "attention_mask": unused_attention_mask(model, input_ids)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -37,7 +37,18 @@ def copy_gradients(weights: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone() for weight in weights]
 
 
-def has_finite_gradients(weights: Sequence[torch.nn.Parameter]) -> bool:
-    """Returns whether the norm of all gradients is finite."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+def gradient_norm(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """Returns the norm of all gradients together, on their device. It is finite if all gradients are."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Returns whether no floating-point tensor has a NaN or an infinity, with one read from each device."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            by_device.setdefault(tensor.device, []).append(tensor.detach())
+    largest = (
+        torch.stack([norm.float() for norm in torch._foreach_norm(group, torch.inf)]) for group in by_device.values()
+    )
+    return all(bool(torch.isfinite(values).all()) for values in largest)

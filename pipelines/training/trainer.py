@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,18 +33,19 @@ from pipelines.errors import RunError
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.cuda_graphs import MicroBatchGraphs
+from pipelines.modeling.deferred_scalars import DeferredScalar
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint, restore_metric_logs
-from pipelines.training.gradients import all_reduce_gradients, copy_gradients, has_finite_gradients
+from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
 from pipelines.training.graphs import training_graphs
 from pipelines.training.interrupts import InterruptibleTrainer
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
-from pipelines.training.optimizers import check_optimizer
+from pipelines.training.optimizers import check_optimizer, use_fused_step
 from pipelines.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class FineTuneTrainer(InterruptibleTrainer):
         """Creates the optimizer. Raises MachineError if this machine cannot run it."""
         check_optimizer(self.config.optimizer)
         super().prepare()
+        use_fused_step(self.optimizer)
 
     # --- one step ---
 
@@ -105,22 +107,35 @@ class FineTuneTrainer(InterruptibleTrainer):
         all_reduce_gradients(self.process_group, weights, loss)
         task_row_gradients = self._accumulate_strategy_gradients(loss_denominator)
         loss = loss * (loss_denominator / inputs.num_supervised_tokens)
-        if torch.isfinite(loss) and has_finite_gradients(weights):
+        self._grad_norm = gradient_norm(weights)
+        norms = self._grad_norm, torch.nn.utils.get_total_norm(task_row_gradients)
+        # All scalars of the step are computed before the first is read: the host waits for the device once.
+        mean_loss, grad_norm, task_row_norm = map(float, list(map(DeferredScalar, (loss, *norms))))
+        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
                 strategy.after_step(task_row_gradients)
-            self._record(inputs, loss, task_row_gradients)
+            self._record(inputs, mean_loss, task_row_norm)
         else:
-            self._skip_nonfinite_step(loss)
+            self._skip_nonfinite_step(mean_loss)
         self.distributed.zero_grad(self.optimizer)
+        loss = torch.tensor(mean_loss)  # on the CPU, where Ludwig reads it
         return loss, {name: loss for name in self.model.output_features}, inputs.num_tokens
 
-    def _skip_nonfinite_step(self, loss: torch.Tensor) -> None:
+    def clip_grads(self, variables: Iterable[torch.nn.Parameter]) -> None:
+        """Clips the gradients as configured, with the norm that `train_step` has computed."""
+        clipping = self.gradient_clipping_config
+        if clipping.clipglobalnorm and not clipping.clipnorm and not clipping.clipvalue:
+            torch.nn.utils.clip_grads_with_norm_(variables, clipping.clipglobalnorm, self._grad_norm)
+        else:
+            super().clip_grads(variables)
+
+    def _skip_nonfinite_step(self, loss: float) -> None:
         """Records a skipped step. Raises RunError, which names the step's rows, after `max_nonfinite_steps` of them."""
         step, skipped = self._step, self.history.setdefault("skipped_steps", [])
         skipped.append(step)
         if len(skipped) > self.max_nonfinite_steps:
-            name = "gradient" if torch.isfinite(loss) else "loss"
+            name = "gradient" if math.isfinite(loss) else "loss"
             rows = self._train_loop_arguments["batcher"].describe_batch()
             raise RunError(
                 f"step {step}: the {name} is not finite (rows {rows}); the weights are unchanged. Lower "
@@ -217,13 +232,13 @@ class FineTuneTrainer(InterruptibleTrainer):
             for weight, task_row_gradient in zip(weights, task_row_gradients, strict=True)
             if weight.grad is not None
         ]
-        self._strategy_grad_norm = torch.nn.utils.get_total_norm(added)
+        self._strategy_grad_norm = DeferredScalar(torch.nn.utils.get_total_norm(added))
         return task_row_gradients
 
-    def _record(self, inputs: TokenSequences, loss: torch.Tensor, task_row_gradients: list[torch.Tensor]) -> None:
-        """Adds a step to the history."""
+    def _record(self, inputs: TokenSequences, loss: float, task_row_norm: float) -> None:
+        """Adds a step to the history. `task_row_norm` is the norm of the gradient of the losses on the tasks' rows."""
         step = self._step
-        self.history["train_loss"].append({"step": step, "loss": float(loss)})
+        self.history["train_loss"].append({"step": step, "loss": loss})
         self.history["rows"] += len(inputs)
         self.history["tokens"] += inputs.num_tokens
         self.history["supervised_tokens"] += inputs.num_supervised_tokens
@@ -232,7 +247,6 @@ class FineTuneTrainer(InterruptibleTrainer):
         # The denominator of the ratio has the losses of strategies on the tasks' rows, see `Strategy.after_step`.
         metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
         proximal_norms = [strategy.proximal_grad_norm for strategy in self.strategies]
-        task_row_norm = float(torch.nn.utils.get_total_norm(task_row_gradients))
         ratio = math.hypot(float(self._strategy_grad_norm), *proximal_norms) / task_row_norm if task_row_norm else None
         record = {"step": step, **metrics, "penalty_to_task_grad_norm_ratio": ratio}
         self.history.setdefault("forgetting", []).append(record)
@@ -259,6 +273,13 @@ class FineTuneTrainer(InterruptibleTrainer):
         progress_tracker.llm_eval_examples = {"inputs": [], "targets": [], "outputs": []}
         results = {name: {"loss": loss} for name in [*self.model.output_features, "combined"]}
         return append_metrics(self.model, dataset_name, results, metrics_log, progress_tracker)
+
+    def _has_nan_or_inf_weights(self, model: torch.nn.Module) -> bool:
+        """Returns whether a trained weight or a buffer is not finite, in any process. Ludwig reads them one by one."""
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        is_finite = all_finite([*trained, *model.buffers()])
+        (num_processes,) = self.process_group.all_reduce_scalars([float(not is_finite)])
+        return num_processes > 0
 
     # --- checkpoints, resume, interrupt ---
 
@@ -320,14 +341,3 @@ class FineTuneTrainer(InterruptibleTrainer):
     def callback(self, fn: Any, coordinator_only: bool = True) -> None:
         """Calls the callbacks in every process. They run collective operations and may end the training."""
         super().callback(fn, coordinator_only=False)
-
-    def stop_after(self, step: int) -> None:
-        """Ends the training after `step`, as if it were the last step: Ludwig evaluates the validation set there."""
-        self.total_steps = step
-
-    def stop_if_requested(self) -> None:
-        """Saves a checkpoint and raises KeyboardInterrupt after a signal. Called between two steps."""
-        if self.stop_requested:
-            loop = self._train_loop_arguments
-            self.save_checkpoint(loop["progress_tracker"], loop["save_path"], loop["checkpoint_manager"])
-            raise KeyboardInterrupt

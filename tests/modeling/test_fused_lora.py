@@ -94,3 +94,12 @@ def test_hooks_on_the_matrices_are_called(tmp_path):
     layer.lora_A["default"].register_forward_hook(lambda *_: calls.append("A"))
     losses_and_gradients(model)
     assert calls == ["A"]
+
+
+def test_a_linear_layer_that_is_trained_for_a_while_gets_its_gradient(tmp_path):
+    model = lora_model(tmp_path)
+    fuse_lora_layers(model)
+    weight = next(module for module in model.modules() if type(module) is FusedLoraLinear).get_base_layer().weight
+    weight.requires_grad_(True)
+    token_losses(model, sequences_with_shared_prefix()).sum().backward()
+    assert weight.grad.any()

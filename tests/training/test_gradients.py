@@ -1,12 +1,13 @@
 """Gradients are summed over the processes once; a non-finite gradient is detected."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from pipelines.modeling.process_group import ProcessGroup
-from pipelines.training.gradients import all_reduce_gradients, copy_gradients, has_finite_gradients
+from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
 from pipelines.training.rng import rng_state, set_rng_state
 
 
@@ -55,7 +56,13 @@ def test_copies_are_independent_and_zero_without_a_gradient():
 
 @pytest.mark.parametrize(("value", "is_finite"), [(1.0, True), (float("nan"), False), (float("inf"), False)])
 def test_a_non_finite_gradient_is_detected(value, is_finite):
-    assert has_finite_gradients(make_weights([1.0, 1.0], [0.0, value], None)) is is_finite
+    assert math.isfinite(gradient_norm(make_weights([1.0, 1.0], [0.0, value], None))) is is_finite
+    tensors = [torch.ones(2), torch.arange(3), torch.tensor([0.0, -value]), torch.zeros(0)]
+    assert all_finite(tensors) is is_finite
+
+
+def test_large_finite_values_are_finite():
+    assert all_finite([torch.full((3,), 3e38), torch.full((3,), 3e38, dtype=torch.bfloat16)]) and all_finite([])
 
 
 def test_the_random_number_generators_continue_from_a_state():

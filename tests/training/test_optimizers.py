@@ -65,3 +65,31 @@ def test_layers_to_freeze_must_match_some_trained_weights_but_not_all(regex, mes
         check_freeze_regex(model, regex)
     assert message in str(caught.value)
     check_freeze_regex(model, "bias")
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
+def test_a_fused_step_equals_the_default(name, monkeypatch):
+    from pipelines.training.optimizers import use_fused_step
+
+    monkeypatch.setattr("pipelines.training.optimizers.FUSED_DEVICES", {"cpu"})
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        weight, frozen = torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        optimizer = getattr(torch.optim, name)([weight, frozen], lr=0.1)
+        if fused:
+            use_fused_step(optimizer)
+            assert optimizer.param_groups[0]["fused"]
+        for _ in range(3):
+            weight.grad = weight.detach().square()
+            optimizer.step()
+        results.append(weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_on_a_cpu_the_step_is_not_fused():
+    from pipelines.training.optimizers import use_fused_step
+
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    use_fused_step(optimizer)
+    assert not optimizer.param_groups[0]["fused"]

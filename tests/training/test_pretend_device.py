@@ -44,7 +44,6 @@ def test_nothing_mixes_devices(results, case):
     assert result["losses"] and all(map(math.isfinite, result["losses"]))
 
 
-@pytest.mark.xfail(reason="the training step waits for its values one by one")
 @pytest.mark.parametrize("case", CASES)
 def test_the_host_rarely_waits(results, case):
     for step in results[case]["steps"]:

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     from pipelines.forgetting import teacher as teachers
     from pipelines.forgetting.context import ForgettingContext
-    from pipelines.modeling import base_models, kl_divergence, reference_model
+    from pipelines.modeling import base_models, deferred_scalars, kl_divergence, reference_model
+    from pipelines.modeling.deferred_scalars import DeferredScalar
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     torch = lazy_import("torch")
     teachers = lazy_import("pipelines.forgetting.teacher")  # torch
     base_models = lazy_import("pipelines.modeling.base_models")  # transformers
+    deferred_scalars = lazy_import("pipelines.modeling.deferred_scalars")  # torch
     kl_divergence = lazy_import("pipelines.modeling.kl_divergence")  # torch
     reference_model = lazy_import("pipelines.modeling.reference_model")  # torch
 
@@ -87,7 +89,7 @@ class Distill(Strategy):
         self.settings, self.teacher_topk = settings, teacher_topk
         self.applies_to_general_rows = settings.apply_to != "task"
         self.has_loss_on_task_rows = bool(settings.weight) and settings.apply_to != "general"
-        self.step_loss = 0.0
+        self.step_losses: list[DeferredScalar] = []
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.teacher_topk is None:
@@ -98,7 +100,7 @@ class Distill(Strategy):
         return 0
 
     def reset_step(self) -> None:
-        self.step_loss = 0.0
+        self.step_losses = []
 
     def kl_to_reference(self, rows: TokenSequences, logits: torch.Tensor) -> torch.Tensor:
         """Returns T²·KL at each supervised token: [rows.num_supervised_tokens], in nats."""
@@ -115,11 +117,11 @@ class Distill(Strategy):
     ) -> torch.Tensor:
         kl = (self.kl_to_reference if self.teacher_topk is None else self._kl_to_teacher)(rows, logits)
         loss = weight * (self.settings.weight * kl.sum() / loss_denominator)
-        self.step_loss += float(loss.detach())
+        self.step_losses.append(deferred_scalars.DeferredScalar(loss))
         return loss
 
     def metrics(self) -> dict[str, float]:
-        (loss,) = self.process_group.all_reduce_scalars([self.step_loss])
+        (loss,) = self.process_group.all_reduce_scalars([sum(map(float, self.step_losses))])
         return {"distill on tasks": loss} if loss else {}
 
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from pipelines.forgetting.context import ForgettingContext
     from pipelines.forgetting.strategies.distill import Distill
-    from pipelines.modeling import packing, token_sequences
+    from pipelines.modeling import deferred_scalars, packing, token_sequences
+    from pipelines.modeling.deferred_scalars import DeferredScalar
     from pipelines.modeling.token_sequences import TokenSequences
 else:
+    deferred_scalars = lazy_import("pipelines.modeling.deferred_scalars")  # torch
     packing = lazy_import("pipelines.modeling.packing")  # torch
     token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
 
@@ -78,7 +80,7 @@ class Replay(Strategy):
             indices.append(self._next_index())
             self.token_debt -= self.rows.supervised_lengths[indices[-1]]
         self.current_rows = self.rows.select(indices)
-        self.loss_sums = {"replay": 0.0, "distill": 0.0}
+        self.loss_sums: dict[str, list[DeferredScalar]] = {"replay": [], "distill": []}
         return self.current_rows.num_supervised_tokens if self.train_on_rows else 0
 
     def _next_index(self) -> int:
@@ -103,7 +105,8 @@ class Replay(Strategy):
             # general tokens, which is the unit of the weight α.
             kl_sum = self.distill.kl_to_reference(rows, logits).sum()
             loss = is_real * (self.distill.settings.weight * kl_sum / self.expected_tokens)
-            self.loss_sums["distill"] += float(kl_sum.detach()) * is_real
+            if is_real:
+                self.loss_sums["distill"].append(deferred_scalars.DeferredScalar(kl_sum))
             if self.train_on_rows:
                 losses = packing.cross_entropy(logits, targets)
                 loss = loss + self._replay_loss(losses, loss_denominator, is_real)
@@ -111,13 +114,15 @@ class Replay(Strategy):
 
     def _replay_loss(self, losses: torch.Tensor, loss_denominator: int, is_real: bool) -> torch.Tensor:
         """Returns the contribution of these rows to the step's mean loss, 0 for a dummy batch."""
-        self.loss_sums["replay"] += float(losses.detach().sum()) * is_real
+        if is_real:
+            self.loss_sums["replay"].append(deferred_scalars.DeferredScalar(losses.detach().sum()))
         return is_real * (losses.sum() / loss_denominator)
 
     def metrics(self) -> dict[str, float]:
         """Returns means over the general tokens of the step."""
         tokens = self.current_rows.num_supervised_tokens
-        totals = self.process_group.all_reduce_scalars(list(self.loss_sums.values()))
+        sums = [sum(map(float, parts)) for parts in self.loss_sums.values()]
+        totals = self.process_group.all_reduce_scalars(sums)
         return {name: total / tokens for name, total in zip(self.loss_sums, totals, strict=True) if total and tokens}
 
     def state_dict(self) -> dict[str, Any]:
