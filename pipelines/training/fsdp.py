@@ -7,6 +7,7 @@ is a collective operation: all processes must make the same number of them, see 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -19,16 +20,27 @@ from pipelines.modeling.process_group import ProcessGroup
 def shard_frozen_weights(model: torch.nn.Module, process_group: ProcessGroup) -> ProcessGroup:
     """Shards the frozen weights of each layer in place. Returns the process group with `lockstep` set.
 
-    A single process keeps the complete model.
+    A single process keeps the complete model. `fully_shard` gathers weights of one dtype at a time: in a layer of
+    several dtypes (a half-precision layer whose norms are fp32) the one with most bytes is sharded, the others stay
+    complete.
     """
     if process_group.world_size == 1:
         return process_group
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (process_group.world_size,))
     for layer in _decoder_layers(model):
-        trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-        fully_shard(layer, mesh=mesh, ignored_params=trained)
+        fully_shard(layer, mesh=mesh, ignored_params=_complete_weights(layer))
     return replace(process_group, lockstep=True)
+
+
+def _complete_weights(layer: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Returns the weights that stay complete: those that are trained, and those of the rarer dtypes."""
+    frozen_bytes: Counter[torch.dtype] = Counter()
+    for weight in layer.parameters():
+        if not weight.requires_grad:
+            frozen_bytes[weight.dtype] += weight.nbytes
+    sharded_dtype = max(frozen_bytes, key=lambda dtype: frozen_bytes[dtype], default=None)
+    return {weight for weight in layer.parameters() if weight.requires_grad or weight.dtype != sharded_dtype}
 
 
 def _decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
