@@ -86,6 +86,10 @@ class ProcessGroup:
             for tensor, reduced in zip(same_dtype, sums, strict=True):
                 tensor.copy_(reduced.view_as(tensor))
 
+    def start_all_reduce(self, tensor: torch.Tensor) -> dist.Work:
+        """Starts to replace a tensor by its sum over several processes, in place. It is complete after `wait()`."""
+        return dist.all_reduce(tensor, async_op=True)
+
     def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all processes."""
         if self.world_size == 1:

@@ -40,6 +40,7 @@ from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint, restore_metric_logs
+from pipelines.training.gradient_reduction import GradientReduction, mark_last
 from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
 from pipelines.training.graphs import training_graphs
 from pipelines.training.interrupts import InterruptibleTrainer
@@ -78,6 +79,11 @@ class FineTuneTrainer(InterruptibleTrainer):
         """CUDA graphs of the micro-batches, where they apply."""
         return training_graphs(self.model.model, self.process_group)
 
+    @cached_property
+    def reduction(self) -> GradientReduction:
+        """The sum of the gradients over the processes."""
+        return GradientReduction(self.process_group, trainable_parameters(self.model.model))
+
     def prepare(self) -> None:
         """Creates the optimizer. Raises MachineError if this machine cannot run it."""
         check_optimizer(self.config.optimizer)
@@ -104,7 +110,7 @@ class FineTuneTrainer(InterruptibleTrainer):
             strategy.begin_step(inputs) for strategy in self.strategies
         )
         loss = self._accumulate_task_row_gradients(self.process_group.shard(inputs), inputs[0:1], loss_denominator)
-        all_reduce_gradients(self.process_group, weights, loss)
+        self.reduction.finish(loss)
         task_row_gradients = self._accumulate_strategy_gradients(loss_denominator)
         loss = loss * (loss_denominator / inputs.num_supervised_tokens)
         self._grad_norm = gradient_norm(weights)
@@ -164,8 +170,10 @@ class FineTuneTrainer(InterruptibleTrainer):
             loss = torch.zeros((), device=self.device)
             try:
                 micro_batches = self.micro_batches.split(shard) if len(shard) else ()
-                for batch, is_real in self.process_group.lockstep_batches(micro_batches, dummy_batch):
-                    loss += self._backward_micro_batch(batch, loss_denominator, weight=float(is_real))
+                batches = self.process_group.lockstep_batches(micro_batches, dummy_batch)
+                for (batch, is_real), is_last in mark_last(batches):
+                    with self.reduction.last_backward_pass(is_last):
+                        loss += self._backward_micro_batch(batch, loss_denominator, weight=float(is_real))
                 return loss
             except torch.OutOfMemoryError:
                 pass  # the traceback references activations, which must be freed before the step restarts
@@ -177,6 +185,7 @@ class FineTuneTrainer(InterruptibleTrainer):
     def _restart_step(self, rng: Mapping[str, torch.Tensor]) -> None:
         """Discards the gradients of the current step and restores the random number generators."""
         self.distributed.zero_grad(self.optimizer)
+        self.reduction.restart()
         for strategy in self.strategies:
             strategy.reset_step()
         set_rng_state(rng)
@@ -224,7 +233,8 @@ class FineTuneTrainer(InterruptibleTrainer):
                 if loss is None:
                     break
                 self.distributed.backward(loss, self.dist_model)
-        all_reduce_gradients(self.process_group, weights, already_reduced=task_row_gradients)
+        if any(strategy.has_own_rows for strategy in self.strategies):
+            all_reduce_gradients(self.process_group, weights, already_reduced=task_row_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
         added = [

@@ -57,6 +57,7 @@ class Replay(Strategy):
     """
 
     name = "replay"
+    has_own_rows = True
 
     def __init__(
         self, rows: TokenSequences, fraction: float, seed: int, *, train_on_rows: bool, distill: Distill | None
