@@ -37,7 +37,7 @@ class Strategy:
     has_loss_on_task_rows: bool = False
     """Whether `loss_on_task_rows` is called. If no strategy has one, the logits of the tasks' rows are not kept."""
     has_own_rows: ClassVar[bool] = False
-    """Whether `losses_on_own_rows` yields losses. If no strategy's does, their gradients are not summed over processes."""
+    """Whether `losses_on_own_rows` yields losses, whose gradients are summed over the processes."""
     proximal_grad_norm: float = 0.0
     """The norm of the gradient that is equivalent to what `after_step` does to the weights; 0 if it does nothing."""
 

@@ -43,6 +43,7 @@ from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsChe
 from pipelines.training.gradient_reduction import GradientReduction, mark_last
 from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
 from pipelines.training.graphs import training_graphs
+from pipelines.training.history import loss_since_last_evaluation
 from pipelines.training.interrupts import InterruptibleTrainer
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
@@ -268,10 +269,7 @@ class FineTuneTrainer(InterruptibleTrainer):
     ) -> Any:
         """Computes the loss of a split. For the training set it is the mean of the steps since the last evaluation."""
         if dataset_name == "train":
-            evaluated = [entry["step"] for entry in self.history["validation_loss"]]
-            last_evaluation = evaluated[-1] if evaluated else 0
-            recent = [entry["loss"] for entry in self.history["train_loss"] if entry["step"] > last_evaluation]
-            loss = sum(recent) / len(recent) if recent else math.nan
+            loss = loss_since_last_evaluation(self.history)
         else:
             self.dist_model.eval()
             with autocast(self.device):
