@@ -88,7 +88,8 @@ class ProcessGroup:
 
     def start_all_reduce(self, tensor: torch.Tensor) -> dist.Work:
         """Starts to replace a tensor by its sum over several processes, in place. It is complete after `wait()`."""
-        return dist.all_reduce(tensor, async_op=True)
+        work: dist.Work = dist.all_reduce(tensor, async_op=True)
+        return work
 
     def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all processes."""

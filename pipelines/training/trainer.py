@@ -82,7 +82,6 @@ class FineTuneTrainer(InterruptibleTrainer):
 
     @cached_property
     def reduction(self) -> GradientReduction:
-        """The sum of the gradients over the processes."""
         return GradientReduction(self.process_group, trainable_parameters(self.model.model))
 
     def prepare(self) -> None:
