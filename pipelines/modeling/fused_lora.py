@@ -51,6 +51,13 @@ class FusedLoraLinear(LoraLinear):
         )
         return torch.as_tensor(output).view(*x.shape[:-1], -1)
 
+    def _cast_input_dtype(self, x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """PEFT's cast of the input to the adapter's dtype, which autocast would reverse."""
+        if x is not None and torch.is_autocast_enabled(x.device.type):
+            return x
+        converted: torch.Tensor | None = super()._cast_input_dtype(x, dtype)
+        return converted
+
     def _is_fusable(self, x: torch.Tensor) -> bool:
         """Whether no dropout is drawn, no hook waits for the input of a matrix (Kronecker-factored Fisher), and the
         linear layer is frozen (the importance of SI trains it for a while)."""

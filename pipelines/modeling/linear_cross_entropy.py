@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 
 MAX_LOGITS_PER_CHUNK = 2**23
+"""On a CPU: a chunk and its gradient stay near the caches."""
+MAX_LOGITS_PER_CHUNK_ON_GPU = 2**28
+"""A GiB in fp32: 1,766 positions at a vocabulary of 152,000. Smaller products do not keep a GPU busy."""
 MIN_CHUNK_TOKENS = 128
 """Positions per chunk whatever the vocabulary: products of fewer are slow."""
 
@@ -38,13 +41,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
         losses, gradients = [], []
-        chunk_size = max(MIN_CHUNK_TOKENS, MAX_LOGITS_PER_CHUNK // len(weight))
+        is_on_cpu = hidden.device.type == "cpu"
+        max_logits = MAX_LOGITS_PER_CHUNK if is_on_cpu else MAX_LOGITS_PER_CHUNK_ON_GPU
+        chunk_size = max(MIN_CHUNK_TOKENS, max_logits // len(weight))
+        losses_and_gradient = _losses_and_gradient if is_on_cpu else _losses_and_gradient_on_gpu
         for chunk, chunk_targets in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
             logits = F.linear(chunk, weight, bias)
-            logits_fp32 = logits.float()
-            losses.append(F.cross_entropy(logits_fp32, chunk_targets, reduction="none"))
-            if ctx.needs_input_grad[0]:
-                gradient = _logits_gradient(logits_fp32, chunk_targets, losses[-1])
+            chunk_losses, gradient = losses_and_gradient(logits, chunk_targets, ctx.needs_input_grad[0])
+            losses.append(chunk_losses)
+            if gradient is not None:
                 gradients.append((gradient.to(logits.dtype) @ weight).to(hidden.dtype))
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
@@ -56,9 +61,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (gradient * upstream[0][:, None]).to(gradient.dtype), None, None, None
 
 
-def _logits_gradient(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-    """The gradient of the summed loss by the logits: softmax(logits), less one at the target."""
+def _losses_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, needs_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The cross entropy of each position, and the gradient of the sum by the logits: softmax(logits), less one at the
+    target. Both are fp32, [positions] and [positions, vocabulary]."""
+    logits = logits.float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if not needs_gradient:
+        return losses, None
     index = targets[:, None]
     log_normalizer = logits.gather(1, index) + losses[:, None]
     probabilities = (logits - log_normalizer).exp_()
-    return probabilities.scatter_add_(1, index, probabilities.new_full((len(logits), 1), -1))
+    return losses, probabilities.scatter_add_(1, index, probabilities.new_full((len(logits), 1), -1))
+
+
+def _losses_and_gradient_on_gpu(
+    logits: torch.Tensor, targets: torch.Tensor, needs_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`_losses_and_gradient` with fewer passes over the logits, which limit its speed on a GPU."""
+    index = targets[:, None]
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    losses = log_probabilities.gather(1, index).squeeze(1).neg()
+    if not needs_gradient:
+        return losses, None
+    probabilities = log_probabilities.exp_()
+    return losses, probabilities.scatter_add_(1, index, probabilities.new_full((len(logits), 1), -1))
