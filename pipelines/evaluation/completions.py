@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.evaluation import generation as generation_module
-    from pipelines.modeling import adapters, loading, packing
+    from pipelines.evaluation import slot_decoding
+    from pipelines.modeling import adapters, loading, merged_adapter, packing
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
     np, peft, torch = lazy_import("numpy"), lazy_import("peft"), lazy_import("torch")
     generation_module = lazy_import("pipelines.evaluation.generation")
-    adapters, loading, packing = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "packing")
+    slot_decoding = lazy_import("pipelines.evaluation.slot_decoding")
+    adapters, loading, merged_adapter, packing = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "merged_adapter", "packing")
     )
 
 MAX_BATCH_SIZE = 128
@@ -45,6 +47,26 @@ Progress = Callable[[int], None]
 
 FinishReason = Literal["stop", "length"]
 """Why a completion ends: at a stop token, or cut at `max_new_tokens`."""
+
+
+Decoding = Literal["generate", "slots", "graph"]
+"""How tokens are generated: by transformers' `generate`, by `slot_decoding`, or by that as a CUDA graph."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How completions are computed. They are the same up to rounding.
+
+    Attributes:
+        decoding: None takes the fastest for the device that passes its trial.
+        merge_adapter: whether the adapter is merged while completions are generated, see `adapter_merged`.
+    """
+
+    decoding: Decoding | None = None
+    merge_adapter: bool | None = None
+
+
+DEFAULT_INFERENCE = InferenceSettings()
 
 
 @dataclass(frozen=True)
@@ -68,10 +90,13 @@ class Completion:
 class LoadedModel:
     """A model in evaluation mode with its prompt format: a base model, or the tuned model on the same base weights."""
 
-    def __init__(self, model: torch.nn.Module, prompt_format: PromptFormat) -> None:
+    def __init__(
+        self, model: torch.nn.Module, prompt_format: PromptFormat, inference: InferenceSettings = DEFAULT_INFERENCE
+    ) -> None:
         """Puts `model` itself into evaluation mode: the caller restores its mode if it goes on training."""
         self.model = model.eval()
         self.prompt_format = prompt_format
+        self.inference = inference
 
     @classmethod
     def from_folder(
@@ -107,7 +132,7 @@ class LoadedModel:
         else:
             model = loading.load_causal_lm(tuned, allow_bf16=True)
         adapters.check_matches_training(model, tuned)
-        return LoadedModel(model, self.prompt_format)
+        return LoadedModel(model, self.prompt_format, self.inference)
 
 
 def generation_settings(generation: dict[str, Any], prompt_format: PromptFormat) -> dict[str, Any]:
@@ -141,26 +166,49 @@ def complete(
         references: the tokens that should follow each prompt; an empty list for a prompt without a reference.
         seed: sampling draws from this seed and the prompts of the batch.
 
-    Prompts are batched with prompts of the same limit and about the same length.
-
     Raises DataError if a prompt with its reference is longer than the model's context.
     """
     settings = {key: value for key, value in generation.items() if value is not None}
-    max_new_tokens = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
-    remaining = sorted(range(len(prompts)), key=lambda index: (max_new_tokens[index], len(prompts[index]), index))
+    limits = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
+    sequences = [[*prompt, *(references[index] if references else ())] for index, prompt in enumerate(prompts)]
+    with merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter):
+        decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
+        if decoding == "generate":
+            return _complete_in_batches(loaded, sequences, list(map(len, prompts)), settings, limits, progress, seed)
+        generated, nlls = slot_decoding.decode_greedy(
+            loaded.model,
+            _token_sequences(sequences, list(map(len, prompts))),
+            limits,
+            loaded.prompt_format.stop_ids,
+            use_graph=decoding == "graph",
+            progress=progress,
+        )
+    return _completions(loaded.prompt_format, generated, nlls)
+
+
+def _complete_in_batches(
+    loaded: LoadedModel,
+    sequences: list[list[int]],
+    prompt_lengths: list[int],
+    settings: dict[str, Any],
+    limits: Sequence[int],
+    progress: Progress,
+    seed: int,
+) -> list[Completion]:
+    """Batches prompts with prompts of the same limit and about the same length, and calls `generate`."""
+    remaining = sorted(range(len(sequences)), key=lambda index: (limits[index], prompt_lengths[index], index))
     completions: dict[int, Completion] = {}
     while remaining:
-        limit = max_new_tokens[remaining[0]]
-        batch = [index for index in remaining[:MAX_BATCH_SIZE] if max_new_tokens[index] == limit]
-        batch = batch[: max(1, MAX_BATCH_TOKENS // (len(prompts[batch[-1]]) + limit))]
+        limit = limits[remaining[0]]
+        batch = [index for index in remaining[:MAX_BATCH_SIZE] if limits[index] == limit]
+        batch = batch[: max(1, MAX_BATCH_TOKENS // (prompt_lengths[batch[-1]] + limit))]
         remaining = remaining[len(batch) :]
-        sequences = [[*prompts[index], *(references[index] if references else ())] for index in batch]
-        prompt_lengths = [len(prompts[index]) for index in batch]
-        with _seeded(seed, sequences) if settings.get("do_sample") else contextlib.nullcontext():
-            generated = _generate_batch(loaded, sequences, prompt_lengths, {**settings, "max_new_tokens": limit})
+        rows, lengths = [sequences[index] for index in batch], [prompt_lengths[index] for index in batch]
+        with _seeded(seed, rows) if settings.get("do_sample") else contextlib.nullcontext():
+            generated = _generate_batch(loaded, rows, lengths, {**settings, "max_new_tokens": limit})
         completions.update(zip(batch, generated, strict=True))
         progress(len(batch))
-    return [completions[index] for index in range(len(prompts))]
+    return [completions[index] for index in range(len(sequences))]
 
 
 def _limits_within_context(
@@ -194,7 +242,7 @@ def _generate_batch(
     prompt_lengths: list[int],
     settings: dict[str, Any],
 ) -> list[Completion]:
-    sequences = TokenSequences.supervised_from([np.asarray(ids) for ids in prompts_plus_references], prompt_lengths)
+    sequences = _token_sequences(prompts_plus_references, prompt_lengths)
     nlls: list[float | None] = [None] * len(prompts_plus_references)
     cache = None
     if generation_module.supports_packed_prefill(loaded.model):
@@ -208,9 +256,19 @@ def _generate_batch(
     generated = generation_module.generate_from_cache(
         loaded.model, prompts, loaded.prompt_format.stop_ids, settings, cache
     )
+    return _completions(loaded.prompt_format, generated, nlls)
+
+
+def _token_sequences(prompts_plus_references: list[list[int]], prompt_lengths: list[int]) -> TokenSequences:
+    return TokenSequences.supervised_from([np.asarray(ids) for ids in prompts_plus_references], prompt_lengths)
+
+
+def _completions(
+    prompt_format: PromptFormat, generated: Sequence[list[int]], nlls: Sequence[float | None]
+) -> list[Completion]:
     completions = []
     for tokens, nll in zip(generated, nlls, strict=True):
-        text, finish_reason = decode_completion(loaded.prompt_format, tokens)
+        text, finish_reason = decode_completion(prompt_format, tokens)
         completions.append(Completion(text, len(tokens), finish_reason, nll))
     return completions
 

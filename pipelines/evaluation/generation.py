@@ -7,6 +7,7 @@ cache of the prompts. `transformers`' own `generate` continues from that cache; 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,49 +105,74 @@ def packed_prefill(
     num_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     layers = [PreallocatedCacheLayer() for _ in range(num_layers)]
     nlls: list[float | None] = []
+    for batch in prefill_batches(model, sequences, batch_tokens):
+        nlls += batch.nlls
+        for layer, source in zip(layers, batch.cache.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(source.keys, source.values)
+                layer.ensure_capacity(source.keys.expand(len(sequences), -1, -1, -1), 0, width)
+        batch.copy_to([(layer.keys, layer.values) for layer in layers], batch.indices, pad_left=True)
+    return nlls, Cache(layers=layers)
+
+
+@dataclass(frozen=True)
+class PrefillBatch:
+    """Sequences that one packed forward pass has scored, with the keys and values of its tokens.
+
+    Attributes:
+        indices: which sequences these are.
+        nlls: the mean loss of the supervised tokens of each, in nats per token; None without supervised tokens.
+        token_indices: for each, the indices in `cache` of the tokens of its prompt but the last: int64 [tokens].
+        cache: per layer keys and values [1, heads, packed tokens, head_dim].
+    """
+
+    indices: list[int]
+    nlls: list[float | None]
+    token_indices: list[np.ndarray]
+    cache: Cache
+
+    def copy_to(
+        self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: Sequence[int], *, pad_left: bool
+    ) -> None:
+        """Copies the prompts into `rows` of the keys and values of `layers`, [all rows, heads, tokens, head_dim].
+
+        They start at the first token, or end at the last with `pad_left`. Padding up to the longest prompt becomes 0.
+        The indices go to the device once and serve all layers.
+        """
+        width = layers[0][0].shape[2] if pad_left else max(map(len, self.token_indices))
+        sources = np.full((len(rows), width), -1)
+        for source, prompt_tokens in zip(sources, self.token_indices, strict=True):
+            start = width - len(prompt_tokens) if pad_left else 0
+            source[start : start + len(prompt_tokens)] = prompt_tokens
+        device = self.cache.layers[0].keys.device
+        joined = copy_to_device(np.concatenate([sources.reshape(-1), np.asarray(rows)]), device)
+        gathered, target_rows = joined.split([sources.size, len(rows)])
+        is_padding, gathered = (gathered < 0).view(len(rows), 1, width, 1), gathered.clamp(min=0)
+        for targets, source in zip(layers, self.cache.layers, strict=True):
+            for target, tensor in zip(targets, (source.keys, source.values), strict=True):
+                selected = tensor[0].index_select(1, gathered).unflatten(1, (len(rows), width)).transpose(0, 1)
+                target[:, :, :width].index_copy_(0, target_rows, selected.masked_fill_(is_padding, 0))
+
+
+def prefill_batches(
+    model: torch.nn.Module, sequences: TokenSequences, batch_tokens: int = 4096
+) -> Iterator[PrefillBatch]:
+    """The packed forward passes over `sequences`, of about `batch_tokens` tokens each."""
     for indices in batch_by_tokens(sequences, batch_tokens):
         batch, packed_cache = sequences.select(indices), Cache(layer_class_to_replicate=PreallocatedCacheLayer)
         prefix_tree = build_prefix_tree(batch.input_ids)
         with torch.no_grad():
             losses = packed_losses(model, batch, prefix_tree, past_key_values=packed_cache, use_cache=True)
         # One copy for all sequences: on a GPU the host waits for each.
-        for token_losses in losses.cpu().split(batch.supervised_lengths):
-            nlls.append(float(token_losses.double().mean()) if len(token_losses) else None)
-        cached_tokens = [
+        nlls = [
+            float(token_losses.double().mean()) if len(token_losses) else None
+            for token_losses in losses.cpu().split(batch.supervised_lengths)
+        ]
+        token_indices = [
             prefix_tree.token_indices(index)[: prompt_length - 1]
             for index, prompt_length in enumerate(batch.prompt_lengths)
         ]
-        _scatter_to_left_padded_cache(cached_tokens, indices, packed_cache, layers, len(sequences), width)
-    return nlls, Cache(layers=layers)
-
-
-def _scatter_to_left_padded_cache(
-    token_indices: Sequence[np.ndarray],
-    batch_indices: Sequence[int],
-    packed: Cache,
-    layers: list[PreallocatedCacheLayer],
-    batch_size: int,
-    width: int,
-) -> None:
-    """Copies prompts from a packed cache into `layers`, a cache of `batch_size` sequences of `width` tokens.
-
-    `token_indices[i]` are the indices in `packed` of the tokens of prompt i; they become the last tokens of the
-    sequence `batch_indices[i]` of `layers`. Padding is 0. The indices go to the device once and serve all layers.
-    """
-    sources = np.full((len(token_indices), width), -1)
-    for source, prompt_tokens in zip(sources, token_indices, strict=True):
-        source[width - len(prompt_tokens) :] = prompt_tokens
-    device = packed.layers[0].keys.device
-    joined = copy_to_device(np.concatenate([sources.reshape(-1), np.asarray(batch_indices)]), device)
-    gathered, rows = joined.split([sources.size, len(batch_indices)])
-    is_padding, gathered = (gathered < 0).view(len(rows), 1, width, 1), gathered.clamp(min=0)
-    for layer, source in zip(layers, packed.layers, strict=True):
-        if not layer.is_initialized:
-            layer.lazy_initialization(source.keys, source.values)
-            layer.ensure_capacity(source.keys.expand(batch_size, -1, -1, -1), 0, width)
-        for target, tensor in ((layer.keys, source.keys), (layer.values, source.values)):
-            selected = tensor[0].index_select(1, gathered).unflatten(1, (len(rows), width)).transpose(0, 1)
-            target.index_copy_(0, rows, selected.masked_fill_(is_padding, 0))
+        yield PrefillBatch(indices, nlls, token_indices, packed_cache)
 
 
 def generate_from_cache(

@@ -1,0 +1,43 @@
+"""Completions: the same whatever way they are computed."""
+
+import pytest
+
+from pipelines.evaluation import slot_decoding
+from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
+from pipelines.modeling import merged_adapter
+from tests.tiny import make_model
+
+PROMPTS = [[9, 5, 6], [11, 12], [7, 5, 8, 9, 12], [9, 5, 6, 7], [6]]
+LIMITS = [20, 5, 33, 20, 20]
+REFERENCES = [[5, 6], [], [9], [7, 7, 7], [8, 9]]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return LoadedModel.from_folder(make_model(tmp_path_factory.mktemp("model") / "base"), None)
+
+
+def test_decoding_in_slots_gives_the_completions_of_generate(loaded, monkeypatch):
+    counts = {"generate": [], "slots": []}
+    completions = {}
+    for decoding, progress in counts.items():
+        loaded.inference = InferenceSettings(decoding)
+        completions[decoding] = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, progress.append, REFERENCES)
+        assert sum(progress) == len(PROMPTS)
+    for one, other in zip(completions["generate"], completions["slots"], strict=True):
+        assert (one.text, one.num_generated_tokens, one.finish_reason) == (
+            other.text,
+            other.num_generated_tokens,
+            other.finish_reason,
+        )
+        assert other.reference_nll == pytest.approx(one.reference_nll, abs=1e-6)
+
+
+def test_a_cpu_neither_merges_nor_decodes_in_slots(loaded, monkeypatch):
+    def fails(*args):
+        raise AssertionError
+
+    loaded.inference = InferenceSettings()
+    monkeypatch.setattr(slot_decoding, "decode_greedy", fails)
+    monkeypatch.setattr(merged_adapter, "probe_logits", fails)
+    assert len(complete(loaded, PROMPTS, {}, LIMITS)) == len(PROMPTS)
