@@ -59,7 +59,8 @@ class InferenceSettings:
 
     Attributes:
         decoding: None takes the fastest for the device that passes its trial.
-        merge_adapter: whether the adapter is merged while completions are generated, see `adapter_merged`.
+        merge_adapter: whether the adapter is merged while completions are generated; None decides by the device and
+            a trial, see `adapter_merged`.
     """
 
     decoding: Decoding | None = None

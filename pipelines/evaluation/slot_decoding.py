@@ -87,7 +87,7 @@ class SlotDecoder:
 
     @torch.no_grad()
     def fill(self, slots: Sequence[int], sequences: TokenSequences) -> list[float | None]:
-        """Puts the prompts of `sequences` into free slots. Returns the mean loss of each reference, None without one."""
+        """Puts the prompts of `sequences` into free slots. Returns the mean loss of each reference or None."""
         nlls: list[float | None] = []
         tokens = VARLEN_PREFILL_TOKENS if attention_path(self.model) == "varlen" else PACK_TOKENS
         for batch in prefill_batches(self.model, sequences, tokens):

@@ -14,11 +14,15 @@ import torch
 from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from pipelines.modeling.equivalence import MAX_RELATIVE_ERROR_FP32, probe_logits
+from pipelines.modeling.equivalence import outputs_match, probe_logits
 
 MAX_MEAN_ERROR_HALF = 0.02
-"""Mean difference of logits in half precision, relative to their standard deviation: about that of the rounding of
-activations. Measured by `tests/benchmarks/merging.py`."""
+"""Mean difference of logits in half precision, relative to their standard deviation.
+
+`tests.benchmarks.merging` on SmolLM2-135M with a trained LoRA of rank 16: 0.033 by merging into bf16, 0.037 by the
+rounding of bf16 itself; 10 of 24 completions of 32 tokens changed. So this bound leaves most adapters on bf16 weights
+unmerged, and allows those on fp16, which rounds to an eighth.
+"""
 MEMORY_FRACTION = 1 / 3
 """The largest part of the free memory that the merged copies may take."""
 
@@ -27,11 +31,16 @@ MEMORY_FRACTION = 1 / 3
 def adapter_merged(model: torch.nn.Module, merge: bool | None = None) -> Iterator[bool]:
     """Merges the adapter of `model` within the block, and yields whether it is merged.
 
-    `merge`: False leaves the model as it is; True merges on every device; None merges on a GPU. Never merged are
+    `merge`: None merges on a GPU if logits are nearly exact, True on every device also if they differ by the rounding
+    of the weights (`outputs_match`), False never. Never merged are
     adapters other than LoRA (some keep further state), adapters of quantized models, models that several processes
-    share, and adapters whose merged logits differ.
+    share, and adapters whose merged logits differ by more.
     """
-    is_wanted = next(model.parameters()).device.type in ("cuda", "mps") if merge is None else merge
+    is_strict, is_wanted = merge is None, bool(merge)
+    if merge is None:
+        # The record is the model's own: a PEFT model would look up that of the model inside.
+        is_on_gpu = next(model.parameters()).device.type in ("cuda", "mps")
+        is_wanted = is_on_gpu and not vars(model).get("is_merging_rejected", False)
     if not is_wanted or not isinstance(model, PeftModel) or not _can_merge(model):
         yield False
         return
@@ -43,9 +52,10 @@ def adapter_merged(model: torch.nn.Module, merge: bool | None = None) -> Iterato
         expected = probe_logits(model)
         for weight, original in originals:
             weight.data = original.clone()
-        is_merged = _try_merge(model) and logits_agree(probe_logits(model), expected, model.dtype)
+        is_merged = _try_merge(model) and logits_agree(probe_logits(model), expected, model.dtype, is_strict)
         if not is_merged:
             _restore(layers, originals)
+            model.is_merging_rejected = True  # the trial is not repeated
         yield is_merged
     finally:
         _restore(layers, originals)
@@ -83,8 +93,14 @@ def _restore(layers: list[BaseTunerLayer], originals: list[tuple[torch.nn.Parame
         weight.data = original
 
 
-def logits_agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two [tokens, vocabulary] of logits have the same most likely tokens and differ by rounding only."""
-    error = (actual - expected).abs() / expected.std()
-    is_close = error.max() < MAX_RELATIVE_ERROR_FP32 if dtype == torch.float32 else error.mean() < MAX_MEAN_ERROR_HALF
-    return bool(is_close) and bool((actual.argmax(-1) == expected.argmax(-1)).all())
+def logits_agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, strict: bool) -> bool:
+    """Whether two [tokens, vocabulary] of logits differ by rounding only.
+
+    If `strict`, they must also have the same most likely tokens, and be closer in half precision.
+    """
+    is_fp32 = dtype == torch.float32
+    if not strict or is_fp32:
+        is_close = outputs_match(actual, expected, is_fp32)
+    else:
+        is_close = bool(((actual - expected).abs() / expected.std()).mean() < MAX_MEAN_ERROR_HALF)
+    return is_close and (not strict or bool((actual.argmax(-1) == expected.argmax(-1)).all()))

@@ -69,7 +69,7 @@ def main() -> None:
     is_accepted = []
 
     def accept(*args: Any) -> bool:
-        is_accepted.append(logits_agree(*args))
+        is_accepted.append(logits_agree(*args[:3], strict=True))
         return True
 
     with mock.patch.object(merged_adapter, "logits_agree", accept), merged_adapter.adapter_merged(model, merge=True):
