@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
 from pipelines.modeling.attention import supports_prefix_sharing
-from pipelines.modeling.attention_layout import copy_to_device
+from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.packing import packed_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens

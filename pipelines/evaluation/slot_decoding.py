@@ -21,7 +21,7 @@ from transformers import Cache, StaticLayer
 
 from pipelines.evaluation.generation import prefill_batches, supports_packed_prefill
 from pipelines.modeling.attention import attention_path
-from pipelines.modeling.attention_layout import copy_to_device
+from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch
 from pipelines.modeling.packing import PACK_TOKENS, supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences
