@@ -48,6 +48,12 @@ class PreallocatedCacheLayer(DynamicLayer):
         super().__init__()
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Starts with no tokens, without the copies from the host of transformers' own method."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
+        self.is_initialized = True
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
