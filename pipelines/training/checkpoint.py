@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from pipelines.errors import MachineError
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.storage.files import atomic_write, save_tensors
+from pipelines.training.optimizers import load_optimizer_state
 
 WEIGHTS, OPTIMIZER, RNG, COMPONENT = "weights/", "optimizer/", "rng/", "component/"
 """Prefixes of the tensors' names in a checkpoint."""
@@ -63,13 +64,7 @@ class SafetensorsCheckpoint(Checkpoint):
             return
         tensors = {WEIGHTS + name: tensor for name, tensor in self._trained().items()}
         optimizer = self.optimizer.state_dict()
-        optimizer_scalars: dict[str, dict[str, Any]] = {}
-        for index, values in optimizer["state"].items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{OPTIMIZER}{index}/{key}"] = value
-                else:
-                    optimizer_scalars.setdefault(str(index), {})[key] = value
+        optimizer_scalars = _separate_tensors(optimizer["state"], OPTIMIZER, tensors)
         component_state: dict[str, dict[str, Any]] = {}
         for component in self.stateful:
             for key, value in component.state_dict().items():
@@ -135,13 +130,9 @@ class SafetensorsCheckpoint(Checkpoint):
         self.tracker = state["tracker"] and ProgressTracker.load(state["tracker"])
         self.global_step = state["global_step"]
         self.model.load_state_dict(weights, strict=False)  # frozen weights are not in the file
-        optimizer_state: dict[int, dict[str, Any]] = {
-            int(index): dict(scalars) for index, scalars in state["optimizer_scalars"].items()
-        }
-        for name, tensor in _with_prefix(tensors, OPTIMIZER).items():
-            index, _, key = name.partition("/")
-            optimizer_state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": state["param_groups"]})
+        by_index = _insert_tensors(state["optimizer_scalars"], _with_prefix(tensors, OPTIMIZER))
+        optimizer_state = {int(index): values for index, values in by_index.items()}
+        load_optimizer_state(self.optimizer, {"state": optimizer_state, "param_groups": state["param_groups"]})
         for component in self.stateful:
             component_tensors = _with_prefix(tensors, f"{COMPONENT}{component.name}/")
             if component_state := {**component_tensors, **state["components"].get(component.name, {})}:
@@ -172,6 +163,37 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Returns the tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _separate_tensors(state: Mapping[Any, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Adds the tensors of a nested dict to `tensors`, named `prefix` + key/key, and returns the rest of the dict.
+
+    The keys become text, as in JSON. Raises TypeError for a key that has a slash, or a tensor within a list.
+    """
+    rest: dict[str, Any] = {}
+    for key, value in state.items():
+        if "/" in str(key):
+            raise TypeError(f"the key {key!r} of a state has a slash")
+        if isinstance(value, torch.Tensor):
+            tensors[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            rest[str(key)] = _separate_tensors(value, f"{prefix}{key}/", tensors)
+        elif isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
+            raise TypeError(f"the state {prefix}{key} has tensors in a {type(value).__name__}")
+        else:
+            rest[str(key)] = value
+    return rest
+
+
+def _insert_tensors(rest: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Inserts the tensors that `_separate_tensors` has taken out, and returns the dict."""
+    for name, tensor in tensors.items():
+        *parents, key = name.split("/")
+        values = rest
+        for parent in parents:
+            values = values.setdefault(parent, {})
+        values[key] = tensor
+    return rest
 
 
 def check_disk(model: torch.nn.Module, folder: str | Path) -> None:

@@ -9,10 +9,10 @@ import torch
 from ludwig.backend.base import LocalBackend
 from ludwig.distributed import init_dist_strategy
 from ludwig.distributed.accelerate import AccelerateStrategy
-from ludwig.modules.optimization_modules import create_optimizer
 
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.process_group import ProcessGroup
+from pipelines.training.optimizers import create_optimizer
 
 
 class ProcessGroupStrategy(AccelerateStrategy):

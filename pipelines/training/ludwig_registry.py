@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ludwig.distributed.base as ludwig_distributed
 import ludwig.models.llm as ludwig_llm
-import ludwig.modules.optimization_modules as ludwig_optimizers
 import ludwig.trainers.trainer as ludwig_trainer
 from ludwig.models.registry import model_type_registry
 from ludwig.trainers.registry import register_llm_trainer
 
 from pipelines.training.lr_scheduler import LRScheduler
 from pipelines.training.ludwig_model import FineTunedLLM, load_base_model
-from pipelines.training.optimizers import optimizer_class_and_kwargs
+from pipelines.training.optimizers import create_optimizer
 from pipelines.training.trainer import FineTuneTrainer
 
 
@@ -25,4 +25,6 @@ def register() -> None:
     model_type_registry["llm"] = FineTunedLLM
     ludwig_llm.load_pretrained_from_config = load_base_model
     ludwig_trainer.LRScheduler = LRScheduler
-    ludwig_optimizers.get_optimizer_class_and_kwargs = optimizer_class_and_kwargs
+    ludwig_distributed.create_optimizer = create_optimizer
+    # For 8-bit optimizers it would replace the embedding, see `create_optimizer`.
+    ludwig_trainer.update_embedding_layer = lambda model, config: model

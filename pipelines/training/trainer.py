@@ -47,7 +47,7 @@ from pipelines.training.history import loss_since_last_evaluation
 from pipelines.training.interrupts import InterruptibleTrainer
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
-from pipelines.training.optimizers import check_optimizer, use_fused_step
+from pipelines.training.optimizers import use_fused_step
 from pipelines.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class FineTuneTrainer(InterruptibleTrainer):
         return GradientReduction(self.process_group, trainable_parameters(self.model.model))
 
     def prepare(self) -> None:
-        """Creates the optimizer. Raises MachineError if this machine cannot run it."""
-        check_optimizer(self.config.optimizer)
+        """Creates the optimizer. Raises MachineError if the device cannot run it."""
         super().prepare()
         use_fused_step(self.optimizer)
 

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint
+from pipelines.training.checkpoint import (
+    CorruptCheckpointError,
+    SafetensorsCheckpoint,
+    _insert_tensors,
+    _separate_tensors,
+)
 
 
 def make_checkpoint(*frozen):
@@ -42,3 +47,20 @@ def test_a_checkpoint_of_other_weights_is_rejected_before_anything_is_restored(
     with pytest.raises(CorruptCheckpointError, match=f"not the trained weights of this job, such as {mismatched}"):
         restored.load(str(tmp_path / "latest.ckpt"))
     assert restored.global_step == 0 and not any(weight.eq(7).any() for weight in restored.model.parameters())
+
+
+def test_nested_states_keep_their_structure():
+    first, second = torch.ones(2), torch.zeros(3)
+    state = {0: {"step": 3, "a": first, "quantized": {"b": second, "bits": 8}, "empty": {}}, 1: {"c": second}}
+    tensors = {}
+    rest = _separate_tensors(state, "optimizer/", tensors)
+    assert rest == {"0": {"step": 3, "quantized": {"bits": 8}, "empty": {}}, "1": {}}
+    assert sorted(tensors) == ["optimizer/0/a", "optimizer/0/quantized/b", "optimizer/1/c"]
+    inserted = _insert_tensors(rest, {name.removeprefix("optimizer/"): tensor for name, tensor in tensors.items()})
+    assert inserted == {str(index): values for index, values in state.items()}
+
+
+@pytest.mark.parametrize("values", [{"a/b": 1}, {"a": [torch.ones(1)]}])
+def test_a_state_that_cannot_be_restored_is_not_saved(values):
+    with pytest.raises(TypeError):
+        _separate_tensors({0: values}, "optimizer/", {})
