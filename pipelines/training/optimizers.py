@@ -81,7 +81,7 @@ def load_optimizer_state(optimizer: Any, state: Mapping[str, Any]) -> None:
             optimizer.state[parameter][name] = value.to(parameter.device)
 
 
-def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.nn.Parameter, str, torch.Tensor]]:
+def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
     for parameter, values in optimizer.state.items():
         for name, value in list(values.items()):
             if isinstance(value, torch.Tensor):
