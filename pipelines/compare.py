@@ -18,13 +18,8 @@ from pipelines.data.sample_prompts import parse_sample_prompt
 from pipelines.data.templates import fill, template_columns, to_text
 from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, tokenize_examples
 from pipelines.errors import DataError, RunError
-from pipelines.evaluation.completions import (
-    Completion,
-    LoadedModel,
-    complete,
-    completion_record,
-    sample_prompt_record,
-)
+from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
+from pipelines.evaluation.completions import Completion, LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
 from pipelines.prediction import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
 from pipelines.scoring.metric import metric_from_key, metric_key

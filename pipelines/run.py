@@ -28,10 +28,12 @@ from pipelines.storage.run_folder import Run, check_same_config, config_entries
 
 if TYPE_CHECKING:
     from pipelines.forgetting import continual
+    from pipelines.modeling import memory
     from pipelines.stages import evaluate, prepare, report, train
 else:
     # torch, and Ludwig in `train`: 3 s to half a minute that an error in the config or the cache does not need
     continual = lazy_import("pipelines.forgetting.continual")
+    memory = lazy_import("pipelines.modeling.memory")
     prepare = lazy_import("pipelines.stages.prepare")
     evaluate = lazy_import("pipelines.stages.evaluate")
     train = lazy_import("pipelines.stages.train")
@@ -91,7 +93,11 @@ class StageRunner:
         self._stage("report", lambda: report.write_run_report(context))
 
     def _stage(self, stage: Stage, work: Callable[[], None]) -> None:
-        if not self.context.run.run_stage(stage, self.digests[stage], work):
+        def work_or_machine_error() -> None:
+            with memory.machine_error_on_out_of_memory(f"stage {stage}"):
+                work()
+
+        if not self.context.run.run_stage(stage, self.digests[stage], work_or_machine_error):
             self.context.reporter.note(f"{stage}: up to date")
 
     def _add_to_digests(self, tuned_id: str) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.registry import lazy_import
 from pipelines.storage.files import digest
-from pipelines.storage.records import CompletionRecord, SamplePromptRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,14 +23,15 @@ if TYPE_CHECKING:
 
     from pipelines.evaluation import generation as generation_module
     from pipelines.evaluation import slot_decoding
-    from pipelines.modeling import adapters, loading, merged_adapter, packing
+    from pipelines.modeling import adapters, loading, memory, merged_adapter, packing
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
     np, peft, torch = lazy_import("numpy"), lazy_import("peft"), lazy_import("torch")
     generation_module = lazy_import("pipelines.evaluation.generation")
     slot_decoding = lazy_import("pipelines.evaluation.slot_decoding")
-    adapters, loading, merged_adapter, packing = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "loading", "merged_adapter", "packing")
+    adapters, loading, memory, merged_adapter, packing = (
+        lazy_import(f"pipelines.modeling.{name}")
+        for name in ("adapters", "loading", "memory", "merged_adapter", "packing")
     )
 
 MAX_BATCH_SIZE = 128
@@ -167,24 +167,59 @@ def complete(
         references: the tokens that should follow each prompt; an empty list for a prompt without a reference.
         seed: sampling draws from this seed and the prompts of the batch.
 
-    Raises DataError if a prompt with its reference is longer than the model's context.
+    Raises DataError if a prompt with its reference is longer than the model's context, and MachineError if a batch of
+    one prompt does not fit into memory.
     """
     settings = {key: value for key, value in generation.items() if value is not None}
     limits = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
     sequences = [[*prompt, *(references[index] if references else ())] for index, prompt in enumerate(prompts)]
+    prompt_lengths, reported = list(map(len, prompts)), _CountedOnce(progress)
     with merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter):
-        decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
-        if decoding == "generate":
-            return _complete_in_batches(loaded, sequences, list(map(len, prompts)), settings, limits, progress, seed)
-        generated, nlls = slot_decoding.decode_greedy(
-            loaded.model,
-            _token_sequences(sequences, list(map(len, prompts))),
-            limits,
-            loaded.prompt_format.stop_ids,
-            use_graph=decoding == "graph",
-            progress=progress,
-        )
-    return _completions(loaded.prompt_format, generated, nlls)
+        decode = partial(_decode_in_slots, loaded, sequences, prompt_lengths, settings, limits, reported)
+        decoded = memory.attempt(decode)
+        if decoded is None or isinstance(decoded, memory.OutOfMemory):
+            reported.start_over()
+            return _complete_in_batches(loaded, sequences, prompt_lengths, settings, limits, reported, seed)
+    return _completions(loaded.prompt_format, *decoded)
+
+
+class _CountedOnce:
+    """Reports each prompt once, although some are completed again after memory has run out."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._done = self._reported = 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._done > self._reported:
+            self.progress(self._done - self._reported)
+            self._reported = self._done
+
+    def start_over(self) -> None:
+        self._done = 0
+
+
+def _decode_in_slots(
+    loaded: LoadedModel,
+    sequences: list[list[int]],
+    prompt_lengths: list[int],
+    settings: dict[str, Any],
+    limits: Sequence[int],
+    progress: Progress,
+) -> tuple[list[list[int]], list[float | None]] | None:
+    """The tokens and reference losses by `slot_decoding`; None if it does not apply."""
+    decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
+    if decoding == "generate":
+        return None
+    return slot_decoding.decode_greedy(
+        loaded.model,
+        _token_sequences(sequences, prompt_lengths),
+        limits,
+        loaded.prompt_format.stop_ids,
+        use_graph=decoding == "graph",
+        progress=progress,
+    )
 
 
 def _complete_in_batches(
@@ -199,17 +234,40 @@ def _complete_in_batches(
     """Batches prompts with prompts of the same limit and about the same length, and calls `generate`."""
     remaining = sorted(range(len(sequences)), key=lambda index: (limits[index], prompt_lengths[index], index))
     completions: dict[int, Completion] = {}
+    splitter = memory.BatchSplitter("completions", partial(_num_tokens, sequences, prompt_lengths, limits))
     while remaining:
         limit = limits[remaining[0]]
         batch = [index for index in remaining[:MAX_BATCH_SIZE] if limits[index] == limit]
         batch = batch[: max(1, MAX_BATCH_TOKENS // (prompt_lengths[batch[-1]] + limit))]
         remaining = remaining[len(batch) :]
-        rows, lengths = [sequences[index] for index in batch], [prompt_lengths[index] for index in batch]
-        with _seeded(seed, rows) if settings.get("do_sample") else contextlib.nullcontext():
-            generated = _generate_batch(loaded, rows, lengths, {**settings, "max_new_tokens": limit})
-        completions.update(zip(batch, generated, strict=True))
-        progress(len(batch))
+        complete_part = partial(
+            _complete_batch, loaded, sequences, prompt_lengths, {**settings, "max_new_tokens": limit}, seed
+        )
+        for part, completed in splitter.map(complete_part, batch):
+            completions.update(zip(part, completed, strict=True))
+            progress(len(part))
     return [completions[index] for index in range(len(sequences))]
+
+
+def _complete_batch(
+    loaded: LoadedModel,
+    sequences: Sequence[list[int]],
+    prompt_lengths: Sequence[int],
+    settings: dict[str, Any],
+    seed: int,
+    indices: Sequence[int],
+) -> list[Completion]:
+    """The completions of the sequences at `indices`, as one batch."""
+    rows, lengths = [sequences[index] for index in indices], [prompt_lengths[index] for index in indices]
+    with _seeded(seed, rows) if settings.get("do_sample") else contextlib.nullcontext():
+        return _generate_batch(loaded, rows, lengths, settings)
+
+
+def _num_tokens(
+    sequences: Sequence[list[int]], prompt_lengths: Sequence[int], limits: Sequence[int], indices: Sequence[int]
+) -> int:
+    """The tokens of a batch, padded to the longest: of the prompts, and of the completions or the references."""
+    return len(indices) * max(max(len(sequences[index]), prompt_lengths[index] + limits[index]) for index in indices)
 
 
 def _limits_within_context(
@@ -279,32 +337,3 @@ def decode_completion(prompt_format: PromptFormat, tokens: list[int]) -> tuple[s
     end = next((index for index, token in enumerate(tokens) if token in prompt_format.stop_ids), None)
     text = prompt_format.tokenizer.decode(tokens[:end], skip_special_tokens=True)
     return str(text), "length" if end is None else "stop"
-
-
-def completion_record(
-    example: Example, completion: Completion, num_reference_tokens: int | None = None
-) -> CompletionRecord:
-    """The record in completions.jsonl of an example with a reference."""
-    return CompletionRecord(
-        task=example.task,
-        row=example.row_number,
-        prompt=example.prompt,
-        reference=example.reference,
-        completion=completion.text,
-        reference_nll=completion.reference_nll,
-        num_reference_tokens=num_reference_tokens,
-        num_generated_tokens=completion.num_generated_tokens,
-        finish_reason=completion.finish_reason,
-        fields=dict(example.fields),
-    )
-
-
-def sample_prompt_record(example: Example, completion: Completion) -> SamplePromptRecord:
-    """The record in sample_prompts.jsonl of an example without a reference."""
-    return SamplePromptRecord(
-        title=example.title,
-        prompt=example.prompt,
-        completion=completion.text,
-        num_generated_tokens=completion.num_generated_tokens,
-        finish_reason=completion.finish_reason,
-    )

@@ -18,6 +18,7 @@ import torch
 from pipelines.console.activity import track_activity
 from pipelines.forgetting.penalty import FactoredImportance, lora_pairs
 from pipelines.modeling.adapters import adapter_disabled, trainable_parameters
+from pipelines.modeling.memory import halve_until_it_fits, longest_sequence, machine_error_on_out_of_memory
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
@@ -50,7 +51,19 @@ def lora_fisher(
     gradient of the summed loss with respect to its output. Packed sequences do not attend to each other, so packing
     changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with
     the adapter disabled: at the model that the job starts from, and without gradients of the adapter's matrices.
+    If memory runs out, it starts over with half the rows in a pass. Raises MachineError if one row does not fit.
     """
+
+    def measure(micro_batch: int) -> dict[str, FactoredImportance]:
+        return _lora_fisher(model, sequences, seed, kronecker, micro_batch)
+
+    return halve_until_it_fits(measure, MICRO_BATCH, sequences, "the measurement of the Fisher information")
+
+
+def _lora_fisher(
+    model: torch.nn.Module, sequences: TokenSequences, seed: int, kronecker: bool, micro_batch: int
+) -> dict[str, FactoredImportance]:
+    """`lora_fisher` with `micro_batch` sequences in a pass."""
     pairs = {pair.module: pair for pair in lora_pairs(model)}
     moments, device = _Moments(kronecker), next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +73,7 @@ def lora_fisher(
         moments.recorded(model, set(pairs)),
         track_activity(ACTIVITY, len(sequences)) as activity,
     ):
-        for batch in micro_batches(sequences, MICRO_BATCH):
+        for batch in micro_batches(sequences, micro_batch):
             with autocast(device):
                 logits, _ = supervised_logits(model, batch, share_prefixes=False)
             logits.backward(sampled_gradient(logits, generator))
@@ -123,7 +136,15 @@ class _Moments:
 
 
 def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
-    """Returns the diagonal Fisher information of every trained weight, in its shape: one backward pass per sequence."""
+    """Returns the diagonal Fisher information of every trained weight, in its shape: one backward pass per sequence.
+
+    Raises MachineError if memory does not suffice for that.
+    """
+    with machine_error_on_out_of_memory(f"the Fisher information, with a row of {longest_sequence(sequences)} tokens"):
+        return _weight_fisher(model, sequences, seed)
+
+
+def _weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     weights = trainable_parameters(model)
     sums = [torch.zeros_like(weight) for weight in weights]

@@ -38,6 +38,8 @@ class Strategy:
     """Whether `loss_on_task_rows` is called. If no strategy has one, the logits of the tasks' rows are not kept."""
     has_own_rows: ClassVar[bool] = False
     """Whether `losses_on_own_rows` yields losses, whose gradients are summed over the processes."""
+    micro_batch_size: int = 8
+    """The rows of `losses_on_own_rows` in one forward pass. The trainer lowers it if memory runs out."""
     proximal_grad_norm: float = 0.0
     """The norm of the gradient that is equivalent to what `after_step` does to the weights; 0 if it does nothing."""
 
@@ -72,7 +74,8 @@ class Strategy:
     def losses_on_own_rows(self, loss_denominator: int) -> Iterator[torch.Tensor]:
         """Yields the scalar losses on the rows that `begin_step` has sampled.
 
-        Each has its own graph and is differentiated before the next is requested.
+        Each has its own graph and is differentiated before the next is requested. If memory runs out, the trainer
+        discards their gradients, lowers `micro_batch_size` and requests them from the first one again.
         """
         return iter(())
 

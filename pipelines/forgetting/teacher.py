@@ -15,6 +15,7 @@ from pipelines.errors import ModelError
 from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
 from pipelines.modeling.device_copy import tensor_to_device
 from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.memory import split_tokens
 from pipelines.modeling.packing import supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences, micro_batches
 from pipelines.storage.files import write_tensors
@@ -107,10 +108,17 @@ def _predict_topk(teacher: Path, rows: TokenSequences, k: int, temperature: floa
     predictions = []
     with track_activity("the teacher's predictions on the tasks' rows", len(rows)) as activity:
         model = load_causal_lm(teacher, allow_bf16=True).eval()
+        splitter = split_tokens("the teacher's predictions")
+
+        def predict(batch: TokenSequences) -> TopK:
+            topk = TopK.from_logits(supervised_logits(model, batch)[0], k, temperature)
+            return TopK(topk.tokens.int().cpu(), topk.log_probs.cpu())  # those of all rows need not fit on a GPU
+
         for batch in micro_batches(rows, MICRO_BATCH):
-            predictions.append(TopK.from_logits(supervised_logits(model, batch)[0], k, temperature))
-            activity.advance(len(batch))
+            for part, topk in splitter.map(predict, batch):
+                predictions.append(topk)
+                activity.advance(len(part))
     return {
-        "tokens": torch.cat([prediction.tokens.int().cpu() for prediction in predictions]),
-        "log_probs": torch.cat([prediction.log_probs.cpu() for prediction in predictions]),
+        "tokens": torch.cat([prediction.tokens for prediction in predictions]),
+        "log_probs": torch.cat([prediction.log_probs for prediction in predictions]),
     }

@@ -24,6 +24,7 @@ from pipelines.errors import ConfigError, ModelError, Problem, RunError
 from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_logits, probe_losses
 from pipelines.modeling.fused_lora import fuse_lora_layers
+from pipelines.modeling.memory import is_out_of_memory
 from pipelines.modeling.model_folder import reject_custom_code
 from pipelines.modeling.module_names import (
     Modules,
@@ -97,9 +98,9 @@ def attach_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     saved = set(read_header(path))
     try:
         adapted = PeftModel.from_pretrained(model, folder, trust_remote_code=False)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # shapes that do not fit, a config of another version of PEFT
+        if is_out_of_memory(error):
+            raise
         lines = (line.strip() for line in reversed(str(error).splitlines()))
         reason = next((line for line in lines if line), type(error).__name__)[:200]
         raise ModelError(f"adapter {str(folder)!r} does not fit this base model ({reason})") from error
@@ -132,9 +133,9 @@ def peft_errors_as_config_error(model: torch.nn.Module, adapter: Any) -> Iterato
     """Turns an exception of PEFT while it attaches `adapter` into a ConfigError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         if not getattr(adapter, "target_modules", None) and "target_modules" in str(error):
             modules, model_type = model_modules(transformers_model(model)), str(model.config.model_type)  # type: ignore[union-attr]
             raise ConfigError(missing_targets_message(adapter.type, model_type, modules)) from None

@@ -17,10 +17,12 @@ from pipelines.modeling.attention import UNPACKED, attention_candidates, candida
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
 from pipelines.modeling.fused_norms import fuse_rms_norms
 from pipelines.modeling.liger import use_liger_kernels
+from pipelines.modeling.memory import is_out_of_memory, machine_error_on_out_of_memory
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
 
 
+@machine_error_on_out_of_memory("the loading of a model", "a smaller base_model, or quantization")
 def load_causal_lm(
     folder: str | Path, *, allow_bf16: bool, quantization: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
@@ -65,9 +67,9 @@ def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **arguments
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # untrusted files can make the parsers and the model's constructor raise anything
+        if is_out_of_memory(error):
+            raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         raise ModelError(f"model {str(folder)!r} cannot be loaded ({reason})") from error
     mismatched = [
@@ -107,7 +109,9 @@ def select_attention_backend(model: PreTrainedModel) -> None:
             model.set_attn_implementation(attention)
             try:
                 logits, _ = supervised_logits(model, batch)
-            except (TypeError, ValueError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 continue  # the forward pass takes no prefix tree or no position ids, or the device has no such kernel
             if outputs_match(logits.float(), expected.float(), is_fp32(model)):
                 break

@@ -15,6 +15,7 @@ from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pipelines.modeling.equivalence import outputs_match, probe_logits
+from pipelines.modeling.memory import attempt, is_out_of_memory
 
 MAX_MEAN_ERROR_HALF = 0.02
 """Mean difference of logits in half precision, relative to their standard deviation.
@@ -47,13 +48,16 @@ def adapter_merged(model: torch.nn.Module, merge: bool | None = None) -> Iterato
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     weights = {id(weight): weight for layer in layers for weight in layer.get_base_layer().parameters()}
     originals = [(weight, weight.data) for weight in weights.values()]
-    is_merged = False
-    try:
+
+    def try_merge() -> bool:
         expected = probe_logits(model)
         for weight, original in originals:
             weight.data = original.clone()
-        is_merged = _try_merge(model) and logits_agree(probe_logits(model), expected, model.dtype, is_strict)
-        if not is_merged:
+        return _try_merge(model) and logits_agree(probe_logits(model), expected, model.dtype, is_strict)
+
+    try:
+        is_merged = attempt(try_merge) is True
+        if not is_merged:  # also if memory does not suffice
             _restore(layers, originals)
             model.is_merging_rejected = True  # the trial is not repeated
         yield is_merged
@@ -79,9 +83,9 @@ def _try_merge(model: PeftModel) -> bool:
     """False for adapters that PEFT cannot merge."""
     try:
         model.merge_adapter()
-    except torch.OutOfMemoryError:
-        raise
-    except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
+    except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 

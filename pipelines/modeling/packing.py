@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from pipelines.modeling.attention import supports_packing, supports_prefix_sharing, unused_attention_mask
 from pipelines.modeling.device_copy import copy_together
 from pipelines.modeling.linear_cross_entropy import linear_cross_entropy
+from pipelines.modeling.memory import split_tokens
 from pipelines.modeling.prefix_tree import PrefixTree, build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens
 
@@ -152,8 +154,10 @@ def sequence_mean_losses(
 
     A forward pass takes up to `batch_tokens` tokens. A sequence without supervised tokens gives NaN.
     """
+    splitter = split_tokens("the loss of a text")
     for indices in batch_by_tokens(sequences, batch_tokens):
-        yield from sequence_mean_losses_of_batch(model, sequences.select(indices))
+        for _, losses in splitter.map(partial(sequence_mean_losses_of_batch, model), sequences.select(indices)):
+            yield from losses
 
 
 def sequence_mean_losses_of_batch(model: torch.nn.Module, sequences: TokenSequences) -> list[float]:

@@ -43,10 +43,11 @@ class ReferenceModel:
                 return supervised_logits(self.frozen, sequences)[0]
             was_training = self.model.training
             self.model.eval()
-            with adapter_disabled(self.model):
-                logits, _ = supervised_logits(self.model, sequences)
-            self.model.train(was_training)
-            return logits
+            try:
+                with adapter_disabled(self.model):
+                    return supervised_logits(self.model, sequences)[0]
+            finally:  # out of memory: the step starts over, with dropout
+                self.model.train(was_training)
 
 
 def _cast_linear_layers(model: torch.nn.Module, dtype: torch.dtype) -> None:

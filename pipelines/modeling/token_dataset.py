@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from pipelines.console.activity import track_activity
+from pipelines.modeling.memory import split_tokens
 from pipelines.modeling.packing import PACK_TOKENS, sequence_mean_losses_of_batch
 from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
 from pipelines.modeling.token_sequences import Span, TokenSequences, batch_by_tokens
@@ -100,10 +102,11 @@ def validation_losses(
     batches = [sequences.select(indices) for indices in batch_by_tokens(sequences, PACK_TOKENS)]
     means: list[float] = []
     with track_activity("loss of the validation rows", len(sequences)) as activity:
+        splitter = split_tokens("the validation loss", can_split=not process_group.lockstep)
         for batch, is_real in process_group.lockstep_batches(batches, dataset.sequences[0:1]):
-            batch_means = sequence_mean_losses_of_batch(model, batch)
-            means += batch_means if is_real else ()
-            activity.advance(len(batch_means) if is_real else 0)
+            for _, part_means in splitter.map(partial(sequence_mean_losses_of_batch, model), batch):
+                means += part_means if is_real else ()
+                activity.advance(len(part_means) if is_real else 0)
     for index, mean, length in zip(own_indices, means, sequences.supervised_lengths, strict=True):
         sums[dataset.tasks[index]] += mean * length
         counts[dataset.tasks[index]] += length

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split, read_test_examples, tokenize_examples
-from pipelines.evaluation.completions import completion_record, sample_prompt_record
+from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import configured_retention_evals, retention_records
 from pipelines.forgetting.context import ForgettingContext

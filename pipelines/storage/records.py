@@ -176,6 +176,10 @@ class TrainingHistory(RecordBase):
         description="Size of the micro-batches in rows or in tokens, if it was measured, or reduced because memory "
         "ran out.",
     )
+    strategy_micro_batch: int | None = Field(
+        default=None,
+        description="Rows of general text and of earlier jobs in one pass, if reduced because memory ran out.",
+    )
     notes: list[str] = Field(default=[], description="Notes on the training, such as a resume after a corrupt file.")
     probe_losses: list[UncheckedFloat] | None = Field(
         default=None,

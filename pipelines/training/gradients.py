@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from pipelines.modeling.process_group import ProcessGroup
+from pipelines.training.rng import rng_state, set_rng_state
 
 
 def all_reduce_gradients(
@@ -37,9 +38,41 @@ def copy_gradients(weights: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone() for weight in weights]
 
 
+class GradientSnapshot:
+    """The gradients of the trained weights and the random number generators at one point of a step."""
+
+    def __init__(self, weights: Sequence[torch.nn.Parameter]) -> None:
+        self.weights = weights
+        self.gradients = copy_gradients(weights)
+        """A copy of each weight's gradient; zeros for a weight without one."""
+        self._has_gradient = [weight.grad is not None for weight in weights]
+        self._rng = rng_state()
+
+    def restore(self) -> None:
+        """Discards what was added to the gradients since, in place, and what was drawn."""
+        for weight, gradient, has_gradient in zip(self.weights, self.gradients, self._has_gradient, strict=True):
+            if weight.grad is not None and has_gradient:
+                weight.grad.copy_(gradient)
+            elif not has_gradient:
+                weight.grad = None
+        set_rng_state(self._rng)
+
+
 def gradient_norm(weights: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     """Returns the norm of all gradients together, on their device. It is finite if all gradients are."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+
+
+def added_gradient_norm(
+    weights: Sequence[torch.nn.Parameter], gradients_before: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Returns the norm of what was added to the gradients since they were `gradients_before`, on their device."""
+    added = [
+        weight.grad - before
+        for weight, before in zip(weights, gradients_before, strict=True)
+        if weight.grad is not None
+    ]
+    return torch.nn.utils.get_total_norm(added)
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import torch
 
 from pipelines.errors import MachineError
+from pipelines.modeling.memory import (
+    ADVICE,
+    OutOfMemory,
+    attempt,
+    free_memory,
+    longest_sequence,
+    out_of_memory_error,
+)
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens, micro_batches
+from pipelines.training.activation_memory import measure_pass, optimizer_state_bytes
 
-ACTIVATION_MEMORY_FRACTION = 0.4
-"""The part of the free memory for the activations of a forward pass. The backward pass needs about as much again."""
+SAVED_MEMORY_FRACTION = 0.4
+"""The part of the free memory for what a forward pass saves. The backward pass needs about as much again."""
+PEAK_MEMORY_FRACTION = 0.8
+"""The part of the free memory for a pass whose peak was measured. The rest is for fragmentation."""
+OPTIMIZER_ADVICE = "an adapter, trainer.optimizer.type: paged_adamw_8bit, or a smaller base_model"
+"""What needs less memory, for the error when the optimizer's state does not fit."""
 MAX_MICRO_BATCH_TOKENS = 16_384
 """Larger micro-batches are not faster."""
 
@@ -56,46 +67,44 @@ class MicroBatches:
         self.history["micro_batch"] = {unit: max(used // 2, 1)}
         return True
 
-    @contextlib.contextmanager
-    def calibrate(self, sequences: TokenSequences, model: torch.nn.Module) -> Iterator[TokenSequences]:
-        """Yields the longest sequence, on which the block runs a forward and a backward pass.
+    def calibrate(
+        self,
+        sequences: TokenSequences,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        backward: Callable[[TokenSequences], object],
+    ) -> None:
+        """Measures how many tokens fit into memory. `backward` is called once, with the longest sequence.
 
-        The memory of its activations determines how many tokens fit.
+        It runs a forward and a backward pass, and leaves the gradients of the weights. Raises MachineError if that
+        sequence alone does not fit.
         """
         longest = max(range(len(sequences)), key=lambda index: len(sequences.input_ids[index]))
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        activation_bytes: dict[int, int] = {}
-
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                activation_bytes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            yield sequences.select([longest])
-        tokens = len(sequences.input_ids[longest])
-        budget = ACTIVATION_MEMORY_FRACTION * free_memory(next(model.parameters()).device)
-        max_tokens = int(budget / (sum(activation_bytes.values()) / tokens))
-        self.history["micro_batch"] = {"tokens": max(tokens, min(max_tokens, MAX_MICRO_BATCH_TOKENS))}
+        row = sequences.select([longest])
+        measured = attempt(lambda: measure_pass(model, lambda: backward(row)))
+        if isinstance(measured, OutOfMemory):
+            raise training_memory_error(measured, row, lockstep=False)
+        device = next(model.parameters()).device
+        free = free_memory(device)
+        if device.type == "cuda":
+            # After the first step the optimizer's state takes a part of what is free now.
+            budget = PEAK_MEMORY_FRACTION * (free - measured.constant - optimizer_state_bytes(optimizer))
+        else:
+            budget = SAVED_MEMORY_FRACTION * (free - measured.constant)
+        max_tokens = int(max(budget, 0) / (max(measured.activations, 1) / row.num_tokens))
+        self.history["micro_batch"] = {"tokens": max(row.num_tokens, min(max_tokens, MAX_MICRO_BATCH_TOKENS))}
 
 
-def free_memory(device: torch.device) -> int:
-    """Returns the bytes that a forward pass may still allocate."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return int(psutil.virtual_memory().available)
-
-
-def out_of_memory_error(max_length: int, *, lockstep: bool) -> MachineError:
+def training_memory_error(failure: OutOfMemory, rows: TokenSequences | None, lockstep: bool) -> MachineError:
     """Returns the error for a step that does not fit into memory with the smallest micro-batches.
 
-    Processes in lockstep cannot reduce their micro-batches independently. `max_length` is in tokens.
+    Processes in lockstep cannot reduce their micro-batches independently.
     """
-    advice = "shorter rows, a smaller base_model, an adapter, or quantization"
+    advice = f"trainer.enable_gradient_checkpointing: true, {ADVICE}"
+    num_tokens = None if rows is None else longest_sequence(rows)
     if lockstep:
-        return MachineError(
-            f"out of memory with rows of up to {max_length} tokens; use a smaller trainer.batch_size, {advice}"
+        return out_of_memory_error(
+            "a training step", failure, num_tokens=num_tokens, advice=f"a smaller trainer.batch_size, {advice}"
         )
-    return MachineError(f"out of memory at batch size 1 ({max_length} tokens); use {advice}")
+    work = "a training step" if rows is not None else "a training step, on the rows of pipeline.forgetting,"
+    return out_of_memory_error(work, failure, num_tokens=num_tokens, advice=advice)

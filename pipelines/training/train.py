@@ -16,10 +16,16 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.config.job import Job
-from pipelines.errors import MachineError
+from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
+
+if TYPE_CHECKING:
+    from pipelines.modeling import memory
+else:
+    memory = lazy_import("pipelines.modeling.memory")  # torch
 
 ProgressCallback = Callable[[int, int, float | None], None]
 """Called with the steps done, the total number of steps, and the loss of the last step (None before the first)."""
@@ -40,7 +46,8 @@ def train(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCal
         # Ludwig: 10 s that a run without training does not need. It also writes warnings while it is imported.
         from pipelines.training.ludwig_training import train_and_export
 
-        train_and_export(job, run, starting_model_folder, progress)
+        with memory.machine_error_on_out_of_memory("the training"):
+            train_and_export(job, run, starting_model_folder, progress)
 
 
 @contextlib.contextmanager
@@ -56,11 +63,6 @@ def _output_to_file(path: Path) -> Iterator[None]:
     try:
         with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             yield
-    except MemoryError:
-        raise MachineError(
-            "training ran out of memory; set trainer.batch_size: auto, and trainer.effective_batch_size to the rows "
-            "of a step"
-        ) from None
     finally:
         root.handlers, root.level, ludwig.propagate = handlers, level, propagate
         logging.captureWarnings(False)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.cuda_graphs import MicroBatchGraphs
 from pipelines.modeling.deferred_scalars import DeferredScalar
+from pipelines.modeling.memory import machine_error_on_out_of_memory, release_cached_memory, retry_smaller
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
 from pipelines.modeling.process_group import ProcessGroup
@@ -41,14 +42,15 @@ from pipelines.modeling.token_dataset import validation_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsCheckpoint, restore_metric_logs
 from pipelines.training.gradient_reduction import GradientReduction, mark_last
-from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
+from pipelines.training.gradients import added_gradient_norm, all_finite, gradient_norm
 from pipelines.training.graphs import training_graphs
 from pipelines.training.history import loss_since_last_evaluation
 from pipelines.training.interrupts import InterruptibleTrainer
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
-from pipelines.training.micro_batches import MicroBatches, out_of_memory_error
+from pipelines.training.micro_batches import OPTIMIZER_ADVICE, MicroBatches, training_memory_error
 from pipelines.training.optimizers import use_fused_step
 from pipelines.training.rng import rng_state, set_rng_state
+from pipelines.training.strategy_rows import add_own_row_gradients
 
 if TYPE_CHECKING:
     from pipelines.training.callback import StepCallback
@@ -117,7 +119,8 @@ class FineTuneTrainer(InterruptibleTrainer):
         # All scalars of the step are computed before the first is read: the host waits for the device once.
         mean_loss, grad_norm, task_row_norm = map(float, list(map(DeferredScalar, (loss, *norms))))
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
-            self._optimizer_step(self.dist_model.parameters())
+            with machine_error_on_out_of_memory("the optimizer's step", OPTIMIZER_ADVICE):
+                self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
                 strategy.after_step(task_row_gradients)
             self._record(inputs, mean_loss, task_row_norm)
@@ -160,26 +163,30 @@ class FineTuneTrainer(InterruptibleTrainer):
         If memory runs out, the step restarts with smaller micro-batches; raises MachineError if they cannot be smaller.
         `dummy_batch` is processed with weight 0 while another process still has micro-batches.
         """
-        rng = rng_state()
-        if self.micro_batches.size is None and (len(shard) or self.process_group.lockstep):
-            with self.micro_batches.calibrate(shard if len(shard) else dummy_batch, self.model.model) as longest:
-                self._backward_micro_batch(longest, loss_denominator)
+        rng, lockstep = rng_state(), self.process_group.lockstep
+        if self.micro_batches.size is None and (len(shard) or lockstep):
+            rows = shard if len(shard) else dummy_batch
+            backward = partial(self._backward_micro_batch, loss_denominator=loss_denominator)
+            self.micro_batches.calibrate(rows, self.model.model, self.optimizer, backward)
             self._restart_step(rng)
-        while True:
+
+        def accumulate() -> torch.Tensor:
             loss = torch.zeros((), device=self.device)
-            try:
-                micro_batches = self.micro_batches.split(shard) if len(shard) else ()
-                batches = self.process_group.lockstep_batches(micro_batches, dummy_batch)
-                for (batch, is_real), is_last in mark_last(batches):
-                    with self.reduction.last_backward_pass(is_last):
-                        loss += self._backward_micro_batch(batch, loss_denominator, weight=float(is_real))
-                return loss
-            except torch.OutOfMemoryError:
-                pass  # the traceback references activations, which must be freed before the step restarts
-            if self.process_group.lockstep or not self.micro_batches.halve(shard):
-                max_length = max(map(len, [*shard.input_ids, *dummy_batch.input_ids]))
-                raise out_of_memory_error(max_length, lockstep=self.process_group.lockstep)
+            micro_batches = self.micro_batches.split(shard) if len(shard) else ()
+            batches = self.process_group.lockstep_batches(micro_batches, dummy_batch)
+            for (batch, is_real), is_last in mark_last(batches):
+                with self.reduction.last_backward_pass(is_last):
+                    loss += self._backward_micro_batch(batch, loss_denominator, weight=float(is_real))
+            return loss
+
+        def use_smaller() -> bool:
+            if lockstep or not self.micro_batches.halve(shard):
+                return False
             self._restart_step(rng)
+            return True
+
+        rows = TokenSequences.concatenate(shard, dummy_batch)
+        return retry_smaller(accumulate, use_smaller, lambda failure: training_memory_error(failure, rows, lockstep))
 
     def _restart_step(self, rng: Mapping[str, torch.Tensor]) -> None:
         """Discards the gradients of the current step and restores the random number generators."""
@@ -188,9 +195,8 @@ class FineTuneTrainer(InterruptibleTrainer):
         for strategy in self.strategies:
             strategy.reset_step()
         set_rng_state(rng)
-        self.__dict__.pop("graphs", None)  # their memory may be what is missing
-        if "cuda" in rng:
-            torch.cuda.empty_cache()
+        if self.__dict__.pop("graphs", None) is not None:
+            release_cached_memory()  # that of the graphs may be what is missing
 
     def _backward_micro_batch(self, batch: TokenSequences, loss_denominator: int, weight: float = 1.0) -> torch.Tensor:
         """Adds the gradients of one micro-batch. Returns its part of the step's mean loss.
@@ -223,25 +229,17 @@ class FineTuneTrainer(InterruptibleTrainer):
         if not self.strategies:
             return []
         weights = trainable_parameters(self.model.model)
-        task_row_gradients = copy_gradients(weights)
-        for strategy in self.strategies:
-            losses = strategy.losses_on_own_rows(loss_denominator)
-            while True:
-                with autocast(self.device):
-                    loss = next(losses, None)
-                if loss is None:
-                    break
-                self.distributed.backward(loss, self.dist_model)
-        if any(strategy.has_own_rows for strategy in self.strategies):
-            all_reduce_gradients(self.process_group, weights, already_reduced=task_row_gradients)
+        task_row_gradients = add_own_row_gradients(
+            self.strategies,
+            weights,
+            loss_denominator,
+            lambda loss: self.distributed.backward(loss, self.dist_model),
+            self.history,
+            self.process_group,
+        )
         for strategy in self.strategies:
             strategy.add_gradients()
-        added = [
-            weight.grad - task_row_gradient
-            for weight, task_row_gradient in zip(weights, task_row_gradients, strict=True)
-            if weight.grad is not None
-        ]
-        self._strategy_grad_norm = DeferredScalar(torch.nn.utils.get_total_norm(added))
+        self._strategy_grad_norm = DeferredScalar(added_gradient_norm(weights, task_row_gradients))
         return task_row_gradients
 
     def _record(self, inputs: TokenSequences, loss: float, task_row_norm: float) -> None:

@@ -1,10 +1,12 @@
 """Completions: the same whatever way they are computed."""
 
 import pytest
+import torch
 
 from pipelines.evaluation import slot_decoding
 from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
 from pipelines.modeling import merged_adapter
+from tests.forgetting.tiny_lora import lora
 from tests.tiny import make_model
 
 PROMPTS = [[9, 5, 6], [11, 12], [7, 5, 8, 9, 12], [9, 5, 6, 7], [6]]
@@ -41,3 +43,34 @@ def test_a_cpu_neither_merges_nor_decodes_in_slots(loaded, monkeypatch):
     monkeypatch.setattr(slot_decoding, "decode_greedy", fails)
     monkeypatch.setattr(merged_adapter, "probe_logits", fails)
     assert len(complete(loaded, PROMPTS, {}, LIMITS)) == len(PROMPTS)
+
+
+def test_without_memory_for_the_slots_prompts_are_completed_in_batches(loaded, monkeypatch):
+    loaded.inference = InferenceSettings("generate")
+    expected = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, references=REFERENCES)
+    next_tokens, calls, counts = slot_decoding.SlotDecoder.next_tokens, [], []
+
+    def out_of_memory(self, count):
+        calls.append(count)
+        if len(calls) == 3:  # some completions have ended
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return next_tokens(self, count)
+
+    monkeypatch.setattr(slot_decoding.SlotDecoder, "next_tokens", out_of_memory)
+    loaded.inference = InferenceSettings("slots")
+    assert complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, counts.append, REFERENCES) == expected
+    assert len(calls) == 3 and sum(counts) == len(PROMPTS)
+
+
+def test_without_memory_for_merging_the_adapter_stays_unmerged(tmp_path, monkeypatch):
+    model, failures = lora(tmp_path / "m", moved=True), []
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def out_of_memory(model):
+        failures.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(merged_adapter, "_try_merge", out_of_memory)
+    with merged_adapter.adapter_merged(model, True) as is_merged:
+        assert not is_merged and failures
+        assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())

@@ -10,7 +10,7 @@ from pipelines.report import analyse, json_report
 from tests.report.run_folder import demo_run
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {4: "6f4f36f4e7f02c943c958af6da733de120bb4f57fc07d3816f8fdfbcf191f5ad"}
+SCHEMAS = {5: "7affcdbedacf4f95e6d7c86a796445c8164aec1ad6cb9ec96a43692fa6d9b4f5"}
 """The SHA-256 of the schema per format_version: a change of the schema without a new version fails here."""
 
 

@@ -100,5 +100,5 @@ def test_out_of_memory_at_batch_size_1_is_an_error(make_job, monkeypatch):
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(FineTuneTrainer, "_backward_micro_batch", out_of_memory)
-    with pytest.raises(MachineError, match=r"out of memory at batch size 1 \(\d+ tokens\); use shorter rows"):
+    with pytest.raises(MachineError, match=r"out of memory during a training step with 1 row of \d+ tokens"):
         trained(make_job, "never", LORA)

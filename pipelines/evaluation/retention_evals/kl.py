@@ -23,10 +23,11 @@ from pipelines.scoring.metric import Unit
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.modeling import kl_divergence
+    from pipelines.modeling import kl_divergence, memory
 else:
     torch = lazy_import("torch")
     kl_divergence = lazy_import("pipelines.modeling.kl_divergence")
+    memory = lazy_import("pipelines.modeling.memory")
 
 MICRO_BATCH = 8
 """Sequences whose logits of both models are in memory at once."""
@@ -62,13 +63,18 @@ class KL(RetentionEval):
     def score(
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
-        means: list[float | None] = []
-        for batch in micro_batches(prepared.items, MICRO_BATCH):
+        def score_batch(batch: TokenSequences) -> list[float]:
             with torch.no_grad():
                 logits = loaded.logits(batch)
                 kl = kl_divergence.kl_divergence(reference_logits(batch), logits)
             # Read from the device at once. The mean is in fp64, which not every device has.
-            means += [float(token_kl.double().mean()) for token_kl in kl.cpu().split(batch.supervised_lengths)]
+            return [float(token_kl.double().mean()) for token_kl in kl.cpu().split(batch.supervised_lengths)]
+
+        means: list[float | None] = []
+        splitter = memory.split_tokens(f"retention eval {prepared.name}")
+        for batch in micro_batches(prepared.items, MICRO_BATCH):
+            for _, part_means in splitter.map(score_batch, batch):
+                means += part_means
         return means
 
 

@@ -31,8 +31,6 @@ else:
     packing = lazy_import("pipelines.modeling.packing")  # torch
     token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
 
-MICRO_BATCH = 8
-
 
 class ReplaySettings(StrategySettings):
     """General instructions with the starting model's own answers, mixed into the rows of the tasks."""
@@ -81,7 +79,6 @@ class Replay(Strategy):
             indices.append(self._next_index())
             self.token_debt -= self.rows.supervised_lengths[indices[-1]]
         self.current_rows = self.rows.select(indices)
-        self.loss_sums: dict[str, list[DeferredScalar]] = {"replay": [], "distill": []}
         return self.current_rows.num_supervised_tokens if self.train_on_rows else 0
 
     def _next_index(self) -> int:
@@ -95,7 +92,10 @@ class Replay(Strategy):
         return self._permutation[1][position]
 
     def losses_on_own_rows(self, loss_denominator: int) -> Iterator[torch.Tensor]:
-        batches = token_sequences.micro_batches(self.process_group.shard(self.current_rows), MICRO_BATCH)
+        # Here, since the trainer may request the losses again.
+        self.loss_sums: dict[str, list[DeferredScalar]] = {"replay": [], "distill": []}
+        own_rows = self.process_group.shard(self.current_rows)
+        batches = token_sequences.micro_batches(own_rows, self.micro_batch_size)
         for rows, is_real in self.process_group.lockstep_batches(batches, self.rows[0:1]):
             if self.distill is None or not self.distill.settings.weight:
                 if self.train_on_rows:

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from pipelines.forgetting import importance as importance_files
     from pipelines.forgetting import penalty
     from pipelines.forgetting.context import ForgettingContext
-    from pipelines.modeling import adapters, mixed_precision, packing, token_sequences
+    from pipelines.modeling import adapters, memory, mixed_precision, packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     torch = lazy_import("torch")
     importance_files = lazy_import("pipelines.forgetting.importance")  # torch
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
     adapters = lazy_import("pipelines.modeling.adapters")  # torch
+    memory = lazy_import("pipelines.modeling.memory")  # torch
     mixed_precision = lazy_import("pipelines.modeling.mixed_precision")  # torch
     packing = lazy_import("pipelines.modeling.packing")  # torch
     token_sequences = lazy_import("pipelines.modeling.token_sequences")  # numpy
@@ -193,10 +194,7 @@ class Si(PenaltyStrategy):
         scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision.autocast_dtype(device) == torch.float16)
         with track_activity("the importance of the weights for general text", num_steps, "steps") as activity:
             for batch in batches:
-                optimizer.zero_grad()
-                with mixed_precision.autocast(device):
-                    loss = packing.token_losses(self.model, batch).mean()
-                scaler.scale(loss).backward()
+                self._backward_mean_loss(batch, scaler, optimizer)
                 scaler.unscale_(optimizer)
                 gradients = [weight.grad for weight in weights if weight.grad is not None]
                 scale = scaler.get_scale()
@@ -206,6 +204,23 @@ class Si(PenaltyStrategy):
                     integral.update(gradients)
                 activity.advance(1)
         return integral
+
+    def _backward_mean_loss(
+        self, batch: TokenSequences, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Computes the gradient of the mean loss of `batch`, in smaller parts if memory runs out."""
+        num_tokens = batch.num_supervised_tokens
+
+        def accumulate(part_size: int) -> None:
+            optimizer.zero_grad()
+            for part in token_sequences.micro_batches(batch, part_size):
+                with mixed_precision.autocast(device):
+                    losses = packing.token_losses(self.model, part)
+                    loss = losses.mean() if len(part) == len(batch) else losses.sum() / num_tokens
+                scaler.scale(loss).backward()
+
+        device = next(self.model.parameters()).device
+        memory.halve_until_it_fits(accumulate, IMPORTANCE_BATCH, batch, "the measurement of si's importance")
 
     def _adapted_modules(self) -> Iterator[tuple[str, Any]]:
         modules = dict(self.model.named_modules())
