@@ -159,7 +159,7 @@ def run_operator(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     if target is not None:
         values["device"] = torch.device("cpu")
     cpu_args, cpu_kwargs = tree_map(_cpu_value, (tuple(args), values))
-    outputs = KERNELS.get(name, func)(*cpu_args, **cpu_kwargs)
+    outputs = KERNELS.get(str(func), func)(*cpu_args, **cpu_kwargs)
     if not is_on_device:
         return outputs
     is_view = any(output.alias_info and not output.alias_info.is_write for output in func._schema.returns)

@@ -79,6 +79,18 @@ def attention(
     return OneKernel.apply("attention", compute, query, key, value)
 
 
+_cpu_rms_norm = F.rms_norm
+
+
+def rms_norm(
+    hidden: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """`F.rms_norm`, for tensors on the device as one kernel."""
+    if not isinstance(hidden, PretendTensor) or weight is None:
+        return _cpu_rms_norm(hidden, shape, weight, eps)
+    return OneKernel.apply("rms_norm", lambda x, w: _cpu_rms_norm(x, shape, w, eps), hidden, weight)
+
+
 def _varlen_sequences(arguments: Sequence[Any]) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """For each sequence of variable-length attention its queries, its keys, and the mask [queries, keys]."""
     query_offsets, key_offsets, _, _, is_causal, _scale, window = arguments
@@ -176,11 +188,18 @@ _libraries: list[torch.library.Library] = []
 
 def install() -> None:
     """Adds the device to torch, for the rest of the process."""
-    KERNELS.update({"torch_attn::_varlen_attn": varlen_forward, "torch_attn::_varlen_attn_backward": varlen_backward})
+    KERNELS.update(
+        {
+            "torch_attn._varlen_attn.default": varlen_forward,
+            "torch_attn._varlen_attn_backward.default": varlen_backward,
+            "aten.mm.dtype": lambda left, right, dtype: left.to(dtype) @ right.to(dtype),
+        }
+    )
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(…, device="pretend") is a copy to the device
     torch.inference_mode = torch.no_grad  # type: ignore[misc]  # inference tensors cannot be wrapped
     F.scaled_dot_product_attention = attention
+    F.rms_norm = rms_norm
     torch.Tensor.pin_memory = _pin_memory  # type: ignore[method-assign]
     torch.Tensor.is_pinned = _is_pinned  # type: ignore[method-assign]
     # torch's optimizers and its clipping take their one-kernel versions for tensors of these types.

@@ -9,6 +9,7 @@ first in place (beta = 1), in the forward and the backward pass, as in Unsloth's
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class _FusedLora(torch.autograd.Function):
     ) -> torch.Tensor:
         cast_A, cast_B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         output = F.linear(x, weight, bias)
-        hidden = F.linear(x, cast_A)
-        output.addmm_(hidden, cast_B.t(), alpha=scaling)
+        hidden = _scaled_product(x, cast_A.t(), scaling)
+        output.addmm_(hidden, cast_B.t())
         ctx.save_for_backward(x, weight, hidden, cast_A, cast_B)
         ctx.scaling, ctx.dtypes = scaling, (lora_A.dtype, lora_B.dtype)
         return output
@@ -105,11 +106,34 @@ class _FusedLora(torch.autograd.Function):
         dtype_A, dtype_B = ctx.dtypes
         gradient_x = gradient_A = gradient_B = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
-            hidden_gradient = (gradient @ lora_B).mul_(ctx.scaling)
+            hidden_gradient = _scaled_product(gradient, lora_B, ctx.scaling)
         if ctx.needs_input_grad[0]:
             gradient_x = (gradient @ weight).addmm_(hidden_gradient, lora_A)
         if ctx.needs_input_grad[3]:
-            gradient_A = (hidden_gradient.t() @ x).to(dtype_A)
+            gradient_A = _product(hidden_gradient.t(), x, dtype_A)
         if ctx.needs_input_grad[4]:
-            gradient_B = (gradient.t() @ hidden).mul_(ctx.scaling).to(dtype_B)
+            gradient_B = _product(gradient.t(), hidden, dtype_B)
         return gradient_x, None, None, gradient_A, gradient_B, None
+
+
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling · left @ right in one kernel, which scales before it rounds."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scaling)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """left @ right in `dtype`: in one kernel, and rounded once, where the device can."""
+    if left.dtype != dtype and _has_products_in(dtype, left.dtype, left.device):
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+@cache
+def _has_products_in(dtype: torch.dtype, input_dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies matrices of `input_dtype` into one of `dtype`."""
+    matrix = torch.ones(16, 16, dtype=input_dtype, device=device)
+    try:
+        product = torch.mm(matrix, matrix, out_dtype=dtype)
+    except RuntimeError:
+        return False
+    return product.dtype == dtype and bool((product == 16).all())

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ludwig
 ROOT = Path(__file__).parents[2]
 MAX_WAITS = 2
 """Times the host may wait for the device in a training step."""
-MAX_KERNELS = 7_000
+MAX_KERNELS = 4_500
 """Kernels of a step on the rows of gpu_lora.yaml with 28 layers and LoRA on 7 matrices."""
 
 
