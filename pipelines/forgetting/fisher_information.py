@@ -79,8 +79,9 @@ def _lora_fisher(
             logits.backward(sampled_gradient(logits, generator))
             activity.advance(len(batch))
     num_supervised, num_tokens = sequences.num_supervised_tokens, sequences.num_tokens
+    # In place: Kronecker factors take more memory than the model.
     return {
-        name: FactoredImportance(moments.outputs[name] / num_supervised, moments.inputs[name] / num_tokens)
+        name: FactoredImportance(moments.outputs[name].div_(num_supervised), moments.inputs[name].div_(num_tokens))
         for name in pairs
     }
 
@@ -132,7 +133,10 @@ class _Moments:
         flat = values.float().reshape(-1, values.shape[-1])
         with torch.autocast(values.device.type, enabled=False):
             moment = flat.T @ flat if self.kronecker else flat.square().sum(dim=0)
-        sums[name] = sums[name] + moment if name in sums else moment
+        if name in sums:
+            sums[name] += moment
+        else:
+            sums[name] = moment
 
 
 def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
@@ -147,7 +151,7 @@ def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) 
 def _weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     weights = trainable_parameters(model)
-    sums = [torch.zeros_like(weight) for weight in weights]
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     generator = torch.Generator().manual_seed(seed)
     with _eval_mode(model), track_activity(ACTIVITY, len(sequences)) as activity:
         for index in range(len(sequences)):
@@ -155,9 +159,10 @@ def _weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int)
                 logits, _ = supervised_logits(model, sequences[index : index + 1])
             gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))
             for total, gradient in zip(sums, gradients, strict=True):
-                total.addcmul_(gradient, gradient)
+                total.addcmul_(gradient.float(), gradient.float())
+            del gradients, gradient, logits  # before the next gradients, which are as large as the model
             activity.advance(1)
-    return {name: total / sequences.num_supervised_tokens for name, total in zip(names, sums, strict=True)}
+    return {name: total.div_(sequences.num_supervised_tokens) for name, total in zip(names, sums, strict=True)}
 
 
 @contextlib.contextmanager

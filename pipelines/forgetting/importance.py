@@ -54,8 +54,13 @@ def load_importance(path: Path, model_fingerprint: str) -> Importance:
     return tensors
 
 
-def load_or_compute(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> Importance:
-    """Returns the importance in the file `path`, which is measured and written first if the file is missing."""
+def compute_if_missing(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> None:
+    """Measures an importance and writes it to the file `path`, unless the file exists."""
     if not path.exists():
         save_importance(path, measure(), model_fingerprint)
+
+
+def load_or_compute(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> Importance:
+    """Returns the importance in the file `path`, which is measured and written first if the file is missing."""
+    compute_if_missing(path, model_fingerprint, measure)
     return load_importance(path, model_fingerprint)

@@ -29,9 +29,6 @@ class FactoredImportance:
     output: torch.Tensor
     input: torch.Tensor
 
-    def to(self, device: torch.device) -> FactoredImportance:
-        return FactoredImportance(self.output.to(device), self.input.to(device))
-
 
 Importance = Mapping[str, torch.Tensor] | Mapping[str, FactoredImportance]
 """The importance of trained weights by their names, in their shapes; under LoRA of adapted matrices by module."""
@@ -161,11 +158,19 @@ def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, FactoredImportanc
     if importance is None:
         constant = torch.ones((), device=pairs[0].lora_B.device)
         return FactoredImportance(constant, constant)
-    factors = [importance[pair.module] for pair in pairs]
-    stacked = FactoredImportance(
-        torch.stack([factor.output for factor in factors]), torch.stack([factor.input for factor in factors])
+    factors, device = [importance[pair.module] for pair in pairs], pairs[0].lora_B.device
+    return FactoredImportance(
+        _stack_on([factor.output for factor in factors], device), _stack_on([factor.input for factor in factors], device)
     )
-    return stacked.to(pairs[0].lora_B.device)
+
+
+def _stack_on(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Returns torch.stack of the tensors on `device`, without a stack on their own device."""
+    first = tensors[0]
+    stacked = torch.empty((len(tensors), *first.shape), dtype=first.dtype, device=device)
+    for target, tensor in zip(stacked, tensors, strict=True):
+        target.copy_(tensor)
+    return stacked
 
 
 class ProximalQuadraticPenalty:

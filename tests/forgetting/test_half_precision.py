@@ -1,5 +1,6 @@
 """Every strategy trains in bf16 and fp16 as it does in fp32."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -8,8 +9,8 @@ import pytest
 
 from pipelines.storage.run_folder import Run
 from tests.emulated_precision import DTYPES, emulated_precision
-from tests.forgetting.continual_jobs import write_rows
-from tests.jobs import LORA, run_training
+from tests.forgetting.continual_jobs import run_second_job, write_rows, write_second_job
+from tests.jobs import LORA, run, run_training
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.ludwig
@@ -31,7 +32,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def general_rows(tmp_path, monkeypatch):
     """A dozen short rows in place of the bundled files, and a cache of the test's own."""
     monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
@@ -41,8 +42,8 @@ def general_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.forgetting.context.bundled_file", lambda name: tmp_path / "bundled" / name)
 
 
-def history(run):
-    return json.loads(run.path("model", "training.json").read_text())
+def history(run_folder):
+    return json.loads(run_folder.path("model", "training.json").read_text())
 
 
 def numbers(value):
@@ -61,19 +62,35 @@ def assert_close(actual, expected, key):
 
 
 @pytest.mark.parametrize(("strategy", "adapter"), CASES)
-def test_losses_are_those_of_fp32(make_job, tmp_path, strategy, adapter):
+def test_losses_are_those_of_fp32(make_job, general_rows, tmp_path, strategy, adapter):
     make_model(tmp_path / "teacher", seed=5)
     settings = {"forgetting": STRATEGIES[strategy], "optimizer": {"type": "adamw"}, "learning_rate": 0.002}
-    job, run, base = make_job(LORA if adapter == "lora" else None, **settings)
-    run_training(job, run, base)
-    expected = history(run)
+    job, full, base = make_job(LORA if adapter == "lora" else None, **settings)
+    run_training(job, full, base)
+    expected = history(full)
     for name, dtype in DTYPES.items():
         # The fp32 run's own general answers are kept: near a tie, half precision generates other tokens.
         shutil.rmtree(tmp_path / "cache" / "importance", ignore_errors=True)
-        half = Run(run.folder.with_name(name))
-        shutil.copytree(run.path("data"), half.path("data"))
+        half = Run(full.folder.with_name(name))
+        shutil.copytree(full.path("data"), half.path("data"))
         with emulated_precision(dtype):
             run_training(job, half, base)
         for key in ("train_loss", "validation_loss", "forgetting"):
             assert_close(history(half), expected, key)
         assert "skipped_steps" not in history(half)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_job_that_continues_an_earlier_one(project_with_evals, dtype):
+    """The adapter of the first run is merged into its base in half precision; its tasks are evaluated and protected."""
+    write_second_job(strategy="replay+distill+ewc+si")
+    losses = {}
+    for name, precision in (("fp32", contextlib.nullcontext()), ("half", emulated_precision(dtype))):
+        shutil.rmtree("cache/importance", ignore_errors=True)
+        with precision:
+            run("one")
+            second = run_second_job(name)
+        losses[name] = history(second)
+        shutil.rmtree("runs/one")
+    for key in ("train_loss", "forgetting"):
+        assert_close(losses["half"], losses["fp32"], key)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
+from tests.emulated_precision import DTYPES
 from tests.jobs import LORA
+from tests.training.two_processes import precision_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +44,13 @@ CASES = {
             "evals": {"t": {"kind": "text_nll", "data": "passages.jsonl"}},
         },
     },
+    "lora-fsdp-bf16": {
+        "adapter": LORA,
+        "backend": {"type": "ray", "trainer": {"fsdp": "frozen"}},
+        "forgetting": "replay+distill+ewc",
+        "learning_rate": 0.003,
+    },
+    "full-bf16": {"adapter": None, "forgetting": "replay+ewc", "learning_rate": 0.003},
     "full-strategies": {"adapter": None, "forgetting": "replay+distill+l2sp", "learning_rate": 0.001},
 }
 
@@ -68,7 +77,8 @@ def test_two_processes_give_the_weights_of_one(make_job, tmp_path, monkeypatch):
         run.path("retention", "base.jsonl").write_text('{"eval": "t", "kind": "text", "item": 1, "score": 4.0}\n')
         for part in ("data", "retention"):
             shutil.copytree(run.path(part), folder / "run" / part)
-        train(job, run, base, lambda done, total, loss: None)
+        with precision_of(name):
+            train(job, run, base, lambda done, total, loss: None)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.two_processes"]
     finished = subprocess.run(
         [sys.executable, "-m", *launcher, *map(str, folders.values())],
@@ -84,21 +94,24 @@ def test_two_processes_give_the_weights_of_one(make_job, tmp_path, monkeypatch):
 
 def assert_same_training(folder, expected_folder, file, case):
     weights, expected_weights = load_file(folder / file), load_file(expected_folder / file)
+    # In half precision the rounding depends on the rows of a micro-batch, which differ.
+    is_half = case.rpartition("-")[2] in DTYPES
+    tolerance = 3e-3 if is_half else 1e-5
     assert weights.keys() == expected_weights.keys()
     for name, expected_weight in expected_weights.items():
         torch.testing.assert_close(
             weights[name],
             expected_weight,
-            atol=1e-5,
-            rtol=1e-5,
+            atol=tolerance,
+            rtol=tolerance,
             msg=lambda text, location=f"{case} {name}": f"{location}: {text}",
         )
     actual, expected = history(folder), history(expected_folder)
     for split in ("train_loss", "validation_loss"):
-        assert losses(actual[split]) == pytest.approx(losses(expected[split]), abs=1e-5)
+        assert losses(actual[split]) == pytest.approx(losses(expected[split]), abs=10 * tolerance if is_half else 1e-5)
     for key in ("rows", "supervised_tokens", "best_step"):
         assert actual[key] == expected[key]
     for record, expected_record in zip(actual.get("retention", []), expected.get("retention", []), strict=True):
         assert record["scores"] == pytest.approx(expected_record["scores"], abs=1e-5)
     for record, expected_record in zip(actual.get("forgetting", []), expected.get("forgetting", []), strict=True):
-        assert record == pytest.approx(expected_record, rel=1e-3, abs=1e-5)
+        assert record == pytest.approx(expected_record, rel=0.05 if is_half else 1e-3, abs=tolerance)

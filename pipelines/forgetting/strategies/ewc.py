@@ -26,13 +26,16 @@ from pipelines.registry import lazy_import
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.forgetting import fisher_information, importance, penalty
+    from pipelines.forgetting import fisher_information, importance, memory_estimate, penalty
     from pipelines.forgetting.context import ForgettingContext
+    from pipelines.modeling import adapters
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     fisher_information = lazy_import("pipelines.forgetting.fisher_information")  # torch
     importance = lazy_import("pipelines.forgetting.importance")  # torch
+    memory_estimate = lazy_import("pipelines.forgetting.memory_estimate")  # torch
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
+    adapters = lazy_import("pipelines.modeling.adapters")  # torch
 
 
 class EwcSettings(StrategySettings):
@@ -91,15 +94,32 @@ class Ewc(PenaltyStrategy):
         self.penalties = penalty.PenaltySet(self.name, model, optimizer)
         if not self.settings.weight:
             return
+        self._check_memory(model)
         measure = self._measure_lora if self.penalties.has_lora else self._measure_weights
-        fisher_of_texts = [
-            importance.load_or_compute(
+        for text in self.texts:
+            importance.compute_if_missing(
                 text.fisher_file, self.model_fingerprint, partial(measure, model, text.sequences)
             )
-            for text in self.texts
-        ]
-        for text, text_fisher in zip(self.texts, fisher_of_texts, strict=True):
+        # After all measurements, and one at a time: each may be as large as the model.
+        for text in self.texts:
+            text_fisher = importance.load_importance(text.fisher_file, self.model_fingerprint)
             self.penalties.add(self.settings.weight * text.factor, text_fisher)
+
+    def _check_memory(self, model: torch.nn.Module) -> None:
+        """Raises MachineError if the Fisher information does not fit into memory."""
+        is_measured = all(text.fisher_file.exists() for text in self.texts)
+        weights = adapters.trainable_parameters(model)
+        if not self.penalties.has_lora:
+            need = memory_estimate.diagonal_fisher(weights, len(self.texts), is_measured=is_measured)
+            subject, advice = "ewc without an adapter", "use an adapter, or replay+distill"
+        elif self.settings.fisher == "kronecker":
+            pairs = list(penalty.lora_pairs(model))
+            need = memory_estimate.kronecker_factors(pairs, len(self.texts), is_measured=is_measured)
+            subject = f"fisher: kronecker, with factors of {len(pairs)} matrices,"
+            advice = "write fisher: factored, or name fewer adapter.target_modules"
+        else:
+            return
+        need.check(f"pipeline.forgetting.ewc: {subject}", advice, weights[0].device)
 
     def _measure_lora(self, model: torch.nn.Module, sequences: TokenSequences) -> penalty.Importance:
         return fisher_information.lora_fisher(

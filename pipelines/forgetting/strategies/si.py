@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.forgetting import importance as importance_files
-    from pipelines.forgetting import penalty
+    from pipelines.forgetting import memory_estimate, penalty
     from pipelines.forgetting.context import ForgettingContext
     from pipelines.modeling import adapters, memory, mixed_precision, packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     torch = lazy_import("torch")
     importance_files = lazy_import("pipelines.forgetting.importance")  # torch
+    memory_estimate = lazy_import("pipelines.forgetting.memory_estimate")  # torch
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
     adapters = lazy_import("pipelines.modeling.adapters")  # torch
     memory = lazy_import("pipelines.modeling.memory")  # torch
@@ -155,6 +156,7 @@ class Si(PenaltyStrategy):
         self.pairs = [pair for pair in penalty.trained_pairs(model) if pair.lora_A.requires_grad]
         self.penalties = penalty.PenaltySet(self.name, model, optimizer)
         if self.settings.weight:
+            self._check_memory()
             importances = [
                 importance_files.load_or_compute(self.files.general, self.model_fingerprint, self._measure_importance)
             ]
@@ -165,6 +167,19 @@ class Si(PenaltyStrategy):
                     2 * self.settings.weight, importance
                 )  # a quadratic penalty has a factor ½, SI has none
         self.path = PathIntegral(adapters.trainable_parameters(model))
+
+    def _check_memory(self) -> None:
+        """Raises MachineError if the measurement or the penalties do not fit into memory."""
+        trained = adapters.trainable_parameters(self.model)
+        need = memory_estimate.path_integral(
+            trained,
+            [weight for _, weight in self._anchored_weights()],
+            num_penalties=1 if self.files.earlier is None else 2,
+            has_lora=bool(self.pairs),
+            is_measured=self.files.general.exists(),
+        )
+        advice = "use ewc, or name fewer adapter.target_modules" if self.pairs else "use an adapter, or replay+distill"
+        need.check("pipeline.forgetting.si, which trains the base weights temporarily,", advice, trained[0].device)
 
     def _measure_importance(self) -> penalty.Importance:
         """Trains the anchored weights for a few steps on general text and restores them."""
