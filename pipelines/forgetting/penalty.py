@@ -160,7 +160,8 @@ def _stack(pairs: Sequence[LoraPair], importance: Mapping[str, FactoredImportanc
         return FactoredImportance(constant, constant)
     factors, device = [importance[pair.module] for pair in pairs], pairs[0].lora_B.device
     return FactoredImportance(
-        _stack_on([factor.output for factor in factors], device), _stack_on([factor.input for factor in factors], device)
+        _stack_on([factor.output for factor in factors], device),
+        _stack_on([factor.input for factor in factors], device),
     )
 
 
