@@ -2,6 +2,7 @@
 CONFIG ?= ludwig_configs/quickstart.yaml
 NAME   ?= $(basename $(notdir $(CONFIG)))
 ARGS   ?=
+PART   ?= 1 2 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -10,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune report compare sweep predict test test-unit lint benchmark fault-injection clean
+.PHONY: help setup check preview finetune report compare sweep predict test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,10 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 	@$(BIN)/python -m tests.benchmarks.preparation
 	@$(BIN)/python -m tests.benchmarks.workers
 	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
+
+gpu-acceptance: $(READY) ## what only a GPU can show, in three parts of up to 4 minutes: PART=1 runs one (docs/gpu/README.md)
+	@$(BIN)/python -m uv pip install -q --python $(BIN)/python "trl>=1,<2" "bitsandbytes>=0.45,<1" "liger-kernel>=0.8,<1"
+	@failed=; for part in $(PART); do $(BIN)/python -m tests.gpu_acceptance --part $$part $(ARGS) || failed=1; done; [ -z "$$failed" ]
 
 fault-injection: $(READY) ## kill runs at random times and make every write fail once; each must end with the same result
 	@$(BIN)/python -m tests.fault_injection --kills 100

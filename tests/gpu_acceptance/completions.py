@@ -1,0 +1,165 @@
+"""Completions against transformers' `generate`, and the evaluation pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
+from pipelines.modeling.loading import load_causal_lm
+from pipelines.modeling.packing import sequence_mean_losses
+from tests.gpu_acceptance.attention import long_rows, short_rows
+from tests.gpu_acceptance.kernels import fused_model
+from tests.gpu_acceptance.models import saved_model
+from tests.gpu_acceptance.registry import Context, Measurements, at_least, check
+from tests.gpu_acceptance.results import free_memory
+
+PROMPTS, NEW_TOKENS, SINGLE_PROMPTS = 128, 64, 4
+GREEDY = {"do_sample": False}
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Token ids of 35 to 90 random tokens."""
+    return [[int(token) for token in ids] for ids in short_rows(count).input_ids]
+
+
+def sizes(context: Context) -> tuple[int, int]:
+    """The number of prompts and of new tokens."""
+    return (PROMPTS, NEW_TOKENS) if context.is_gpu else (8, 8)
+
+
+def seconds_of(work: Any, context: Context) -> float:
+    started = time.perf_counter()
+    work()
+    if context.is_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def generate_seconds(folder: Path, context: Context, batch: int) -> tuple[float, list[list[int]]]:
+    """Seconds per prompt of transformers' greedy `generate` in batches of `batch` (1: on SINGLE_PROMPTS prompts only),
+    and the tokens of the first prompts."""
+    count, new_tokens = sizes(context)
+    dtype = torch.bfloat16 if context.is_gpu else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(context.device).eval()
+    rows = prompts(count)[: SINGLE_PROMPTS if batch == 1 else count]
+    generated: list[list[int]] = []
+
+    def generate(part: list[list[int]], new: int) -> None:
+        width = max(map(len, part))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in part], device=context.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=context.device)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                pad_token_id=0,
+            )
+        generated.extend(output[:, width:].tolist())
+
+    generate(rows[:batch], 2)  # warm-up
+    generated.clear()
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    seconds = seconds_of(lambda: [generate(part, new_tokens) for part in parts], context)
+    return seconds / len(rows), generated
+
+
+def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> tuple[float, list[str]]:
+    """Seconds per prompt of `complete` on a loaded model, after a warm-up of the same shape, and the texts."""
+    count, new_tokens = sizes(context)
+    prompt_format = PromptFormat.from_folder(folder, False)
+    loaded = LoadedModel(model, prompt_format, settings)
+    rows, texts = prompts(count), []
+
+    def run() -> None:
+        texts[:] = [item.text for item in complete(loaded, rows, GREEDY, [new_tokens] * len(rows))]
+
+    run()
+    return seconds_of(run, context) / len(rows), texts
+
+
+SETTINGS = {
+    "default": InferenceSettings(),
+    "generate": InferenceSettings(decoding="generate", merge_adapter=False),
+    "unmerged": InferenceSettings(merge_adapter=False),
+    "merged": InferenceSettings(merge_adapter=True),
+}
+
+
+def measure_completions(name: str, context: Context) -> Measurements:
+    """Milliseconds per prompt by engine, and the ratios."""
+    folder = saved_model(name, context)
+    measured: Measurements = {}
+    batched, expected = generate_seconds(folder, context, batch=sizes(context)[0])
+    single, _ = generate_seconds(folder, context, batch=1)
+    measured |= {"generate_batched_ms": 1e3 * batched, "generate_single_ms": 1e3 * single}
+    free_memory()
+    model = load_causal_lm(folder, allow_bf16=True)
+    seconds, texts = alfine_seconds(model, folder, context, InferenceSettings())
+    tokenizer = PromptFormat.from_folder(folder, False).tokenizer
+    decoded = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected]
+    same = sum(a[:4] == b[:4] for a, b in zip(texts, decoded, strict=True)) / len(decoded)
+    measured |= {"base_ms": 1e3 * seconds, "same_beginning_as_generate": same}
+    context.record(f"{name} base", measured)
+    del model
+    free_memory()
+    adapted = fused_model(folder).eval()
+    for label, settings in SETTINGS.items():
+        if label == "generate" and context.seconds_left < 60:
+            continue
+        measured[f"adapter_{label}_ms"] = 1e3 * alfine_seconds(adapted, folder, context, settings)[0]
+        context.record(f"{name} adapter {label}", {"ms_per_prompt": measured[f"adapter_{label}_ms"]})
+    measured |= {"times_single": single / seconds, "times_batched": batched / seconds}
+    return measured
+
+
+@check(3, 45, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("base_ms", 0.0, portable=True))
+def completions_1_5b(context: Context) -> Measurements:
+    """128 prompts × 64 greedy tokens on 1.5B: milliseconds per prompt of alfine (with an adapter: merged or not), of
+    transformers' `generate` in one batch, and one prompt at a time (4 prompts, scaled); of vLLM where it is installed."""
+    measured = measure_completions("1.5b", context)
+    if importlib.util.find_spec("vllm") and context.is_gpu:
+        measured["vllm_ms"] = _vllm_seconds(saved_model("1.5b", context), context) * 1e3
+    return measured
+
+
+@check(3, 35, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("base_ms", 0.0, portable=True))
+def completions_135m(context: Context) -> Measurements:
+    """The same on 135M."""
+    return measure_completions("135m", context)
+
+
+def _vllm_seconds(folder: Path, context: Context) -> float:
+    from vllm import LLM, SamplingParams  # optional package
+
+    count, new_tokens = sizes(context)
+    engine = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=0.5)
+    parameters = SamplingParams(temperature=0.0, max_tokens=new_tokens, min_tokens=new_tokens)
+    rows = [{"prompt_token_ids": row} for row in prompts(count)]
+    engine.generate(rows, parameters)
+    return seconds_of(lambda: engine.generate(rows, parameters), context) / count
+
+
+@check(3, 10, at_least("tokens_per_second_short", 1.0, portable=True))
+def evaluation_pass(context: Context) -> Measurements:
+    """Losses of references without gradients on 1.5B (validation, retention evals): tokens per second on rows of about
+    60 tokens with a common beginning, and on rows of 2,048 tokens."""
+    model = load_causal_lm(saved_model("1.5b", context), allow_bf16=True).eval()
+    batches = {"short": short_rows(512), "2048": long_rows(16, 2048)}
+    if not context.is_gpu:
+        batches = {"short": short_rows(8)}
+    measured: Measurements = {}
+    for name, rows in batches.items():
+        list(sequence_mean_losses(model, rows[:4]))
+        seconds = seconds_of(lambda rows=rows: list(sequence_mean_losses(model, rows)), context)
+        measured[f"tokens_per_second_{name}"] = rows.num_tokens / seconds
+    return measured
