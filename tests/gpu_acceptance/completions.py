@@ -7,13 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
+from pipelines.evaluation.slot_decoding import decode_greedy
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import sequence_mean_losses
+from pipelines.modeling.token_sequences import TokenSequences
 from tests.gpu_acceptance.attention import long_rows, short_rows
 from tests.gpu_acceptance.kernels import fused_model
 from tests.gpu_acceptance.models import saved_model
@@ -42,49 +45,60 @@ def seconds_of(work: Any, context: Context) -> float:
     return time.perf_counter() - started
 
 
-def generate_seconds(folder: Path, context: Context, batch: int) -> tuple[float, list[list[int]]]:
-    """Seconds per prompt of transformers' greedy `generate` in batches of `batch` (1: on SINGLE_PROMPTS prompts only),
-    and the tokens of the first prompts."""
+def generate_tokens(model: Any, rows: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """Greedy tokens of transformers' `generate` for prompts in one left-padded batch."""
+    width, device = max(map(len, rows)), next(model.parameters()).device
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    limits = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    with torch.inference_mode():
+        output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **limits)
+    return list(output[:, width:].tolist())
+
+
+def generate_seconds(folder: Path, context: Context, batch: int) -> float:
+    """Seconds per prompt of transformers' `generate` in batches of `batch` (1: on SINGLE_PROMPTS prompts only)."""
     count, new_tokens = sizes(context)
     dtype = torch.bfloat16 if context.is_gpu else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(context.device).eval()
     rows = prompts(count)[: SINGLE_PROMPTS if batch == 1 else count]
-    generated: list[list[int]] = []
-
-    def generate(part: list[list[int]], new: int) -> None:
-        width = max(map(len, part))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in part], device=context.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=context.device)
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=new,
-                min_new_tokens=new,
-                pad_token_id=0,
-            )
-        generated.extend(output[:, width:].tolist())
-
-    generate(rows[:batch], 2)  # warm-up
-    generated.clear()
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    seconds = seconds_of(lambda: [generate(part, new_tokens) for part in parts], context)
-    return seconds / len(rows), generated
-
-
-def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> tuple[float, list[str]]:
-    """Seconds per prompt of `complete` on a loaded model, after a warm-up of the same shape, and the texts."""
-    count, new_tokens = sizes(context)
-    prompt_format = PromptFormat.from_folder(folder, False)
-    loaded = LoadedModel(model, prompt_format, settings)
-    rows, texts = prompts(count), []
+    generate_tokens(model, rows[:batch], 2)  # warm-up
 
     def run() -> None:
-        texts[:] = [item.text for item in complete(loaded, rows, GREEDY, [new_tokens] * len(rows))]
+        for start in range(0, len(rows), batch):
+            generate_tokens(model, rows[start : start + batch], new_tokens)
+
+    return seconds_of(run, context) / len(rows)
+
+
+def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> float:
+    """Seconds per prompt of `complete` on a loaded model, after a warm-up of the same shape."""
+    count, new_tokens = sizes(context)
+    loaded = LoadedModel(model, PromptFormat.from_folder(folder, False), settings)
+    rows = prompts(count)
+
+    def run() -> None:
+        complete(loaded, rows, GREEDY, [new_tokens] * len(rows))
 
     run()
-    return seconds_of(run, context) / len(rows), texts
+    return seconds_of(run, context) / len(rows)
+
+
+@check(1, 10, at_least("same_completions", 0.95, portable=True))
+def greedy_decoding(context: Context) -> Measurements:
+    """Greedy completions in slots (on a GPU, as a CUDA graph) against transformers' `generate`, both in fp32: the
+    fraction of 40 prompts with the same 16 tokens."""
+    folder = saved_model("small", context)
+    rows, new_tokens = prompts(40 if context.is_gpu else 6), 16
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(context.device).eval()
+    expected = generate_tokens(plain, rows, new_tokens)
+    sequences = TokenSequences.supervised_from([np.asarray(row) for row in rows], list(map(len, rows)))
+    model = load_causal_lm(folder, allow_bf16=False)
+    actual, _ = decode_greedy(model, sequences, [new_tokens] * len(rows), [], use_graph=context.is_gpu)
+    return {
+        "same_completions": sum(a == b for a, b in zip(actual, expected, strict=True)) / len(rows),
+        "different_tokens": len({token for row in expected for token in row}),
+    }
 
 
 SETTINGS = {
@@ -99,16 +113,13 @@ def measure_completions(name: str, context: Context) -> Measurements:
     """Milliseconds per prompt by engine, and the ratios."""
     folder = saved_model(name, context)
     measured: Measurements = {}
-    batched, expected = generate_seconds(folder, context, batch=sizes(context)[0])
-    single, _ = generate_seconds(folder, context, batch=1)
+    batched = generate_seconds(folder, context, batch=sizes(context)[0])
+    single = generate_seconds(folder, context, batch=1)
     measured |= {"generate_batched_ms": 1e3 * batched, "generate_single_ms": 1e3 * single}
     free_memory()
     model = load_causal_lm(folder, allow_bf16=True)
-    seconds, texts = alfine_seconds(model, folder, context, InferenceSettings())
-    tokenizer = PromptFormat.from_folder(folder, False).tokenizer
-    decoded = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected]
-    same = sum(a[:4] == b[:4] for a, b in zip(texts, decoded, strict=True)) / len(decoded)
-    measured |= {"base_ms": 1e3 * seconds, "same_beginning_as_generate": same}
+    seconds = alfine_seconds(model, folder, context, InferenceSettings())
+    measured["base_ms"] = 1e3 * seconds
     context.record(f"{name} base", measured)
     del model
     free_memory()
@@ -116,7 +127,7 @@ def measure_completions(name: str, context: Context) -> Measurements:
     for label, settings in SETTINGS.items():
         if label == "generate" and context.seconds_left < 60:
             continue
-        measured[f"adapter_{label}_ms"] = 1e3 * alfine_seconds(adapted, folder, context, settings)[0]
+        measured[f"adapter_{label}_ms"] = 1e3 * alfine_seconds(adapted, folder, context, settings)
         context.record(f"{name} adapter {label}", {"ms_per_prompt": measured[f"adapter_{label}_ms"]})
     measured |= {"times_single": single / seconds, "times_batched": batched / seconds}
     return measured

@@ -120,14 +120,13 @@ def trl(model: Path, folder: Path, pairs: list[Pair], workload: Workload, rows: 
         gradient_accumulation_steps=workload.rows // rows,
         num_train_epochs=1,
         learning_rate=RATE,
-        max_length=MAX_LENGTH,
         logging_strategy="no",
         save_strategy="no",
         report_to=[],
         bf16=cuda,
         use_cpu=not cuda,
         gradient_checkpointing=False,
-        **settings,
+        **{"max_length": MAX_LENGTH, **settings},
     )
     dtype = torch.bfloat16 if cuda else torch.float32
     trainer = SFTTrainer(
@@ -147,7 +146,18 @@ def trl_liger(*arguments: Any) -> StepClock:
     return trl(*arguments, use_liger_kernel=True)
 
 
-ENGINES: dict[str, Callable[..., StepClock]] = {"alfine": alfine, "trl": trl, "trl_liger": trl_liger, "ludwig": ludwig}
+def trl_padding_free(*arguments: Any) -> StepClock:
+    """TRL with the rows of a pass in one sequence. transformers keeps them apart by a mask from their positions."""
+    return trl(*arguments, padding_free=True, max_length=None)
+
+
+ENGINES: dict[str, Callable[..., StepClock]] = {
+    "alfine": alfine,
+    "trl": trl,
+    "trl_liger": trl_liger,
+    "trl_padding_free": trl_padding_free,
+    "ludwig": ludwig,
+}
 
 
 def import_packages(engine: str) -> None:

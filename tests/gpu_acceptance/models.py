@@ -68,11 +68,18 @@ TINY = {
 ALL_MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def byte_tokenizer() -> Any:
+    """A tokenizer of bytes with a BOS token, which stock Ludwig requires; nothing adds it to a text."""
+    tokenizer = make_tokenizer("pad_is_eos")
+    tokenizer.bos_token = "<bos>"
+    return tokenizer
+
+
 def model_config(name: str, context: Context) -> PretrainedConfig:
     """The config of a shape: Llama for `135m`, else Qwen2."""
     values = SHAPES[name] if context.is_gpu else TINY
-    tokenizer = make_tokenizer("pad_is_eos")
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": None}
+    tokenizer = byte_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": None}
     return (LlamaConfig if name == "135m" else Qwen2Config)(**values, **ids, use_cache=True)
 
 
@@ -101,7 +108,7 @@ def saved_model(name: str, context: Context, seed: int = 0) -> Path:
     dtype = torch.float32 if name == "small" or not context.is_gpu else torch.bfloat16
     model = random_model(model_config(name, context), context.device, dtype, seed)
     model.save_pretrained(folder, max_shard_size="20GB")
-    make_tokenizer("pad_is_eos").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     (folder / "complete").touch()
     del model
     if context.is_gpu:
