@@ -17,11 +17,14 @@ def main() -> None:
     parser.add_argument("--part", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("gpu_acceptance"), help="the folder of the results")
-    parser.add_argument("--seconds", type=float, default=220.0, help="checks that no longer fit are skipped")
+    parser.add_argument(
+        "--seconds", type=float, help="checks that no longer fit are skipped (default 220; no limit on a CPU)"
+    )
     parser.add_argument("--checks", help="only these checks, separated by commas")
     parser.add_argument("--work", type=Path, help="scratch folder; its models are used again")
     parser.add_argument("--after", help="only the checks after this one (used after an error that disables the GPU)")
     args = parser.parse_args()
+    args.seconds = args.seconds or (220.0 if args.device == "cuda" else 3600.0)
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     work = (args.work or Path(tempfile.mkdtemp(prefix="gpu_acceptance_"))).resolve()
