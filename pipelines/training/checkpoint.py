@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
 from pipelines.modeling.adapters import trainable_parameters
+from pipelines.modeling.memory import release_cached_memory
 from pipelines.storage.files import atomic_write, save_tensors
 from pipelines.training.optimizers import load_optimizer_state
 
@@ -84,7 +85,7 @@ class SafetensorsCheckpoint(Checkpoint):
             "components": component_state,
             "tracker": self.tracker and _tracker_to_json(self.tracker),
         }
-        cpu_tensors = {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
+        cpu_tensors = {name: _copy_to_cpu(tensor) for name, tensor in tensors.items()}
         path = Path(save_path)
         with atomic_write(path) as staging_path:
             save_tensors(cpu_tensors, {"state": json.dumps(state), "sha256": _checksum(cpu_tensors)}, staging_path)
@@ -141,7 +142,20 @@ class SafetensorsCheckpoint(Checkpoint):
         return True
 
     def get_state_for_inference(self, save_path: str, device: torch.device | None = None) -> Mapping[str, Any]:
-        return _with_prefix(load_file(save_path, device=str(device or "cpu")), WEIGHTS)
+        """Restores the weights of a checkpoint and returns them, as the model's own parameters.
+
+        Ludwig calls this at the end of the training. The optimizer's state is not read, and the one in memory, which is
+        no longer needed, is dropped: on the device of the model nothing is allocated.
+        """
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        release_cached_memory()
+        trained = self._trained()
+        with safe_open(save_path, framework="pt") as file, torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(file.get_tensor(WEIGHTS + name))
+        return trained
 
     def _trained(self) -> dict[str, torch.Tensor]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -158,6 +172,11 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if _checksum(tensors) != metadata.get("sha256"):
         raise CorruptCheckpointError("checksum mismatch")
     return state, tensors
+
+
+def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a contiguous copy, which shares no memory with other tensors. Nothing is allocated on a GPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

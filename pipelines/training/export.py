@@ -14,6 +14,7 @@ from pipelines.console.activity import track_activity
 from pipelines.forgetting.context import ForgettingContext
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.base_models import load_tokenizer
+from pipelines.modeling.memory import release_cached_memory
 from pipelines.storage.files import write_json
 from pipelines.training.ludwig_model import FineTunedLLM
 from pipelines.training.model_card import write_model_card
@@ -28,9 +29,18 @@ def export_model(
     """
     with track_activity("saving the model"):
         _save_trained_model(llm, context, history, folder)
+    if any(type(strategy).transform_weights is not Strategy.transform_weights for strategy in strategies):
+        _move_off_gpu(llm)
     for strategy in strategies:
         history |= strategy.transform_weights(folder)
     write_json(folder / "training.json", history)
+
+
+def _move_off_gpu(llm: FineTunedLLM) -> None:
+    """Makes room on the GPU for models that a strategy loads. A quantized model, which is small, stays there."""
+    if next(llm.model.parameters()).device.type != "cpu" and not getattr(llm.model, "is_quantized", False):
+        llm.model.to("cpu")
+        release_cached_memory()
 
 
 def _save_trained_model(llm: FineTunedLLM, context: ForgettingContext, history: dict[str, Any], folder: Path) -> None:

@@ -93,4 +93,4 @@ class RetentionCallback:
 
     def _keep_weights(self, model: torch.nn.Module) -> None:
         if self.max_regression:
-            self.last_good_weights = [weight.detach().clone() for weight in trainable_parameters(model)]
+            self.last_good_weights = [weight.detach().to("cpu", copy=True) for weight in trainable_parameters(model)]

@@ -48,6 +48,8 @@ def train(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCal
 
         with memory.machine_error_on_out_of_memory("the training"):
             train_and_export(job, run, starting_model_folder, progress)
+        if memory.current_device().type != "cpu":
+            memory.release_cached_memory()  # Ludwig's objects are in reference cycles
 
 
 @contextlib.contextmanager

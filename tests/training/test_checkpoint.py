@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pipelines.training.checkpoint import (
     CorruptCheckpointError,
     SafetensorsCheckpoint,
+    _copy_to_cpu,
     _insert_tensors,
     _separate_tensors,
 )
@@ -64,3 +66,49 @@ def test_nested_states_keep_their_structure():
 def test_a_state_that_cannot_be_restored_is_not_saved(values):
     with pytest.raises(TypeError):
         _separate_tensors({0: values}, "optimizer/", {})
+
+
+def test_weights_for_inference_are_restored_in_place_without_the_optimizer(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint("b")
+    weights = dict(checkpoint.model.named_parameters())
+    optimizer = checkpoint.optimizer = torch.optim.AdamW([weights["a.weight"], weights["a.bias"]])
+    for name in ("a.weight", "a.bias"):
+        weights[name].grad = torch.ones_like(weights[name])
+    optimizer.step()
+    expected = {name: weight.detach().clone() for name, weight in weights.items()}
+    checkpoint.save(str(tmp_path / "best.ckpt"), 3)
+    optimizer.step()
+    addresses = {name: weight.data_ptr() for name, weight in weights.items()}
+    read = []
+
+    class Reader:
+        """Records the names of the tensors that are read."""
+
+        def __init__(self, path, **arguments):
+            self.file = safe_open(path, **arguments)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def get_tensor(self, name):
+            assert not optimizer.state  # its memory is free before anything is read
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr("pipelines.training.checkpoint.safe_open", Reader)
+    restored = checkpoint.get_state_for_inference(str(tmp_path / "best.ckpt"), torch.device("cpu"))
+    assert read == ["weights/a.weight", "weights/a.bias"] and list(restored) == ["a.weight", "a.bias"]
+    for name, weight in checkpoint.model.named_parameters():
+        assert torch.equal(weight, expected[name]) and weight.data_ptr() == addresses[name] and weight.grad is None
+        assert name not in restored or restored[name] is weight
+
+
+def test_tied_and_transposed_tensors_are_copied_to_the_cpu():
+    tensor = torch.arange(6.0).reshape(2, 3)
+    copy = _copy_to_cpu(tensor.T)
+    assert copy.is_contiguous() and torch.equal(copy, tensor.T)
+    assert _copy_to_cpu(tensor).data_ptr() != tensor.data_ptr()

@@ -25,7 +25,11 @@ def run_steps(monkeypatch):
     def run(max_regression, scores):
         model = torch.nn.Linear(1, 1, bias=False)
         trainer = SimpleNamespace(
-            model=SimpleNamespace(model=model), process_group=ProcessGroup(), history={}, total_steps=99
+            model=SimpleNamespace(model=model),
+            device=torch.device("cpu"),
+            process_group=ProcessGroup(),
+            history={},
+            total_steps=99,
         )
         trainer.stop_after = lambda step: FineTuneTrainer.stop_after(trainer, step)
         callback = RetentionCallback(EVALS, None, 2, max_regression, BASE_MEANS)

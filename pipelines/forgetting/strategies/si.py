@@ -92,10 +92,10 @@ class PathIntegral:
                 previous.copy_(weight)
 
     def importance(self, damping: float) -> list[torch.Tensor]:
-        """Returns Ω of each weight, in its shape."""
+        """Returns Ω of each weight, in its shape. The weights may have been moved off the GPU after the training."""
         with torch.no_grad():
             return [
-                omega.clamp(min=0) / _damped((weight - start).square(), damping)
+                omega.clamp(min=0) / _damped((weight.to(start.device) - start).square(), damping)
                 for weight, start, omega in zip(self.weights, self.start, self.omega, strict=True)
             ]
 
@@ -256,7 +256,8 @@ class Si(PenaltyStrategy):
         """Writes the importance of this job's own training."""
         importance: penalty.Importance
         if self.pairs:
-            omega = {id(weight): omega for weight, omega in zip(self.path.weights, self.path.omega, strict=True)}
+            pairs = zip(self.path.weights, self.path.omega, strict=True)
+            omega = {id(weight): omega.to(weight.device) for weight, omega in pairs}
             importance = {
                 pair.module: lora_factors(pair, omega[id(pair.lora_B)], omega[id(pair.lora_A)], self.settings.damping)
                 for pair in self.pairs
