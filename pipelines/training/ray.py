@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
         run_config=ray_train.RunConfig(
             name="workers",
             storage_path=str(ray_dir),
+            worker_runtime_env=_runtime_env(resources_per_worker),
             failure_config=ray_train.FailureConfig(max_failures=_max_failures(job)),
             logging_config=ray_config.LoggingConfig(log_level="CRITICAL"),
         ),
@@ -202,14 +203,18 @@ def _max_failures(job: Job) -> int:
 def _resources(job: Job) -> tuple[int, dict[str, float]]:
     """Returns the number of workers and the resources of each.
 
-    The default is one worker per GPU, or one per node if there is no GPU. Raises ConfigError if this machine, without a
-    cluster, has too few resources.
+    The default is one worker per GPU, or one per node if there is no GPU. Raises ConfigError if a worker would have
+    another number of GPUs than one or none, or if this machine, without a cluster, has too few resources.
     """
     settings = job.backend.get("trainer", {})
     available = ray.cluster_resources()
     use_gpu = bool(settings.get("use_gpu", available.get("GPU", 0) > 0))
     num_workers = int(settings.get("num_workers") or (available.get("GPU", 0) if use_gpu else len(ray.nodes())))
-    resources_per_worker = settings.get("resources_per_worker") or {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+    resources_per_worker = {**({"GPU": 1} if use_gpu else {}), **(settings.get("resources_per_worker") or {"CPU": 1})}
+    if (num_gpus := resources_per_worker.get("GPU", 0)) != int(use_gpu):
+        reason = "a worker computes on one GPU of its own" if use_gpu else "use_gpu is false"
+        message = f"backend.trainer.resources_per_worker.GPU is {num_gpus:g}, but {reason}; write GPU: {int(use_gpu)}"
+        raise ConfigError(job.problem(message, "backend", "trainer", "resources_per_worker"))
     if not os.environ.get("RAY_ADDRESS"):
         # A cluster may be extended later. On a single machine, Ray would wait forever.
         for kind, amount in resources_per_worker.items():
@@ -220,6 +225,12 @@ def _resources(job: Job) -> tuple[int, dict[str, float]]:
                 )
                 raise ConfigError(job.problem(message, "backend", "trainer"))
     return num_workers, dict(resources_per_worker)
+
+
+def _runtime_env(resources_per_worker: Mapping[str, float]) -> dict[str, Any]:
+    """Returns Ray's `runtime_env` of the workers. It hides the GPUs from workers that are to compute on the CPU."""
+    hides_gpus = not resources_per_worker.get("GPU") and ray.cluster_resources().get("GPU", 0) > 0
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides_gpus else {}
 
 
 def _last_line(error: BaseException) -> str:
@@ -239,6 +250,7 @@ def ray_evaluator(job: Job, starting_model_folder: Path, tuned: Path | None) -> 
     actor_class = ray.remote(evaluator.LocalEvaluator).options(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
+        runtime_env=_runtime_env(resources),
         max_restarts=max_failures,
         max_task_retries=max_failures,
     )

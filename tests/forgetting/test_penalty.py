@@ -124,7 +124,7 @@ def test_proximal_penalty_converges_to_the_minimum_of_loss_and_penalty(optimizer
         (0.5 * a * (model.theta - b) ** 2).sum().backward()
         optimizer.step()
         penalty.after_step()
-    assert float(model.theta) == pytest.approx(a * b / (a + weight * fisher), rel=0.03, abs=1e-4)
+    assert float(model.theta.detach()) == pytest.approx(a * b / (a + weight * fisher), rel=0.03, abs=1e-4)
 
 
 def test_proximal_penalty_with_weight_zero_changes_no_bit(tmp_path):

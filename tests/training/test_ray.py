@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, ModelError
 from pipelines.storage.files import read_jsonl
+from pipelines.training import ray as alfine_ray
 from pipelines.training.ray import train_on_ray, uses_ray
 from pipelines.training.train import train
 from tests.jobs import LORA, run
@@ -47,6 +49,34 @@ def test_a_missing_ray_package_is_an_error(make_job, monkeypatch):
         match=r"backend.type ray needs Ray, which is not installed; pip install 'ray\[train\]', or write type: local",
     ):
         train_on_ray(with_two_workers(job), folder, base, lambda *_: None)
+
+
+def on_cluster(monkeypatch, job, gpus, **settings):
+    """The resources that `job` requests on a cluster of two nodes with `gpus` GPUs."""
+    stub = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": gpus}, nodes=lambda: [{}, {}])
+    monkeypatch.setattr(alfine_ray, "ray", stub)
+    job.ludwig["backend"] = {"type": "ray", "trainer": settings}
+    return alfine_ray._resources(job)
+
+
+def test_a_worker_has_one_gpu_or_none(make_job, monkeypatch):
+    job, _, _ = make_job(LORA)
+    assert on_cluster(monkeypatch, job, 4.0) == (4, {"CPU": 1, "GPU": 1})
+    assert on_cluster(monkeypatch, job, 0.0) == (2, {"CPU": 1})
+    assert on_cluster(monkeypatch, job, 4.0, use_gpu=False) == (2, {"CPU": 1})
+    assert on_cluster(monkeypatch, job, 4.0, resources_per_worker={"CPU": 2}) == (4, {"CPU": 2, "GPU": 1})
+    for amount in (0.5, 2):
+        with pytest.raises(ConfigError, match=f"GPU is {amount}, but a worker computes on one GPU.*; write GPU: 1"):
+            on_cluster(monkeypatch, job, 4.0, resources_per_worker={"GPU": amount})
+    with pytest.raises(ConfigError, match="GPU is 1, but use_gpu is false; write GPU: 0"):
+        on_cluster(monkeypatch, job, 4.0, use_gpu=False, resources_per_worker={"GPU": 1})
+
+
+def test_gpus_are_hidden_from_workers_on_the_cpu(make_job, monkeypatch):
+    job, _, _ = make_job(LORA)
+    for gpus, use_gpu, hides in ((4.0, False, True), (4.0, True, False), (0.0, False, False)):
+        _, resources = on_cluster(monkeypatch, job, gpus, use_gpu=use_gpu, num_workers=2)
+        assert alfine_ray._runtime_env(resources) == ({"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {})
 
 
 def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monkeypatch):
