@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,12 +22,20 @@ from pipelines.evaluation.completion_records import completion_record, sample_pr
 from pipelines.evaluation.completions import Completion, LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
 from pipelines.prediction import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
+from pipelines.registry import lazy_import
 from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.scoring.sandbox import prepare_sandbox
-from pipelines.storage.environment import hardware, versions
+from pipelines.storage.environment import machine, versions
 from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_json, write_text
 from pipelines.storage.records import CompletionRecord, Hardware, Manifest, read_records, write_records
 from pipelines.storage.run_folder import FORMAT_VERSION, Run
+
+if TYPE_CHECKING:
+    from pipelines.modeling import hardware as hardware_module
+else:
+    hardware_module = lazy_import(
+        "pipelines.modeling.hardware"
+    )  # torch: 3 s that an error in a prompts file does not need
 
 REFERENCE = "reference"
 """The column of a prompts file with the reference of a raw prompt."""
@@ -304,7 +312,7 @@ def _write_manifest(
         seed=job.pipeline.seed if job else 0,
         generation=_generation(job),
         versions=versions(),
-        hardware=Hardware(**hardware()),
+        hardware=Hardware(**machine(), **hardware_module.current_hardware().describe()),
         stages={},
         data={},
     )

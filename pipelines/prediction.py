@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import batched
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job, load_job
 from pipelines.config.messages import did_you_mean
@@ -21,9 +21,15 @@ from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.forgetting.continual import existing_starting_model
+from pipelines.registry import lazy_import
 from pipelines.storage.files import os_errors_as_machine_error
 from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
+
+if TYPE_CHECKING:
+    from pipelines.modeling import hardware
+else:
+    hardware = lazy_import("pipelines.modeling.hardware")  # torch: 3 s that an error in a file of rows does not need
 
 PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
 """The columns that `predict` adds."""
@@ -112,6 +118,7 @@ def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
+    hardware.configure_hardware(job.pipeline.hardware)
     base = existing_starting_model(job, run)
     return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_tuned_model(
         run.path("model")

@@ -22,18 +22,20 @@ from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.stages.context import StageContext
 from pipelines.stages.digests import Stage, stage_digests
 from pipelines.storage.cache import check_cache
-from pipelines.storage.environment import hardware, versions
+from pipelines.storage.environment import machine, versions
 from pipelines.storage.files import digest, file_sha256, os_errors_as_machine_error, write_text
 from pipelines.storage.run_folder import Run, check_same_config, config_entries
 
 if TYPE_CHECKING:
     from pipelines.forgetting import continual
+    from pipelines.modeling import hardware as hardware_module
     from pipelines.modeling import memory
     from pipelines.stages import evaluate, prepare, report, train
 else:
     # torch, and Ludwig in `train`: 3 s to half a minute that an error in the config or the cache does not need
     continual = lazy_import("pipelines.forgetting.continual")
     memory = lazy_import("pipelines.modeling.memory")
+    hardware_module = lazy_import("pipelines.modeling.hardware")
     prepare = lazy_import("pipelines.stages.prepare")
     evaluate = lazy_import("pipelines.stages.evaluate")
     train = lazy_import("pipelines.stages.train")
@@ -61,8 +63,12 @@ class StageRunner:
         """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
+            self.hardware = hardware_module.configure_hardware(job.pipeline.hardware)
             starting_model_folder = continual.prepare_starting_model(job, run)
             model_fingerprint = fingerprint(starting_model_folder)
+        if self.hardware.warning is not None:
+            reporter.warn(self.hardware.warning)
+        reporter.note(f"hardware: {self.hardware.summary()}")
         check_module_names(job, starting_model_folder)
         self.context = StageContext(
             job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)
@@ -119,7 +125,7 @@ class StageRunner:
             continue_from=job.pipeline.continue_from,
             generation=self._generation_settings(),
             versions=versions(),
-            hardware=hardware(),
+            hardware={**machine(), **hardware_module.current_hardware().describe()},
         )
         write_text(run.path("config.yaml"), yaml.safe_dump(job.resolved(), sort_keys=False, allow_unicode=True))
 

@@ -7,38 +7,29 @@ but it sums in another order.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from pipelines.modeling import loading, mixed_precision
+from pipelines.config.hardware import HardwareSettings
+from pipelines.modeling import hardware
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager
 def emulated_precision(dtype: torch.dtype) -> Iterator[None]:
-    """Trains and infers on the CPU with the dtypes of a GPU whose half precision is `dtype`."""
-    from_pretrained, load = AutoModelForCausalLM.from_pretrained, loading.load_causal_lm
+    """Trains and infers on the CPU with the dtypes of a GPU whose half precision is `dtype`.
 
-    def load_causal_lm(folder: Any, *, allow_bf16: bool, quantization: Any = None) -> Any:
-        def with_dtype(*args: Any, **kwargs: Any) -> Any:
-            return from_pretrained(*args, **{**kwargs, "dtype": dtype if allow_bf16 else torch.float32})
+    A run configures the hardware from its job; `dtype` stays.
+    """
+    policy = hardware.Hardware(torch.device("cpu"), dtype, reason="emulated")
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(AutoModelForCausalLM, "from_pretrained", with_dtype)
-            return load(folder, allow_bf16=allow_bf16, quantization=quantization)
-
-    def autocast_dtype(device: torch.device) -> torch.dtype:
-        return dtype
+    def detect(settings: HardwareSettings) -> hardware.Hardware:
+        return policy
 
     with pytest.MonkeyPatch.context() as patch:
-        for function, replacement in ((load, load_causal_lm), (mixed_precision.autocast_dtype, autocast_dtype)):
-            for module in list(sys.modules.values()):
-                if getattr(module, "__dict__", {}).get(function.__name__) is function:
-                    patch.setattr(module, function.__name__, replacement)
+        patch.setattr(hardware, "_current", policy)
+        patch.setattr(hardware, "detect_hardware", detect)
         yield

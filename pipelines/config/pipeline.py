@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting
+from pipelines.config.hardware import HardwareSettings
 from pipelines.scoring.metric import METRICS, metric_hint
 
 
@@ -149,6 +150,9 @@ class PipelineSettings(Section):
     )
     split: Split = Field(default=Split(), description="Split of the rows without a column `split`.")
     report: ReportSettings = Field(default=ReportSettings(), description="Contents and gates of the report.")
+    hardware: HardwareSettings = Field(
+        default=HardwareSettings(), description="Device, precision and attention; the defaults fit the machine."
+    )
     max_nonfinite_steps: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="Number of steps with a NaN or infinite loss or gradient that are skipped before training stops.",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipelines.config.job import Job
 from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete
 from pipelines.evaluation.retention import PreparedRetentionEval, score_retention_eval
+from pipelines.modeling.hardware import configure_hardware
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 
@@ -44,6 +45,7 @@ class LocalEvaluator:
 
         The first is the base model, or the model of an earlier run.
         """
+        configure_hardware(job.pipeline.hardware)
         starting_model = LoadedModel.from_folder(starting_model_folder, job.pipeline.chat_template, job.quantization)
         self.seed = job.pipeline.seed
         self.loaded = starting_model if tuned is None else starting_model.with_tuned_model(tuned)

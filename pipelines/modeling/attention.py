@@ -139,4 +139,5 @@ def attention_candidates(device: torch.device, dtype: torch.dtype, path: str | N
         paths = ["varlen", "dense", "loop"]
     else:
         paths = ["dense", "loop"]
-    return [*(SHARED[name] for name in paths), *(PACKED[name] for name in paths), MASKED]
+    masked = [MASKED] if path is None else []
+    return [*(SHARED[name] for name in paths), *(PACKED[name] for name in paths), *masked]

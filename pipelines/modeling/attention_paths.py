@@ -12,7 +12,9 @@ query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,7 +29,18 @@ MAX_DENSE_TOKENS = 4096
 MIN_FLASH_TOKENS = 1024
 """Tokens from which `varlen_attention` uses the flash kernel. With fewer, launching it and gathering the keys takes
 longer than one masked call (measured on an H100 with 672 tokens: a step of 168 ms against 148 ms)."""
+_min_flash_tokens: ContextVar[int] = ContextVar("min_flash_tokens", default=MIN_FLASH_TOKENS)
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@contextlib.contextmanager
+def flash_kernel_at_every_size() -> Iterator[None]:
+    """Lets `varlen_attention` use the flash kernel for few tokens, to compare it with other attention."""
+    token = _min_flash_tokens.set(0)
+    try:
+        yield
+    finally:
+        _min_flash_tokens.reset(token)
 
 
 def loop_attention(
@@ -113,7 +126,7 @@ def varlen_attention(
     if torch.is_autocast_enabled(device.type):
         # Autocast knows SDPA, not this kernel.
         query, key, value = (tensor.to(torch.get_autocast_dtype(device.type)) for tensor in (query, key, value))
-    if query.dtype not in FLASH_DTYPES or query.shape[2] < MIN_FLASH_TOKENS or kwargs.get("dropout"):
+    if query.dtype not in FLASH_DTYPES or query.shape[2] < _min_flash_tokens.get() or kwargs.get("dropout"):
         return dense_attention(module, query, key, value, prefix_tree, sliding_window, scaling=scaling, **kwargs)
     layout = varlen_layout(prefix_tree, device)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

@@ -11,13 +11,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from pipelines.errors import ModelError
+from pipelines.errors import MachineError, ModelError
 from pipelines.modeling.adapters import ModelSource, raise_on_weight_mismatch
 from pipelines.modeling.attention import UNPACKED, attention_candidates, candidate_attention, supports_packing
+from pipelines.modeling.attention_paths import flash_kernel_at_every_size
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch, probe_logits
 from pipelines.modeling.fused_norms import fuse_rms_norms
+from pipelines.modeling.hardware import current_hardware, empty_cache, use_fp32
 from pipelines.modeling.liger import use_liger_kernels
 from pipelines.modeling.memory import is_out_of_memory, machine_error_on_out_of_memory
+from pipelines.modeling.mixed_precision import autocast, autocast_dtype
 from pipelines.modeling.packing import supervised_logits, token_losses
 from pipelines.modeling.quantization import bitsandbytes_config
 
@@ -32,27 +35,34 @@ def load_causal_lm(
     weights are trained), and always on a CPU, they are fp32. Whether they require gradients does not depend on it.
     `quantization` is the section of the config. Raises ModelError.
     """
-    has_cuda = torch.cuda.is_available()
+    hardware = current_hardware()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     arguments: dict[str, Any] = {
-        "dtype": torch.bfloat16 if has_cuda and allow_bf16 and torch.cuda.is_bf16_supported() else torch.float32,
+        "dtype": hardware.dtype if allow_bf16 else torch.float32,
         "attn_implementation": candidate_attention(model_class, config) if model_class is not None else None,
     }
     if quantization is not None:
         arguments["quantization_config"] = bitsandbytes_config(quantization)
-        arguments["device_map"] = "auto"
+    if quantization is not None or hardware.device.type != "cpu":
+        # One device per process. The weights are read straight onto it.
+        arguments["device_map"] = {"": hardware.device}
     model = _load_complete(Path(folder), arguments)
-    if quantization is None and has_cuda:
-        model.to("cuda")
-    if has_cuda:
+    if hardware.device.type == "cuda":
         fuse_rms_norms(model)
         if arguments["dtype"] != torch.float32 and quantization is None:
             use_liger_kernels(model)
     model.generation_config = neutral_generation_config(model)
     select_attention_backend(model)
     detect_linear_lm_head(model)
-    model.model_source = ModelSource(Path(folder), quantization, probe_logits(model))
+    with autocast(hardware.device):
+        logits = probe_logits(model)
+    if hardware.dtype == torch.float16 and not torch.isfinite(logits).all():
+        use_fp32(f"{type(model).__name__} overflows in fp16")
+        del model  # before the second copy is loaded
+        empty_cache(hardware.device)
+        return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
+    model.model_source = ModelSource(Path(folder), quantization, logits)
     return model
 
 
@@ -99,13 +109,12 @@ def select_attention_backend(model: PreTrainedModel) -> None:
     if not supports_packing(model):
         return
     batch, was_training = probe_batch(model), model.training
-    device = next(model.parameters()).device
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    autocast = torch.autocast(device.type, dtype, enabled=device.type != "cpu" and dtype != torch.float32)
-    with autocast:
+    hardware = current_hardware()
+    is_exact = is_fp32(model) and autocast_dtype(hardware.device) is None
+    with autocast(hardware.device), flash_kernel_at_every_size():
         model.eval().set_attn_implementation(UNPACKED)
         expected, _ = supervised_logits(model, batch)
-        for attention in attention_candidates(device, dtype):
+        for attention in attention_candidates(hardware.device, hardware.dtype, hardware.attention):
             model.set_attn_implementation(attention)
             try:
                 logits, _ = supervised_logits(model, batch)
@@ -113,10 +122,15 @@ def select_attention_backend(model: PreTrainedModel) -> None:
                 if is_out_of_memory(error):
                     raise
                 continue  # the forward pass takes no prefix tree or no position ids, or the device has no such kernel
-            if outputs_match(logits.float(), expected.float(), is_fp32(model)):
+            if outputs_match(logits.float(), expected.float(), is_exact):
                 break
         else:
             model.set_attn_implementation(UNPACKED)
+            if hardware.attention is not None:
+                raise MachineError(
+                    f"pipeline.hardware.attention: {hardware.attention} does not give the logits of "
+                    f"{type(model).__name__} on {hardware.device.type}; use attention: auto"
+                )
             logging.getLogger(__name__).warning(
                 f"{type(model).__name__}: packing disabled: packed and unpacked logits differ; training is slower"
             )

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from pipelines.errors import MachineError
+from pipelines.modeling.hardware import current_hardware, empty_cache
 from pipelines.modeling.token_sequences import TokenSequences
 
 ADVICE = "shorter rows, a smaller base_model, an adapter, or quantization"
@@ -68,12 +69,7 @@ def attempt[T](compute: Callable[[], T]) -> T | OutOfMemory:
 def release_cached_memory() -> None:
     """Frees objects in reference cycles and returns unused memory of the GPU to its driver."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        torch.xpu.empty_cache()
+    empty_cache(current_hardware().device)
 
 
 # --- the same work in smaller parts --------------------------------------------------------------------
@@ -177,13 +173,6 @@ def total_memory(device: torch.device) -> int:
     return int(torch.mps.recommended_max_memory() if device.type == "mps" else psutil.virtual_memory().total)
 
 
-def current_device() -> torch.device:
-    """The device whose memory is the scarce one: the current GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def gigabytes(num_bytes: float) -> str:
     """A size in GB, such as `1.4 GB`."""
     return f"{num_bytes / 1e9:.1f} GB"
@@ -196,7 +185,7 @@ def out_of_memory_error(
     rows = (
         "" if num_tokens is None else f" with {'1 row' if num_rows == 1 else f'{num_rows} rows'} of {num_tokens} tokens"
     )
-    device = current_device()
+    device = current_hardware().device
     free, total = free_memory(device), total_memory(device)
     place = "main memory" if device.type == "cpu" else "GPU memory"
     state = f"{gigabytes(free)} of {gigabytes(total)} of {place} are free without it"

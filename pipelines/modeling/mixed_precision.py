@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
+from pipelines.modeling.hardware import current_hardware
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The half-precision dtype of a training on `device`: bf16 on a GPU that supports it, None (fp32) elsewhere."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    """The half-precision dtype of matrix products on `device`: that of the hardware policy, None for fp32."""
+    hardware = current_hardware()
+    return hardware.dtype if hardware.is_half and device.type == hardware.device.type else None
 
 
 @contextlib.contextmanager

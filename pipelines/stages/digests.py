@@ -32,6 +32,7 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
     "forgetting": True,
     "continue_from": True,
     "max_nonfinite_steps": True,
+    "hardware": True,
     "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
 }
 """Keys of the section `pipeline` that no prepared token depends on.

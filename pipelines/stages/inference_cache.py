@@ -12,12 +12,20 @@ from pathlib import Path
 
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
+from pipelines.modeling.hardware import current_hardware
 from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_folder, cache_write_error, checked_cache_path
-from pipelines.storage.environment import hardware, versions
+from pipelines.storage.environment import versions
 from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
 from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
 from pipelines.version import __version__
+
+
+def numerics() -> list[str | None]:
+    """What decides how a model's numbers are rounded: the GPU, the dtype and a required attention path."""
+    hardware = current_hardware()
+    description = hardware.describe()
+    return [description["gpu"], description["device"], description["dtype"], hardware.attention]
 
 
 def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:
@@ -50,14 +58,14 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
         job.pipeline.chat_template,
         __version__,
         versions(),
-        hardware()["gpu"],
+        numerics(),
     )
     return checked_cache_path("completions", key[:32])
 
 
 def retention_cache_path(context: StageContext, inputs_digest: str) -> Path:
     """The file in the cache for the base model's retention scores; its name is the digest of the stage."""
-    key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), hardware()["gpu"])
+    key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), numerics())
     return checked_cache_path("retention", f"{key[:32]}.jsonl")
 
 

@@ -171,6 +171,14 @@ class TrainingHistory(RecordBase):
     skipped_steps: list[int] = Field(
         default=[], description="Steps with a non-finite loss or gradient, which did not change the weights."
     )
+    overflowed_steps: list[int] = Field(
+        default=[],
+        description="Steps whose gradients overflowed in fp16, which halved the loss scale and did not change the "
+        "weights.",
+    )
+    attention: str | None = Field(
+        default=None, description="How attention was computed: varlen, dense, loop, masked or unpacked."
+    )
     micro_batch: dict[Literal["rows", "tokens"], int] | None = Field(
         default=None,
         description="Size of the micro-batches in rows or in tokens, if it was measured, or reduced because memory "
@@ -221,7 +229,16 @@ class Hardware(RecordBase):
     cpu: str = Field(description="Model name of the CPU.")
     cores: int = Field(description="Number of CPU cores.")
     memory_gb: float = Field(description="Main memory in GiB.")
+    device: str = Field(default="cpu", description="Device of the models: cuda, mps, xpu or cpu.")
+    dtype: str = Field(default="fp32", description="Precision of matrix products and frozen weights.")
+    reason: str = Field(default="", description="Why this precision was chosen.")
+    warning: str | None = Field(default=None, description="Why a GPU of the machine was not used.")
     gpu: str | None = Field(default=None, description="Model name of the GPU.")
+    gpu_count: int | None = Field(default=None, description="Number of GPUs that the process sees.")
+    gpu_memory_gb: float | None = Field(default=None, description="Memory of the GPU in GiB.")
+    compute_capability: str | None = Field(default=None, description="CUDA compute capability of the GPU.")
+    cuda: str | None = Field(default=None, description="CUDA version that torch was built with.")
+    driver: str | None = Field(default=None, description="Version of the NVIDIA driver.")
 
 
 class Manifest(RecordBase):

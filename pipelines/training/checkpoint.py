@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import MachineError
 from pipelines.modeling.adapters import trainable_parameters
+from pipelines.modeling.hardware import rng_state
 from pipelines.modeling.memory import release_cached_memory
 from pipelines.storage.files import atomic_write, save_tensors
 from pipelines.training.optimizers import load_optimizer_state
@@ -73,9 +74,7 @@ class SafetensorsCheckpoint(Checkpoint):
                     tensors[f"{COMPONENT}{component.name}/{key}"] = value
                 else:
                     component_state.setdefault(component.name, {})[key] = value
-        tensors[RNG + "cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors[RNG + "cuda"] = torch.cuda.get_rng_state()
+        tensors |= {RNG + name: state for name, state in rng_state().items()}
         state = {
             "global_step": global_step,
             "param_groups": optimizer["param_groups"],

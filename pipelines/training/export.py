@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.console.activity import track_activity
 from pipelines.forgetting.context import ForgettingContext
 from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.attention import attention_path
 from pipelines.modeling.base_models import load_tokenizer
+from pipelines.modeling.hardware import peak_memory
 from pipelines.modeling.memory import release_cached_memory
+from pipelines.modeling.packing import transformers_model
 from pipelines.storage.files import write_json
 from pipelines.training.ludwig_model import FineTunedLLM
 from pipelines.training.model_card import write_model_card
@@ -61,11 +61,5 @@ def _save_trained_model(llm: FineTunedLLM, context: ForgettingContext, history: 
     parameters = list(llm.model.parameters())
     history["parameters"] = sum(parameter.numel() for parameter in parameters)
     history["trainable_parameters"] = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    history["peak_memory_bytes"] = _peak_memory()
-
-
-def _peak_memory() -> int:
-    """Returns the bytes allocated on the GPU at the peak, without a GPU the peak memory of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    history["peak_memory_bytes"] = peak_memory()
+    history["attention"] = attention_path(transformers_model(llm.model))

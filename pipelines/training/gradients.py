@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from pipelines.modeling.hardware import rng_state, set_rng_state
 from pipelines.modeling.process_group import ProcessGroup
-from pipelines.training.rng import rng_state, set_rng_state
 
 
 def all_reduce_gradients(

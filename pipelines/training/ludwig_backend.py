@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
 from ludwig.backend.base import LocalBackend
 from ludwig.distributed import init_dist_strategy
 from ludwig.distributed.accelerate import AccelerateStrategy
 
 from pipelines.modeling.adapters import trainable_parameters
+from pipelines.modeling.hardware import current_hardware
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.training.optimizers import create_optimizer
 
@@ -34,7 +34,7 @@ class ProcessGroupBackend(LocalBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        if not torch.cuda.is_available():
+        if current_hardware().device.type == "cpu":
             # Otherwise Accelerate does not detect the process group.
             os.environ["ACCELERATE_USE_CPU"] = "true"
         self.strategy = ProcessGroupStrategy()

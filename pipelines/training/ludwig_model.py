@@ -67,6 +67,11 @@ class FineTunedLLM(LLM):
             raise ConfigError(tied_target_message(adapter.init_lora_weights))
         optimize_adapter(self.model)
 
+    def to_device(self, device: Any) -> FineTunedLLM:
+        """Leaves the model where it was loaded. Ludwig would split it over all GPUs of the machine."""
+        self.curr_device = next(self.model.parameters()).device
+        return self
+
     def prepare_for_training(self) -> None:
         """Raises ConfigError if `layers_to_freeze_regex` freezes none or all of the trained weights."""
         super().prepare_for_training()

@@ -16,6 +16,7 @@ from pipelines.errors import RunError
 from pipelines.forgetting.build import build_strategies
 from pipelines.forgetting.context import ForgettingContext
 from pipelines.modeling.content_hash import fingerprint
+from pipelines.modeling.hardware import configure_hardware, reset_peak_memory
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.storage.files import atomic_dir
 from pipelines.storage.run_folder import Run
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 def train_and_export(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCallback) -> None:
     """Trains a model and writes the run's folder `model`. Called by `pipelines.training.train.train` only."""
     register()
+    configure_hardware(job.pipeline.hardware)
+    reset_peak_memory()
     process_group = ProcessGroup.current()
     context = ForgettingContext(job, run, starting_model_folder)
     training_set, validation_set = load_datasets(job, run)

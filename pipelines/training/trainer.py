@@ -34,6 +34,7 @@ from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.cuda_graphs import MicroBatchGraphs
 from pipelines.modeling.deferred_scalars import DeferredScalar
+from pipelines.modeling.hardware import current_hardware, rng_state, set_rng_state
 from pipelines.modeling.memory import machine_error_on_out_of_memory, release_cached_memory, retry_smaller
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
@@ -44,12 +45,12 @@ from pipelines.training.checkpoint import CorruptCheckpointError, SafetensorsChe
 from pipelines.training.gradient_reduction import GradientReduction, mark_last
 from pipelines.training.gradients import added_gradient_norm, all_finite, gradient_norm
 from pipelines.training.graphs import training_graphs
-from pipelines.training.history import loss_since_last_evaluation
+from pipelines.training.history import current_step, loss_since_last_evaluation, record_step, record_strategies
 from pipelines.training.interrupts import InterruptibleTrainer
+from pipelines.training.loss_scaling import LossScaler
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import OPTIMIZER_ADVICE, MicroBatches, training_memory_error
 from pipelines.training.optimizers import use_fused_step
-from pipelines.training.rng import rng_state, set_rng_state
 from pipelines.training.strategy_rows import add_own_row_gradients
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class FineTuneTrainer(InterruptibleTrainer):
     resume: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        hardware = current_hardware()
+        super().__init__(*args, **{**kwargs, "device": str(hardware.device)})
+        self.loss_scaler = LossScaler(hardware.device, hardware.scales_loss)
         self.history: dict[str, Any] = {"train_loss": [], "validation_loss": []}
         self.history |= {"rows": 0, "tokens": 0, "supervised_tokens": 0}
         self.strategies: list[Strategy] = []
@@ -118,12 +121,18 @@ class FineTuneTrainer(InterruptibleTrainer):
         norms = self._grad_norm, torch.nn.utils.get_total_norm(task_row_gradients)
         # All scalars of the step are computed before the first is read: the host waits for the device once.
         mean_loss, grad_norm, task_row_norm = map(float, list(map(DeferredScalar, (loss, *norms))))
-        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
+        is_finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)
+        has_overflowed = self.loss_scaler.update()
+        if is_finite:
             with machine_error_on_out_of_memory("the optimizer's step", OPTIMIZER_ADVICE):
                 self._optimizer_step(self.dist_model.parameters())
             for strategy in self.strategies:
                 strategy.after_step(task_row_gradients)
-            self._record(inputs, mean_loss, task_row_norm)
+            record_step(self.history, inputs, mean_loss)
+            if self.strategies:
+                record_strategies(self.history, self.strategies, float(self._strategy_grad_norm), task_row_norm)
+        elif has_overflowed:
+            self.history.setdefault("overflowed_steps", []).append(self._step)
         else:
             self._skip_nonfinite_step(mean_loss)
         self.distributed.zero_grad(self.optimizer)
@@ -153,7 +162,7 @@ class FineTuneTrainer(InterruptibleTrainer):
     @property
     def _step(self) -> int:
         """The current step, counted from 1."""
-        return len(self.history["train_loss"]) + len(self.history.get("skipped_steps", [])) + 1
+        return current_step(self.history)
 
     def _accumulate_task_row_gradients(
         self, shard: TokenSequences, dummy_batch: TokenSequences, loss_denominator: int
@@ -221,42 +230,28 @@ class FineTuneTrainer(InterruptibleTrainer):
             else:
                 task_loss = token_losses(self.model.model, batch).sum()
             loss = weight * (task_loss / loss_denominator)
-        self.distributed.backward(sum(losses, loss), self.dist_model)
+        self.distributed.backward(self.loss_scaler.scale(sum(losses, loss)), self.dist_model)
         return loss.detach()
 
     def _accumulate_strategy_gradients(self, loss_denominator: int) -> list[torch.Tensor]:
         """Adds the gradients of the strategies. Returns copies of the gradients of the losses on the tasks' rows."""
         if not self.strategies:
+            self.loss_scaler.unscale_(self.optimizer)
             return []
         weights = trainable_parameters(self.model.model)
         task_row_gradients = add_own_row_gradients(
             self.strategies,
             weights,
             loss_denominator,
-            lambda loss: self.distributed.backward(loss, self.dist_model),
+            lambda loss: self.distributed.backward(self.loss_scaler.scale(loss), self.dist_model),
             self.history,
             self.process_group,
         )
+        self.loss_scaler.unscale_(self.optimizer, task_row_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
         self._strategy_grad_norm = DeferredScalar(added_gradient_norm(weights, task_row_gradients))
         return task_row_gradients
-
-    def _record(self, inputs: TokenSequences, loss: float, task_row_norm: float) -> None:
-        """Adds a step to the history. `task_row_norm` is the norm of the gradient of the losses on the tasks' rows."""
-        step = self._step
-        self.history["train_loss"].append({"step": step, "loss": loss})
-        self.history["rows"] += len(inputs)
-        self.history["tokens"] += inputs.num_tokens
-        self.history["supervised_tokens"] += inputs.num_supervised_tokens
-        if not self.strategies:
-            return
-        # The denominator of the ratio has the losses of strategies on the tasks' rows, see `Strategy.after_step`.
-        metrics = {name: value for strategy in self.strategies for name, value in strategy.metrics().items()}
-        proximal_norms = [strategy.proximal_grad_norm for strategy in self.strategies]
-        ratio = math.hypot(float(self._strategy_grad_norm), *proximal_norms) / task_row_norm if task_row_norm else None
-        record = {"step": step, **metrics, "penalty_to_task_grad_norm_ratio": ratio}
-        self.history.setdefault("forgetting", []).append(record)
 
     # --- evaluation ---
 
@@ -288,7 +283,8 @@ class FineTuneTrainer(InterruptibleTrainer):
     # --- checkpoints, resume, interrupt ---
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
-        stateful: list[Any] = [*self.strategies, *([self.step_callback] if self.step_callback is not None else [])]
+        parts = (*self.strategies, self.loss_scaler, self.step_callback)
+        stateful: list[Any] = [part for part in parts if part is not None]
         self._checkpoint = SafetensorsCheckpoint(
             self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, stateful=stateful
         )

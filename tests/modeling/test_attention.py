@@ -26,4 +26,4 @@ def test_the_device_decides_which_paths_are_tried(device, dtype, capability, pat
 @pytest.mark.parametrize("path", PATHS)
 def test_a_configured_path_excludes_the_others(path):
     candidates = attention_candidates(torch.device("cpu"), torch.float32, path)
-    assert candidates == [SHARED[path], PACKED[path], MASKED]
+    assert candidates == [SHARED[path], PACKED[path]]

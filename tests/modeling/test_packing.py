@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pipelines.modeling.attention import PACKED, PATHS, SHARED, UNPACKED, candidate_attention, supports_packing
+from pipelines.modeling.attention_paths import flash_kernel_at_every_size
 from pipelines.modeling.loading import detect_linear_lm_head
 from pipelines.modeling.packing import cross_entropy, sequence_mean_losses, supervised_logits, token_losses
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
@@ -132,7 +133,8 @@ def varlen_formula(monkeypatch):
     """Replaces the flash kernel, which needs a GPU, by its formula in fp32."""
     monkeypatch.setattr("pipelines.modeling.attention_paths.varlen_attn", varlen_attention_formula)
     monkeypatch.setattr("pipelines.modeling.attention_paths.FLASH_DTYPES", (torch.float32,))
-    monkeypatch.setattr("pipelines.modeling.attention_paths.MIN_FLASH_TOKENS", 0)
+    with flash_kernel_at_every_size():
+        yield
 
 
 @pytest.fixture(params=PATHS)

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from pipelines.modeling.hardware import rng_state, set_rng_state
 from pipelines.modeling.process_group import ProcessGroup
 from pipelines.training.gradients import all_finite, all_reduce_gradients, copy_gradients, gradient_norm
-from pipelines.training.rng import rng_state, set_rng_state
 
 
 @dataclasses.dataclass(frozen=True)

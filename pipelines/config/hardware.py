@@ -1,0 +1,27 @@
+"""The section `pipeline.hardware:`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.config.base import Section
+
+
+class HardwareSettings(Section):
+    """What training and evaluation run on. Without it, the fastest that works on the machine."""
+
+    device: Literal["auto", "cuda", "mps", "xpu", "cpu"] = Field(
+        default="auto", description="Device of the models; auto is the first of cuda, xpu, mps and cpu that works."
+    )
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        default="auto",
+        description="Precision of matrix products and frozen weights; auto is bf16 where the GPU has it, fp16 on older "
+        "CUDA GPUs, fp32 elsewhere. Trained weights are fp32.",
+    )
+    attention: Literal["auto", "varlen", "dense", "loop"] = Field(
+        default="auto",
+        description="Attention over packed sequences: varlen (flash kernel), dense (one masked call), or loop (a call "
+        "per sequence); auto is the fastest that gives the logits of the model's own attention.",
+    )

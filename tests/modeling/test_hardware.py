@@ -1,0 +1,136 @@
+"""The choice of device and precision on machines that are described by replaced functions of torch."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipelines.config.hardware import HardwareSettings
+from pipelines.errors import MachineError
+from pipelines.modeling import hardware
+from pipelines.modeling.hardware import configure_hardware, current_hardware, detect_hardware
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
+
+
+@pytest.fixture(autouse=True)
+def own_policy(monkeypatch):
+    monkeypatch.setattr(hardware, "_current", None)
+    monkeypatch.setattr(hardware, "_fp32_reason", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    hardware.cuda_error.cache_clear()
+    yield
+    hardware.cuda_error.cache_clear()
+
+
+def machine(monkeypatch, name=None, capability=(9, 0), arch_list=("sm_75", "sm_80", "sm_90"), mps=False, driver=True):
+    """A machine with the CUDA GPU `name`, or without one."""
+
+    warned = []
+
+    def is_available():
+        if name == "old driver" and not warned:  # torch warns once
+            warned.append(True)
+            warnings.warn(OLD_DRIVER, UserWarning, stacklevel=2)
+        return name not in (None, "old driver")
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(arch_list))
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or capability >= (8, 0)
+    )
+    properties = SimpleNamespace(name=name, major=capability[0], minor=capability[1], total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    existing, missing = Path(__file__), Path(__file__).with_name("missing")
+    monkeypatch.setattr(hardware, "DRIVER_VERSION_FILE", existing if name and driver else missing)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "dtype"),
+    [
+        ({"name": "NVIDIA H100", "capability": (9, 0)}, "cuda", torch.bfloat16),
+        ({"name": "NVIDIA A10", "capability": (8, 6)}, "cuda", torch.bfloat16),
+        ({"name": "Tesla T4", "capability": (7, 5)}, "cuda", torch.float16),
+        ({"mps": True}, "mps", torch.float32),
+        ({}, "cpu", torch.float32),
+    ],
+)
+def test_the_machine_decides_device_and_dtype(gpu, device, dtype, monkeypatch):
+    machine(monkeypatch, **gpu)
+    chosen = current_hardware()
+    assert (chosen.device.type, chosen.dtype, chosen.warning) == (device, dtype, None)
+    assert chosen.scales_loss == (dtype == torch.float16)
+    description = chosen.describe()
+    assert description["gpu"] == gpu.get("name") and description["reason"] in chosen.summary()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cause"),
+    [
+        ({"name": "old driver"}, "The NVIDIA driver on your system is too old (found version 11040)"),
+        (
+            {"name": "Tesla V100", "capability": (7, 0)},
+            "Tesla V100 has compute capability 7.0; torch .* has kernels from 7.5 on",
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_a_warning_or_an_error(gpu, cause, monkeypatch):
+    machine(monkeypatch, **gpu)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    chosen = detect_hardware(HardwareSettings())
+    assert chosen.device.type == "cpu"
+    assert chosen.warning is not None and chosen.warning.startswith("the GPU is not used: ")
+    with pytest.raises(MachineError, match=cause.replace("(", r"\(").replace(")", r"\)")) as error:
+        detect_hardware(HardwareSettings(device="cuda"))
+    assert str(error.value).startswith("pipeline.hardware.device: cuda: ") and "\n" not in str(error.value)
+    assert detect_hardware(HardwareSettings(device="cpu")).warning is None
+
+
+def test_the_config_overrides_the_choice(monkeypatch):
+    machine(monkeypatch, "NVIDIA H100")
+    chosen = configure_hardware(HardwareSettings(device="cpu", dtype="bf16", attention="dense"))
+    assert (chosen.device.type, chosen.dtype, chosen.attention) == ("cpu", torch.bfloat16, "dense")
+    assert current_hardware() is chosen
+
+
+def test_emulated_bf16_is_refused(monkeypatch):
+    machine(monkeypatch, "Tesla T4", (7, 5))
+    with pytest.raises(MachineError, match="dtype: bf16: this GPU only emulates bf16; use dtype: fp16 or auto"):
+        detect_hardware(HardwareSettings(dtype="bf16"))
+
+
+def test_a_device_that_is_missing_is_an_error(monkeypatch):
+    machine(monkeypatch)
+    with pytest.raises(MachineError, match="device: mps: torch .* finds no mps device; use device: auto"):
+        detect_hardware(HardwareSettings(device="mps"))
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (8, 9), (13, 0)])
+def test_a_gpu_runs_kernels_of_its_generation_and_later_ones_run_ptx(capability, monkeypatch):
+    machine(monkeypatch, "GPU", capability, ("sm_80", "sm_90", "sm_120", "compute_120"))
+    assert hardware.cuda_error() is None
+
+
+def test_fp32_after_an_overflow_stays_for_the_process(monkeypatch):
+    machine(monkeypatch, "Tesla T4", (7, 5))
+    assert configure_hardware(HardwareSettings()).dtype == torch.float16
+    hardware.use_fp32("X overflows in fp16")
+    assert configure_hardware(HardwareSettings()).dtype == current_hardware().dtype == torch.float32
+    configure_hardware(HardwareSettings(dtype="fp16"))
+    with pytest.raises(MachineError, match="dtype: fp16: X overflows in fp16; use dtype: auto or fp32"):
+        hardware.use_fp32("X overflows in fp16")
+
+
+def test_no_other_module_asks_torch_for_the_device():
+    root = Path(hardware.__file__).parents[1]
+    words = ("torch.cuda.is_available", "is_bf16_supported", "mps.is_available")
+    files = [file for file in root.rglob("*.py") if any(word in file.read_text(encoding="utf-8") for word in words)]
+    assert files == [Path(hardware.__file__)]
