@@ -24,6 +24,7 @@ import transformers.modeling_utils
 import pipelines.modeling.loading
 import pipelines.modeling.mixed_precision
 import pipelines.training.checkpoint
+from pipelines.modeling import hardware
 from pipelines.modeling.adapters import optimize_adapter
 from pipelines.modeling.attention import SHARED, attention_candidates
 from pipelines.modeling.device_copy import NON_BLOCKING_DEVICES
@@ -41,6 +42,9 @@ def install_in_alfine() -> None:
     install()
     NON_BLOCKING_DEVICES.add(NAME)
     FUSED_DEVICES.add(NAME)
+    policy = hardware.Hardware(torch.device(DEVICE), torch.bfloat16, reason="pretended")
+    hardware.detect_hardware = lambda settings: policy
+    hardware._current = policy
     _load_models_on_device()
     _train_on_device()
     _read_and_write_tensors()
@@ -61,6 +65,7 @@ def _load_models_on_device() -> None:
     def load(folder: str | Path, *, allow_bf16: bool, quantization: Any = None) -> Any:
         def on_device(*args: Any, **kwargs: Any) -> Any:
             kwargs["dtype"] = torch.bfloat16 if allow_bf16 else torch.float32
+            kwargs.pop("device_map", None)
             model, info = from_pretrained(*args, **kwargs)
             fuse_rms_norms(move_to_device(model))
             return model, info
@@ -86,7 +91,6 @@ def _replace_everywhere(original: Any, replacement: Any) -> None:
 
 def _train_on_device() -> None:
     _replace_everywhere(optimize_adapter, fuse_lora_layers)
-    _replace_everywhere(pipelines.modeling.mixed_precision.autocast_dtype, lambda device: torch.bfloat16)
     for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
         module.get_torch_device = lambda: NAME
     ludwig.models.llm.to_device = lambda model, device, config, current: (model, torch.device(DEVICE))
