@@ -12,9 +12,10 @@ import torch
 from transformers import MistralConfig, Qwen2Config
 
 from pipelines.modeling.attention import PACKED, SHARED, UNPACKED
+from pipelines.modeling.hardware import current_hardware
 from pipelines.modeling.packing import token_losses
 from pipelines.modeling.token_sequences import TokenSequences
-from pipelines.storage.environment import hardware
+from pipelines.storage.environment import machine
 from tests.gpu_acceptance.models import random_model
 from tests.gpu_acceptance.registry import Context, Measurements, at_least, at_most, check
 
@@ -64,7 +65,7 @@ def _driver_version() -> str:
 @check(1, 5, at_least("compute_capability", 8.0))
 def environment(context: Context) -> Measurements:
     """The machine, its driver and the packages."""
-    measurements: Measurements = {"torch": torch.__version__, "cuda": torch.version.cuda, **hardware()}
+    measurements: Measurements = {"torch": torch.__version__, **machine(), **current_hardware().describe()}
     if context.is_gpu:
         properties = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info()
