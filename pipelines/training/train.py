@@ -23,9 +23,9 @@ from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    from pipelines.modeling import memory
+    from pipelines.modeling import hardware, memory
 else:
-    memory = lazy_import("pipelines.modeling.memory")  # torch
+    hardware, memory = (lazy_import(f"pipelines.modeling.{name}") for name in ("hardware", "memory"))  # torch
 
 ProgressCallback = Callable[[int, int, float | None], None]
 """Called with the steps done, the total number of steps, and the loss of the last step (None before the first)."""
@@ -48,7 +48,7 @@ def train(job: Job, run: Run, starting_model_folder: Path, progress: ProgressCal
 
         with memory.machine_error_on_out_of_memory("the training"):
             train_and_export(job, run, starting_model_folder, progress)
-        if memory.current_device().type != "cpu":
+        if hardware.current_hardware().device.type != "cpu":
             memory.release_cached_memory()  # Ludwig's objects are in reference cycles
 
 
