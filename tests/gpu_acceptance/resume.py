@@ -9,7 +9,7 @@ import torch
 
 from pipelines.storage.run_folder import Run
 from pipelines.training.train import train
-from tests.gpu_acceptance.jobs import final_weights, losses, make_job, relative_error, train_job
+from tests.gpu_acceptance.jobs import LORA, final_weights, losses, make_job, relative_error, train_job
 from tests.gpu_acceptance.models import saved_model
 from tests.gpu_acceptance.registry import Context, Measurements, at_most, check
 
@@ -40,7 +40,7 @@ def resumed_training(context: Context) -> Measurements:
     """Two epochs, interrupted after step 5 and resumed, against the same training without interrupt: relative
     difference of the final weights (0 is bitwise equal), with LoRA and dropout, and of all weights with EWC."""
     model, measurements, same = saved_model("small", context), {}, True
-    dropout = {"type": "lora", "r": 8, "alpha": 16, "dropout": 0.1}
+    dropout = {**LORA, "dropout": 0.1}
     for name, adapter, forgetting in (("lora", dropout, "none"), ("full", None, "ewc")):
         settings: dict[str, Any] = {
             "epochs": 2,

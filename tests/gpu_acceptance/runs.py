@@ -160,7 +160,7 @@ def whole_run(context: Context) -> Measurements:
     splits = ["train", "train", "validation", "test"]
     files = {
         **EVAL_ROWS,
-        "odd": [{"p": f"is {n} odd", "c": ["no", "yes"][n % 2], "split": splits[n % 4]} for n in range(40)],
+        "odd": [{"p": f"is {n} odd", "c": ["no", "yes"][n // 4 % 2], "split": splits[n % 4]} for n in range(40)],
         "say": [{"p": f"say {WORDS[n % 6]} {n}", "c": WORDS[n % 6], "split": splits[n % 4]} for n in range(40)],
     }
     for name, rows in files.items():
