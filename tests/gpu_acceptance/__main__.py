@@ -47,11 +47,13 @@ def run(args: argparse.Namespace, work: Path) -> int:
         checks = [check for check in checks if check.name in args.checks.split(",")]
     if args.after:
         checks = checks[[check.name for check in checks].index(args.after) + 1 :]
+    failed = False
     for check in checks:
-        run_check(check, context, out / RESULTS)
+        failed |= run_check(check, context, out / RESULTS)["status"] in ("failed", "error")
         if not free_memory():
             _continue_in_new_process(args, work, out, check.name, context.seconds_left)
-    return int(write_tables(out, CHECKS) > 0)
+    write_tables(out, CHECKS)
+    return int(failed)
 
 
 def _continue_in_new_process(args: argparse.Namespace, work: Path, out: Path, after: str, seconds: float) -> None:

@@ -72,8 +72,8 @@ def free_memory() -> bool:
     return True
 
 
-def write_tables(folder: Path, checks: Sequence[Check]) -> int:
-    """Writes results.json and results.md from the lines so far. Returns the number of checks that did not pass."""
+def write_tables(folder: Path, checks: Sequence[Check]) -> None:
+    """Writes results.json and results.md from all lines in the folder so far, also of earlier parts."""
     lines = [json.loads(line) for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines()]
     (folder / "results.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
     described = {check.name: check.description for check in checks}
@@ -91,7 +91,6 @@ def write_tables(folder: Path, checks: Sequence[Check]) -> int:
     text = "\n".join([*table, "", *notes, "", *details, ""])
     (folder / "results.md").write_text(text, encoding="utf-8")
     print(text)
-    return sum(line["status"] in ("failed", "error") for line in results.values())
 
 
 def _format(value: Any) -> str:
