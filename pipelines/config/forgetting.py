@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, create_model, fi
 from pipelines.config.base import Count, Name, Positive, Section
 from pipelines.config.messages import did_you_mean
 from pipelines.config.retention_registry import RetentionEvalByKind, bundled_evals
+from pipelines.config.optimizer_checks import optimizer_type
 from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySettings
 
 BASELINE_LABELS = ("none", "multitask", "full", "peft")
@@ -61,6 +62,7 @@ def job_traits(section: Any, ludwig: Mapping[str, Any]) -> JobTraits:
         continues_run=section.get("continue_from") is not None,
         num_tasks=len(tasks) if isinstance(tasks, dict) else None,
         strategies=parse_strategies(strategy) if isinstance(strategy, str) else (),
+        optimizer=optimizer_type(ludwig.get("trainer")),
     )
 
 

@@ -21,6 +21,7 @@ from pipelines.config.ludwig_unsupported import (
     unsupported,
 )
 from pipelines.config.messages import KeyPath, closest_names, did_you_mean, dotted, format_number, wrong_type
+from pipelines.config.optimizer_checks import trust_ratio_conflicts
 from pipelines.config.schema import SchemaNode, ludwig_fields
 from pipelines.config.trainer_checks import trainer_conflicts
 from pipelines.config.yaml_source import Document
@@ -194,6 +195,7 @@ def _section_conflicts(config: Mapping[str, Any]) -> Iterator[tuple[str, KeyPath
     yield from _quantization_conflicts(quantization, adapter, has_adapter)
     yield from _fsdp_conflicts(config.get("backend"), bool(quantization), has_adapter)
     yield from trainer_conflicts(trainer)
+    yield from trust_ratio_conflicts(trainer, adapter if has_adapter else None)
     yield from _generation_conflicts(generation)
     if adapter.get("layer_replication"):
         message = "adapter.layer_replication changes the base model, so the tuned model has no base to be compared with"

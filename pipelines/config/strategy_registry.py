@@ -29,6 +29,7 @@ class JobTraits:
     num_tasks: int | None = None
     """None if the section `tasks` is no mapping."""
     strategies: Sequence[str] = field(default=())
+    optimizer: str = "adamw"
 
 
 class StrategySettings(Section):

@@ -14,6 +14,7 @@ from pipelines.config.lr_schedules import (
     num_warmup_steps,
 )
 from pipelines.config.messages import KeyPath, format_number
+from pipelines.config.optimizer_checks import Conflict, optimizer_conflicts
 from pipelines.errors import Problem
 
 if TYPE_CHECKING:
@@ -24,14 +25,12 @@ WARMUP_KEYS = ("warmup_fraction", "warmup_evaluations", "inverse_sqrt_warmup_ste
 MAX_CHECKED_STEPS = 10_000
 """Steps of a schedule that are evaluated to find its highest learning rate."""
 
-Conflict = tuple[str, KeyPath]
-"""A message, and the key that it is about."""
-
 
 def trainer_conflicts(trainer: Mapping[str, Any]) -> Iterator[Conflict]:
     """Conflicts between keys of the section as it is written. Values of a wrong type are ignored."""
     yield from _schedule_conflicts(trainer)
     yield from _step_conflicts(trainer)
+    yield from optimizer_conflicts(trainer)
     clipping = trainer.get("gradient_clipping")
     if isinstance(clipping, Mapping) and clipping.get("clipvalue") is not None and "clipglobalnorm" not in clipping:
         message = (

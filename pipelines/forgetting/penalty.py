@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import ConfigError
+from pipelines.forgetting.optimizer_metric import divided_by_metric
 from pipelines.modeling.adapters import disabled_adapter_is_base
 from pipelines.modeling.deferred_scalars import DeferredScalar
 
@@ -177,8 +178,8 @@ def _stack_on(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Te
 class ProximalQuadraticPenalty:
     """weight/2 · Σ F (θ − θ₀)² on every weight, as a proximal step after that of the optimizer.
 
-    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1) and η its
-    learning rate. The fixed point is that of an added gradient, where the gradients of the tasks and the penalty
+    θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1; see
+    `pipelines.forgetting.optimizer_metric`) and η its learning rate. The fixed point is that of an added gradient, where the gradients of the tasks and the penalty
     cancel, and the step is stable for every λ. `value` is the penalty after the last step, in nats; `grad_norm` the
     norm of its gradient.
     """
@@ -217,7 +218,7 @@ class ProximalQuadraticPenalty:
         for parameter, anchor, importance in self.anchored:
             # In place throughout: these tensors are as large as the model, and the step needs several of them.
             group = groups[id(parameter)]
-            step_ratio = self._divided_by_metric(parameter, group, self.weight * group["lr"])
+            step_ratio = divided_by_metric(self.optimizer, parameter, group, self.weight * group["lr"])
             distance = parameter - anchor
             distance /= step_ratio.mul_(1.0 if importance is None else importance).add_(1)
             torch.add(anchor, distance, out=parameter)
@@ -233,19 +234,6 @@ class ProximalQuadraticPenalty:
     @property
     def grad_norm(self) -> float:
         return float(self._grad_norm) if self._grad_norm is not None else 0.0
-
-    def _divided_by_metric(
-        self, parameter: torch.nn.Parameter, group: Mapping[str, Any], numerator: float
-    ) -> torch.Tensor:
-        """Returns numerator / D in the parameter's shape."""
-        state = self.optimizer.state[parameter]
-        if "exp_avg_sq" not in state:
-            return torch.full_like(parameter, numerator)
-        step = state["step"]
-        if not isinstance(step, torch.Tensor) or step.device.type == "cpu":
-            step = float(step)  # that of a fused optimizer is on the device: reading it would be a wait per parameter
-        metric: torch.Tensor = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
-        return metric.reciprocal_().mul_(numerator)
 
 
 class PenaltySet:

@@ -114,6 +114,13 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "ewc.gamma has no effect without pipeline.continue_from",
     ),
+    "penalty without a metric": (
+        adapter("null")
+        .replace("  tasks:", "  forgetting: l2sp\n  tasks:")
+        .replace("epochs: 2", "optimizer: {type: lion}"),
+        2,
+        "l2sp takes a step in the metric of the optimizer, and lion does not scale each gradient by a number of its own",
+    ),
     "kronecker without adapter": (
         adapter("null").replace("  tasks:", "  forgetting: {strategy: ewc, ewc: {fisher: kronecker}}\n  tasks:"),
         2,

@@ -234,4 +234,44 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         11,
         "Adafactor warms up only with relative_step",
     ),
+    "8-bit gradient descent without momentum": (
+        trainer("optimizer: {type: sgd_8bit}"),
+        11,
+        "trainer.optimizer: sgd_8bit keeps the momentum in 8 bits and requires it; write momentum: 0.9",
+    ),
+    "8-bit RMSprop with momentum": (
+        trainer("optimizer: {type: rmsprop_8bit, momentum: 0.9}"),
+        11,
+        "momentum has no effect on rmsprop_8bit: bitsandbytes does not compute it; remove it",
+    ),
+    "8-bit RMSprop without a mean": (
+        trainer("optimizer: {type: rmsprop_8bit, alpha: 0}"),
+        11,
+        "trainer.optimizer.alpha must be greater than 0 for rmsprop_8bit",
+    ),
+    "8-bit Adam with amsgrad": (
+        trainer("optimizer: {type: adamw_8bit, amsgrad: true}"),
+        11,
+        "amsgrad has no effect on adamw_8bit",
+    ),
+    "8-bit Adam with weight decay": (
+        trainer("optimizer: {type: paged_adam_8bit, weight_decay: 0.1}"),
+        11,
+        "bitsandbytes decouples it from the gradient in paged_adam_8bit as well; write type: paged_adamw_8bit",
+    ),
+    "nesterov without momentum": (
+        trainer("optimizer: {type: sgd, nesterov: true}"),
+        11,
+        "trainer.optimizer.nesterov requires momentum and no dampening; write momentum: 0.9",
+    ),
+    "8-bit LAMB": (
+        trainer("optimizer: {type: lamb_8bit}"),
+        11,
+        "lamb_8bit is not supported: bitsandbytes computes the steps of Adam for it",
+    ),
+    "LARS under an adapter": (
+        trainer("optimizer: {type: lars}"),
+        11,
+        "the second matrix of an adapter starts at 0, so nothing would be trained; write adamw",
+    ),
 }

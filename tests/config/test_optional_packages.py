@@ -19,7 +19,7 @@ def job(tmp_path):
 
 
 def test_keys_that_need_bitsandbytes_are_reported_without_it(job, monkeypatch):
-    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional_packages, "installed_version", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         optional_packages.check_optional_packages(
             job("quantization={bits: 4}", "trainer.optimizer={type: paged_adamw}")
@@ -33,22 +33,33 @@ def test_keys_that_need_bitsandbytes_are_reported_without_it(job, monkeypatch):
 
 
 def test_nothing_is_reported_with_it(job, monkeypatch):
-    monkeypatch.setattr(optional_packages, "find_spec", lambda name: object())
+    monkeypatch.setattr(optional_packages, "installed_version", lambda name: "0.50.0.dev1")
     optional_packages.check_optional_packages(job("quantization={bits: 4}"))
 
 
+def test_a_version_whose_optimizers_need_a_gpu_is_too_old(job, monkeypatch):
+    monkeypatch.setattr(optional_packages, "installed_version", lambda name: "0.49.2")
+    with pytest.raises(ConfigError) as caught:
+        optional_packages.check_optional_packages(job("trainer.optimizer={type: lion}"))
+    assert caught.value.problems[0].message == (
+        "trainer.optimizer.type requires the package bitsandbytes, version 0.50 or later, and 0.49.2 is installed; "
+        "pip install --upgrade bitsandbytes, or write adamw"
+    )
+
+
+def test_the_version_of_an_installed_package():
+    assert optional_packages.installed_version("pytest") == pytest.__version__
+    assert optional_packages.installed_version("no-such-package") is None
+
+
 @pytest.mark.ludwig
-def test_the_reported_optimizers_are_those_that_ludwig_takes_from_bitsandbytes(job, monkeypatch):
+def test_the_reported_optimizers_are_those_that_ludwig_takes_from_bitsandbytes():
     pytest.importorskip("bitsandbytes")
     from ludwig.schema.optimizers import optimizer_registry  # Ludwig: half a minute that the other tests do not need
 
-    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
+    from pipelines.config.optimizer_checks import is_from_bitsandbytes
+
     for name in ludwig_fields()["trainer"]["fields"]["optimizer"]["variants"]:
-        if name in ("lbfgs", "schedule_free_adamw"):
-            continue
-        try:
-            optional_packages.check_optional_packages(job(f"trainer.optimizer={{type: {name}}}"))
-            is_reported = False
-        except ConfigError:
-            is_reported = True
-        assert is_reported == optimizer_registry[name][0].__module__.startswith("bitsandbytes"), name
+        if name not in ("lbfgs", "schedule_free_adamw"):
+            expected = optimizer_registry[name][0].__module__.startswith("bitsandbytes")
+            assert is_from_bitsandbytes(name) == expected, name
