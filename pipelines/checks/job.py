@@ -14,6 +14,7 @@ from pipelines.checks.files import check_data_files
 from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
+from pipelines.config.optional_packages import check_optional_packages
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.console.activity import track_activity
 from pipelines.data.examples import Example, load_examples
@@ -35,6 +36,7 @@ class CheckResult:
 
 def check_job(job: Job) -> CheckResult:
     """Raises ConfigError, DataError or ModelError with every problem of the first check that fails."""
+    check_optional_packages(job)
     check_data_files(job)
     metrics = MetricChecks(job)
     if problems := metrics.errors():

@@ -10,8 +10,8 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, create_model, fi
 
 from pipelines.config.base import Count, Name, Positive, Section
 from pipelines.config.messages import did_you_mean
-from pipelines.config.retention_registry import RetentionEvalByKind, bundled_evals
 from pipelines.config.optimizer_checks import optimizer_type
+from pipelines.config.retention_registry import RetentionEvalByKind, bundled_evals
 from pipelines.config.strategy_registry import STRATEGIES, JobTraits, StrategySettings
 
 BASELINE_LABELS = ("none", "multitask", "full", "peft")

@@ -118,7 +118,7 @@ _UNSUPPORTED_VALUES: dict[str, dict[str | bool, str]] = {
         "lbfgs": "it evaluates the loss of a step several times, which the trainer does not support; write adamw",
         "schedule_free_adamw": "it requires a package that alfine does not depend on; write adamw",
         "lamb_8bit": "bitsandbytes computes the steps of Adam for it, without LAMB's trust ratio; write adamw_8bit",
-        "lars_8bit": "bitsandbytes computes SGD with momentum for it, without LARS's trust ratio; write sgd_8bit",
+        "lars_8bit": "bitsandbytes computes SGD with momentum for it, without LARS's trust ratio; write adamw_8bit",
     },
     "trainer.optimizer.relative_step": {
         True: (

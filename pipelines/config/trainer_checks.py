@@ -13,7 +13,7 @@ from pipelines.config.lr_schedules import (
     lr_factor,
     num_warmup_steps,
 )
-from pipelines.config.messages import KeyPath, format_number
+from pipelines.config.messages import format_number
 from pipelines.config.optimizer_checks import Conflict, optimizer_conflicts
 from pipelines.errors import Problem
 

@@ -179,9 +179,9 @@ class ProximalQuadraticPenalty:
     """weight/2 · Σ F (θ − θ₀)² on every weight, as a proximal step after that of the optimizer.
 
     θ ← (Dθ + ηλFθ₀) / (D + ηλF), with D the metric of the optimizer (Adam: √v̂ + ε; gradient descent: 1; see
-    `pipelines.forgetting.optimizer_metric`) and η its learning rate. The fixed point is that of an added gradient, where the gradients of the tasks and the penalty
-    cancel, and the step is stable for every λ. `value` is the penalty after the last step, in nats; `grad_norm` the
-    norm of its gradient.
+    `pipelines.forgetting.optimizer_metric`) and η its learning rate. The fixed point is that of an added gradient,
+    where the gradients of the tasks and the penalty cancel, and the step is stable for every λ. `value` is the penalty
+    after the last step, in nats; `grad_norm` the norm of its gradient.
     """
 
     def __init__(

@@ -10,11 +10,13 @@ from typing import Any
 from pipelines.console.activity import track_activity
 from pipelines.forgetting.context import ForgettingContext
 from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.attention import attention_path
 from pipelines.modeling.base_models import load_tokenizer
 from pipelines.modeling.hardware import peak_memory
 from pipelines.modeling.memory import release_cached_memory
 from pipelines.modeling.packing import transformers_model
+from pipelines.modeling.quantization import num_parameters
 from pipelines.storage.files import write_json
 from pipelines.training.ludwig_model import FineTunedLLM
 from pipelines.training.model_card import write_model_card
@@ -58,8 +60,7 @@ def _save_trained_model(llm: FineTunedLLM, context: ForgettingContext, history: 
             "base"
         )
     history["probe_losses"] = llm.probe_losses
-    parameters = list(llm.model.parameters())
-    history["parameters"] = sum(parameter.numel() for parameter in parameters)
-    history["trainable_parameters"] = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    history["parameters"] = num_parameters(llm.model.parameters())
+    history["trainable_parameters"] = num_parameters(trainable_parameters(llm.model))
     history["peak_memory_bytes"] = peak_memory()
     history["attention"] = attention_path(transformers_model(llm.model))

@@ -161,7 +161,9 @@ def test_every_optimizer_of_ludwig_loads_or_is_unsupported(write: Write, name: s
     if ("trainer.optimizer.type", name) in ludwig_unsupported.UNSUPPORTED_VALUES:
         assert "write adamw" in str(problems(write(GOOD), f"trainer.optimizer.type={name}")[0])
     else:
-        load_job(write(GOOD), [f"trainer.optimizer.type={name}"])
+        settings = ["trainer.optimizer.momentum=0.9"] if name == "sgd_8bit" else []
+        without_adapter = ["adapter=null"] if name in ("lamb", "lars") else []
+        load_job(write(GOOD), [f"trainer.optimizer.type={name}", *settings, *without_adapter])
 
 
 def test_one_data_file_per_split(write: Write) -> None:
