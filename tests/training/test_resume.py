@@ -97,6 +97,18 @@ def test_a_training_interrupted_after_a_step_resumes_bitwise(jobs, uninterrupted
     assert_same(run, expected)
 
 
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_training_with_states_of_bitsandbytes_resumes_bitwise(jobs, uninterrupted, kind):
+    settings = {"optimizer": {"type": "paged_adamw_8bit"}, "forgetting": "none"}
+    expected = uninterrupted(kind, **settings)
+    job, run, base = jobs(kind, **settings)
+    interrupt_after(3, job, run, base)
+    train(job, run, base, no_progress)
+    assert_same(run, expected)
+    if kind == "lora":  # Ludwig would train the embedding as well, which no adapter holds
+        assert all("lora_" in name for name in weights(run))
+
+
 def test_ctrl_c_stops_after_the_step_and_loses_no_step(jobs, uninterrupted, capsys):
     expected = uninterrupted()
     job, run, base = jobs()
