@@ -246,6 +246,26 @@ def test_optimizers_get_arguments_that_bitsandbytes_has_removed():
     assert {"percentile_clipping", "block_wise"} <= set(config.model_fields) - set(inspect.signature(kind).parameters)
 
 
+def test_an_8_bit_optimizer_replaces_the_embedding_by_a_trained_one():
+    from types import SimpleNamespace
+
+    from ludwig.utils.llm_utils import update_embedding_layer
+
+    pytest.importorskip("bitsandbytes")
+    model = torch.nn.Module()
+    model.device, model.embedding = "cpu", torch.nn.Embedding(4, 2).requires_grad_(False)
+    update_embedding_layer(model, SimpleNamespace(optimizer=SimpleNamespace(is_8bit=True)))
+    assert model.embedding.weight.requires_grad
+
+
+def test_8_bit_optimizers_require_a_gpu():
+    import inspect
+
+    from ludwig.modules.optimization_modules import create_optimizer
+
+    assert "Cannot use a paged or 8-bit optimizer on a non-GPU machine" in inspect.getsource(create_optimizer)
+
+
 def test_a_pattern_that_freezes_nothing_is_only_logged():
     import inspect
 
