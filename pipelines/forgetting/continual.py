@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from pipelines.storage.files import atomic_dir, digest, read_jsonl
 from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    from pipelines.modeling import adapters, loading
+    from pipelines.modeling import adapters, hardware, loading
 else:
     adapters = lazy_import("pipelines.modeling.adapters")  # torch
+    hardware = lazy_import("pipelines.modeling.hardware")  # torch
     loading = lazy_import("pipelines.modeling.loading")  # transformers
 
 
@@ -38,8 +40,9 @@ def prepare_starting_model(job: Job, run: Run) -> Path:
     """Returns the folder of the model that the job starts from: the base, or the model of the run `continue_from`.
 
     An adapter of that run is merged into its base, once, in the folder `start` of `run`: the new adapter starts at
-    zero, and disabled it is the model before this job. Raises ConfigError for a run that is not complete or has another
-    base.
+    zero, and disabled it is the model before this job. With quantization the adapter is merged into the unquantized
+    base, in main memory; the model is quantized again when it is loaded. Raises ConfigError for a run that is not
+    complete or has another base.
     """
     continue_from = job.pipeline.continue_from
     if continue_from is None:
@@ -55,7 +58,9 @@ def prepare_starting_model(job: Job, run: Run) -> Path:
     inputs = digest(fingerprint(base), fingerprint(earlier_model))
     if run.manifest.get("start") != inputs or not merged_model.exists():
         # The earlier run may have been trained again since the last merge.
-        _merge_adapter(base, earlier_model, merged_model)
+        with hardware.main_memory() if job.quantization else contextlib.nullcontext():
+            # A base that is to be quantized may not fit on the GPU as it is.
+            _merge_adapter(base, earlier_model, merged_model)
         run.update(start=inputs)
     return merged_model
 

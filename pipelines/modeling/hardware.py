@@ -5,13 +5,14 @@ Precision is chosen by what the device computes natively. A T4 emulates bf16, so
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import resource
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,24 @@ def use_fp32(reason: str) -> None:
     _fp32_reason = reason
     _current = replace(current_hardware(), dtype=torch.float32, reason=reason)
     logging.getLogger(__name__).warning(f"{reason}, so it runs in fp32")
+
+
+@contextlib.contextmanager
+def main_memory() -> Iterator[None]:
+    """Keeps models off the GPU within the block: they are loaded into main memory and computed by the CPU.
+
+    The dtype stays that of the hardware. On a machine without a GPU nothing changes.
+    """
+    global _current
+    previous = current_hardware()
+    if previous.device.type == "cpu":
+        yield
+        return
+    _current = replace(previous, device=torch.device("cpu"), attention=None, reason="kept off the GPU")
+    try:
+        yield
+    finally:
+        _current = previous
 
 
 def detect_hardware(settings: HardwareSettings) -> Hardware:

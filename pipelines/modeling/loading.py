@@ -22,7 +22,7 @@ from pipelines.modeling.liger import use_liger_kernels
 from pipelines.modeling.memory import is_out_of_memory, machine_error_on_out_of_memory
 from pipelines.modeling.mixed_precision import autocast, autocast_dtype
 from pipelines.modeling.packing import supervised_logits, token_losses
-from pipelines.modeling.quantization import bitsandbytes_config
+from pipelines.modeling.quantization import bitsandbytes_config, keep_weights_unpacked
 
 
 @machine_error_on_out_of_memory("the loading of a model", "a smaller base_model, or quantization")
@@ -43,11 +43,13 @@ def load_causal_lm(
         "attn_implementation": candidate_attention(model_class, config) if model_class is not None else None,
     }
     if quantization is not None:
-        arguments["quantization_config"] = bitsandbytes_config(quantization)
+        arguments["quantization_config"] = bitsandbytes_config(quantization, hardware.dtype)
     if quantization is not None or hardware.device.type != "cpu":
         # One device per process. The weights are read straight onto it.
         arguments["device_map"] = {"": hardware.device}
     model = _load_complete(Path(folder), arguments)
+    if hardware.device.type == "cpu":
+        keep_weights_unpacked(model)
     if hardware.device.type == "cuda":
         fuse_rms_norms(model)
         if arguments["dtype"] != torch.float32 and quantization is None:

@@ -1,5 +1,6 @@
 """Training on a quantized base, with bitsandbytes' kernels for the CPU: every model of a run is the quantized one."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 
 from pipelines.api import predict
-from pipelines.forgetting import interpolation
-from pipelines.modeling import loading
+from pipelines.config.job import load_job
+from pipelines.errors import ConfigError
+from pipelines.forgetting import continual, interpolation
+from pipelines.modeling import hardware, loading
 from pipelines.modeling.quantization import num_parameters
+from pipelines.storage.run_folder import Run
 from tests.forgetting.continual_jobs import run_second_job, write_second_job
 from tests.jobs import run
 
@@ -54,7 +58,9 @@ def test_every_strategy_trains_on_the_quantized_base(project_with_evals, loads, 
 
 
 def test_the_interpolated_model_is_the_quantized_base_with_a_scaled_adapter(project, loads):
-    one = run("one", FOUR_BITS, "pipeline.forgetting.strategy=interpolate", "pipeline.forgetting.interpolate={scale: 0.5}")
+    one = run(
+        "one", FOUR_BITS, "pipeline.forgetting.strategy=interpolate", "pipeline.forgetting.interpolate={scale: 0.5}"
+    )
     model = interpolation.InterpolatedModel(Path("base"), one.path("model"), {"bits": 4})
     assert model.probe_losses(1.0) == pytest.approx(training(one)["probe_losses"], abs=1e-4)
     assert num_parameters(model.model.parameters()) == training(one)["parameters"]
@@ -71,8 +77,29 @@ def test_a_run_continues_from_the_adapter_merged_into_the_unquantized_base(proje
     assert training(two)["trainable_parameters"] > 0
 
 
-def test_si_is_refused(project):
-    from pipelines.errors import ConfigError
+def test_the_merge_for_a_quantized_job_is_done_in_main_memory(project, monkeypatch):
+    run("one", FOUR_BITS)
+    write_second_job()
+    blocks = []
 
+    @contextlib.contextmanager
+    def record():
+        blocks.append("begin")
+        yield
+        blocks.append("end")
+
+    monkeypatch.setattr(hardware, "main_memory", record)
+    original = continual._merge_adapter
+    monkeypatch.setattr(continual, "_merge_adapter", lambda *folders: blocks.append("merge") or original(*folders))
+    for overrides, expected in (([FOUR_BITS], ["begin", "merge", "end"]), ([], ["merge"])):
+        job = load_job(Path("second.yaml"), overrides)
+        second = Run(Path("runs") / f"two{len(overrides)}")
+        second.folder.mkdir(parents=True)
+        blocks.clear()
+        continual.prepare_starting_model(job, second)
+        assert blocks == expected
+
+
+def test_si_is_refused(project):
     with pytest.raises(ConfigError, match="with quantization; use ewc, or no quantization"):
         run("one", FOUR_BITS, "pipeline.forgetting.strategy=si")

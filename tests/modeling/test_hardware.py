@@ -129,6 +129,22 @@ def test_fp32_after_an_overflow_stays_for_the_process(monkeypatch):
         hardware.use_fp32("X overflows in fp16")
 
 
+def test_models_are_kept_in_main_memory_for_a_block(monkeypatch):
+    machine(monkeypatch, "NVIDIA H100")
+    before = configure_hardware(HardwareSettings())
+    with pytest.raises(KeyError), hardware.main_memory():
+        assert (current_hardware().device.type, current_hardware().dtype) == ("cpu", before.dtype)
+        raise KeyError
+    assert current_hardware() is before and before.device.type == "cuda"
+
+
+def test_main_memory_changes_nothing_on_a_cpu(monkeypatch):
+    machine(monkeypatch)
+    before = configure_hardware(HardwareSettings())
+    with hardware.main_memory():
+        assert current_hardware() is before
+
+
 def test_no_other_module_asks_torch_for_the_device():
     root = Path(hardware.__file__).parents[1]
     words = ("torch.cuda.is_available", "is_bf16_supported", "mps.is_available")
