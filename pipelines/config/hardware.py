@@ -25,3 +25,8 @@ class HardwareSettings(Section):
         description="Attention over packed sequences: varlen (flash kernel), dense (one masked call), or loop (a call "
         "per sequence); auto is the fastest that gives the logits of the model's own attention.",
     )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="Without an adapter: whether the optimizer, its states and an fp32 copy of the weights are in main "
+        "memory, and the weights on the GPU in bf16. It needs a quarter of the GPU memory, and each step takes longer.",
+    )

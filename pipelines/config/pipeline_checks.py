@@ -13,6 +13,7 @@ from pipelines.config.key_hints import KeyHints
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pipeline import DataFiles, PipelineSettings, Split
 from pipelines.config.pydantic_errors import error_path, to_problem
+from pipelines.config.strategy_registry import JobTraits
 from pipelines.config.yaml_source import Document
 from pipelines.errors import Problem
 
@@ -86,6 +87,21 @@ def _conflicts(
     if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
         message = "pipeline.split has no effect if every task has one file per split; remove it"
         yield document.problem(message, "pipeline", "split")
+    if pipeline.hardware.offload_optimizer and (reason := _offload_conflict(traits, ludwig)):
+        message = f"pipeline.hardware.offload_optimizer {reason}"
+        yield document.problem(message, "pipeline", "hardware", "offload_optimizer")
     for strategy, key, reason in forgetting.unused_settings(traits):
         message = f"pipeline.forgetting: {strategy}.{key} has no effect {reason}"
         yield document.problem(message, "pipeline", "forgetting", strategy, key)
+
+
+def _offload_conflict(traits: JobTraits, ludwig: Mapping[str, Any]) -> str | None:
+    """Why the optimizer cannot be in main memory in this job; None if it can."""
+    if traits.adapter is not None:
+        return "is for a training without an adapter, which has few trained weights; remove it"
+    if penalties := sorted({"ewc", "si", "l2sp"} & set(traits.strategies)):
+        return f"cannot be combined with {penalties[0]}, which acts on the weights of the GPU; use replay+distill"
+    backend = ludwig.get("backend")
+    if backend == "ray" or (isinstance(backend, dict) and backend.get("type") == "ray"):
+        return "works in one process; remove the section backend"
+    return None

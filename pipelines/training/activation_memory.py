@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+CASTS_AND_VIEWS = {"ToCopyBackward0", "TBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0"}
+"""torch's names of the operations that copy or rearrange one tensor."""
+
 
 @dataclass(frozen=True)
 class PassMemory:
@@ -53,14 +56,9 @@ def depends_only_on_weights(tensor: torch.Tensor) -> bool:
     Autocast casts each weight once per forward pass, and the product with it saves the copy for the backward pass.
     """
     function: Any = tensor.grad_fn
-    while function is not None:
-        if hasattr(function, "variable"):
-            return True  # AccumulateGrad, the leaf
-        inputs = [(node, index) for node, index in function.next_functions if node is not None]
-        if len(inputs) != 1:
-            return False
-        function = inputs[0][0]
-    return False
+    while function is not None and type(function).__name__ in CASTS_AND_VIEWS:
+        function = function.next_functions[0][0]
+    return hasattr(function, "variable")  # AccumulateGrad, the leaf
 
 
 def _gradient_bytes(model: torch.nn.Module) -> int:
@@ -77,14 +75,15 @@ def _start_peak(device: torch.device) -> int | None:
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes that the optimizer will allocate on the weights' device in its first step; 0 after it.
+    """The bytes that the optimizer will allocate beside its weights in its first step; 0 after it.
 
     Adam and its relatives keep two moments per weight, others one or none. Those of bitsandbytes with 8 bits keep a
     byte for each.
     """
-    if optimizer.state or getattr(optimizer, "is_paged", False) or getattr(optimizer, "is_offloaded", False):
+    if getattr(optimizer, "is_paged", False):
         return 0
-    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+    all_weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    weights = [weight for weight in all_weights if weight.requires_grad and not optimizer.state.get(weight)]
     defaults = optimizer.defaults
     if "betas" in defaults:
         moments = 1 if "lion" in type(optimizer).__name__.lower() else 2

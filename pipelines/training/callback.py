@@ -10,9 +10,11 @@ import torch
 from ludwig.callbacks import Callback
 
 from pipelines.forgetting.strategy import Strategy
+from pipelines.modeling.hardware import current_hardware
 from pipelines.training.checkpoint import check_disk
 from pipelines.training.fsdp import shard_frozen_weights
 from pipelines.training.micro_batches import MicroBatches
+from pipelines.training.offloading import OffloadedOptimizer, check_training_memory
 
 if TYPE_CHECKING:
     from pipelines.training.train import ProgressCallback
@@ -51,12 +53,14 @@ class LudwigCallback(Callback):
         auto_batch_size: bool = False,
         max_nonfinite_steps: int = 0,
         fsdp: bool = False,
+        offload_optimizer: bool = False,
     ) -> None:
         """
         Args:
             auto_batch_size: Measure how many tokens a micro-batch may have, instead of taking Ludwig's `batch_size`.
             max_nonfinite_steps: Steps with a non-finite loss or gradient that are skipped before training fails.
             fsdp: Shard the frozen weights over the processes.
+            offload_optimizer: Keep the optimizer in main memory, and the weights in half precision on a GPU.
         """
         self.progress = progress
         self.strategies = strategies
@@ -64,12 +68,16 @@ class LudwigCallback(Callback):
         self.auto_batch_size = auto_batch_size
         self.max_nonfinite_steps = max_nonfinite_steps
         self.fsdp = fsdp
+        self.offload_optimizer = offload_optimizer
         self.history: dict[str, Any] | None = None
         self._last_time = time.monotonic()
 
     def on_trainer_train_setup(self, trainer: FineTuneTrainer, save_path: str, is_coordinator: bool) -> None:
         model = trainer.model.model
+        check_training_memory(model, trainer.optimizer, offload=self.offload_optimizer)
         check_disk(model, save_path)
+        if self.offload_optimizer:
+            trainer.optimizer = OffloadedOptimizer(trainer.optimizer, current_hardware().dtype)
         trainer.strategies[:] = self.strategies
         trainer.step_callback = self.step_callback
         trainer.max_nonfinite_steps = self.max_nonfinite_steps

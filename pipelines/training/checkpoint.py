@@ -84,7 +84,7 @@ class SafetensorsCheckpoint(Checkpoint):
             "components": component_state,
             "tracker": self.tracker and _tracker_to_json(self.tracker),
         }
-        cpu_tensors = {name: _copy_to_cpu(tensor) for name, tensor in tensors.items()}
+        cpu_tensors = _on_cpu(tensors)
         path = Path(save_path)
         with atomic_write(path) as staging_path:
             save_tensors(cpu_tensors, {"state": json.dumps(state), "sha256": _checksum(cpu_tensors)}, staging_path)
@@ -173,9 +173,21 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return state, tensors
 
 
-def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a contiguous copy, which shares no memory with other tensors. Nothing is allocated on a GPU."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors, contiguous and in main memory, no two with the same memory. Nothing is allocated on a GPU.
+
+    A tensor that is there already is not copied: an offloaded optimizer may have most of the main memory.
+    """
+    on_cpu: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().to("cpu").contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        on_cpu[name] = value
+    return on_cpu
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -220,7 +232,8 @@ def check_disk(model: torch.nn.Module, folder: str | Path) -> None:
     There are at most four: the latest, the previous, the best, and the one being written, each with the trained weights
     and two optimizer moments.
     """
-    trained_bytes = sum(weight.numel() * weight.element_size() for weight in trainable_parameters(model))
+    # fp32, in which the trained weights are, or of which there is a copy.
+    trained_bytes = sum(4 * weight.numel() for weight in trainable_parameters(model))
     needed, free = 4 * 3 * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(

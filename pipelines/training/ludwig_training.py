@@ -50,6 +50,7 @@ def train_and_export(job: Job, run: Run, starting_model_folder: Path, progress: 
         auto_batch_size=auto_batch_size(job),
         max_nonfinite_steps=job.pipeline.max_nonfinite_steps,
         fsdp=uses_fsdp(job),
+        offload_optimizer=job.pipeline.hardware.offload_optimizer,
     )
     model = _ludwig_model(context, len(training_set), process_group, callback)
     _run_ludwig_training(model, context, training_set, validation_set)

@@ -17,7 +17,7 @@ from pipelines.modeling.memory import (
     out_of_memory_error,
 )
 from pipelines.modeling.token_sequences import TokenSequences, batch_by_tokens, micro_batches
-from pipelines.training.activation_memory import measure_pass, optimizer_state_bytes
+from pipelines.training.activation_memory import PassMemory, measure_pass, optimizer_state_bytes
 
 SAVED_MEMORY_FRACTION = 0.4
 """The part of the free memory for what a forward pass saves. The backward pass needs about as much again."""
@@ -85,14 +85,21 @@ class MicroBatches:
         if isinstance(measured, OutOfMemory):
             raise training_memory_error(measured, row, lockstep=False)
         device = next(model.parameters()).device
-        free = free_memory(device)
+        free, fraction = free_memory(device), SAVED_MEMORY_FRACTION
         if device.type == "cuda":
-            # After the first step the optimizer's state takes a part of what is free now.
-            budget = PEAK_MEMORY_FRACTION * (free - measured.constant - optimizer_state_bytes(optimizer))
-        else:
-            budget = SAVED_MEMORY_FRACTION * (free - measured.constant)
-        max_tokens = int(max(budget, 0) / (max(measured.activations, 1) / row.num_tokens))
-        self.history["micro_batch"] = {"tokens": max(row.num_tokens, min(max_tokens, MAX_MICRO_BATCH_TOKENS))}
+            fraction = PEAK_MEMORY_FRACTION
+            if not hasattr(optimizer, "masters"):  # those of an `OffloadedOptimizer` are in main memory
+                free -= optimizer_state_bytes(optimizer)  # after the first step, a part of what is free now
+        self.history["micro_batch"] = {"tokens": tokens_that_fit(measured, row.num_tokens, free, fraction)}
+
+
+def tokens_that_fit(measured: PassMemory, num_tokens: int, free: int, fraction: float) -> int:
+    """Returns the tokens of a micro-batch, given the memory of a pass over `num_tokens` and the free memory in bytes.
+
+    At least `num_tokens`, which have fitted.
+    """
+    max_tokens = int(max(fraction * (free - measured.constant), 0) / (max(measured.activations, 1) / num_tokens))
+    return max(num_tokens, min(max_tokens, MAX_MICRO_BATCH_TOKENS))
 
 
 def training_memory_error(failure: OutOfMemory, rows: TokenSequences | None, lockstep: bool) -> MachineError:

@@ -283,7 +283,8 @@ class FineTuneTrainer(InterruptibleTrainer):
     # --- checkpoints, resume, interrupt ---
 
     def create_checkpoint_handle(self) -> SafetensorsCheckpoint:
-        parts = (*self.strategies, self.loss_scaler, self.step_callback)
+        masters = getattr(self.optimizer, "masters", None)  # of an `OffloadedOptimizer`
+        parts = (*self.strategies, self.loss_scaler, masters, self.step_callback)
         stateful: list[Any] = [part for part in parts if part is not None]
         self._checkpoint = SafetensorsCheckpoint(
             self.distributed, self.model, self.optimizer, self.scheduler, history=self.history, stateful=stateful

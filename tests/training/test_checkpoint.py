@@ -9,8 +9,8 @@ from safetensors import safe_open
 from pipelines.training.checkpoint import (
     CorruptCheckpointError,
     SafetensorsCheckpoint,
-    _copy_to_cpu,
     _insert_tensors,
+    _on_cpu,
     _separate_tensors,
 )
 
@@ -107,8 +107,12 @@ def test_weights_for_inference_are_restored_in_place_without_the_optimizer(tmp_p
         assert name not in restored or restored[name] is weight
 
 
-def test_tied_and_transposed_tensors_are_copied_to_the_cpu():
-    tensor = torch.arange(6.0).reshape(2, 3)
-    copy = _copy_to_cpu(tensor.T)
-    assert copy.is_contiguous() and torch.equal(copy, tensor.T)
-    assert _copy_to_cpu(tensor).data_ptr() != tensor.data_ptr()
+def test_tensors_of_a_checkpoint_share_no_memory_and_are_copied_only_if_needed():
+    tensor, part = torch.arange(6.0).reshape(2, 3), torch.arange(8.0)[2:4]
+    tensors = {"a": tensor, "tied": tensor, "transposed": tensor.T, "part": part}
+    written = _on_cpu(tensors)
+    assert written["a"].data_ptr() == tensor.data_ptr()
+    assert len({value.untyped_storage().data_ptr() for value in written.values()}) == 4
+    for name, value in written.items():
+        assert value.is_contiguous() and torch.equal(value, tensors[name])
+        assert value.untyped_storage().nbytes() == value.nbytes
