@@ -97,6 +97,7 @@ def test_a_training_interrupted_after_a_step_resumes_bitwise(jobs, uninterrupted
     assert_same(run, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_a_training_with_states_of_bitsandbytes_resumes_bitwise(jobs, uninterrupted, kind):
     settings = {"optimizer": {"type": "paged_adamw_8bit"}, "forgetting": "none"}
