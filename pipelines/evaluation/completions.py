@@ -98,6 +98,8 @@ class LoadedModel:
         self.model = model.eval()
         self.prompt_format = prompt_format
         self.inference = inference
+        self.inference_note: str | None = None
+        """How `complete` has last computed completions, for the log; None if by `generate` with the adapter as it is."""
 
     @classmethod
     def from_folder(
@@ -173,53 +175,29 @@ def complete(
     settings = {key: value for key, value in generation.items() if value is not None}
     limits = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
     sequences = [[*prompt, *(references[index] if references else ())] for index, prompt in enumerate(prompts)]
-    prompt_lengths, reported = list(map(len, prompts)), _CountedOnce(progress)
-    with merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter):
-        decode = partial(_decode_in_slots, loaded, sequences, prompt_lengths, settings, limits, reported)
-        decoded = memory.attempt(decode)
-        if decoded is None or isinstance(decoded, memory.OutOfMemory):
-            reported.start_over()
-            return _complete_in_batches(loaded, sequences, prompt_lengths, settings, limits, reported, seed)
-    return _completions(loaded.prompt_format, *decoded)
+    prompt_lengths, stop_ids = list(map(len, prompts)), loaded.prompt_format.stop_ids
+    with merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter) as is_merged:
+        decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
+        loaded.inference_note = _inference_note(decoding, is_merged, loaded.has_adapter)
+        if decoding == "generate":
+            return _complete_in_batches(loaded, sequences, prompt_lengths, settings, limits, progress, seed)
+        generated, nlls = slot_decoding.decode_greedy(
+            loaded.model,
+            _token_sequences(sequences, prompt_lengths),
+            limits,
+            stop_ids,
+            use_graph=decoding == "graph",
+            progress=progress,
+        )
+    return _completions(loaded.prompt_format, generated, nlls)
 
 
-class _CountedOnce:
-    """Reports each prompt once, although some are completed again after memory has run out."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self._done = self._reported = 0
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._done > self._reported:
-            self.progress(self._done - self._reported)
-            self._reported = self._done
-
-    def start_over(self) -> None:
-        self._done = 0
-
-
-def _decode_in_slots(
-    loaded: LoadedModel,
-    sequences: list[list[int]],
-    prompt_lengths: list[int],
-    settings: dict[str, Any],
-    limits: Sequence[int],
-    progress: Progress,
-) -> tuple[list[list[int]], list[float | None]] | None:
-    """The tokens and reference losses by `slot_decoding`; None if it does not apply."""
-    decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
-    if decoding == "generate":
+def _inference_note(decoding: str, is_merged: bool, has_adapter: bool) -> str | None:
+    names = {"graph": "decoding in slots as a CUDA graph", "slots": "decoding in slots"}
+    if decoding not in names and not is_merged:
         return None
-    return slot_decoding.decode_greedy(
-        loaded.model,
-        _token_sequences(sequences, prompt_lengths),
-        limits,
-        loaded.prompt_format.stop_ids,
-        use_graph=decoding == "graph",
-        progress=progress,
-    )
+    adapter = f", adapter {'merged' if is_merged else 'not merged'}" if has_adapter else ""
+    return f"{names.get(decoding, 'generate')}{adapter}"
 
 
 def _complete_in_batches(

@@ -28,6 +28,11 @@ class Evaluator(Protocol):
         """See `completions.complete`."""
         ...
 
+    @property
+    def inference_note(self) -> str | None:
+        """See `LoadedModel.inference_note`."""
+        ...
+
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         """The score of each item, in the unit of the eval's kind; None for an item that could not be scored."""
         ...
@@ -62,6 +67,10 @@ class LocalEvaluator:
         references: Sequence[list[int]] | None = None,
     ) -> list[Completion]:
         return complete(self.loaded, prompts, generation, max_new_tokens, progress, references, self.seed)
+
+    @property
+    def inference_note(self) -> str | None:
+        return self.loaded.inference_note
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         return score_retention_eval(self.loaded, prepared, self._reference_logits)

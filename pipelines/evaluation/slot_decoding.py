@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipelines.modeling.attention import attention_path
 from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch
 from pipelines.modeling.memory import is_out_of_memory
+from pipelines.modeling.memory import OutOfMemory, attempt, free_memory, out_of_memory_error, total_memory
 from pipelines.modeling.packing import PACK_TOKENS, supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences
 
@@ -220,36 +222,59 @@ def decode_greedy(
     """Completes the prompt of each sequence by at most `limits` tokens, up to and including the first stop token.
 
     Also returns the mean loss of each reference, in nats per token; None for a sequence without one. `progress` is
-    called with the number of sequences that have ended.
+    called with the number of sequences that have ended. Raises MachineError if one does not fit into memory.
     """
-    generated: list[list[int]] = [[] for _ in limits]
-    nlls: list[float | None] = [None] * len(limits)
+    results: dict[int, tuple[list[int], float | None]] = {}
     totals = [length + limit for length, limit in zip(sequences.prompt_lengths, limits, strict=True)]
+    max_slots = MAX_SLOTS
     for indices in _groups_of_similar_length(totals):
-        max_length = max(totals[index] for index in indices)
-        decoder = SlotDecoder(model, _num_slots(model, max_length, len(indices)), max_length, use_graph)
-        waiting, active = deque(indices), dict[int, int]()
-        while waiting or active:
-            free = [slot for slot in range(decoder.slots) if slot not in active]
-            if waiting and len(free) >= REFILL_FRACTION * decoder.slots:
-                filled = {slot: waiting.popleft() for slot in free[: len(waiting)]}
-                scores = decoder.fill(list(filled), sequences.select(list(filled.values())))
-                for index, nll in zip(filled.values(), scores, strict=True):
-                    nlls[index] = nll
-                active |= filled
-            longest = max(limits[index] - len(generated[index]) for index in active.values())
-            rows = decoder.next_tokens(min(READ_EVERY, longest))
-            for slot, index in active.items():
-                generated[index] = _truncate(generated[index] + rows[slot], stop_token_ids, limits[index])
-            ended = [
-                slot
-                for slot, index in active.items()
-                if len(generated[index]) == limits[index] or generated[index][-1] in stop_token_ids
-            ]
-            for slot in ended:
-                del active[slot]
-            progress(len(ended))
-    return generated, nlls
+        while remaining := [index for index in indices if index not in results]:
+            max_length = max(totals[index] for index in remaining)
+            slots = min(max_slots, _num_slots(model, max_length, len(remaining)))
+            decoder = SlotDecoder(model, slots, max_length, use_graph)
+            decode = partial(_decode_group, decoder, sequences, limits, stop_token_ids, remaining, results, progress)
+            outcome = attempt(decode)
+            if isinstance(outcome, OutOfMemory):
+                if slots == 1:
+                    raise out_of_memory_error("completions", outcome, num_tokens=max_length)
+                max_slots = slots // 2
+            del decoder, decode  # before the next one allocates its cache
+    tokens, nlls = zip(*(results[index] for index in range(len(limits))), strict=True)
+    return list(tokens), list(nlls)
+
+
+def _decode_group(
+    decoder: SlotDecoder,
+    sequences: TokenSequences,
+    limits: Sequence[int],
+    stop_token_ids: Sequence[int],
+    indices: Sequence[int],
+    results: dict[int, tuple[list[int], float | None]],
+    progress: Callable[[int], None],
+) -> None:
+    """Completes the sequences at `indices` and puts the tokens and the loss of each into `results` when it ends."""
+    generated, nlls = dict[int, list[int]](), dict[int, float | None]()
+    waiting, active = deque(indices), dict[int, int]()
+    while waiting or active:
+        free = [slot for slot in range(decoder.slots) if slot not in active]
+        if waiting and len(free) >= REFILL_FRACTION * decoder.slots:
+            filled = {slot: waiting.popleft() for slot in free[: len(waiting)]}
+            scores = decoder.fill(list(filled), sequences.select(list(filled.values())))
+            nlls |= zip(filled.values(), scores, strict=True)
+            generated |= {index: [] for index in filled.values()}
+            active |= filled
+        longest = max(limits[index] - len(generated[index]) for index in active.values())
+        rows = decoder.next_tokens(min(READ_EVERY, longest))
+        ended = []
+        for slot, index in active.items():
+            tokens = _truncate(generated[index] + rows[slot], stop_token_ids, limits[index])
+            generated[index] = tokens
+            if len(tokens) == limits[index] or tokens[-1] in stop_token_ids:
+                results[index] = (tokens, nlls[index])
+                ended.append(slot)
+        for slot in ended:
+            del active[slot]
+        progress(len(ended))
 
 
 def _truncate(tokens: list[int], stop_token_ids: Sequence[int], limit: int) -> list[int]:
@@ -291,7 +316,5 @@ def cache_bytes(model: torch.nn.Module) -> int:
     device = next(model.parameters()).device
     if device.type != "cuda":
         return 1 << 30
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    # Of the total where possible, so that batches, and with them rounding errors, do not depend on what else runs.
-    return int(CACHE_FRACTION * min(total, 2 * (free + unused)))
+    # Of the total if possible, so that batches, and with them rounding errors, do not depend on what else runs.
+    return int(CACHE_FRACTION * min(total_memory(device), 2 * free_memory(device)))

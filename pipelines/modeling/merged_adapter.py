@@ -15,6 +15,7 @@ from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pipelines.modeling.equivalence import outputs_match, probe_logits
+from pipelines.modeling.memory import free_memory, is_out_of_memory
 from pipelines.modeling.memory import attempt, is_out_of_memory
 
 MAX_MEAN_ERROR_HALF = 0.02
@@ -73,10 +74,8 @@ def _can_merge(model: PeftModel) -> bool:
     weight = next(model.parameters())
     if weight.device.type != "cuda":
         return True
-    free, _ = torch.cuda.mem_get_info(weight.device)
-    unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return bool(size < MEMORY_FRACTION * (free + unused))
+    return bool(size < MEMORY_FRACTION * free_memory(weight.device))
 
 
 def _try_merge(model: PeftModel) -> bool:

@@ -89,6 +89,8 @@ def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExamp
     evaluator = session.evaluator
     with context.reporter.progress(f"{session.which_model.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
+    if evaluator.inference_note is not None:
+        context.reporter.note(f"{session.which_model} completions: {evaluator.inference_note}")
     return [
         completion_record(row.example, completion, len(reference))
         for row, reference, completion in zip(rows, references, completions, strict=True)

@@ -266,6 +266,8 @@ def ray_evaluator(job: Job, starting_model_folder: Path, tuned: Path | None) -> 
 class RayEvaluator:
     """An `Evaluator` that distributes the rows over Ray actors."""
 
+    inference_note: str | None = None
+
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
 

@@ -26,6 +26,7 @@ def test_decoding_in_slots_gives_the_completions_of_generate(loaded, monkeypatch
         loaded.inference = InferenceSettings(decoding)
         completions[decoding] = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, progress.append, REFERENCES)
         assert sum(progress) == len(PROMPTS)
+        assert loaded.inference_note == (None if decoding == "generate" else "decoding in slots")
     for one, other in zip(completions["generate"], completions["slots"], strict=True):
         assert (one.text, one.num_generated_tokens, one.finish_reason) == (
             other.text,
