@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import MachineError
-from pipelines.evaluation.completions import LoadedModel, complete
+from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
 from pipelines.evaluation.retention import score_retention_eval
 from pipelines.forgetting.fisher_information import lora_fisher, weight_fisher
 from pipelines.forgetting.strategies.replay import Replay
@@ -73,9 +73,11 @@ def test_retention_evals(tmp_path, monkeypatch, kind):
         score_retention_eval(loaded, prepared, reference)
 
 
-def test_completions_and_the_loss_of_their_references(tmp_path, monkeypatch):
+@pytest.mark.parametrize("decoding", ["generate", "slots"])
+def test_completions_and_the_loss_of_their_references(tmp_path, monkeypatch, decoding):
     folder = make_model(tmp_path / "m", initializer_range=0.5)
-    loaded = LoadedModel(load_causal_lm(folder, allow_bf16=True), PromptFormat.from_folder(folder))
+    settings = InferenceSettings(decoding)
+    loaded = LoadedModel(load_causal_lm(folder, allow_bf16=True), PromptFormat.from_folder(folder), settings)
     rng = np.random.default_rng(0)
     prompts = [[int(token) for token in rng.integers(5, 200, length)] for length in rng.integers(2, 20, 9)]
     references = [prompt[:3] for prompt in prompts]

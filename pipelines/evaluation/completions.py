@@ -99,7 +99,7 @@ class LoadedModel:
         self.prompt_format = prompt_format
         self.inference = inference
         self.inference_note: str | None = None
-        """How `complete` has last computed completions, for the log; None if by `generate` with the adapter as it is."""
+        """How `complete` has last computed completions, for the log; None if by `generate`, with nothing merged."""
 
     @classmethod
     def from_folder(

@@ -24,8 +24,14 @@ from pipelines.evaluation.generation import prefill_batches, supports_packed_pre
 from pipelines.modeling.attention import attention_path
 from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch
-from pipelines.modeling.memory import is_out_of_memory
-from pipelines.modeling.memory import OutOfMemory, attempt, free_memory, out_of_memory_error, total_memory
+from pipelines.modeling.memory import (
+    OutOfMemory,
+    attempt,
+    free_memory,
+    is_out_of_memory,
+    out_of_memory_error,
+    total_memory,
+)
 from pipelines.modeling.packing import PACK_TOKENS, supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences
 
@@ -187,7 +193,7 @@ def is_greedy(settings: Mapping[str, Any]) -> bool:
 def decoding_matches(model: torch.nn.Module, use_graph: bool) -> bool:
     """Whether decoding in slots gives the logits of packed passes over the probe batch.
 
-    The last tokens of each sequence are decoded, given the true ones before. Raises OutOfMemoryError.
+    The last tokens of each sequence are decoded, given the true ones before.
     """
     probe = probe_batch(model)
     prompt_lengths = [len(ids) - TRIAL_TOKENS for ids in probe.input_ids]

@@ -15,8 +15,7 @@ from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pipelines.modeling.equivalence import outputs_match, probe_logits
-from pipelines.modeling.memory import free_memory, is_out_of_memory
-from pipelines.modeling.memory import attempt, is_out_of_memory
+from pipelines.modeling.memory import attempt, free_memory, is_out_of_memory
 
 MAX_MEAN_ERROR_HALF = 0.02
 """Mean difference of logits in half precision, relative to their standard deviation.

@@ -46,21 +46,22 @@ def test_a_cpu_neither_merges_nor_decodes_in_slots(loaded, monkeypatch):
     assert len(complete(loaded, PROMPTS, {}, LIMITS)) == len(PROMPTS)
 
 
-def test_without_memory_for_the_slots_prompts_are_completed_in_batches(loaded, monkeypatch):
+def test_without_memory_for_the_slots_there_are_fewer_of_them(loaded, monkeypatch):
     loaded.inference = InferenceSettings("generate")
     expected = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, references=REFERENCES)
-    next_tokens, calls, counts = slot_decoding.SlotDecoder.next_tokens, [], []
+    next_tokens, slots, counts = slot_decoding.SlotDecoder.next_tokens, [], []
 
     def out_of_memory(self, count):
-        calls.append(count)
-        if len(calls) == 3:  # some completions have ended
+        slots.append(self.slots)
+        if len(slots) == 2:  # some completions have ended
             raise torch.OutOfMemoryError("CUDA out of memory")
         return next_tokens(self, count)
 
     monkeypatch.setattr(slot_decoding.SlotDecoder, "next_tokens", out_of_memory)
     loaded.inference = InferenceSettings("slots")
-    assert complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, counts.append, REFERENCES) == expected
-    assert len(calls) == 3 and sum(counts) == len(PROMPTS)
+    completions = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, counts.append, REFERENCES)
+    assert [completion.text for completion in completions] == [completion.text for completion in expected]
+    assert slots[:2] == [8, 8] and max(slots[2:]) <= 4 and sum(counts) == len(PROMPTS)
 
 
 def test_without_memory_for_merging_the_adapter_stays_unmerged(tmp_path, monkeypatch):
