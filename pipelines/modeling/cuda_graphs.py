@@ -125,8 +125,9 @@ class MicroBatchGraphs:
         self.inputs: dict[Size, GraphInputs] = {}
         self.passes: dict[Size, Callable[[], torch.Tensor]] = {}
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        self.is_enabled = True
         self.num_captured = 0
+        # The trainer's model is in training mode. A walk through all modules in every step would take milliseconds.
+        self.is_enabled = supports_packing(model) and not has_active_dropout(model)
 
     def backward(self, sequences: TokenSequences, loss_weight: float) -> torch.Tensor | None:
         """Adds the gradients of Σ loss · `loss_weight` over the supervised tokens. Returns that sum, fp32 [].
@@ -154,10 +155,9 @@ class MicroBatchGraphs:
         return self.passes[size]().clone()
 
     def _is_supported(self) -> bool:
-        """Whether the pass is the same every time: no dropout, no hooks on weights, a frozen output layer."""
+        """Whether the pass is the same every time: no hooks on weights, a frozen output layer."""
         has_hooks = any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in self.weights)
-        is_supported = supports_packing(self.model) and linear_lm_head(self.model) is not None
-        return is_supported and not has_hooks and not has_active_dropout(self.model)
+        return not has_hooks and linear_lm_head(self.model) is not None
 
     def _use_own_gradients(self) -> None:
         """Makes the graphs' tensors the gradients of the weights, with the values that these have so far."""

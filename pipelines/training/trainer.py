@@ -81,6 +81,11 @@ class FineTuneTrainer(InterruptibleTrainer):
         self.evaluate_training_set = True
 
     @cached_property
+    def weights(self) -> list[torch.nn.Parameter]:
+        """The trained weights. Walking through all modules of a large model in every step would take milliseconds."""
+        return trainable_parameters(self.model.model)
+
+    @cached_property
     def graphs(self) -> MicroBatchGraphs | None:
         """CUDA graphs of the micro-batches, where they apply."""
         return training_graphs(self.model.model, self.process_group)
@@ -108,8 +113,9 @@ class FineTuneTrainer(InterruptibleTrainer):
         add to it, plus the gradients of the strategies' other losses. A step with a non-finite loss or gradient does
         not change the weights.
         """
-        self.dist_model.train()
-        weights = trainable_parameters(self.model.model)
+        if not (self.dist_model.training and self.model.model.training):
+            self.dist_model.train()
+        weights = self.weights
         loss_denominator = inputs.num_supervised_tokens + sum(
             strategy.begin_step(inputs) for strategy in self.strategies
         )
@@ -125,7 +131,7 @@ class FineTuneTrainer(InterruptibleTrainer):
         has_overflowed = self.loss_scaler.update()
         if is_finite:
             with machine_error_on_out_of_memory("the optimizer's step", OPTIMIZER_ADVICE):
-                self._optimizer_step(self.dist_model.parameters())
+                self._optimizer_step(weights)
             for strategy in self.strategies:
                 strategy.after_step(task_row_gradients)
             record_step(self.history, inputs, mean_loss)
@@ -238,7 +244,7 @@ class FineTuneTrainer(InterruptibleTrainer):
         if not self.strategies:
             self.loss_scaler.unscale_(self.optimizer)
             return []
-        weights = trainable_parameters(self.model.model)
+        weights = self.weights
         task_row_gradients = add_own_row_gradients(
             self.strategies,
             weights,
