@@ -16,8 +16,8 @@ import torch.nn.functional as F
 MAX_LOGITS_PER_CHUNK = 2**23
 """On a CPU: a chunk and its gradient stay near the caches."""
 MAX_LOGITS_PER_CHUNK_ON_GPU = 2**26
-"""256 MiB in fp32: 441 positions at a vocabulary of 152,000. On an H100, 512 positions are as fast as 2,048 and take 3 GiB
-less of a step with 8,192."""
+"""256 MiB in fp32: 441 positions at a vocabulary of 152,000. On an H100, 512 positions are as fast as 2,048 and take
+3 GiB less of a step with 8,192."""
 MIN_CHUNK_TOKENS = 128
 """Positions per chunk whatever the vocabulary: products of fewer are slow."""
 
