@@ -7,13 +7,13 @@ from tests.gpu_acceptance.registry import CHECKS
 MODULES = (
     "attention",
     "runs",
-    "strategies",
     "kernels",
-    "resume",
+    "completions",
     "memory",
+    "resume",
+    "strategies",
     "optimizers",
     "speed",
-    "completions",
     "large_models",
 )
 

@@ -171,9 +171,7 @@ def import_packages(engine: str) -> None:
 
 def measure(engine: str, model: Path, folder: Path, workload: Workload, tiny: bool) -> dict[str, Any]:
     """Trains; if memory runs out, with half as many rows per backward pass."""
-    # Ludwig trains in fp32 and keeps all logits; at least this number fits.
-    rows = 2 if engine == "ludwig" and workload.length > 1000 else workload.rows
-    pairs = workload.pairs(tiny)
+    rows, pairs = workload.rows, workload.pairs(tiny)
     while True:
         try:
             started = time.perf_counter()

@@ -96,6 +96,18 @@ def random_model(config: PretrainedConfig, device: str, dtype: torch.dtype, seed
     return model.eval()
 
 
+def texts_model(context: Context) -> Path:
+    """A model like `small` whose completions are texts: its vocabulary is that of the tokenizer, and its output layer
+    is not the embedding, with which a random model repeats the last token of the prompt."""
+    folder = context.folder / "model_texts"
+    if not folder.exists():
+        tokenizer, config = byte_tokenizer(), model_config("small", context)
+        config.vocab_size, config.tie_word_embeddings, config.initializer_range = len(tokenizer), False, 0.2
+        random_model(config, context.device, torch.float32).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
 def model_folder(name: str, context: Context, seed: int = 0) -> Path:
     return context.folder / f"model_{name}_{seed}"
 

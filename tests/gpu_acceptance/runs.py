@@ -33,7 +33,7 @@ from tests.gpu_acceptance.jobs import (
     short_pairs,
     train_job,
 )
-from tests.gpu_acceptance.models import ALL_MATRICES, saved_model
+from tests.gpu_acceptance.models import ALL_MATRICES, saved_model, texts_model
 from tests.gpu_acceptance.registry import Context, Measurements, at_least, at_most, check
 from tests.jobs import QUIET
 
@@ -176,10 +176,14 @@ def whole_run(context: Context) -> Measurements:
         for name, metric in (("odd", "exact_match"), ("say", "chrf"))
     }
     config = {
-        "pipeline": {"tasks": tasks, "forgetting": {"strategy": "auto", "evals": evals, "eval_steps": 3}},
-        "base_model": str(saved_model("small", context)),
+        "pipeline": {
+            "tasks": tasks,
+            "chat_template": False,
+            "forgetting": {"strategy": "auto", "evals": evals, "eval_steps": 3},
+        },
+        "base_model": str(texts_model(context)),
         "adapter": LORA,
-        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 0.002},
+        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-4},
     }
     (folder / "job.yaml").write_text(json.dumps(config), encoding="utf-8")
     run = Run(folder / "runs" / f"one_{os.getpid()}")

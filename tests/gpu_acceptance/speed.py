@@ -21,9 +21,9 @@ from tests.gpu_acceptance.workloads import WORKLOADS, step_flops, weights_of
 ROOT = Path(__file__).parents[2]
 ENGINES = {
     "alfine": "short,2048,4096",
+    "ludwig": "short",
     "trl": "short,2048,4096",
     "trl_liger": "short,2048,4096",
-    "ludwig": "short,2048",
     "trl_padding_free": "short",
 }
 """The workloads of each engine, in the order in which they run."""
