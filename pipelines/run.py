@@ -68,7 +68,6 @@ class StageRunner:
             model_fingerprint = fingerprint(starting_model_folder)
         if self.hardware.warning is not None:
             reporter.warn(self.hardware.warning)
-        reporter.note(f"hardware: {self.hardware.summary()}")
         check_module_names(job, starting_model_folder)
         self.context = StageContext(
             job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)
@@ -82,6 +81,7 @@ class StageRunner:
         with track_activity("reading the data files"):
             digests.update(stage_digests(context.job, context.model_fingerprint, context.file_sha256))
         self._record_start()
+        context.reporter.note(f"hardware: {self.hardware.summary()}")
         self._warn_changed_data()
         self._prepare_sandbox()
 

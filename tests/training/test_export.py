@@ -26,7 +26,9 @@ def test_the_model_card_names_the_content_of_the_base_folder(tmp_path, monkeypat
         quantization=quantization,
         pipeline=SimpleNamespace(continue_from=None, tasks={"reviews": None}),
     )
-    llm = SimpleNamespace(model=torch.nn.Linear(2, 1), starts_at_base=False, probe_losses=None)
+    model = torch.nn.Linear(2, 1)
+    model.config = SimpleNamespace()
+    llm = SimpleNamespace(model=model, starts_at_base=False, probe_losses=None)
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     monkeypatch.setattr(export, "load_tokenizer", lambda folder: tokenizer)
     context = ForgettingContext(job, run, base)
