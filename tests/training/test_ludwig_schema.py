@@ -34,7 +34,7 @@ def test_ludwig_still_loses_the_ranges_that_a_config_class_inherits() -> None:
 
 
 def optimizer(name: str) -> str:
-    return f"trainer.optimizer={{type: {name}}}"
+    return f"trainer.optimizer={{type: {name}{', momentum: 0.9' if name == 'sgd_8bit' else ''}}}"
 
 
 def test_stock_ludwig_accepts_what_alfine_accepts(tmp_path: Path) -> None:
