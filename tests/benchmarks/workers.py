@@ -3,7 +3,7 @@
     python -m tests.benchmarks.workers [--steps 8] [--rounds 2]
 
 The quickstart's rows and model, LoRA and full fine-tuning, with the same rows per step. `all-reduce`: the part of a
-step in which a worker waits for the others and sends gradients, through gloo on this machine.
+step in which a worker waits for the sums of the gradients after its backward pass, through gloo on this machine.
 """
 
 import argparse
@@ -37,23 +37,23 @@ def time_steps(kind: str, run_folder: Path, steps: int) -> None:
         dist.init_process_group("gloo")
     from pipelines.config.job import load_job
     from pipelines.modeling.base_models import ensure_base_model
-    from pipelines.modeling.process_group import ProcessGroup
     from pipelines.storage.run_folder import Run
+    from pipelines.training.gradient_reduction import GradientReduction
     from pipelines.training.train import train
 
     job = load_job(ROOT / "ludwig_configs" / f"{CONFIGS[kind]}.yaml", ["pipeline.forgetting=none"])
     stamps: list[float] = []
     reduce_seconds: list[float] = []
     sent: list[int] = []
-    all_reduce_sum = ProcessGroup.all_reduce_sum
+    finish = GradientReduction.finish
 
-    def timed(self, tensors):  # type: ignore[no-untyped-def]
+    def timed(self, *extra):  # type: ignore[no-untyped-def]
         started = time.perf_counter()
-        all_reduce_sum(self, tensors)
+        finish(self, *extra)
         reduce_seconds.append(time.perf_counter() - started)
-        sent.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        sent.append(sum(weight.nbytes for weight in self.weights) if self.process_group.world_size > 1 else 0)
 
-    ProcessGroup.all_reduce_sum = timed  # type: ignore[method-assign]
+    GradientReduction.finish = timed  # type: ignore[method-assign]
 
     def report(step: int, total: int, loss: float | None) -> None:
         stamps.append(time.perf_counter())
