@@ -62,16 +62,16 @@ def _load_models_on_device() -> None:
     from_pretrained = pipelines.modeling.loading.AutoModelForCausalLM.from_pretrained
     load_causal_lm = pipelines.modeling.loading.load_causal_lm
 
-    def load(folder: str | Path, *, allow_bf16: bool, quantization: Any = None) -> Any:
+    def load(folder: str | Path, *, allow_half_precision: bool, quantization: Any = None) -> Any:
         def on_device(*args: Any, **kwargs: Any) -> Any:
-            kwargs["dtype"] = torch.bfloat16 if allow_bf16 else torch.float32
+            kwargs["dtype"] = torch.bfloat16 if allow_half_precision else torch.float32
             kwargs.pop("device_map", None)
             model, info = from_pretrained(*args, **kwargs)
             fuse_rms_norms(move_to_device(model))
             return model, info
 
         with mock.patch.object(pipelines.modeling.loading.AutoModelForCausalLM, "from_pretrained", on_device):
-            return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
+            return load_causal_lm(folder, allow_half_precision=allow_half_precision, quantization=quantization)
 
     _replace_everywhere(load_causal_lm, load)
     # As on a GPU with compute capability 8.0.

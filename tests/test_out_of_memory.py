@@ -77,7 +77,7 @@ def test_retention_evals(tmp_path, monkeypatch, kind):
 def test_completions_and_the_loss_of_their_references(tmp_path, monkeypatch, decoding):
     folder = make_model(tmp_path / "m", initializer_range=0.5)
     settings = InferenceSettings(decoding)
-    loaded = LoadedModel(load_causal_lm(folder, allow_bf16=True), PromptFormat.from_folder(folder), settings)
+    loaded = LoadedModel(load_causal_lm(folder, allow_half_precision=True), PromptFormat.from_folder(folder), settings)
     rng = np.random.default_rng(0)
     prompts = [[int(token) for token in rng.integers(5, 200, length)] for length in rng.integers(2, 20, 9)]
     references = [prompt[:3] for prompt in prompts]
@@ -156,7 +156,7 @@ def test_loading(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "m")
     TokenLimit(monkeypatch, 2)
     with pytest.raises(MachineError, match=r"the loading of a model \(an allocation of .*; use a smaller base_model"):
-        load_causal_lm(folder, allow_bf16=True)
+        load_causal_lm(folder, allow_half_precision=True)
 
 
 # --- training ------------------------------------------------------------------------------------------

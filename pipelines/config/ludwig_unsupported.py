@@ -49,7 +49,7 @@ IGNORED_KEYS: dict[str, str] = {
     "trainer.bucketing_field": "alfine builds the batches itself; remove it",
     "trainer.base_learning_rate": "write learning_rate",
     "trainer.regularization_*": "write trainer.optimizer.weight_decay, with type adamw",
-    "trainer.use_mixed_precision": "the hardware decides it (bf16 where supported); remove it",
+    "trainer.use_mixed_precision": "it is chosen for the machine; remove it, or set pipeline.hardware.dtype",
     "trainer.compile": "the shape of the batches changes with every step, so compiling is slower; remove it",
     "trainer.loss_balancing*": BALANCING,
     "trainer.contrastive_pretrain_*": ENCODERS,

@@ -73,7 +73,7 @@ _NO_COUNTERPART: dict[str, str] = {
     "embedding noise (NEFTune) is not supported: it would depend on the packing; remove it": (
         "neftune_alpha neftune_noise_alpha"
     ),
-    "the hardware decides the precision (bf16 where supported); remove it": (
+    "device and precision are chosen for the machine; remove it, or set pipeline.hardware.device or dtype": (
         "autocast bf16 cpu device device_map dtype float16 fp16 fp8* mixed_precision precision pure_bf16 tf32 "
         "torch_dtype"
     ),

@@ -106,7 +106,7 @@ class LoadedModel:
         cls, folder: Path, chat_template: bool | None, quantization: Mapping[str, Any] | None = None
     ) -> LoadedModel:
         """Loads a whole model (not an adapter). `quantization` is that section of the config."""
-        model = loading.load_causal_lm(folder, allow_bf16=True, quantization=quantization)
+        model = loading.load_causal_lm(folder, allow_half_precision=True, quantization=quantization)
         return cls(model, PromptFormat.from_folder(folder, chat_template))
 
     def logits(self, sequences: TokenSequences) -> torch.Tensor:
@@ -133,7 +133,7 @@ class LoadedModel:
                 raise RunError("an adapter is attached already")
             model: torch.nn.Module = adapters.attach_adapter(self.model, tuned)
         else:
-            model = loading.load_causal_lm(tuned, allow_bf16=True)
+            model = loading.load_causal_lm(tuned, allow_half_precision=True)
         adapters.check_matches_training(model, tuned)
         return LoadedModel(model, self.prompt_format, self.inference)
 

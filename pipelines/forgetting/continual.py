@@ -112,10 +112,10 @@ def _complete_run(job: Job, folder: Path) -> Run:
 def _merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Writes the merged model to `target`. Raises RunError if merging changes the predictions."""
     with atomic_dir(target) as staging, track_activity("merging the earlier run's adapter into its base"):
-        merged = adapters.merge_adapter(loading.load_causal_lm(base, allow_bf16=True), adapter)
+        merged = adapters.merge_adapter(loading.load_causal_lm(base, allow_half_precision=True), adapter)
         merged.save_pretrained(staging)  # type: ignore[operator]
         load_tokenizer(base).save_pretrained(staging)
-        adapters.check_merged(staging, merged, loading.load_causal_lm(staging, allow_bf16=True))
+        adapters.check_merged(staging, merged, loading.load_causal_lm(staging, allow_half_precision=True))
 
 
 def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:

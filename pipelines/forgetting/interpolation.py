@@ -32,7 +32,7 @@ class InterpolatedModel:
         Raises ConfigError for an adapter with a part that cannot be scaled, RunError if scale 0 is not the base.
         """
         self.base, self.tuned = base, tuned
-        self.model: torch.nn.Module = load_causal_lm(base, allow_bf16=True, quantization=quantization)
+        self.model: torch.nn.Module = load_causal_lm(base, allow_half_precision=True, quantization=quantization)
         base_logits = model_source(self.model).logits
         exact = is_fp32(self.model)
         self.endpoints: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]] = []
@@ -44,7 +44,7 @@ class InterpolatedModel:
                 if _is_scaled(name):
                     self.endpoints.append((weight, torch.zeros_like(weight), weight.detach().clone()))
         else:
-            tuned_weights = dict(load_causal_lm(tuned, allow_bf16=True).named_parameters())
+            tuned_weights = dict(load_causal_lm(tuned, allow_half_precision=True).named_parameters())
             for name, weight in self.model.named_parameters():
                 self.endpoints.append((weight, weight.detach().clone(), tuned_weights[name].detach()))
         self.set_scale(0.0)

@@ -107,7 +107,7 @@ def cache_teacher_topk(
 def _predict_topk(teacher: Path, rows: TokenSequences, k: int, temperature: float) -> dict[str, torch.Tensor]:
     predictions = []
     with track_activity("the teacher's predictions on the tasks' rows", len(rows)) as activity:
-        model = load_causal_lm(teacher, allow_bf16=True).eval()
+        model = load_causal_lm(teacher, allow_half_precision=True).eval()
         splitter = split_tokens("the teacher's predictions")
 
         def predict(batch: TokenSequences) -> TopK:

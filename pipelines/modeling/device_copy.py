@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 NON_BLOCKING_DEVICES = {"cuda"}
-"""The device types to which a copy from pinned memory is queued behind the device's other work."""
+"""The device types to which a copy from pinned memory is asynchronous: it joins the queue of the current stream."""
 
 
 def tensor_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -27,19 +27,20 @@ from pipelines.modeling.quantization import bitsandbytes_config, keep_weights_un
 
 @machine_error_on_out_of_memory("the loading of a model", "a smaller base_model, or quantization")
 def load_causal_lm(
-    folder: str | Path, *, allow_bf16: bool, quantization: Mapping[str, Any] | None = None
+    folder: str | Path, *, allow_half_precision: bool, quantization: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
     """A causal language model from safetensors, on the GPU if there is one. Code in the folder is never executed.
 
-    With `allow_bf16` (for inference, or under an adapter) weights are bf16 on a GPU that supports it. Otherwise (if the
-    weights are trained), and always on a CPU, they are fp32. Whether they require gradients does not depend on it.
+    With `allow_half_precision` (for inference, or under an adapter) weights have the dtype of the hardware policy: bf16
+    or fp16 on a GPU, fp32 on a CPU. Otherwise (if the weights are trained) they are fp32. Whether they require
+    gradients does not depend on it.
     `quantization` is the section of the config. Raises ModelError.
     """
     hardware = current_hardware()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     arguments: dict[str, Any] = {
-        "dtype": hardware.dtype if allow_bf16 else torch.float32,
+        "dtype": hardware.dtype if allow_half_precision else torch.float32,
         "attn_implementation": candidate_attention(model_class, config) if model_class is not None else None,
     }
     if quantization is not None:
@@ -63,7 +64,7 @@ def load_causal_lm(
         use_fp32(f"{type(model).__name__} overflows in fp16")
         del model  # before the second copy is loaded
         empty_cache(hardware.device)
-        return load_causal_lm(folder, allow_bf16=allow_bf16, quantization=quantization)
+        return load_causal_lm(folder, allow_half_precision=allow_half_precision, quantization=quantization)
     model.model_source = ModelSource(Path(folder), quantization, logits)
     return model
 

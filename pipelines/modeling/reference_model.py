@@ -32,7 +32,7 @@ class ReferenceModel:
                 _cast_linear_layers(self.frozen, dtype)
         elif not disabled_adapter_is_base(model):
             source = model_source(model)
-            base = load_causal_lm(source.folder, allow_bf16=True, quantization=source.quantization)
+            base = load_causal_lm(source.folder, allow_half_precision=True, quantization=source.quantization)
             self.frozen = base.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def load_base_model(config: Any, model_config: Any = None, weights_save_path: st
     folder = weights_save_path or config.base_model
     # Without Ludwig's defaults: what the YAML does not set depends on the hardware.
     quantization = config.quantization and config.quantization.model_dump(exclude_unset=True)
-    return load_causal_lm(folder, allow_bf16=config.adapter is not None, quantization=quantization)
+    return load_causal_lm(folder, allow_half_precision=config.adapter is not None, quantization=quantization)
 
 
 class FineTunedLLM(LLM):

@@ -89,7 +89,7 @@ def fisher_seconds() -> float:
     config = LoraConfig(
         r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=adapter["target_modules"], task_type="CAUSAL_LM"
     )
-    model = get_peft_model(load_causal_lm(base, allow_bf16=True), config)
+    model = get_peft_model(load_causal_lm(base, allow_half_precision=True), config)
     started = time.monotonic()
     lora_fisher(model, rows, seed=0)
     return time.monotonic() - started

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="0,64,256,1024")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model = load_causal_lm(ensure_base_model("smollm2-135m-instruct"), allow_bf16=True)
+    model = load_causal_lm(ensure_base_model("smollm2-135m-instruct"), allow_half_precision=True)
     tuned = get_peft_model(model, LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     table = Table("prefix tokens", "without prefix sharing, s/step", "with, s/step", "speedup")

@@ -212,7 +212,7 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     from pipelines.modeling.token_sequences import TokenSequences
 
     encoded = PromptFormat.from_folder(model, False).encode_batch(*zip(*pairs, strict=True))
-    tuned = get_peft_model(load_causal_lm(model, allow_bf16=True), LoraConfig(**LORA)).train()
+    tuned = get_peft_model(load_causal_lm(model, allow_half_precision=True), LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     seconds = []
     for start in range(0, len(encoded), batch):

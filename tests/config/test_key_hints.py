@@ -237,7 +237,11 @@ def test_no_strategy_that_conflicts_with_the_job_is_suggested(tmp_path, word):
             "sequence_len: unknown key; did you mean global_max_sequence_length, which belongs in preprocessing?",
         ),
         ([], "load_in_4bit", "load_in_4bit: unknown key; write quantization: {bits: 4}"),
-        ([], "bf16", "bf16: unknown key; the hardware decides the precision (bf16 where supported); remove it"),
+        (
+            [],
+            "bf16",
+            "bf16: unknown key; device and precision are chosen for the machine; remove it, or set pipeline.hardware.device or dtype",
+        ),
         ([], "loss", "loss: unknown key; the loss is computed on the completion only; remove it"),
         (
             [],

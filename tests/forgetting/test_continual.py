@@ -59,7 +59,7 @@ def test_a_job_starts_from_the_model_of_an_earlier_run(project_with_evals, adapt
     assert transfer is not None and transfer.tasks == 2
     page = " ".join(second.path("report.html").read_text(encoding="utf-8").split())
     assert "./base, continued from runs/one, was tuned on" in page
-    load_causal_lm(second.path("start") if adapter else first.path("model"), allow_bf16=True)
+    load_causal_lm(second.path("start") if adapter else first.path("model"), allow_half_precision=True)
     Path("new.jsonl").write_text('{"text": "the 3"}\n')
     assert len(list(predict(second, Path("new.jsonl"), "say", QUIET))) == 1
 

@@ -38,7 +38,7 @@ def test_equal_tokens_with_other_spans_have_predictions_of_their_own(tmp_path):
     sequences = TokenSequences([tokens, tokens], [[(2, 4), (7, 8)], [(5, 9)]])
     folder = make_model(tmp_path / "teacher")
     topk = cache_teacher_topk(folder, sequences, 3, 1.0, tmp_path / "topk.safetensors")
-    logits, _ = supervised_logits(load_causal_lm(folder, allow_bf16=True).eval(), sequences)
+    logits, _ = supervised_logits(load_causal_lm(folder, allow_half_precision=True).eval(), sequences)
     for index, expected in enumerate(logits.detach().split([3, 4])):
         predicted = topk[sequences.key(index)].tokens
         assert torch.equal(predicted, expected.topk(3).indices)

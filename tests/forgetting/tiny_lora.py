@@ -16,7 +16,7 @@ def rows(num_rows=6, seed=0, vocabulary=200):
 
 
 def base(folder):
-    return load_causal_lm(make_model(folder), allow_bf16=False)
+    return load_causal_lm(make_model(folder), allow_half_precision=False)
 
 
 def lora(folder, moved=False, seed=1):

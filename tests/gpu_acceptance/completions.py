@@ -93,7 +93,7 @@ def greedy_decoding(context: Context) -> Measurements:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(context.device).eval()
     expected = generate_tokens(plain, rows, new_tokens)
     sequences = TokenSequences.supervised_from([np.asarray(row) for row in rows], list(map(len, rows)))
-    model = load_causal_lm(folder, allow_bf16=False)
+    model = load_causal_lm(folder, allow_half_precision=False)
     actual, _ = decode_greedy(model, sequences, [new_tokens] * len(rows), [], use_graph=context.is_gpu)
     return {
         "same_completions": sum(a == b for a, b in zip(actual, expected, strict=True)) / len(rows),
@@ -117,7 +117,7 @@ def measure_completions(name: str, context: Context) -> Measurements:
     single = generate_seconds(folder, context, batch=1)
     measured |= {"generate_batched_ms": 1e3 * batched, "generate_single_ms": 1e3 * single}
     free_memory()
-    model = load_causal_lm(folder, allow_bf16=True)
+    model = load_causal_lm(folder, allow_half_precision=True)
     seconds = alfine_seconds(model, folder, context, InferenceSettings())
     measured["base_ms"] = 1e3 * seconds
     context.record(f"{name} base", measured)
@@ -164,7 +164,7 @@ def _vllm_seconds(folder: Path, context: Context) -> float:
 def evaluation_pass(context: Context) -> Measurements:
     """Losses of references without gradients on 1.5B (validation, retention evals): tokens per second on rows of about
     60 tokens with a common beginning, and on rows of 2,048 tokens."""
-    model = load_causal_lm(saved_model("1.5b", context), allow_bf16=True).eval()
+    model = load_causal_lm(saved_model("1.5b", context), allow_half_precision=True).eval()
     batches = {"short": short_rows(512), "2048": long_rows(16, 2048)}
     if not context.is_gpu:
         batches = {"short": short_rows(8)}

@@ -39,7 +39,7 @@ def with_lora(model: Any, rank: int = 8) -> Any:
 
 def fused_model(folder: Path) -> Any:
     """The model as a training loads it, with an adapter."""
-    model = with_lora(load_causal_lm(folder, allow_bf16=True))
+    model = with_lora(load_causal_lm(folder, allow_half_precision=True))
     optimize_adapter(model)
     return model
 

@@ -112,7 +112,9 @@ def attached(folder: Path, name: str):
     from pipelines.modeling.loading import load_causal_lm
 
     torch.manual_seed(7)
-    return get_peft_model(load_causal_lm(folder, allow_bf16=True), config_of(name).to_config(task_type="CAUSAL_LM"))
+    return get_peft_model(
+        load_causal_lm(folder, allow_half_precision=True), config_of(name).to_config(task_type="CAUSAL_LM")
+    )
 
 
 @torch.no_grad()

@@ -48,15 +48,15 @@ def test_saved_loaded_and_merged_adapters_have_the_logits_of_the_trained_model(b
     move(model)
     expected = probe_logits(model)
     save_adapter(model, tmp_path / "tuned", initial)
-    loaded = PeftModel.from_pretrained(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned")
+    loaded = PeftModel.from_pretrained(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned")
     close(probe_logits(loaded), expected)
     if "bias" not in name:
         with adapter_disabled(loaded):
-            close(probe_logits(loaded), probe_logits(load_causal_lm(base, allow_bf16=True)))
-    whole = merge_adapter(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned")
+            close(probe_logits(loaded), probe_logits(load_causal_lm(base, allow_half_precision=True)))
+    whole = merge_adapter(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned")
     close(probe_logits(whole), expected)
     whole.save_pretrained(tmp_path / "merged")
-    again = load_causal_lm(tmp_path / "merged", allow_bf16=True)
+    again = load_causal_lm(tmp_path / "merged", allow_half_precision=True)
     close(probe_logits(again), expected)
     check_merged(tmp_path / "merged", whole, again)
 
@@ -68,7 +68,7 @@ def test_merging_unties_only_adapted_embeddings(tmp_path, tied):
         model = attached(base, name)
         move(model)
         save_adapter(model, tmp_path / name, {})
-        merge_adapter(load_causal_lm(base, allow_bf16=True), tmp_path / name).save_pretrained(
+        merge_adapter(load_causal_lm(base, allow_half_precision=True), tmp_path / name).save_pretrained(
             tmp_path / f"{name} merged"
         )
         assert json.loads((tmp_path / f"{name} merged" / "config.json").read_text())["tie_word_embeddings"] == expected
@@ -81,7 +81,7 @@ def test_a_merge_that_changes_logits_is_an_error(base, tmp_path, monkeypatch):
     save_adapter(model, tmp_path / "tuned", {})
     monkeypatch.setattr("pipelines.modeling.adapters._adapts_tied_embeddings", lambda *_: False)
     with pytest.raises(RunError, match="merged into its base, this adapter gives other logits"):
-        merge_adapter(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned")
+        merge_adapter(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned")
 
 
 def test_a_saved_model_is_compared_with_the_trained_one(base, tmp_path):
@@ -90,13 +90,15 @@ def test_a_saved_model_is_compared_with_the_trained_one(base, tmp_path):
     save_adapter(model, tmp_path / "tuned", {})
     (tmp_path / "tuned" / "training.json").write_text(json.dumps({"probe_losses": probe_losses(model).tolist()}))
     check_matches_training(
-        PeftModel.from_pretrained(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned"), tmp_path / "tuned"
+        PeftModel.from_pretrained(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned"),
+        tmp_path / "tuned",
     )
     move(model, 0.01)
     model.save_pretrained(tmp_path / "tuned")
     with pytest.raises(RunError, match="has other losses than at the end of training"):
         check_matches_training(
-            PeftModel.from_pretrained(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned"), tmp_path / "tuned"
+            PeftModel.from_pretrained(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned"),
+            tmp_path / "tuned",
         )
 
 
@@ -117,7 +119,7 @@ SCALED = [
 
 @pytest.mark.parametrize("name", SCALED)
 def test_interpolation_between_base_and_tuned(base, tmp_path, name):
-    model, start = attached(base, name), probe_logits(load_causal_lm(base, allow_bf16=True))
+    model, start = attached(base, name), probe_logits(load_causal_lm(base, allow_half_precision=True))
     initial = initial_adapter_weights(model)
     move(model)
     tuned = probe_logits(model)
@@ -129,7 +131,7 @@ def test_interpolation_between_base_and_tuned(base, tmp_path, name):
     interpolated.set_scale(0.3)
     scale_model(base, tmp_path / "tuned", 0.3)
     close(
-        probe_logits(PeftModel.from_pretrained(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned")),
+        probe_logits(PeftModel.from_pretrained(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned")),
         probe_logits(interpolated.model),
     )
 
@@ -174,7 +176,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_module_names_are_checked_on_the_loaded_model(base, case):
     more, message = WRONG[case]
-    model = load_causal_lm(base, allow_bf16=True)
+    model = load_causal_lm(base, allow_half_precision=True)
     check_adapter_names(model, config_of("tied head"))
     with pytest.raises(ConfigError) as caught:
         check_adapter_names(model, config_of("lora").model_copy(update=more))
@@ -182,7 +184,7 @@ def test_module_names_are_checked_on_the_loaded_model(base, case):
 
 
 def test_peft_errors_are_config_errors(base):
-    model = load_causal_lm(base, allow_bf16=True)
+    model = load_causal_lm(base, allow_half_precision=True)
     model.config.model_type = "new_kind"
     without = config_of("lora").model_copy(update={"target_modules": None})
     named = r"PEFT has no defaults for lora on new_kind; write some of \[q_proj, k_proj, v_proj, o_proj"

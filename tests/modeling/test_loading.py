@@ -55,10 +55,10 @@ def test_the_selected_attention_gives_the_losses_of_hugging_face(kind):
 
 def test_loading_compares_logits_and_warns_if_packing_is_disabled(tmp_path, monkeypatch, caplog):
     folder = make_model(tmp_path / "m")
-    assert load_causal_lm(folder, allow_bf16=True).config._attn_implementation == SHARED["loop"]
+    assert load_causal_lm(folder, allow_half_precision=True).config._attn_implementation == SHARED["loop"]
     monkeypatch.setattr("pipelines.modeling.loading.outputs_match", lambda *_: False)
     with caplog.at_level(logging.WARNING):
-        model = load_causal_lm(folder, allow_bf16=True)
+        model = load_causal_lm(folder, allow_half_precision=True)
     assert (
         model.config._attn_implementation == UNPACKED
         and "packing disabled: packed and unpacked logits differ" in caplog.text
@@ -67,14 +67,14 @@ def test_loading_compares_logits_and_warns_if_packing_is_disabled(tmp_path, monk
 
 def test_a_forward_without_extra_arguments_disables_packing(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "m")
-    kind = type(load_causal_lm(folder, allow_bf16=True))
+    kind = type(load_causal_lm(folder, allow_half_precision=True))
     whole = kind.forward
 
     def forward(self, input_ids=None, position_ids=None, use_cache=None, logits_to_keep=0):
         return whole(self, input_ids, position_ids=position_ids, use_cache=use_cache, logits_to_keep=logits_to_keep)
 
     monkeypatch.setattr(kind, "forward", forward)
-    assert load_causal_lm(folder, allow_bf16=True).config._attn_implementation == UNPACKED
+    assert load_causal_lm(folder, allow_half_precision=True).config._attn_implementation == UNPACKED
 
 
 HEADS = {
@@ -114,7 +114,7 @@ def test_linear_cross_entropy_equals_the_loss_from_logits(kind, monkeypatch):
 
 
 def test_a_trained_or_adapted_head_computes_logits(tmp_path):
-    model = load_causal_lm(make_model(tmp_path / "m"), allow_bf16=True)
+    model = load_causal_lm(make_model(tmp_path / "m"), allow_half_precision=True)
     assert linear_lm_head(model.requires_grad_(False)) is not None
     with torch.no_grad():
         assert linear_lm_head(model.requires_grad_(True)) is not None

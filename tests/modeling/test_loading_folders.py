@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def test_tied_weights_are_not_missing(folder):
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    model = load_causal_lm(folder, allow_bf16=True)
+    model = load_causal_lm(folder, allow_half_precision=True)
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
@@ -64,21 +64,21 @@ def test_tied_weights_are_not_missing(folder):
 def test_weights_that_do_not_fit_are_errors(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ModelError, match=message) as error:
-        load_causal_lm(folder, allow_bf16=True)
+        load_causal_lm(folder, allow_half_precision=True)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_untied_head_is_an_error(folder):
     edit(folder / "config.json", tie_word_embeddings=False)
     with pytest.raises(ModelError, match=r"missing: lm_head\.weight"):
-        load_causal_lm(folder, allow_bf16=True)
+        load_causal_lm(folder, allow_half_precision=True)
 
 
 def test_weights_that_the_architecture_ignores_are_allowed(tmp_path):
     """GPT-2's old checkpoints hold causal masks, which transformers declares as ignorable."""
     GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
     rewrite(tmp_path, lambda tensors: {**tensors, "transformer.h.0.attn.bias": torch.zeros(1, 1, 32, 32)})
-    load_causal_lm(tmp_path, allow_bf16=True)
+    load_causal_lm(tmp_path, allow_half_precision=True)
 
 
 def answers(folder, **generation):

@@ -25,7 +25,7 @@ def assert_unchanged(model, before):
 
 def lora(folder, dtype=torch.float32, targets=("q_proj", "down_proj")):
     torch.manual_seed(1)
-    model = load_causal_lm(make_model(folder), allow_bf16=True).to(dtype)
+    model = load_causal_lm(make_model(folder), allow_half_precision=True).to(dtype)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM"))
     move(model)
     return model.eval()

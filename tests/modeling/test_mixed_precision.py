@@ -23,6 +23,9 @@ def test_emulation_has_the_dtypes_of_a_gpu(tmp_path, dtype):
     folder = make_model(tmp_path / "m")
     with emulated_precision(dtype):
         assert product_dtype() == dtype
-        assert loading.load_causal_lm(folder, allow_bf16=True).dtype == dtype
-        assert loading.load_causal_lm(folder, allow_bf16=False).dtype == torch.float32
-    assert product_dtype() == torch.float32 and loading.load_causal_lm(folder, allow_bf16=True).dtype == torch.float32
+        assert loading.load_causal_lm(folder, allow_half_precision=True).dtype == dtype
+        assert loading.load_causal_lm(folder, allow_half_precision=False).dtype == torch.float32
+    assert (
+        product_dtype() == torch.float32
+        and loading.load_causal_lm(folder, allow_half_precision=True).dtype == torch.float32
+    )

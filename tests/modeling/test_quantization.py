@@ -59,8 +59,8 @@ def test_ludwigs_defaults_do_not_count_as_settings():
 def test_counts_are_those_of_the_unquantized_model(tmp_path, bits):
     pytest.importorskip("bitsandbytes")
     folder = make_model(tmp_path / "base")
-    expected = load_causal_lm(folder, allow_bf16=True).num_parameters()
-    model = load_causal_lm(folder, allow_bf16=True, quantization={"bits": bits})
+    expected = load_causal_lm(folder, allow_half_precision=True).num_parameters()
+    model = load_causal_lm(folder, allow_half_precision=True, quantization={"bits": bits})
     assert num_parameters(model.parameters()) == expected
 
 
@@ -68,7 +68,7 @@ def test_a_4_bit_base_has_the_same_gradients_after_an_evaluation(tmp_path):
     """bitsandbytes packs the weights for inference on some CPUs, in a layout that a backward pass does not read."""
     pytest.importorskip("bitsandbytes")
     settings = {"bits": 4, "bnb_4bit_compute_dtype": "float32"}
-    model = load_causal_lm(make_model(tmp_path / "base"), allow_bf16=True, quantization=settings)
+    model = load_causal_lm(make_model(tmp_path / "base"), allow_half_precision=True, quantization=settings)
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
     embedding = model.get_input_embeddings().weight.requires_grad_()
 

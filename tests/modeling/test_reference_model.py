@@ -60,7 +60,7 @@ def test_the_reference_is_the_base_before_and_after_training(base, name):
 
 
 def test_without_an_adapter_the_reference_is_a_frozen_copy(base):
-    model = load_causal_lm(base, allow_bf16=False)
+    model = load_causal_lm(base, allow_half_precision=False)
     reference = ReferenceModel(model)
     move(model)
     torch.testing.assert_close(reference.logits(rows()), plain_logits(base), atol=2e-4, rtol=2e-4)
@@ -80,7 +80,7 @@ def test_reference_of_a_loaded_adapter(base, tmp_path):
     model = attached(base, "bias all")
     move(model)
     model.save_pretrained(tmp_path / "tuned")
-    loaded = PeftModel.from_pretrained(load_causal_lm(base, allow_bf16=True), tmp_path / "tuned")
+    loaded = PeftModel.from_pretrained(load_causal_lm(base, allow_half_precision=True), tmp_path / "tuned")
     assert not disabled_adapter_is_base(loaded)
     with adapter_disabled(loaded), torch.no_grad():
         off, _ = supervised_logits(loaded, rows())

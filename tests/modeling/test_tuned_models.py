@@ -54,10 +54,12 @@ def test_training_with_learning_rate_zero_has_no_drift(project_with_evals, optio
     # Before the first step the student is the base, whatever the adapter did to the base's weights.
     assert history["forgetting"][0].get("distill", 0) == pytest.approx(0, abs=1e-4)
     base, tuned = (
-        load_causal_lm("base", allow_bf16=True),
+        load_causal_lm("base", allow_half_precision=True),
         LocalEvaluator(load_job(Path("job.yaml")), Path("base"), moved.path("model")),
     )
-    torch.testing.assert_close(probe_logits(load_causal_lm("base", allow_bf16=True)), base.model_source.logits)
+    torch.testing.assert_close(
+        probe_logits(load_causal_lm("base", allow_half_precision=True)), base.model_source.logits
+    )
     measured = [
         line["score"] for line in read_jsonl(moved.path("retention", "tuned.jsonl")) if line["eval"] == "answers"
     ]

@@ -18,7 +18,7 @@ BASES = {"bf16": torch.bfloat16, "bf16 with fp32 norms": torch.bfloat16, "fp16":
 
 def half_precision_lora(folder, name):
     torch.manual_seed(1)
-    model = load_causal_lm(folder / "base", allow_bf16=True)
+    model = load_causal_lm(folder / "base", allow_half_precision=True)
     for module_name, weight in model.named_parameters():
         if name != "bf16 with fp32 norms" or "norm" not in module_name:
             weight.data = weight.data.to(BASES[name])

@@ -105,7 +105,7 @@ def test_transposed_matrices_have_importance_by_outputs(tmp_path):
     config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-    model = get_peft_model(load_causal_lm(tmp_path / "gpt2", allow_bf16=True), config)
+    model = get_peft_model(load_causal_lm(tmp_path / "gpt2", allow_half_precision=True), config)
     si = make_si(tmp_path, rows(), importance_steps=2)
     si.setup(model, sgd(model))
     (factors,) = si._measure_importance().values()
