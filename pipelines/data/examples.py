@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.data.conversation import Conversation
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import SPLIT_COLUMN, check_system_is_constant, describe_columns, fill_nonempty
@@ -40,6 +41,12 @@ class Example:
         fields: the columns of the row, without the split column.
         max_new_tokens: the row's own limit, or None for that of its task or job.
         title: the name of a sample prompt in the report.
+        reasoning: the thought before the completion; None if the model is not to write one, "" if it is to write one
+            that is not known.
+        turns: the conversation of a row that has more than one prompt and one completion. `prompt` and `completion`
+            are then its text before the evaluated turn, for display, and the content of that turn.
+        turn: the index of the evaluated turn in the row's messages, None if the row is one prompt and one completion.
+        template_kwargs: variables of the chat template that the task sets.
     """
 
     prompt: str
@@ -52,6 +59,17 @@ class Example:
     fields: Mapping[str, Any]
     max_new_tokens: int | None = None
     title: str | None = None
+    reasoning: str | None = None
+    turns: Conversation | None = None
+    turn: int | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conversation(self) -> Conversation:
+        """What the chat template renders: `turns`, or the prompt, the system turn and the completion."""
+        if self.turns is not None:
+            return self.turns
+        return Conversation.single_turn(self.prompt, self.completion, self.system, self.reasoning, self.template_kwargs)
 
     @property
     def source_location(self) -> str:
