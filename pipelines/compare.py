@@ -80,7 +80,7 @@ class ModelRef:
 
     def load(self) -> LoadedModel:
         if self.folder is not None:
-            return LoadedModel.from_folder(self.folder, None)
+            return LoadedModel.from_folder(self.folder)
         assert self.run is not None and self.job is not None
         return load_tuned(self.run, self.job)
 

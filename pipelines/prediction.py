@@ -9,7 +9,7 @@ from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.job import Job, load_job
+from pipelines.config.job import Job, load_run_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import Example
@@ -42,7 +42,7 @@ def tuned_job(run: Run) -> Job:
     """The job of a run that has been trained. Raises RunError if it has not."""
     if "train" not in run.manifest["stages"]:
         raise RunError(f"{run.folder} has no tuned model yet; finish it with: {run.command}")
-    return load_job(run.path("config.yaml"))
+    return load_run_job(run.folder)
 
 
 def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Example]:
@@ -78,6 +78,7 @@ def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = F
                     row_number=number,
                     fields=row,
                     max_new_tokens=job.max_new_tokens(name),
+                    template_kwargs=job.chat_template_kwargs(name),
                 )
             )
         except DataError as error:
@@ -120,14 +121,14 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
     hardware.configure_hardware(job.pipeline.hardware)
     base = existing_starting_model(job, run)
-    return LoadedModel.from_folder(base, job.pipeline.chat_template, job.quantization).with_tuned_model(
+    return LoadedModel.from_folder(base, job.chat_template_settings(), job.quantization).with_tuned_model(
         run.path("model")
     )
 
 
 def tuned_prompt_format(run: Run, job: Job) -> PromptFormat:
     """The prompt format of a run's tuned model. Loads no model."""
-    return PromptFormat.from_folder(existing_starting_model(job, run), job.pipeline.chat_template)
+    return PromptFormat.from_folder(existing_starting_model(job, run), job.chat_template_settings())
 
 
 def predict(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.config.job import Job
+from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
@@ -69,6 +71,7 @@ class StageRunner:
         if self.hardware.warning is not None:
             reporter.warn(self.hardware.warning)
         check_module_names(job, starting_model_folder)
+        job = replace(job, prompt_date=run.manifest.get("prompt_date") or date.today().isoformat())
         self.context = StageContext(
             job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)
         )
@@ -128,6 +131,8 @@ class StageRunner:
             hardware={**machine(), **hardware_module.current_hardware().describe()},
         )
         write_text(run.path("config.yaml"), yaml.safe_dump(job.resolved(), sort_keys=False, allow_unicode=True))
+        if job.template_source is not None:
+            write_text(run.path(TEMPLATE_FILE), job.template_source)
 
     def _base_revision(self) -> str:
         """The commit of a base model from the Hub, else the fingerprint of the model."""

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipelines.config.job import load_job
 from pipelines.console.reporter import ConsoleReporter
+from pipelines.data.conversation import Conversation
 from pipelines.errors import RunError
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.forgetting import continual
@@ -139,10 +140,9 @@ def test_full_fine_tuning(project):
 
 
 def test_batched_completions_equal_single_completions(project):
-    loaded = LoadedModel.from_folder(Path("base"), None)
+    loaded = LoadedModel.from_folder(Path("base"))
     prompts = [
-        loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt("the " * length))
-        for length in range(1, 6)
+        loaded.prompt_format.encode(Conversation.single_turn("the " * length)).prompt_ids for length in range(1, 6)
     ]
     batched = complete(loaded, prompts, {"do_sample": False}, [5] * 5)
     single = [complete(loaded, [ids], {"do_sample": False}, [5])[0] for ids in prompts]

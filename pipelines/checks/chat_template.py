@@ -8,7 +8,8 @@ from typing import Any
 
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
-from pipelines.data.chat_template import ChatTemplateError, Messages
+from pipelines.data.chat_template import ChatTemplateError
+from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import SENTINEL, PromptFormat
 from pipelines.errors import ConfigError
@@ -18,10 +19,10 @@ from pipelines.modeling.model_folder import read_json
 def check_chat_template(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
     """Renders one example per task in the model's chat template, without the tokenizer. Raises ConfigError."""
     try:
-        prompt_format = PromptFormat(TemplateRenderer(folder), job.pipeline.chat_template)
+        prompt_format = PromptFormat(TemplateRenderer(folder), job.chat_template_settings())
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
-    _render_prompts(job, prompt_format, {name: example.prompt for name, example in examples.items()})
+    _render_prompts(job, prompt_format, {name: example.conversation for name, example in examples.items()})
 
 
 def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
@@ -31,19 +32,25 @@ def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
     ids that the tokenizer does not have.
     """
     try:
-        prompt_format = PromptFormat.from_folder(folder, job.pipeline.chat_template)
+        prompt_format = PromptFormat.from_folder(folder, job.chat_template_settings())
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), *_template_key(job))) from None
-    _render_prompts(job, prompt_format, dict.fromkeys(job.pipeline.tasks, SENTINEL))
+    conversations = {
+        name: Conversation.single_turn(
+            SENTINEL, SENTINEL, job.system_prompt(name), template_kwargs=job.chat_template_kwargs(name)
+        )
+        for name in job.pipeline.tasks
+    }
+    _render_prompts(job, prompt_format, conversations)
     check_token_ids(job, len(prompt_format.tokenizer))
     return prompt_format
 
 
-def _render_prompts(job: Job, prompt_format: PromptFormat, prompt_of_task: Mapping[str, str]) -> None:
-    """Renders one prompt per task. Raises ConfigError, located in the config."""
-    for name, prompt in prompt_of_task.items():
+def _render_prompts(job: Job, prompt_format: PromptFormat, conversations: Mapping[str, Conversation]) -> None:
+    """Renders one conversation per task. Raises ConfigError, located in the config."""
+    for name, conversation in conversations.items():
         try:
-            prompt_format.render_prompt(prompt, job.system_prompt(name))
+            prompt_format.render_prompt(conversation)
         except ChatTemplateError as error:
             has_own_system = job.pipeline.tasks[name].system is not None
             system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")
@@ -57,7 +64,7 @@ def _template_key(job: Job) -> tuple[str, ...]:
 
 
 class TemplateRenderer:
-    """A stand-in for the tokenizer of a model's folder that renders its chat template and cannot tokenize.
+    """A stand-in for the tokenizer of a model's folder that has its chat template and cannot tokenize.
 
     The template is read from the files that transformers reads: chat_template.jinja, else tokenizer_config.json.
     """
@@ -68,7 +75,7 @@ class TemplateRenderer:
             **_read_object(folder / "tokenizer_config.json"),
         }
         self.chat_template = self._read_template(folder, settings.get("chat_template"))
-        self.special_tokens = {
+        self.special_tokens_map = {
             key: token for key, value in settings.items() if key.endswith("_token") and (token := _token_text(value))
         }
 
@@ -82,16 +89,6 @@ class TemplateRenderer:
                 str(entry.get("name")): str(entry.get("template")) for entry in in_config if isinstance(entry, dict)
             }
         return in_config if isinstance(in_config, str) and in_config else None
-
-    def apply_chat_template(self, messages: Messages, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """The tokenizers' method of this name. Raises jinja2.TemplateError if the template rejects the messages."""
-        from transformers.utils.chat_template_utils import render_jinja_template  # 0.9 s, for chat models only
-
-        template = self.chat_template["default"] if isinstance(self.chat_template, dict) else self.chat_template
-        (text,), _ = render_jinja_template(
-            [messages], chat_template=template, add_generation_prompt=add_generation_prompt, **self.special_tokens
-        )
-        return str(text)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -5,12 +5,14 @@ Imports neither Ludwig nor torch, and reads no data file.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.chat_template import ChatTemplateSettings, read_template_file
 from pipelines.config.foreign_config import foreign_config_problems
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_checks import check_ludwig_config
@@ -25,6 +27,9 @@ from pipelines.config.yaml_parser import read_yaml
 from pipelines.config.yaml_source import Document, sort_problems
 from pipelines.errors import ConfigError, Problem
 
+CONFIG_FILE, TEMPLATE_FILE = "config.yaml", "chat_template.jinja"
+"""Files in the folder of a run: its config with all defaults, and a copy of the file in `pipeline.chat_template`."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,6 +40,9 @@ class Job:
     ludwig: everything else, with alfine's defaults.
     overrides: the overrides `key.path=value` that are part of it.
     document: the source locations of all keys.
+    template_source: the text of the Jinja file in `pipeline.chat_template`, None without one.
+    prompt_date: the date that chat templates see as today's, in ISO 8601. It is that on which the rows of the run were
+        prepared; None before that, which is the present day.
     """
 
     path: Path
@@ -42,6 +50,8 @@ class Job:
     ludwig: dict[str, Any]
     overrides: tuple[str, ...] = ()
     document: Document = field(default_factory=Document, repr=False, compare=False)
+    template_source: str | None = None
+    prompt_date: str | None = None
 
     @property
     def base_model(self) -> str:
@@ -89,6 +99,19 @@ class Job:
         own_limit = None if task is None else self.pipeline.tasks[task].max_new_tokens
         return int(own_limit if own_limit is not None else self.ludwig["generation"]["max_new_tokens"])
 
+    def chat_template_settings(self) -> ChatTemplateSettings:
+        """How prompts are rendered. The variables of a task are in `chat_template_kwargs`."""
+        setting = self.pipeline.chat_template
+        enabled = True if self.template_source is not None else setting if isinstance(setting, bool) else None
+        return ChatTemplateSettings(
+            enabled, self.template_source, dict(self.pipeline.chat_template_kwargs), self.prompt_date
+        )
+
+    def chat_template_kwargs(self, task: str | None = None) -> dict[str, Any]:
+        """The variables of the chat template for a task, or for prompts that belong to no task."""
+        own = {} if task is None else self.pipeline.tasks[task].chat_template_kwargs
+        return {**self.pipeline.chat_template_kwargs, **own}
+
     def line_of(self, *path: str | int) -> int | None:
         """The line of the key at `path`, or of its nearest parent that is in the file."""
         location = self.document.location(*path)
@@ -106,10 +129,11 @@ class Job:
         return {"pipeline": pipeline, **deepcopy(self.ludwig)}
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+def load_job(path: str | Path, overrides: Sequence[str] = (), template_file: Path | None = None) -> Job:
     """Loads and checks a config.
 
     overrides: `key.path=value`, applied in order.
+    template_file: read instead of the Jinja file that `pipeline.chat_template` names, if that names one.
     Raises ConfigError with all problems of the config.
     """
     path = Path(path)
@@ -127,9 +151,24 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         message = "base_model is missing: write base_model: smollm2-135m-instruct, or a hub id, or a folder"
         problems.append(document.problem(message))
     problems += document.empty_value_problems(problems)
+    source = None
+    if pipeline is not None and isinstance(pipeline.chat_template, str):
+        try:
+            source = read_template_file(template_file or Path(pipeline.chat_template))
+        except ConfigError as error:
+            problems.append(document.problem(f"pipeline.chat_template: {error}", "pipeline", "chat_template"))
     if problems or pipeline is None:
         raise ConfigError(sort_problems(problems))
-    return Job(path, pipeline, _with_defaults(ludwig), tuple(overrides), document)
+    return Job(path, pipeline, _with_defaults(ludwig), tuple(overrides), document, source)
+
+
+def load_run_job(folder: Path) -> Job:
+    """Loads the job of a run from the folder of the run, with the date and the template that its rows were prepared
+    with. Raises ConfigError."""
+    job = load_job(folder / CONFIG_FILE, template_file=folder / TEMPLATE_FILE)
+    manifest = folder / "manifest.json"
+    date = json.loads(manifest.read_text(encoding="utf-8")).get("prompt_date") if manifest.is_file() else None
+    return replace(job, prompt_date=date)
 
 
 def _with_defaults(ludwig: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,37 @@ import re
 import string
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
 from pipelines.scoring.metric import METRICS, metric_hint
+
+RESERVED_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
+"""Names that `chat_template_kwargs` cannot set: alfine passes them itself, or the tokenizer takes them."""
+
+
+def _check_template_variables(variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in variables:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is not the name of a variable; write a name as in enable_thinking: false")
+        if name in RESERVED_VARIABLES:
+            raise ValueError(f"{name} is set by alfine; remove it")
+    return variables
+
+
+TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_template_variables)]
+"""Variables of a chat template, as JSON values."""
 
 
 class DataFiles(Section):
@@ -48,6 +73,9 @@ class Task(Section):
     system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
     max_new_tokens: Count | None = Field(
         default=None, description="Token limit of the task's completions; None is `generation.max_new_tokens`."
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        default={}, description="Variables of the chat template for this task, over `pipeline.chat_template_kwargs`."
     )
 
     @field_validator("prompt", "completion")
@@ -142,8 +170,19 @@ class PipelineSettings(Section):
     )
     temperature: Positive = Field(default=2.0, description="Temperature of `mix: temperature`; 1 is proportional.")
     system: str | None = Field(default=None, description="System prompt of all tasks that have none of their own.")
-    chat_template: bool | None = Field(
-        default=None, description="Whether prompts use the model's chat template; None uses it if the model has one."
+    chat_template: (
+        Annotated[
+            Annotated[bool, Tag("<flag>")] | Annotated[Text, Tag("<file>")],
+            Discriminator(lambda value: "<file>" if isinstance(value, str) else "<flag>"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Whether prompts use the model's chat template, or the Jinja file of another template; None uses "
+        "the model's if it has one.",
+    )
+    chat_template_kwargs: TemplateVariables = Field(
+        default={}, description="Variables of the chat template, such as enable_thinking."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=42, description="Seed of mixing, training and sampling; splits do not depend on it."

@@ -1,20 +1,27 @@
-"""Rendering of a tokenizer's chat template, with errors that say what to change in the config."""
+"""Rendering of a chat template, with errors that say what to change in the config."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
+from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
 from pipelines.config.messages import shorten
+from pipelines.data.conversation import Message
 from pipelines.errors import ConfigError, Problem
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    from transformers.utils import chat_template_utils
+else:  # 0.9 s that plain prompts do not need
+    chat_template_utils = lazy_import("transformers.utils.chat_template_utils")
 
 TEMPLATE = "this model's chat template"
 DISABLE_HINT = "set pipeline.chat_template: false to write prompts without it"
 OMIT_SYSTEM_HINT = "leave `system` out (write it into the task's prompt)"
-
-Messages = list[dict[str, str]]
-"""A conversation: dicts with `role` and `content`."""
 
 
 class ChatTemplateError(ConfigError):
@@ -25,20 +32,114 @@ class ChatTemplateError(ConfigError):
         self.key = key
 
 
-def to_messages(prompt: str, system: str | None, completion: str | None = None) -> Messages:
-    """A user turn, after a system turn if there is one and before an assistant turn if there is one."""
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    return messages if completion is None else [*messages, {"role": "assistant", "content": completion}]
+class ChatTemplate:
+    """A chat template with everything that it sees besides the messages.
 
+    Args:
+        tokenizer: has the attributes `chat_template` (a text, or texts by name) and `special_tokens_map`.
+        settings: the template that replaces the tokenizer's, if any, its variables and the date.
+    """
 
-def render(tokenizer: Any, messages: Messages, add_generation_prompt: bool) -> str:
-    """The text of a conversation in the tokenizer's chat template. Raises ChatTemplateError."""
-    try:
-        return _apply(tokenizer, messages, add_generation_prompt)
-    except Exception as error:  # a template is a program and can raise anything
-        diagnosis = _diagnose(tokenizer, messages, add_generation_prompt, error)
-    raise diagnosis from None
+    def __init__(self, tokenizer: Any, settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE) -> None:
+        self.sources: str | Mapping[str, str] = settings.source or tokenizer.chat_template
+        self.variables = {**tokenizer.special_tokens_map, **settings.kwargs}
+        self.date = None if settings.date is None else date.fromisoformat(settings.date)
+
+    def source(self, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The Jinja text that renders conversations with these tools. Raises ChatTemplateError.
+
+        Of several templates it is that of transformers: `tool_use` for conversations with tools, else `default`.
+        """
+        if isinstance(self.sources, str):
+            return self.sources
+        if tools and "tool_use" in self.sources:
+            return self.sources["tool_use"]
+        if "default" not in self.sources:
+            names = ", ".join(self.sources)
+            raise ChatTemplateError(f"this model has several chat templates ({names}) and no default; {DISABLE_HINT}")
+        return self.sources["default"]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What renderings depend on besides the conversation, as plain data: templates, variables and, if a template
+        reads it, the date."""
+        texts = [self.sources] if isinstance(self.sources, str) else list(self.sources.values())
+        reads_date = any("strftime_now" in text for text in texts)
+        return [self.sources, self.variables, str(self.date or date.today()) if reads_date else None]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation. Raises ChatTemplateError."""
+        try:
+            return self._apply(messages, add_generation_prompt, tools, kwargs)
+        except ChatTemplateError:
+            raise
+        except Exception as error:  # a template is a program and can raise anything
+            diagnosis = self._diagnose(messages, add_generation_prompt, tools, kwargs, error)
+        raise diagnosis from None
+
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> str:
+        # The template is compiled by transformers, and rendered here: its own function would replace `strftime_now`,
+        # which must not depend on the day, by a placeholder.
+        compiled = chat_template_utils._compile_jinja_template(self.source(tools))
+        return str(
+            compiled.render(
+                messages=[_normalized(message) for message in messages],
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{"strftime_now": self._strftime_now, **self.variables, **(kwargs or {})},
+            )
+        )
+
+    def _strftime_now(self, pattern: str) -> str:
+        now = datetime.now() if self.date is None else datetime.combine(self.date, datetime.min.time())
+        return now.strftime(pattern)
+
+    def _diagnose(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None,
+        error: Exception,
+    ) -> ChatTemplateError:
+        """The cause of a rendering error, with what to change."""
+        details = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
+        if isinstance(error, TemplateSyntaxError):
+            location = f"its line {error.lineno}: {details}"
+            return ChatTemplateError(f"{TEMPLATE} is not valid Jinja ({location}); {DISABLE_HINT}")
+        if messages[0]["role"] == "system" and self._renders(messages[1:], add_generation_prompt, tools, kwargs):
+            message = f"{TEMPLATE} does not support a system turn ({details}); {OMIT_SYSTEM_HINT}, or {DISABLE_HINT}"
+            return ChatTemplateError(message, "system")
+        if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
+            return ChatTemplateError(f"{TEMPLATE} rejects a user turn and its answer ({details}); {DISABLE_HINT}")
+        return ChatTemplateError(f"{TEMPLATE} fails ({type(error).__name__}: {details}); {DISABLE_HINT}")
+
+    def _renders(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> bool:
+        try:
+            self._apply(messages, add_generation_prompt, tools, kwargs)
+        except Exception:
+            return False
+        return True
 
 
 def check_contains(text: str, part: str, description: str, key: str = "chat_template") -> None:
@@ -51,31 +152,10 @@ def check_contains(text: str, part: str, description: str, key: str = "chat_temp
         raise ChatTemplateError(f"{TEMPLATE} drops {description}: its text is not in the result; {advice}", key)
 
 
-def _apply(tokenizer: Any, messages: Messages, add_generation_prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-
-
-def _diagnose(tokenizer: Any, messages: Messages, add_generation_prompt: bool, error: Exception) -> ChatTemplateError:
-    """The cause of a rendering error, with what to change."""
-    details = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
-    templates = tokenizer.chat_template
-    if isinstance(templates, dict) and "default" not in templates:
-        names = ", ".join(templates)
-        return ChatTemplateError(f"this model has several chat templates ({names}) and no default; {DISABLE_HINT}")
-    if isinstance(error, TemplateSyntaxError):
-        location = f"its line {error.lineno}: {details}"
-        return ChatTemplateError(f"{TEMPLATE} is not valid Jinja ({location}); {DISABLE_HINT}")
-    if messages[0]["role"] == "system" and _renders(tokenizer, messages[1:], add_generation_prompt):
-        message = f"{TEMPLATE} does not support a system turn ({details}); {OMIT_SYSTEM_HINT}, or {DISABLE_HINT}"
-        return ChatTemplateError(message, "system")
-    if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
-        return ChatTemplateError(f"{TEMPLATE} rejects a user turn and its answer ({details}); {DISABLE_HINT}")
-    return ChatTemplateError(f"{TEMPLATE} fails ({type(error).__name__}: {details}); {DISABLE_HINT}")
-
-
-def _renders(tokenizer: Any, messages: Messages, add_generation_prompt: bool) -> bool:
-    try:
-        _apply(tokenizer, messages, add_generation_prompt)
-    except Exception:
-        return False
-    return True
+def _normalized(message: Message) -> Message:
+    """The message as transformers passes it to a template: without keys whose value is None, and with the reasoning
+    also under the name that the templates of gpt-oss read."""
+    normalized = {key: value for key, value in message.items() if value is not None}
+    if "reasoning_content" in normalized:
+        normalized.setdefault("thinking", normalized["reasoning_content"])
+    return normalized

@@ -46,7 +46,7 @@ class Example:
         turns: the conversation of a row that has more than one prompt and one completion. `prompt` and `completion`
             are then its text before the evaluated turn, for display, and the content of that turn.
         turn: the index of the evaluated turn in the row's messages, None if the row is one prompt and one completion.
-        template_kwargs: variables of the chat template that the task sets.
+        template_kwargs: variables of the chat template of the row's task, over those of the prompt format.
     """
 
     prompt: str
@@ -122,6 +122,7 @@ def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitR
     if row.split is None:
         raise DataError(row.error)
     system = pipeline.system_prompt(name)
+    template_kwargs = {**pipeline.chat_template_kwargs, **task.chat_template_kwargs}
     check_system_is_constant(system, row.fields)
     prompt = fill_nonempty(task.prompt, row.fields, "prompt")
     completion = fill_nonempty(task.completion, row.fields, "completion")
@@ -136,6 +137,7 @@ def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitR
         prompt=prompt,
         completion=completion,
         fields={column: value for column, value in row.fields.items() if column != SPLIT_COLUMN},
+        template_kwargs=template_kwargs,
     )
 
 

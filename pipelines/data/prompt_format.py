@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.chat_template import check_contains, render, to_messages
+from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
+from pipelines.data.chat_template import ChatTemplate, check_contains
+from pipelines.data.conversation import Conversation, Message
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
 from pipelines.modeling.token_sequences import Span, split_prompt
@@ -61,61 +63,101 @@ class PromptFormat:
 
     Args:
         tokenizer: a tokenizer of transformers, or `checks.chat_template.TemplateRenderer`, which only renders text.
-        chat_template: whether to use the tokenizer's chat template. Default: if it has one.
+        settings: which chat template is used, with its variables and the date.
 
-    Raises ConfigError if `chat_template` is True and the tokenizer has none.
+    Raises ConfigError if a chat template is required and the tokenizer has none.
     """
 
     context_length: int = sys.maxsize
     """The most tokens that the model can attend to. Unlimited unless the format comes from a model's folder."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | Any, chat_template: bool | None = None) -> None:
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if chat_template and not has_template:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | Any, settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE
+    ) -> None:
+        has_template = bool(settings.source or getattr(tokenizer, "chat_template", None))
+        if settings.enabled and not has_template:
             raise ConfigError("pipeline.chat_template is true, but this model's tokenizer has no chat template")
         self.tokenizer = tokenizer
-        self.uses_chat_template = has_template if chat_template is None else chat_template
+        uses_template = has_template if settings.enabled is None else settings.enabled
+        self.template = ChatTemplate(tokenizer, settings) if uses_template else None
+        """The chat template; None if prompts are plain text."""
         self._affixes_by_system: dict[str | None, tuple[str, str] | None] = {}
 
     @classmethod
-    def from_folder(cls, folder: Path, chat_template: bool | None = None) -> PromptFormat:
-        prompt_format = cls(load_tokenizer(folder), chat_template)
+    def from_folder(cls, folder: Path, settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE) -> PromptFormat:
+        prompt_format = cls(load_tokenizer(folder), settings)
         prompt_format.context_length = context_length(folder)
         return prompt_format
 
+    @property
+    def uses_chat_template(self) -> bool:
+        return self.template is not None
+
+    @property
+    def rendering_inputs(self) -> list[Any]:
+        """What renderings depend on besides the conversation and the model's folder, for the keys of caches."""
+        return [] if self.template is None else self.template.inputs
+
     # --- text ---
 
-    def render_prompt(self, prompt: str, system: str | None = None) -> str:
-        """The prompt as the model sees it, with special tokens as text (but without a BOS that the tokenizer adds).
+    def render_prompt(self, conversation: Conversation) -> str:
+        """The prompt of a conversation as the model sees it, with special tokens as text (but without a BOS that the
+        tokenizer adds): everything before the last supervised turn.
 
         Raises ChatTemplateError.
         """
-        if not self.uses_chat_template:
-            return f"{system}\n\n{prompt}" if system else prompt
+        last = conversation.supervised_turns[-1] if conversation.supervised_turns else len(conversation.messages)
+        return self._render_before(conversation, last)
+
+    def _render_before(self, conversation: Conversation, turn: int) -> str:
+        """The text before the content of an assistant's turn."""
+        before = conversation.messages[:turn]
+        if self.template is None:
+            return _plain_prompt(before)
+        system = before[0]["content"] if before[0]["role"] == "system" else None
+        if len(before) > 1 + (system is not None) or conversation.tools or conversation.template_kwargs:
+            return self._render(before, conversation)
+        prompt = before[-1]["content"]
         if system not in self._affixes_by_system:
             self._affixes_by_system[system] = self._template_affixes(system)
         affixes = self._affixes_by_system[system]
         if affixes is not None:
             return f"{affixes[0]}{prompt}{affixes[1]}"
-        text = render(self.tokenizer, to_messages(prompt, system), add_generation_prompt=True)
+        text = self._render(before)
         check_contains(text, prompt, "a prompt")
         return text
+
+    def _render(
+        self, messages: Sequence[Message], conversation: Conversation | None = None, add_generation_prompt: bool = True
+    ) -> str:
+        assert self.template is not None
+        if conversation is None:
+            return self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self.template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=conversation.tools,
+            kwargs=conversation.template_kwargs,
+        )
 
     def _template_affixes(self, system: str | None) -> tuple[str, str] | None:
         """The texts that the template writes before and after a prompt, or None if it also changes the prompt.
 
         Adding affixes is faster than rendering: rendering a million rows would take longer than tokenizing them.
         """
-        text = render(self.tokenizer, to_messages(SENTINEL, system), add_generation_prompt=True)
+
+        def messages(prompt: str, completion: str | None = None) -> Sequence[Message]:
+            return Conversation.single_turn(prompt, completion, system).messages
+
+        text = self._render(messages(SENTINEL))
         check_contains(text, SENTINEL, "the prompt")
         if system:
             check_contains(text, system, "the system turn", "system")
-        conversation = render(self.tokenizer, to_messages("?", system, SENTINEL), add_generation_prompt=False)
+        conversation = self._render(messages("?", SENTINEL), add_generation_prompt=False)
         check_contains(conversation, SENTINEL, "the assistant's answer")
         prefix, _, suffix = text.rpartition(SENTINEL)
         for prompt in _VERBATIM_TESTS:
-            rendered = render(self.tokenizer, to_messages(prompt, system), add_generation_prompt=True)
-            if rendered != f"{prefix}{prompt}{suffix}":
+            if self._render(messages(prompt)) != f"{prefix}{prompt}{suffix}":
                 return None
         return prefix, suffix
 
@@ -127,7 +169,7 @@ class PromptFormat:
         eos = int(self.tokenizer.eos_token_id)
         if not self.uses_chat_template:
             return eos
-        conversation = render(self.tokenizer, to_messages("?", None, SENTINEL), add_generation_prompt=False)
+        conversation = self._render(Conversation.single_turn("?", SENTINEL).messages, add_generation_prompt=False)
         suffix = conversation.rpartition(SENTINEL)[2]
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
         return next((token for token in self._tokenize(suffix) if token in special), eos)
@@ -142,25 +184,44 @@ class PromptFormat:
         ids = self.tokenizer(SENTINEL)["input_ids"]
         return bool(ids) and self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a rendered prompt."""
-        return self._with_bos([self._tokenize(text)])[0]
-
     def encode_text(self, text: str) -> list[int]:
         """Tokens of a text that is not a prompt: without the chat template, with the BOS if the tokenizer adds one."""
         ids = self._tokenize(text)
         return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
 
-    def encode(self, text: str, completion: str | None) -> EncodedExample:
-        """Tokens of a rendered prompt and its completion; see `encode_batch`."""
-        return self.encode_batch([text], [completion])[0]
+    def encode(self, conversation: Conversation) -> EncodedExample:
+        """Tokens of one conversation; see `encode_conversations`."""
+        return self.encode_conversations([conversation])[0]
 
-    def encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[EncodedExample]:
-        """Tokens of rendered prompts and their completions, in the same order. Without a completion: the prompt's only.
+    def encode_conversations(self, conversations: Sequence[Conversation]) -> list[EncodedExample]:
+        """Tokens of conversations through their last supervised turn, in the same order. Without a supervised turn:
+        those of the prompt of the turn that follows.
 
         The prompt is tokenized by itself, as for generation. The completion is tokenized together with it (by itself, a
         SentencePiece tokenizer would start it with a space), unless tokens would span both.
+
+        Raises ChatTemplateError.
         """
+        texts, pieces = [], []
+        for conversation in conversations:
+            prompts, completions = [], []
+            for turn in conversation.supervised_turns or (len(conversation.messages),):
+                prompts.append(self._render_before(conversation, turn))
+                answered = bool(conversation.supervised_turns)
+                completions.append(conversation.messages[turn]["content"] if answered else None)
+            texts.append(prompts)
+            pieces.append(completions)
+        flat = [text for prompts in texts for text in prompts]
+        encoded = iter(self._encode_batch(flat, [text for completions in pieces for text in completions]))
+        results = []
+        for prompts in texts:
+            turns = [next(encoded) for _ in prompts]
+            spans = [span for turn in turns for span in turn.supervised_spans]
+            results.append(EncodedExample(turns[-1].input_ids, spans))
+        return results
+
+    def _encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[EncodedExample]:
+        """Tokens of rendered prompts and their completions, in the same order. Without a completion: the prompt's."""
         prompts = self._with_bos(self._tokenize_batch(texts))
         pairs = zip(texts, completions, strict=True)
         sequences = self._with_bos(self._tokenize_batch([text + (completion or "") for text, completion in pairs]))
@@ -194,3 +255,14 @@ class PromptFormat:
         backend.no_truncation()
         backend.no_padding()
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _plain_prompt(messages: Sequence[Message]) -> str:
+    """The prompt without a chat template: the user's text, after the system text and a blank line if there is one.
+
+    Raises ConfigError for a conversation of several turns, whose roles plain text cannot express.
+    """
+    roles = [message["role"] for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        raise ConfigError("a conversation needs a chat template; write pipeline.chat_template: FILE")
+    return "\n\n".join(str(message["content"]) for message in messages)

@@ -37,8 +37,7 @@ class TokenizedExample(EncodedExample):
 def tokenize_examples(examples: Iterable[Example], prompt_format: PromptFormat) -> Iterator[TokenizedExample]:
     """Yields each example with its tokens, in the same order."""
     for batch in batched(examples, TOKENIZE_BATCH_SIZE):
-        texts = [prompt_format.render_prompt(example.prompt, example.system) for example in batch]
-        encodings = prompt_format.encode_batch(texts, [example.completion for example in batch])
+        encodings = prompt_format.encode_conversations([example.conversation for example in batch])
         for example, encoded in zip(batch, encodings, strict=True):
             yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
 
@@ -130,6 +129,7 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 completion=row["completion"],
                 fields=json.loads(row["fields"]),
                 max_new_tokens=job.max_new_tokens(row["task"]),
+                template_kwargs=job.chat_template_kwargs(row["task"]),
             ),
         )
         for row in open_split(folder, "test").to_pylist()

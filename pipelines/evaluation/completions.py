@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
@@ -103,11 +104,14 @@ class LoadedModel:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, chat_template: bool | None, quantization: Mapping[str, Any] | None = None
+        cls,
+        folder: Path,
+        settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE,
+        quantization: Mapping[str, Any] | None = None,
     ) -> LoadedModel:
         """Loads a whole model (not an adapter). `quantization` is that section of the config."""
         model = loading.load_causal_lm(folder, allow_half_precision=True, quantization=quantization)
-        return cls(model, PromptFormat.from_folder(folder, chat_template))
+        return cls(model, PromptFormat.from_folder(folder, settings))
 
     def logits(self, sequences: TokenSequences) -> torch.Tensor:
         """The logits that predict the supervised tokens: [sequences.num_supervised_tokens, vocabulary]."""

@@ -51,7 +51,7 @@ class LocalEvaluator:
         The first is the base model, or the model of an earlier run.
         """
         configure_hardware(job.pipeline.hardware)
-        starting_model = LoadedModel.from_folder(starting_model_folder, job.pipeline.chat_template, job.quantization)
+        starting_model = LoadedModel.from_folder(starting_model_folder, job.chat_template_settings(), job.quantization)
         self.seed = job.pipeline.seed
         self.loaded = starting_model if tuned is None else starting_model.with_tuned_model(tuned)
         self._reference_logits = (

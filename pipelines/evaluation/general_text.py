@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.activity import track_activity
+from pipelines.data.conversation import Conversation
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
@@ -57,12 +58,13 @@ def generate_general_answers(
         system,
         len(instructions),
         MAX_ANSWER_TOKENS,
-        prompt_format.uses_chat_template,
+        prompt_format.rendering_inputs,
         versions(),
     )
     cache_file = checked_cache_path("general_answers", f"{key[:32]}.jsonl")
     if not cache_file.exists():
-        prompts = [prompt_format.encode_prompt(prompt_format.render_prompt(text, system)) for text in instructions]
+        conversations = [Conversation.single_turn(text, system=system) for text in instructions]
+        prompts = [encoded.prompt_ids for encoded in prompt_format.encode_conversations(conversations)]
         limits = [MAX_ANSWER_TOKENS] * len(prompts)
         with track_activity("the base's own answers to general instructions", len(prompts)) as activity:
             completions = complete(load_model(), prompts, {"do_sample": False}, limits, activity.advance)
@@ -83,11 +85,10 @@ def encode_answers(
 
     A completion with `finish_reason` "length" has no end token. Rows with an empty completion are left out.
     """
+    answered = [answer for answer in answers if answer["completion"]]
+    conversations = [Conversation.single_turn(answer["prompt"], answer["completion"], system) for answer in answered]
     input_ids, completion_starts = [], []
-    for answer in answers:
-        if not answer["completion"]:
-            continue
-        encoded = prompt_format.encode(prompt_format.render_prompt(answer["prompt"], system), answer["completion"])
+    for answer, encoded in zip(answered, prompt_format.encode_conversations(conversations), strict=True):
         ids = encoded.input_ids if answer.get("finish_reason") != "length" else encoded.input_ids[:-1]
         input_ids.append(np.asarray(ids[: prompt_format.context_length]))
         completion_starts.append(len(encoded.prompt_ids))
@@ -106,8 +107,8 @@ def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None
         )
     ]
     for row_index, row in enumerate(rows, start=1):
-        text = prompt_format.render_prompt(row["prompt"], system)
-        length = len(prompt_format.encode(text, row["completion"]).input_ids)
+        conversation = Conversation.single_turn(row["prompt"], row["completion"], system)
+        length = len(prompt_format.encode(conversation).input_ids)
         if length > prompt_format.context_length:
             message = (
                 f"has {length:,} tokens; the model's context is {prompt_format.context_length:,}; "

@@ -69,11 +69,11 @@ class ForgettingContext:
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        return PromptFormat.from_folder(self.starting_model_folder, self.job.pipeline.chat_template)
+        return PromptFormat.from_folder(self.starting_model_folder, self.job.chat_template_settings())
 
     def load_model(self) -> LoadedModel:
         return LoadedModel.from_folder(
-            self.starting_model_folder, self.job.pipeline.chat_template, self.job.quantization
+            self.starting_model_folder, self.job.chat_template_settings(), self.job.quantization
         )
 
     # --- rows of the job and of the earlier runs ---

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config.job import Job, load_job
+from pipelines.config.job import Job, load_run_job
 from pipelines.config.messages import did_you_mean
 from pipelines.console.activity import track_activity
 from pipelines.data.tokenize_rows import read_test_examples
@@ -54,7 +54,7 @@ def prepare_starting_model(job: Job, run: Run) -> Path:
     if not (earlier_model / "adapter_config.json").exists():
         return earlier_model
     merged_model = run.path("start")
-    base = existing_starting_model(load_job(earlier_run.path("config.yaml")), earlier_run)
+    base = existing_starting_model(load_run_job(earlier_run.folder), earlier_run)
     inputs = digest(fingerprint(base), fingerprint(earlier_model))
     if run.manifest.get("start") != inputs or not merged_model.exists():
         # The earlier run may have been trained again since the last merge.
@@ -68,7 +68,7 @@ def prepare_starting_model(job: Job, run: Run) -> Path:
 def check_earlier_gates(job: Job, earlier_run: Run) -> None:
     """Raises ConfigError for a gate RUN/TASK if neither `earlier_run` nor the runs before it have such a task."""
     runs = [earlier_run, *earlier_runs(earlier_run)]
-    known = [f"{run.name}/{task}" for run in runs for task in load_job(run.path("config.yaml")).pipeline.tasks]
+    known = [f"{run.name}/{task}" for run in runs for task in load_run_job(run.folder).pipeline.tasks]
     problems = []
     for name in job.pipeline.report.gates:
         if "/" in name and name not in known and name not in job.pipeline.forgetting.eval_names:
@@ -122,13 +122,16 @@ def earlier_tasks(run: Run) -> list[PreparedRetentionEval]:
     """Returns the test rows of every task of the runs before `run`, each task as a retention eval."""
     evals: list[PreparedRetentionEval] = []
     for earlier_run in earlier_runs(run):
-        job = load_job(earlier_run.path("config.yaml"))
+        job = load_run_job(earlier_run.folder)
         rows = read_test_examples(earlier_run.path("data"), job)
         completions = read_jsonl(earlier_run.path("tuned", "completions.jsonl"))
         for name, task in job.pipeline.tasks.items():
             metric = metric_key(task.metric, task.normalize)
             task_rows = [pair for pair in zip(rows, completions, strict=True) if pair[0].example.task == name]
-            examples = [row.example for row, _ in task_rows]
             scores = [metric_from_key(metric).score(completion).value for _, completion in task_rows]
-            evals.append(PreparedRetentionEval(f"{earlier_run.name}/{name}", "task", examples, metric, scores))
+            evals.append(
+                PreparedRetentionEval(
+                    f"{earlier_run.name}/{name}", "task", [row for row, _ in task_rows], metric, scores
+                )
+            )
     return evals

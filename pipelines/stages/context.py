@@ -35,4 +35,4 @@ class StageContext:
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        return PromptFormat.from_folder(self.starting_model_folder, self.job.pipeline.chat_template)
+        return PromptFormat.from_folder(self.starting_model_folder, self.job.chat_template_settings())

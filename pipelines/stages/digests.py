@@ -60,7 +60,7 @@ def stage_digests(
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
     token_inputs = [PREPARED_FORMAT, model_fingerprint, prepared_settings, task_files]
-    token_inputs += [job.max_sequence_length, job.quantization]
+    token_inputs += [job.max_sequence_length, job.quantization, job.template_source]
     limits = {name: task.max_new_tokens for name, task in tasks}
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     trainer = {key: value for key, value in job.ludwig.items() if key not in ("generation", "base_model")}
@@ -76,7 +76,7 @@ def stage_digests(
     retention_digest = digest(
         model_fingerprint,
         pipeline.system,
-        pipeline.chat_template,
+        [job.template_source, pipeline.chat_template, pipeline.chat_template_kwargs],
         _retention_eval_inputs(job, file_sha256),
         pipeline.continue_from,
     )

@@ -55,7 +55,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
         job.quantization,
         context.file_sha256(Path(sample_prompts)) if sample_prompts else None,
         job.pipeline.system,
-        job.pipeline.chat_template,
+        context.prompt_format.rendering_inputs,
         __version__,
         versions(),
         numerics(),
@@ -65,7 +65,10 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
 
 def retention_cache_path(context: StageContext, inputs_digest: str) -> Path:
     """The file in the cache for the base model's retention scores; its name is the digest of the stage."""
-    key = digest(RECORDS_FORMAT, inputs_digest, context.job.quantization, __version__, versions(), numerics())
+    rendering = context.prompt_format.rendering_inputs
+    key = digest(
+        RECORDS_FORMAT, inputs_digest, rendering, context.job.quantization, __version__, versions(), numerics()
+    )
     return checked_cache_path("retention", f"{key[:32]}.jsonl")
 
 

@@ -31,7 +31,11 @@ def prepare_data(context: StageContext) -> None:
     raise_on_errors(findings)
     for finding in findings:
         context.reporter.warn(str(finding.problem))
-    run.update(data=_data_entries(context, checks), warnings=[str(finding.problem) for finding in findings])
+    run.update(
+        data=_data_entries(context, checks),
+        warnings=[str(finding.problem) for finding in findings],
+        prompt_date=job.prompt_date,
+    )
 
 
 def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any]:

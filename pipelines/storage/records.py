@@ -259,6 +259,9 @@ class Manifest(RecordBase):
     stages: dict[str, StageRecord] = Field(description="Completed stages by name.")
     data: dict[str, TaskData] = Field(description="Data by task.")
     warnings: list[str] = Field(default=[], description="Warnings of the data checks.")
+    prompt_date: str | None = Field(
+        default=None, description="Date that chat templates see as today's: that on which the rows were prepared."
+    )
     models: tuple[str, str] | None = Field(
         default=None, description="Names of the two models of a comparison; null for a run, which has base and tuned."
     )

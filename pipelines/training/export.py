@@ -52,7 +52,10 @@ def _save_trained_model(llm: FineTunedLLM, context: ForgettingContext, history: 
     parameters, and the peak memory.
     """
     shutil.move(context.run.path("training", "model", "model_weights"), folder)
-    load_tokenizer(context.starting_model_folder).save_pretrained(folder)
+    tokenizer = load_tokenizer(context.starting_model_folder)
+    if context.job.template_source is not None:
+        tokenizer.chat_template = context.job.template_source
+    tokenizer.save_pretrained(folder)
     write_model_card(folder, context.job, context.starting_model_folder, context.content_fingerprint)
     if not llm.starts_at_base and (adapter := context.job.adapter):
         history.setdefault("notes", []).append(

@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.data.conversation import Conversation
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
 
@@ -43,8 +44,9 @@ def load_prompts(count: int) -> list[str]:
 
 
 def alfine(model: Path, prompts: list[str], tokens: int) -> float:
-    loaded = LoadedModel.from_folder(model, None)
-    ids = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text)) for text in prompts]
+    loaded = LoadedModel.from_folder(model)
+    encoded = loaded.prompt_format.encode_conversations([Conversation.single_turn(text) for text in prompts])
+    ids = [prompt.prompt_ids for prompt in encoded]
     complete(loaded, ids[:1], {"do_sample": False}, [tokens])
     started = time.perf_counter()
     complete(loaded, ids, {"do_sample": False}, [tokens] * len(ids))

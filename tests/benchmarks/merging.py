@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipelines.data.conversation import Conversation
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.slot_decoding import decode_greedy
 from pipelines.modeling import merged_adapter
@@ -53,9 +54,10 @@ def compare(name: str, first: Sequence[Sequence[int]], second: Sequence[Sequence
 def main() -> None:
     base, adapter = Path(sys.argv[1]), Path(sys.argv[2])
     num_prompts, num_tokens = (int(value) for value in (*sys.argv[3:], "60", "48")[:2])
-    loaded = LoadedModel.from_folder(base, None).with_tuned_model(adapter)
-    encode, render = loaded.prompt_format.encode_prompt, loaded.prompt_format.render_prompt
-    prompts = [np.asarray(encode(render(prompt, None))) for prompt in load_prompts(num_prompts)]
+    loaded = LoadedModel.from_folder(base).with_tuned_model(adapter)
+    conversations = [Conversation.single_turn(prompt) for prompt in load_prompts(num_prompts)]
+    encoded = loaded.prompt_format.encode_conversations(conversations)
+    prompts = [np.asarray(prompt.prompt_ids) for prompt in encoded]
     sequences = TokenSequences.supervised_from(prompts, [len(prompt) for prompt in prompts])
 
     def completions(model: torch.nn.Module, label: str) -> list[list[int]]:

@@ -49,6 +49,7 @@ def job_of(file: Path):
 
 def prepare(file: Path) -> dict[str, float]:
     from pipelines.checks.dataset import DatasetChecks
+    from pipelines.data.conversation import Conversation
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.data.tokenize_rows import tokenize_examples, write_splits
@@ -56,7 +57,7 @@ def prepare(file: Path) -> dict[str, float]:
 
     job, folder = job_of(file), ensure_base_model("smollm2-135m-instruct")
     prompt_format = PromptFormat.from_folder(folder)
-    prompt_format.encode("warm", "up")
+    prompt_format.encode(Conversation.single_turn("warm", "up"))
     started = time.perf_counter()
     checks = DatasetChecks(job, prompt_format, context_length(folder))
     write_splits(
@@ -73,7 +74,7 @@ def bare(file: Path) -> dict[str, float]:
 
     prompt_format = PromptFormat.from_folder(ensure_base_model("smollm2-135m-instruct"))
     examples = islice(load_examples(job_of(file).pipeline), 100_000)
-    texts = [prompt_format.render_prompt(example.prompt) + example.completion for example in examples]
+    texts = [prompt_format.render_prompt(example.conversation) + example.completion for example in examples]
     prompt_format.tokenizer(texts[0])
     started = time.perf_counter()
     for batch in batched(texts, 1000):

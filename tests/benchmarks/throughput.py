@@ -71,6 +71,7 @@ def texts(file: Path | None, count: int) -> list[tuple[str, str]]:
 def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     import yaml
 
+    from pipelines.config.chat_template import PLAIN_TEXT
     from pipelines.config.job import load_job
     from pipelines.data.examples import load_examples
     from pipelines.data.prompt_format import PromptFormat
@@ -104,7 +105,7 @@ def alfine(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]
     (folder / "job.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     job, run = load_job(folder / "job.yaml"), Run(folder / "run")
     write_splits(
-        tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(model, False)), run.path("data")
+        tokenize_examples(load_examples(job.pipeline), PromptFormat.from_folder(model, PLAIN_TEXT)), run.path("data")
     )
     stamps: list[float] = []
     train(job, run, model, lambda step, total, loss: stamps.append(time.perf_counter()))
@@ -206,12 +207,16 @@ def limit(model: Path, pairs: list[tuple[str, str]], batch: int) -> list[float]:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from pipelines.config.chat_template import PLAIN_TEXT
+    from pipelines.data.conversation import Conversation
     from pipelines.data.prompt_format import PromptFormat
     from pipelines.modeling.loading import load_causal_lm
     from pipelines.modeling.packing import token_losses
     from pipelines.modeling.token_sequences import TokenSequences
 
-    encoded = PromptFormat.from_folder(model, False).encode_batch(*zip(*pairs, strict=True))
+    encoded = PromptFormat.from_folder(model, PLAIN_TEXT).encode_conversations(
+        [Conversation.single_turn(*pair) for pair in pairs]
+    )
     tuned = get_peft_model(load_causal_lm(model, allow_half_precision=True), LoraConfig(**LORA)).train()
     optimizer = torch.optim.AdamW([weight for weight in tuned.parameters() if weight.requires_grad], lr=RATE)
     seconds = []

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_checked_prompt_format
 from pipelines.config.job import load_job
+from pipelines.data.conversation import Conversation
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import ConfigError
@@ -32,7 +33,9 @@ def test_it_renders_like_the_tokenizer(tmp_path, kind, system):
     ours, its = PromptFormat(TemplateRenderer(tmp_path)), PromptFormat(tokenizer)
     assert ours.uses_chat_template == its.uses_chat_template
     for text in ("is it?", " \n<b> {{ x }} "):
-        assert ours.render_prompt(text, system) == its.render_prompt(text, system)
+        assert ours.render_prompt(Conversation.single_turn(text, system=system)) == its.render_prompt(
+            Conversation.single_turn(text, system=system)
+        )
 
 
 def folder_with(tmp_path, template, how="jinja"):
@@ -51,8 +54,12 @@ def folder_with(tmp_path, template, how="jinja"):
 @pytest.mark.parametrize("how", ["jinja", "config", "named"])
 def test_sources_of_a_template(tmp_path, how):
     renderer = folder_with(tmp_path, "{{ bos_token }}" + CHATML, how)
-    assert PromptFormat(renderer).render_prompt("a").startswith("<bos><|im_start|>user\na<|im_end|>")
-    assert renderer.special_tokens == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
+    assert (
+        PromptFormat(renderer)
+        .render_prompt(Conversation.single_turn("a"))
+        .startswith("<bos><|im_start|>user\na<|im_end|>")
+    )
+    assert renderer.special_tokens_map == {"bos_token": "<bos>", "eos_token": "<|im_end|>"}
 
 
 def test_named_templates_without_default(tmp_path):
@@ -60,7 +67,7 @@ def test_named_templates_without_default(tmp_path):
         json.dumps({"chat_template": [{"name": "rag", "template": CHATML}]})
     )
     with pytest.raises(ConfigError, match=r"several chat templates \(rag\) and no default"):
-        PromptFormat(TemplateRenderer(tmp_path)).render_prompt("is it?")
+        PromptFormat(TemplateRenderer(tmp_path)).render_prompt(Conversation.single_turn("is it?"))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_named_templates_without_default(tmp_path):
 )
 def test_a_template_that_drops_text(tmp_path, template, system, message):
     with pytest.raises(ConfigError, match=message):
-        PromptFormat(folder_with(tmp_path, template)).render_prompt("is it?", system)
+        PromptFormat(folder_with(tmp_path, template)).render_prompt(Conversation.single_turn("is it?", system=system))
 
 
 @pytest.mark.parametrize(

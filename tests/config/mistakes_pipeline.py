@@ -107,7 +107,24 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "seed negative": (pipeline("seed: -1"), 2, "seed must be at least 0, found -1"),
     "seed huge": (pipeline("seed: 4294967296"), 2, "seed must be less than"),
     "seed is true": (pipeline("seed: true"), 2, "seed: expected a whole number, found true"),
-    "chat template": (pipeline("chat_template: chatml"), 2, "expected true or false, found the text 'chatml'"),
+    "chat template": (
+        pipeline("chat_template: chatml"),
+        2,
+        "pipeline.chat_template: no such file: 'chatml'; write true, false, or the path of a Jinja file",
+    ),
+    "chat template is a number": (pipeline("chat_template: 3"), 2, "chat_template: expected true or false, found 3"),
+    "chat template is a list": (
+        pipeline("chat_template: [a]"),
+        2,
+        "chat_template: expected true or false, found a list",
+    ),
+    "template variable": (
+        pipeline("chat_template_kwargs: {messages: []}"),
+        2,
+        "chat_template_kwargs: messages is set by alfine; remove it",
+    ),
+    "template variable name": (pipeline('chat_template_kwargs: {"enable thinking": no}'), 2, "is not the name of a"),
+    "template variables as text": (pipeline("chat_template_kwargs: off"), 2, "expected a section of keys, found off"),
     "split too large": (
         pipeline("split: {test: 0.5, validation: 0.5}"),
         2,

@@ -3,6 +3,7 @@
 import pytest
 
 from pipelines.data.chat_template import ChatTemplateError
+from pipelines.data.conversation import Conversation
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import ConfigError
 from tests.tiny_tokenizers import make_tokenizer
@@ -16,7 +17,7 @@ def test_a_template_without_system_turns():
         match=r"does not support a system turn \(no system\); leave `system` out .*, or set "
         r"pipeline.chat_template: false",
     ):
-        PromptFormat(tokenizer).render_prompt("a", system="b")
+        PromptFormat(tokenizer).render_prompt(Conversation.single_turn("a", system="b"))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_causes_of_broken_templates(template, cause, system):
     tokenizer = make_tokenizer("pad_is_eos")
     tokenizer.chat_template = template
     with pytest.raises(ChatTemplateError) as caught:
-        PromptFormat(tokenizer).render_prompt("a", system=system)
+        PromptFormat(tokenizer).render_prompt(Conversation.single_turn("a", system=system))
     (problem,) = caught.value.problems
     assert cause in problem.message and "`system`" not in problem.message and "\n" not in problem.message
     assert problem.message.endswith("; set pipeline.chat_template: false to write prompts without it")

@@ -48,7 +48,7 @@ def main() -> None:
     install_in_alfine()
     results: dict[str, Any] = {}
     with pretend_device():
-        loaded = LoadedModel.from_folder(make_model(folder / "base"), None)
+        loaded = LoadedModel.from_folder(make_model(folder / "base"))
         adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
         tuned = LoadedModel(peft.get_peft_model(loaded.model, adapter), loaded.prompt_format)
         for name, model, inference in (

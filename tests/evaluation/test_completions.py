@@ -16,7 +16,7 @@ REFERENCES = [[5, 6], [], [9], [7, 7, 7], [8, 9]]
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return LoadedModel.from_folder(make_model(tmp_path_factory.mktemp("model") / "base"), None)
+    return LoadedModel.from_folder(make_model(tmp_path_factory.mktemp("model") / "base"))
 
 
 def test_decoding_in_slots_gives_the_completions_of_generate(loaded, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipelines.config.chat_template import PLAIN_TEXT
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
 from pipelines.evaluation.slot_decoding import decode_greedy
@@ -74,7 +75,7 @@ def generate_seconds(folder: Path, context: Context, batch: int) -> float:
 def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> float:
     """Seconds per prompt of `complete` on a loaded model, after a warm-up of the same shape."""
     count, new_tokens = sizes(context)
-    loaded = LoadedModel(model, PromptFormat.from_folder(folder, False), settings)
+    loaded = LoadedModel(model, PromptFormat.from_folder(folder, PLAIN_TEXT), settings)
     rows = prompts(count)
 
     def run() -> None:

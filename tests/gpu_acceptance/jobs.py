@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from pipelines.config.chat_template import PLAIN_TEXT
 from pipelines.config.job import Job, load_job
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
@@ -76,7 +77,7 @@ def make_job(
     }
     (folder / "job.yaml").write_text(json.dumps(whole), encoding="utf-8")
     job, run = load_job(folder / "job.yaml"), Run(folder / "run")
-    prompt_format = PromptFormat.from_folder(model, False)
+    prompt_format = PromptFormat.from_folder(model, PLAIN_TEXT)
     write_splits(tokenize_examples(load_examples(job.pipeline), prompt_format), run.path("data"))
     return job, run
 

@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from pipelines.config.chat_template import PLAIN_TEXT
+from pipelines.data.conversation import Conversation
 from pipelines.errors import DataError, ModelError
 from pipelines.evaluation.completions import LoadedModel, complete, generation_settings
 from pipelines.modeling.loading import load_causal_lm
@@ -82,9 +84,9 @@ def test_weights_that_the_architecture_ignores_are_allowed(tmp_path):
 
 
 def answers(folder, **generation):
-    loaded = LoadedModel.from_folder(folder, None)
+    loaded = LoadedModel.from_folder(folder)
     ids = [
-        loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text))
+        loaded.prompt_format.encode(Conversation.single_turn(text)).prompt_ids
         for text in ("tea in the inn", "nine gates", "a")
     ]
     return [one.text for one in complete(loaded, ids, {"do_sample": False, **generation}, [24] * 3)]
@@ -124,14 +126,14 @@ def test_generation_settings_in_config_json_have_no_effect(folder):
 def test_the_report_has_all_generation_settings(folder):
     settings = generation_settings(
         {"do_sample": False, "temperature": None, "max_new_tokens": 7},
-        LoadedModel.from_folder(folder, None).prompt_format,
+        LoadedModel.from_folder(folder).prompt_format,
     )
     assert settings == {"do_sample": False, "max_new_tokens": 7, "stop_tokens": ["<|im_end|>"]}
 
 
 def test_sampling_is_reproducible(folder):
-    loaded = LoadedModel.from_folder(folder, None)
-    ids = [loaded.prompt_format.encode_prompt(loaded.prompt_format.render_prompt(text)) for text in ("tea", "nine")]
+    loaded = LoadedModel.from_folder(folder)
+    ids = [loaded.prompt_format.encode(Conversation.single_turn(text)).prompt_ids for text in ("tea", "nine")]
 
     def sampled(seed):
         torch.rand(3)  # what the process drew before does not matter
@@ -148,14 +150,19 @@ def test_completions_end_at_the_context_length(tmp_path):
         GPT2Config(vocab_size=len(tokenizer), n_positions=40, n_embd=16, n_layer=1, n_head=2)
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded = LoadedModel.from_folder(tmp_path, False)
-    prompt = loaded.prompt_format.encode_prompt("tea " * 8)
+    loaded = LoadedModel.from_folder(tmp_path, PLAIN_TEXT)
+    prompt = loaded.prompt_format.encode(Conversation.single_turn("tea " * 8)).prompt_ids
     (answer,) = complete(loaded, [prompt], {"do_sample": False, "repetition_penalty": 9.0}, [500])
     assert len(prompt) + answer.num_generated_tokens <= 40
     with pytest.raises(
         DataError, match=r"prompt 2 of 2 has \d+ tokens with its reference; the model's context is 40 tokens"
     ):
-        complete(loaded, [prompt, loaded.prompt_format.encode_prompt("tea " * 20)], {"do_sample": False}, [5, 5])
+        complete(
+            loaded,
+            [prompt, loaded.prompt_format.encode(Conversation.single_turn("tea " * 20)).prompt_ids],
+            {"do_sample": False},
+            [5, 5],
+        )
 
 
 @pytest.fixture
@@ -172,7 +179,7 @@ FILE = "adapter_model.safetensors"
 
 
 def test_a_complete_adapter(folder, adapter):
-    LoadedModel.from_folder(folder, None).with_tuned_model(adapter)
+    LoadedModel.from_folder(folder).with_tuned_model(adapter)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,7 @@ def test_a_complete_adapter(folder, adapter):
 def test_an_adapter_that_does_not_fit_is_an_error(folder, adapter, change, message):
     change(adapter)
     with pytest.raises(ModelError, match=message) as error:
-        LoadedModel.from_folder(folder, None).with_tuned_model(adapter)
+        LoadedModel.from_folder(folder).with_tuned_model(adapter)
     assert "\n" not in str(error.value)
 
 

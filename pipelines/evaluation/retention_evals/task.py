@@ -14,6 +14,7 @@ from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.templates import check_system_is_constant, fill_nonempty
+from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.retention import (
@@ -88,19 +89,16 @@ class TaskEval(RetentionEval):
         errors.raise_if_any()
         return examples
 
-    def prepare(self, name: str, context: PreparationContext) -> list[Example]:
-        return self.examples(name)
+    def prepare(self, name: str, context: PreparationContext) -> list[TokenizedExample]:
+        return list(tokenize_examples(self.examples(name), context.prompt_format))
 
     @classmethod
     def score(
         cls, loaded: LoadedModel, prepared: PreparedRetentionEval, reference_logits: ReferenceLogits
     ) -> Sequence[float | None]:
-        metric, prompt_format = metric_from_key(prepared.metric), loaded.prompt_format
-        examples: Sequence[Example] = prepared.items
-        prompts = [
-            prompt_format.encode_prompt(prompt_format.render_prompt(example.prompt, example.system))
-            for example in examples
-        ]
+        metric = metric_from_key(prepared.metric)
+        rows: Sequence[TokenizedExample] = prepared.items
+        examples, prompts = [row.example for row in rows], [row.prompt_ids for row in rows]
         limits = [example.max_new_tokens or 0 for example in examples]
         completions = complete(loaded, prompts, {"do_sample": False}, limits)
         return [
