@@ -36,7 +36,9 @@ _REMOVED_FILTERS = ("random", "pprint", "xmlattr", "urlize", "format")
 _REPEATING = ("replace", "join")
 """Operations whose result may be as long as the product of the lengths of their arguments."""
 
-_BLOCK_LINE = re.compile(r"^[ \t]*((?:(?:\{%(?:(?!%\}).)*|\{#(?:(?!#\}).)*)[%#]\}[ \t]*)+)(?:\n|\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK_LINE = re.compile(
+    r"^[ \t]*((?:(?:\{%(?:(?!%\}).)*|\{#(?:(?!#\}).)*)[%#]\}[ \t]*)+)(?:\n|\Z)", re.MULTILINE | re.DOTALL
+)
 """A line of blocks and comments only."""
 
 
