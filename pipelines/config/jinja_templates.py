@@ -169,7 +169,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             loop.iter = _wrapped(loop.iter, "_limited")
         for block in tree.find_all(nodes.AssignBlock):
             block.filter = _wrapped(block.filter, "_checked")
-        return _wrap_concatenations(tree)
+        _wrap_concatenations(tree)
+        return tree
 
 
 def _without_block_lines(source: str) -> str:
@@ -187,7 +188,7 @@ def _ends_with_block_line(source: str) -> bool:
     return any(match.end() >= len(source.rstrip("\n")) for match in _BLOCK_LINE.finditer(source) if match.start())
 
 
-def _wrapped(node: nodes.Expr | None, name: str) -> nodes.Filter:
+def _wrapped(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno if node is not None else 1)
 
 
