@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
 from pipelines.data.chat_template import ChatTemplate, check_contains
 from pipelines.data.conversation import Conversation, Message
+from pipelines.data.reasoning import ReasoningMarkers
+from pipelines.data.reasoning_markers import find_markers
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
 from pipelines.modeling.token_sequences import Span, split_prompt
@@ -97,6 +99,11 @@ class PromptFormat:
     def rendering_inputs(self) -> list[Any]:
         """What renderings depend on besides the conversation and the model's folder, for the keys of caches."""
         return [] if self.template is None else self.template.inputs
+
+    @cached_property
+    def reasoning_markers(self) -> ReasoningMarkers | None:
+        """How the model marks its thought; None if neither its template nor its vocabulary has markers."""
+        return find_markers(self.template, self.tokenizer.get_added_vocab())
 
     # --- text ---
 
