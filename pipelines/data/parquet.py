@@ -47,11 +47,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     index = 0
     try:
         for batch in file.iter_batches(DECODE_BATCH_SIZE):
-            columns = [
-                _json_values(column, _unsupported_extension(field))
-                for column, field in zip(batch.columns, batch.schema, strict=True)
-            ]
-            for values in zip(*columns, strict=True):
+            for values in zip(*json_columns(batch), strict=True):
                 index += 1
                 yield index, dict(zip(names, values, strict=True))
     except (pa.ArrowException, OSError) as error:
@@ -60,6 +56,14 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             f"cannot be read from this row on ({cause}); write the file again, with columns of unusual types as text"
         )
         raise DataError(Problem(message, str(path), index + 1)) from None
+
+
+def json_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+    """The values of each column of a batch as JSON values, see `read_parquet`."""
+    return [
+        _json_values(column, _unsupported_extension(field))
+        for column, field in zip(batch.columns, batch.schema, strict=True)
+    ]
 
 
 def _unsupported_extension(field: pa.Field) -> str | None:

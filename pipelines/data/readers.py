@@ -1,34 +1,65 @@
-"""Readers: stream the rows of a .jsonl, .csv or .parquet file, which may be larger than memory.
+"""Readers: stream the rows of a file in any of the supported formats. The file may be larger than memory.
 
 Every value of a row is a JSON value or a `NonTextValue`, so that all rows can be written as JSON (`strict_json.dump`).
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.arrow_files import is_saved_dataset, read_saved_dataset, saved_splits
+from pipelines.data.csv_files import csv_notes, read_csv
+from pipelines.data.json_files import array_keys, is_array, is_json_lines, read_json_array
+from pipelines.data.jsonl_files import read_jsonl
 from pipelines.data.parquet import read_parquet
+from pipelines.data.spreadsheets import read_xlsx, xlsx_notes
+from pipelines.data.text_files import (
+    COMPRESSIONS,
+    NumberedRows,
+    data_suffix,
+    encoding_note,
+    is_decompression_error,
+    open_bytes,
+    read_error,
+)
 from pipelines.errors import DataError, Problem
-from pipelines.storage.strict_json import StrictJsonError, parse
 
-MAX_LINE_BYTES = 64 << 20
 MAX_PROBLEMS = 10
 """Kinds of problems that are reported for one file."""
-_BYTE_ORDER_MARK = "\ufeff"
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
+"""The suffixes of data files. The text formats may be compressed, see `text_files.COMPRESSIONS`."""
+_FORMATS = ".jsonl, .json, .csv, .tsv, .xlsx or .parquet"
 _MAGIC_BYTES = {
-    b"PK\x03\x04": "a zip archive (or .xlsx); unpack it, or save it as CSV",
-    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or name it .xlsx",
+    b"\x1f\x8b": "compressed with gzip; name it .gz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; name it .zst",
+    b"BZh": "compressed with bzip2; name it .bz2",
+    b"\xfd7zXZ": "compressed with xz; name it .xz",
     b"PAR1": "a Parquet file; name it .parquet",
+    b"%PDF": "a PDF; save its table as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as .xlsx or CSV",
 }
 """First bytes of files that are not text, with what to do about them."""
-
-NumberedRows = Iterator[tuple[int, dict[str, Any]]]
-"""Rows by column, each after the line on which it begins (of a Parquet file: its index from 1)."""
+_OTHER_FORMATS = {
+    ".xls": "save it as .xlsx or CSV",
+    ".xlsm": "save it as .xlsx or CSV",
+    ".ods": "save it as .xlsx or CSV",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".7z": "unpack it",
+    ".arrow": "name the folder that datasets.save_to_disk has written, or save it as Parquet",
+    ".feather": "save it as Parquet",
+    ".pkl": "pickles can run code; save it as Parquet or JSON Lines",
+    ".pickle": "pickles can run code; save it as Parquet or JSON Lines",
+    ".txt": "write one JSON object per line, and name it .jsonl",
+    ".yaml": "write it as JSON",
+    ".yml": "write it as JSON",
+}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -37,29 +68,112 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_rows(path: Path) -> NumberedRows:
-    """Yields the rows as they are read, each after the line on which it begins (of a Parquet file: its index from 1).
+    """Yields the rows as they are read, each after the line on which it begins (of a file without lines: its index
+    from 1).
 
-    White space around column names is stripped. Raises DataError with file and line at the first row that is not valid.
+    `path` is a file, or a folder that `datasets.save_to_disk` has written. White space around column names is stripped.
+    Raises DataError with file and line at the first row that is not valid.
     """
-    suffix = path.suffix.lower()
-    readers: dict[str, Callable[[Path], NumberedRows]]
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}
-    if suffix not in readers:
-        raise DataError(Problem(f"files end in .jsonl, .csv or .parquet, not {suffix or 'nothing'!r}", str(path)))
     is_empty = True
-    try:
-        _check_magic_bytes(path, suffix)
-        for line, row in readers[suffix](path):
+    with _located_os_errors(path):
+        for line, row in _reader(path):
             is_empty = False
             yield line, _strip_column_names(row, path, line)
+    if is_empty:
+        raise DataError(Problem("has no rows", str(path)))
+
+
+def read_notes(path: Path) -> list[str]:
+    """What was detected in a file and is not the default of its format, as ends of sentences that begin with its name.
+
+    Raises DataError for a file that cannot be read.
+    """
+    suffix = data_suffix(path)
+    with _located_os_errors(path):
+        _check_format(path)
+        if suffix in (".csv", ".tsv"):
+            return csv_notes(path, suffix)
+        if suffix == ".xlsx":
+            return xlsx_notes(path)
+        if suffix in (".jsonl", ".ndjson", ".json"):
+            return [*_json_notes(path, suffix), *filter(None, [encoding_note(path, may_guess=False)])]
+    return []
+
+
+def _json_notes(path: Path, suffix: str) -> list[str]:
+    if suffix != ".json":
+        return ["holds one array of objects, not one object per line; read as .json"] if is_array(path) else []
+    if is_json_lines(path):
+        return ["holds one object per line; read as .jsonl"]
+    key, others = array_keys(path)
+    if key is None or not others:
+        return []
+    return [f"its rows are the array {key!r}; the other keys are left out ({', '.join(others[:5])})"]
+
+
+@contextmanager
+def _located_os_errors(path: Path) -> Iterator[None]:
+    """Turns errors of the file system into DataErrors with the name of the file."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(Problem("no such file", str(path))) from None
     except IsADirectoryError:
         raise DataError(Problem("is a folder; name a file", str(path))) from None
     except PermissionError:
         raise DataError(Problem("permission denied", str(path))) from None
-    if is_empty:
-        raise DataError(Problem("has no rows", str(path)))
+    except OSError as error:
+        raise DataError(Problem(f"cannot be read: {error.strerror or error}", str(path))) from None
+
+
+def _reader(path: Path) -> NumberedRows:
+    """The rows of the file, by the reader of its format."""
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return read_saved_dataset(path)
+        if splits := saved_splits(path):
+            raise DataError(
+                Problem(f"holds the splits {', '.join(splits)}; name one, as in {path / splits[0]}", str(path))
+            )
+        raise IsADirectoryError(path)
+    _check_format(path)
+    suffix = data_suffix(path)
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, suffix)
+    if suffix == ".parquet":
+        return read_parquet(path)
+    if suffix == ".xlsx":
+        return read_xlsx(path)
+    # Many tools write JSON Lines to files named .json, and arrays to files named .jsonl.
+    has_lines = is_json_lines(path) if suffix == ".json" else not is_array(path)
+    return read_jsonl(path) if has_lines else read_json_array(path)
+
+
+def _check_format(path: Path) -> None:
+    """Raises DataError for a file that is not of a supported format, or whose first bytes are those of another one."""
+    if path.is_dir():
+        return
+    suffix = data_suffix(path)
+    if suffix not in SUFFIXES:
+        advice = f"; {_OTHER_FORMATS[suffix]}" if suffix in _OTHER_FORMATS else ""
+        raise DataError(Problem(f"files end in {_FORMATS}, not {suffix or 'nothing'!r}{advice}", str(path)))
+    is_compressed = path.suffix.lower() in COMPRESSIONS
+    if is_compressed and suffix not in TEXT_SUFFIXES:
+        raise DataError(Problem(f"a {suffix} file is compressed already; unpack it", str(path)))
+    if suffix not in TEXT_SUFFIXES or not path.exists():
+        return
+    if not path.is_file():
+        raise DataError(Problem("is not a file (a pipe, socket or device)", str(path)))
+    try:
+        with open_bytes(path) as file:
+            first_bytes = file.read(8)
+    except Exception as error:
+        if is_decompression_error(error, path):
+            raise read_error(path) from None
+        raise
+    for magic_bytes, description in _MAGIC_BYTES.items():
+        if first_bytes.startswith(magic_bytes):
+            raise DataError(Problem(f"despite its name, this is {description}", str(path)))
 
 
 class RowErrors:
@@ -107,114 +221,3 @@ def _strip_column_names(row: dict[str, Any], path: Path, line: int) -> dict[str,
         message = f"two columns have the name {duplicate!r} once white space is stripped; rename one"
         raise DataError(Problem(message, str(path), line))
     return stripped
-
-
-def _check_magic_bytes(path: Path, suffix: str) -> None:
-    """Raises DataError for a text file whose first bytes are those of another format."""
-    if suffix == ".parquet" or not path.is_file():
-        return
-    with path.open("rb") as file:
-        first_bytes = file.read(4)
-    for magic_bytes, description in _MAGIC_BYTES.items():
-        if first_bytes.startswith(magic_bytes):
-            raise DataError(Problem(f"despite its name, this is {description}", str(path)))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines with their line ends. Byte order marks at the start of the file are removed."""
-    with path.open("rb") as file:
-        # The length is limited: a file without line ends would be read into memory completely.
-        for line_number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-            if len(raw) > MAX_LINE_BYTES:
-                message = f"exceeds {MAX_LINE_BYTES >> 20} MB; write one row per line"
-                raise DataError(Problem(message, str(path), line_number))
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                raise DataError(Problem("is not UTF-8; save the file as UTF-8", str(path), line_number)) from None
-            yield line.lstrip(_BYTE_ORDER_MARK) if line_number == 1 else line
-
-
-def _read_jsonl(path: Path) -> NumberedRows:
-    for line_number, line in enumerate(_lines(path), start=1):
-        line = line.lstrip(_BYTE_ORDER_MARK)  # concatenated files have one at the start of each
-        if not line.strip():
-            continue
-        try:
-            row = parse(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                Problem(f"is not JSON: {_json_hint(error, line_number == 1)}", str(path), line_number)
-            ) from None
-        except StrictJsonError as error:
-            raise DataError(Problem(str(error), str(path), line_number)) from None
-        if not isinstance(row, dict):
-            message = 'expected a JSON object per line, as in {"column": "value", ...}'
-            raise DataError(Problem(message, str(path), line_number))
-        yield line_number, row
-
-
-def _json_hint(error: json.JSONDecodeError, is_first_line: bool) -> str:
-    """The advice for a line that is not JSON."""
-    line, rest = error.doc, error.doc[error.pos :].strip()
-    if is_first_line and line.lstrip().startswith("["):
-        return "each line holds one object, {...}, not a list over all lines (jq -c '.[]' FILE writes them so)"
-    if "Extra data" in error.msg and rest.startswith(","):
-        return "there is a comma after the object; remove it"
-    if "Extra data" in error.msg:
-        return f"a second value begins in column {error.colno}; put it on its own line"
-    if "'" in line[error.pos : error.pos + 1]:
-        return "use double quotes around names and texts, not single quotes"
-    if "Unterminated" in error.msg or not rest:
-        return "the line ends before its object does; is the file truncated?"
-    if "control character" in error.msg:
-        character = ascii(line[error.pos])
-        return f"unescaped control character {character} in column {error.colno}; write its escape, such as \\t"
-    return f"{error.msg[0].lower()}{error.msg[1:]} in column {error.colno}; each line holds one object, {{...}}"
-
-
-def _read_csv(path: Path) -> NumberedRows:
-    # Not pandas: it fills short rows with NaN and changes values such as "001" and "NA" silently.
-    csv.field_size_limit(2**31 - 1)
-    lines = _lines(path)
-    first_line = next(lines, "")
-    if "\r" in first_line.rstrip("\r\n") and not first_line.endswith("\n"):
-        raise DataError(Problem("its lines end with CR only, as on old Macs; save it with LF or CRLF", str(path), 1))
-    reader = csv.reader(chain([first_line], lines), strict=True, skipinitialspace=_has_space_after_commas(first_line))
-    try:
-        header = [name.strip() for name in next((cells for cells in reader if cells), [])]
-        _check_header(header, path, reader.line_num)
-        next_start = reader.line_num + 1
-        for cells in reader:
-            start, next_start = next_start, reader.line_num + 1
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                message = f"has {len(cells)} cells, the header has {len(header)}; quote cells that contain commas"
-                raise DataError(Problem(message, str(path), reader.line_num))
-            if len(header) > 1 and [cell.strip(f"{_BYTE_ORDER_MARK} ") for cell in cells] == header:
-                message = "repeats the header, as in concatenated files; remove this line"
-                raise DataError(Problem(message, str(path), start))
-            yield start, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        cause = "a quote is not closed" if "end of data" in str(error) else str(error)
-        raise DataError(Problem(f"is not CSV ({cause})", str(path), reader.line_num)) from None
-
-
-def _has_space_after_commas(header: str) -> bool:
-    """Whether the header has a space after its commas, as in `text, label`. It is then part of the separator."""
-    try:
-        return any(name.startswith(" ") for name in next(csv.reader([header]), [])[1:])
-    except csv.Error:
-        return False  # _read_csv reports it
-
-
-def _check_header(header: list[str], path: Path, line: int) -> None:
-    """Raises DataError for column names that are empty or not unique, and for another separator than a comma."""
-    if duplicates := sorted({name for name in header if header.count(name) > 1 and name}):
-        raise DataError(Problem(f"two columns have the name {duplicates[0]!r}", str(path), line))
-    if "" in header:
-        raise DataError(Problem(f"column {header.index('') + 1} has no name in the header", str(path), line))
-    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        message = f"its header is one column, {header[0]!r}; separate cells with commas, not with {separator!r}"
-        raise DataError(Problem(message, str(path), line))

@@ -45,12 +45,12 @@ def parse(text: str) -> Any:
     except (json.JSONDecodeError, StrictJsonError):
         raise
     except RecursionError:
-        raise StrictJsonError(_TOO_DEEP) from None
+        raise StrictJsonError(TOO_DEEP) from None
     except ValueError:  # Python's limit on the digits of an integer
         raise StrictJsonError("has an integer of more than 4,300 digits; write it as text, in quotes") from None
     # Two cheap tests on the text, so that only few values are searched.
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise StrictJsonError(_TOO_DEEP)
+        raise StrictJsonError(TOO_DEEP)
     if "\\u" in text and re.search(r"\\u[dD][89a-fA-F]", text) and (surrogate := _find_surrogate(value)):
         raise StrictJsonError(
             f"contains an unpaired surrogate, {ascii(surrogate)[1:-1]}, as if a text was cut inside an emoji; "
@@ -59,7 +59,7 @@ def parse(text: str) -> Any:
     return value
 
 
-_TOO_DEEP = f"its arrays and objects are nested too deeply, more than {MAX_DEPTH} levels"
+TOO_DEEP = f"its arrays and objects are nested too deeply, more than {MAX_DEPTH} levels"
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ GOOD = '{"a": 1}\n'
     ("name", "content", "message"),
     [
         ("a.jsonl", GOOD + '{"a": \n', ":2: is not JSON"),
-        ("a.jsonl", "[1, 2]\n", ":1: expected a JSON object per line"),
+        ("a.jsonl", "[1, 2]\n", ":1: expected an object, as in"),
         ("a.jsonl", GOOD.encode() + b'{"a": "\xff"}\n', ":2: is not UTF-8"),
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", "[" * 100_000, ":1: its arrays and objects are nested too deeply"),
@@ -53,7 +53,7 @@ GOOD = '{"a": 1}\n'
         ("a.csv", "a\rb,c\n1,2\n", ":1: is not CSV"),
         ("a.csv", "a,b\n1,2\n\ufeffa,b\n3,4\n", ":3: repeats the header"),
         ("a.parquet", "no parquet", "not a valid Parquet file"),
-        ("a.txt", "x", "files end in .jsonl, .csv or .parquet"),
+        ("a.txt", "x", "files end in .jsonl, .json, .csv, .tsv, .xlsx or .parquet, not '.txt'; write one JSON object"),
     ],
 )
 def test_invalid_files(tmp_path, name, content, message):

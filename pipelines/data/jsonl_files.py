@@ -1,0 +1,47 @@
+"""JSON Lines: one object per line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipelines.data.text_files import BYTE_ORDER_MARK, NumberedRows, detect_encoding, text_lines
+from pipelines.errors import DataError, Problem
+from pipelines.storage.strict_json import StrictJsonError, parse
+
+
+def read_jsonl(path: Path) -> NumberedRows:
+    """Yields the objects of the lines that are not blank. Raises DataError with the line of the first invalid one."""
+    lines = text_lines(path, detect_encoding(path, may_guess=False))
+    for line_number, line in enumerate(lines, start=1):
+        line = line.lstrip(BYTE_ORDER_MARK)  # concatenated files have one at the start of each
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+        except json.JSONDecodeError as error:
+            message = f"is not JSON: {json_hint(error)}"
+            raise DataError(Problem(message, str(path), line_number)) from None
+        except StrictJsonError as error:
+            raise DataError(Problem(str(error), str(path), line_number)) from None
+        if not isinstance(row, dict):
+            message = 'expected a JSON object per line, as in {"column": "value", ...}'
+            raise DataError(Problem(message, str(path), line_number))
+        yield line_number, row
+
+
+def json_hint(error: json.JSONDecodeError) -> str:
+    """The advice for a text that is not JSON."""
+    line, rest = error.doc, error.doc[error.pos :].strip()
+    if "Extra data" in error.msg and rest.startswith(","):
+        return "there is a comma after the object; remove it"
+    if "Extra data" in error.msg:
+        return f"a second value begins in column {error.colno}; put it on its own line"
+    if "'" in line[error.pos : error.pos + 1]:
+        return "use double quotes around names and texts, not single quotes"
+    if "Unterminated" in error.msg or not rest:
+        return "the line ends before its object does; is the file truncated?"
+    if "control character" in error.msg:
+        character = ascii(line[error.pos])
+        return f"unescaped control character {character} in column {error.colno}; write its escape, such as \\t"
+    return f"{error.msg[0].lower()}{error.msg[1:]} in column {error.colno}; each line holds one object, {{...}}"
