@@ -47,7 +47,8 @@ def find_shortfall(
 
     Without `score` only the decoded text is compared.
     """
-    text, _ = decode_completion(prompt_format, row.completion_ids[:max_new_tokens])
+    split, _ = decode_completion(prompt_format, row.prompt_ids, row.completion_ids[:max_new_tokens])
+    text = split.answer
     reference = row.example.reference
     if text == reference and not score:
         return None

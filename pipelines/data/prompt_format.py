@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
 from pipelines.data.chat_template import ChatTemplate, check_contains
 from pipelines.data.conversation import Conversation, Message
-from pipelines.data.reasoning import ReasoningMarkers
+from pipelines.data.reasoning import ReasoningMarkers, SplitCompletion, split_completion
 from pipelines.data.reasoning_markers import find_markers
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SENTINEL = "alfine"
 """A prompt or completion whose position in the rendered chat template shows what the template adds around it."""
+MAX_MARKER_TOKENS = 64
+"""The most tokens of the marker that opens a thought at the end of a prompt."""
 _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ")
 """Prompts that a template changes if it strips, escapes or parses its messages."""
 
@@ -104,6 +106,15 @@ class PromptFormat:
     def reasoning_markers(self) -> ReasoningMarkers | None:
         """How the model marks its thought; None if neither its template nor its vocabulary has markers."""
         return find_markers(self.template, self.tokenizer.get_added_vocab())
+
+    def split_completion(self, prompt: Sequence[int], tokens: Sequence[int]) -> SplitCompletion:
+        """Thought and answer of the tokens of a completion, without its stop token, after the tokens of a prompt."""
+        markers = self.reasoning_markers
+        in_thought = markers is not None and markers.opened_by(self._decode(prompt[-MAX_MARKER_TOKENS:], False))
+        return split_completion(tokens, self._decode, markers, in_thought)
+
+    def _decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))
 
     # --- text ---
 

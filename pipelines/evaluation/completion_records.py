@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipelines.data.examples import Example
 from pipelines.evaluation.completions import Completion
 from pipelines.storage.records import CompletionRecord, SamplePromptRecord
@@ -17,6 +19,7 @@ def completion_record(
         prompt=example.prompt,
         reference=example.reference,
         completion=completion.text,
+        **_reasoning(completion),
         reference_nll=completion.reference_nll,
         num_reference_tokens=num_reference_tokens,
         num_generated_tokens=completion.num_generated_tokens,
@@ -31,6 +34,15 @@ def sample_prompt_record(example: Example, completion: Completion) -> SampleProm
         title=example.title,
         prompt=example.prompt,
         completion=completion.text,
+        **_reasoning(completion),
         num_generated_tokens=completion.num_generated_tokens,
         finish_reason=completion.finish_reason,
     )
+
+
+def _reasoning(completion: Completion) -> dict[str, Any]:
+    return {
+        "reasoning": completion.reasoning,
+        "reasoning_cut": completion.reasoning_cut,
+        "num_reasoning_tokens": completion.num_reasoning_tokens,
+    }

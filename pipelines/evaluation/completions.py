@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.reasoning import SplitCompletion
 from pipelines.errors import DataError, RunError
 from pipelines.modeling.base_models import config_context_length
 from pipelines.modeling.token_sequences import TokenSequences
@@ -40,8 +41,8 @@ MAX_BATCH_SIZE = 128
 MAX_BATCH_TOKENS = 32_768
 """Tokens per batch, those to be generated included, whose keys and values are cached at once."""
 
-COMPLETIONS_FORMAT = 2
-"""Version of the records in completions.jsonl; part of the key under which a base model's completions are cached."""
+COMPLETIONS_FORMAT = 3
+"""Version of how completions are computed; part of the key under which a base model's completions are cached."""
 
 Progress = Callable[[int], None]
 """Called with the number of prompts that have just been completed."""
@@ -76,17 +77,26 @@ class Completion:
     """A generated completion.
 
     Attributes:
-        text: the decoded tokens before the stop token, without special tokens.
-        num_generated_tokens: the generated tokens, the stop token included.
+        text: the answer: the decoded tokens before the stop token, without special tokens and without the thought
+            before the answer. It is empty if the thought does not end.
+        num_generated_tokens: the generated tokens, the thought and the stop token included.
         finish_reason: "stop", or "length" if it was cut at `max_new_tokens`.
         reference_nll: the mean negative log-likelihood of the reference and its end token, in nats per token; None if
             no reference was given.
+        reasoning: the thought before the answer; None if there is none.
+        reasoning_cut: whether the completion was cut inside its thought.
+        num_reasoning_tokens: the generated tokens before the answer: the thought and its markers.
+        tokens: the generated tokens, the stop token included.
     """
 
     text: str
     num_generated_tokens: int
     finish_reason: FinishReason
     reference_nll: float | None = None
+    reasoning: str | None = None
+    reasoning_cut: bool = False
+    num_reasoning_tokens: int = 0
+    tokens: Sequence[int] = ()
 
 
 class LoadedModel:
@@ -193,7 +203,7 @@ def complete(
             use_graph=decoding == "graph",
             progress=progress,
         )
-    return _completions(loaded.prompt_format, generated, nlls)
+    return _completions(loaded.prompt_format, prompts, generated, nlls)
 
 
 def _inference_note(decoding: str, is_merged: bool, has_adapter: bool) -> str | None:
@@ -297,7 +307,7 @@ def _generate_batch(
     generated = generation_module.generate_from_cache(
         loaded.model, prompts, loaded.prompt_format.stop_ids, settings, cache
     )
-    return _completions(loaded.prompt_format, generated, nlls)
+    return _completions(loaded.prompt_format, prompts, generated, nlls)
 
 
 def _token_sequences(prompts_plus_references: list[list[int]], prompt_lengths: list[int]) -> TokenSequences:
@@ -305,17 +315,32 @@ def _token_sequences(prompts_plus_references: list[list[int]], prompt_lengths: l
 
 
 def _completions(
-    prompt_format: PromptFormat, generated: Sequence[list[int]], nlls: Sequence[float | None]
+    prompt_format: PromptFormat,
+    prompts: Sequence[list[int]],
+    generated: Sequence[list[int]],
+    nlls: Sequence[float | None],
 ) -> list[Completion]:
     completions = []
-    for tokens, nll in zip(generated, nlls, strict=True):
-        text, finish_reason = decode_completion(prompt_format, tokens)
-        completions.append(Completion(text, len(tokens), finish_reason, nll))
+    for prompt, tokens, nll in zip(prompts, generated, nlls, strict=True):
+        split, finish_reason = decode_completion(prompt_format, prompt, tokens)
+        completions.append(
+            Completion(
+                split.answer,
+                len(tokens),
+                finish_reason,
+                nll,
+                reasoning=split.reasoning,
+                reasoning_cut=split.is_unfinished and finish_reason == "length",
+                num_reasoning_tokens=split.num_reasoning_tokens,
+                tokens=tokens,
+            )
+        )
     return completions
 
 
-def decode_completion(prompt_format: PromptFormat, tokens: list[int]) -> tuple[str, FinishReason]:
-    """Decodes generated `tokens` up to the first stop token. Returns the text and why it ends there."""
+def decode_completion(
+    prompt_format: PromptFormat, prompt: Sequence[int], tokens: Sequence[int]
+) -> tuple[SplitCompletion, FinishReason]:
+    """Decodes generated `tokens` up to the first stop token. Returns thought and answer, and why the tokens end."""
     end = next((index for index, token in enumerate(tokens) if token in prompt_format.stop_ids), None)
-    text = prompt_format.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    return str(text), "length" if end is None else "stop"
+    return prompt_format.split_completion(prompt, tokens[:end]), "length" if end is None else "stop"

@@ -16,7 +16,7 @@ from pydantic_core import PydanticKnownError
 
 from pipelines.storage.files import read_jsonl, write_jsonl
 
-RECORDS_FORMAT = 1
+RECORDS_FORMAT = 2
 """Part of the keys of cached records: incremented when the keys of a record change."""
 
 REJECT_NONFINITE = {"reject_nonfinite": True}
@@ -42,6 +42,11 @@ Measurement = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_check_
 """A measured number, NaN or infinite if the training diverged."""
 
 
+REASONING = "Reasoning before the answer, without its markers; null if there is none."
+REASONING_CUT = "Whether the completion was cut inside its reasoning, so that it has no answer."
+NUM_REASONING_TOKENS = "Number of generated tokens before the answer: the reasoning and its markers."
+
+
 class RecordBase(BaseModel):
     """Base of the objects of a run folder. Unknown keys are kept, so that older readers accept newer files."""
 
@@ -55,7 +60,10 @@ class CompletionRecord(RecordBase):
     row: int = Field(description="Line of the row in its data file, from 1.")
     prompt: ModelText = Field(description="Prompt, before the chat template.")
     reference: ModelText = Field(description="Expected completion.")
-    completion: ModelText = Field(description="Generated completion.")
+    completion: ModelText = Field(description="Generated completion: the answer, without the reasoning before it.")
+    reasoning: ModelText | None = Field(default=None, description=REASONING)
+    reasoning_cut: bool = Field(default=False, description=REASONING_CUT)
+    num_reasoning_tokens: int = Field(default=0, description=NUM_REASONING_TOKENS)
     reference_nll: Measurement | None = Field(
         description="Mean negative log-likelihood of the reference, in nats per token; null if it was not measured."
     )
@@ -72,7 +80,10 @@ class SamplePromptRecord(RecordBase):
 
     title: ModelText | None = Field(default=None, description="Title of the prompt in the report.")
     prompt: ModelText = Field(description="Prompt, before the chat template.")
-    completion: ModelText = Field(description="Generated completion.")
+    completion: ModelText = Field(description="Generated completion: the answer, without the reasoning before it.")
+    reasoning: ModelText | None = Field(default=None, description=REASONING)
+    reasoning_cut: bool = Field(default=False, description=REASONING_CUT)
+    num_reasoning_tokens: int = Field(default=0, description=NUM_REASONING_TOKENS)
     num_generated_tokens: int | None = Field(default=None, description="Number of generated tokens.")
     finish_reason: Literal["stop", "length"] | None = Field(
         default=None, description="Reason for the end of the completion: a stop token, or the limit on its length."
