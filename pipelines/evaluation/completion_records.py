@@ -18,6 +18,7 @@ def completion_record(
         row=example.row_number,
         prompt=example.prompt,
         reference=example.reference,
+        reference_reasoning=example.reasoning or None,
         completion=completion.text,
         **_reasoning(completion),
         reference_nll=completion.reference_nll,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from pipelines.console.activity import track_activity
 from pipelines.errors import Problem, RunError
 from pipelines.report.formatting import BASE_AND_TUNED
 from pipelines.report.gates import check_gates
+from pipelines.report.reasoning import reasoning_counts
 from pipelines.report.results import Analysis, Change, ExampleComparison, NllChange, Pair, SamplePrompt, TaskResult
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.summaries import find_caveats, label_anywhere_accuracies
 from pipelines.scoring.metric import Metric, metric_from_key
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
-from pipelines.storage.records import CompletionRecord
+from pipelines.storage.records import CompletionRecord, SamplePromptRecord
 
 
 @track_activity("reading the run and scoring its completions")
@@ -31,7 +33,7 @@ def analyse(folder: Path) -> Analysis:
     _check_not_all_empty(files, metrics)
     examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
     sample_prompts = [
-        SamplePrompt(base.title, base.prompt, base.completion, tuned.completion)
+        SamplePrompt(base.title, base.prompt, base.completion, tuned.completion, **_reasoning(base, tuned))
         for base, tuned in zip(files.base_sample_prompts, files.tuned_sample_prompts, strict=True)
     ]
     tasks = _task_results(files, metrics, examples, models)
@@ -55,7 +57,7 @@ def _check_not_all_empty(files: RunFiles, metrics: Mapping[str, Metric]) -> None
     """Raises RunError if a model generated nothing for any row: the run failed, and there is no result."""
     for model, records in (("base", files.base), ("tuned", files.tuned)):
         generated = [record for record in records if metrics[record.task].scores_completions]
-        if generated and not any(record.completion.strip() for record in generated):
+        if generated and not any(record.completion.strip() or record.reasoning for record in generated):
             path = files.path / model / "completions.jsonl"
             advice = "check config.yaml's generation and learning rate, delete this folder and run the job again"
             raise RunError(Problem(f"every completion is empty; {advice}", str(path)))
@@ -82,7 +84,19 @@ def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) ->
         change=change,
         gain=gain,
         both_wrong=metric.binary and before.value == 0 and after.value == 0,
+        reference_reasoning=base.reference_reasoning,
+        **_reasoning(base, tuned),
     )
+
+
+def _reasoning[R: (CompletionRecord, SamplePromptRecord)](base: R, tuned: R) -> dict[str, Any]:
+    """What the results show of the reasoning of both models."""
+    return {
+        "base_reasoning": base.reasoning,
+        "tuned_reasoning": tuned.reasoning,
+        "base_reasoning_cut": base.reasoning_cut,
+        "tuned_reasoning_cut": tuned.reasoning_cut,
+    }
 
 
 def _task_results(
@@ -98,7 +112,10 @@ def _task_results(
             [(one.reference_nll, other.reference_nll) for one, other in zip(base, tuned, strict=True)]
         )
         own_examples = [example for example in examples if example.task == task]
-        result = _task_result(task, metrics[task], comparison, p_holm, nll_change, own_examples)
+        result = replace(
+            _task_result(task, metrics[task], comparison, p_holm, nll_change, own_examples),
+            reasoning=reasoning_counts(base, tuned),
+        )
         data = files.manifest.data.get(task)
         caveats = [*find_caveats(result, base, tuned, models), *(data.notes if data else [])]
         results[task] = replace(result, caveats=caveats)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipelines.report.formatting import heading, interval, number, p_value, signed, with_unit
@@ -21,8 +21,11 @@ class ResultColumn[R](Column):
     text: Callable[[R], str]
 
 
-def task_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult]]:
-    """The columns of the table of tasks."""
+def task_columns(models: tuple[str, str], tasks: Iterable[TaskResult] = ()) -> list[ResultColumn[TaskResult]]:
+    """The columns of the table of tasks. The number of reasoning tokens is one of them if a task of `tasks` has any."""
+    reasoning = ResultColumn[TaskResult](
+        key="reasoning", heading="Reasoning tokens", optional=True, text=lambda task: _reasoning_tokens(task)
+    )
     return [
         ResultColumn(key="name", heading="Task", words=True, text=lambda task: task.name),
         ResultColumn(key="title", heading="Metric", words=True, text=lambda task: with_unit(task.title, task.unit)),
@@ -41,6 +44,7 @@ def task_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult]]:
             optional=True,
             text=lambda task: _nll(task),
         ),
+        *([reasoning] if any(task.reasoning for task in tasks) else []),
         ResultColumn(key="verdict", heading="Verdict", words=True, text=lambda task: task.verdict),
     ]
 
@@ -83,3 +87,10 @@ def _nll(task: TaskResult) -> str:
         return ""
     nll, unit = task.reference_nll, Unit.NATS_PER_TOKEN
     return f"{number(nll.base, unit)} → {number(nll.tuned, unit)}"
+
+
+def _reasoning_tokens(task: TaskResult) -> str:
+    """The mean number of reasoning tokens per completion of both models."""
+    if task.reasoning is None:
+        return ""
+    return f"{task.reasoning.base.mean_tokens:,.0f} → {task.reasoning.tuned.mean_tokens:,.0f}"

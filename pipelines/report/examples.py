@@ -12,13 +12,16 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.report.formatting import heading, printable, score
+from pipelines.report.formatting import NOTHING, heading, no_answer, printable, score
 from pipelines.report.results import Analysis, ExampleComparison
 
 MAX_LINES = 30
 """Lines of one text. The whole text is in report.json."""
 MAX_CHARACTERS = 3000
 """Characters of one text."""
+
+MAX_THOUGHT_LINES, MAX_THOUGHT_CHARACTERS = 5, 400
+"""Lines and characters of the reasoning before an answer."""
 
 ChangeFilter = Literal["all", "better", "worse", "same"]
 STYLES = {"better": "green", "worse": "red", "same": "dim", "unscored": "yellow"}
@@ -57,7 +60,13 @@ def _parts(analysis: Analysis, examples: Sequence[ExampleComparison]) -> Iterato
         for model, value in zip(analysis.models, scores, strict=True):
             name = f"{heading(model)} ({score(value, task.unit, task.metric.binary)})"
             table.add_column(Text(name, style="bold"), ratio=1, overflow="fold")
-        table.add_row(Text(_excerpt(example.base)), Text(_excerpt(example.tuned)))
+        if example.base_reasoning or example.tuned_reasoning:
+            thoughts = (example.base_reasoning, example.tuned_reasoning)
+            table.add_row(*(Text(_thought(thought) if thought else "", style="dim italic") for thought in thoughts))
+        table.add_row(
+            Text(_answer(example.base, example.base_reasoning, example.base_reasoning_cut)),
+            Text(_answer(example.tuned, example.tuned_reasoning, example.tuned_reasoning_cut)),
+        )
         if example.base_detail or example.tuned_detail:
             details = (example.base_detail, example.tuned_detail)
             table.add_row(*(Text(_excerpt(detail) if detail else "", style="dim") for detail in details))
@@ -65,8 +74,17 @@ def _parts(analysis: Analysis, examples: Sequence[ExampleComparison]) -> Iterato
         yield Text()
 
 
-def _excerpt(text: str) -> str:
+def _thought(text: str) -> str:
+    """The beginning of a thought: the answer below it is what counts."""
+    return f"reasoning: {_excerpt(text, MAX_THOUGHT_LINES, MAX_THOUGHT_CHARACTERS)}"
+
+
+def _answer(text: str, reasoning: str | None, reasoning_cut: bool) -> str:
+    return _excerpt(text) if text.strip() else no_answer(reasoning, reasoning_cut)
+
+
+def _excerpt(text: str, max_lines: int = MAX_LINES, max_characters: int = MAX_CHARACTERS) -> str:
     """The text with control characters made visible; a long text is truncated."""
-    lines = printable(text[:MAX_CHARACTERS]).replace("\t", "    ").split("\n")
-    truncated = len(lines) > MAX_LINES or len(text) > MAX_CHARACTERS
-    return "\n".join(lines[:MAX_LINES]) + (" …" if truncated else "") or "(nothing)"
+    lines = printable(text[:max_characters]).replace("\t", "    ").split("\n")
+    truncated = len(lines) > max_lines or len(text) > max_characters
+    return "\n".join(lines[:max_lines]) + (" …" if truncated else "") or NOTHING

@@ -11,6 +11,9 @@ from pipelines.scoring.unicode_text import truncate
 BASE_AND_TUNED = ("base", "tuned")
 """The names of the two models of a run. A comparison of two models has names of its own."""
 
+NOTHING = "(nothing)"
+"""What stands for an empty text."""
+
 
 def number(value: float, unit: Unit = Unit.PERCENT) -> str:
     """The value with the decimal places of its unit, such as 91.3 or 1.234."""
@@ -67,3 +70,10 @@ def heading(model: str) -> str:
 def joined(words: list[str]) -> str:
     """A list in words, such as "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def no_answer(reasoning: str | None, reasoning_cut: bool) -> str:
+    """What stands for an empty answer after this reasoning."""
+    if reasoning_cut:
+        return "(no answer: cut inside the reasoning)"
+    return "(no answer after the reasoning)" if reasoning else NOTHING

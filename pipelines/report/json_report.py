@@ -19,7 +19,7 @@ from pipelines.report.summaries import headline, retention_summary, task_summary
 from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """The value of `Report.format_version`."""
 
 Interval = tuple[float, float]
@@ -60,6 +60,17 @@ class ComparisonReport(JsonModel):
     ci95: Interval = Field(description="Paired 95 % confidence interval of delta.")
 
 
+class ReasoningReport(JsonModel):
+    """The completions of one model on a task that have reasoning."""
+
+    completions: int = Field(description="Number of completions with reasoning.")
+    cut: int = Field(description="Number of completions that were cut inside their reasoning and have no answer.")
+    unanswered: int = Field(
+        description="Number of completions with reasoning that end by themselves without an answer."
+    )
+    mean_tokens: float = Field(description="Mean number of reasoning tokens per completion, of all completions.")
+
+
 class TaskReport(ComparisonReport):
     """A task."""
 
@@ -82,6 +93,9 @@ class TaskReport(ComparisonReport):
     label_anywhere_accuracy: PairReport[float] | None = Field(
         description="Percentage of completions with the right label and no other in the text; null for other metrics."
     )
+    reasoning: PairReport[ReasoningReport] | None = Field(
+        description="Reasoning of the completions; null if none has any."
+    )
     scoring: str = Field(description="Note on how the metric compares completions with references; may be empty.")
     summary: str = Field(description="Result in a sentence.")
     caveats: list[str] = Field(description="Sentences about what limits the meaning of the result.")
@@ -103,6 +117,11 @@ class ExampleReport(JsonModel):
     change: Change = Field(description="Direction of the change of the score.")
     gain: float = Field(description="Change of the score, positive if the tuned model is better.")
     both_wrong: bool = Field(description="Whether both completions are wrong; binary metrics only.")
+    base_reasoning: str | None = Field(description="Reasoning before the answer `base`; null if there is none.")
+    tuned_reasoning: str | None = Field(description="Reasoning before the answer `tuned`; null if there is none.")
+    base_reasoning_cut: bool = Field(description="Whether `base` is empty because it was cut inside its reasoning.")
+    tuned_reasoning_cut: bool = Field(description="Whether `tuned` is empty because it was cut inside its reasoning.")
+    reference_reasoning: str | None = Field(description="Reasoning of the row before its completion; null if none.")
 
 
 class SamplePromptReport(JsonModel):
@@ -112,6 +131,10 @@ class SamplePromptReport(JsonModel):
     prompt: str = Field(description="Prompt, before the chat template.")
     base: str = Field(description="Completion of the base, or of the first model.")
     tuned: str = Field(description="Completion of the tuned model, or of the second model.")
+    base_reasoning: str | None = Field(description="Reasoning before the answer `base`; null if there is none.")
+    tuned_reasoning: str | None = Field(description="Reasoning before the answer `tuned`; null if there is none.")
+    base_reasoning_cut: bool = Field(description="Whether `base` is empty because it was cut inside its reasoning.")
+    tuned_reasoning_cut: bool = Field(description="Whether `tuned` is empty because it was cut inside its reasoning.")
 
 
 class RetentionReport(ComparisonReport):
@@ -238,6 +261,7 @@ def _task(task: TaskResult) -> TaskReport:
         required_sample_size=task.comparison.required_sample_size,
         reference_nll=NllReport(**asdict(nll)) if nll else None,
         label_anywhere_accuracy=PairReport[float](**asdict(anywhere)) if anywhere else None,
+        reasoning=PairReport[ReasoningReport](**asdict(task.reasoning)) if task.reasoning else None,
         scoring=task.metric.note,
         summary=task_summary(task),
         caveats=task.caveats,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipelines.report.columns import ResultColumn, retention_columns, task_columns
-from pipelines.report.formatting import count, duration, one_line, printable, score
+from pipelines.report.formatting import count, duration, no_answer, one_line, printable, score
 from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.summaries import (
     backward_transfer_summary,
@@ -49,7 +49,7 @@ def _gates(analysis: Analysis) -> Iterable[str]:
 
 
 def _tasks(analysis: Analysis) -> Iterable[str]:
-    yield from _table(task_columns(analysis.models), analysis.tasks.values())
+    yield from _table(task_columns(analysis.models, analysis.tasks.values()), analysis.tasks.values())
     yield ""
     yield (
         "Both models completed the same rows, and each row is compared with itself; p-values are corrected for the "
@@ -113,7 +113,12 @@ def _example(example: ExampleComparison, task: TaskResult, models: tuple[str, st
     yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {' → '.join(scores)}"
     names = ("prompt", "reference", *map(_escape, models))
     texts = (example.prompt, example.reference, example.base, example.tuned)
-    yield from (f"- {name}: {_code(text)}" for name, text in zip(names, texts, strict=True))
+    thoughts = (None, example.reference_reasoning, example.base_reasoning, example.tuned_reasoning)
+    cut = (False, False, example.base_reasoning_cut, example.tuned_reasoning_cut)
+    for name, text, thought, is_cut in zip(names, texts, thoughts, cut, strict=True):
+        shown = _code(text) if text.strip() else no_answer(thought, is_cut)
+        folded = f" <details><summary>reasoning</summary>{_code(thought)}</details>" if thought else ""
+        yield f"- {name}: {shown}{folded}"
     yield ""
 
 

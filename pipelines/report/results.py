@@ -37,6 +37,20 @@ class NllChange:
 
 
 @dataclass(frozen=True)
+class ReasoningCounts:
+    """The completions of one model that have reasoning, of all that a task has."""
+
+    completions: int
+    """Completions with reasoning."""
+    cut: int
+    """Completions that were cut inside their reasoning."""
+    unanswered: int
+    """Completions that end after or inside their reasoning by themselves, without an answer."""
+    mean_tokens: float
+    """Mean number of reasoning tokens per completion, of all completions."""
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """A task, scored on the rows that both models' completions could be scored on."""
 
@@ -59,6 +73,8 @@ class TaskResult:
     """For label tasks, the percentage of completions with the right label and no other label anywhere in the text."""
     caveats: list[str] = field(default_factory=list)
     """Sentences about what limits the meaning of the result."""
+    reasoning: Pair[ReasoningCounts] | None = None
+    """None if no completion of the task has reasoning."""
 
     @property
     def title(self) -> str:
@@ -122,6 +138,14 @@ class ExampleComparison:
     gain: float
     """The change of the score, positive if the tuned model is better; 0 if unscored."""
     both_wrong: bool
+    base_reasoning: str | None = None
+    """The reasoning before the answer `base`; None if there is none."""
+    tuned_reasoning: str | None = None
+    base_reasoning_cut: bool = False
+    """Whether the completion was cut inside its reasoning, so that it has no answer."""
+    tuned_reasoning_cut: bool = False
+    reference_reasoning: str | None = None
+    """The reasoning of the row; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +156,10 @@ class SamplePrompt:
     prompt: str
     base: str
     tuned: str
+    base_reasoning: str | None = None
+    tuned_reasoning: str | None = None
+    base_reasoning_cut: bool = False
+    tuned_reasoning_cut: bool = False
 
 
 @dataclass(frozen=True)

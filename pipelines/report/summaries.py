@@ -17,6 +17,7 @@ from pipelines.report.formatting import (
     one_line,
     signed,
 )
+from pipelines.report.reasoning import reasoning_caveats
 from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.unicode_text import make_label_finder
@@ -143,6 +144,7 @@ def find_caveats(
 ) -> list[str]:
     """Sentences about what limits the meaning of the result of a task."""
     return [
+        *reasoning_caveats(task.reasoning, len(base), models),
         *_small_sample(task),
         *_format_only(task, models),
         *_constant_label(task, base, tuned, models),
@@ -211,10 +213,14 @@ def _unscored(task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
 
 
 def _empty_or_truncated(task: TaskResult, model: str, records: Sequence[CompletionRecord]) -> Iterable[str]:
-    empty = sum(not record.completion.strip() for record in records)
+    empty = sum(not record.completion.strip() and not record.reasoning for record in records)
     if empty >= MIN_CAVEAT_SHARE * len(records):
         yield f"{empty:,} of {len(records):,} {model} completions are empty."
-    truncated = [record.num_generated_tokens for record in records if record.finish_reason == "length"]
+    truncated = [
+        record.num_generated_tokens
+        for record in records
+        if record.finish_reason == "length" and not record.reasoning_cut
+    ]
     # A truncated sentence is not a label, and would not be one with a higher limit.
     if not task.metric.single_label and len(truncated) >= max(1, MIN_CAVEAT_SHARE * len(records)):
         yield (

@@ -63,7 +63,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         console.print(Text.assemble((f"{word} ", style), one_line(f"{gate.name}: {gate.summary}", MAX_SENTENCE)))
     console.print()
     if analysis.tasks:
-        task_table = task_columns(models)
+        task_table = task_columns(models, analysis.tasks.values())
         print_table(task_table, _rows(task_table, analysis.tasks.values()), console)
     _print_retention(analysis, models, console)
     for task in analysis.tasks.values():

@@ -60,6 +60,9 @@ class CompletionRecord(RecordBase):
     row: int = Field(description="Line of the row in its data file, from 1.")
     prompt: ModelText = Field(description="Prompt, before the chat template.")
     reference: ModelText = Field(description="Expected completion.")
+    reference_reasoning: ModelText | None = Field(
+        default=None, description="Reasoning of the row before its completion; null if there is none."
+    )
     completion: ModelText = Field(description="Generated completion: the answer, without the reasoning before it.")
     reasoning: ModelText | None = Field(default=None, description=REASONING)
     reasoning_cut: bool = Field(default=False, description=REASONING_CUT)
@@ -231,6 +234,11 @@ class TaskData(RecordBase):
     test: int = Field(description="Number of test rows.")
     file: str = Field(default="", description="Path of the data file.")
     sha256: str = Field(default="", description="SHA-256 of the data file.")
+    train_with_reasoning: int | None = Field(
+        default=None,
+        description="Number of training rows with reasoning before the completion; null if the task trains none. "
+        "Otherwise its prompts ask for reasoning.",
+    )
     notes: list[str] = Field(default=[], description="Notes of the data checks on the labels of the task.")
 
 

@@ -10,7 +10,7 @@ from pipelines.report import analyse, json_report
 from tests.report.run_folder import demo_run
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {5: "8c4e6487485981b3828efafa7e0170edf3ed34a81fa3a6c3cdbb13c7c549ce1b"}
+SCHEMAS = {6: "67ca605f7b047f66dd546cad0c8f73547d9f443a877355ed69187d53629c5e6c"}
 """The SHA-256 of the schema per format_version: a change of the schema without a new version fails here."""
 
 
