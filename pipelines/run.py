@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -15,6 +14,7 @@ from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
+from pipelines.data.sources import describe_data, open_source, source_sha256
 from pipelines.evaluation.completions import generation_settings
 from pipelines.evaluation.retention import configured_retention_evals
 from pipelines.modeling.content_hash import fingerprint
@@ -23,6 +23,7 @@ from pipelines.registry import lazy_import
 from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.stages.context import StageContext
 from pipelines.stages.digests import Stage, stage_digests
+from pipelines.stages.hub_revisions import pin_hub_data
 from pipelines.storage.cache import check_cache
 from pipelines.storage.environment import machine, versions
 from pipelines.storage.files import digest, file_sha256, os_errors_as_machine_error, write_text
@@ -71,6 +72,7 @@ class StageRunner:
         if self.hardware.warning is not None:
             reporter.warn(self.hardware.warning)
         check_module_names(job, starting_model_folder)
+        job = pin_hub_data(job, run)
         job = replace(job, prompt_date=run.manifest.get("prompt_date") or date.today().isoformat())
         self.context = StageContext(
             job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)
@@ -147,11 +149,13 @@ class StageRunner:
         return generation_settings({**self.context.generation, "max_new_tokens": limit}, self.context.prompt_format)
 
     def _warn_changed_data(self) -> None:
-        for task, entry in self.context.run.manifest.get("data", {}).items():
-            file = Path(entry["file"])
-            if file.is_file() and self.context.file_sha256(file) != entry["sha256"]:
+        tasks = self.context.job.pipeline.tasks
+        for name, entry in self.context.run.manifest.get("data", {}).items():
+            if name not in tasks or describe_data(tasks[name].data) != entry["file"]:
+                continue
+            if source_sha256(open_source(tasks[name].data), self.context.file_sha256) != entry["sha256"]:
                 self.context.reporter.warn(
-                    f"{file} has changed since task {task} was prepared; dependent stages will be rerun"
+                    f"{entry['file']} has changed since task {name} was prepared; dependent stages will be rerun"
                 )
 
     def _prepare_sandbox(self) -> None:

@@ -74,7 +74,7 @@ def write_job(folder, rows='{"q": "a", "l": "x"}\n' * 12, **task):
         ({"metric": "rogue"}, "did you mean rouge"),
         ({"rows": '{"q": 1\n'}, "rows.jsonl:1: is not JSON"),
         ({"rows": ""}, "has no rows"),
-        ({"rows": '{"q": "a", "l": "x"}\n'}, "the train split is empty"),
+        ({"rows": '{"q": "a", "l": "x"}\n'}, "the test split is empty"),
     ],
 )
 def test_check_prints_one_line_per_error_and_exits_with_2(tmp_path, change, message):

@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.config.job import Job
-from pipelines.config.pipeline import Task
 from pipelines.config.retention_registry import HUB
-from pipelines.data.splits import SPLITS
+from pipelines.data.readers import read_notes
+from pipelines.data.sources import DataSource, open_source
 from pipelines.data.templates import template_columns
-from pipelines.errors import DataError
+from pipelines.errors import DataError, Problem
 from pipelines.evaluation.retention import configured_retention_evals
 
 
 def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yields every local data file that a job names, after the key that names it."""
+    """Yields every local data file that a job names, after the key that names it; those of tasks are `task_sources`."""
     pipeline = job.pipeline
-    for name, task in pipeline.tasks.items():
-        key = ("pipeline", "tasks", name, "data")
-        if isinstance(task.data, str):
-            yield key, task.data
-        else:
-            yield from (((*key, split), file) for split, file in task.data.model_dump().items() if file is not None)
     if pipeline.report.sample_prompts:
         yield ("pipeline", "report", "sample_prompts"), pipeline.report.sample_prompts
     for strategy, setting, file in pipeline.forgetting.row_files():
@@ -33,18 +27,52 @@ def referenced_files(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("pipeline", "forgetting", "evals", name, "data"), settings.data
 
 
+def task_sources(job: Job) -> dict[str, DataSource]:
+    """The files of every task by its name. Raises DataError, located in the config, with every problem."""
+    sources, problems = {}, []
+    for name, task in job.pipeline.tasks.items():
+        try:
+            sources[name] = open_source(task.data)
+        except DataError as error:
+            problems.append(job.problem(f"pipeline.tasks.{name}.data: {error}", "pipeline", "tasks", name, "data"))
+    if problems:
+        raise DataError(problems)
+    return sources
+
+
+def source_notes(job: Job) -> list[str]:
+    """What was found for each task's `data` and what was detected in its files, as sentences."""
+    notes = []
+    for name, source in task_sources(job).items():
+        notes += [f"task {name}: {note}" for note in source.notes]
+        detected: dict[str, list[str]] = {}
+        for file in source.files:
+            for note in read_notes(file.path):
+                detected.setdefault(note, []).append(file.name)
+        for note, files in detected.items():
+            others = f" and {len(files) - 1:,} other files" if len(files) > 1 else ""
+            notes.append(f"task {name}: {files[0]}{others}: {note}")
+    return notes
+
+
 def check_data_files(job: Job) -> None:
     """Checks that every file exists and is one split of its task only, and that no prompt contains its completion.
 
     Raises DataError with every problem, located in the config.
     """
-    problems = [
+    problems: list[Problem] = []
+    sources: dict[str, DataSource] = {}
+    try:
+        sources = task_sources(job)
+    except DataError as error:
+        problems += error.problems
+    problems += [
         job.problem(f"{'.'.join(key)}: no such file: {file!r}; paths are relative to the working directory", *key)
         for key, file in referenced_files(job)
         if not Path(file).exists()
     ]
-    for name, task in job.pipeline.tasks.items():
-        if message := _shared_split_file(task):
+    for name, source in sources.items():
+        if message := _shared_split_file(source):
             problems.append(job.problem(f"pipeline.tasks.{name}.data: {message}", "pipeline", "tasks", name, "data"))
     for key, prompt, completion in _templates(job):
         if message := _completion_in_prompt(prompt, completion):
@@ -71,18 +99,13 @@ def _completion_in_prompt(prompt: str, completion: str) -> str | None:
     return f"it contains the answer: {listed}, of which the completion is made; remove {listed} from the prompt"
 
 
-def _shared_split_file(task: Task) -> str | None:
-    """A message if two splits of the task are the same file."""
-    if isinstance(task.data, str):
-        return None
-    splits: dict[Path, str] = {}
-    for split in SPLITS:
-        file = getattr(task.data, split)
-        if file is None:
-            continue
-        if (first := splits.setdefault(Path(file).resolve(), split)) != split:
-            cause = (
-                f"{first} and {split} are the same file, {file!r}, so the model would be evaluated on rows it has seen"
-            )
-            return f"{cause}; name another file, or write data: {file} to split its rows"
+def _shared_split_file(source: DataSource) -> str | None:
+    """A message if two splits of the task have a file in common."""
+    splits: dict[Path, str | None] = {}
+    for file in source.files:
+        first = splits.setdefault(file.path.resolve(), file.split)
+        if first != file.split:
+            cause = f"{first} and {file.split} are the same file, {file.name!r}"
+            advice = f"name another file, or write data: {file.name} to split its rows"
+            return f"{cause}, so the model would be evaluated on rows it has seen; {advice}"
     return None

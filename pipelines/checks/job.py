@@ -6,11 +6,11 @@ Neither torch nor Ludwig is imported, so that `alfine check` takes seconds.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.checks.chat_template import check_chat_template
-from pipelines.checks.files import check_data_files
+from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
@@ -28,10 +28,11 @@ from pipelines.modeling.module_names import check_module_names
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The number of rows of a job without errors, and its warnings."""
+    """The number of rows of a job without errors, its warnings, and notes on what was detected in its files."""
 
     num_rows: int
     warnings: list[Problem]
+    notes: list[str] = field(default_factory=list)
 
 
 def check_job(job: Job) -> CheckResult:
@@ -61,7 +62,7 @@ def check_job(job: Job) -> CheckResult:
     check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
-    return CheckResult(num_rows.total(), metrics.warnings())
+    return CheckResult(num_rows.total(), metrics.warnings(), source_notes(job))
 
 
 def _check_models(job: Job) -> None:

@@ -23,6 +23,8 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     """
     job = load_job(config, overrides)
     result = check_job(job)
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
     for problem in result.warnings:
         click.echo(f"warning: {problem}", err=True)
     click.echo(f"{config}: OK ({len(job.pipeline.tasks)} tasks, {result.num_rows:,} rows)")

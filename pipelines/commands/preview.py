@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipelines.checks.chat_template import load_checked_prompt_format
 from pipelines.checks.dataset import DatasetChecks
-from pipelines.checks.files import check_data_files
+from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import load_job
@@ -63,6 +63,8 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     print_lengths(tokenized, console)
     num_train_rows = sum(row.example.split == "train" for row in tokenized)
     print_schedule(job.trainer, num_train_rows, console)
+    for note in source_notes(job):
+        reporter.note(note)
     findings = checks.findings()
     for finding in findings:
         if finding.severity == "warning":

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
+from pipelines.config.data_files import Data
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
 from pipelines.scoring.metric import METRICS, metric_hint
@@ -39,26 +40,12 @@ TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_templa
 """Variables of a chat template, as JSON values."""
 
 
-class DataFiles(Section):
-    """One file per split, instead of one file for all."""
-
-    train: Text = Field(description="File of the training rows.")
-    validation: Text | None = Field(
-        default=None, description="File of the validation rows. Without it there are none: `train` is not split."
-    )
-    test: Text | None = Field(
-        default=None,
-        description="File of the test rows. Every task needs test rows, so without it the data is rejected.",
-    )
-
-
 class Task(Section):
     """One task: its rows, and the templates that make a prompt and a completion of a row."""
 
-    data: Annotated[
-        Annotated[Text, Tag("<file>")] | Annotated[DataFiles, Tag("<files>")],
-        Discriminator(lambda value: "<files>" if isinstance(value, dict | DataFiles) else "<file>"),
-    ] = Field(description="File of the rows (JSON Lines, CSV or Parquet), or one file per split.")
+    data: Data = Field(
+        description="Rows: a file, a pattern, a folder, `hub:OWNER/NAME`, a list of these, or one of them per split."
+    )
     prompt: Text = Field(description="Template of the prompt; `{column}` is replaced by the row's value.")
     completion: Text = Field(description="Template of the completion that the model is trained on.")
     metric: str = Field(default="rouge", description="Name of a metric, or `module:function` of the working directory.")

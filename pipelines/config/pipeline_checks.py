@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.config.data_files import DataFiles
 from pipelines.config.forgetting import job_traits, resolve_auto, strategy_conflicts
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.messages import did_you_mean
-from pipelines.config.pipeline import DataFiles, PipelineSettings, Split
+from pipelines.config.pipeline import PipelineSettings, Split
 from pipelines.config.pydantic_errors import error_path, to_problem
 from pipelines.config.strategy_registry import JobTraits
 from pipelines.config.yaml_source import Document
@@ -84,8 +85,8 @@ def _conflicts(
         if name in conflicts:
             message = f"pipeline.forgetting.strategy: {conflicts[name]}"
             yield document.problem(message, "pipeline", "forgetting", "strategy")
-    if pipeline.split != Split() and all(isinstance(task.data, DataFiles) for task in pipeline.tasks.values()):
-        message = "pipeline.split has no effect if every task has one file per split; remove it"
+    if pipeline.split != Split() and all(_names_every_split(task.data) for task in pipeline.tasks.values()):
+        message = "pipeline.split has no effect if every task names files for each split; remove it"
         yield document.problem(message, "pipeline", "split")
     if pipeline.hardware.offload_optimizer and (reason := _offload_conflict(traits, ludwig)):
         message = f"pipeline.hardware.offload_optimizer {reason}"
@@ -93,6 +94,10 @@ def _conflicts(
     for strategy, key, reason in forgetting.unused_settings(traits):
         message = f"pipeline.forgetting: {strategy}.{key} has no effect {reason}"
         yield document.problem(message, "pipeline", "forgetting", strategy, key)
+
+
+def _names_every_split(data: Any) -> bool:
+    return isinstance(data, DataFiles) and data.validation is not None and data.test is not None
 
 
 def _offload_conflict(traits: JobTraits, ludwig: Mapping[str, Any]) -> str | None:

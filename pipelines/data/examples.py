@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.conversation import Conversation
 from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.sources import DataSource, open_source
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import SPLIT_COLUMN, check_system_is_constant, describe_columns, fill_nonempty
 from pipelines.errors import DataError, Problem
@@ -113,8 +113,9 @@ def _load_task(name: str, task: Task, pipeline: PipelineSettings) -> Iterator[Ex
     errors.raise_if_any()
     for split in ("train", "test"):
         if not counts[split]:
-            file = task.data if isinstance(task.data, str) else task.data.train
-            raise DataError(Problem(f"task {name}: {_empty_split(task, pipeline, split, counts)}", file))
+            source = open_source(task.data)
+            message = _empty_split(source, pipeline, split, counts)
+            raise DataError(Problem(f"task {name}: {message}", source.files[0].name))
 
 
 def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> Example:
@@ -157,13 +158,14 @@ def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:
     check_row(task.metric, fields)
 
 
-def _empty_split(task: Task, pipeline: PipelineSettings, split: str, counts: Counter[str]) -> str:
+def _empty_split(source: DataSource, pipeline: PipelineSettings, split: str, counts: Counter[str]) -> str:
     """A message on a split without rows, with what to do about it."""
-    if not isinstance(task.data, str):
-        return f"data names no {split} file; write {split}: FILE next to train"
     rows = "1 row" if counts.total() == 1 else f"{counts.total():,} rows"
     problem = f"the {split} split is empty ({rows} in all)"
-    if any(SPLIT_COLUMN in fields for _, fields in islice(numbered_rows(Path(task.data)), 1)):
+    if source.has_splits and source.of_split(split):
+        return problem
+    first_rows = islice(numbered_rows(source.files[0].path), 1)
+    if not source.has_splits and any(SPLIT_COLUMN in fields for _, fields in first_rows):
         return f"{problem}; write {split} in the column `split` of some rows, or remove the column for a random split"
     if split == "test" and not pipeline.split.test:
         return f"{problem} because pipeline.split.test is 0; write test: 0.1"

@@ -128,8 +128,11 @@ def _guess_encoding(sample: bytes) -> str:
     if best is None:
         return ""
     # A short text does not decide between the encodings of Latin letters: the most common one unless it fits less well.
-    common = next((match for match in matches if is_latin and match.encoding == _LATIN_ENCODINGS[0]), best)
-    return str(best.encoding if best.chaos < common.chaos else common.encoding)
+    common = _LATIN_ENCODINGS[0]
+    fitting = (match for match in matches if match.chaos <= best.chaos + 0.1)
+    if is_latin and any(common in match.could_be_from_charset for match in fitting):
+        return common
+    return str(best.encoding)
 
 
 def detect_encoding(path: Path, *, may_guess: bool) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.checks.files import check_data_files, referenced_files
+from pipelines.checks.files import check_data_files, referenced_files, task_sources
 from pipelines.config.job import Job
 from pipelines.data.sample_prompts import load_sample_prompts
+from pipelines.data.sources import source_digests
 from pipelines.evaluation.retention import check_retention_evals, configured_retention_evals
 from pipelines.modeling.base_models import ensure_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
@@ -18,7 +19,7 @@ from pipelines.storage.files import digest, file_sha256
 
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
-PREPARED_FORMAT = 4
+PREPARED_FORMAT = 5
 """Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
 
 Complete stages then run again although config and data are the same.
@@ -56,7 +57,7 @@ def stage_digests(
     pipeline, generation = job.pipeline, job.generation
     tasks = pipeline.tasks.items()
     files = _data_file_digests(job, file_sha256)
-    task_files = {file: files[file] for path, file in referenced_files(job) if "tasks" in path}
+    task_files = {name: source_digests(source, file_sha256) for name, source in task_sources(job).items()}
     strategy_files = [files[file] for _, _, file in pipeline.forgetting.row_files()]
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
     token_inputs = [PREPARED_FORMAT, model_fingerprint, prepared_settings, task_files]
@@ -114,7 +115,7 @@ def _strategy_model_fingerprints(job: Job) -> list[str]:
 
 
 def _data_file_digests(job: Job, file_sha256: Callable[[Path], str]) -> dict[str, str]:
-    """The sha256 of every file that the job names, except those of the retention evals.
+    """The sha256 of every file that the job names, except those of the tasks and the retention evals.
 
     Raises DataError for missing files and for invalid sample prompts.
     """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pipelines.checks.chat_template import load_checked_prompt_format
 from pipelines.checks.dataset import DatasetChecks
+from pipelines.checks.files import source_notes
 from pipelines.checks.findings import raise_on_errors
 from pipelines.data.examples import load_examples
-from pipelines.data.splits import SPLITS
+from pipelines.data.sources import SPLITS, describe_data, open_source, source_sha256
 from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.modeling.base_models import context_length
 from pipelines.stages.context import StageContext
@@ -29,6 +29,8 @@ def prepare_data(context: StageContext) -> None:
         write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()
     raise_on_errors(findings)
+    for note in source_notes(job):
+        context.reporter.note(note)
     for finding in findings:
         context.reporter.warn(str(finding.problem))
     run.update(
@@ -39,14 +41,13 @@ def prepare_data(context: StageContext) -> None:
 
 
 def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any]:
-    """The manifest's entry per task: rows per split, the file of the training rows, its digest, notes on labels."""
+    """The manifest's entry per task: rows per split, its data, its digest, notes on labels."""
     entries = {}
     for name, task in context.job.pipeline.tasks.items():
-        file = task.data if isinstance(task.data, str) else task.data.train
         data = TaskData(
             **{split: checks.counts[name, split] for split in SPLITS},
-            file=file,
-            sha256=context.file_sha256(Path(file)),
+            file=describe_data(task.data),
+            sha256=source_sha256(open_source(task.data), context.file_sha256),
             notes=checks.label_notes(name),
         )
         entries[name] = data.model_dump()

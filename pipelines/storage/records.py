@@ -278,6 +278,9 @@ class Manifest(RecordBase):
     stages: dict[str, StageRecord] = Field(description="Completed stages by name.")
     data: dict[str, TaskData] = Field(description="Data by task.")
     warnings: list[str] = Field(default=[], description="Warnings of the data checks.")
+    hub_data: dict[str, str] = Field(
+        default={}, description="Data sets on the Hub, as the config names them, with the commit that is used."
+    )
     prompt_date: str | None = Field(
         default=None, description="Date that chat templates see as today's: that on which the rows were prepared."
     )

@@ -196,10 +196,12 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         15,
         "no effect unless bits is 4 (it is 8)",
     ),
-    "split fractions with one file per split": (
-        pipeline("split: {test: 0.2}").replace("data: data/sentiment.jsonl", "data: {train: a.csv, test: b.csv}"),
+    "split fractions with files for each split": (
+        pipeline("split: {test: 0.2}").replace(
+            "data: data/sentiment.jsonl", "data: {train: a.csv, validation: c.csv, test: b.csv}"
+        ),
         2,
-        "pipeline.split has no effect if every task has one file per split; remove it",
+        "pipeline.split has no effect if every task names files for each split; remove it",
     ),
     "loss": (
         section("loss: {_component_: x}\n"),

@@ -44,7 +44,8 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         "completion is missing, as in completion:",
     ),
     "empty data": (data('""'), 4, "sentiment.data is empty"),
-    "data is a list": (data("[a, b]"), 4, "data: expected a file, as in data/reviews.jsonl, or {train"),
+    "data is an empty list": (data("[]"), 4, "data is empty"),
+    "data is a list of numbers": (data("[7]"), 4, "data[0]: expected text"),
     "data is a number": (data("7"), 4, "data: expected a file, as in data/reviews.jsonl"),
     "data without train": (data("{test: a.csv}"), 4, "data.train is missing, as in train:"),
     "gate on an unknown task": (

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipelines.config import ludwig_unsupported
+from pipelines.config.data_files import DataFiles
 from pipelines.config.job import Job, load_job
-from pipelines.config.pipeline import DataFiles
 from pipelines.config.schema import ludwig_fields
 from pipelines.scoring.metric import METRICS
 from tests.bad_configs import GOOD, with_line
