@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipelines.config.job import Job
+from pipelines.config.pipeline import Task
 from pipelines.console.reporter import ConsoleReporter
-from pipelines.data.examples import Example
+from pipelines.data.examples import Example, named_columns
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.row_reasoning import Mode, settle
 from pipelines.data.sample_prompts import parse_sample_prompt
-from pipelines.data.templates import fill, template_columns, to_text
+from pipelines.data.templates import fill, fill_reasoning, template_columns, to_text
 from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, tokenize_examples
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
@@ -189,12 +192,20 @@ def _load_examples(
     """The rows of the file `prompts`, or the test rows of the first model that is a run. Each has its token limit."""
     owner = next((model for model in models if model.job is not None), None)
     if prompts is not None:
-        return load_file(owner.job if owner else None, prompts, task, raw, owner.spec if owner else "")
+        manifest = owner.run.manifest if owner and owner.run else {}
+        return load_file(owner.job if owner else None, prompts, task, raw, owner.spec if owner else "", manifest)
     assert owner is not None and owner.run is not None and owner.job is not None
     return [row.example for row in read_test_examples(owner.run.path("data"), owner.job)]
 
 
-def load_file(job: Job | None, file: Path, task: str | None, raw: bool, run: str) -> list[Example]:
+def load_file(
+    job: Job | None,
+    file: Path,
+    task: str | None,
+    raw: bool,
+    run: str,
+    manifest: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Example]:
     """Reads prompts with their references as `completion`, None for a row without one.
 
     A row belongs to a task of the job, whose templates give prompt and reference. With `raw`, or without a job, its
@@ -202,12 +213,12 @@ def load_file(job: Job | None, file: Path, task: str | None, raw: bool, run: str
     """
     if job is None and task is not None:
         raise RunError("--task: neither model is a run with tasks; remove it")
-    examples = load_prompts(job, file, task, run, raw) if job else _load_raw_prompts(file)
+    examples = load_prompts(job, file, task, run, raw, manifest) if job else _load_raw_prompts(file)
     referenced, errors = [], RowErrors()
     for example in examples:
         try:
             if job is not None and example.task:
-                reference = _task_reference(job.pipeline.tasks[example.task].completion, example.fields)
+                example, reference = _task_reference(job.pipeline.tasks[example.task], example)
             else:
                 value = example.fields.get(REFERENCE)
                 reference = None if value in (None, "") else to_text(REFERENCE, value)
@@ -231,11 +242,17 @@ def _load_raw_prompts(file: Path) -> list[Example]:
     return examples
 
 
-def _task_reference(template: str, fields: Mapping[str, Any]) -> str | None:
-    """The reference of a row, None if a column of it is missing or empty: such a row is shown without a score."""
-    if any(fields.get(name) in (None, "") for name in template_columns(template)):
-        return None
-    return fill(template, fields)
+def _task_reference(task: Task, example: Example) -> tuple[Example, str | None]:
+    """The example with its thought, and its reference; None if a column of it is missing or empty: such a row is shown
+    without a score."""
+    if any(example.fields.get(name) in (None, "") for name in template_columns(task.completion)):
+        return example, None
+    asked = example.reasoning is not None
+    reasoning = fill_reasoning(task.reasoning, example.fields, named_columns(task)) if asked else None
+    completed = replace(example, completion=fill(task.completion, example.fields), reasoning=reasoning)
+    mode: Mode = "train" if asked else "remove" if task.reasoning is False else "keep"
+    settled = settle(completed, mode, None)
+    return settled, settled.completion
 
 
 def _write_completions(
@@ -269,6 +286,8 @@ def _tokenize(model: ModelRef, examples: Sequence[Example]) -> list[TokenizedExa
     """Raises DataError with every row that is longer than the model's context."""
     prompt_format, errors = model.prompt_format(), RowErrors()
     context_length = prompt_format.context_length
+    if prompt_format.reasoning_markers is None:  # this model does not know of reasoning
+        examples = [replace(example, reasoning=None) for example in examples]
     rows = list(tokenize_examples(examples, prompt_format))
     check_prompt_lengths(rows, context_length)
     for row in rows:

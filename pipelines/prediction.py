@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import batched
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job, load_run_job
 from pipelines.config.messages import did_you_mean
+from pipelines.console.plain_text import count
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
@@ -23,6 +25,7 @@ from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.forgetting.continual import existing_starting_model
 from pipelines.registry import lazy_import
 from pipelines.storage.files import os_errors_as_machine_error
+from pipelines.storage.records import prompts_for_reasoning
 from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
 
@@ -33,6 +36,8 @@ else:
 
 PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
 """The columns that `predict` adds."""
+REASONING = "prediction_reasoning"
+"""The column that `predict` adds where prompts ask for reasoning, and for completions that have some."""
 OUTPUT_BATCH_SIZE = 512
 """Rows that are completed before any of them is written: at most these are lost if the process is killed."""
 USE_RAW = "; --raw uses the column `prompt` without a template"
@@ -45,11 +50,19 @@ def tuned_job(run: Run) -> Job:
     return load_run_job(run.folder)
 
 
-def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = False) -> list[Example]:
+def load_prompts(
+    job: Job,
+    file: Path,
+    task: str | None,
+    run: str,
+    raw: bool = False,
+    manifest: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Example]:
     """The rows of `file` as examples without a completion, each with its token limit.
 
     A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw`
-    its column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row.
+    its column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row. `manifest` is
+    that of the run, which says whether prompts ask for reasoning.
 
     Raises DataError with every row that cannot be used, RunError for a task that the run does not have.
     """
@@ -66,25 +79,37 @@ def load_prompts(job: Job, file: Path, task: str | None, run: str, raw: bool = F
         try:
             if raw:
                 sample = parse_sample_prompt(row, file, number, job.system_prompt())
-                examples.append(replace(sample, max_new_tokens=sample.max_new_tokens or job.max_new_tokens()))
+                examples.append(_with_limits(sample, job, manifest))
                 continue
             name = only_task or _task_of(row, tasks)
             examples.append(
-                Example(
-                    prompt=_fill_prompt(tasks[name].prompt, row),
-                    system=job.system_prompt(name),
-                    task=name,
-                    file=str(file),
-                    row_number=number,
-                    fields=row,
-                    max_new_tokens=job.max_new_tokens(name),
-                    template_kwargs=job.chat_template_kwargs(name),
+                _with_limits(
+                    Example(
+                        prompt=_fill_prompt(tasks[name].prompt, row),
+                        system=job.system_prompt(name),
+                        task=name,
+                        file=str(file),
+                        row_number=number,
+                        fields=row,
+                        template_kwargs=job.chat_template_kwargs(name),
+                    ),
+                    job,
+                    manifest,
                 )
             )
         except DataError as error:
             errors.add(str(file), number, str(error))
     errors.raise_if_any()
     return examples
+
+
+def _with_limits(example: Example, job: Job, manifest: Mapping[str, Any]) -> Example:
+    """The example, which asks for reasoning if the training rows of its task had some, with the limit of its
+    completion."""
+    task = example.task or None
+    asked = prompts_for_reasoning(manifest, task)
+    limit = job.completion_limit(task, with_reasoning=asked, max_new_tokens=example.max_new_tokens)
+    return replace(example, reasoning="" if asked else None, max_new_tokens=limit)
 
 
 def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
@@ -136,16 +161,17 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of `file` in their order with two more columns.
 
-    PREDICTION is the completion. FINISH_REASON is "stop", or "length" if the completion was cut at max_new_tokens.
+    PREDICTION is the completion, without the reasoning before it. FINISH_REASON is "stop", or "length" if the
+    completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also get REASONING.
 
     All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that
-    already has one of the two columns is a DataError too. The iterator loads the model.
+    already has one of these columns is a DataError too. The iterator loads the model.
     """
     job = tuned_job(run)
-    examples = load_prompts(job, file, task, str(run.folder), raw)
+    examples = load_prompts(job, file, task, str(run.folder), raw, run.manifest)
     errors = RowErrors()
     for example in examples:
-        for column in (PREDICTION, FINISH_REASON):
+        for column in (PREDICTION, FINISH_REASON, REASONING):
             if column in example.fields:
                 errors.add(
                     example.file,
@@ -164,17 +190,24 @@ def _predict_rows(
 ) -> Iterator[dict[str, Any]]:
     with reporter.status("Loading the tuned model"):
         loaded = load_tuned(run, job)
-    start = 0
+    start = num_cut = 0
     for batch in batched(rows, OUTPUT_BATCH_SIZE):
         part = "" if len(batch) == len(rows) else f", rows {start + 1} to {start + len(batch)} of {len(rows)}"
         start += len(batch)
         # One bar per batch: nothing is drawn while its rows are written.
         with reporter.progress(f"Completions{part}", len(batch), "rows") as progress:
-            limits = [row.example.max_new_tokens or job.max_new_tokens() for row in batch]
+            limits = [row.example.max_new_tokens or 0 for row in batch]
             prompts = [row.prompt_ids for row in batch]
             completions = complete(loaded, prompts, job.generation, limits, progress, seed=job.pipeline.seed)
+        num_cut += sum(completion.reasoning_cut for completion in completions)
         for row, completion in zip(batch, completions, strict=True):
-            yield {**row.example.fields, PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
+            has_reasoning = row.example.reasoning is not None or completion.reasoning
+            reasoning = {REASONING: completion.reasoning or ""} if has_reasoning else {}
+            prediction = {PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
+            yield {**row.example.fields, **prediction, **reasoning}
+    if num_cut:
+        cut = f"{num_cut:,} of {count(len(rows), 'prediction')}"
+        reporter.warn(f"{cut} cut inside the reasoning, without an answer; raise max_reasoning_tokens")
 
 
 def check_output(output: Path, file: Path) -> None:

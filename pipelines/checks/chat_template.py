@@ -16,12 +16,16 @@ from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 
 
-def check_chat_template(job: Job, folder: Path, examples: Mapping[str, Example]) -> None:
-    """Renders one example per task in the model's chat template, without the tokenizer. Raises ConfigError."""
+def renderer(job: Job, folder: Path) -> PromptFormat:
+    """The prompt format of a job's model, without the tokenizer: it can only render text. Raises ConfigError."""
     try:
-        prompt_format = PromptFormat(TemplateRenderer(folder), job.chat_template_settings())
+        return PromptFormat(TemplateRenderer(folder), job.chat_template_settings())
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
+
+
+def check_chat_template(job: Job, prompt_format: PromptFormat, examples: Mapping[str, Example]) -> None:
+    """Renders one example per task in the model's chat template. Raises ConfigError."""
     _render_prompts(job, prompt_format, {name: example.conversation for name, example in examples.items()})
 
 
@@ -75,9 +79,16 @@ class TemplateRenderer:
             **_read_object(folder / "tokenizer_config.json"),
         }
         self.chat_template = self._read_template(folder, settings.get("chat_template"))
+        self._folder = folder
         self.special_tokens_map = {
             key: token for key, value in settings.items() if key.endswith("_token") and (token := _token_text(value))
         }
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The added tokens with their ids, as the tokenizer's method of this name returns them."""
+        listed = _read_object(self._folder / "tokenizer.json").get("added_tokens")
+        tokens = [token for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
+        return {str(token.get("content")): int(token.get("id", 0)) for token in tokens}
 
     @staticmethod
     def _read_template(folder: Path, in_config: Any) -> str | dict[str, str] | None:

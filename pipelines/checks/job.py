@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.checks.chat_template import check_chat_template
+from pipelines.checks.chat_template import check_chat_template, renderer
 from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
@@ -18,6 +18,7 @@ from pipelines.config.optional_packages import check_optional_packages
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.console.activity import track_activity
 from pipelines.data.examples import Example, load_examples
+from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.errors import ConfigError, DataError, Problem
 from pipelines.evaluation.retention import check_retention_evals
@@ -48,21 +49,27 @@ def check_job(job: Job) -> CheckResult:
         check_module_names(job, folder)
     first_examples: dict[str, Example] = {}
     num_rows: Counter[str] = Counter()
+    prompt_format = None if folder is None else renderer(job, folder)
+    reasoning = None if prompt_format is None else RowReasoning(job, prompt_format.reasoning_markers)
     with track_activity("reading the rows"):
-        for example in load_examples(job.pipeline):
+        examples = load_examples(job.pipeline)
+        # What a model can express of the rows' reasoning is only known with its files.
+        for example in reasoning.apply(examples) if reasoning else examples:
             num_rows[example.split] += 1
             first_examples.setdefault(example.task, example)
             metrics.observe(example)
     if problems := [*metrics.errors(), *check_trainer_on_data(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
-    if folder is not None:
-        check_chat_template(job, folder, first_examples)
+    if folder is not None and prompt_format is not None:
+        check_chat_template(job, prompt_format, first_examples)
         if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocab_size)
     check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
-    return CheckResult(num_rows.total(), metrics.warnings(), source_notes(job))
+    warnings = [Problem(warning) for warning in reasoning.warnings] if reasoning else []
+    notes = [*source_notes(job), *(reasoning.notes if reasoning else [])]
+    return CheckResult(num_rows.total(), [*warnings, *metrics.warnings()], notes)
 
 
 def _check_models(job: Job) -> None:

@@ -117,7 +117,8 @@ class ReferenceChecks:
     def observe(self, row: TokenizedExample) -> None:
         """Checks the reference of a test row of a task."""
         if row.example.split == "test":
-            self._check(f"task {row.example.task}", row, self.job.max_new_tokens(row.example.task))
+            limit = self.job.completion_limit(row.example.task, with_reasoning=row.example.reasoning is not None)
+            self._check(f"task {row.example.task}", row, limit)
 
     def observe_retention_eval(self, name: str, retention_eval: RetentionEval) -> None:
         """Checks the references of a retention eval that scores completions."""

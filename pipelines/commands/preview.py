@@ -21,6 +21,7 @@ from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
@@ -57,7 +58,8 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     with reporter.status("Preparing rows"):
         prompt_format = load_checked_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
-        tokenized = list(checks.observe_all(tokenize_examples(examples, prompt_format)))
+        reasoning = RowReasoning(job, prompt_format.reasoning_markers)
+        tokenized = list(checks.observe_all(tokenize_examples(reasoning.apply(examples), prompt_format)))
     console = Console(highlight=False)
     print_rows(tokenized, prompt_format, console, rows)
     print_lengths(tokenized, console)
@@ -66,6 +68,10 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     for note in source_notes(job):
         reporter.note(note)
     findings = checks.findings()
+    for note in reasoning.notes:
+        reporter.note(note)
+    for warning in reasoning.warnings:
+        reporter.warn(warning)
     for finding in findings:
         if finding.severity == "warning":
             reporter.warn(str(finding.problem))

@@ -27,6 +27,8 @@ from pipelines.config.yaml_parser import read_yaml
 from pipelines.config.yaml_source import Document, sort_problems
 from pipelines.errors import ConfigError, Problem
 
+DEFAULT_REASONING_TOKENS = 1024
+"""The limit of a thought if the config has none and the prompt asks for reasoning."""
 CONFIG_FILE, TEMPLATE_FILE = "config.yaml", "chat_template.jinja"
 """Files in the folder of a run: its config with all defaults, and a copy of the file in `pipeline.chat_template`."""
 
@@ -95,9 +97,24 @@ class Job:
         return self.pipeline.system_prompt(task)
 
     def max_new_tokens(self, task: str | None = None) -> int:
-        """The limit of a completion of a task, or of prompts that belong to no task, in tokens."""
+        """The limit of an answer of a task, or of prompts that belong to no task, in tokens."""
         own_limit = None if task is None else self.pipeline.tasks[task].max_new_tokens
         return int(own_limit if own_limit is not None else self.ludwig["generation"]["max_new_tokens"])
+
+    def completion_limit(
+        self, task: str | None = None, *, with_reasoning: bool, max_new_tokens: int | None = None
+    ) -> int:
+        """The limit of a completion in tokens: that of the answer and that of the thought before it.
+
+        with_reasoning: whether the prompt asks for reasoning. max_new_tokens: the limit of the answer of a row that has
+        its own.
+        """
+        reasoning = None if task is None else self.pipeline.tasks[task].max_reasoning_tokens
+        if reasoning is None:
+            reasoning = self.pipeline.max_reasoning_tokens
+        if reasoning is None:
+            reasoning = DEFAULT_REASONING_TOKENS if with_reasoning else 0
+        return (max_new_tokens or self.max_new_tokens(task)) + reasoning
 
     def chat_template_settings(self) -> ChatTemplateSettings:
         """How prompts are rendered. The variables of a task are in `chat_template_kwargs`."""

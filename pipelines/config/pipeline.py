@@ -58,17 +58,41 @@ class Task(Section):
     )
     weight: Positive = Field(default=1.0, description="Factor on the task's share of the training rows.")
     system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
+    reasoning: (
+        Annotated[
+            Annotated[Text, Tag("<template>")] | Annotated[Literal[False], Tag("<flag>")],
+            Discriminator(lambda value: "<template>" if isinstance(value, str) else "<flag>"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Template of the thought before the completion, or false to leave thoughts out; None takes the "
+        "column `reasoning` and thoughts at the start of completions.",
+    )
     max_new_tokens: Count | None = Field(
-        default=None, description="Token limit of the task's completions; None is `generation.max_new_tokens`."
+        default=None, description="Token limit of the task's answers; None is `generation.max_new_tokens`."
+    )
+    max_reasoning_tokens: Count | None = Field(
+        default=None,
+        description="Token limit of the thought before an answer, added to `max_new_tokens`; None is "
+        "`pipeline.max_reasoning_tokens`.",
     )
     chat_template_kwargs: TemplateVariables = Field(
         default={}, description="Variables of the chat template for this task, over `pipeline.chat_template_kwargs`."
     )
 
-    @field_validator("prompt", "completion")
+    @field_validator("prompt", "completion", "reasoning")
     @classmethod
-    def _check_template(cls, template: str) -> str:
-        check_template(template)
+    def _check_template(cls, template: str | Literal[False] | None) -> str | Literal[False] | None:
+        if template:
+            check_template(template)
+        return template
+
+    @field_validator("reasoning")
+    @classmethod
+    def _check_reasoning_varies(cls, template: str | Literal[False] | None) -> str | Literal[False] | None:
+        if template and not any(name for _, name, _, _ in string.Formatter().parse(template)):
+            raise ValueError('it contains no column, so every thought would be the same; write "{reasoning}"')
         return template
 
     @field_validator("completion")
@@ -170,6 +194,11 @@ class PipelineSettings(Section):
     )
     chat_template_kwargs: TemplateVariables = Field(
         default={}, description="Variables of the chat template, such as enable_thinking."
+    )
+    max_reasoning_tokens: Count | None = Field(
+        default=None,
+        description="Token limit of the thought before an answer, added to `max_new_tokens`; None is 1,024 for prompts "
+        "that ask for reasoning, else 0.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=42, description="Seed of mixing, training and sampling; splits do not depend on it."

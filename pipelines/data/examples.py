@@ -12,7 +12,14 @@ from pipelines.data.conversation import Conversation
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.sources import DataSource, open_source
 from pipelines.data.splits import SplitRow, read_split_rows
-from pipelines.data.templates import SPLIT_COLUMN, check_system_is_constant, describe_columns, fill_nonempty
+from pipelines.data.templates import (
+    SPLIT_COLUMN,
+    check_system_is_constant,
+    describe_columns,
+    fill_nonempty,
+    fill_reasoning,
+    template_columns,
+)
 from pipelines.errors import DataError, Problem
 from pipelines.scoring.metric import check_row
 
@@ -39,7 +46,7 @@ class Example:
         system: the system turn, or None.
         file, row_number: the source of the row: its first line in `file`, or in a Parquet file its index from 1.
         fields: the columns of the row, without the split column.
-        max_new_tokens: the row's own limit, or None for that of its task or job.
+        max_new_tokens: the limit of the completion; None for that of its task or job.
         title: the name of a sample prompt in the report.
         reasoning: the thought before the completion; None if the model is not to write one, "" if it is to write one
             that is not known.
@@ -139,7 +146,13 @@ def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitR
         completion=completion,
         fields={column: value for column, value in row.fields.items() if column != SPLIT_COLUMN},
         template_kwargs=template_kwargs,
+        reasoning=fill_reasoning(task.reasoning, row.fields, named_columns(task)),
     )
+
+
+def named_columns(task: Task) -> list[str | None]:
+    """The columns that the task uses for something else than the thought."""
+    return [*template_columns(task.prompt), *template_columns(task.completion), task.cluster_by]
 
 
 def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pipeline import check_template
@@ -137,3 +137,32 @@ def check_system_is_constant(system: str | None, columns: Iterable[str]) -> None
                 f"system contains {{{name}}}, a column of the rows, but system is not a template: it is the same for "
                 f"every row; write {{{name.strip()}}} in prompt instead"
             )
+
+
+REASONING_COLUMN = "reasoning"
+"""The column that holds the thought before a completion, unless the task has a template for it."""
+
+
+def fill_reasoning(
+    template: str | Literal[False] | None, fields: Mapping[str, Any], named_columns: Iterable[str | None]
+) -> str | None:
+    """The thought before the completion of a row, None if the row has none.
+
+    template: the task's template of the thought, in which a missing value counts as an empty text; False if thoughts
+    are left out. Without one the column `reasoning` is the thought if it holds a text and is not one of the
+    `named_columns`, those that the task uses otherwise. Raises DataError as `fill` does.
+    """
+    if template is False:
+        return None
+    if template is None:
+        value = fields.get(REASONING_COLUMN) if REASONING_COLUMN not in named_columns else None
+        text = value if isinstance(value, str) else ""
+    else:
+        columns = template_columns(template)
+        empty = {name: "" for name in columns if name in fields and _is_missing(fields[name])}
+        text = fill(template, {**fields, **empty})
+    return text.strip() or None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

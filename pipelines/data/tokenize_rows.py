@@ -45,7 +45,8 @@ def tokenize_examples(examples: Iterable[Example], prompt_format: PromptFormat) 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
     """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_spans.
 
-    The test split, whose rows the report shows, also has prompt, completion and fields (as JSON). The files appear
+    The test split, whose rows the report shows, also has prompt, completion, reasoning and fields (as JSON). The files
+    appear
     under these names only after every row has been written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,9 @@ class _SplitWriter:
     """Writes an Arrow file in batches of TOKENIZE_BATCH_SIZE rows. An exception in the block removes the file."""
 
     def __init__(self, path: Path, split: str) -> None:
-        texts = [(name, pa.string()) for name in ("prompt", "completion", "fields")] if split == "test" else []
+        texts = (
+            [(name, pa.string()) for name in ("prompt", "completion", "reasoning", "fields")] if split == "test" else []
+        )
         tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_spans", pa.list_(pa.list_(pa.int32(), 2)))]
         self.schema = pa.schema([("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), *tokens, *texts])
         self.path = path
@@ -90,6 +93,7 @@ class _SplitWriter:
                 "supervised_spans": row.supervised_spans,
                 "prompt": example.prompt,
                 "completion": example.completion,
+                "reasoning": example.reasoning,
                 "fields": example.fields,
             }
         )
@@ -127,8 +131,9 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 system=job.system_prompt(row["task"]),
                 prompt=row["prompt"],
                 completion=row["completion"],
+                reasoning=row["reasoning"],
                 fields=json.loads(row["fields"]),
-                max_new_tokens=job.max_new_tokens(row["task"]),
+                max_new_tokens=job.completion_limit(row["task"], with_reasoning=row["reasoning"] is not None),
                 template_kwargs=job.chat_template_kwargs(row["task"]),
             ),
         )

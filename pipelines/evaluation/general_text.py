@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.activity import track_activity
 from pipelines.data.conversation import Conversation
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.reasoning import split_inline_thought
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.evaluation.data_files import read_text_column
@@ -29,6 +30,8 @@ else:
 MAX_ANSWER_TOKENS = 48
 """Limit on the base model's answers, which are cut there."""
 MAX_PASSAGE_TOKENS = 192
+ANSWERS_FORMAT = 2
+"""Version of the cached answers."""
 
 
 def encode_passages(prompt_format: PromptFormat, file: Path, limit: int | None = None) -> TokenSequences:
@@ -47,7 +50,10 @@ def generate_general_answers(
     system: str | None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The instructions of `file` with the base model's greedy answers, as {prompt, completion, finish_reason}.
+    """The instructions of `file` with the base model's greedy answers, as {prompt, completion, tokens}.
+
+    `tokens` are exactly what the model generated, a thought before the answer included: what a model does on its own
+    is what training must not change. `completion` is their text, for readers.
 
     The answers are cached under `model_fingerprint`; `load_model` is called only if they are not in the cache.
     """
@@ -57,6 +63,7 @@ def generate_general_answers(
         file_sha256(file),
         system,
         len(instructions),
+        ANSWERS_FORMAT,
         MAX_ANSWER_TOKENS,
         prompt_format.rendering_inputs,
         versions(),
@@ -71,7 +78,7 @@ def generate_general_answers(
         write_jsonl(
             cache_file,
             [
-                {"prompt": text, "completion": completion.text, "finish_reason": completion.finish_reason}
+                {"prompt": text, "completion": completion.text, "tokens": completion.tokens}
                 for text, completion in zip(instructions, completions, strict=True)
             ],
         )
@@ -81,38 +88,50 @@ def generate_general_answers(
 def encode_answers(
     prompt_format: PromptFormat, answers: Sequence[Mapping[str, Any]], system: str | None
 ) -> TokenSequences:
-    """The `prompt` and `completion` of each row, with the completion supervised.
+    """The `prompt` of each row with the `tokens` of its answer, which are supervised. Rows with an empty answer
+    are left out."""
+    answered = [answer for answer in answers if set(answer["tokens"]) - set(prompt_format.stop_ids)]
+    conversations = [Conversation.single_turn(answer["prompt"], system=system) for answer in answered]
+    prompts = [encoded.prompt_ids for encoded in prompt_format.encode_conversations(conversations)]
+    sequences = [[*prompt, *answer["tokens"]] for prompt, answer in zip(prompts, answered, strict=True)]
+    return _within_context(prompt_format, sequences, list(map(len, prompts)))
 
-    A completion with `finish_reason` "length" has no end token. Rows with an empty completion are left out.
-    """
-    answered = [answer for answer in answers if answer["completion"]]
-    conversations = [Conversation.single_turn(answer["prompt"], answer["completion"], system) for answer in answered]
-    input_ids, completion_starts = [], []
-    for answer, encoded in zip(answered, prompt_format.encode_conversations(conversations), strict=True):
-        ids = encoded.input_ids if answer.get("finish_reason") != "length" else encoded.input_ids[:-1]
-        input_ids.append(np.asarray(ids[: prompt_format.context_length]))
-        completion_starts.append(len(encoded.prompt_ids))
-    return TokenSequences.supervised_from(input_ids, completion_starts)
+
+def _within_context(
+    prompt_format: PromptFormat, sequences: Sequence[list[int]], prompt_lengths: list[int]
+) -> TokenSequences:
+    cut = [np.asarray(ids[: prompt_format.context_length]) for ids in sequences]
+    return TokenSequences.supervised_from(cut, prompt_lengths)
 
 
 def load_replay_rows(prompt_format: PromptFormat, file: Path, system: str | None) -> TokenSequences:
-    """Encodes a user's file of rows with `prompt` and `completion`.
+    """Encodes a user's file of rows with `prompt` and `completion`. A thought at the start of a completion is written
+    with the model's own markers.
 
-    Raises DataError for a row that exceeds the context.
+    Raises DataError for a row that exceeds the context, or whose thought does not end.
     """
-    rows = [
-        {"prompt": prompt, "completion": completion}
-        for prompt, completion in zip(
-            read_text_column(file, "prompt"), read_text_column(file, "completion"), strict=True
-        )
-    ]
-    for row_index, row in enumerate(rows, start=1):
-        conversation = Conversation.single_turn(row["prompt"], row["completion"], system)
-        length = len(prompt_format.encode(conversation).input_ids)
+    prompts, completions = (read_text_column(file, column) for column in ("prompt", "completion"))
+    encoded = []
+    for row_number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+        try:
+            thought, answer = _thought_and_answer(prompt_format, completion)
+        except ValueError as error:
+            problem = f"the completion {error}; close it, or drop the row"
+            raise DataError(Problem(problem, str(file), row_number)) from None
+        example = prompt_format.encode(Conversation.single_turn(prompt, answer, system, thought))
+        length = len(example.input_ids)
         if length > prompt_format.context_length:
             message = (
                 f"has {length:,} tokens; the model's context is {prompt_format.context_length:,}; "
                 "shorten or drop the row"
             )
-            raise DataError(Problem(message, str(file), row_index))
-    return encode_answers(prompt_format, rows, system)
+            raise DataError(Problem(message, str(file), row_number))
+        encoded.append(example)
+    return _within_context(prompt_format, [row.input_ids for row in encoded], [len(row.prompt_ids) for row in encoded])
+
+
+def _thought_and_answer(prompt_format: PromptFormat, completion: str) -> tuple[str | None, str]:
+    """The thought at the start of a completion, None if it has none or the model has no markers, and the answer."""
+    markers = prompt_format.reasoning_markers
+    split = split_inline_thought(completion, markers) if markers and markers.is_trainable else None
+    return split or (None, completion)

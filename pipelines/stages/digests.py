@@ -34,7 +34,8 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
     "continue_from": True,
     "max_nonfinite_steps": True,
     "hardware": True,
-    "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "weight"}},
+    "max_reasoning_tokens": True,
+    "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "max_reasoning_tokens", "weight"}},
 }
 """Keys of the section `pipeline` that no prepared token depends on.
 
@@ -62,7 +63,9 @@ def stage_digests(
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
     token_inputs = [PREPARED_FORMAT, model_fingerprint, prepared_settings, task_files]
     token_inputs += [job.max_sequence_length, job.quantization, job.template_source]
-    limits = {name: task.max_new_tokens for name, task in tasks}
+    limits = [pipeline.max_reasoning_tokens] + [
+        [name, task.max_new_tokens, task.max_reasoning_tokens] for name, task in tasks
+    ]
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     trainer = {key: value for key, value in job.ludwig.items() if key not in ("generation", "base_model")}
     scoring = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -24,7 +25,7 @@ from pipelines.stages.inference_cache import (
     store_retention,
 )
 from pipelines.storage.files import atomic_dir, write_json, write_text
-from pipelines.storage.records import CompletionRecord, RetentionRecord, write_records
+from pipelines.storage.records import CompletionRecord, RetentionRecord, prompts_for_reasoning, write_records
 from pipelines.training.ray import ray_evaluator, uses_ray
 
 
@@ -85,7 +86,7 @@ def evaluate_rows(session: EvaluatorSession) -> None:
 def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExample]) -> list[CompletionRecord]:
     context = session.context
     prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
-    limits = [context.job.max_new_tokens(row.example.task) for row in rows]
+    limits = [row.example.max_new_tokens or 0 for row in rows]
     evaluator = session.evaluator
     with context.reporter.progress(f"{session.which_model.capitalize()} completions", len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
@@ -101,9 +102,13 @@ def _write_sample_prompts(session: EvaluatorSession, folder: Path) -> None:
     context = session.context
     if not context.job.pipeline.report.sample_prompts:
         return
-    samples = load_sample_prompts(Path(context.job.pipeline.report.sample_prompts), context.job.system_prompt())
+    job, with_reasoning = context.job, prompts_for_reasoning(context.run.manifest)
+    samples = load_sample_prompts(Path(str(job.pipeline.report.sample_prompts)), job.system_prompt())
+    samples = [replace(sample, reasoning="" if with_reasoning else None) for sample in samples]
     prompts = [row.prompt_ids for row in tokenize_examples(samples, context.prompt_format)]
-    limits = [sample.max_new_tokens or context.job.max_new_tokens() for sample in samples]
+    limits = [
+        job.completion_limit(with_reasoning=with_reasoning, max_new_tokens=sample.max_new_tokens) for sample in samples
+    ]
     evaluator = session.evaluator
     with context.reporter.progress(
         f"{session.which_model.capitalize()} sample prompts", len(prompts), "prompts"

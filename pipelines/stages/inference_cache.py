@@ -17,7 +17,7 @@ from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_folder, cache_write_error, checked_cache_path
 from pipelines.storage.environment import versions
 from pipelines.storage.files import STAGING_SUFFIX, atomic_dir, digest
-from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, write_records
+from pipelines.storage.records import RECORDS_FORMAT, RetentionRecord, prompts_for_reasoning, write_records
 from pipelines.version import __version__
 
 
@@ -38,12 +38,14 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
             row.example.row_number,
             row.input_ids,
             row.supervised_spans,
-            job.max_new_tokens(row.example.task),
+            row.example.max_new_tokens,
+            row.example.reasoning,
         ]
         for row in rows
     ]
     validation = open_split(context.run.path("data"), "validation")["input_ids"].to_pylist()
     sample_prompts = job.pipeline.report.sample_prompts
+    asked = prompts_for_reasoning(context.run.manifest)
     key = digest(
         COMPLETIONS_FORMAT,
         RECORDS_FORMAT,
@@ -54,6 +56,7 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
         context.generation,
         job.quantization,
         context.file_sha256(Path(sample_prompts)) if sample_prompts else None,
+        [job.completion_limit(with_reasoning=asked), asked],
         job.pipeline.system,
         context.prompt_format.rendering_inputs,
         __version__,

@@ -9,6 +9,7 @@ from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import source_notes
 from pipelines.checks.findings import raise_on_errors
 from pipelines.data.examples import load_examples
+from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.sources import SPLITS, describe_data, open_source, source_sha256
 from pipelines.data.tokenize_rows import tokenize_examples, write_splits
 from pipelines.modeling.base_models import context_length
@@ -25,22 +26,24 @@ def prepare_data(context: StageContext) -> None:
     with context.reporter.status("Preparing rows"):
         prompt_format = load_checked_prompt_format(job, context.starting_model_folder)
         checks = DatasetChecks(job, prompt_format, context_length(context.starting_model_folder))
-        tokenized = tokenize_examples(load_examples(job.pipeline), prompt_format)
+        reasoning = RowReasoning(job, prompt_format.reasoning_markers)
+        tokenized = tokenize_examples(reasoning.apply(load_examples(job.pipeline)), prompt_format)
         write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()
     raise_on_errors(findings)
-    for note in source_notes(job):
+    for note in [*source_notes(job), *reasoning.notes]:
         context.reporter.note(note)
-    for finding in findings:
-        context.reporter.warn(str(finding.problem))
+    warnings = [*reasoning.warnings, *(str(finding.problem) for finding in findings)]
+    for warning in warnings:
+        context.reporter.warn(warning)
     run.update(
-        data=_data_entries(context, checks),
-        warnings=[str(finding.problem) for finding in findings],
+        data=_data_entries(context, checks, reasoning),
+        warnings=warnings,
         prompt_date=job.prompt_date,
     )
 
 
-def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any]:
+def _data_entries(context: StageContext, checks: DatasetChecks, reasoning: RowReasoning) -> dict[str, Any]:
     """The manifest's entry per task: rows per split, its data, its digest, notes on labels."""
     entries = {}
     for name, task in context.job.pipeline.tasks.items():
@@ -48,6 +51,7 @@ def _data_entries(context: StageContext, checks: DatasetChecks) -> dict[str, Any
             **{split: checks.counts[name, split] for split in SPLITS},
             file=describe_data(task.data),
             sha256=source_sha256(open_source(task.data), context.file_sha256),
+            train_with_reasoning=reasoning.train_with_reasoning(name),
             notes=checks.label_notes(name),
         )
         entries[name] = data.model_dump()

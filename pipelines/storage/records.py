@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -314,6 +314,14 @@ class SweepVariants(RecordBase):
     seeds: int = Field(description="Number of seeds per strategy.")
     num_trials: int = Field(description="Number of hyperparameter values per strategy.")
     variants: list[SweepVariant] = Field(description="Finished variants.")
+
+
+def prompts_for_reasoning(manifest: Mapping[str, Any], task: str | None = None) -> bool:
+    """Whether prompts of a task ask for reasoning, as those of its training rows do. Without a task: whether those of
+    any task of the run do."""
+    data = manifest.get("data", {})
+    tasks = data.values() if task is None else [data.get(task, {})]
+    return any(entry.get("train_with_reasoning") is not None for entry in tasks)
 
 
 def write_records(path: Path, records: Iterable[RecordBase]) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_checked_prompt_format
+from pipelines.checks.chat_template import TemplateRenderer, check_chat_template, load_checked_prompt_format, renderer
 from pipelines.config.job import load_job
 from pipelines.data.conversation import Conversation
 from pipelines.data.examples import load_examples
@@ -100,7 +100,7 @@ def test_problems_are_located_in_the_config(tmp_path, monkeypatch, template, key
     job = load_job(tmp_path / "job.yaml")
     folder_with(tmp_path, template)
     with pytest.raises(ConfigError) as error:
-        check_chat_template(job, tmp_path, {"t": next(load_examples(job.pipeline))})
+        check_chat_template(job, renderer(job, tmp_path), {"t": next(load_examples(job.pipeline))})
     (problem,) = error.value.problems
     assert problem.line == job.line_of(*key.split(".")) and problem.message.startswith(
         "task t: this model's chat template"

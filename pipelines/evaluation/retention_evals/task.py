@@ -6,6 +6,7 @@ The tasks of the runs that a job continues from are also evals of this kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,7 +38,10 @@ class TaskEval(RetentionEval):
     completion: Text = Field(description="Template of the reference, as for a task.")
     metric: Text = Field(default="rouge", description="Metric that scores the completions, as for a task.")
     system: str | None = Field(default=None, description="System prompt; without one there is none.")
-    max_new_tokens: Count = Field(default=64, description="Limit on the tokens of a completion.")
+    max_new_tokens: Count = Field(default=64, description="Limit on the tokens of an answer.")
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Limit on the tokens of the thought before an answer, added to `max_new_tokens`."
+    )
 
     @property
     def templates(self) -> dict[str, str]:
@@ -83,7 +87,7 @@ class TaskEval(RetentionEval):
                     file=self.data,
                     row_number=number,
                     fields=row,
-                    max_new_tokens=self.max_new_tokens,
+                    max_new_tokens=self.max_new_tokens + self.max_reasoning_tokens,
                 )
             )
         errors.raise_if_any()
