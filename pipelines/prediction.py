@@ -162,7 +162,8 @@ def predict(
     """Yields the rows of `file` in their order with two more columns.
 
     PREDICTION is the completion, without the reasoning before it. FINISH_REASON is "stop", or "length" if the
-    completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also get REASONING.
+    completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also get
+    REASONING.
 
     All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that
     already has one of these columns is a DataError too. The iterator loads the model.
