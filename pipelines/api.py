@@ -76,7 +76,8 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Completes the rows of `file` with the tuned model of `run`, in their order.
 
-    Each row is returned with two more columns: `prediction`, and `prediction_finish_reason` ("stop" or "length").
+    Each row is returned with two more columns: `prediction`, and `prediction_finish_reason` ("stop" or "length"), and
+    with `prediction_reasoning` if the model was prompted for reasoning, or wrote some.
     `task` is the task of the rows, if the run has several and the rows no column `task`; with `raw` the column `prompt`
     is used without a template. Raises DataError for rows that cannot be used, before the model is loaded.
     """

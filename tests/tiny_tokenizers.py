@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+QWEN3_LIKE = """{%- for m in messages -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{%- set thought = m.reasoning_content or '' -%}
+{%- set content = m.content -%}
+{%- if m.role == 'assistant' and '</think>' in content -%}
+  {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') -%}
+  {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{%- if m.role == 'assistant' and loop.last -%}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}{%- endif -%}
+{{- content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}"""
+"""A hybrid model: the last answer has its thought, which may be empty; `enable_thinking: false` switches it off."""
+R1_LIKE = """{%- for m in messages -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{{- m.content.split('</think>')[-1] if m.role == 'assistant' else m.content -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"""
+"""A model that always thinks: every prompt opens a thought, and thoughts of earlier answers are left out."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "<pad>"]
 
 
@@ -46,7 +69,8 @@ def adding_bos() -> Tokenizer:
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """`pad_is_eos` with a chat template, `adds_bos`, `no_pad`, `no_template`, `sentencepiece`, `bos_in_template`."""
+    """`pad_is_eos` with a chat template, `adds_bos`, `no_pad`, `no_template`, `sentencepiece`, `bos_in_template`; and
+    the reasoning models `qwen3_like` and `r1_like`."""
     if kind == "pad_is_eos":
         return PreTrainedTokenizerFast(
             tokenizer_object=byte_level(), eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML
@@ -71,6 +95,15 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
             tokenizer_object=sentencepiece_like(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
         )
+    if kind in ("qwen3_like", "r1_like"):
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=byte_level(),
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
+            chat_template=QWEN3_LIKE if kind == "qwen3_like" else R1_LIKE,
+        )
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+        return tokenizer
     raise ValueError(kind)
 
 

@@ -32,12 +32,14 @@ class Shortfall:
     Attributes:
         kind: "length", "special_tokens", "decoding", or "score" if the decoded text is correct but scores less.
         cause: the end of a sentence that begins with "the reference".
-        needed_tokens: for "length", the tokens of the reference with its end token.
+        needed_tokens: for "length", the tokens of the reference with its reasoning and its end token.
+        has_reasoning: whether the row has reasoning before the reference.
     """
 
     kind: str
     cause: str
     needed_tokens: int = 0
+    has_reasoning: bool = False
 
 
 def find_shortfall(
@@ -65,8 +67,11 @@ def find_shortfall(
 
 def _text_shortfall(prompt_format: PromptFormat, row: TokenizedExample, max_new_tokens: int, text: str) -> Shortfall:
     if len(row.completion_ids) > max_new_tokens:
+        has_reasoning = bool(row.example.reasoning)
         cause = f"is longer than max_new_tokens {max_new_tokens}, where a completion is cut"
-        return Shortfall("length", cause, len(row.completion_ids))
+        if has_reasoning:
+            cause = f"with its reasoning is longer than {max_new_tokens} tokens, where a completion is cut"
+        return Shortfall("length", cause, len(row.completion_ids), has_reasoning)
     special = [token for token in prompt_format.tokenizer.all_special_tokens if token in row.example.reference]
     if special:
         cause = f"contains special tokens ({', '.join(special[:3])}), which are stripped from completions; remove them"
@@ -154,7 +159,7 @@ class ReferenceChecks:
         for owner, counts in self.counts.items():
             none_reaches = sum(count.rows for count in counts.values()) == self.rows[owner]
             for kind, count in counts.items():
-                advice = f": write max_new_tokens: {count.needed_tokens}" if kind == "length" else ""
+                advice = self._length_advice(owner, count) if kind == "length" else ""
                 rows = "test rows" if owner.startswith("task ") else "rows"
                 proportion = f"({count.rows:,} of {self.rows[owner]:,} {rows})"
                 problem = Problem(
@@ -162,3 +167,9 @@ class ReferenceChecks:
                 )
                 is_error = none_reaches or (kind != "score" and self.metrics[owner].binary)
                 yield Finding("error" if is_error else "warning", problem)
+
+    def _length_advice(self, owner: str, count: _ShortfallCount) -> str:
+        if not count.first.has_reasoning:
+            return f": write max_new_tokens: {count.needed_tokens}"
+        answer_tokens = self.job.max_new_tokens(owner.removeprefix("task "))
+        return f": write max_reasoning_tokens: {count.needed_tokens - answer_tokens}"

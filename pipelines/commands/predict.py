@@ -26,7 +26,8 @@ def predict(run: Path, file: Path, task: str | None, raw: bool, output: Path | N
     """Complete new rows with a tuned model, in the prompt template of their task.
 
     The output is JSON Lines: each row's own columns, the completion in `prediction`, and in `prediction_finish_reason`
-    whether the model stopped (`stop`) or reached max_new_tokens (`length`).
+    whether the model stopped (`stop`) or reached its limit (`length`). The thought of a reasoning model is in
+    `prediction_reasoning`.
 
     \b
     Example:

@@ -29,6 +29,8 @@ from pipelines.errors import ConfigError, Problem
 
 DEFAULT_REASONING_TOKENS = 1024
 """The limit of a thought if the config has none and the prompt asks for reasoning."""
+THINKING_VARIABLES = ("enable_thinking", "thinking")
+"""Variables of chat templates that switch a model's thought on."""
 CONFIG_FILE, TEMPLATE_FILE = "config.yaml", "chat_template.jinja"
 """Files in the folder of a run: its config with all defaults, and a copy of the file in `pipeline.chat_template`."""
 
@@ -106,14 +108,16 @@ class Job:
     ) -> int:
         """The limit of a completion in tokens: that of the answer and that of the thought before it.
 
-        with_reasoning: whether the prompt asks for reasoning. max_new_tokens: the limit of the answer of a row that has
+        with_reasoning: whether the rows of the task have reasoning; a chat template may ask for it as well. max_new_tokens: the limit of the answer of a row that has
         its own.
         """
         reasoning = None if task is None else self.pipeline.tasks[task].max_reasoning_tokens
         if reasoning is None:
             reasoning = self.pipeline.max_reasoning_tokens
         if reasoning is None:
-            reasoning = DEFAULT_REASONING_TOKENS if with_reasoning else 0
+            kwargs = self.chat_template_kwargs(task)
+            asked = with_reasoning or any(kwargs.get(name) is True for name in THINKING_VARIABLES)
+            reasoning = DEFAULT_REASONING_TOKENS if asked else 0
         return (max_new_tokens or self.max_new_tokens(task)) + reasoning
 
     def chat_template_settings(self) -> ChatTemplateSettings:
