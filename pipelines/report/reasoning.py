@@ -32,16 +32,23 @@ def is_unanswered(record: CompletionRecord) -> bool:
     return bool(record.reasoning) and not record.completion.strip() and not record.reasoning_cut
 
 
-def reasoning_caveats(counts: Pair[ReasoningCounts] | None, rows: int, models: tuple[str, str]) -> Iterable[str]:
+def reasoning_caveats(
+    counts: Pair[ReasoningCounts] | None,
+    base: Sequence[CompletionRecord],
+    tuned: Sequence[CompletionRecord],
+    models: tuple[str, str],
+) -> Iterable[str]:
     """Sentences on completions without an answer: a difference in them is no difference in what the models know."""
+    rows = len(base)
     if counts is None:
         return
     pairs = list(zip(models, (counts.base, counts.tuned), strict=True))
     if counts.base.cut or counts.tuned.cut:
+        limit = max(record.num_generated_tokens for record in (*base, *tuned) if record.reasoning_cut)
         numbers = " and ".join(f"{count.cut:,} of {rows:,} {model} completions" for model, count in pairs)
         yield (
-            f"{numbers} were cut inside their reasoning and have no answer, which counts as wrong: "
-            "raise max_reasoning_tokens."
+            f"{numbers} were cut at {limit:,} tokens, inside their reasoning: they have no answer, which counts as "
+            "wrong. Raise max_reasoning_tokens."
         )
     for model, count in pairs:
         if count.unanswered:

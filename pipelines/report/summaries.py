@@ -144,7 +144,7 @@ def find_caveats(
 ) -> list[str]:
     """Sentences about what limits the meaning of the result of a task."""
     return [
-        *reasoning_caveats(task.reasoning, len(base), models),
+        *reasoning_caveats(task.reasoning, base, tuned, models),
         *_small_sample(task),
         *_format_only(task, models),
         *_constant_label(task, base, tuned, models),

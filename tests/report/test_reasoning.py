@@ -61,8 +61,8 @@ def test_cut_reasoning_is_counted_with_advice(analysis: Analysis) -> None:
     assert (task.reasoning.base.completions, task.reasoning.base.cut, task.reasoning.base.unanswered) == (50, 12, 3)
     assert task.reasoning.tuned.cut == task.reasoning.tuned.unanswered == 0
     assert (
-        "12 of 50 base completions and 0 of 50 tuned completions were cut inside their reasoning and have no answer, "
-        "which counts as wrong: raise max_reasoning_tokens."
+        "12 of 50 base completions and 0 of 50 tuned completions were cut at 21 tokens, inside their reasoning: they "
+        "have no answer, which counts as wrong. Raise max_reasoning_tokens."
     ) in task.caveats
     assert "Base ends 3 of 50 completions after its reasoning, without an answer." in task.caveats
     assert not any("empty" in caveat or "truncated" in caveat for caveat in task.caveats), "they are the same ones"
