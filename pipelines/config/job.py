@@ -108,8 +108,8 @@ class Job:
     ) -> int:
         """The limit of a completion in tokens: that of the answer and that of the thought before it.
 
-        with_reasoning: whether the rows of the task have reasoning; a chat template may ask for it as well. max_new_tokens: the limit of the answer of a row that has
-        its own.
+        with_reasoning: whether the rows of the task have reasoning; a chat template may ask for it as well.
+        max_new_tokens: the limit of the answer of a row that has its own.
         """
         reasoning = None if task is None else self.pipeline.tasks[task].max_reasoning_tokens
         if reasoning is None:
