@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
+from pipelines.config.messages import did_you_mean
 from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
@@ -15,6 +16,8 @@ from pipelines.data.prompt_format import SENTINEL, PromptFormat
 from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 
+_MESSAGES = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+"""Variables of a chat template that no config sets."""
 
 def renderer(job: Job, folder: Path) -> PromptFormat:
     """The prompt format of a job's model, without the tokenizer: it can only render text. Raises ConfigError."""
@@ -24,9 +27,45 @@ def renderer(job: Job, folder: Path) -> PromptFormat:
         raise ConfigError(job.problem(str(error), "pipeline", "chat_template")) from None
 
 
-def check_chat_template(job: Job, prompt_format: PromptFormat, examples: Mapping[str, Example]) -> None:
-    """Renders one example per task in the model's chat template. Raises ConfigError."""
+def check_chat_template(job: Job, prompt_format: PromptFormat, examples: Mapping[str, Example]) -> list[str]:
+    """Renders one example per task in the model's chat template.
+
+    Returns notes on what the template writes. Raises ConfigError.
+    """
+    _check_variables(job, prompt_format)
     _render_prompts(job, prompt_format, {name: example.conversation for name, example in examples.items()})
+    return template_notes(job, prompt_format)
+
+
+def template_notes(job: Job, prompt_format: PromptFormat) -> list[str]:
+    """What a user should know about the texts that the chat template writes, as sentences without a full stop."""
+    return prompt_format.notes(has_system=any(job.system_prompt(name) for name in job.pipeline.tasks))
+
+
+def _check_variables(job: Job, prompt_format: PromptFormat) -> None:
+    """Raises ConfigError for variables in `chat_template_kwargs` that the chat template does not read."""
+    pipeline = job.pipeline
+    given: list[tuple[tuple[str, ...], Mapping[str, Any]]] = [
+        (("pipeline", "chat_template_kwargs"), pipeline.chat_template_kwargs)
+    ]
+    given += [
+        (("pipeline", "tasks", name, "chat_template_kwargs"), task.chat_template_kwargs)
+        for name, task in pipeline.tasks.items()
+    ]
+    problems = []
+    for key, variables in given:
+        for name in variables:
+            if prompt_format.template is None:
+                problems.append(job.problem(f"{'.'.join(key)}: prompts use no chat template; remove it", *key))
+                break
+            known = prompt_format.template.variable_names
+            if name not in known:
+                closest = did_you_mean(name, known)
+                hint = f"did you mean {closest}?" if closest else f"it reads {', '.join(sorted(known - _MESSAGES))}"
+                message = f"{'.'.join(key)}.{name}: the chat template reads no such variable; {hint}"
+                problems.append(job.problem(message, *key, name))
+    if problems:
+        raise ConfigError(problems)
 
 
 def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
@@ -39,6 +78,7 @@ def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
         prompt_format = PromptFormat.from_folder(folder, job.chat_template_settings())
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), *_template_key(job))) from None
+    _check_variables(job, prompt_format)
     conversations = {
         name: Conversation.single_turn(
             SENTINEL, SENTINEL, job.system_prompt(name), template_kwargs=job.chat_template_kwargs(name)
@@ -54,7 +94,7 @@ def _render_prompts(job: Job, prompt_format: PromptFormat, conversations: Mappin
     """Renders one conversation per task. Raises ConfigError, located in the config."""
     for name, conversation in conversations.items():
         try:
-            prompt_format.render_prompt(conversation)
+            prompt_format.render(conversation)
         except ChatTemplateError as error:
             has_own_system = job.pipeline.tasks[name].system is not None
             system_key = ("pipeline", "tasks", name, "system") if has_own_system else ("pipeline", "system")
@@ -89,6 +129,10 @@ class TemplateRenderer:
         listed = _read_object(self._folder / "tokenizer.json").get("added_tokens")
         tokens = [token for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
         return {str(token.get("content")): int(token.get("id", 0)) for token in tokens}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return list(self.special_tokens_map.values())
 
     @staticmethod
     def _read_template(folder: Path, in_config: Any) -> str | dict[str, str] | None:

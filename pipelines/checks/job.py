@@ -60,15 +60,15 @@ def check_job(job: Job) -> CheckResult:
             metrics.observe(example)
     if problems := [*metrics.errors(), *check_trainer_on_data(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
+    notes = [*source_notes(job), *(reasoning.notes if reasoning else [])]
     if folder is not None and prompt_format is not None:
-        check_chat_template(job, prompt_format, first_examples)
+        notes += check_chat_template(job, prompt_format, first_examples)
         if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocab_size)
     check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
     warnings = [Problem(warning) for warning in reasoning.warnings] if reasoning else []
-    notes = [*source_notes(job), *(reasoning.notes if reasoning else [])]
     return CheckResult(num_rows.total(), [*warnings, *metrics.warnings()], notes)
 
 

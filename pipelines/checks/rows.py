@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,24 +38,21 @@ class RowCheck:
 
 def row_checks(prompt_format: PromptFormat, max_length: int) -> list[RowCheck]:
     """The checks of every row. `max_length`: the most tokens that a row may have, prompt and completion together."""
-    special_tokens = [token for token in prompt_format.tokenizer.all_special_tokens if len(token) > 3]
+    control_token = re.compile("|".join(map(re.escape, prompt_format.control_tokens)) or r"(?!)")
     bos = prompt_format.tokenizer.bos_token_id
     checks = [
         RowCheck(
-            "the text contains a special token of this model (such as an end of turn), which would be tokenized "
+            "the text contains a control token of this model (such as an end of turn), which would be tokenized "
             "as one; remove it from the row",
-            lambda row: any(token in row.example.prompt or token in row.example.reference for token in special_tokens),
+            lambda row: any(control_token.search(text) for text in _texts(row)),
         ),
         RowCheck(
             "the completion tokenizes to zero tokens, so nothing would be trained",
-            lambda row: not row.supervised_spans or any(end - start < 2 for start, end in row.supervised_spans),
+            lambda row: len(row.completion_ids) <= len(prompt_format.end_ids),
         ),
         RowCheck(
             "the end-of-turn token is not supervised, so the model would never stop",
-            lambda row: (
-                not row.supervised_spans
-                or any(row.input_ids[end - 1] not in prompt_format.stop_ids for _, end in row.supervised_spans)
-            ),
+            lambda row: not row.supervised_spans or row.input_ids[-1] not in prompt_format.stop_ids,
         ),
         RowCheck(
             f"is longer than the limit of {max_length} tokens; completions are never truncated: shorten or drop such "
@@ -62,7 +60,15 @@ def row_checks(prompt_format: PromptFormat, max_length: int) -> list[RowCheck]:
             lambda row: len(row.input_ids) > max_length,
         ),
     ]
-    if bos is not None and bos != prompt_format.end_id:
+    if bos is not None and bos not in prompt_format.end_ids:
         message = f"the prompt starts with {prompt_format.tokenizer.bos_token} twice; remove it from the template"
         checks.append(RowCheck(message, lambda row: row.input_ids[:2] == [bos, bos]))
     return checks
+
+
+def _texts(row: TokenizedExample) -> Iterator[str]:
+    """The texts of all messages of an example."""
+    for message in row.example.conversation.messages:
+        for key in ("content", "reasoning_content"):
+            if isinstance(text := message.get(key), str):
+                yield text

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.checks.chat_template import load_checked_prompt_format
+from pipelines.checks.chat_template import load_checked_prompt_format, template_notes
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.findings import raise_on_errors
@@ -65,7 +65,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     print_lengths(tokenized, console)
     num_train_rows = sum(row.example.split == "train" for row in tokenized)
     print_schedule(job.trainer, num_train_rows, console)
-    for note in source_notes(job):
+    for note in [*source_notes(job), *template_notes(job, prompt_format)]:
         reporter.note(note)
     findings = checks.findings()
     for note in reasoning.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 else:  # 0.9 s that plain prompts do not need
     chat_template_utils = lazy_import("transformers.utils.chat_template_utils")
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TEMPLATE = "this model's chat template"
 DISABLE_HINT = "set pipeline.chat_template: false to write prompts without it"
 OMIT_SYSTEM_HINT = "leave `system` out (write it into the task's prompt)"
@@ -67,6 +69,33 @@ class ChatTemplate:
         reads_date = any("strftime_now" in text for text in texts)
         return [self.sources, self.variables, str(self.date or date.today()) if reads_date else None]
 
+    @property
+    def has_generation_tags(self) -> bool:
+        """Whether the template marks the assistant's text with `{% generation %}`."""
+        texts = [self.sources] if isinstance(self.sources, str) else list(self.sources.values())
+        return all(_GENERATION_TAG.search(text) for text in texts)
+
+    @property
+    def variable_names(self) -> set[str]:
+        """The names of the variables that the template reads besides those it defines itself."""
+        texts = [self.sources] if isinstance(self.sources, str) else list(self.sources.values())
+        return {str(name) for text in texts for name in chat_template_utils._get_template_variables(text)}
+
+    def generation_spans(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[tuple[int, int]]:
+        """The ranges of characters inside the template's `{% generation %}` tags. The template must render."""
+        compiled = chat_template_utils._compile_jinja_template(self.source(tools))
+        blocks: list[str] = []
+        spans: list[tuple[int, int]] = []
+        with compiled.environment.activate_tracker(blocks, spans):
+            for block in compiled.generate(**self._inputs(messages, False, tools, kwargs)):
+                blocks.append(block)
+        return spans
+
     def render(
         self,
         messages: Sequence[Message],
@@ -94,15 +123,25 @@ class ChatTemplate:
         # The template is compiled by transformers, and rendered here: its own function would replace `strftime_now`,
         # which must not depend on the day, by a placeholder.
         compiled = chat_template_utils._compile_jinja_template(self.source(tools))
-        return str(
-            compiled.render(
-                messages=[_normalized(message) for message in messages],
-                tools=tools or None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{"strftime_now": self._strftime_now, **self.variables, **(kwargs or {})},
-            )
-        )
+        return str(compiled.render(**self._inputs(messages, add_generation_prompt, tools, kwargs)))
+
+    def _inputs(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The variables of a rendering."""
+        return {
+            "strftime_now": self._strftime_now,
+            "documents": None,
+            **self.variables,
+            **(kwargs or {}),
+            "messages": [_normalized(message) for message in messages],
+            "tools": tools or None,
+            "add_generation_prompt": add_generation_prompt,
+        }
 
     def _strftime_now(self, pattern: str) -> str:
         now = datetime.now() if self.date is None else datetime.combine(self.date, datetime.min.time())

@@ -8,18 +8,21 @@ version of alfine.
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplateSettings
-from pipelines.data.chat_template import ChatTemplate, check_contains
-from pipelines.data.conversation import Conversation, Message
+from pipelines.data.chat_template import ChatTemplate, ChatTemplateError
+from pipelines.data.conversation import Conversation
 from pipelines.data.reasoning import ReasoningMarkers, SplitCompletion, split_completion
 from pipelines.data.reasoning_markers import find_markers
+from pipelines.data.rendering import ConversationRenderer, RenderedConversation
 from pipelines.errors import ConfigError
 from pipelines.modeling.base_models import context_length, load_tokenizer
 from pipelines.modeling.token_sequences import Span, split_prompt
@@ -28,11 +31,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SENTINEL = "alfine"
-"""A prompt or completion whose position in the rendered chat template shows what the template adds around it."""
+"""A text whose tokens show whether the tokenizer adds a BOS; the content of a conversation that is a test."""
 MAX_MARKER_TOKENS = 64
 """The most tokens of the marker that opens a thought at the end of a prompt."""
-_VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ")
-"""Prompts that a template changes if it strips, escapes or parses its messages."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class EncodedExample:
 class PromptFormat:
     """The prompt format of one tokenizer.
 
-    With a chat template the prompt is one user turn (after a system turn, if there is one) and the start of the
-    assistant's; without a chat template it is the text itself. The completion and `end_id` are supervised.
+    With a chat template, the template renders the conversation (see `rendering`); without one, a prompt is the text
+    itself. A completion and `end_ids` are supervised.
 
     Args:
         tokenizer: a tokenizer of transformers, or `checks.chat_template.TemplateRenderer`, which only renders text.
@@ -85,7 +86,7 @@ class PromptFormat:
         uses_template = has_template if settings.enabled is None else settings.enabled
         self.template = ChatTemplate(tokenizer, settings) if uses_template else None
         """The chat template; None if prompts are plain text."""
-        self._affixes_by_system: dict[str | None, tuple[str, str] | None] = {}
+        self._last_offsets: tuple[str, list[tuple[int, int]]] = ("", [])
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE) -> PromptFormat:
@@ -118,79 +119,61 @@ class PromptFormat:
 
     # --- text ---
 
-    def render_prompt(self, conversation: Conversation) -> str:
-        """The prompt of a conversation as the model sees it, with special tokens as text (but without a BOS that the
-        tokenizer adds): everything before the last supervised turn.
-
-        Raises ChatTemplateError.
-        """
-        last = conversation.supervised_turns[-1] if conversation.supervised_turns else len(conversation.messages)
-        return self._render_before(conversation, last)
-
-    def _render_before(self, conversation: Conversation, turn: int) -> str:
-        """The text before the content of an assistant's turn."""
-        before = conversation.messages[:turn]
-        if self.template is None:
-            return _plain_prompt(before)
-        system = before[0]["content"] if before[0]["role"] == "system" else None
-        if len(before) > 1 + (system is not None) or conversation.tools or conversation.template_kwargs:
-            return self._render(before, conversation)
-        prompt = before[-1]["content"]
-        if system not in self._affixes_by_system:
-            self._affixes_by_system[system] = self._template_affixes(system)
-        affixes = self._affixes_by_system[system]
-        if affixes is not None:
-            return f"{affixes[0]}{prompt}{affixes[1]}"
-        text = self._render(before)
-        check_contains(text, prompt, "a prompt")
-        return text
-
-    def _render(
-        self, messages: Sequence[Message], conversation: Conversation | None = None, add_generation_prompt: bool = True
-    ) -> str:
+    @cached_property
+    def renderer(self) -> ConversationRenderer:
+        """The renderer of the chat template. There is none for plain prompts."""
         assert self.template is not None
-        if conversation is None:
-            return self.template.render(messages, add_generation_prompt=add_generation_prompt)
-        return self.template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=conversation.tools,
-            kwargs=conversation.template_kwargs,
-        )
+        bos = self.template.variables.get("bos_token")
+        return ConversationRenderer(self.template, self._control_tokens, bos, lambda: self.reasoning_markers)
 
-    def _template_affixes(self, system: str | None) -> tuple[str, str] | None:
-        """The texts that the template writes before and after a prompt, or None if it also changes the prompt.
+    @property
+    def _control_tokens(self) -> list[str]:
+        """The texts of all special and added tokens."""
+        special = [str(token) for token in getattr(self.tokenizer, "all_special_tokens", [])]
+        return list(dict.fromkeys([*special, *self.tokenizer.get_added_vocab()]))
 
-        Adding affixes is faster than rendering: rendering a million rows would take longer than tokenizing them.
+    @cached_property
+    def control_tokens(self) -> list[str]:
+        """Texts that no row may contain, since they would be tokenized as the control tokens that they name: the
+        special tokens, and the added tokens that the chat template writes around turns."""
+        special = [str(token) for token in self.tokenizer.all_special_tokens if len(token) > 3]
+        skeleton = "" if self.template is None else self.renderer.skeleton
+        markers = self.reasoning_markers
+        thought = (markers.open, markers.close) if markers is not None else ()
+        added = [token for token in self.tokenizer.get_added_vocab() if token in skeleton and token.strip()]
+        return [token for token in dict.fromkeys([*special, *added]) if len(token) > 2 and token not in thought]
+
+    def notes(self, has_system: bool = False) -> list[str]:
+        """What a user should know about the texts that the chat template writes, as sentences without a full stop.
+
+        has_system: whether conversations have a system turn.
         """
+        return [] if self.template is None else self.renderer.notes(has_system)
 
-        def messages(prompt: str, completion: str | None = None) -> Sequence[Message]:
-            return Conversation.single_turn(prompt, completion, system).messages
+    def render(self, conversation: Conversation) -> RenderedConversation:
+        """The text of a conversation as the model sees it, with special tokens as text (but without a BOS that the
+        tokenizer adds), and the supervised spans of its characters. Raises ChatTemplateError."""
+        if self.template is not None:
+            return self.renderer.render(conversation)
+        return _plain_text(conversation, lambda: self.reasoning_markers)
 
-        text = self._render(messages(SENTINEL))
-        check_contains(text, SENTINEL, "the prompt")
-        if system:
-            check_contains(text, system, "the system turn", "system")
-        conversation = self._render(messages("?", SENTINEL), add_generation_prompt=False)
-        check_contains(conversation, SENTINEL, "the assistant's answer")
-        prefix, _, suffix = text.rpartition(SENTINEL)
-        for prompt in _VERBATIM_TESTS:
-            if self._render(messages(prompt)) != f"{prefix}{prompt}{suffix}":
-                return None
-        return prefix, suffix
+    def render_prompt(self, conversation: Conversation) -> str:
+        """The text before the last supervised turn, or before the turn that follows the conversation."""
+        rendered = self.render(conversation)
+        return rendered.text[: rendered.spans[-1][0]] if rendered.spans else rendered.text
 
     # --- tokens ---
 
     @cached_property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a completion: those of the end of turn in the chat template, else the tokenizer's EOS."""
+        ids = [] if self.template is None else self._tokenize(self.renderer.end)
+        return ids or [int(self.tokenizer.eos_token_id)]
+
+    @property
     def end_id(self) -> int:
-        """The token that ends a completion: the end of turn in the chat template, else the tokenizer's EOS."""
-        eos = int(self.tokenizer.eos_token_id)
-        if not self.uses_chat_template:
-            return eos
-        conversation = self._render(Conversation.single_turn("?", SENTINEL).messages, add_generation_prompt=False)
-        suffix = conversation.rpartition(SENTINEL)[2]
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-        return next((token for token in self._tokenize(suffix) if token in special), eos)
+        """The last of `end_ids`, at which generation stops."""
+        return self.end_ids[-1]
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -215,44 +198,63 @@ class PromptFormat:
         """Tokens of conversations through their last supervised turn, in the same order. Without a supervised turn:
         those of the prompt of the turn that follows.
 
-        The prompt is tokenized by itself, as for generation. The completion is tokenized together with it (by itself, a
-        SentencePiece tokenizer would start it with a space), unless tokens would span both.
+        The text is tokenized as a whole, and split where its characters are. The tokens of a prompt do not depend on
+        the answer: spaces at its end belong to the first token of the answer, and where a token would span both, the
+        answer is tokenized by itself.
 
         Raises ChatTemplateError.
         """
-        texts, pieces = [], []
-        for conversation in conversations:
-            prompts, completions = [], []
-            for turn in conversation.supervised_turns or (len(conversation.messages),):
-                prompts.append(self._render_before(conversation, turn))
-                answered = bool(conversation.supervised_turns)
-                completions.append(conversation.messages[turn]["content"] if answered else None)
-            texts.append(prompts)
-            pieces.append(completions)
-        flat = [text for prompts in texts for text in prompts]
-        encoded = iter(self._encode_batch(flat, [text for completions in pieces for text in completions]))
-        results = []
-        for prompts in texts:
-            turns = [next(encoded) for _ in prompts]
-            spans = [span for turn in turns for span in turn.supervised_spans]
-            results.append(EncodedExample(turns[-1].input_ids, spans))
-        return results
-
-    def _encode_batch(self, texts: Sequence[str], completions: Sequence[str | None]) -> list[EncodedExample]:
-        """Tokens of rendered prompts and their completions, in the same order. Without a completion: the prompt's."""
-        prompts = self._with_bos(self._tokenize_batch(texts))
-        pairs = zip(texts, completions, strict=True)
-        sequences = self._with_bos(self._tokenize_batch([text + (completion or "") for text, completion in pairs]))
+        rendered = [self.render(conversation) for conversation in conversations]
+        cuts = [_prompt_length(text) for text in rendered]
+        prompts = self._with_bos(
+            self._tokenize_batch([text.text[:cut] for text, cut in zip(rendered, cuts, strict=True)])
+        )
+        sequences = self._with_bos(self._tokenize_batch([text.text for text in rendered]))
         encoded = []
-        for prompt, sequence, completion in zip(prompts, sequences, completions, strict=True):
-            if completion is None:
+        for text, cut, prompt, sequence in zip(rendered, cuts, prompts, sequences, strict=True):
+            if not text.spans:
                 encoded.append(EncodedExample(prompt, []))
                 continue
-            starts_with_prompt = sequence[: len(prompt)] == prompt
-            completion_ids = sequence[len(prompt) :] if starts_with_prompt else self._tokenize(completion)
-            input_ids = [*prompt, *completion_ids, self.end_id]
-            encoded.append(EncodedExample(input_ids, [(len(prompt), len(input_ids))]))
+            if sequence[: len(prompt)] != prompt:
+                sequence = [*prompt, *self._tokenize_continuation(text.text[cut:])]
+            if text.lacks_end:
+                sequence = [*sequence, *self.end_ids]
+            earlier = self._token_spans(text.text[:cut], text.spans[:-1], prompt)
+            encoded.append(EncodedExample(sequence, [*earlier, (len(prompt), len(sequence))]))
         return encoded
+
+    def _token_spans(self, text: str, spans: Sequence[Span], tokens: list[int]) -> list[Span]:
+        """The ranges of tokens that hold the ranges of characters `spans`, without leading spaces."""
+        if not spans:
+            return []
+        shift = len(tokens) - len(self._tokenize(text))  # a BOS that the tokenizer adds
+        boundaries = sorted({position for start, end in spans for position in (_start(text, start), end)})
+        index = {position: shift + self._tokens_before(text, position) for position in boundaries}
+        return [(index[_start(text, start)], index[end]) for start, end in spans]
+
+    def _tokens_before(self, text: str, position: int) -> int:
+        """The number of tokens of `text` that end at or before the character at `position`."""
+        if self.tokenizer.is_fast:
+            offsets = self._offsets(text)
+            return bisect_right(range(len(offsets)), position, key=lambda token: offsets[token][1])
+        whole, before = self._tokenize(text), self._tokenize(text[:position])
+        pairs = zip(whole, before, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters (start, end) of every token of `text`."""
+        if self._last_offsets[0] != text:
+            encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+            self._last_offsets = (text, encoding.offsets)
+        return self._last_offsets[1]
+
+    def _tokenize_continuation(self, text: str) -> list[int]:
+        """Tokens of a text that follows another one: a SentencePiece tokenizer would begin it with a space."""
+        for anchor in ("\n", "=", ":", "."):
+            before, both = self._tokenize_batch([anchor, anchor + text])
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return self._tokenize(text)
 
     def _with_bos(self, sequences: list[list[int]]) -> list[list[int]]:
         """Adds the tokenizer's BOS to plain prompts that do not start with it. A chat template writes its own BOS."""
@@ -275,12 +277,37 @@ class PromptFormat:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _plain_prompt(messages: Sequence[Message]) -> str:
-    """The prompt without a chat template: the user's text, after the system text and a blank line if there is one.
+def _start(text: str, position: int) -> int:
+    """The position before the spaces that precede it: they belong to the token that follows."""
+    return len(text[:position].rstrip(" "))
+
+
+def _prompt_length(rendered: RenderedConversation) -> int:
+    """The number of characters of the prompt, without the spaces at its end."""
+    position = rendered.spans[-1][0] if rendered.spans else len(rendered.text)
+    return _start(rendered.text, position)
+
+
+def _plain_text(conversation: Conversation, markers: Callable[[], ReasoningMarkers | None]) -> RenderedConversation:
+    """The text without a chat template: the user's text, after the system text and a blank line if there is one, and
+    the answer directly after it.
 
     Raises ConfigError for a conversation of several turns, whose roles plain text cannot express.
     """
-    roles = [message["role"] for message in messages]
-    if roles not in (["user"], ["system", "user"]):
-        raise ConfigError("a conversation needs a chat template; write pipeline.chat_template: FILE")
-    return "\n\n".join(str(message["content"]) for message in messages)
+    turns = conversation.supervised_turns
+    before = conversation.messages[: turns[-1]] if turns else conversation.messages
+    roles = [message["role"] for message in before]
+    if roles not in (["user"], ["system", "user"]) or conversation.tools:
+        raise ChatTemplateError("a conversation needs a chat template; write pipeline.chat_template: FILE")
+    prompt = "\n\n".join(str(message["content"]) for message in before)
+    if not turns:
+        return RenderedConversation(prompt)
+    answer = conversation.messages[turns[-1]]
+    completion = str(answer["content"])
+    if thought := str(answer.get("reasoning_content") or ""):
+        marks = markers()
+        if marks is None:
+            raise ChatTemplateError("this model has no marks for reasoning; remove `reasoning`")
+        completion = f"{marks.wrap(thought)}{completion}"
+    text = f"{prompt}{completion}"
+    return RenderedConversation(text, ((len(prompt), len(text)),), lacks_end=True)

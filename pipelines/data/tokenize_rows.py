@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import EncodedExample, PromptFormat
+from pipelines.data.readers import RowErrors
 from pipelines.data.splits import SPLITS
 from pipelines.registry import lazy_import
 from pipelines.storage.strict_json import dump
@@ -35,11 +37,35 @@ class TokenizedExample(EncodedExample):
 
 
 def tokenize_examples(examples: Iterable[Example], prompt_format: PromptFormat) -> Iterator[TokenizedExample]:
-    """Yields each example with its tokens, in the same order."""
+    """Yields each example with its tokens, in the same order.
+
+    Raises DataError after the last one, with every row whose conversation the chat template refuses.
+    """
+    errors = RowErrors()
     for batch in batched(examples, TOKENIZE_BATCH_SIZE):
-        encodings = prompt_format.encode_conversations([example.conversation for example in batch])
-        for example, encoded in zip(batch, encodings, strict=True):
-            yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
+        for example, encoded in zip(batch, _encode_batch(batch, prompt_format, errors), strict=True):
+            if encoded is not None:
+                yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
+    errors.raise_if_any()
+
+
+def _encode_batch(
+    batch: Sequence[Example], prompt_format: PromptFormat, errors: RowErrors
+) -> Sequence[EncodedExample | None]:
+    """The tokens of each example; None, and an entry in `errors`, for one that the chat template refuses."""
+    try:
+        return prompt_format.encode_conversations([example.conversation for example in batch])
+    except ChatTemplateError:
+        pass  # one of the rows, or all
+    encoded: list[EncodedExample | None] = []
+    for example in batch:
+        try:
+            encoded.append(prompt_format.encode(example.conversation))
+        except ChatTemplateError as error:
+            task = f"task {example.task}: " if example.task else ""
+            errors.add(example.file, example.row_number, f"{task}{error}")
+            encoded.append(None)
+    return encoded
 
 
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:

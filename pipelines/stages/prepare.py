@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.checks.chat_template import load_checked_prompt_format
+from pipelines.checks.chat_template import load_checked_prompt_format, template_notes
 from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import source_notes
 from pipelines.checks.findings import raise_on_errors
@@ -31,7 +31,7 @@ def prepare_data(context: StageContext) -> None:
         write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()
     raise_on_errors(findings)
-    for note in [*source_notes(job), *reasoning.notes]:
+    for note in [*source_notes(job), *template_notes(job, prompt_format), *reasoning.notes]:
         context.reporter.note(note)
     warnings = [*reasoning.warnings, *(str(finding.problem) for finding in findings)]
     for warning in warnings:

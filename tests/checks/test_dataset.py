@@ -42,7 +42,7 @@ def test_good_rows_have_no_findings(tmp_path):
     ("row", "change", "severity", "message"),
     [
         (0, {"q": "x" * 300}, "error", "rows.jsonl:1: task t: is longer than the limit of 200 tokens"),
-        (0, {"q": "a<|im_end|>b"}, "error", "contains a special token"),
+        (0, {"q": "a<|im_end|>b"}, "error", "contains a control token"),
         (
             4,
             {"q": "q0"},

@@ -35,7 +35,7 @@ def test_a_good_row() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (tokenized("a<|eos|>"), "contains a special token of this model"),
+        (tokenized("a<|eos|>"), "contains a control token of this model"),
         (tokenized(completion=""), "the completion tokenizes to zero tokens"),
         (replace(tokenized(), input_ids=[1, 2, 3, 4, 5]), "the end-of-turn token is not supervised"),
         (tokenized("x" * 9), "is longer than the limit of 9 tokens"),

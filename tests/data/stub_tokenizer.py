@@ -12,3 +12,6 @@ class CharacterTokenizer:
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) for character in text]}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<|eos|>": 0}

@@ -5,19 +5,23 @@ import pytest
 from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.errors import ConfigError
 from tests.tiny_tokenizers import make_tokenizer
 
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+DROPS = "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
-def test_a_template_without_system_turns():
+
+@pytest.mark.parametrize("template", [REFUSES + TURNS, DROPS + TURNS])
+def test_a_template_without_system_turns_has_the_system_text_in_the_first_user_turn(template):
     tokenizer = make_tokenizer("pad_is_eos")
-    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
-    with pytest.raises(
-        ConfigError,
-        match=r"does not support a system turn \(no system\); leave `system` out .*, or set "
-        r"pipeline.chat_template: false",
-    ):
-        PromptFormat(tokenizer).render_prompt(Conversation.single_turn("a", system="b"))
+    tokenizer.chat_template = template
+    prompt_format = PromptFormat(tokenizer)
+    merged = "<|im_start|>user\nb\n\na<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_format.render_prompt(Conversation.single_turn("a", system="b")) == merged
+    assert prompt_format.render_prompt(Conversation.single_turn("a", "x", system="b")) == merged
+    assert "the text of `system` is put before the first user turn" in prompt_format.notes(has_system=True)[0]
+    assert prompt_format.notes() == []
 
 
 @pytest.mark.parametrize(
