@@ -19,6 +19,7 @@ from pipelines.modeling.model_folder import read_json
 _MESSAGES = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 """Variables of a chat template that no config sets."""
 
+
 def renderer(job: Job, folder: Path) -> PromptFormat:
     """The prompt format of a job's model, without the tokenizer: it can only render text. Raises ConfigError."""
     try:
