@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.config.ludwig_unsupported import REQUIRED_KEY, REQUIRED_VALUE, SCHEMA_OVERRIDES, find_rule, unsupported
 from pipelines.config.messages import KeyPath, closest_names, dotted
-from pipelines.config.other_tools import KEY_ALIASES, REPLACEMENTS, no_counterpart_reason
+from pipelines.config.other_tools import KEY_ALIASES, ON_BY_DEFAULT, REPLACEMENTS, no_counterpart_reason
 from pipelines.config.schema import SchemaNode
 
 _SECTIONS: tuple[tuple[str, ...], ...] = (
@@ -110,7 +110,8 @@ class KeyHints:
                 return self._did_you_mean(section, [target[-1]])
             return self._did_you_mean_elsewhere(target)
         if key in REPLACEMENTS:
-            return "remove it" if value is False else f"write {REPLACEMENTS[key]}"
+            is_off = value is False and key not in ON_BY_DEFAULT
+            return "remove it" if is_off else f"write {REPLACEMENTS[key]}"
         return no_counterpart_reason(key)
 
     def _unsupported_elsewhere(self, name: str) -> str | None:

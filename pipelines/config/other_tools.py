@@ -55,6 +55,8 @@ _REPLACEMENTS: dict[str, str] = {
     "trainer: {batch_size: auto, effective_batch_size: 32}": "global_batch_size",
     "trainer: {enable_gradient_checkpointing: false}": "disable_gradient_checkpointing no_gradient_checkpointing",
     "pipeline: {forgetting: distill}": "kd_ratio",
+    "pipeline: {chat_template_kwargs: {enable_thinking: false}}": "enable_thinking",
+    "pipeline: {max_reasoning_tokens: 1024}": "max_thinking_tokens thinking_budget",
     "quantization: {bits: 4}": "load_in_4bit quantization_bit quantize quantizer use_qlora",
     "quantization: {bits: 8}": "load_in_8bit",
     "adapter: {type: lora, target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}": (
@@ -143,6 +145,9 @@ KEY_ALIASES, REPLACEMENTS, NO_COUNTERPART = (
     for table in (_KEY_ALIASES, _REPLACEMENTS, _NO_COUNTERPART)
 )
 """The same tables by key of the other tool."""
+
+ON_BY_DEFAULT = {"enable_thinking"}
+"""Keys of other tools whose value false changes what happens without them."""
 
 _TYPICAL_KEYS: dict[str, str] = {
     "an axolotl": (

@@ -58,13 +58,7 @@ class Task(Section):
     )
     weight: Positive = Field(default=1.0, description="Factor on the task's share of the training rows.")
     system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
-    reasoning: (
-        Annotated[
-            Annotated[Text, Tag("<template>")] | Annotated[Literal[False], Tag("<flag>")],
-            Discriminator(lambda value: "<template>" if isinstance(value, str) else "<flag>"),
-        ]
-        | None
-    ) = Field(
+    reasoning: str | Literal[False] | None = Field(
         default=None,
         description="Template of the thought before the completion, or false to leave thoughts out; None takes the "
         "column `reasoning` and thoughts at the start of completions.",
@@ -81,17 +75,21 @@ class Task(Section):
         default={}, description="Variables of the chat template for this task, over `pipeline.chat_template_kwargs`."
     )
 
-    @field_validator("prompt", "completion", "reasoning")
+    @field_validator("prompt", "completion")
     @classmethod
-    def _check_template(cls, template: str | Literal[False] | None) -> str | Literal[False] | None:
-        if template:
-            check_template(template)
+    def _check_template(cls, template: str) -> str:
+        check_template(template)
         return template
 
-    @field_validator("reasoning")
+    @field_validator("reasoning", mode="before")
     @classmethod
-    def _check_reasoning_varies(cls, template: str | Literal[False] | None) -> str | Literal[False] | None:
-        if template and not any(name for _, name, _, _ in string.Formatter().parse(template)):
+    def _check_reasoning(cls, template: object) -> object:
+        if template is None or template is False:
+            return template
+        if not isinstance(template, str) or not template.strip():
+            raise ValueError('expected a template, as in "{reasoning}", or false')
+        check_template(template)
+        if not any(name for _, name, _, _ in string.Formatter().parse(template)):
             raise ValueError('it contains no column, so every thought would be the same; write "{reasoning}"')
         return template
 
