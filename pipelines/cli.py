@@ -29,9 +29,11 @@ VERBS: Mapping[str, str] = {
     "examples": "Page through the examples of a run.",
     "sweep": "Compare forgetting strategies on the same data, seeds and budget.",
     "models": "List the base models that need no model hub.",
+    "import": "Write a job from a Ludwig config.",
 }
 """The verbs in the order of `alfine --help`, each with the summary that its help begins with. The command of a verb has
-the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used."""
+the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used; that of `import` is
+`import_config`."""
 
 COMMAND_SYNONYMS = {
     "show": "examples",
@@ -43,6 +45,7 @@ COMMAND_SYNONYMS = {
     "validate": "check",
     "generate": "predict",
     "evaluate": "report",
+    "convert": "import",
 }
 """Words that are not verbs, with the verb of the same meaning."""
 
@@ -56,7 +59,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"pipelines.commands.{cmd_name}"), cmd_name)
+        name = "import_config" if cmd_name == "import" else cmd_name  # `import` cannot be a name in Python
+        command: click.Command = getattr(importlib.import_module(f"pipelines.commands.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_checks import check_ludwig_config
-from pipelines.config.other_tools import LUDWIG
+from pipelines.config.other_tools import IMPORTABLE, LUDWIG
 from pipelines.config.yaml_source import Document, sort_problems
 from pipelines.errors import Problem
 
@@ -32,6 +33,10 @@ def foreign_config_problems(tool: str, config: Mapping[str, Any], document: Docu
         key_problems = [document.problem(message, key) for key, message in messages.items() if message]
         shared = {key: value for key, value in config.items() if key in hints.fields}
         key_problems += check_ludwig_config(shared, document, hints)
+    if tool in IMPORTABLE:
+        file = shlex.quote(str(document.locations[()].file))
+        data = " --data FILE" if tool == LUDWIG else ""
+        advice = f"alfine import {file}{data} --output job.yaml writes one of it; by hand: {advice}"
     summary = document.problem(f'this is {tool} config, not one of alfine; {advice} (README, "Your own data")')
     key_problems = sort_problems([*document.problems, *key_problems])
     shown = key_problems[:MAX_KEY_PROBLEMS]

@@ -161,6 +161,19 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), template_file: Pat
     document = read_yaml(path)
     for override in overrides:
         apply_override(document, override)
+    return job_from_document(document, path, overrides, template_file)
+
+
+def job_from_document(
+    document: Document, path: Path, overrides: Sequence[str] = (), template_file: Path | None = None
+) -> Job:
+    """Checks a parsed config.
+
+    path: the file that it is loaded from.
+    overrides: those that the document contains already.
+    template_file: as in `load_job`.
+    Raises ConfigError with all problems of the config.
+    """
     rename_old_keys(document)
     hints = KeyHints({"pipeline": schema_of(PipelineSettings), **ludwig_fields()}, document.value)
     ludwig = {key: value for key, value in document.value.items() if key != "pipeline"}

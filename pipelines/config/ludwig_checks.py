@@ -30,9 +30,14 @@ from pipelines.errors import Problem
 
 def check_ludwig_config(config: Mapping[str, Any], document: Document, hints: KeyHints) -> list[Problem]:
     """All problems of the Ludwig part of a config."""
+    return [document.problem(message, *path) for message, path in ludwig_faults(config, document, hints)]
+
+
+def ludwig_faults(config: Mapping[str, Any], document: Document, hints: KeyHints) -> list[tuple[str, KeyPath]]:
+    """The message and the key of every problem of the Ludwig part of a config."""
     checker = _SchemaChecker(document, hints)
     checker.check_node({"types": ["mapping"], "fields": ludwig_fields()}, config, ())
-    return [*checker.problems, *(document.problem(message, *path) for message, path in _section_conflicts(config))]
+    return [*checker.faults, *_section_conflicts(config)]
 
 
 class _SchemaChecker:
@@ -41,10 +46,10 @@ class _SchemaChecker:
     def __init__(self, document: Document, hints: KeyHints) -> None:
         self.document = document
         self.hints = hints
-        self.problems: list[Problem] = []
+        self.faults: list[tuple[str, KeyPath]] = []
 
     def report(self, message: str, *path: str | int) -> None:
-        self.problems.append(self.document.problem(message, *path))
+        self.faults.append((message, path))
 
     def check_node(self, node: SchemaNode, value: Any, path: KeyPath) -> None:
         name = dotted(path)
@@ -92,9 +97,9 @@ class _SchemaChecker:
             if key not in fields:
                 self.report(self.hints.unknown_key((*path, key), value), *path, key)
                 continue
-            num_problems = len(self.problems)
+            num_faults = len(self.faults)
             self.check_node(fields[key], value, (*path, key))
-            if len(self.problems) == num_problems:
+            if len(self.faults) == num_faults:
                 self.check_has_effect(section, key, (*path, key))
 
     def supported_values(self, values: Iterable[Any], name: str) -> list[Any]:

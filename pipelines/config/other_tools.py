@@ -191,6 +191,8 @@ _TYPICAL_KEYS: dict[str, str] = {
 }
 """Tool → keys at the top level of its configs. Two of them identify the tool in a config without `pipeline:`."""
 LUDWIG = "a Ludwig"
+IMPORTABLE = (LUDWIG,)
+"""Tools whose configs `alfine import` reads."""
 
 
 def detect_tool(config: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""The tools whose configs can be imported: each module registers one `Importer`."""
