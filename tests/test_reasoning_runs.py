@@ -178,3 +178,8 @@ def test_a_model_without_markers_refuses_the_key_and_ignores_the_column(start: S
     assert any("the column reasoning is ignored" in warning for warning in run.manifest["warnings"])
     with pytest.raises(ConfigError, match="this model has no markers for reasoning"):
         start("pad_is_eos", rows_of(), "other", reasoning="{reasoning}")
+
+
+def test_thinking_that_is_switched_off_and_rows_with_reasoning_contradict_each_other(start: Start) -> None:
+    with pytest.raises(ConfigError, match=r"job.yaml:\d+: task mood: its rows have reasoning, but .* ends the thought"):
+        start("qwen3_like", rows_of(), chat_template_kwargs={"enable_thinking": False})

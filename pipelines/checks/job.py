@@ -50,7 +50,7 @@ def check_job(job: Job) -> CheckResult:
     first_examples: dict[str, Example] = {}
     num_rows: Counter[str] = Counter()
     prompt_format = None if folder is None else renderer(job, folder)
-    reasoning = None if prompt_format is None else RowReasoning(job, prompt_format.reasoning_markers)
+    reasoning = None if prompt_format is None else RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
     with track_activity("reading the rows"):
         examples = load_examples(job.pipeline)
         # What a model can express of the rows' reasoning is only known with its files.

@@ -58,7 +58,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     with reporter.status("Preparing rows"):
         prompt_format = load_checked_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
-        reasoning = RowReasoning(job, prompt_format.reasoning_markers)
+        reasoning = RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
         tokenized = list(checks.observe_all(tokenize_examples(reasoning.apply(examples), prompt_format)))
     console = Console(highlight=False)
     print_rows(tokenized, prompt_format, console, rows)

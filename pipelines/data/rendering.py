@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.chat_template import (
     DISABLE_HINT,
@@ -196,16 +196,17 @@ class ConversationRenderer:
         messages = messages[: turns[-1] + 1]
         text = self._render(messages, conversation)
         self._check_contents(text, messages)
-        if (tagged := self._tagged_spans(messages, conversation, turns, text)) is not None:
+        thinks = self._thinks(conversation)
+        # Tags mark answers, not the thoughts that the model writes before them.
+        if not thinks and (tagged := self._tagged_spans(messages, conversation, turns, text)) is not None:
             return tagged
         spans = []
         for turn in turns:
             start, end = self._answer_span(text, messages, turn, conversation)
-            if self._thinks(conversation) or messages[turn].get("tool_calls"):
+            if thinks or messages[turn].get("tool_calls"):
                 start = self._thought_start(text, messages, turn, conversation, start)
             spans.append((start, end))
-        last = messages[turns[-1]]
-        if self._thinks(conversation) and not self._writes_thought(text[spans[-1][0] :], last, conversation):
+        if thinks and not self._begins_with_thought(text, spans[-1][0], messages, conversation):
             return self._insert_thought(text, spans, messages, conversation)
         return self._cut(text, spans)
 
@@ -350,13 +351,17 @@ class ConversationRenderer:
         prompt = self._render(messages[:turn], conversation, add_generation_prompt=True)
         return len(prompt) if text.startswith(prompt) and len(prompt) <= answer_start else answer_start
 
-    def _writes_thought(self, text: str, message: Message, conversation: Conversation) -> bool:
-        """Whether the supervised text begins where the model does, with its thought if it has one."""
-        thought = str(message.get("reasoning_content") or "").strip()
-        if thought:
-            return thought in text
+    def _begins_with_thought(
+        self, text: str, start: int, messages: Sequence[Message], conversation: Conversation
+    ) -> bool:
+        """Whether the supervised text of the last turn follows its generation prompt and begins with its thought."""
+        if text[:start] != self._render(messages[:-1], conversation, add_generation_prompt=True):
+            return False
+        thought = str(messages[-1].get("reasoning_content") or "").strip()
         markers = self._markers()
-        return markers is None or not conversation.with_reasoning or markers.close in text
+        if thought:
+            return thought in text[start:]
+        return markers is None or not conversation.with_reasoning or markers.close in text[start:]
 
     def _insert_thought(
         self,
@@ -374,13 +379,21 @@ class ConversationRenderer:
                 raise ChatTemplateError(f"{TEMPLATE} writes no reasoning; remove `reasoning`, or {DISABLE_HINT}")
             return self._cut(text, spans)
         prompt = self._render(messages[:-1], conversation, add_generation_prompt=True)
+        if prompt.rstrip().endswith(markers.close):
+            if conversation.with_reasoning:
+                raise ChatTemplateError(
+                    f"{TEMPLATE} ends the thought in every prompt, so the model cannot write its reasoning; write "
+                    "chat_template_kwargs: {enable_thinking: true}, or reasoning: false to leave the reasoning out"
+                )
+            written = ""
+        else:
+            written = f"{thought}{markers.between}" if markers.opened_by(prompt) else markers.wrap(thought)
         start, end = spans[-1]
-        answer = text[start:end]
-        written = f"{thought}{markers.between}" if markers.opened_by(prompt) else markers.wrap(thought)
-        joined = f"{prompt}{written}{answer}"
+        answer_start = self._answer_span(text, messages, len(messages) - 1, conversation)[0]
+        joined = f"{prompt}{written}{text[max(start, answer_start) : end]}"
         # The earlier turns are the same in both texts, unless the template treats the last turn of a text specially.
         earlier = [span for span in spans[:-1] if joined[: span[1]] == text[: span[1]]]
-        return RenderedConversation(joined, (*earlier, (len(prompt), len(joined))), not self.end)
+        return self._cut(joined, [*earlier, (len(prompt), len(joined))])
 
     def _tagged_spans(
         self, messages: Sequence[Message], conversation: Conversation, turns: Sequence[int], text: str
@@ -434,8 +447,16 @@ class ConversationRenderer:
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=conversation.tools,
-            kwargs=conversation.template_kwargs,
+            kwargs=self._variables(conversation),
         )
+
+    def _variables(self, conversation: Conversation) -> Mapping[str, Any]:
+        """The variables of the template for a conversation. Reasoning switches the thought on, unless a variable says
+        otherwise."""
+        given = {**self.template.variables, **conversation.template_kwargs}
+        if not conversation.with_reasoning or any(key in given for key in _THINKING_KEYS):
+            return conversation.template_kwargs
+        return {**dict.fromkeys(_THINKING_KEYS, True), **conversation.template_kwargs}
 
     def _try(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str | None:
         """The rendering, None if the template refuses the messages."""

@@ -13,8 +13,10 @@ from itertools import chain, groupby, islice
 from typing import Literal
 
 from pipelines.config.job import Job
+from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation, Message
 from pipelines.data.examples import Example
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors
 from pipelines.data.reasoning import THINK_TAGS, ReasoningMarkers, split_inline_thought
 from pipelines.errors import ConfigError, DataError
@@ -34,6 +36,8 @@ class RowReasoning:
     Args:
         job: the job whose tasks the rows belong to.
         markers: how the model marks its thoughts, None if it has no markers.
+        prompt_format: renders a conversation with a thought, to see whether the model can be prompted for one; None
+            leaves that out.
 
     Attributes:
         modes: what happens to the thoughts of each task whose rows were read.
@@ -44,6 +48,7 @@ class RowReasoning:
 
     job: Job
     markers: ReasoningMarkers | None
+    prompt_format: PromptFormat | None = None
     modes: dict[str, Mode] = field(default_factory=dict)
     num_train_rows: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -90,7 +95,21 @@ class RowReasoning:
                 f"task {name}: the thoughts in the {where} are trained as {markers.open or 'text'} … {markers.close} "
                 f"before the answer; metrics see the answer only; {WRITE_FALSE}"
             )
+        self._check_prompt(name)
         return "train"
+
+    def _check_prompt(self, name: str) -> None:
+        """Raises ConfigError if the chat template cannot prompt for reasoning, as with `enable_thinking: false`."""
+        if self.prompt_format is None:
+            return
+        kwargs = self.job.chat_template_kwargs(name)
+        try:
+            self.prompt_format.render(Conversation.single_turn("?", "!", None, "so", kwargs))
+        except ChatTemplateError as error:
+            own = self.job.pipeline.tasks[name].chat_template_kwargs
+            key = ("pipeline", "tasks", name) if own or not kwargs else ("pipeline",)
+            message = f"task {name}: its rows have reasoning, but {error}"
+            raise ConfigError(self.job.problem(message, *key, "chat_template_kwargs")) from None
 
     def _without_markers(self, name: str, is_explicit: bool, in_column: bool, inline: bool) -> Mode:
         cause = "this model has no markers for reasoning, neither in its chat template nor in its vocabulary"

@@ -19,7 +19,7 @@ from pipelines.storage.files import digest, file_sha256
 
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
-PREPARED_FORMAT = 6
+PREPARED_FORMAT = 7
 """Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
 
 Complete stages then run again although config and data are the same.

@@ -26,7 +26,7 @@ def prepare_data(context: StageContext) -> None:
     with context.reporter.status("Preparing rows"):
         prompt_format = load_checked_prompt_format(job, context.starting_model_folder)
         checks = DatasetChecks(job, prompt_format, context_length(context.starting_model_folder))
-        reasoning = RowReasoning(job, prompt_format.reasoning_markers)
+        reasoning = RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
         tokenized = tokenize_examples(reasoning.apply(load_examples(job.pipeline)), prompt_format)
         write_splits(checks.observe_all(tokenized), run.path("data"))
         findings = checks.findings()
