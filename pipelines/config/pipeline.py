@@ -58,10 +58,10 @@ class Task(Section):
     )
     weight: Positive = Field(default=1.0, description="Factor on the task's share of the training rows.")
     system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
-    reasoning: str | Literal[False] | None = Field(
+    reasoning: str | bool | None = Field(
         default=None,
-        description="Template of the thought before the completion, or false to leave thoughts out; None takes the "
-        "column `reasoning` and thoughts at the start of completions.",
+        description="Template of the thought before the completion; true for the column `reasoning` and thoughts at "
+        "the start of completions, false to leave thoughts out; None is true if the first rows have some.",
     )
     max_new_tokens: Count | None = Field(
         default=None, description="Token limit of the task's answers; None is `generation.max_new_tokens`."
@@ -84,10 +84,10 @@ class Task(Section):
     @field_validator("reasoning", mode="before")
     @classmethod
     def _check_reasoning(cls, template: object) -> object:
-        if template is None or template is False:
+        if template is None or isinstance(template, bool):
             return template
         if not isinstance(template, str) or not template.strip():
-            raise ValueError('expected a template, as in "{reasoning}", or false')
+            raise ValueError('expected a template, as in "{reasoning}", true or false')
         check_template(template)
         if not any(name for _, name, _, _ in string.Formatter().parse(template)):
             raise ValueError('it contains no column, so every thought would be the same; write "{reasoning}"')

@@ -23,7 +23,9 @@ from pipelines.errors import ConfigError, DataError
 
 PEEKED_ROWS = 1000
 """Rows of a task that decide whether it trains reasoning, if the config does not say so."""
-WRITE_FALSE = "write reasoning: false to leave it out"
+WRITE_FALSE = "write reasoning: false to leave them out"
+MIN_UNOPENED_SHARE = 0.5
+"""Share of completions with a closing marker only from which they are thoughts: fewer may just mention the marker."""
 
 Mode = Literal["train", "remove", "keep", "none"]
 """What happens to thoughts: they are trained; left out; left in the text of the completion; or there are none."""
@@ -81,7 +83,7 @@ class RowReasoning:
     def _decide(self, name: str, examples: Collection[Example]) -> Mode:
         key = self.job.pipeline.tasks[name].reasoning
         in_column = any(example.reasoning for example in examples)
-        inline = any(_has_thought(example, self.markers) for example in examples)
+        inline = _has_inline_thoughts(examples, self.markers)
         if key is None and not in_column and not inline:
             return "none"
         if key is False:
@@ -137,10 +139,12 @@ def settle(example: Example, mode: Mode, markers: ReasoningMarkers | None) -> Ex
     """
     if mode == "none" and (example.reasoning or _has_thought(example, markers)):
         raise DataError(
-            f"has reasoning, but none of the first {PEEKED_ROWS:,} rows of the task has; write reasoning: "
-            '"{reasoning}" to train it, or reasoning: false to leave it out'
+            f"has reasoning, but the first {PEEKED_ROWS:,} rows of the task have none, or too few of them; write "
+            "reasoning: true to train it, or reasoning: false to leave it out"
         )
     if mode in ("none", "keep"):
+        if example.reasoning is None and example.turns is None:
+            return example
         return replace(example, reasoning=None, turns=_without_thoughts(example.turns))
     if markers is None or not markers.is_trainable:
         markers = THINK_TAGS
@@ -198,6 +202,27 @@ def _thought_and_answer(
     if inline_thought and thought.strip() and inline_thought.strip() != thought.strip():
         raise DataError("has two different thoughts, in its reasoning and in its completion; keep one of them")
     return thought.strip() or inline_thought or "", answer
+
+
+def _has_inline_thoughts(examples: Collection[Example], markers: ReasoningMarkers | None) -> bool:
+    """Whether completions or messages of a task have thoughts: any with its opening marker, or many without."""
+    known = (THINK_TAGS,) if markers is None else (markers, THINK_TAGS)
+    num_unopened = 0
+    for example in examples:
+        for text in _answers(example):
+            if any(marker.open and text.lstrip().startswith(marker.open) for marker in known):
+                return True
+        if example.turns is not None and any(message.get("reasoning_content") for message in example.turns.messages):
+            return True
+        num_unopened += _has_thought(example, markers)
+    return num_unopened > 0 and num_unopened >= MIN_UNOPENED_SHARE * len(examples)
+
+
+def _answers(example: Example) -> list[str]:
+    """The texts of an example that the model is to write, or has written."""
+    if example.turns is None:
+        return [] if example.completion is None else [example.completion]
+    return [message["content"] for message in example.turns.messages if message["role"] == "assistant"]
 
 
 def _has_thought(example: Example, markers: ReasoningMarkers | None) -> bool:

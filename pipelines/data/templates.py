@@ -8,7 +8,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pipeline import check_template
@@ -144,17 +144,17 @@ REASONING_COLUMN = "reasoning"
 
 
 def fill_reasoning(
-    template: str | Literal[False] | None, fields: Mapping[str, Any], named_columns: Iterable[str | None]
+    template: str | bool | None, fields: Mapping[str, Any], named_columns: Iterable[str | None]
 ) -> str | None:
     """The thought before the completion of a row, None if the row has none.
 
     template: the task's template of the thought, in which a missing value counts as an empty text; False if thoughts
-    are left out. Without one the column `reasoning` is the thought if it holds a text and is not one of the
-    `named_columns`, those that the task uses otherwise. Raises DataError as `fill` does.
+    are left out. Without one, or with True, the column `reasoning` is the thought if it holds a text and is not one of
+    the `named_columns`, those that the task uses otherwise. Raises DataError as `fill` does.
     """
     if template is False:
         return None
-    if template is None:
+    if template is None or template is True:
         value = fields.get(REASONING_COLUMN) if REASONING_COLUMN not in named_columns else None
         text = value if isinstance(value, str) else ""
     else:

@@ -49,7 +49,6 @@ def test_rows_without_thoughts_are_not_touched(tmp_path: Path) -> None:
         ([{"reasoning": "why"}, {"reasoning": ""}, {"reasoning": None}, {}], {}),
         ([{"why": "why"}, {"why": ""}, {"why": None}, {"why": " "}], {"reasoning": "{why}"}),
         ([{"a": INLINE}, {}, {}, {}], {}),
-        ([{"a": "why\n</think>\nyes"}, {}, {}, {}], {}),
         ([{"a": INLINE, "reasoning": "why"}, {}, {}, {}], {}),
     ],
 )
@@ -58,6 +57,14 @@ def test_thoughts_of_rows_are_trained(tmp_path: Path, rows: list[dict[str, Any]]
     assert sorted(found, reverse=True) == [("why", "yes"), ("", "yes"), ("", "yes"), ("", "yes")]
     assert reasoning.train_with_reasoning("t") == 1
     assert bool(reasoning.notes) == ("reasoning" not in keys) and not reasoning.warnings
+
+
+def test_thoughts_without_an_opening_marker_are_thoughts_if_many_rows_have_them(tmp_path: Path) -> None:
+    unopened = {"a": "why\n</think>\nyes"}
+    assert read(job_of(tmp_path, [unopened, {}]))[0] == [("why", "yes"), ("", "yes")]
+    with pytest.raises(DataError, match="rows.jsonl:1: task t: has reasoning, but the first"):
+        read(job_of(tmp_path, [unopened, {}, {}]))
+    assert read(job_of(tmp_path, [unopened, {}, {}], reasoning=True))[0] == [("why", "yes"), ("", "yes"), ("", "yes")]
 
 
 def test_the_note_names_the_markers_and_how_to_leave_thoughts_out(tmp_path: Path) -> None:
@@ -119,7 +126,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, row: dict[str, Any],
 
 def test_a_thought_after_many_rows_without_is_an_error() -> None:
     example = Example(prompt="?", completion=INLINE, file="f", row_number=PEEKED_ROWS + 1, fields={})
-    with pytest.raises(DataError, match='none of the first 1,000 rows of the task has; write reasoning: "{reasoning}"'):
+    with pytest.raises(DataError, match="first 1,000 rows of the task have none, .*; write reasoning: true"):
         settle(example, "none", THINK_TAGS)
 
 
