@@ -90,6 +90,9 @@ def verdict(tokenizer, system, turns):
             return check_spans(prompt_format, encoded, wanted) or ("exact" + ", system merged" * merged)
         if not prompt_format.renderer.end and expected[: len(ids) - 1] == ids[:-1]:
             return check_spans(prompt_format, encoded, wanted) or "exact, EOS added"
+        answered, end = ids[: -len(prompt_format.end_ids)], prompt_format.end_ids
+        if expected == answered and tokenizer.convert_ids_to_tokens(end[0]) in tokenizer.chat_template:
+            return check_spans(prompt_format, encoded, wanted) or "exact, end from the next turn"
         n = next(
             (i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), min(len(ids), len(expected))
         )
