@@ -24,13 +24,14 @@ class DatasetChecks:
 
     Attributes:
         counts: the number of examples per (task, split).
+        max_length: the most tokens that a row may have.
     """
 
     def __init__(self, job: Job, prompt_format: PromptFormat, context_length: int) -> None:
         self.job = job
-        max_length = min(context_length, job.max_sequence_length or context_length)
+        self.max_length = min(context_length, job.max_sequence_length or context_length)
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.rows = row_checks(prompt_format, max_length)
+        self.rows = row_checks(prompt_format, self.max_length)
         self.metrics = MetricChecks(job)
         self.references = ReferenceChecks(job, prompt_format, context_length)
         for name, retention_eval in configured_retention_evals(job.pipeline.forgetting).items():

@@ -56,7 +56,8 @@ def row_checks(prompt_format: PromptFormat, max_length: int) -> list[RowCheck]:
         ),
         RowCheck(
             f"is longer than the limit of {max_length} tokens; completions are never truncated: shorten or drop such "
-            f"rows, or raise preprocessing.global_max_sequence_length if the model's context allows it",
+            f"rows (pipeline.too_long: drop or truncate_prompt), or raise preprocessing.global_max_sequence_length if "
+            f"the model's context allows it",
             lambda row: len(row.input_ids) > max_length,
         ),
     ]

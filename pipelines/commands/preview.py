@@ -23,6 +23,7 @@ from pipelines.data.examples import load_examples
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
+from pipelines.data.too_long import TooLongRows
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
 from pipelines.report.formatting import printable
@@ -59,7 +60,9 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         prompt_format = load_checked_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
         reasoning = RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
-        tokenized = list(checks.observe_all(tokenize_examples(reasoning.apply(examples), prompt_format)))
+        too_long = TooLongRows(job, prompt_format, checks.max_length)
+        rows_that_fit = too_long.apply(tokenize_examples(reasoning.apply(examples), prompt_format))
+        tokenized = list(checks.observe_all(rows_that_fit))
     console = Console(highlight=False)
     print_rows(tokenized, prompt_format, console, rows)
     print_lengths(tokenized, console)
@@ -70,7 +73,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
     findings = checks.findings()
     for note in reasoning.notes:
         reporter.note(note)
-    for warning in reasoning.warnings:
+    for warning in [*reasoning.warnings, *too_long.warnings]:
         reporter.warn(warning)
     for finding in findings:
         if finding.severity == "warning":

@@ -18,7 +18,7 @@ from pipelines.config.key_hints import KeyHints
 from pipelines.config.ludwig_checks import check_ludwig_config
 from pipelines.config.other_tools import detect_tool
 from pipelines.config.overrides import apply_override
-from pipelines.config.pipeline import PipelineSettings
+from pipelines.config.pipeline import PipelineSettings, TooLong
 from pipelines.config.pipeline_checks import parse_pipeline
 from pipelines.config.pydantic_errors import schema_of
 from pipelines.config.renamed_keys import rename_old_keys
@@ -119,6 +119,10 @@ class Job:
             asked = with_reasoning or any(kwargs.get(name) is True for name in THINKING_VARIABLES)
             reasoning = DEFAULT_REASONING_TOKENS if asked else 0
         return (max_new_tokens or self.max_new_tokens(task)) + reasoning
+
+    def too_long(self, task: str) -> TooLong:
+        """What happens to rows of a task that are longer than the limit."""
+        return self.pipeline.tasks[task].too_long or self.pipeline.too_long
 
     def chat_template_settings(self) -> ChatTemplateSettings:
         """How prompts are rendered. The variables of a task are in `chat_template_kwargs`."""

@@ -40,6 +40,10 @@ TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_templa
 """Variables of a chat template, as JSON values."""
 
 
+TooLong = Literal["refuse", "drop", "truncate_prompt"]
+"""What happens to rows with more tokens than the limit."""
+
+
 class Task(Section):
     """One task: its rows, and the templates that make a prompt and a completion of a row."""
 
@@ -73,6 +77,10 @@ class Task(Section):
     )
     chat_template_kwargs: TemplateVariables = Field(
         default={}, description="Variables of the chat template for this task, over `pipeline.chat_template_kwargs`."
+    )
+
+    too_long: TooLong | None = Field(
+        default=None, description="What happens to rows that are longer than the limit; None is `pipeline.too_long`."
     )
 
     @field_validator("prompt", "completion")
@@ -200,6 +208,11 @@ class PipelineSettings(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=42, description="Seed of mixing, training and sampling; splits do not depend on it."
+    )
+    too_long: TooLong = Field(
+        default="refuse",
+        description="What happens to rows that are longer than the limit: refuse stops; drop leaves them out; "
+        "truncate_prompt shortens the last user turn.",
     )
     split: Split = Field(default=Split(), description="Split of the rows without a column `split`.")
     report: ReportSettings = Field(default=ReportSettings(), description="Contents and gates of the report.")

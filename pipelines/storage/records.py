@@ -239,7 +239,15 @@ class TaskData(RecordBase):
         description="Number of training rows with reasoning before the completion; null if the task trains none. "
         "Otherwise its prompts ask for reasoning.",
     )
-    notes: list[str] = Field(default=[], description="Notes of the data checks on the labels of the task.")
+    dropped: dict[str, int] = Field(
+        default={}, description="Number of rows per split that are longer than the limit and were left out."
+    )
+    truncated: dict[str, int] = Field(
+        default={}, description="Number of rows per split whose prompt was shortened to the limit."
+    )
+    notes: list[str] = Field(
+        default=[], description="Notes of the data checks: on the labels of the task, and on rows longer than the limit."
+    )
 
 
 class Hardware(RecordBase):
