@@ -246,7 +246,8 @@ class TaskData(RecordBase):
         default={}, description="Number of rows per split whose prompt was shortened to the limit."
     )
     notes: list[str] = Field(
-        default=[], description="Notes of the data checks: on the labels of the task, and on rows longer than the limit."
+        default=[],
+        description="Notes of the data checks: on the labels of the task, and on rows longer than the limit.",
     )
 
 
