@@ -160,10 +160,10 @@ def _check_format(path: Path) -> None:
     is_compressed = path.suffix.lower() in COMPRESSIONS
     if is_compressed and suffix not in TEXT_SUFFIXES:
         raise DataError(Problem(f"a {suffix} file is compressed already; unpack it", str(path)))
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise DataError(Problem("is not a file (a pipe, socket or device)", str(path)))
     if suffix not in TEXT_SUFFIXES or not path.exists():
         return
-    if not path.is_file():
-        raise DataError(Problem("is not a file (a pipe, socket or device)", str(path)))
     try:
         with open_bytes(path) as file:
             first_bytes = file.read(8)

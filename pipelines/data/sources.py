@@ -108,12 +108,22 @@ def _expand(text: str, notes: list[str]) -> list[DataFile]:
     """The files that one text names."""
     if text.startswith(HUB):
         return _hub_files(text, notes)
-    path = expand_user(text)
+    try:
+        return _local_files(expand_user(text), text, notes)
+    except ValueError as error:  # `**` inside a word, or a null byte
+        raise DataError(Problem(f"is not a valid path or pattern: {error}", text[:100])) from None
+    except OSError as error:
+        raise DataError(Problem(f"cannot be read: {error.strerror or error}", text[:100])) from None
+
+
+def _local_files(path: Path, text: str, notes: list[str]) -> list[DataFile]:
     if path.is_dir():
         return _folder_files(path, text, notes)
     if path.exists() or not _PATTERN.search(text):
         if not path.exists():
             raise DataError(Problem(_no_such_file(text, path)))
+        if not path.is_file():  # reading it might never end
+            raise DataError(Problem("is not a file (a pipe, socket or device)", text))
         return [DataFile(path, text)]
     matches = sorted(_glob(path))
     files = [match for match in matches if match.is_file() or is_saved_dataset(match)]

@@ -1,6 +1,7 @@
 """Randomly edited rows, retention evals and model folders are read or end in an error of alfine."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipelines.config.job import load_job
 from pipelines.data.examples import load_examples
-from pipelines.data.readers import read_rows
+from pipelines.data.readers import SUFFIXES, read_notes, read_rows
+from pipelines.data.sources import open_source
 from pipelines.errors import AlfineError, DataError, ModelError
 from pipelines.evaluation.retention import check_retention_evals
 from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
@@ -133,3 +135,27 @@ def test_a_model_folder_with_edited_bytes_is_read_or_refused(tmp_path, folder, n
         load_tokenizer(model_folder)
     except ModelError as error:
         assert_one_line_each(error, name)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".jsonl.gz"])
+def test_pipes_are_refused_at_once(tmp_path, suffix):
+    pipe = tmp_path / f"rows{suffix}"
+    os.mkfifo(pipe)
+    for read in (read_rows, read_notes, lambda path: open_source(str(path))):
+        with pytest.raises(DataError, match="is not a file"):
+            read(pipe)
+
+
+@pytest.mark.parametrize("text", ["**.jsonl", "x" * 300 + ".jsonl", "x" * 300 + "*", "a/" * 3000 + "x.jsonl", "a\0*", "["])
+def test_paths_that_no_file_can_have_are_refused(text):
+    with pytest.raises(DataError):
+        open_source(text)
+
+
+def test_links_that_form_a_circle(tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(DataError):
+        open_source(str(tmp_path / "loop.jsonl"))
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "itself").symlink_to(tmp_path)
+    assert [file.path.name for file in open_source(str(tmp_path)).files] == ["rows.jsonl"]
