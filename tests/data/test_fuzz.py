@@ -146,7 +146,9 @@ def test_pipes_are_refused_at_once(tmp_path, suffix):
             read(pipe)
 
 
-@pytest.mark.parametrize("text", ["**.jsonl", "x" * 300 + ".jsonl", "x" * 300 + "*", "a/" * 3000 + "x.jsonl", "a\0*", "["])
+@pytest.mark.parametrize(
+    "text", ["**.jsonl", "x" * 300 + ".jsonl", "x" * 300 + "*", "a/" * 3000 + "x.jsonl", "a\0*", "["]
+)
 def test_paths_that_no_file_can_have_are_refused(text):
     with pytest.raises(DataError):
         open_source(text)
