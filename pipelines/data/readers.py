@@ -156,7 +156,8 @@ def _check_format(path: Path) -> None:
     suffix = data_suffix(path)
     if suffix not in SUFFIXES:
         advice = f"; {_OTHER_FORMATS[suffix]}" if suffix in _OTHER_FORMATS else ""
-        raise DataError(Problem(f"files end in {_FORMATS}, not {suffix or 'nothing'!r}{advice}", str(path)))
+        found = f", not {suffix!r}" if suffix else "; this name has no such ending"
+        raise DataError(Problem(f"files end in {_FORMATS}{found}{advice}", str(path)))
     is_compressed = path.suffix.lower() in COMPRESSIONS
     if is_compressed and suffix not in TEXT_SUFFIXES:
         raise DataError(Problem(f"a {suffix} file is compressed already; unpack it", str(path)))

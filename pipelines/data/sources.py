@@ -181,6 +181,8 @@ def _glob(pattern: Path) -> Iterator[Path]:
 
 
 def _no_such_file(text: str, path: Path) -> str:
+    if path.is_symlink():
+        return f"{text!r} is a link to a file that does not exist, or to itself"
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     closest = did_you_mean(path.name, siblings)
     hint = f"; did you mean {path.parent / closest}?" if closest else "; paths are relative to the working directory"

@@ -63,7 +63,7 @@ def _open_workbook(path: Path) -> Iterator[Any]:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_UNPACKED_BYTES:
                 raise DataError(Problem("is too large a workbook; save it as CSV", str(path)))
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError):  # the latter: a version of the format that no program writes
         raise DataError(
             Problem("not a valid .xlsx workbook (truncated, or protected by a password?)", str(path))
         ) from None

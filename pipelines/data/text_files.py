@@ -103,6 +103,8 @@ def _detect_encoding(path: Path, _modified_ns: int, _size: int, may_guess: bool)
         for mark, encoding in _BYTE_ORDER_MARKS:
             if start.startswith(mark):
                 return encoding
+        if b"\0" in start:  # UTF-16 without its mark is valid UTF-8 with a zero between the letters
+            return ""
         if not may_guess:
             return "utf-8"
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -149,7 +151,7 @@ def detect_encoding(path: Path, *, may_guess: bool) -> str:
             raise read_error(path) from None
         raise
     if not encoding:
-        raise DataError(Problem("is not text in a known encoding; save the file as UTF-8", str(path)))
+        raise DataError(Problem("is not text in a known encoding (or UTF-16 without its mark); save it as UTF-8", str(path)))
     return encoding
 
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 
 import openpyxl
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.data.json_files import read_json_array
-from pipelines.data.readers import numbered_rows, read_notes, read_rows
+from pipelines.data.readers import SUFFIXES, numbered_rows, read_notes, read_rows
 from pipelines.errors import DataError
 
 ROWS = [{"text": "a, b", "label": "ä"}, {"text": 'c "d"\ne', "label": "no"}, {"text": "f;g", "label": "001"}]
@@ -230,3 +231,28 @@ def test_datasets_saved_to_disk(tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(DataError, match="not a valid Arrow file"):
         read_rows(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_utf_16_without_a_byte_order_mark_is_refused(tmp_path, name):
+    path = write(tmp_path, name, "text\nhello\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match="UTF-16 without its mark"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_pipe_is_refused_and_does_not_block(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    os.mkfifo(path)
+    for read in (read_rows, read_notes):
+        with pytest.raises(DataError, match="is not a file"):
+            read(path)
+
+
+def test_a_workbook_of_an_unknown_version_of_zip(tmp_path):
+    path = workbook(tmp_path, [["a"], ["b"]])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 254
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a valid .xlsx workbook"):
+        read_rows(path)

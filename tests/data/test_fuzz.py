@@ -17,6 +17,7 @@ from pipelines.evaluation.retention import check_retention_evals
 from pipelines.modeling.base_models import ensure_base_model, load_tokenizer
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.storage.strict_json import dump
+from tests.data.test_file_formats import COMPRESSED, FORMATS
 from tests.fuzzing import FUZZ, assert_one_line_each, edit_bytes
 from tests.tiny import make_model
 
@@ -51,6 +52,24 @@ def test_rows_with_edited_bytes_are_read_or_refused(tmp_path, name, edits):
         assert list(load_examples(job.pipeline))
     except DataError as error:
         assert_one_line_each(error, path)
+
+
+@FUZZ
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from(["", *COMPRESSED]),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 99), st.binary(max_size=9)), max_size=3),
+    st.sampled_from([None, *sorted(FORMATS)]),
+)
+def test_damaged_and_misnamed_files_are_read_or_refused(tmp_path, name, compression, edits, other_name):
+    content = FORMATS[name] if isinstance(FORMATS[name], bytes) else FORMATS[name].encode()
+    path = tmp_path / f"{other_name or name}.{compression}".rstrip(".")
+    path.write_bytes(edit_bytes(COMPRESSED.get(compression, bytes)(content), edits))
+    for read in (read_rows, read_notes):
+        try:
+            read(path)
+        except DataError as error:
+            assert_one_line_each(error, path)
 
 
 JSON = st.recursive(

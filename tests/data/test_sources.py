@@ -1,5 +1,6 @@
 """Sources: what a task's `data` names, and data sets on the Hub from a cache that a test has filled."""
 
+import os
 import json
 from pathlib import Path
 
@@ -190,3 +191,16 @@ def test_forms_of_hub_names(text, expected):
         return
     assert hub_files.HubDataset.parse(text) == expected
     assert hub_files.HubDataset.parse(expected.at("abc")).revision == "abc"
+
+
+def test_links_to_nothing_pipes_and_long_names(tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    os.mkfifo(tmp_path / "pipe.xlsx")
+    for name, message in {
+        "loop.jsonl": "is a link to a file that does not exist, or to itself",
+        "pipe.xlsx": "is not a file (a pipe, socket or device)",
+        "a" * 300 + ".jsonl": "cannot be read: File name too long",
+    }.items():
+        with pytest.raises(DataError) as error:
+            open_source(str(tmp_path / name))
+        assert message in str(error.value)
