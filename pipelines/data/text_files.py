@@ -151,7 +151,9 @@ def detect_encoding(path: Path, *, may_guess: bool) -> str:
             raise read_error(path) from None
         raise
     if not encoding:
-        raise DataError(Problem("is not text in a known encoding (or UTF-16 without its mark); save it as UTF-8", str(path)))
+        raise DataError(
+            Problem("is not text in a known encoding (or UTF-16 without its mark); save it as UTF-8", str(path))
+        )
     return encoding
 
 

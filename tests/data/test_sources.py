@@ -1,7 +1,7 @@
 """Sources: what a task's `data` names, and data sets on the Hub from a cache that a test has filled."""
 
-import os
 import json
+import os
 from pathlib import Path
 
 import pytest
