@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 
-from pipelines.data.text_files import BYTE_ORDER_MARK, NumberedRows, detect_encoding, encoding_note, text_lines
+from pipelines.data.text_files import (
+    BYTE_ORDER_MARK,
+    MAX_LINE_BYTES,
+    NumberedRows,
+    detect_encoding,
+    encoding_note,
+    text_lines,
+)
 from pipelines.errors import DataError, Problem
 
 DEFAULT_DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -22,7 +29,7 @@ def read_csv(path: Path, suffix: str) -> NumberedRows:
     Raises DataError with the line of the first row that has more or fewer cells than the header.
     """
     # Not pandas: it fills short rows with NaN and changes values such as "001" and "NA" silently.
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_LINE_BYTES)  # a quote that is not closed would read the whole file into memory
     lines = text_lines(path, detect_encoding(path, may_guess=True))
     sample = list(islice(lines, SAMPLE_LINES))
     first_line = sample[0] if sample else ""
@@ -31,6 +38,7 @@ def read_csv(path: Path, suffix: str) -> NumberedRows:
     delimiter = _detect_delimiter(sample, DEFAULT_DELIMITERS[suffix])
     skip_spaces = _has_space_after_delimiters(first_line, delimiter)
     reader = csv.reader(chain(sample, lines), strict=True, delimiter=delimiter, skipinitialspace=skip_spaces)
+    next_start = 1
     try:
         header = [name.strip() for name in next((cells for cells in reader if cells), [])]
         _check_header(header, path, reader.line_num)
@@ -48,6 +56,9 @@ def read_csv(path: Path, suffix: str) -> NumberedRows:
                 raise DataError(Problem(message, str(path), start))
             yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
+        if "field limit" in str(error):
+            message = "has a cell of more than 64 MB; is a quote not closed in this row?"
+            raise DataError(Problem(message, str(path), next_start)) from None
         cause = "a quote is not closed" if "end of data" in str(error) else str(error)
         raise DataError(Problem(f"is not CSV ({cause})", str(path), reader.line_num)) from None
 

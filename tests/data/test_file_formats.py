@@ -256,3 +256,10 @@ def test_a_workbook_of_an_unknown_version_of_zip(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="not a valid .xlsx workbook"):
         read_rows(path)
+
+
+def test_an_unclosed_quote_does_not_read_a_large_file_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.data.csv_files.MAX_LINE_BYTES", 1000)
+    path = write(tmp_path, "a.csv", 'a,b\n1,2\n3,"' + "x\n" * 1000)
+    with pytest.raises(DataError, match=r"a\.csv:3: has a cell of more than 64 MB"):
+        read_rows(path)
