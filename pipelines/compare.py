@@ -13,12 +13,13 @@ import yaml
 from pipelines.config.job import Job
 from pipelines.config.pipeline import Task
 from pipelines.console.reporter import ConsoleReporter
-from pipelines.data.examples import Example, named_columns
+from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.row_formats import answer_columns, as_test_rows, fill_row, used_columns
 from pipelines.data.row_reasoning import Mode, settle
 from pipelines.data.sample_prompts import parse_sample_prompt
-from pipelines.data.templates import fill, fill_reasoning, template_columns, to_text
+from pipelines.data.templates import fill_reasoning, to_text
 from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, tokenize_examples
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
@@ -245,11 +246,14 @@ def _load_raw_prompts(file: Path) -> list[Example]:
 def _task_reference(task: Task, example: Example) -> tuple[Example, str | None]:
     """The example with its thought, and its reference; None if a column of it is missing or empty: such a row is shown
     without a score."""
-    if any(example.fields.get(name) in (None, "") for name in template_columns(task.completion)):
+    last_turn = task.model_copy(update={"evaluate_on": "last"})
+    if any(example.fields.get(name) in (None, "", []) for name in answer_columns(task)):
         return example, None
+    (filled,) = as_test_rows(fill_row(last_turn, example.fields, example.system))
     asked = example.reasoning is not None
-    reasoning = fill_reasoning(task.reasoning, example.fields, named_columns(task)) if asked else None
-    completed = replace(example, completion=fill(task.completion, example.fields), reasoning=reasoning)
+    reasoning = fill_reasoning(task.reasoning, example.fields, used_columns(task)) if asked else None
+    turns = filled.turns and replace(filled.turns, template_kwargs=example.template_kwargs, with_reasoning=asked)
+    completed = replace(example, completion=filled.completion, reasoning=None if turns else reasoning, turns=turns)
     mode: Mode = "train" if asked else "remove" if task.reasoning is False else "keep"
     settled = settle(completed, mode, None)
     return settled, settled.completion

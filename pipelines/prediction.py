@@ -17,8 +17,9 @@ from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.row_formats import fill_row
 from pipelines.data.sample_prompts import parse_sample_prompt
-from pipelines.data.templates import MissingColumnError, fill_nonempty
+from pipelines.data.templates import MissingColumnError
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completions import LoadedModel, complete
@@ -85,8 +86,7 @@ def load_prompts(
             examples.append(
                 _with_limits(
                     Example(
-                        prompt=_fill_prompt(tasks[name].prompt, row),
-                        system=job.system_prompt(name),
+                        **_fill_prompt(job, name, row),
                         task=name,
                         file=str(file),
                         row_number=number,
@@ -109,7 +109,9 @@ def _with_limits(example: Example, job: Job, manifest: Mapping[str, Any]) -> Exa
     task = example.task or None
     asked = prompts_for_reasoning(manifest, task)
     limit = job.completion_limit(task, with_reasoning=asked, max_new_tokens=example.max_new_tokens)
-    return replace(example, reasoning="" if asked else None, max_new_tokens=limit)
+    turns = None if example.turns is None else replace(example.turns, with_reasoning=asked)
+    reasoning = "" if asked and turns is None else None
+    return replace(example, reasoning=reasoning, turns=turns, max_new_tokens=limit)
 
 
 def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
@@ -124,12 +126,16 @@ def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
     return name
 
 
-def _fill_prompt(template: str, row: Mapping[str, Any]) -> str:
+def _fill_prompt(job: Job, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt, the system turn and the conversation of a row, as keywords of an Example."""
     try:
-        return fill_nonempty(template, row, "prompt")
+        (filled,) = fill_row(job.pipeline.tasks[name], row, job.system_prompt(name), needs_answer=False)
     except MissingColumnError as error:
         # A row with a column `prompt` most likely needs no template.
         raise DataError(f"{error}{USE_RAW if 'prompt' in row else ''}") from None
+    kwargs = job.chat_template_kwargs(name)
+    turns = None if filled.turns is None else replace(filled.turns, template_kwargs=kwargs)
+    return {"prompt": filled.prompt, "system": filled.system, "turns": turns}
 
 
 def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) -> None:

@@ -14,6 +14,7 @@ from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
+from pipelines.data.row_formats import resolve_formats
 from pipelines.data.sources import describe_data, open_source, source_sha256
 from pipelines.evaluation.completions import generation_settings
 from pipelines.evaluation.retention import configured_retention_evals
@@ -72,7 +73,7 @@ class StageRunner:
         if self.hardware.warning is not None:
             reporter.warn(self.hardware.warning)
         check_module_names(job, starting_model_folder)
-        job = pin_hub_data(job, run)
+        job = resolve_formats(pin_hub_data(job, run))
         job = replace(job, prompt_date=run.manifest.get("prompt_date") or date.today().isoformat())
         self.context = StageContext(
             job, run, reporter, starting_model_folder, model_fingerprint, functools.cache(file_sha256)

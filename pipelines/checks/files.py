@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.config.job import Job
 from pipelines.config.retention_registry import HUB
 from pipelines.data.readers import read_notes
+from pipelines.data.row_formats import resolve_format
 from pipelines.data.sources import DataSource, open_source
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError, Problem
@@ -45,6 +46,8 @@ def source_notes(job: Job) -> list[str]:
     notes = []
     for name, source in task_sources(job).items():
         notes += [f"task {name}: {note}" for note in source.notes]
+        detected_format = resolve_format(name, job.pipeline.tasks[name])[1]
+        notes += [detected_format] if detected_format else []
         detected: dict[str, list[str]] = {}
         for file in source.files:
             for note in read_notes(file.path):
@@ -84,7 +87,8 @@ def check_data_files(job: Job) -> None:
 def _templates(job: Job) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """The key in the config, the prompt and the completion of every task and retention eval that has them."""
     for name, task in job.pipeline.tasks.items():
-        yield ("pipeline", "tasks", name), task.prompt, task.completion
+        if task.prompt is not None and task.completion is not None and task.template == "column":
+            yield ("pipeline", "tasks", name), task.prompt, task.completion
     for name, settings in configured_retention_evals(job.pipeline.forgetting).items():
         if templates := settings.templates:
             yield ("pipeline", "forgetting", "evals", name), templates["prompt"], templates["completion"]

@@ -2,131 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import string
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     Discriminator,
     Field,
-    JsonValue,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
-from pipelines.config.data_files import Data
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
-from pipelines.scoring.metric import METRICS, metric_hint
-
-RESERVED_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
-"""Names that `chat_template_kwargs` cannot set: alfine passes them itself, or the tokenizer takes them."""
-
-
-def _check_template_variables(variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for name in variables:
-        if not name.isidentifier():
-            raise ValueError(f"{name!r} is not the name of a variable; write a name as in enable_thinking: false")
-        if name in RESERVED_VARIABLES:
-            raise ValueError(f"{name} is set by alfine; remove it")
-    return variables
-
-
-TemplateVariables = Annotated[dict[str, JsonValue], AfterValidator(_check_template_variables)]
-"""Variables of a chat template, as JSON values."""
-
-
-TooLong = Literal["refuse", "drop", "truncate_prompt"]
-"""What happens to rows with more tokens than the limit."""
-
-
-class Task(Section):
-    """One task: its rows, and the templates that make a prompt and a completion of a row."""
-
-    data: Data = Field(
-        description="Rows: a file, a pattern, a folder, `hub:OWNER/NAME`, a list of these, or one of them per split."
-    )
-    prompt: Text = Field(description="Template of the prompt; `{column}` is replaced by the row's value.")
-    completion: Text = Field(description="Template of the completion that the model is trained on.")
-    metric: str = Field(default="rouge", description="Name of a metric, or `module:function` of the working directory.")
-    normalize: bool | None = Field(
-        default=None, description="Whether exact_match ignores case and punctuation; None is true."
-    )
-    cluster_by: Text | None = Field(
-        default=None,
-        description="Column with the cluster of a row, such as its document; confidence intervals are clustered.",
-    )
-    weight: Positive = Field(default=1.0, description="Factor on the task's share of the training rows.")
-    system: str | None = Field(default=None, description="System prompt of the task; None is `pipeline.system`.")
-    reasoning: str | bool | None = Field(
-        default=None,
-        description="Template of the thought before the completion; true for the column `reasoning` and thoughts at "
-        "the start of completions, false to leave thoughts out; None is true if the first rows have some.",
-    )
-    max_new_tokens: Count | None = Field(
-        default=None, description="Token limit of the task's answers; None is `generation.max_new_tokens`."
-    )
-    max_reasoning_tokens: Count | None = Field(
-        default=None,
-        description="Token limit of the thought before an answer, added to `max_new_tokens`; None is "
-        "`pipeline.max_reasoning_tokens`.",
-    )
-    chat_template_kwargs: TemplateVariables = Field(
-        default={}, description="Variables of the chat template for this task, over `pipeline.chat_template_kwargs`."
-    )
-
-    too_long: TooLong | None = Field(
-        default=None, description="What happens to rows that are longer than the limit; None is `pipeline.too_long`."
-    )
-
-    @field_validator("prompt", "completion")
-    @classmethod
-    def _check_template(cls, template: str) -> str:
-        check_template(template)
-        return template
-
-    @field_validator("reasoning", mode="before")
-    @classmethod
-    def _check_reasoning(cls, template: object) -> object:
-        if template is None or isinstance(template, bool):
-            return template
-        if not isinstance(template, str) or not template.strip():
-            raise ValueError('expected a template, as in "{reasoning}", true or false')
-        check_template(template)
-        if not any(name for _, name, _, _ in string.Formatter().parse(template)):
-            raise ValueError('it contains no column, so every thought would be the same; write "{reasoning}"')
-        return template
-
-    @field_validator("completion")
-    @classmethod
-    def _check_completion_varies(cls, template: str) -> str:
-        if not any(name for _, name, _, _ in string.Formatter().parse(template)):
-            raise ValueError('it contains no column, so every completion would be the same; write "{label}"')
-        return template
-
-    @field_validator("metric")
-    @classmethod
-    def _check_metric(cls, metric: str) -> str:
-        module, colon, function = metric.partition(":")
-        is_custom = colon and all(part.isidentifier() for part in (*module.split("."), function))
-        if metric not in METRICS and not is_custom:
-            hint = metric_hint(metric)
-            if path := re.fullmatch(r"(?:.*/)?(\w+)\.py:(\w+)", metric):
-                hint = f"write {path[1]}:{path[2]}, and put {path[1]}.py into the working directory"
-            raise ValueError(f"unknown metric {metric!r}; {hint}")
-        return metric
-
-    @field_validator("normalize")
-    @classmethod
-    def _check_normalize(cls, normalize: bool | None, info: ValidationInfo) -> bool | None:
-        metric = info.data.get("metric", "exact_match")  # an invalid metric is reported by its own validator
-        if normalize is not None and metric != "exact_match":
-            raise ValueError(f"it has no effect on the metric {metric}, only on exact_match; remove it")
-        return normalize
+from pipelines.config.task import Task, TemplateVariables, TooLong
 
 
 class Split(Section):
@@ -235,20 +123,3 @@ class PipelineSettings(Section):
         """The system prompt of a task, or of prompts that belong to no task; None for none."""
         task_prompt = None if task is None else self.tasks[task].system
         return task_prompt if task_prompt is not None else self.system
-
-
-def check_template(template: str) -> None:
-    """Raises ValueError unless every brace in `template` is a `{column}` or a literal `{{` or `}}`."""
-    hint = 'write "{column}" for a column, "{{" and "}}" for braces'
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError:
-        unclosed = re.search(r"(?<!\{)(?:\{\{)*(\{[^{}]*)\Z", template)
-        message = f"{unclosed[1][:30]!r} is not closed" if unclosed else "a } has no { before it"
-        raise ValueError(f"{message}; {hint}") from None
-    for _, name, spec, conversion in parts:
-        if name is None:
-            continue
-        if not name.strip() or name != name.strip() or spec or conversion or re.search(r"[{}\n]", name):
-            placeholder = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
-            raise ValueError(f"{placeholder[:40]!r} is not a column; {hint}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from pipelines.storage.strict_json import dump
 
 Message = dict[str, Any]
 """One turn: `role` (system, user, assistant or tool) and `content` (text). An assistant's turn may have
@@ -56,3 +59,13 @@ class Conversation:
             template_kwargs=template_kwargs or {},
             with_reasoning=reasoning is not None,
         )
+
+    def to_json(self) -> str:
+        """The conversation as JSON, for `from_json`."""
+        return dump(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Conversation:
+        """The conversation that `to_json` has written."""
+        values = json.loads(text)
+        return cls(**{**values, "supervised_turns": tuple(values["supervised_turns"])})

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.conversation import Conversation
 from pipelines.data.readers import RowErrors, numbered_rows
+from pipelines.data.row_formats import as_test_rows, fill_row, resolve_format, used_columns
 from pipelines.data.sources import DataSource, open_source
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import (
     SPLIT_COLUMN,
-    check_system_is_constant,
     describe_columns,
-    fill_nonempty,
     fill_reasoning,
-    template_columns,
 )
 from pipelines.errors import DataError, Problem
 from pipelines.scoring.metric import check_row
@@ -109,14 +107,15 @@ def _load_task(name: str, task: Task, pipeline: PipelineSettings) -> Iterator[Ex
     """Yields the examples of one task. Raises DataError after the last one, for rows that cannot be used."""
     errors = RowErrors(f"task {name}: ")
     counts: Counter[str] = Counter()
+    task, _ = resolve_format(name, task)
     for row in read_split_rows(task, pipeline):
         try:
-            example = _fill_example(name, task, pipeline, row)
+            examples = _fill_examples(name, task, pipeline, row)
         except DataError as error:
             errors.add(row.file, row.row_number, str(error))
             continue
-        counts[example.split] += 1
-        yield example
+        counts[examples[0].split] += 1
+        yield from examples
     errors.raise_if_any()
     for split in ("train", "test"):
         if not counts[split]:
@@ -125,34 +124,36 @@ def _load_task(name: str, task: Task, pipeline: PipelineSettings) -> Iterator[Ex
             raise DataError(Problem(f"task {name}: {message}", source.files[0].name))
 
 
-def _fill_example(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> Example:
+def _fill_examples(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> list[Example]:
     """Raises DataError, without a location, for a row without a split or with columns that the task cannot use."""
     if row.split is None:
         raise DataError(row.error)
-    system = pipeline.system_prompt(name)
-    template_kwargs = {**pipeline.chat_template_kwargs, **task.chat_template_kwargs}
-    check_system_is_constant(system, row.fields)
-    prompt = fill_nonempty(task.prompt, row.fields, "prompt")
-    completion = fill_nonempty(task.completion, row.fields, "completion")
+    filled = fill_row(task, row.fields, pipeline.system_prompt(name))
     if row.split == "test":
         _check_scoring_columns(task, row.fields)
-    return Example(
-        task=name,
-        split=row.split,
-        file=row.file,
-        row_number=row.row_number,
-        system=system,
-        prompt=prompt,
-        completion=completion,
-        fields={column: value for column, value in row.fields.items() if column != SPLIT_COLUMN},
-        template_kwargs=template_kwargs,
-        reasoning=fill_reasoning(task.reasoning, row.fields, named_columns(task)),
-    )
-
-
-def named_columns(task: Task) -> list[str | None]:
-    """The columns that the task uses for something else than the thought."""
-    return [*template_columns(task.prompt), *template_columns(task.completion), task.cluster_by]
+        filled = list(as_test_rows(filled))
+    else:
+        filled = filled[-1:]  # all supervised turns of a conversation are trained together
+    fields = {column: value for column, value in row.fields.items() if column != SPLIT_COLUMN}
+    template_kwargs = {**pipeline.chat_template_kwargs, **task.chat_template_kwargs}
+    reasoning = fill_reasoning(task.reasoning, row.fields, used_columns(task))
+    return [
+        Example(
+            task=name,
+            split=row.split,
+            file=row.file,
+            row_number=row.row_number,
+            system=part.system,
+            prompt=part.prompt,
+            completion=part.completion,
+            fields=fields,
+            template_kwargs=template_kwargs,
+            reasoning=reasoning if part.turns is None else None,
+            turns=None if part.turns is None else replace(part.turns, template_kwargs=template_kwargs),
+            turn=part.turn,
+        )
+        for part in filled
+    ]
 
 
 def _check_scoring_columns(task: Task, fields: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ def label_column(task: Task) -> str | None:
     """The column with the label of a row, if the task's metric compares labels and its completion is one column."""
     metric = METRICS.get(task.metric) if task.metric in METRICS else None
     completion = task.completion
-    if metric is None or not metric.single_label or not completion:
+    if metric is None or not metric.single_label or not completion or task.template == "jinja":
         return None
     columns = template_columns(completion)
     return columns[0] if len(columns) == 1 and completion.strip() == f"{{{columns[0]}}}" else None

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipelines.config.messages import did_you_mean
-from pipelines.config.pipeline import check_template
+from pipelines.config.templates import check_template
 from pipelines.errors import DataError
 from pipelines.storage.strict_json import NonTextValue, infinity
 
@@ -115,28 +115,21 @@ def _describe_nested(column: str, value: list[Any] | dict[str, Any]) -> str:
     if isinstance(value, dict):
         return "holds an object, not a text; move the part you need into its own column"
     if value and all(isinstance(item, dict) and {"content", "value"} & set(item) for item in value):
-        key = "content" if "content" in value[0] else "value"
-        return (
-            f"holds a conversation (a list of messages), which is not supported; move the user's message into one "
-            f"column and the assistant's answer into another, each as text (jq: .{column}[0].{key})"
-        )
+        return f"holds a conversation (a list of messages); write messages: {column} instead of prompt and completion"
     if all(isinstance(item, str) for item in value):
         advice = f'join it (jq: .{column} | join("\\n")), or move one of its texts into its own column'
         return f"holds a list, not a text; {advice}"
     return "holds a list, not a text; move the part you need into its own column"
 
 
-def check_system_is_constant(system: str | None, columns: Iterable[str]) -> None:
-    """Raises DataError if the system turn names a column in braces. It is the same for every row, not a template."""
-    if system is None or "{" not in system:
-        return
-    known = set(columns)
-    for name in _PLACEHOLDER.findall(system):
-        if name.strip() in known:
-            raise DataError(
-                f"system contains {{{name}}}, a column of the rows, but system is not a template: it is the same for "
-                f"every row; write {{{name.strip()}}} in prompt instead"
-            )
+def fill_system(system: str, fields: Mapping[str, Any]) -> str:
+    """The system turn of a row: `{column}` is replaced by the row's value. Other braces are text."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1].strip()
+        return to_text(name, fields[name]) if name in fields else match[0]
+
+    return _PLACEHOLDER.sub(value, system) if "{" in system else system
 
 
 REASONING_COLUMN = "reasoning"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.chat_template import ChatTemplateError
+from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import EncodedExample, PromptFormat
 from pipelines.data.readers import RowErrors
@@ -89,11 +90,11 @@ class _SplitWriter:
     """Writes an Arrow file in batches of TOKENIZE_BATCH_SIZE rows. An exception in the block removes the file."""
 
     def __init__(self, path: Path, split: str) -> None:
-        texts = (
-            [(name, pa.string()) for name in ("prompt", "completion", "reasoning", "fields")] if split == "test" else []
-        )
+        names = ("prompt", "completion", "system", "reasoning", "turns", "fields")
+        texts = [(name, pa.string()) for name in names] if split == "test" else []
         tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_spans", pa.list_(pa.list_(pa.int32(), 2)))]
-        self.schema = pa.schema([("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), *tokens, *texts])
+        source = [("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("turn", pa.int64())]
+        self.schema = pa.schema([*source, *tokens, *texts])
         self.path = path
         self.batch: list[dict[str, Any]] = []
 
@@ -119,7 +120,10 @@ class _SplitWriter:
                 "supervised_spans": row.supervised_spans,
                 "prompt": example.prompt,
                 "completion": example.completion,
+                "system": example.system,
                 "reasoning": example.reasoning,
+                "turn": example.turn,
+                "turns": None if example.turns is None else example.turns.to_json(),
                 "fields": example.fields,
             }
         )
@@ -144,7 +148,7 @@ def open_split(folder: Path, split: str) -> pa.Table:
 
 
 def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
-    """The tokenized examples of the test split, with the system turns and limits that the job's config gives them."""
+    """The tokenized examples of the test split, with the limits that the job's config gives them."""
     return [
         TokenizedExample(
             row["input_ids"],
@@ -154,7 +158,9 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 split="test",
                 file=row["file"],
                 row_number=row["row"],
-                system=job.system_prompt(row["task"]),
+                system=row["system"],
+                turn=row["turn"],
+                turns=None if row["turns"] is None else Conversation.from_json(row["turns"]),
                 prompt=row["prompt"],
                 completion=row["completion"],
                 reasoning=row["reasoning"],

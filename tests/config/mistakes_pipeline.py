@@ -33,11 +33,11 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     ),
     "misspelt section": (with_line("  tasks:", "  task:"), 2, "pipeline.task: unknown key; did you mean tasks?"),
     "misspelt key": (with_line("prompt:", "promt:"), 5, "sentiment.promt: unknown key; did you mean prompt?"),
-    "unknown key": (task("zzz: 1"), 8, "unknown key; known keys: data, prompt, completion, metric, normalize,"),
+    "unknown key": (task("zzz: 1"), 8, "unknown key; known keys: data, template, prompt, completion, messages,"),
     "key of the trainer": (task("learning_rate: 1"), 8, "unknown key; it belongs in trainer"),
     "task key in pipeline": (pipeline("prompt: x"), 2, "it belongs in pipeline.tasks.NAME"),
     "missing data": (with_line("      data: data/sentiment.jsonl\n", ""), 3, "data is missing, as in data: data/"),
-    "missing prompt": (with_line("prompt:", "system:"), 3, "prompt is missing, as in prompt:"),
+    "missing prompt": (with_line("prompt:", "system:"), 3, "completion needs prompt; write prompt:"),
     "missing completion": (
         with_line('      completion: "{label}"\n', ""),
         3,

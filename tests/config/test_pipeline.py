@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.config.pipeline import check_template
+from pipelines.config.templates import check_template
 
 
 @pytest.mark.parametrize("template", ["", "plain", "{a}", "{a b} {{x}} {c.d}", "{{{a}}}", "}}{{", "{Überschrift}"])

@@ -81,8 +81,6 @@ def test_problems_are_grouped_and_limited(tmp_path):
         ({}, {"metric": "unit_tests"}, "metric unit_tests needs a column `tests` with at least one assert"),
         ({"test": "assert f() == 1"}, {"metric": "unit_tests"}, "the row has 'test': rename it"),
         ({"tests": []}, {"metric": "unit_tests"}, "this one holds a list of something"),
-        ({"team": "x"}, {"system": "You work for {team}."}, r"system contains \{team\}, a column of the rows"),
-        ({"team": "x"}, {"system": "You work for { team }."}, r"write \{team\} in prompt instead"),
     ],
 )
 def test_columns_of_the_score_and_the_system_turn(tmp_path, columns, settings, message):

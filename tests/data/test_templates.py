@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.data.templates import check_system_is_constant, fill, fill_nonempty, is_valid_placeholder
+from pipelines.data.templates import fill, fill_nonempty, fill_system, is_valid_placeholder
 from pipelines.errors import DataError
 from pipelines.storage.strict_json import parse
 
@@ -40,10 +40,9 @@ def test_values_as_in_json(written, text):
         ("x\0y", "column a contains a NUL character, as UTF-16 and binary files do"),
         (
             [{"role": "user", "content": "x"}],
-            r"column a holds a conversation \(a list of messages\), which is not supported; move the user's message "
-            r"into one column .*jq: .a\[0\].content",
+            r"holds a conversation \(a list of messages\); write messages: a instead",
         ),
-        ([{"from": "human", "value": "x"}], r"holds a conversation .*jq: .a\[0\].value"),
+        ([{"from": "human", "value": "x"}], r"holds a conversation .* write messages: a instead"),
         (["x", "y"], r'column a holds a list, not a text; join it \(jq: .a | join\("'),
         ([], "holds a list"),
         ([1, 2], "holds a list, not a text; move the part"),
@@ -83,9 +82,9 @@ def test_blank_text():
         fill_nonempty(" {a}\n", {"a": "\t"}, "prompt")
 
 
-def test_system_is_not_a_template():
-    check_system_is_constant("Be {kind}.", ["review"])
-    check_system_is_constant('{"label": "…"} {{review}}', ["review", "label"])
-    check_system_is_constant(None, ["review"])
-    with pytest.raises(DataError, match=r"system contains \{review\}, a column of the rows"):
-        check_system_is_constant("About {review}.", ["review"])
+def test_the_system_turn_may_name_columns():
+    fields = {"review": "r", "label": "x"}
+    assert fill_system("About {review}, { label }.", fields) == "About r, x."
+    assert fill_system('{"label": "…"} {{review}} {other}', fields) == '{"label": "…"} {{review}} {other}'
+    with pytest.raises(DataError, match="column review has no value"):
+        fill_system("{review}", {"review": None})

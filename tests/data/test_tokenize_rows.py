@@ -44,7 +44,7 @@ def test_splits_on_disk(tmp_path):
         "validation.arrow",
     ]
     train = open_split(tmp_path / "data", "train")
-    assert train.column_names == ["task", "file", "row", "input_ids", "supervised_spans"]
+    assert train.column_names == ["task", "file", "row", "turn", "input_ids", "supervised_spans"]
     assert train["input_ids"].to_pylist() == [row.input_ids for row in rows[:2]]
     (example,) = read_test_examples(tmp_path / "data", job)
     assert example.input_ids == rows[3].input_ids and example.supervised_spans == rows[3].supervised_spans

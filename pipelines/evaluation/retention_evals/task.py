@@ -14,7 +14,7 @@ from pipelines.config.base import Count, Text
 from pipelines.config.retention_registry import RETENTION_EVAL_KINDS
 from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows
-from pipelines.data.templates import check_system_is_constant, fill_nonempty
+from pipelines.data.templates import fill_nonempty, fill_system
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, Problem
 from pipelines.evaluation.completions import LoadedModel, complete
@@ -72,7 +72,6 @@ class TaskEval(RetentionEval):
         examples, errors = [], RowErrors()
         for number, row in numbered_rows(self.file):
             try:
-                check_system_is_constant(self.system, row)
                 prompt, completion = (fill_nonempty(text, row, key) for key, text in self.templates.items())
                 check_row(self.metric, row)
             except DataError as error:
@@ -82,7 +81,7 @@ class TaskEval(RetentionEval):
                 Example(
                     prompt=prompt,
                     completion=completion,
-                    system=self.system,
+                    system=None if self.system is None else fill_system(self.system, row),
                     task=name,
                     file=self.data,
                     row_number=number,
