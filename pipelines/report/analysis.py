@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines.report.summaries import find_caveats, label_anywhere_accuracies
 from pipelines.scoring.metric import Metric, metric_from_key
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 from pipelines.storage.records import CompletionRecord, SamplePromptRecord
+from pipelines.storage.strict_json import dump
 
 
 @track_activity("reading the run and scoring its completions")
@@ -32,6 +34,7 @@ def analyse(folder: Path) -> Analysis:
     metrics = {task: metric_from_key(key) for task, key in files.metrics.items()}
     _check_not_all_empty(files, metrics)
     examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
+    examples = _number_answers(examples)
     sample_prompts = [
         SamplePrompt(base.title, base.prompt, base.completion, tuned.completion, **_reasoning(base, tuned))
         for base, tuned in zip(files.base_sample_prompts, files.tuned_sample_prompts, strict=True)
@@ -61,6 +64,18 @@ def _check_not_all_empty(files: RunFiles, metrics: Mapping[str, Metric]) -> None
             path = files.path / model / "completions.jsonl"
             advice = "check config.yaml's generation and learning rate, delete this folder and run the job again"
             raise RunError(Problem(f"every completion is empty; {advice}", str(path)))
+
+
+def _number_answers(examples: Sequence[ExampleComparison]) -> list[ExampleComparison]:
+    """The examples with the number of each answer among those of its row, where a row has several."""
+    totals = Counter((example.task, example.row) for example in examples)
+    seen: Counter[tuple[str, int]] = Counter()
+    numbered = []
+    for example in examples:
+        key = (example.task, example.row)
+        seen[key] += 1
+        numbered.append(replace(example, answer=seen[key]) if totals[key] > 1 else example)
+    return numbered
 
 
 def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) -> ExampleComparison:
@@ -126,8 +141,10 @@ def _compare(
     task: str, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], files: RunFiles
 ) -> Comparison:
     column = files.cluster_column(task)
+    # Several answers of one conversation are not independent: its row is then their cluster.
+    has_several = any(example.answer is not None for example in examples if example.task == task)
     scored = [
-        (example.base_score, example.tuned_score, column and str(record.fields.get(column)))
+        (example.base_score, example.tuned_score, str(record.fields.get(column)) if column else dump(record.fields))
         for example, record in zip(examples, files.base, strict=True)
         if example.task == task and example.base_score is not None and example.tuned_score is not None
     ]
@@ -139,7 +156,11 @@ def _compare(
         raise RunError(Problem(message, str(files.path / "tuned" / "completions.jsonl")))
     base, tuned, clusters = zip(*scored, strict=True)
     return compare(
-        base, tuned, binary=metrics[task].binary, clusters=clusters if column else None, num_comparisons=len(metrics)
+        base,
+        tuned,
+        binary=metrics[task].binary,
+        clusters=clusters if column or has_several else None,
+        num_comparisons=len(metrics),
     )
 
 

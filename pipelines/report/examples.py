@@ -51,7 +51,7 @@ def print_examples(analysis: Analysis, examples: Sequence[ExampleComparison], co
 def _parts(analysis: Analysis, examples: Sequence[ExampleComparison]) -> Iterator[RenderableType]:
     for example in examples:
         task = analysis.tasks[example.task]
-        title = f"{example.task}, row {example.row}: {example.change}"
+        title = f"{example.task}, {example.row_title}: {example.change}"
         yield Rule(Text(title, style=STYLES[example.change]), align="left", style="dim")
         yield Text(_excerpt(example.prompt))
         yield Padding(Text(_excerpt(example.reference), style="dim"), (0, 0, 0, 2))

@@ -106,6 +106,9 @@ class ExampleReport(JsonModel):
 
     task: str = Field(description="Name of the task.")
     row: int = Field(description="Line of the row in its data file, from 1.")
+    answer: int | None = Field(
+        description="Number of the answer among those of its row, from 1; null if the row has one answer."
+    )
     prompt: str = Field(description="Prompt, before the chat template.")
     reference: str = Field(description="Expected completion.")
     base: str = Field(description="Completion of the base, or of the first model.")

@@ -110,7 +110,7 @@ def _pick_examples(examples_by_regression: list[ExampleComparison]) -> Iterable[
 
 def _example(example: ExampleComparison, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
     scores = [score(value, task.unit, task.metric.binary) for value in (example.base_score, example.tuned_score)]
-    yield f"**{_escape(example.task)}**, row {example.row}, {example.change}: {' → '.join(scores)}"
+    yield f"**{_escape(example.task)}**, {example.row_title}, {example.change}: {' → '.join(scores)}"
     names = ("prompt", "reference", *map(_escape, models))
     texts = (example.prompt, example.reference, example.base, example.tuned)
     thoughts = (None, example.reference_reasoning, example.base_reasoning, example.tuned_reasoning)

@@ -146,6 +146,13 @@ class ExampleComparison:
     tuned_reasoning_cut: bool = False
     reference_reasoning: str | None = None
     """The reasoning of the row; None if it has none."""
+    answer: int | None = None
+    """The number of the answer among those of its row, from 1; None if the row has one answer."""
+
+    @property
+    def row_title(self) -> str:
+        """The row in words, unique within the task."""
+        return f"row {self.row}" + (f", answer {self.answer}" if self.answer is not None else "")
 
 
 @dataclass(frozen=True)
