@@ -191,7 +191,7 @@ _TYPICAL_KEYS: dict[str, str] = {
 }
 """Tool → keys at the top level of its configs. Two of them identify the tool in a config without `pipeline:`."""
 LUDWIG = "a Ludwig"
-IMPORTABLE = (LUDWIG,)
+IMPORTABLE = (LUDWIG, "a LLaMA-Factory")
 """Tools whose configs `alfine import` reads."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pipelines.config.messages import KeyPath, dotted
@@ -55,6 +56,8 @@ class JobDraft:
         self.changed: dict[KeyPath, str] = {}
         self.dropped: dict[KeyPath, str] = {}
         self.notes: list[str] = []
+        self.info_folder: Path | None = None
+        """The folder of a file that describes the data sets of the source."""
 
     @property
     def file(self) -> str:
