@@ -191,7 +191,7 @@ _TYPICAL_KEYS: dict[str, str] = {
 }
 """Tool → keys at the top level of its configs. Two of them identify the tool in a config without `pipeline:`."""
 LUDWIG = "a Ludwig"
-IMPORTABLE = (LUDWIG, "a LLaMA-Factory")
+IMPORTABLE = (LUDWIG, "a LLaMA-Factory", "an axolotl")
 """Tools whose configs `alfine import` reads."""
 
 

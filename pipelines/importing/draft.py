@@ -65,6 +65,11 @@ class JobDraft:
         return str(self.source.locations[()].file)
 
     @property
+    def path(self) -> Path:
+        """The path of the source."""
+        return Path(self.file)
+
+    @property
     def task_names(self) -> list[str]:
         """The names of the job's tasks."""
         return list(self.config["pipeline"]["tasks"])
