@@ -162,7 +162,8 @@ def _convert_schedule(draft: JobDraft, rate: float) -> None:
     minimum = draft.number("cosine_min_lr_ratio") or draft.number("lr_scheduler_kwargs", "min_lr_rate")
     absolute = draft.number("lr_scheduler_kwargs", "min_lr")
     if decay == "cosine" and (minimum or absolute):
-        section["eta_min"] = absolute or (minimum or 0) * rate
+        eta_min = absolute or (minimum or 0) * rate
+        section = {**section, "eta_min": eta_min} if eta_min < rate else {**section, "decay": None}
         sources = ("cosine_min_lr_ratio", ("lr_scheduler_kwargs", "min_lr_rate"), ("lr_scheduler_kwargs", "min_lr"))
         draft.account("trainer.learning_rate_scheduler.eta_min", *sources)
     draft.put("trainer.learning_rate_scheduler", section, key, comment=_default(draft, key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.config.messages import shorten
+from pipelines.importing import llama_factory_v1
 from pipelines.importing.data_options import DataOptions
 from pipelines.importing.draft import JobDraft
 from pipelines.importing.hf_adapter import put_lora, put_max_length, put_quantization, refuse_prequantized
@@ -33,6 +34,10 @@ VARIANTS = {
 
 def convert(draft: JobDraft, options: DataOptions) -> None:
     """Fills the draft. Raises ConfigError for a config that trains on no supervised text."""
+    if draft.has("model") and not draft.has("model_name_or_path"):
+        llama_factory_v1.convert(draft, options)
+        _drop_the_rest(draft)
+        return
     _check_stage(draft)
     base_model = draft.get("model_name_or_path")
     if not isinstance(base_model, str):
