@@ -55,6 +55,8 @@ def _dataset_info(draft: JobDraft, names: list[str], options: DataOptions) -> Ma
     """The descriptions of the data sets. Raises ConfigError without them, unless --data names all files."""
     folder = draft.get("dataset_dir", default="data")
     if isinstance(folder, Mapping):
+        if not all(isinstance(entry, Mapping) for entry in folder.values()):
+            draft.refuse("expected descriptions of data sets", "dataset_dir")
         return folder
     config = Path(draft.file)
     places = (Path(str(folder)) / INFO, Path(INFO))
