@@ -21,7 +21,7 @@ from pipelines.storage.files import os_errors_as_machine_error, write_text
 @click.option("--data", multiple=True, metavar="[TASK=]FILE", help="Rows of a task, instead of those that FILE names.")
 @click.option("--output", type=click.Path(path_type=Path), help="File of the job; the terminal if missing.")
 def import_config(file: Path, data: tuple[str, ...], output: Path | None) -> None:
-    """Write a job from a Ludwig config. Says what was mapped, changed and dropped.
+    """Write a job from a config of Ludwig, LLaMA-Factory or axolotl. Says what was mapped, changed and dropped.
 
     \b
     Example:

@@ -1,12 +1,11 @@
 """Survey of `alfine import`: how many configs of another tool's repository become jobs that pass `alfine check`.
 
-    python -m tests.benchmarks.imports FOLDER [FOLDER ...] [--under examples] [--verbose] [--train 3]
+    python -m tests.benchmarks.imports FOLDER [FOLDER ...] [--under examples] [--verbose]
 
 FOLDER is a checkout of Ludwig, its documentation, LLaMA-Factory or axolotl. Configs are read from YAML files, from
 blocks of YAML in Markdown and notebooks, and from texts and literals in Python files. Base models stay as they are
 written. Data that is not on this disk is replaced by twelve generated rows in the format that the config names
 (`--data`). Counted are configs of supervised fine-tuning on text; `kind_of` says which those are, by the config alone.
-With --train, the first N jobs of each folder that pass are trained for three steps on a tiny model.
 """
 
 from __future__ import annotations
@@ -181,6 +180,7 @@ def rows_for(task: dict[str, Any]) -> list[dict[str, Any]]:
         columns = {name for tree in parsed for name in jinja2.meta.find_undeclared_variables(tree)}
     else:
         columns = {name for template in templates for name in template_columns(template)}
+    columns = columns or {"instruction", "input", "output"}  # the job detects the format of its rows
     return [{name: f"{name} number {index}" for name in sorted(columns)} for index in range(NUM_ROWS)]
 
 
