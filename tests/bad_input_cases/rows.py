@@ -15,6 +15,12 @@ from tests.bad_input_cases.case import (
     retention_eval,
 )
 
+_PROMPT = GOOD[GOOD.index("      prompt:") : GOOD.index("      completion:")]
+_COMPLETION = GOOD[GOOD.index("      completion:") :].splitlines(keepends=True)[0]
+_METRIC = next(line for line in GOOD.splitlines(keepends=True) if "metric:" in line)
+MESSAGES = GOOD.replace(_PROMPT, "      messages: messages\n").replace(_COMPLETION, "").replace(_METRIC, "")
+DETECTED = MESSAGES.replace("      messages: messages\n", "")
+
 CASES = [
     Case("data is a folder", CHECK, rows=None, others={"rows.jsonl/x": ""}),
     Case("JSON array instead of lines", CHECK, rows=json.dumps([{"review": "Fine.", "label": "good"}] * 3, indent=1)),
@@ -35,7 +41,7 @@ CASES = [
         "a column missing in every row", CHECK, rows="".join('{"text": "Fine.", "label": "good"}\n' for _ in range(9))
     ),
     Case("a zip file named JSONL", CHECK, rows=b"PK\x03\x04\x14\x00\x00\x00\x08\x00\xd5\xa3"),
-    Case("UTF-16 rows", CHECK, rows=ROWS.encode("utf-16")),
+    Case("UTF-16 rows without a mark", CHECK, rows=ROWS.encode("utf-16-le")),
     Case(
         "a missing split file", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl, test: test.jsonl}")
     ),
@@ -72,9 +78,30 @@ CASES = [
         rows='{"time:utc": "Fine.", "label": "good"}\n' * 9,
     ),
     Case(
-        "a column in the system prompt",
+        "an empty column in the system prompt",
         CHECK,
-        config=changed("metric: exact_match", 'metric: exact_match\n      system: "Judge {review}."'),
+        config=changed("metric: exact_match", 'metric: exact_match\n      system: "Judge {kind}."'),
+        rows=ROWS + '{"review": "Fine.", "label": "good", "kind": null}\n',
+    ),
+    Case("a pattern without a match", CHECK, config=changed("data: rows.jsonl", "data: rows-*.jsonl")),
+    Case(
+        "a conversation without an answer",
+        CHECK,
+        config=MESSAGES,
+        rows='{"messages": [{"role": "user", "content": "Fine?"}]}\n' * 9,
+    ),
+    Case(
+        "an unknown role",
+        CHECK,
+        config=MESSAGES,
+        rows='{"messages": [{"role": "usr", "content": "Fine?"}, {"role": "assistant", "content": "Yes."}]}\n' * 9,
+    ),
+    Case("a column of messages that is missing", CHECK, config=MESSAGES),
+    Case("rows of no known format", CHECK, config=DETECTED),
+    Case(
+        "Jinja without template: jinja",
+        CHECK,
+        config=changed("{review}", "{% if review %}{review}{% endif %}"),
     ),
     Case("the answer in the prompt", CHECK, config=changed("{review}", "{review} ({label})")),
     Case(
@@ -87,7 +114,6 @@ CASES = [
         CHECK,
         config=changed("data: rows.jsonl", "data: {train: rows.jsonl, test: rows.jsonl}"),
     ),
-    Case("no test file", CHECK, config=changed("data: rows.jsonl", "data: {train: rows.jsonl}")),
     Case(
         "a split column that contradicts the file",
         CHECK,

@@ -12,7 +12,14 @@ CONFIGS = sorted((ROOT / "ludwig_configs").glob("*.yaml"))
 
 
 def test_there_are_configs():
-    assert {path.stem for path in CONFIGS} >= {"quickstart", "instruction", "full_finetune", "gpu_lora", "gpu_qlora"}
+    assert {path.stem for path in CONFIGS} >= {
+        "quickstart",
+        "instruction",
+        "conversations",
+        "full_finetune",
+        "gpu_lora",
+        "gpu_qlora",
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -102,3 +102,15 @@ def test_no_function_of_the_test_split_is_in_the_train_split():
     assert not [
         row["code"] for row in rows_of("code") if row["split"] == "test" and without_names(row["code"]) in trained
     ]
+
+
+def test_conversations_alternate_and_end_with_an_answer():
+    rows = rows_of("conversations")
+    assert Counter(row["split"] for row in rows) == {"train": 168, "validation": 24, "test": 48}
+    assert Counter(row["topic"] for row in rows).most_common()[0][1] == 12
+    for row in rows:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and 4 <= len(roles) <= 8
+        assert all(message["content"].strip() for message in row["messages"])
+    texts = [" ".join(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows]
+    assert max(similarities(texts))[0] < MAX_SIMILARITY
