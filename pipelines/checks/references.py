@@ -140,6 +140,8 @@ class ReferenceChecks:
         metric = self.metrics.get(owner)
         if metric is None or not metric.scores_completions:
             return
+        if len(row.prompt_ids) >= self.context_length:
+            return  # it is refused for its length
         self.rows[owner] += 1
         should_score = self.rows[owner] <= MAX_SCORED
         max_new_tokens = min(max_new_tokens, self.context_length - len(row.prompt_ids))

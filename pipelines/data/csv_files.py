@@ -29,7 +29,6 @@ def read_csv(path: Path, suffix: str) -> NumberedRows:
     Raises DataError with the line of the first row that has more or fewer cells than the header.
     """
     # Not pandas: it fills short rows with NaN and changes values such as "001" and "NA" silently.
-    csv.field_size_limit(MAX_LINE_BYTES)  # a quote that is not closed would read the whole file into memory
     lines = text_lines(path, detect_encoding(path, may_guess=True))
     sample = list(islice(lines, SAMPLE_LINES))
     first_line = sample[0] if sample else ""
@@ -98,6 +97,7 @@ def _detect_delimiter(sample: list[str], default: str) -> str:
 
 def _cell_counts(sample: list[str], delimiter: str) -> list[int]:
     """The number of cells of each row of the sample; of a row that continues after the sample, none."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # a quote that is not closed would read the whole file into memory
     rows: list[int] = []
     reader = csv.reader(_without_end(sample), delimiter=delimiter, strict=True)
     try:
