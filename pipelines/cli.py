@@ -29,7 +29,7 @@ VERBS: Mapping[str, str] = {
     "examples": "Page through the examples of a run.",
     "sweep": "Compare forgetting strategies on the same data, seeds and budget.",
     "models": "List the base models that need no model hub.",
-    "import": "Write a job from a Ludwig config.",
+    "import": "Write a job from a config of Ludwig, LLaMA-Factory or axolotl.",
 }
 """The verbs in the order of `alfine --help`, each with the summary that its help begins with. The command of a verb has
 the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used; that of `import` is

@@ -24,6 +24,7 @@ def test_the_model_card_names_the_content_of_the_base_folder(tmp_path, monkeypat
         base_model=str(base),
         adapter={"type": "lora"},
         quantization=quantization,
+        template_source=None,
         pipeline=SimpleNamespace(continue_from=None, tasks={"reviews": None}),
     )
     model = torch.nn.Linear(2, 1)
