@@ -75,7 +75,7 @@ def csv_notes(path: Path, suffix: str) -> list[str]:
 
 
 def _detect_delimiter(sample: list[str], default: str) -> str:
-    """The default if it splits the header and all rows of the sample alike, else the mark that does.
+    """The default if it splits the header and all rows of the sample into as many cells, else the mark that does.
 
     If none does, a mark that splits the header: its rows are then reported as wrong. A file of one column has none.
     """

@@ -7,12 +7,10 @@ template that writes an empty thought or a channel before the answer has it in t
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +23,11 @@ from pipelines.data.chat_template import (
     check_contains,
 )
 from pipelines.data.conversation import Conversation, Message
+from pipelines.data.template_form import ANSWER, PROMPT, TemplateForm
 
 if TYPE_CHECKING:
     from pipelines.data.reasoning import ReasoningMarkers
 
-PROMPT, ANSWER, SYSTEM = "alfineprompt", "alfineanswer", "alfinesystem"
-"""Contents of messages whose positions in a rendered conversation show what the template writes around them."""
 _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ", "x")
 """Contents that a template changes if it strips, escapes or parses its messages."""
 _MAY_BE_PARSED = re.compile(r"</|<\||\[/|\|>|think|<\w+>", re.IGNORECASE)
@@ -64,7 +61,7 @@ class _Affixes:
     print_answer: Callable[[str], str]
 
 
-class ConversationRenderer:
+class ConversationRenderer(TemplateForm):
     """Renders conversations with one chat template.
 
     Args:
@@ -81,93 +78,9 @@ class ConversationRenderer:
         bos: str | None,
         markers: Callable[[], ReasoningMarkers | None],
     ) -> None:
-        self.template = template
-        self.bos = bos
+        super().__init__(template, control_tokens, bos)
         self._markers = markers
-        longest_first = sorted(filter(None, control_tokens), key=len, reverse=True)
-        self._control_token = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._affixes: dict[str, _Affixes | None] = {}
-
-    # --- what the template does ---
-
-    @cached_property
-    def writes_parts(self) -> bool:
-        """Whether the template drops contents that are texts and prints those that are lists of parts."""
-        messages = [{"role": "user", "content": PROMPT}]
-        if PROMPT in self.template.render(messages):
-            return False
-        with_parts = self._try(_with_parts(messages))
-        if with_parts is None or PROMPT not in with_parts:
-            check_contains("", PROMPT, "the prompt")
-        return True
-
-    @cached_property
-    def merges_system(self) -> bool:
-        """Whether the template refuses or drops a system turn, so that its text begins the first user turn."""
-        turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWER}]
-        self.template.render(self._in_form(turns))  # an error of its own is not that of the system turn
-        text = self._try(self._in_form([{"role": "system", "content": SYSTEM}, *turns]))
-        return text is None or SYSTEM not in text
-
-    @cached_property
-    def end(self) -> str:
-        """What the template writes after an answer through the end of its turn; empty if it writes no end.
-
-        Raises ChatTemplateError if it prints no answer, or ends it with the token that begins a sequence.
-        """
-        turns = self._in_form([{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}])
-        text = self.template.render(turns)
-        check_contains(text, ANSWER, "the assistant's answer")
-        following = self._try([*turns, *self._in_form([{"role": "user", "content": PROMPT}])])
-        between = "" if following is None else following.rpartition(ANSWER)[2].partition(PROMPT)[0]
-        last = self._first_tokens(self._without_next_header(text.rpartition(ANSWER)[2], turns))
-        middle = self._first_tokens(between)
-        if not last:
-            # Some templates end a turn with the token that begins the next one.
-            end = "".join(middle[:2])
-        else:
-            # What the two texts have in common ends a turn. The rest ends a text, or begins the next turn.
-            pairs = zip(last, middle, strict=False)
-            common = [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
-            end = "".join(common) if len(common) > 1 else "".join(last[:2])
-        if self.bos and end.endswith(self.bos) and self.bos != self.template.variables.get("eos_token"):
-            raise ChatTemplateError(
-                f"{TEMPLATE} writes no end of an answer: {self.bos}, which begins a text, follows it; {DISABLE_HINT}"
-            )
-        return end
-
-    def _without_next_header(self, text: str, turns: Sequence[Message]) -> str:
-        """`text` without the beginning of another answer, which some templates always write."""
-        prompt = self._try(turns[:1], add_generation_prompt=True)
-        header = "" if prompt is None else prompt.rpartition("?")[2]
-        return text.removesuffix(header) if header.strip() and text != header else text
-
-    def _first_tokens(self, text: str) -> list[str]:
-        """The text before the first control token, that token, and those that directly follow it. Empty if there is no
-        control token."""
-        parts: list[str] = []
-        position = 0
-        for match in self._control_token.finditer(text):
-            if parts and match.start() != position:
-                break
-            parts += [match[0]] if parts else [text[: match.start()], match[0]]
-            position = match.end()
-        return parts
-
-    def _through_last_token(self, text: str) -> str:
-        matches = list(self._control_token.finditer(text))
-        return text[: matches[-1].end()] if matches else ""
-
-    def _ends_with_token(self, text: str) -> bool:
-        return any(match.end() == len(text) for match in self._control_token.finditer(text))
-
-    @cached_property
-    def skeleton(self) -> str:
-        """What the template writes around the contents of a system, a user and an assistant turn, and in a prompt."""
-        turns: list[Message] = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWER}]
-        system: list[Message] = [] if self.merges_system else [{"role": "system", "content": SYSTEM}]
-        conversation = self.template.render(self._in_form([*system, *turns]))
-        return conversation + (self._try(self._in_form([*system, turns[0]]), add_generation_prompt=True) or "")
 
     def notes(self, has_system: bool) -> list[str]:
         """What a user should know about the texts that this template writes, as sentences without a full stop.
@@ -280,10 +193,6 @@ class ConversationRenderer:
             rest[first] = {**rest[first], "content": f"{system['content']}\n\n{rest[first]['content']}"}
             messages, turns = rest, [turn - 1 for turn in turns]
         return self._in_form(messages), turns
-
-    def _in_form(self, messages: Sequence[Message]) -> list[Message]:
-        # The property renders a conversation itself, so it must not be needed there.
-        return _with_parts(messages) if self.writes_parts else list(messages)
 
     def _prompt(self, messages: Sequence[Message], conversation: Conversation) -> str:
         """The prompt of the turn after `messages`."""
@@ -458,35 +367,9 @@ class ConversationRenderer:
             return conversation.template_kwargs
         return {**dict.fromkeys(_THINKING_KEYS, True), **conversation.template_kwargs}
 
-    def _try(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str | None:
-        """The rendering, None if the template refuses the messages."""
-        try:
-            return self.template.render(messages, add_generation_prompt=add_generation_prompt)
-        except ChatTemplateError:
-            return None
-
-
-def _with_parts(messages: Sequence[Message]) -> list[Message]:
-    """The messages with contents as lists of parts, as multimodal templates expect them."""
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in messages
-    ]
-
 
 def _content_text(message: Message) -> str:
     content = message.get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content)
     return content if isinstance(content, str) else ""
-
-
-def as_prompt(conversation: Conversation) -> Conversation:
-    """The conversation before its last supervised turn, without an answer."""
-    if not conversation.supervised_turns:
-        return conversation
-    return replace(
-        conversation, messages=conversation.messages[: conversation.supervised_turns[-1]], supervised_turns=()
-    )
