@@ -22,12 +22,12 @@ from pipelines.version import __version__
 
 if TYPE_CHECKING:
     from pipelines import compare as comparison
-    from pipelines import prediction
     from pipelines import run as pipeline
+    from pipelines.prediction import predict as prediction
 else:
     # torch: 3 s that loading and checking a job, or reading a report, does not need
     comparison = lazy_import("pipelines.compare")
-    prediction = lazy_import("pipelines.prediction")
+    prediction = lazy_import("pipelines.prediction.predict")
     pipeline = lazy_import("pipelines.run")
 
 __all__ = [

@@ -25,7 +25,8 @@ from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
 from pipelines.evaluation.completions import Completion, LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
-from pipelines.prediction import check_prompt_lengths, load_prompts, load_tuned, tuned_job, tuned_prompt_format
+from pipelines.prediction.models import load_tuned, tuned_job, tuned_prompt_format
+from pipelines.prediction.rows import check_prompt_lengths, load_prompts
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import metric_from_key, metric_key
 from pipelines.scoring.sandbox import prepare_sandbox

@@ -17,7 +17,8 @@ from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import AlfineError
-from pipelines.prediction import check_output, check_prompt_lengths, load_prompts, write_predictions
+from pipelines.prediction.outputs import check_output, write_predictions
+from pipelines.prediction.rows import check_prompt_lengths, load_prompts
 from tests.jobs import run
 from tests.tiny_tokenizers import make_tokenizer
 
@@ -290,7 +291,7 @@ def test_no_column_is_lost(project):
 @pytest.mark.ludwig
 def test_errors_are_raised_before_the_model_is_loaded(project, monkeypatch):
     run()
-    monkeypatch.setattr("pipelines.prediction.load_tuned", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("pipelines.prediction.predict.load_tuned", lambda *_: pytest.fail("loaded"))
     cases = {
         '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, which predict writes",
         '{"q": "x", "prediction_finish_reason": 1}\n': "new.jsonl:1: has a column `prediction_finish_reason`",

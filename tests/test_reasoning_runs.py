@@ -13,7 +13,7 @@ from pipelines.config.job import load_job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import open_split, read_test_examples
 from pipelines.errors import ConfigError
-from pipelines.prediction import predict
+from pipelines.prediction.predict import predict
 from pipelines.run import run_job
 from pipelines.storage.run_folder import Run
 from tests.jobs import QUIET

@@ -14,7 +14,7 @@ from pipelines.data.conversation import Conversation
 from pipelines.errors import RunError
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.forgetting import continual
-from pipelines.prediction import predict
+from pipelines.prediction.predict import predict
 from pipelines.run import run_job
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run

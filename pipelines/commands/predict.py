@@ -10,8 +10,8 @@ import click
 from pipelines.commands.arguments import run_argument
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
-from pipelines.prediction import check_output, write_predictions
-from pipelines.prediction import predict as predict_rows
+from pipelines.prediction.outputs import check_output, write_predictions
+from pipelines.prediction.predict import predict as predict_rows
 from pipelines.storage.run_folder import Run
 from pipelines.storage.strict_json import dump
 

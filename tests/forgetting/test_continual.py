@@ -9,7 +9,7 @@ from pipelines.config.job import load_job
 from pipelines.errors import ConfigError
 from pipelines.forgetting.continual import check_earlier_gates
 from pipelines.modeling.loading import load_causal_lm
-from pipelines.prediction import predict
+from pipelines.prediction.predict import predict
 from pipelines.report import analyse
 from pipelines.storage.files import read_jsonl
 from pipelines.storage.run_folder import Run

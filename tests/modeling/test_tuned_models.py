@@ -97,7 +97,7 @@ def test_the_model_folder_is_portable(project, tmp_path, adapter, monkeypatch): 
 
 
 def test_a_changed_tuned_model_is_an_error(project):  # noqa: F811
-    from pipelines.prediction import load_tuned
+    from pipelines.prediction.models import load_tuned
 
     done = run("one")
     load_tuned(done, load_job(Path("job.yaml")))
