@@ -15,22 +15,20 @@ from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
+from pipelines.commands.token_text import print_rows
 from pipelines.config.job import load_job
 from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, lr_factor, peak_learning_rate
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import load_examples
-from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.data.too_long import TooLongRows
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
-from pipelines.modeling.token_sequences import num_supervised_tokens, split_at_spans
-from pipelines.report.formatting import printable
+from pipelines.modeling.token_sequences import num_supervised_tokens
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.scoring.sandbox import prepare_sandbox
 
-SUPERVISED_STYLE = "bold green"
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "01234567"
 SPARKLINE_WIDTH = 40
 
@@ -39,10 +37,12 @@ SPARKLINE_WIDTH = 40
 @config_argument
 @overrides_argument
 @click.option("--rows", default=2, show_default=True, help="Rows to show per task.")
-def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
+@click.option("--full", is_flag=True, help="Show the whole text of long turns.")
+def preview(config: Path, overrides: tuple[str, ...], rows: int, full: bool) -> None:
     """Show tokenized rows, sequence lengths and learning rates.
 
-    Supervised tokens are green, special tokens are visible. The data are checked as in a run.
+    Every turn of a row is shown as the chat template writes it, with its number of tokens; lines with > are
+    supervised. The data are checked as in a run.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         rows_that_fit = too_long.apply(tokenize_examples(reasoning.apply(examples), prompt_format))
         tokenized = list(checks.observe_all(rows_that_fit))
     console = Console(highlight=False)
-    print_rows(tokenized, prompt_format, console, rows)
+    print_rows(tokenized, prompt_format, console, rows, shorten=not full)
     print_lengths(tokenized, console)
     num_train_rows = sum(row.example.split == "train" for row in tokenized)
     print_schedule(job.trainer, num_train_rows, console)
@@ -79,37 +79,6 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int) -> None:
         if finding.severity == "warning":
             reporter.warn(str(finding.problem))
     raise_on_errors(findings)
-
-
-def print_rows(
-    rows: Sequence[TokenizedExample], prompt_format: PromptFormat, console: Console, rows_per_task: int
-) -> None:
-    """Prints `rows_per_task` training rows of every task, decoded from their tokens."""
-    console.print(Text.assemble("prompt  ", ("supervised: the completion and its end token", SUPERVISED_STYLE)))
-    for task in dict.fromkeys(row.example.task for row in rows):
-        task_rows = [row for row in rows if row.example.task == task and row.example.split == "train"]
-        for row in task_rows[:rows_per_task]:
-            console.rule(Text(f"{task}  {row.example.source_location}"), align="left")
-            console.print(_highlighted(row, prompt_format))
-
-
-def _highlighted(row: TokenizedExample, prompt_format: PromptFormat) -> Text:
-    special_ids = set(prompt_format.tokenizer.all_special_ids)
-    decode = prompt_format.tokenizer.decode
-    text = Text(overflow="fold")
-    for ids, is_supervised in split_at_spans(row.input_ids, row.supervised_spans):
-        style = SUPERVISED_STYLE if is_supervised else ""
-        pending: list[int] = []
-        for token in [*ids, None]:
-            if token is not None and token not in special_ids:
-                pending.append(token)
-                continue
-            # Ordinary tokens are decoded together: a character may consist of several tokens.
-            text.append(printable(str(decode(pending))), style=style)
-            pending = []
-            if token is not None:
-                text.append(str(decode([token])), style="reverse " + (style or "dim"))
-    return text
 
 
 def print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:

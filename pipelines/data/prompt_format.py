@@ -205,7 +205,7 @@ class PromptFormat:
         Raises ChatTemplateError.
         """
         rendered = [self.render(conversation) for conversation in conversations]
-        cuts = [_prompt_length(text) for text in rendered]
+        cuts = [prompt_length(text) for text in rendered]
         prompts = self._with_bos(
             self._tokenize_batch([text.text[:cut] for text, cut in zip(rendered, cuts, strict=True)])
         )
@@ -219,11 +219,11 @@ class PromptFormat:
                 sequence = [*prompt, *self._tokenize_continuation(text.text[cut:])]
             if text.lacks_end:
                 sequence = [*sequence, *self.end_ids]
-            earlier = self._token_spans(text.text[:cut], text.spans[:-1], prompt)
+            earlier = self.token_spans(text.text[:cut], text.spans[:-1], prompt)
             encoded.append(EncodedExample(sequence, [*earlier, (len(prompt), len(sequence))]))
         return encoded
 
-    def _token_spans(self, text: str, spans: Sequence[Span], tokens: list[int]) -> list[Span]:
+    def token_spans(self, text: str, spans: Sequence[Span], tokens: list[int]) -> list[Span]:
         """The ranges of tokens that hold the ranges of characters `spans`, without leading spaces."""
         if not spans:
             return []
@@ -282,7 +282,7 @@ def _start(text: str, position: int) -> int:
     return len(text[:position].rstrip(" "))
 
 
-def _prompt_length(rendered: RenderedConversation) -> int:
+def prompt_length(rendered: RenderedConversation) -> int:
     """The number of characters of the prompt, without the spaces at its end."""
     position = rendered.spans[-1][0] if rendered.spans else len(rendered.text)
     return _start(rendered.text, position)

@@ -103,7 +103,7 @@ class ConversationRenderer(TemplateForm):
         _ = self.end  # a template that prints no answers is refused, also for prompts
         if (pasted := self._paste(conversation)) is not None:
             return pasted
-        messages, turns = self._normalize(conversation)
+        messages, turns = self.normalize(conversation)
         if not turns:
             return RenderedConversation(self._prompt(messages, conversation))
         messages = messages[: turns[-1] + 1]
@@ -161,7 +161,7 @@ class ConversationRenderer(TemplateForm):
 
         def rendered(prompt: str, answer: str) -> RenderedConversation:
             single = Conversation.single_turn(prompt, answer, system, template_kwargs=conversation.template_kwargs)
-            messages, turns = self._normalize(single)
+            messages, turns = self.normalize(single)
             text = self._render(messages, single)
             self._check_contents(text, messages)
             return self._cut(text, [self._answer_span(text, messages, turns[-1], single)])
@@ -182,7 +182,7 @@ class ConversationRenderer(TemplateForm):
                     return affixes
         return None
 
-    def _normalize(self, conversation: Conversation) -> tuple[list[Message], list[int]]:
+    def normalize(self, conversation: Conversation) -> tuple[list[Message], list[int]]:
         """The messages in the form that the template prints, and the indices of the supervised turns among them."""
         messages, turns = list(conversation.messages), list(conversation.supervised_turns)
         if messages[0]["role"] == "system" and self.merges_system:

@@ -1,12 +1,11 @@
 """`alfine preview`: the learning rate schedule as text."""
 
 import io
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from pipelines.commands.preview import ASCII_BARS, SUPERVISED_STYLE, _highlighted, print_schedule, sparkline
+from pipelines.commands.preview import ASCII_BARS, print_schedule, sparkline
 
 
 def test_the_learning_rate_schedule():
@@ -34,12 +33,3 @@ def test_a_sparkline_in_ascii():
 
 def test_a_sparkline_shows_the_first_and_the_last_value():
     assert sparkline([0.0] * 99 + [1.0]).endswith("▁█") and sparkline([1.0] + [0.0] * 99).startswith("█▁")
-
-
-def test_every_supervised_span_is_highlighted():
-    tokenizer = SimpleNamespace(all_special_ids=[9], decode=lambda ids: "".join("abcdefghi|"[token] for token in ids))
-    row = SimpleNamespace(input_ids=[0, 1, 2, 9, 3, 4, 5, 9, 6], supervised_spans=[(2, 4), (5, 8)])
-    text = _highlighted(row, SimpleNamespace(tokenizer=tokenizer))
-    assert text.plain == "abc|def|g"
-    supervised = [text.plain[span.start : span.end] for span in text.spans if SUPERVISED_STYLE in span.style]
-    assert supervised == ["c", "|", "ef", "|"]
