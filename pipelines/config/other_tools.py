@@ -153,12 +153,12 @@ _TYPICAL_KEYS: dict[str, str] = {
     "an axolotl": (
         "sequence_len micro_batch_size sample_packing val_set_size saves_per_epoch evals_per_epoch "
         "dataset_prepared_path lora_target_linear special_tokens wandb_project train_on_inputs "
-        "pad_to_sequence_len num_epochs lora_model_dir strict"
+        "pad_to_sequence_len num_epochs lora_model_dir strict chat_template pretraining_dataset test_datasets"
     ),
     "a LLaMA-Factory": (
-        "cutoff_len finetuning_type stage template do_train lora_target overwrite_cache preprocessing_num_workers "
-        "dataset_dir plot_loss adapter_name_or_path infer_backend export_dir quantization_bit quantization_method "
-        "train_dataset kernel_config dist_config sample_backend quant_config model_class"
+        "cutoff_len finetuning_type stage template lora_target dataset dataset_dir plot_loss adapter_name_or_path "
+        "infer_backend export_dir quantization_bit quantization_method train_dataset kernel_config dist_config "
+        "sample_backend quant_config model_class val_size lora_rank image_max_pixels pref_beta neat_packing"
     ),
     "a torchtune": (
         "checkpointer metric_logger log_every_n_steps enable_activation_checkpointing max_steps_per_epoch "
@@ -185,7 +185,7 @@ _TYPICAL_KEYS: dict[str, str] = {
     "a TRL or Hugging Face": (
         "per_device_train_batch_size num_train_epochs dataset_name logging_steps save_steps lr_scheduler_type "
         "report_to torch_dtype use_peft model_name_or_path output_dir gradient_checkpointing dataset_train_split "
-        "push_to_hub"
+        "push_to_hub do_train overwrite_cache overwrite_output_dir preprocessing_num_workers warmup_ratio max_steps"
     ),
     "an Oumi": "model data training peft fsdp",
 }
@@ -193,6 +193,8 @@ _TYPICAL_KEYS: dict[str, str] = {
 LUDWIG = "a Ludwig"
 IMPORTABLE = (LUDWIG, "a LLaMA-Factory", "an axolotl")
 """Tools whose configs `alfine import` reads."""
+_TRAINER_DIALECTS = {"a LLaMA-Factory": "a TRL or Hugging Face"}
+"""Tools whose configs may also have all keys of another one, which are no reason to take it for that."""
 
 
 def detect_tool(config: Mapping[str, Any]) -> str | None:
@@ -203,9 +205,28 @@ def detect_tool(config: Mapping[str, Any]) -> str | None:
         return "a torchtune"
     if "input_features" in config or "output_features" in config:
         return LUDWIG
+    if tool := _tool_of_sections(config):
+        return tool
     counts = {tool: len(set(keys.split()) & set(config)) for tool, keys in _TYPICAL_KEYS.items()}
+    for tool, other in _TRAINER_DIALECTS.items():
+        if counts[tool] >= 2:
+            counts[tool] += counts[other]
     likeliest = max(counts, key=lambda tool: counts[tool])
     return likeliest if counts[likeliest] >= 2 else None
+
+
+def _tool_of_sections(config: Mapping[str, Any]) -> str | None:
+    """The tool whose sections a config has, however few keys it has besides."""
+    datasets, peft = config.get("datasets"), config.get("peft_config")
+    if "base_model" in config and isinstance(datasets, list) and any(map(_has_path, datasets)):
+        return "an axolotl"
+    if isinstance(config.get("model"), str) and isinstance(peft, Mapping) and "name" in peft:
+        return "a LLaMA-Factory"
+    return None
+
+
+def _has_path(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and "path" in entry
 
 
 def no_counterpart_reason(key: str) -> str | None:

@@ -85,6 +85,12 @@ def _format(
     kind = dataset.get("type")
     if isinstance(kind, Mapping):
         return _custom(draft, index, kind), False
+    if kind is None:
+        draft.refuse(
+            "without a type axolotl reads token ids; alfine reads text, with type: chat_template or alpaca",
+            "datasets",
+            index,
+        )
     name = str(kind)
     if name in MESSAGE_TYPES:
         return _messages(draft, index, dataset), True

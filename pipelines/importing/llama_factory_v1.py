@@ -97,6 +97,10 @@ def _put_adapter(draft: JobDraft) -> None:
 
 def _put_tasks(draft: JobDraft, options: DataOptions, task_keys: Mapping[str, Any]) -> None:
     source = draft.get("train_dataset")
+    if source is None and draft.has("peft_config", "export_dir"):
+        draft.refuse("this config writes a merged model; alfine import reads configs of a training", "peft_config")
+    if source is None and draft.has("sample_backend"):
+        draft.refuse("this config is for inference; alfine import reads configs of a training")
     if not isinstance(source, str):
         draft.refuse("this config names no data set; alfine import reads configs of a training", "train_dataset")
     entries: Mapping[str, Any] = {source: {"path": source}}

@@ -72,6 +72,10 @@ def _check_stage(draft: JobDraft) -> None:
     draft.account("stage", "stage")
     if not draft.is_on("do_train") and (draft.is_on("do_predict") or draft.is_on("do_eval")):
         draft.refuse("this config only evaluates; alfine run trains, and alfine predict completes rows")
+    if draft.has("export_dir") and not draft.is_on("dataset"):
+        draft.refuse("this config writes a merged or quantized model; alfine import reads configs of a training")
+    if not draft.is_on("do_train") and not draft.is_on("dataset"):
+        draft.refuse("this config is for inference; alfine import reads configs of a training")
     draft.account("alfine run", "do_train")
 
 
