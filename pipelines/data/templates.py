@@ -132,6 +132,11 @@ def fill_system(system: str, fields: Mapping[str, Any]) -> str:
     return _PLACEHOLDER.sub(value, system) if "{" in system else system
 
 
+def system_columns(system: str) -> list[str]:
+    """The names in braces in a system turn. Those that a row does not have are text, see `fill_system`."""
+    return [match[1].strip() for match in _PLACEHOLDER.finditer(system)]
+
+
 REASONING_COLUMN = "reasoning"
 """The column that holds the thought before a completion, unless the task has a template for it."""
 

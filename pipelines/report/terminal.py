@@ -13,7 +13,8 @@ from pipelines.report.ratings import Preference
 from pipelines.report.results import Analysis
 from pipelines.report.summaries import backward_transfer_summary, headline, retention_summary, task_caveats
 from pipelines.report.tables import MAX_NAME_CELLS, Column, cell, print_table
-from pipelines.scoring.statistics import is_significant
+from pipelines.report.votes import PromptPreference
+from pipelines.scoring.statistics import Comparison, is_significant
 
 STYLES = {"better": "green", "worse": "red", "inconclusive": "yellow", "regressed": "red", "improved": "green"}
 MAX_MODEL_NAME = 12
@@ -37,13 +38,8 @@ def print_runs(analyses: Sequence[Analysis], console: Console) -> None:
 
 def print_preference(preference: Preference, analysis: Analysis, console: Console) -> None:
     """Prints which model the blind raters preferred, and their agreement."""
-    first, second = analysis.models
     result = preference.comparison
-    share = f"{signed(result.delta)} points for {second if result.delta >= 0 else first}"
-    if is_significant(result.p_value, result.ci95):
-        verdict = f"prefer {second if result.delta > 0 else first}"
-    else:
-        verdict = "show no significant preference"
+    verdict, share = _preferred(result, analysis.models)
     choices = ", ".join(f"{choice} {frequency:,}" for choice, frequency in preference.counts.items())
     console.print()
     console.print(Text(one_line(f"{count(len(preference.raters), 'rater')} {verdict}.", 200), style="bold"))
@@ -51,6 +47,28 @@ def print_preference(preference: Preference, analysis: Analysis, console: Consol
     if preference.alpha is not None:
         items = count(preference.shared, "item")
         console.print(Text(f"Agreement on {items} rated more than once: Krippendorff's alpha {preference.alpha:.2f}."))
+
+
+def print_prompt_preference(preference: PromptPreference, console: Console) -> None:
+    """Prints which model was preferred on prompts that the raters wrote, which says nothing about the test rows."""
+    result = preference.comparison
+    verdict, share = _preferred(result, BASE_AND_TUNED)
+    raters, prompts = count(len(preference.raters), "rater"), count(result.n, "prompt")
+    choices = ", ".join(f"{choice} {frequency:,}" for choice, frequency in preference.counts.items())
+    sampled = f" {count(preference.num_sampled, 'vote')} on sampled answers." if preference.num_sampled else ""
+    console.print()
+    console.print(Text(one_line(f"On prompts of their own, {raters} {verdict}.", 200), style="bold"))
+    console.print(Text(f"{prompts}: {choices}. On balance {share} (95 % CI {interval(result.ci95)}).{sampled}"))
+    console.print(Text("The raters chose these prompts, so the result is about them and not about the test rows."))
+
+
+def _preferred(result: Comparison, models: tuple[str, str]) -> tuple[str, str]:
+    """What raters do, such as "prefer tuned", and the mean in words."""
+    first, second = models
+    preferred = second if result.delta > 0 else first
+    significant = is_significant(result.p_value, result.ci95)
+    verdict = f"prefer {preferred}" if significant else "show no significant preference"
+    return verdict, f"{signed(result.delta)} points for {second if result.delta >= 0 else first}"
 
 
 def print_summary(analysis: Analysis, console: Console) -> None:

@@ -1,0 +1,1 @@
+"""The HTTP server of `alfine serve`: the OpenAI-compatible API and the web page."""
