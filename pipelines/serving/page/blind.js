@@ -37,12 +37,14 @@ export class BlindMode {
     byId("blind-panel").hidden = !this.isOn;
     for (const id of ["probabilities", "show-history"]) byId(id).disabled = this.isOn;
     const { conversation } = this.app;
-    if (this.isOn) this.app.show(null);
+    this.previous = null;
+    // A test row without a vote comes again, so its names stay unknown.
+    const isPending = conversation?.start.testRow !== undefined && conversation.blind.choice === null;
+    if (this.isOn || isPending) this.app.show(null);
     else if (conversation?.blind) {
       conversation.blind.isOver = true;
       conversation.reveal();
     }
-    this.previous = null;
     this.update();
     announce(this.isOn ? "Blind mode: the names are hidden." : "Blind mode is off.");
   }

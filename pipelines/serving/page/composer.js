@@ -48,18 +48,23 @@ export class Composer {
   showTask() {
     this.filled = null;
     this.drafts = {};
-    const { rows, prompt, messages, name } = this.task;
+    const { rows, prompt, name } = this.task;
     byId("rows").hidden = !rows;
     byId("row-label").textContent = name === null ? "Sample prompt" : "Test row";
     byId("row").max = rows;
     byId("row").value = "";
-    byId("row-count").textContent = `of ${rows.toLocaleString("en")}`;
+    this.showRowCount();
     byId("template-box").hidden = prompt === null;
     byId("template").textContent = prompt ?? "";
     byId("setup").querySelector("summary").textContent =
       prompt === null ? "System prompt and settings" : "Template, system prompt and settings";
-    this.setDefaults(messages);
+    this.setDefaults();
     this.showFields();
+  }
+
+  /** The number of rows; with the number that the report gives to the row that fills the form. */
+  showRowCount(row = null) {
+    byId("row-count").textContent = `of ${this.task.rows.toLocaleString("en")}${row === null ? "" : ` (row ${row} of the file)`}`;
   }
 
   setDefaults() {
@@ -88,6 +93,7 @@ export class Composer {
     try {
       const row = await request(`/alfine/row?${query}`);
       byId("row").value = number;
+      this.showRowCount(row.row);
       for (const one of this.fields) one.set(name === null ? row.prompt : row.fields[one.name]);
       this.filled = { row, values: this.fields.map((one) => one.input.value) };
       this.showError("");
@@ -159,7 +165,7 @@ export class Composer {
 
   setBusy(isBusy) {
     byId("send").disabled = isBusy;
-    byId("stop").hidden = !isBusy;
+    byId("stop").hidden = byId("esc").hidden = !isBusy;
   }
 
   focus() {
@@ -169,7 +175,8 @@ export class Composer {
   /** What is sent, in words, for the title of a conversation. */
   static describe({ task, text, row }) {
     const shown = text ?? Object.values(row ?? {}).find((value) => typeof value === "string") ?? count(1, "row");
-    return `${task === null ? "" : `${task}: `}${shown}`.replace(/\s+/g, " ").slice(0, 90);
+    const line = `${task === null ? "" : `${task}: `}${shown}`.replace(/\s+/g, " ");
+    return line.length > 90 ? `${line.slice(0, 89)}…` : line;
   }
 }
 
