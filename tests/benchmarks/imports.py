@@ -11,14 +11,11 @@ written. Data that is not on this disk is replaced by twelve generated rows in t
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import re
 import tempfile
-import textwrap
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,64 +31,13 @@ from pipelines.errors import AlfineError
 from pipelines.importing.draft import UNKNOWN, JobDraft
 from pipelines.importing.importer import IMPORTERS, import_file
 from pipelines.importing.yaml_writer import to_yaml
+from tests.benchmarks.config_sources import configs_in
 
 SFT = "supervised fine-tuning on text"
 NUM_ROWS = 12
 
 
-# --- the configs of a repository ---------------------------------------------------------------------
-
-
-def configs_in(folder: Path, under: str) -> Iterator[tuple[str, str, Path | None]]:
-    """The name, the text and, for a file of its own, the path of every config below `folder`."""
-    for path in sorted((folder / under).rglob("*")):
-        if not path.is_file() or path.suffix not in (".yaml", ".yml", ".md", ".py", ".ipynb"):
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        name = str(path.relative_to(folder))
-        if path.suffix in (".yaml", ".yml"):
-            yield name, text, path
-        else:
-            for number, block in enumerate(_blocks(path.suffix, text)):
-                yield f"{name}#{number + 1}", block, None
-
-
-def _blocks(suffix: str, text: str) -> Iterator[str]:
-    if suffix == ".py":
-        yield from _python_blocks(text)
-    elif suffix == ".md":
-        yield from _fenced(text)
-    else:
-        for cell in json.loads(text).get("cells", []):
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "markdown":
-                yield from _fenced(source)
-            elif source.startswith("%%writefile"):
-                yield source.partition("\n")[2]
-            else:
-                yield from _python_blocks(re.sub(r"^\s*[!%].*$", "", source, flags=re.M))
-
-
-def _fenced(text: str) -> Iterator[str]:
-    for language, block in re.findall(r"```(yaml|yml|python|py)\b[^\n]*\n(.*?)```", text, re.S):
-        yield from [block] if language.startswith("y") else _python_blocks(block)
-
-
-def _python_blocks(text: str) -> Iterator[str]:
-    """The texts and literal dictionaries of Python code that may be configs, as YAML."""
-    try:
-        tree = ast.parse(textwrap.dedent(text))
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
-            yield textwrap.dedent(node.value)
-        elif isinstance(node, ast.Dict):
-            try:
-                value = ast.literal_eval(node)
-                yield yaml.safe_dump(value, sort_keys=False)
-            except (ValueError, TypeError, yaml.YAMLError):
-                continue
+# --- the kinds of configs ----------------------------------------------------------------------------
 
 
 def tool_of(text: str) -> str | None:
@@ -121,6 +67,9 @@ def _ludwig_kind(config: dict[str, Any]) -> str:
         return "multimodal"
     if not config.get("input_features") or not config.get("output_features"):
         return "a part of a config"
+    types = [feature.get("type") for key in ("input_features", "output_features") for feature in config[key]]
+    if kind == "none" and config.get("adapter") and set(types) == {"text"}:
+        return SFT  # the trainer is set elsewhere in the code
     return SFT if kind == "finetune" else "no training" if kind == "none" else "preferences"
 
 
