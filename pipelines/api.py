@@ -7,7 +7,7 @@ progress of a `ConsoleReporter` on stderr.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +69,15 @@ def run_job(job: Job, folder: str | Path, reporter: ConsoleReporter | None = Non
 
 def predict(
     run: Run | str | Path,
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     task: str | None = None,
     raw: bool = False,
     reporter: ConsoleReporter | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Completes the rows of `file` with the tuned model of `run`, in their order.
+
+    `file` is a file, a pattern, a folder or a data set on the Hub, as `data` of a task is, or several of them. Files
+    may be larger than memory. They are read twice: rows are checked before the model is loaded.
 
     Each row is returned with two more columns: `prediction`, and `prediction_finish_reason` ("stop" or "length"), and
     with `prediction_reasoning` if the model was prompted for reasoning, or wrote some.
@@ -83,7 +86,8 @@ def predict(
     """
     quiet_libraries()
     opened = run if isinstance(run, Run) else Run.open(Path(run))
-    return prediction.predict(opened, Path(file), task, reporter or ConsoleReporter(), raw)
+    files = [file] if isinstance(file, str | Path) else list(file)
+    return prediction.predict(opened, files, task, reporter or ConsoleReporter(), raw)
 
 
 def compare_models(

@@ -115,7 +115,7 @@ def test_rows_with_and_without_reasoning(start: Start, kind: str) -> None:
         (probe,) = records(run, which_model, "sample_prompts.jsonl")
         assert probe["num_generated_tokens"] <= 5 + 1024
     Path("new.jsonl").write_text('{"q": "tea 3"}\n')
-    (predicted,) = predict(run, Path("new.jsonl"), None, QUIET)
+    (predicted,) = predict(run, ["new.jsonl"], None, QUIET)
     assert "prediction_reasoning" in predicted
 
 

@@ -110,7 +110,7 @@ def test_predict_gives_the_completions_of_the_report(project):
     tuned = read_jsonl(result.path("tuned", "completions.jsonl"))
     rows = [{**row["fields"], "task": row["task"]} for row in tuned]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = predict(result, Path("new.jsonl"), None, QUIET)
+    rows = predict(result, ["new.jsonl"], None, QUIET)
     assert [row["prediction"] for row in rows] == [row["completion"] for row in tuned]
 
 
@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_predicted(project, row, task, message):
     result = run()
     Path("new.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(Exception, match=message.replace("{", r"\{")):
-        predict(result, Path("new.jsonl"), task, QUIET)
+        predict(result, ["new.jsonl"], task, QUIET)
 
 
 def test_full_fine_tuning(project):

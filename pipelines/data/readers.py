@@ -178,31 +178,39 @@ def _check_format(path: Path) -> None:
 
 
 class RowErrors:
-    """Collects the rows of a file that cannot be used, grouped by message: one problem per kind, at its first row."""
+    """Collects the rows of files that cannot be used, grouped by message: one problem per kind, at its first row.
+
+    Only the first MAX_PROBLEMS kinds are kept, and numbers of rows, so that memory does not grow with the files.
+    """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
-        self.row_numbers: dict[tuple[str, str], list[int]] = {}
+        self._kinds: dict[tuple[str, str], tuple[int, int]] = {}
+        """For each file and message, its first row and the number of its rows."""
+        self._num_others = 0
+        self._first_other = ("", 0)
+        """File and number of the first row of another kind."""
 
     def add(self, file: str, row_number: int, message: str) -> None:
-        self.row_numbers.setdefault((file, message), []).append(row_number)
+        kind = (file, message)
+        if kind not in self._kinds and len(self._kinds) >= MAX_PROBLEMS:
+            self._first_other = self._first_other if self._num_others else (file, row_number)
+            self._num_others += 1
+            return
+        first, count = self._kinds.get(kind, (row_number, 0))
+        self._kinds[kind] = first, count + 1
 
     def raise_if_any(self) -> None:
         """Raises DataError for the first MAX_PROBLEMS kinds, with a count of the other rows."""
-        if not self.row_numbers:
+        if not self._kinds:
             return
         problems = [
-            Problem(
-                f"{self.prefix}{message}" + (f" ({len(numbers):,} such rows)" if len(numbers) > 1 else ""),
-                file,
-                numbers[0],
-            )
-            for (file, message), numbers in self.row_numbers.items()
+            Problem(f"{self.prefix}{message}" + (f" ({count:,} such rows)" if count > 1 else ""), file, first)
+            for (file, message), (first, count) in self._kinds.items()
         ]
-        if hidden := problems[MAX_PROBLEMS:]:
-            count = sum(len(numbers) for numbers in list(self.row_numbers.values())[MAX_PROBLEMS:])
-            message = f"{self.prefix}{count:,} more rows have other problems"
-            problems[MAX_PROBLEMS:] = [Problem(message, hidden[0].file, hidden[0].line)]
+        if self._num_others:
+            message = f"{self.prefix}{self._num_others:,} more rows have other problems"
+            problems.append(Problem(message, *self._first_other))
         raise DataError(problems)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows, text_column
 from pipelines.data.templates import to_text
+from pipelines.data.text_files import data_suffix
 from pipelines.errors import DataError
 
 COLUMNS = ("prompt", "title", "max_new_tokens")
@@ -44,7 +45,7 @@ def parse_sample_prompt(row: Mapping[str, Any], file: Path, line_number: int, sy
     title = row.get("title")
     if title is not None and not isinstance(title, str):
         raise DataError(f"title is {title!r:.60}; write a text, or leave it out")
-    max_new_tokens = _parse_max_new_tokens(row.get("max_new_tokens"), is_csv=file.suffix.lower() == ".csv")
+    max_new_tokens = _parse_max_new_tokens(row.get("max_new_tokens"), is_csv=data_suffix(file) in (".csv", ".tsv"))
     return Example(
         prompt=prompt,
         system=system,

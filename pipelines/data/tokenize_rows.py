@@ -37,17 +37,21 @@ class TokenizedExample(EncodedExample):
     example: Example
 
 
-def tokenize_examples(examples: Iterable[Example], prompt_format: PromptFormat) -> Iterator[TokenizedExample]:
+def tokenize_examples(
+    examples: Iterable[Example], prompt_format: PromptFormat, errors: RowErrors | None = None
+) -> Iterator[TokenizedExample]:
     """Yields each example with its tokens, in the same order.
 
-    Raises DataError after the last one, with every row whose conversation the chat template refuses.
+    Raises DataError after the last one, with every row whose conversation the chat template refuses; with `errors`,
+    adds them to it instead.
     """
-    errors = RowErrors()
+    refused = RowErrors() if errors is None else errors
     for batch in batched(examples, TOKENIZE_BATCH_SIZE):
-        for example, encoded in zip(batch, _encode_batch(batch, prompt_format, errors), strict=True):
+        for example, encoded in zip(batch, _encode_batch(batch, prompt_format, refused), strict=True):
             if encoded is not None:
                 yield TokenizedExample(encoded.input_ids, encoded.supervised_spans, example)
-    errors.raise_if_any()
+    if errors is None:
+        refused.raise_if_any()
 
 
 def _encode_batch(

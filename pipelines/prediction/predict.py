@@ -1,80 +1,287 @@
-"""Predictions on new rows with the tuned model of a run."""
+"""Predictions on new rows with the tuned model of a run, batch by batch: memory does not grow with the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import batched
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import batched, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config.job import Job
 from pipelines.console.plain_text import count
 from pipelines.console.reporter import ConsoleReporter
-from pipelines.data.readers import RowErrors
+from pipelines.data.examples import Example
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.readers import RowErrors, read_notes
+from pipelines.data.sources import open_source, source_digests
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
-from pipelines.evaluation.completions import complete
+from pipelines.errors import DataError, Problem
+from pipelines.evaluation.completions import COMPLETIONS_FORMAT, Completion, Progress, complete
+from pipelines.forgetting.continual import existing_starting_model
+from pipelines.modeling.content_hash import fingerprint
 from pipelines.prediction.models import load_tuned, tuned_job, tuned_prompt_format
-from pipelines.prediction.rows import check_prompt_lengths, load_prompts
+from pipelines.prediction.rows import PromptRows, SourceRow, check_prompt_lengths, source_rows
+from pipelines.registry import lazy_import
+from pipelines.storage.files import digest, file_sha256
 from pipelines.storage.run_folder import Run
+from pipelines.version import __version__
+
+if TYPE_CHECKING:
+    from pipelines.training import ray as alfine_ray
+else:
+    alfine_ray = lazy_import("pipelines.training.ray")  # the training, 2 s that only --ray needs
 
 PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
 """The columns that `predict` adds."""
 REASONING = "prediction_reasoning"
 """The column that `predict` adds where prompts ask for reasoning, and for completions that have some."""
+COLUMNS = (PREDICTION, FINISH_REASON, REASONING)
 OUTPUT_BATCH_SIZE = 512
-"""Rows that are completed before any of them is written: at most these are lost if the process is killed."""
+"""Rows that are completed, sorted by length, before any of them is written: at most these are lost if the process is
+killed. It decides which prompts are batched together, so the same number gives the same output."""
+LARGE_INPUT_BYTES = 16 << 20
+"""Size of the files from which the check of their rows is shown as a stage of its own."""
+
+Batch = Sequence[TokenizedExample]
+CompleteBatches = Callable[[Iterator[Batch], Progress], Iterator[tuple[Batch, list[Completion]]]]
+"""Yields each batch with its completions, in order, and reports the number of rows that have just been completed."""
+
+
+@dataclass(frozen=True)
+class PredictedBatch:
+    """Rows with their predictions. `num_cut`: how many of them were cut inside their reasoning."""
+
+    rows: list[dict[str, Any]]
+    num_cut: int
+
+
+class RowPredictor:
+    """Completes the rows of files with the tuned model of a run.
+
+    The files are read twice: `check` reads all rows before the model is loaded, `batches` completes them.
+    """
+
+    def __init__(
+        self, run: Run, files: Sequence[str | Path], task: str | None, raw: bool = False, workers: int | None = None
+    ) -> None:
+        """`files` are paths, patterns, folders or data sets on the Hub, see `open_source`. `workers`: the number of Ray
+        workers, 0 for that of the config or one per GPU; None computes in this process.
+
+        Raises DataError for files that do not exist, RunError for a run that is not trained or lacks the task.
+        """
+        self.run, self.job = run, tuned_job(run)
+        self.prompts = PromptRows(self.job, task, str(run.folder), raw, run.manifest)
+        self.options = {"task": task, "raw": raw}
+        self.workers = workers
+        self.source = open_source([str(file) for file in files])
+        self._file_states = self._current_file_states()
+
+    @cached_property
+    def prompt_format(self) -> PromptFormat:
+        return tuned_prompt_format(self.run, self.job)
+
+    @cached_property
+    def input_paths(self) -> list[Path]:
+        """The files on the disk."""
+        return [part for file in self.source.files for part in file.parts]
+
+    def identity(self) -> dict[str, Any]:
+        """What the predictions depend on: only predictions of the same identity may stand in one file."""
+        pipeline = self.job.pipeline.model_dump(
+            mode="json", exclude={"report": True, "forgetting": True, "split": True, "mix": True, "hardware": True}
+        )
+        return {
+            "files": [file.name for file in self.source.files],
+            "rows": digest(source_digests(self.source, file_sha256)),
+            "options": self.options,
+            "model": digest(fingerprint(self.run.path("model")), fingerprint(self._starting_model)),
+            "config": digest(pipeline, self.job.generation, self.job.template_source, self.job.prompt_date),
+            "version": f"{__version__} ({COMPLETIONS_FORMAT})",
+        }
+
+    @cached_property
+    def _starting_model(self) -> Path:
+        return existing_starting_model(self.job, self.run)
+
+    def check(self, reporter: ConsoleReporter) -> int:
+        """Reads all rows, fills their templates and tokenizes their prompts. Returns the number of rows.
+
+        Raises DataError with every row that cannot be used: for the templates, the length of its prompt, or a column
+        that `predict` writes.
+        """
+        is_large = sum(path.stat().st_size for path in self.input_paths) > LARGE_INPUT_BYTES
+        for note in self.source.notes:
+            reporter.note(note)
+        with reporter.status("Checking the rows") if is_large else contextlib.nullcontext():
+            for file in self.source.files:
+                for note in read_notes(file.path):
+                    reporter.note(f"{file.name}: {note}")
+            errors, num_rows = RowErrors(), 0
+            examples = self._without_predictions(self.prompts.examples(source_rows(self.source.files), errors), errors)
+            tokenized = tokenize_examples(examples, self.prompt_format, errors)
+            for batch in batched(tokenized, OUTPUT_BATCH_SIZE):
+                check_prompt_lengths(batch, self.prompt_format.context_length, errors)
+                num_rows += len(batch)
+            errors.raise_if_any()
+        return num_rows
+
+    def _without_predictions(self, examples: Iterator[Example], errors: RowErrors) -> Iterator[Example]:
+        for example in examples:
+            for column in COLUMNS:
+                if column in example.fields:
+                    message = f"has a column `{column}`, which predict writes; rename it to keep it"
+                    errors.add(example.file, example.row_number, message)
+            yield example
+
+    def batches(
+        self,
+        num_rows: int,
+        reporter: ConsoleReporter,
+        start: int = 0,
+        batch_size: int = OUTPUT_BATCH_SIZE,
+        one_bar: bool = False,
+    ) -> Generator[PredictedBatch]:
+        """Loads the model and yields the rows from index `start` on with their predictions, in order.
+
+        num_rows: the number of all rows, which `check` has returned.
+        one_bar: whether one progress bar is drawn for all batches, also while the caller handles one. While a bar is
+            drawn, what is written to the standard output appears on that of errors.
+
+        Raises DataError if a file has been changed since `check`.
+        """
+        if start >= num_rows:
+            return
+        with contextlib.ExitStack() as stack:
+            complete_batches = self._open_model(stack, reporter)
+            title = "Completions" if start == 0 else f"Completions, rows {start + 1:,} to {num_rows:,}"
+            advance = stack.enter_context(reporter.progress(title, num_rows - start, "rows")) if one_bar else None
+
+            def progress(rows: int) -> None:
+                if advance is not None:
+                    advance(rows)
+
+            completed = complete_batches(self._read_batches(start, batch_size), progress)
+            for first in range(start, num_rows, batch_size):
+                size = min(batch_size, num_rows - first)
+                part = "" if size == num_rows else f", rows {first + 1:,} to {first + size:,} of {num_rows:,}"
+                with contextlib.ExitStack() as bar:
+                    if not one_bar:
+                        advance = bar.enter_context(reporter.progress(f"Completions{part}", size, "rows"))
+                    batch, completions = next(completed)
+                num_cut = sum(completion.reasoning_cut for completion in completions)
+                yield PredictedBatch([*map(_with_prediction, batch, completions)], num_cut)
+
+    def _read_batches(self, start: int, batch_size: int) -> Iterator[Batch]:
+        """The tokenized prompts of the rows from index `start` on, `batch_size` at a time."""
+        rows: Iterator[SourceRow] = islice(source_rows(self.source.files), start, None)
+        try:
+            for batch in batched(rows, batch_size):
+                errors = RowErrors()
+                tokenized = list(tokenize_examples(self.prompts.examples(batch, errors), self.prompt_format, errors))
+                errors.raise_if_any()
+                self._check_unchanged()
+                yield tokenized
+        except DataError:
+            self._check_unchanged()  # which is then the reason
+            raise
+
+    def _check_unchanged(self) -> None:
+        """Raises DataError if a file has been changed since the predictor was created."""
+        for path, before, now in zip(self.input_paths, self._file_states, self._current_file_states(), strict=True):
+            if before != now:
+                raise DataError(Problem("has been changed while its rows were completed", str(path)))
+
+    def _current_file_states(self) -> list[tuple[int, int]]:
+        """Size and modification time of each file."""
+        try:
+            statuses = [path.stat() for path in self.input_paths]
+        except OSError as error:
+            raise DataError(Problem(f"cannot be read: {error.strerror}", str(error.filename))) from None
+        return [(status.st_size, status.st_mtime_ns) for status in statuses]
+
+    def _open_model(self, stack: contextlib.ExitStack, reporter: ConsoleReporter) -> CompleteBatches:
+        """Loads the model, here or in Ray actors that end with `stack`. Returns the function that completes batches."""
+        generation = self.job.generation
+        if self.workers is None:
+            with reporter.status("Loading the tuned model"):
+                loaded = load_tuned(self.run, self.job)
+            seed = self.job.pipeline.seed
+
+            def locally(batches: Iterator[Batch], progress: Progress) -> Iterator[tuple[Batch, list[Completion]]]:
+                for batch in batches:
+                    yield batch, complete(loaded, *_prompts(batch, generation), progress, seed=seed)
+
+            return locally
+        with reporter.status("Starting Ray workers"):
+            tuned = self.run.path("model")
+            evaluator = stack.enter_context(
+                alfine_ray.ray_evaluator(self.job, self._starting_model, tuned, self.workers)
+            )
+
+        def on_ray(batches: Iterator[Batch], progress: Progress) -> Iterator[tuple[Batch, list[Completion]]]:
+            pending: deque[Batch] = deque()
+
+            def arguments() -> Iterator[tuple[Any, ...]]:
+                for batch in batches:
+                    pending.append(batch)
+                    yield _prompts(batch, generation)
+
+            for completions in evaluator.complete_batches(arguments()):
+                progress(len(completions))
+                yield pending.popleft(), completions
+
+        return on_ray
+
+
+def _prompts(batch: Batch, generation: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any], list[int]]:
+    """The arguments `prompts`, `generation` and `max_new_tokens` of `complete`."""
+    return [row.prompt_ids for row in batch], generation, [row.example.max_new_tokens or 0 for row in batch]
+
+
+def _with_prediction(row: TokenizedExample, completion: Completion) -> dict[str, Any]:
+    """The columns of the row and those of its prediction."""
+    has_reasoning = row.example.reasoning is not None or completion.reasoning
+    reasoning = {REASONING: completion.reasoning or ""} if has_reasoning else {}
+    prediction = {PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
+    return {**row.example.fields, **prediction, **reasoning}
+
+
+def warn_of_cuts(num_cut: int, num_rows: int, reporter: ConsoleReporter) -> None:
+    """Warns of predictions that were cut inside their reasoning, if there are any."""
+    if num_cut:
+        cut = f"{num_cut:,} of {count(num_rows, 'prediction')}"
+        reporter.warn(f"{cut} cut inside the reasoning, without an answer; raise max_reasoning_tokens")
 
 
 def predict(
-    run: Run, file: Path, task: str | None, reporter: ConsoleReporter, raw: bool = False
+    run: Run,
+    files: Sequence[str | Path],
+    task: str | None,
+    reporter: ConsoleReporter,
+    raw: bool = False,
+    workers: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the rows of `file` in their order with two more columns.
+    """Yields the rows of `files` in their order with two more columns.
 
     PREDICTION is the completion, without the reasoning before it. FINISH_REASON is "stop", or "length" if the
     completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also get
     REASONING.
 
-    All rows are checked before the iterator is returned, see `load_prompts` and `check_prompt_lengths`; a row that
-    already has one of these columns is a DataError too. The iterator loads the model.
+    All rows are checked before the iterator is returned, see `RowPredictor.check`. The iterator loads the model, and
+    reads the files again. workers: see `RowPredictor`.
     """
-    job = tuned_job(run)
-    examples = load_prompts(job, file, task, str(run.folder), raw, run.manifest)
-    errors = RowErrors()
-    for example in examples:
-        for column in (PREDICTION, FINISH_REASON, REASONING):
-            if column in example.fields:
-                errors.add(
-                    example.file,
-                    example.row_number,
-                    f"has a column `{column}`, which predict writes; rename it to keep it",
-                )
-    errors.raise_if_any()
-    prompt_format = tuned_prompt_format(run, job)
-    rows = list(tokenize_examples(examples, prompt_format))
-    check_prompt_lengths(rows, prompt_format.context_length)
-    return _predict_rows(run, job, rows, reporter)
+    predictor = RowPredictor(run, files, task, raw, workers)
+    return predicted_rows(predictor, predictor.check(reporter), reporter)
 
 
-def _predict_rows(
-    run: Run, job: Job, rows: Sequence[TokenizedExample], reporter: ConsoleReporter
-) -> Iterator[dict[str, Any]]:
-    with reporter.status("Loading the tuned model"):
-        loaded = load_tuned(run, job)
-    start = num_cut = 0
-    for batch in batched(rows, OUTPUT_BATCH_SIZE):
-        part = "" if len(batch) == len(rows) else f", rows {start + 1} to {start + len(batch)} of {len(rows)}"
-        start += len(batch)
-        # One bar per batch: nothing is drawn while its rows are written.
-        with reporter.progress(f"Completions{part}", len(batch), "rows") as progress:
-            limits = [row.example.max_new_tokens or 0 for row in batch]
-            prompts = [row.prompt_ids for row in batch]
-            completions = complete(loaded, prompts, job.generation, limits, progress, seed=job.pipeline.seed)
-        num_cut += sum(completion.reasoning_cut for completion in completions)
-        for row, completion in zip(batch, completions, strict=True):
-            has_reasoning = row.example.reasoning is not None or completion.reasoning
-            reasoning = {REASONING: completion.reasoning or ""} if has_reasoning else {}
-            prediction = {PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
-            yield {**row.example.fields, **prediction, **reasoning}
-    if num_cut:
-        cut = f"{num_cut:,} of {count(len(rows), 'prediction')}"
-        reporter.warn(f"{cut} cut inside the reasoning, without an answer; raise max_reasoning_tokens")
+def predicted_rows(predictor: RowPredictor, num_rows: int, reporter: ConsoleReporter) -> Iterator[dict[str, Any]]:
+    """Yields the rows of `predictor`, whose number `check` has returned, with their predictions."""
+    num_cut = 0
+    with contextlib.closing(predictor.batches(num_rows, reporter)) as batches:
+        for batch in batches:
+            yield from batch.rows
+            num_cut += batch.num_cut
+    warn_of_cuts(num_cut, num_rows, reporter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,12 +14,81 @@ from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.row_formats import fill_row
 from pipelines.data.sample_prompts import parse_sample_prompt
+from pipelines.data.sources import DataFile
 from pipelines.data.templates import MissingColumnError
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.errors import DataError, RunError
 from pipelines.storage.records import prompts_for_reasoning
 
 USE_RAW = "; --raw uses the column `prompt` without a template"
+
+
+SourceRow = tuple[str, int, dict[str, Any]]
+"""The name of a file, the line on which the row begins (of a file without lines: its index from 1), and the row."""
+
+
+class PromptRows:
+    """Turns rows into examples without a completion, each with its token limit.
+
+    A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw`
+    its column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        task: str | None,
+        run: str,
+        raw: bool = False,
+        manifest: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """`run` is its name in messages. `manifest` is that of the run, which says whether prompts ask for reasoning.
+
+        Raises RunError for a task that the run does not have.
+        """
+        tasks = job.pipeline.tasks
+        if raw and task is not None:
+            raise RunError("--raw uses the column `prompt` without a task's template; remove --task or --raw")
+        if task is not None and task not in tasks:
+            similar = did_you_mean(task, tasks)
+            advice = f"did you mean {similar}?" if similar else f"it has {', '.join(tasks)}"
+            raise RunError(f"{run} has no task {task!r}; {advice}")
+        self.job, self.raw, self.manifest = job, raw, manifest
+        self.only_task = task or (next(iter(tasks)) if len(tasks) == 1 else None)
+
+    def example(self, row: Mapping[str, Any], file: str, number: int) -> Example:
+        """The example of one row, which begins on line `number` of `file`.
+
+        Raises DataError, without a location, for a row that cannot be used.
+        """
+        if self.raw:
+            sample = parse_sample_prompt(row, Path(file), number, self.job.system_prompt())
+            return _with_limits(sample, self.job, self.manifest)
+        name = self.only_task or _task_of(row, self.job.pipeline.tasks)
+        example = Example(
+            **_fill_prompt(self.job, name, row),
+            task=name,
+            file=file,
+            row_number=number,
+            fields=row,
+            template_kwargs=self.job.chat_template_kwargs(name),
+        )
+        return _with_limits(example, self.job, self.manifest)
+
+    def examples(self, rows: Iterable[SourceRow], errors: RowErrors) -> Iterator[Example]:
+        """Yields the examples of rows as they are read. A row that cannot be used is added to `errors` instead."""
+        for file, number, row in rows:
+            try:
+                yield self.example(row, file, number)
+            except DataError as error:
+                errors.add(file, number, str(error))
+
+
+def source_rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
+    """Yields the rows of files as they are read. Raises DataError for a file that cannot be read any further."""
+    for file in files:
+        for number, row in numbered_rows(file.path):
+            yield file.name, number, row
 
 
 def load_prompts(
@@ -30,46 +99,14 @@ def load_prompts(
     raw: bool = False,
     manifest: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Example]:
-    """The rows of `file` as examples without a completion, each with its token limit.
-
-    A row fills the template of its task: `task`, or the job's only one, or that in the row's column `task`. With `raw`
-    its column `prompt` is the prompt, and the example has no task. `fields` are all columns of the row. `manifest` is
-    that of the run, which says whether prompts ask for reasoning.
+    """All rows of `file` as examples without a completion, see `PromptRows`.
 
     Raises DataError with every row that cannot be used, RunError for a task that the run does not have.
     """
-    tasks = job.pipeline.tasks
-    if raw and task is not None:
-        raise RunError("--raw uses the column `prompt` without a task's template; remove --task or --raw")
-    if task is not None and task not in tasks:
-        similar = did_you_mean(task, tasks)
-        advice = f"did you mean {similar}?" if similar else f"it has {', '.join(tasks)}"
-        raise RunError(f"{run} has no task {task!r}; {advice}")
-    only_task = task or (next(iter(tasks)) if len(tasks) == 1 else None)
-    examples, errors = [], RowErrors()
-    for number, row in numbered_rows(file):
-        try:
-            if raw:
-                sample = parse_sample_prompt(row, file, number, job.system_prompt())
-                examples.append(_with_limits(sample, job, manifest))
-                continue
-            name = only_task or _task_of(row, tasks)
-            examples.append(
-                _with_limits(
-                    Example(
-                        **_fill_prompt(job, name, row),
-                        task=name,
-                        file=str(file),
-                        row_number=number,
-                        fields=row,
-                        template_kwargs=job.chat_template_kwargs(name),
-                    ),
-                    job,
-                    manifest,
-                )
-            )
-        except DataError as error:
-            errors.add(str(file), number, str(error))
+    errors = RowErrors()
+    examples = list(
+        PromptRows(job, task, run, raw, manifest).examples(source_rows([DataFile(file, str(file))]), errors)
+    )
     errors.raise_if_any()
     return examples
 
@@ -109,11 +146,15 @@ def _fill_prompt(job: Job, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": filled.prompt, "system": filled.system, "turns": turns}
 
 
-def check_prompt_lengths(rows: Sequence[TokenizedExample], context_length: int) -> None:
-    """Raises DataError with every row whose prompt leaves no token of the context for a completion."""
-    errors = RowErrors()
+def check_prompt_lengths(
+    rows: Iterable[TokenizedExample], context_length: int, errors: RowErrors | None = None
+) -> None:
+    """Raises DataError with every row whose prompt leaves no token of the context for a completion; with `errors`,
+    adds them to it instead."""
+    too_long = RowErrors() if errors is None else errors
     for row in rows:
         if len(row.prompt_ids) >= context_length:
             message = f"the prompt leaves no room for a completion in the model's context of {context_length} tokens"
-            errors.add(row.example.file, row.example.row_number, f"{message}; shorten or drop the row")
-    errors.raise_if_any()
+            too_long.add(row.example.file, row.example.row_number, f"{message}; shorten or drop the row")
+    if errors is None:
+        too_long.raise_if_any()

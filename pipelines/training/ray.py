@@ -12,7 +12,8 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,8 @@ def _connect(job: Job) -> None:
     try:
         is_connected = ray.is_initialized()
     except ImportError:
+        if not uses_ray(job):
+            raise ConfigError("--ray needs Ray, which is not installed; pip install 'ray[train]'") from None
         message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
         raise ConfigError(job.problem(message, "backend", "type")) from None
     if is_connected:
@@ -200,8 +203,8 @@ def _max_failures(job: Job) -> int:
     return int(job.backend.get("trainer", {}).get("max_failures", MAX_FAILURES))
 
 
-def _resources(job: Job) -> tuple[int, dict[str, float]]:
-    """Returns the number of workers and the resources of each.
+def _resources(job: Job, num_workers: int = 0) -> tuple[int, dict[str, float]]:
+    """Returns the number of workers, which is `num_workers` unless that is 0, and the resources of each.
 
     The default is one worker per GPU, or one per node if there is no GPU. Raises ConfigError if a worker would have
     another number of GPUs than one or none, or if this machine, without a cluster, has too few resources.
@@ -209,7 +212,10 @@ def _resources(job: Job) -> tuple[int, dict[str, float]]:
     settings = job.backend.get("trainer", {})
     available = ray.cluster_resources()
     use_gpu = bool(settings.get("use_gpu", available.get("GPU", 0) > 0))
-    num_workers = int(settings.get("num_workers") or (available.get("GPU", 0) if use_gpu else len(ray.nodes())))
+    name = "--workers" if num_workers else "backend.trainer"
+    num_workers = int(
+        num_workers or settings.get("num_workers") or (available.get("GPU", 0) if use_gpu else len(ray.nodes()))
+    )
     resources_per_worker = {**({"GPU": 1} if use_gpu else {}), **(settings.get("resources_per_worker") or {"CPU": 1})}
     if (num_gpus := resources_per_worker.get("GPU", 0)) != int(use_gpu):
         reason = "a worker computes on one GPU of its own" if use_gpu else "use_gpu is false"
@@ -220,8 +226,7 @@ def _resources(job: Job) -> tuple[int, dict[str, float]]:
         for kind, amount in resources_per_worker.items():
             if amount * num_workers > available.get(kind, 0):
                 message = (
-                    f"backend.trainer requests {num_workers} × {amount:g} {kind}, "
-                    f"this machine has {available.get(kind, 0):g}"
+                    f"{name} requests {num_workers} × {amount:g} {kind}, this machine has {available.get(kind, 0):g}"
                 )
                 raise ConfigError(job.problem(message, "backend", "trainer"))
     return num_workers, dict(resources_per_worker)
@@ -242,10 +247,15 @@ def _last_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def ray_evaluator(job: Job, starting_model_folder: Path, tuned: Path | None) -> Iterator[RayEvaluator]:
-    """Yields an evaluator of the base model or of the folder `tuned`. Its actors are killed after the block."""
+def ray_evaluator(
+    job: Job, starting_model_folder: Path, tuned: Path | None, num_workers: int = 0
+) -> Iterator[RayEvaluator]:
+    """Yields an evaluator of the base model or of the folder `tuned`. Its actors are killed after the block.
+
+    num_workers: the number of actors; 0 for that of the config, see `_resources`.
+    """
     _connect(job)
-    num_workers, resources = _resources(job)
+    num_workers, resources = _resources(job, num_workers)
     max_failures = _max_failures(job)
     actor_class = ray.remote(evaluator.LocalEvaluator).options(
         num_cpus=resources.get("CPU", 0),
@@ -310,6 +320,24 @@ class RayEvaluator:
 
         completions = [completion for batch in self._map(submit, batches, progress) for completion in batch]
         return [completion for _, completion in sorted(zip(order, completions, strict=True), key=itemgetter(0))]
+
+    def complete_batches(self, batches: Iterable[tuple[Any, ...]]) -> Iterator[list[Completion]]:
+        """Yields the completions of each batch, in order. A batch is the arguments of `completions.complete` after the
+        model, and is completed by one actor as one call, so that completions are those of a single machine.
+
+        `batches` is read as actors become free: two batches per actor are in memory. Raises as `_map`.
+        """
+        pool, batches = ray_util.ActorPool(self.actors), iter(batches)
+        try:
+            for batch in islice(batches, 2 * len(self.actors)):
+                pool.submit(lambda actor, arguments: actor.complete.remote(*arguments), batch)
+            while pool.has_next():
+                completions = pool.get_next()
+                for batch in islice(batches, 1):
+                    pool.submit(lambda actor, arguments: actor.complete.remote(*arguments), batch)
+                yield completions
+        except ray_exceptions.RayError as error:
+            raise RunError(f"a Ray worker failed: {_last_line(error)}") from None
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         batches = list(prepared.batches(RETENTION_BATCH_ITEMS))

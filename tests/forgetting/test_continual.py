@@ -61,7 +61,7 @@ def test_a_job_starts_from_the_model_of_an_earlier_run(project_with_evals, adapt
     assert "./base, continued from runs/one, was tuned on" in page
     load_causal_lm(second.path("start") if adapter else first.path("model"), allow_half_precision=True)
     Path("new.jsonl").write_text('{"text": "the 3"}\n')
-    assert len(list(predict(second, Path("new.jsonl"), "say", QUIET))) == 1
+    assert len(list(predict(second, ["new.jsonl"], "say", QUIET))) == 1
 
 
 def test_the_third_job_is_evaluated_on_the_tasks_of_both_earlier_ones(project_with_evals):

@@ -2,7 +2,10 @@
 
 import datetime
 import json
-import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +16,14 @@ from click.testing import CliRunner
 from pipelines.cli import main
 from pipelines.compare import check_scores, load_file
 from pipelines.config.job import load_job
-from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.data.readers import read_rows
 from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import AlfineError
-from pipelines.prediction.outputs import check_output, write_predictions
+from pipelines.prediction.outputs import convert
+from pipelines.prediction.predict import predict
 from pipelines.prediction.rows import check_prompt_lengths, load_prompts
-from tests.jobs import run
+from tests.jobs import QUIET, run
 from tests.tiny_tokenizers import make_tokenizer
 
 
@@ -212,44 +216,6 @@ def test_rows_that_a_metric_cannot_score_are_found_before_generation(tmp_path):
         check_scores(rows, {"code": {"metric": "unit_tests", "normalize": None, "cluster_by": None}})
 
 
-def test_predictions_are_written_row_by_row(tmp_path, capsys):
-    def rows():
-        yield {"q": 1}
-        yield {"q": math.inf}
-        assert Path("out.jsonl").read_text() == "old" and Path("out.jsonl.partial").exists()
-        yield {"q": float("nan")}
-
-    Path("out.jsonl").write_text("old")
-    write_predictions(rows(), Path("out.jsonl"), ConsoleReporter())
-    assert Path("out.jsonl").read_text() == '{"q": 1}\n{"q": "Infinity"}\n{"q": "NaN"}\n'
-    assert not Path("out.jsonl.partial").exists()
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_interrupted_output_keeps_its_rows(tmp_path, capsys, count):
-    def rows():
-        yield from [{"q": n} for n in range(count)]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_predictions(rows(), Path("new") / "out.jsonl", ConsoleReporter())
-    partial = Path("new/out.jsonl.partial")
-    assert not Path("new/out.jsonl").exists() and partial.exists() == bool(count)
-    if count:
-        assert len(partial.read_text().splitlines()) == count and "first 2 rows" in capsys.readouterr().err
-
-
-def test_output_must_not_be_a_folder_or_the_input(tmp_path):
-    Path("rows.jsonl").write_text("{}\n")
-    for output, message in (
-        ("rows.jsonl", "is the input file"),
-        (f"../{tmp_path.name}/rows.jsonl", "is the input file"),
-        (".", "is a folder"),
-    ):
-        with pytest.raises(AlfineError, match=message):
-            check_output(Path(output), Path("rows.jsonl"))
-
-
 # --- with a tiny model ---------------------------------------------------------------------------------
 
 
@@ -322,3 +288,81 @@ def test_unused_columns_change_no_result(project):
     for name in ("base", "tuned"):
         for line in done.path(name, "completions.jsonl").read_text().split("\n")[:-1]:
             json.loads(line, parse_constant=pytest.fail)
+
+
+def start_predict(*words):
+    """`alfine predict` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "predict", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.ludwig
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_killed_and_run_again_gives_the_same_file(project, signal_number, code):
+    run()
+    write("new.jsonl", *({"q": f"is {n} odd" * (1 + n % 9)} for n in range(6 * 512)))
+    words = ("runs/one", "new.jsonl", "--task", "odd", "--output")
+    assert command("predict", *words, "whole.jsonl").exit_code == 0
+    process = start_predict(*words, "out.jsonl")
+    state = Path("out.jsonl.partial.json")
+    while not (state.exists() and json.loads(state.read_text())["done"]):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal_number)
+    _, log = process.communicate()
+    done = json.loads(state.read_text())["done"]
+    assert (process.returncode, 512 <= done < 3072) == (code, True), log
+    if code == 130:
+        assert f"out.jsonl.partial keeps {done:,} of 3,072 predictions as JSON Lines" in " ".join(log.split()), log
+        assert log.endswith("interrupted; run the same command again to resume\n")
+    result = command("predict", *words, "out.jsonl")
+    assert f"out.jsonl.partial has {done:,} of 3,072 predictions; resumed there" in " ".join(result.stderr.split())
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert not list(Path().glob("out.jsonl.*"))
+
+
+@pytest.mark.ludwig
+def test_every_format_goes_in_and_out(project):
+    run()
+    rows = [{"q": f"is {n} odd", "n": "7"} for n in range(3)]
+    journal = write("rows.partial", *rows)
+    names = ["in.jsonl", "in.jsonl.gz", "in.json", "in.csv.zst", "in.tsv", "in.parquet"]
+    for name in names:
+        convert(journal, Path(name), ())
+    expected = None
+    for name, output in zip(names, ("o.csv", "o.tsv.gz", "o.json", "o.jsonl.xz", "o.parquet", "o.ndjson"), strict=True):
+        result = command("predict", "runs/one", name, "--task", "odd", "--output", output)
+        assert result.exit_code == 0, result.output
+        expected = expected or read_rows(Path(output))
+        assert read_rows(Path(output)) == expected and len(expected) == 3
+    result = command("predict", "runs/one", "in.*.gz", "in.json", "--task", "odd")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == expected * 2
+
+
+@pytest.mark.ludwig
+def test_a_file_that_changes_while_it_is_read_is_an_error(project):
+    done = run()
+    write("new.jsonl", *({"q": f"is {n} odd"} for n in range(520)))
+    rows = predict(done, ["new.jsonl"], "odd", QUIET)
+    next(rows)
+    write("new.jsonl", *({"q": f"is {n} even"} for n in range(520)))
+    with pytest.raises(AlfineError, match="new.jsonl: has been changed while its rows were completed"):
+        list(rows)
+
+
+@pytest.mark.ludwig
+def test_options_that_mean_nothing_together(project):
+    run()
+    write("new.jsonl", {"q": "x"})
+    for words, message in {
+        ("--workers", "2"): "--workers applies to --ray",
+        ("--restart",): "--restart applies to an interrupted --output",
+        ("--output", "new.jsonl"): "is the input file",
+        ("--output", "out.text"): "its format is unknown",
+    }.items():
+        result = command("predict", "runs/one", "new.jsonl", "--task", "odd", *words)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.output
