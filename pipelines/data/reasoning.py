@@ -41,22 +41,25 @@ class ReasoningMarkers:
         return f"{self.before}{thought}{self.between}"
 
     @cached_property
-    def _open(self) -> re.Pattern[str]:
+    def open_pattern(self) -> re.Pattern[str]:
+        """The regular expression of the opening marker; one that never matches if there is none."""
         if self.patterns:
             return re.compile(self.patterns[0])
         return re.compile(re.escape(self.open) if self.open else r"(?!)")  # that never matches
 
     @cached_property
-    def _close(self) -> re.Pattern[str]:
+    def close_pattern(self) -> re.Pattern[str]:
+        """The regular expression of the closing marker."""
         return re.compile(self.patterns[1] if self.patterns else re.escape(self.close))
 
     @cached_property
-    def _either(self) -> re.Pattern[str]:
-        return re.compile(f"{self._open.pattern}|{self._close.pattern}")
+    def either_pattern(self) -> re.Pattern[str]:
+        """The regular expression of either marker."""
+        return re.compile(f"{self.open_pattern.pattern}|{self.close_pattern.pattern}")
 
     def opened_by(self, prompt: str) -> bool:
         """Whether the text of a prompt ends inside a thought, so that the completion begins with one."""
-        return any(not prompt[match.end() :].strip() for match in self._open.finditer(prompt))
+        return any(not prompt[match.end() :].strip() for match in self.open_pattern.finditer(prompt))
 
     def find_thought(self, text: str, in_thought: bool = False) -> Thought | None:
         """The thought of a completion, None if it has none. `in_thought`: the prompt ends inside a thought.
@@ -64,23 +67,24 @@ class ReasoningMarkers:
         The answer follows the last closing marker. An opening marker after that begins another thought, which has not
         ended, if it is a control token or the first on its line: elsewhere the answer mentions it.
         """
-        last_close = max(self._close.finditer(text), key=re.Match.end, default=None)
+        last_close = max(self.close_pattern.finditer(text), key=re.Match.end, default=None)
         end = last_close.end() if last_close else 0
         unfinished = next(
-            (match for match in self._open.finditer(text, end) if self._begins_thought(text, match)), None
+            (match for match in self.open_pattern.finditer(text, end) if self.begins_thought(text, match.start())), None
         )
         # Text before the first thought is part of an answer that the model was writing.
         if last_close is None and not in_thought and (unfinished is None or text[: unfinished.start()].strip()):
             return None
         is_unfinished = unfinished is not None or last_close is None
         stop = len(text) if is_unfinished or last_close is None else last_close.start()
-        starts = [0, *(match.end() for match in self._either.finditer(text, 0, stop))]
-        ends = [*(match.start() for match in self._either.finditer(text, 0, stop)), stop]
+        starts = [0, *(match.end() for match in self.either_pattern.finditer(text, 0, stop))]
+        ends = [*(match.start() for match in self.either_pattern.finditer(text, 0, stop)), stop]
         pieces = [(start, end) for start, end in zip(starts, ends, strict=True) if text[start:end].strip()]
         return Thought(pieces, None if is_unfinished else end)
 
-    def _begins_thought(self, text: str, match: re.Match[str]) -> bool:
-        line = text[: match.start()].rpartition("\n")[2]
+    def begins_thought(self, text: str, start: int) -> bool:
+        """Whether an opening marker at `start` of a text begins a thought, rather than being mentioned there."""
+        line = text[:start].rpartition("\n")[2]
         return bool(_CONTROL_TOKEN.fullmatch(self.open)) or not line.strip()
 
     def strip_answer(self, answer: str) -> str:

@@ -1,0 +1,100 @@
+"""The base and the tuned model of a finished run in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from pipelines.config.job import Job, load_run_job
+from pipelines.data.prompt_format import PromptFormat
+from pipelines.errors import RunError
+from pipelines.evaluation.completions import LoadedModel
+from pipelines.forgetting.continual import existing_starting_model
+from pipelines.inference.prompts import PromptBuilder
+from pipelines.registry import lazy_import
+from pipelines.storage.run_folder import Run
+
+if TYPE_CHECKING:
+    from pipelines.modeling import adapters, equivalence, hardware, packing
+else:  # torch: 3 s that an error in the run's folder does not need
+    adapters, equivalence, hardware, packing = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "equivalence", "hardware", "packing")
+    )
+
+ModelName = Literal["base", "tuned"]
+MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
+
+
+def tuned_job(run: Run) -> Job:
+    """The job of a run that has been trained. Raises RunError if it has not."""
+    if "train" not in run.manifest["stages"]:
+        raise RunError(f"{run.folder} has no tuned model yet; finish it with: {run.command}")
+    return load_run_job(run.folder)
+
+
+@dataclass
+class RunModels:
+    """The two models of a run.
+
+    Attributes:
+        base, tuned: with an adapter they are the same modules; use them within `active`, which switches the adapter.
+        shares_weights: whether base and tuned share the base's weights.
+    """
+
+    run: Run
+    job: Job
+    prompt_format: PromptFormat
+    base: LoadedModel
+    tuned: LoadedModel
+    shares_weights: bool
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @classmethod
+    def load(cls, run: Run, job: Job) -> RunModels:
+        """Loads both models as the run's evaluation does, with its check that the tuned one is the one that training
+        exported.
+
+        Base and tuned share the base's weights if the run has an adapter that can be switched off: not one that
+        rewrites the base's weights or trains some of them. Raises ModelError and RunError as `predict` does.
+        """
+        hardware.configure_hardware(job.pipeline.hardware)
+        folder, settings = existing_starting_model(job, run), job.chat_template_settings()
+        base = LoadedModel.from_folder(folder, settings, job.quantization)
+        tuned = base.with_tuned_model(run.path("model"))
+        shares = tuned.has_adapter and _is_base_without_adapter(tuned)
+        if tuned.has_adapter and not shares:
+            base = LoadedModel.from_folder(folder, settings, job.quantization)
+        return cls(run, job, tuned.prompt_format, base, tuned, shares)
+
+    def select(self, name: str) -> LoadedModel:
+        """The model `base` or `tuned`. Raises RunError for another name."""
+        if name not in MODEL_NAMES:
+            raise RunError(f"no model {name!r:.60}; the models are {' and '.join(MODEL_NAMES)}")
+        return self.base if name == "base" else self.tuned
+
+    @contextlib.contextmanager
+    def active(self, name: str) -> Iterator[LoadedModel]:
+        """Yields a model whose forward passes are its own within the block; other threads wait for the block's end."""
+        loaded = self.select(name)
+        with self._lock:
+            if loaded is self.base and self.shares_weights:
+                with adapters.adapter_disabled(self.tuned.model):
+                    yield loaded
+            else:
+                yield loaded
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """Builds the prompts of both models."""
+        return PromptBuilder(self.job, self.prompt_format, self.run.manifest)
+
+
+def _is_base_without_adapter(tuned: LoadedModel) -> bool:
+    """Whether the tuned model with its adapter switched off has the logits of the base model as it was loaded."""
+    expected = adapters.model_source(tuned.model).logits
+    with adapters.adapter_disabled(tuned.model):
+        logits = equivalence.probe_logits(tuned.model)
+    return equivalence.outputs_match(logits, expected, equivalence.is_fp32(packing.transformers_model(tuned.model)))
