@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "preview": "Show tokenized rows, sequence lengths and learning rates.",
     "run": "Fine-tune and compare base and tuned.",
     "predict": "Complete new rows with a tuned model.",
+    "export": "Write the tuned model for other programs.",
     "report": "Show the result of a run and write its report files again.",
     "compare": "Compare two models on the same prompts.",
     "runs": "List runs and their results.",
@@ -44,6 +45,8 @@ COMMAND_SYNONYMS = {
     "finetune": "run",
     "validate": "check",
     "generate": "predict",
+    "merge": "export",
+    "save": "export",
     "evaluate": "report",
     "convert": "import",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE) -> None:
         self.sources: str | Mapping[str, str] = settings.source or tokenizer.chat_template
-        self.variables = {**tokenizer.special_tokens_map, **settings.kwargs}
+        self._special_tokens = dict(tokenizer.special_tokens_map)
+        self.variables = {**self._special_tokens, **settings.kwargs}
         self.date = None if settings.date is None else date.fromisoformat(settings.date)
 
     def source(self, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
@@ -60,6 +62,12 @@ class ChatTemplate:
             names = ", ".join(self.sources)
             raise ChatTemplateError(f"this model has several chat templates ({names}) and no default; {DISABLE_HINT}")
         return self.sources["default"]
+
+    def replaced(self, source: str) -> ChatTemplate:
+        """Another template for the same tokenizer and date, without the variables of this one."""
+        template = copy(self)
+        template.sources, template.variables = source, self._special_tokens
+        return template
 
     @property
     def inputs(self) -> list[Any]:

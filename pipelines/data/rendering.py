@@ -356,10 +356,10 @@ class ConversationRenderer(TemplateForm):
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=conversation.tools,
-            kwargs=self._variables(conversation),
+            kwargs=self.template_variables(conversation),
         )
 
-    def _variables(self, conversation: Conversation) -> Mapping[str, Any]:
+    def template_variables(self, conversation: Conversation) -> Mapping[str, Any]:
         """The variables of the template for a conversation. Reasoning switches the thought on, unless a variable says
         otherwise."""
         given = {**self.template.variables, **conversation.template_kwargs}
