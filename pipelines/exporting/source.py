@@ -20,7 +20,7 @@ from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.modeling.base_reference import BaseModelReference, base_model_reference
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.model_folder import read_config
-from pipelines.prediction import tuned_job
+from pipelines.prediction.models import tuned_job
 from pipelines.storage.records import CompletionRecord, Manifest, read_records
 from pipelines.storage.run_folder import Run
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipelines.cli import main
-from pipelines.prediction import load_tuned, tuned_job
+from pipelines.prediction.models import load_tuned, tuned_job
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig
