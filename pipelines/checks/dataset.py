@@ -53,8 +53,11 @@ class DatasetChecks:
         self.references.observe(row)
         self.overlap.observe(example)
 
-    def findings(self) -> list[Finding]:
-        """All findings, errors first."""
+    def findings(self, *, is_complete: bool = True) -> list[Finding]:
+        """All findings, errors first. Unless all rows were observed, only those that each concern one row."""
+        if not is_complete:
+            findings = [*(finding for check in self.rows for finding in check.findings()), *self.references.findings()]
+            return sorted(findings, key=lambda finding: finding.severity != "error")
         trainer_errors = check_trainer_on_data(self.job, self._num_rows("train"), self._num_rows("validation"))
         findings = [
             *(Finding("error", problem) for problem in self.metrics.errors()),

@@ -17,7 +17,7 @@ from pipelines.config.job import Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.config.trainer_checks import check_trainer_on_data
 from pipelines.console.activity import track_activity
-from pipelines.data.examples import Example, load_examples
+from pipelines.data.examples import Example, HeldOutRows, load_examples
 from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.errors import ConfigError, DataError, Problem
@@ -52,7 +52,8 @@ def check_job(job: Job) -> CheckResult:
     prompt_format = None if folder is None else renderer(job, folder)
     reasoning = None if prompt_format is None else RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
     with track_activity("reading the rows"):
-        examples = load_examples(job.pipeline)
+        rows = HeldOutRows()
+        examples = load_examples(job.pipeline, rows)
         # What a model can express of the rows' reasoning is only known with its files.
         for example in reasoning.apply(examples) if reasoning else examples:
             num_rows[example.split] += 1
@@ -60,7 +61,7 @@ def check_job(job: Job) -> CheckResult:
             metrics.observe(example)
     if problems := [*metrics.errors(), *check_trainer_on_data(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
-    notes = [*source_notes(job), *(reasoning.notes if reasoning else [])]
+    notes = [*source_notes(job), *(reasoning.notes if reasoning else []), *rows.notes(job.pipeline)]
     if folder is not None and prompt_format is not None:
         notes += check_chat_template(job, prompt_format, first_examples)
         if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,9 @@ from pipelines.config.job import load_job
 from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, lr_factor, peak_learning_rate
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
-from pipelines.data.examples import load_examples
+from pipelines.data.examples import HeldOutRows, load_examples
 from pipelines.data.row_reasoning import RowReasoning
+from pipelines.data.sources import SPLITS
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.data.too_long import TooLongRows
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
@@ -31,18 +36,23 @@ from pipelines.scoring.sandbox import prepare_sandbox
 
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "01234567"
 SPARKLINE_WIDTH = 40
+READ_ROWS = 1000
+"""Rows of each split that are tokenized and checked without --lengths; as many as decide whether a task trains
+reasoning (`row_reasoning.PEEKED_ROWS`)."""
 
 
 @click.command()
 @config_argument
 @overrides_argument
 @click.option("--rows", default=2, show_default=True, help="Rows to show per task.")
+@click.option("--lengths", is_flag=True, help="Tokenize and check all rows, not only the first of each split.")
 @click.option("--full", is_flag=True, help="Show the whole text of long turns.")
-def preview(config: Path, overrides: tuple[str, ...], rows: int, full: bool) -> None:
+def preview(config: Path, overrides: tuple[str, ...], rows: int, lengths: bool, full: bool) -> None:
     """Show tokenized rows, sequence lengths and learning rates.
 
     Every turn of a row is shown as the chat template writes it, with its number of tokens; lines with > are
-    supervised. The data are checked as in a run.
+    supervised. The first 1,000 rows of each split are tokenized and checked as in a run; the others are counted, unless
+    --lengths is given.
 
     \b
     Example:
@@ -50,29 +60,30 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int, full: bool) -> 
     """
     job = load_job(config, overrides)
     check_data_files(job)
-    examples = list(load_examples(job.pipeline))
     quiet_libraries()
     reporter = ConsoleReporter()
     with reporter.status(f"Base model {job.base_model}"), locate_model_errors(job, "base_model"):
         folder = ensure_base_model(job.base_model)
     prepare_sandbox({task.metric for task in job.pipeline.tasks.values()}, reporter.status)
-    with reporter.status("Preparing rows"):
+    counts = HeldOutRows()
+    with reporter.status("Reading rows"):
         prompt_format = load_checked_prompt_format(job, folder)
         checks = DatasetChecks(job, prompt_format, context_length(folder))
         reasoning = RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
         too_long = TooLongRows(job, prompt_format, checks.max_length)
-        rows_that_fit = too_long.apply(tokenize_examples(reasoning.apply(examples), prompt_format))
-        tokenized = list(checks.observe_all(rows_that_fit))
+        examples = load_examples(job.pipeline, counts, None if lengths else READ_ROWS)
+        tokenized = too_long.apply(tokenize_examples(reasoning.apply(examples), prompt_format))
+        preview_rows = PreviewRows.read(checks.observe_all(tokenized), rows)
     console = Console(highlight=False)
-    print_rows(tokenized, prompt_format, console, rows, shorten=not full)
-    print_lengths(tokenized, console)
-    num_train_rows = sum(row.example.split == "train" for row in tokenized)
-    print_schedule(job.trainer, num_train_rows, console)
-    for note in [*source_notes(job), *template_notes(job, prompt_format)]:
+    print_rows(list(chain(*preview_rows.shown.values())), prompt_format, console, rows, shorten=not full)
+    print_lengths(preview_rows, counts, console)
+    dropped = sum(count for (_, split), count in too_long.dropped.items() if split == "train")
+    print_schedule(job.trainer, counts.total("train") - dropped, console)
+    for note in [*source_notes(job), *template_notes(job, prompt_format), *reasoning.notes]:
         reporter.note(note)
-    findings = checks.findings()
-    for note in reasoning.notes:
+    for note in counts.notes(job.pipeline):
         reporter.note(note)
+    findings = checks.findings(is_complete=not counts.skipped)
     for warning in [*reasoning.warnings, *too_long.warnings]:
         reporter.warn(warning)
     for finding in findings:
@@ -81,19 +92,51 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int, full: bool) -> 
     raise_on_errors(findings)
 
 
-def print_lengths(rows: Sequence[TokenizedExample], console: Console) -> None:
-    """Prints a table of sequence lengths in tokens, per task and split."""
+@dataclass
+class PreviewRows:
+    """What is kept of the rows: the first training rows of each task, and the lengths of all in tokens.
+
+    Attributes:
+        shown: the training rows that are shown, per task.
+        lengths, supervised: the number of tokens of each row, and the supervised ones of all, per (task, split).
+    """
+
+    shown: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+    lengths: dict[tuple[str, str], array[int]] = field(default_factory=dict)
+    supervised: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def read(cls, rows: Iterable[TokenizedExample], rows_per_task: int) -> PreviewRows:
+        """Reads all rows and keeps `rows_per_task` training rows of every task."""
+        kept = cls()
+        for row in rows:
+            group = (row.example.task, row.example.split)
+            kept.lengths.setdefault(group, array("q")).append(len(row.input_ids))
+            kept.supervised[group] += num_supervised_tokens(row.supervised_spans)
+            shown = kept.shown.setdefault(row.example.task, [])
+            if row.example.split == "train" and len(shown) < rows_per_task:
+                shown.append(row)
+        return kept
+
+
+def print_lengths(rows: PreviewRows, counts: HeldOutRows, console: Console) -> None:
+    """Prints a table of sequence lengths in tokens, per task and split, and how many rows it is of."""
     columns = [Column("task", words=True), Column("split", left=True)]
     columns += [Column(name) for name in ("rows", "shortest", "median", "longest", "supervised tokens")]
     table: list[list[str | Text]] = []
-    for task, split in dict.fromkeys((row.example.task, row.example.split) for row in rows):
-        group = [row for row in rows if (row.example.task, row.example.split) == (task, split)]
-        lengths = sorted(len(row.input_ids) for row in group)
-        supervised = sum(num_supervised_tokens(row.supervised_spans) for row in group)
-        numbers = (len(group), lengths[0], lengths[len(lengths) // 2], lengths[-1], supervised)
+    for (task, split), unsorted_lengths in rows.lengths.items():
+        lengths = sorted(unsorted_lengths)
+        supervised = rows.supervised[task, split]
+        numbers = (len(lengths), lengths[0], lengths[len(lengths) // 2], lengths[-1], supervised)
         table.append([cell(task), split, *(f"{number:,}" for number in numbers)])
     console.print(Text("Sequence lengths in tokens", style="italic"))
     print_table(columns, table, console)
+    if counts.skipped:
+        totals = ", ".join(f"{counts.total(split):,} {split}" for split in SPLITS if counts.total(split))
+        console.print(
+            f"The table is of the first {READ_ROWS:,} rows of each split and the candidates for examples in a prompt; "
+            f"in all there are {totals} rows. --lengths tokenizes and checks them all."
+        )
 
 
 def print_schedule(trainer: Mapping[str, Any], num_rows: int, console: Console) -> None:

@@ -14,7 +14,10 @@ from pydantic import (
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
-from pipelines.config.task import Task, TemplateVariables, TooLong
+from pipelines.config.task import RowLimit, Task, TemplateVariables, TooLong
+
+DEFAULT_ROWS = 1000
+"""Test and validation rows of a task that are evaluated, unless the config says otherwise."""
 
 
 class Split(Section):
@@ -64,6 +67,19 @@ class ReportSettings(Section):
         description="JSON Lines file with `prompt` and optionally `title`; the report shows both models' completions.",
     )
     gates: dict[str, Gate] = Field(default={}, description="Gates by task or retention eval.")
+    test_rows: RowLimit = Field(
+        default=DEFAULT_ROWS,
+        description="Test rows per task that are evaluated, drawn at random from all; or all.",
+    )
+    validation_rows: RowLimit = Field(
+        default=DEFAULT_ROWS,
+        description="Validation rows per task that are evaluated during training, drawn at random from all; or all.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0,
+        description="Seed by which test and validation rows are drawn; `pipeline.seed` has no effect on them, so that "
+        "runs with different seeds are compared on the same rows.",
+    )
 
 
 class PipelineSettings(Section):
@@ -118,6 +134,16 @@ class PipelineSettings(Section):
         default=None,
         description="Folder of a finished run whose tuned model this job starts from, instead of the base model.",
     )
+
+    def row_limit(self, task: Task, split: str) -> int | None:
+        """How many rows of the validation or test split of a task are evaluated; None for all of them."""
+        own, common = (
+            (task.test_rows, self.report.test_rows)
+            if split == "test"
+            else (task.validation_rows, self.report.validation_rows)
+        )
+        limit = common if own is None else own
+        return None if limit == "all" else limit
 
     def system_prompt(self, task: str | None = None) -> str | None:
         """The system prompt of a task, or of prompts that belong to no task; None for none."""

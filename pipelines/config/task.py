@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     JsonValue,
     ValidationInfo,
@@ -46,6 +47,16 @@ def _check_column(name: str) -> str:
 
 TooLong = Literal["refuse", "drop", "truncate_prompt"]
 """What happens to rows with more tokens than the limit."""
+
+
+def _check_row_limit(limit: object) -> object:
+    if limit != "all" and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ValueError("expected a number of rows, at least 1, or all")
+    return limit
+
+
+RowLimit = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_check_row_limit)]
+"""How many rows of a split are evaluated."""
 
 ColumnName = Annotated[Text, AfterValidator(_check_column)]
 """The name of a column of the rows."""
@@ -115,6 +126,13 @@ class Task(Section):
 
     too_long: TooLong | None = Field(
         default=None, description="What happens to rows that are longer than the limit; None is `pipeline.too_long`."
+    )
+
+    test_rows: RowLimit | None = Field(
+        default=None, description="Test rows that are evaluated; None is `report.test_rows`."
+    )
+    validation_rows: RowLimit | None = Field(
+        default=None, description="Validation rows that are evaluated; None is `report.validation_rows`."
     )
 
     @field_validator("prompt", "completion", "system")

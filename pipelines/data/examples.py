@@ -9,9 +9,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.conversation import Conversation
+from pipelines.data.drawn_rows import describe_drawn
 from pipelines.data.readers import RowErrors, numbered_rows
 from pipelines.data.row_formats import as_test_rows, fill_row, resolve_format, used_columns
-from pipelines.data.sources import DataSource, open_source
+from pipelines.data.sources import SPLITS, DataSource, open_source
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import (
     SPLIT_COLUMN,
@@ -19,7 +20,8 @@ from pipelines.data.templates import (
     fill_reasoning,
 )
 from pipelines.errors import DataError, Problem
-from pipelines.scoring.metric import check_row
+from pipelines.scoring.metric import METRICS, check_row
+from pipelines.storage.records import DrawnRows
 
 if TYPE_CHECKING:
     from pipelines.config.pipeline import PipelineSettings, Task
@@ -52,6 +54,7 @@ class Example:
             are then its text before the evaluated turn, for display, and the content of that turn.
         turn: the index of the evaluated turn in the row's messages, None if the row is one prompt and one completion.
         template_kwargs: variables of the chat template of the row's task, over those of the prompt format.
+        rank: the rank of a training row among those that may become examples in a prompt; None for all others.
     """
 
     prompt: str
@@ -68,6 +71,7 @@ class Example:
     turns: Conversation | None = None
     turn: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
 
     @property
     def conversation(self) -> Conversation:
@@ -88,33 +92,83 @@ class Example:
         return self.completion
 
 
-def load_examples(pipeline: PipelineSettings) -> Iterator[Example]:
+@dataclass
+class HeldOutRows:
+    """Counts the rows per (task, split) that were read: those that are used, and those of the validation and test
+    split that were not drawn, see `report.test_rows`."""
+
+    used: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    skipped: int = 0
+    """Used rows that did not become examples, see `load_examples`."""
+
+    def total(self, split: str) -> int:
+        """The used rows of a split of all tasks."""
+        return sum(count for (_, used_split), count in self.used.items() if used_split == split)
+
+    def drawn(self, task: str) -> dict[str, DrawnRows]:
+        """The splits of a task of which not all rows are evaluated."""
+        return {
+            split: DrawnRows(rows=self.used[task, split], of=self.used[task, split] + count)
+            for split in SPLITS
+            if (count := self.left_out[task, split])
+        }
+
+    def notes(self, pipeline: PipelineSettings) -> list[str]:
+        """What was drawn, as sentences without a full stop."""
+        return [
+            f"task {name}: {describe_drawn(split, drawn, METRICS.get(task.metric))}"
+            for name, task in pipeline.tasks.items()
+            for split, drawn in self.drawn(name).items()
+        ]
+
+
+def load_examples(
+    pipeline: PipelineSettings, rows: HeldOutRows | None = None, first: int | None = None
+) -> Iterator[Example]:
     """Yields the examples of every task as they are read, in the order of the config.
 
+    rows: counts the rows.
+    first: only the first so many rows of each split become examples, and those that may become examples in a prompt;
+        the others are counted. None: all do.
     Raises DataError after the last example, with the problems of all tasks.
     """
     problems: list[Problem] = []
     for name, task in pipeline.tasks.items():
         try:
-            yield from _load_task(name, task, pipeline)
+            yield from _load_task(name, task, pipeline, HeldOutRows() if rows is None else rows, first)
         except DataError as error:
             problems.extend(error.problems)
     if problems:
         raise DataError(problems)
 
 
-def _load_task(name: str, task: Task, pipeline: PipelineSettings) -> Iterator[Example]:
-    """Yields the examples of one task. Raises DataError after the last one, for rows that cannot be used."""
+def _load_task(
+    name: str, task: Task, pipeline: PipelineSettings, rows: HeldOutRows, first: int | None
+) -> Iterator[Example]:
+    """Yields the examples of one task, and counts its rows in `rows`; `first` as in `load_examples`.
+
+    Raises DataError after the last one, for rows that cannot be used.
+    """
     errors = RowErrors(f"task {name}: ")
     counts: Counter[str] = Counter()
     task, _ = resolve_format(name, task)
     for row in read_split_rows(task, pipeline):
+        if row.split is not None and not row.drawn:
+            rows.left_out[name, row.split] += 1
+            continue
+        if first is not None and row.split is not None and row.rank is None and counts[row.split] >= first:
+            counts[row.split] += 1
+            rows.used[name, row.split] += 1
+            rows.skipped += 1
+            continue
         try:
             examples = _fill_examples(name, task, pipeline, row)
         except DataError as error:
             errors.add(row.file, row.row_number, str(error))
             continue
         counts[examples[0].split] += 1
+        rows.used[name, examples[0].split] += 1
         yield from examples
     errors.raise_if_any()
     for split in ("train", "test"):
@@ -151,6 +205,7 @@ def _fill_examples(name: str, task: Task, pipeline: PipelineSettings, row: Split
             reasoning=reasoning if part.turns is None else None,
             turns=None if part.turns is None else replace(part.turns, template_kwargs=template_kwargs),
             turn=part.turn,
+            rank=row.rank,
         )
         for part in filled
     ]

@@ -75,10 +75,14 @@ def numbered_rows(path: Path) -> NumberedRows:
     Raises DataError with file and line at the first row that is not valid.
     """
     is_empty = True
+    clean_names: tuple[str, ...] | None = None
     with _located_os_errors(path):
         for line, row in _reader(path):
             is_empty = False
-            yield line, _strip_column_names(row, path, line)
+            if (names := tuple(row)) != clean_names:  # most rows have the columns of the row before
+                row = _strip_column_names(row, path, line)
+                clean_names = names if names == tuple(row) else None
+            yield line, row
     if is_empty:
         raise DataError(Problem("has no rows", str(path)))
 

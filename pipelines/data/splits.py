@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.readers import numbered_rows
 from pipelines.data.sources import SPLITS, DataFile, canonical_split, open_source
-from pipelines.data.stratified_split import random_splits
+from pipelines.data.stratified_split import random_splits, rank_examples, sample_rows
 from pipelines.data.templates import SPLIT_COLUMN, template_columns
 from pipelines.errors import DataError, Problem
 from pipelines.scoring.metric import METRICS
 
 if TYPE_CHECKING:
-    from pipelines.config.pipeline import PipelineSettings, Split, Task
+    from pipelines.config.pipeline import PipelineSettings, Task
+
+
+MAX_CANDIDATES = 64
+"""Training rows of a task that may become examples in a prompt: some may be too long."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class SplitRow:
     """A row with its split. If the split cannot be determined, `split` is None and `error` says why.
 
     `row_number` is the row's line in `file`, or its index from 1 in a file without lines. `fields` are its columns.
+    `drawn` is False for a row of the validation or test split that is not evaluated, see `report.test_rows`. A training
+    row that may become an example in a prompt has its `rank` among these.
     """
 
     file: str
@@ -33,50 +39,46 @@ class SplitRow:
     fields: dict[str, Any]
     split: str | None
     error: str = ""
+    drawn: bool = True
+    rank: int | None = None
 
 
 def read_split_rows(task: Task, pipeline: PipelineSettings) -> Iterator[SplitRow]:
-    """Yields every row of a task with its split. Raises DataError for a file that cannot be read."""
+    """Yields every row of a task with its split. Raises DataError for a file that cannot be read.
+
+    The files are read twice, not held in memory: only the last row shows which rows are drawn.
+    """
     source = open_source(task.data)
-    if not source.has_splits:
-        yield from _split_by_column_or_draw(source.files, task, pipeline.split)
-        return
-    missing = {
-        split: fraction
-        for split, fraction in (("validation", pipeline.split.validation), ("test", pipeline.split.test))
-        if fraction and not source.of_split(split)
-    }
-    if missing:
-        yield from _draw_from_train(source.of_split("train"), task, missing)
-    for split in SPLITS[1:] if missing else SPLITS:
-        for file in source.of_split(split):
-            for row_number, fields in numbered_rows(file.path):
-                error = _contradicts_file(fields, split)
-                yield SplitRow(file.name, row_number, fields, None if error else split, error)
-
-
-def _split_by_column_or_draw(files: Sequence[DataFile], task: Task, split: Split) -> Iterator[SplitRow]:
-    """Yields the rows of files that belong to no split."""
-    # The files are read twice, not held in memory: only the last row shows whether any row names a split.
+    fractions = {"validation": pipeline.split.validation, "test": pipeline.split.test}
+    if source.has_splits:
+        fractions = {split: part for split, part in fractions.items() if part and not source.of_split(split)}
+    order = ("train", *(split for split in SPLITS[1:])) if source.has_splits else (None,)
+    files = [file for split in order for file in source.of_split(split)]
     survey = _survey(files, task)
-    drawn = [] if survey.first_named else survey.draw(split.validation, split.test)
+    plan = _plan(survey, task, pipeline, fractions, source.has_splits)
     for index, (file, row_number, fields) in enumerate(_rows(files)):
-        _check_not_grown(index, survey, file, row_number)
-        if not survey.first_named:
-            yield SplitRow(file.name, row_number, fields, drawn[index])
-            continue
-        error = _wrong_split_column(fields, survey.first_named)
-        yield SplitRow(file.name, row_number, fields, None if error else fields[SPLIT_COLUMN], error)
+        if index >= survey.count:
+            message = "has grown while it was read; run again once the file is complete"
+            raise DataError(Problem(message, file.name, row_number))
+        if file.split is not None:
+            error = _contradicts_file(fields, file.split)
+        else:
+            error = _wrong_split_column(fields, survey.first_named) if survey.first_named else ""
+        split = None if error else SPLITS[plan.splits[index]]
+        yield SplitRow(file.name, row_number, fields, split, error, index not in plan.left_out, plan.ranks.get(index))
 
 
-def _draw_from_train(files: Sequence[DataFile], task: Task, fractions: Mapping[str, float]) -> Iterator[SplitRow]:
-    """Yields the rows of the training files, with those drawn that belong to a split which has no files."""
-    survey = _survey(files, task)
-    drawn = survey.draw(fractions.get("validation", 0.0), fractions.get("test", 0.0))
-    for index, (file, row_number, fields) in enumerate(_rows(files)):
-        _check_not_grown(index, survey, file, row_number)
-        error = _contradicts_file(fields, "train")
-        yield SplitRow(file.name, row_number, fields, None if error else drawn[index], error)
+def draws_splits(task: Task, pipeline: PipelineSettings) -> bool:
+    """Whether rows of the task are split at random, from the first row of a file without a split: if one row names its
+    split, all must."""
+    source = open_source(task.data)
+    if source.has_splits:
+        return any(
+            fraction and not source.of_split(split)
+            for split, fraction in (("validation", pipeline.split.validation), ("test", pipeline.split.test))
+        )
+    _, _, fields = next(_rows(source.files))
+    return fields.get(SPLIT_COLUMN) in (None, "")
 
 
 def _rows(files: Sequence[DataFile]) -> Iterator[tuple[DataFile, int, dict[str, Any]]]:
@@ -85,11 +87,7 @@ def _rows(files: Sequence[DataFile]) -> Iterator[tuple[DataFile, int, dict[str, 
             yield file, row_number, fields
 
 
-def _check_not_grown(index: int, survey: _Survey, file: DataFile, row_number: int) -> None:
-    if index >= survey.count:
-        raise DataError(
-            Problem("has grown while it was read; run again once the file is complete", file.name, row_number)
-        )
+_UNKNOWN = -1
 
 
 @dataclass
@@ -98,34 +96,82 @@ class _Survey:
 
     Attributes:
         count: the number of rows.
-        first_named: the first row that names its split, 0 if none does.
-        groups: the code of each row's label or cluster.
-        is_clustered: whether `groups` are clusters.
+        first_named: the first row that names its split in a file without one, 0 if none does.
+        splits: the index in SPLITS that each row's file or column says, else _UNKNOWN.
+        labels, clusters: the code of each row's label and cluster; None if the task has none.
     """
 
     count: int = 0
     first_named: int = 0
-    groups: array[int] = field(default_factory=lambda: array("q"))
-    is_clustered: bool = False
+    splits: array[int] = field(default_factory=lambda: array("b"))
+    labels: array[int] | None = None
+    clusters: array[int] | None = None
 
-    def draw(self, validation: float, test: float) -> list[str]:
-        """A split for each row, see `random_splits`."""
-        groups = self.groups or None
-        if self.is_clustered:
-            return random_splits(self.count, validation, test, clusters=groups)
-        return random_splits(self.count, validation, test, strata=groups)
+    def draw(self, fractions: Mapping[str, float], count: int) -> list[str]:
+        """A split for each of the first `count` rows, see `random_splits`."""
+        validation, test = fractions.get("validation", 0.0), fractions.get("test", 0.0)
+        if self.clusters is not None:
+            return random_splits(count, validation, test, clusters=self.clusters[:count])
+        strata = None if self.labels is None else self.labels[:count]
+        return random_splits(count, validation, test, strata=strata)
 
 
 def _survey(files: Sequence[DataFile], task: Task) -> _Survey:
-    survey, codes = _Survey(is_clustered=task.cluster_by is not None), dict[str, int]()
-    column = task.cluster_by or label_column(task)
-    for _, row_number, fields in _rows(files):
+    survey = _Survey()
+    label, cluster = label_column(task) or "", task.cluster_by or ""
+    survey.labels = array("q") if label else None
+    survey.clusters = array("q") if cluster else None
+    label_codes, cluster_codes = dict[str, int](), dict[str, int]()
+    for file, row_number, fields in _rows(files):
         survey.count += 1
-        survey.first_named = survey.first_named or (row_number if _names_split(fields) else 0)
-        if column is not None:
-            # Rows without a value are rejected later, with their line.
-            survey.groups.append(codes.setdefault(str(fields.get(column)), len(codes)))
+        name = file.split
+        if name is None and (name := fields.get(SPLIT_COLUMN)) not in (None, ""):
+            survey.first_named = survey.first_named or row_number
+        survey.splits.append(SPLITS.index(name) if name in SPLITS else _UNKNOWN)
+        # Rows without a value are rejected later, with their line.
+        if survey.labels is not None:
+            survey.labels.append(label_codes.setdefault(str(fields.get(label)), len(label_codes)))
+        if survey.clusters is not None:
+            survey.clusters.append(cluster_codes.setdefault(str(fields.get(cluster)), len(cluster_codes)))
     return survey
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What happens to each row: its split, as an index in SPLITS; those of validation and test that are left out; and
+    the ranks of the training rows that may become examples in a prompt."""
+
+    splits: array[int]
+    left_out: set[int]
+    ranks: Mapping[int, int]
+
+
+def _plan(
+    survey: _Survey, task: Task, pipeline: PipelineSettings, fractions: Mapping[str, float], by_file: bool
+) -> _Plan:
+    """The plan of all rows. `fractions`: the splits that are drawn, unless a row of a file without a split names its
+    split."""
+    splits = survey.splits
+    if by_file and fractions:
+        train = SPLITS.index("train")
+        count = sum(split == train for split in splits)  # these come first
+        splits = array("b", map(SPLITS.index, survey.draw(fractions, count))) + splits[count:]
+    elif not by_file and not survey.first_named:
+        splits = array("b", map(SPLITS.index, survey.draw(fractions, survey.count)))
+    rows: list[list[int]] = [[] for _ in SPLITS]
+    for index, code in enumerate(splits):
+        if code != _UNKNOWN:
+            rows[code].append(index)
+    left_out: set[int] = set()
+    seed = pipeline.report.seed
+    for split, held_out in zip(SPLITS[1:], rows[1:], strict=True):
+        limit = pipeline.row_limit(task, split)
+        if limit is not None and len(held_out) > limit:
+            # The metric and `cluster_by` decide how test rows are drawn. A training must not depend on them.
+            labels, clusters = (survey.labels, survey.clusters) if split == "test" else (None, None)
+            drawn = sample_rows(held_out, limit, seed, strata=labels, clusters=clusters)
+            left_out.update(set(held_out) - drawn)
+    return _Plan(splits, left_out, rank_examples(rows[0], MAX_CANDIDATES, seed, survey.labels))
 
 
 def label_column(task: Task) -> str | None:
@@ -138,16 +184,12 @@ def label_column(task: Task) -> str | None:
     return columns[0] if len(columns) == 1 and completion.strip() == f"{{{columns[0]}}}" else None
 
 
-def _names_split(fields: Mapping[str, Any]) -> bool:
-    return fields.get(SPLIT_COLUMN) not in (None, "")
-
-
 def _wrong_split_column(fields: Mapping[str, Any], first_named: int) -> str:
     """The error in the row's column `split`, or "". `first_named` is the first row that has a value there."""
     split = fields.get(SPLIT_COLUMN)
     if split in SPLITS:
         return ""
-    if not _names_split(fields):
+    if split in (None, ""):
         return f"has no split, though row {first_named} has one; write one of {', '.join(SPLITS)}"
     return f"split is {split!r:.60}; write {canonical_split(split) or f'one of {", ".join(SPLITS)}'}"
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 else:  # 0.3 s that `check` does not need
     pa = lazy_import("pyarrow")
 
+FEW_SHOT = "few_shot"
+"""The name of the file with the training rows that may become examples in a prompt."""
 TOKENIZE_BATCH_SIZE = 1024
 """Rows that are tokenized and written together."""
 
@@ -76,16 +78,18 @@ def _encode_batch(
 def write_splits(rows: Iterable[TokenizedExample], folder: Path) -> None:
     """Writes `folder`/{train,validation,test}.arrow with the columns task, file, row, input_ids and supervised_spans.
 
-    The test split, whose rows the report shows, also has prompt, completion, reasoning and fields (as JSON). The files
-    appear
-    under these names only after every row has been written.
+    The test split, whose rows the report shows, also has prompt, completion, reasoning and fields (as JSON); and so has
+    few_shot.arrow, which holds the training rows that may become examples in a prompt, with their rank. The files
+    appear under these names only after every row has been written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial_paths = {split: folder / f"{split}.arrow.partial" for split in SPLITS}
+    partial_paths = {split: folder / f"{split}.arrow.partial" for split in (*SPLITS, FEW_SHOT)}
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(_SplitWriter(path, split)) for split, path in partial_paths.items()}
         for row in rows:
             writers[row.example.split].add(row)
+            if row.example.rank is not None:
+                writers[FEW_SHOT].add(row)
     for split, path in partial_paths.items():
         path.replace(folder / f"{split}.arrow")
 
@@ -95,7 +99,8 @@ class _SplitWriter:
 
     def __init__(self, path: Path, split: str) -> None:
         names = ("prompt", "completion", "system", "reasoning", "turns", "fields")
-        texts = [(name, pa.string()) for name in names] if split == "test" else []
+        texts = [(name, pa.string()) for name in names] if split in ("test", FEW_SHOT) else []
+        texts += [("rank", pa.int64())] if split == FEW_SHOT else []
         tokens = [("input_ids", pa.list_(pa.int32())), ("supervised_spans", pa.list_(pa.list_(pa.int32(), 2)))]
         source = [("task", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("turn", pa.int64())]
         self.schema = pa.schema([*source, *tokens, *texts])
@@ -129,6 +134,7 @@ class _SplitWriter:
                 "turn": example.turn,
                 "turns": None if example.turns is None else example.turns.to_json(),
                 "fields": example.fields,
+                "rank": example.rank,
             }
         )
         if len(self.batch) == TOKENIZE_BATCH_SIZE:
@@ -153,13 +159,22 @@ def open_split(folder: Path, split: str) -> pa.Table:
 
 def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
     """The tokenized examples of the test split, with the limits that the job's config gives them."""
+    return _read_examples(folder, "test", "test", job)
+
+
+def read_few_shot_candidates(folder: Path, job: Job) -> list[TokenizedExample]:
+    """The training rows that may become examples in a prompt, sorted by their rank."""
+    return sorted(_read_examples(folder, FEW_SHOT, "train", job), key=lambda row: row.example.rank or 0)
+
+
+def _read_examples(folder: Path, file: str, split: str, job: Job) -> list[TokenizedExample]:
     return [
         TokenizedExample(
             row["input_ids"],
             [(start, end) for start, end in row["supervised_spans"]],
             Example(
                 task=row["task"],
-                split="test",
+                split=split,
                 file=row["file"],
                 row_number=row["row"],
                 system=row["system"],
@@ -171,7 +186,8 @@ def read_test_examples(folder: Path, job: Job) -> list[TokenizedExample]:
                 fields=json.loads(row["fields"]),
                 max_new_tokens=job.completion_limit(row["task"], with_reasoning=row["reasoning"] is not None),
                 template_kwargs=job.chat_template_kwargs(row["task"]),
+                rank=row.get("rank"),
             ),
         )
-        for row in open_split(folder, "test").to_pylist()
+        for row in open_split(folder, file).to_pylist()
     ]

@@ -19,7 +19,7 @@ from pipelines.report.reasoning import reasoning_counts
 from pipelines.report.results import Analysis, Change, ExampleComparison, NllChange, Pair, SamplePrompt, TaskResult
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
-from pipelines.report.summaries import find_caveats, label_anywhere_accuracies
+from pipelines.report.summaries import drawn_rows_caveat, find_caveats, label_anywhere_accuracies
 from pipelines.scoring.metric import Metric, metric_from_key
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 from pipelines.storage.records import CompletionRecord, SamplePromptRecord
@@ -132,7 +132,12 @@ def _task_results(
             reasoning=reasoning_counts(base, tuned),
         )
         data = files.manifest.data.get(task)
-        caveats = [*find_caveats(result, base, tuned, models), *(data.notes if data else [])]
+        drawn = data.drawn.get("test") if data else None
+        caveats = [
+            *find_caveats(result, base, tuned, models),
+            *([drawn_rows_caveat(result, drawn)] if drawn else []),
+            *(data.notes if data else []),
+        ]
         results[task] = replace(result, caveats=caveats)
     return results
 

@@ -19,7 +19,7 @@ from pipelines.report.summaries import headline, retention_summary, task_summary
 from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """The value of `Report.format_version`."""
 
 Interval = tuple[float, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,7 +22,7 @@ from pipelines.report.reasoning import reasoning_caveats
 from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.unicode_text import make_label_finder
-from pipelines.storage.records import CompletionRecord
+from pipelines.storage.records import CompletionRecord, DrawnRows
 
 LabelNormalizer = Callable[[str], str]
 """Returns the form of a label in which it is compared: `Metric.normalize_label`."""
@@ -153,6 +154,19 @@ def find_caveats(
         *_empty_or_truncated(task, models[0], base),
         *_empty_or_truncated(task, models[1], tuned),
     ]
+
+
+def drawn_rows_caveat(task: TaskResult, drawn: DrawnRows) -> str:
+    """How many of how many test rows were evaluated, and how precise the result is. The width of an interval falls
+    with the root of the number of rows."""
+    low, high = task.comparison.ci95
+    half, unit = (high - low) / 2, task.unit
+    with_all = half * math.sqrt(drawn.rows / drawn.of)
+    return (
+        f"{drawn.rows:,} of {drawn.of:,} test rows were evaluated, drawn at random: the 95 % CI of the change is "
+        f"±{number(half, unit)} {change_unit(unit)} wide; with all rows it would be about ±{number(with_all, unit)} "
+        "(report.test_rows)."
+    )
 
 
 def _small_sample(task: TaskResult) -> Iterable[str]:

@@ -10,6 +10,7 @@ from pipelines.checks.files import check_data_files, referenced_files, task_sour
 from pipelines.config.job import Job
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.sources import source_digests
+from pipelines.data.splits import draws_splits, label_column
 from pipelines.evaluation.retention import check_retention_evals, configured_retention_evals
 from pipelines.modeling.base_models import ensure_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
@@ -19,7 +20,7 @@ from pipelines.storage.files import digest, file_sha256
 
 Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
 
-PREPARED_FORMAT = 7
+PREPARED_FORMAT = 8
 """Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
 
 Complete stages then run again although config and data are the same.
@@ -35,7 +36,18 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
     "max_nonfinite_steps": True,
     "hardware": True,
     "max_reasoning_tokens": True,
-    "tasks": {"__all__": {"metric", "normalize", "cluster_by", "max_new_tokens", "max_reasoning_tokens", "weight"}},
+    "tasks": {
+        "__all__": {
+            "metric",
+            "normalize",
+            "cluster_by",
+            "max_new_tokens",
+            "max_reasoning_tokens",
+            "weight",
+            "test_rows",
+            "validation_rows",
+        }
+    },
 }
 """Keys of the section `pipeline` that no prepared token depends on.
 
@@ -50,8 +62,10 @@ def stage_digests(
     """The digest of every stage; `model_fingerprint` is the fingerprint of the model that training starts from.
 
     A changed gate changes the digest of the report only. A changed metric, sample prompt or token limit does not change
-    the digest of the training, a changed seed not that of the base model's evaluation. The last three digests are to be
-    combined with the fingerprint of the tuned model, which is known after the training.
+    the digest of the training, unless rows are split by the labels of that metric; a changed seed does not change that
+    of the base model's evaluation. The number of validation rows is an input of the training, that of test rows is not.
+    The last three digests are to be combined with the fingerprint of the tuned model, which is known after the
+    training.
 
     Raises DataError for files that are missing or invalid, ModelError for a teacher that is not a model.
     """
@@ -63,9 +77,15 @@ def stage_digests(
     prepared_settings = pipeline.model_dump(mode="json", exclude=dict(KEYS_WITHOUT_EFFECT_ON_TOKENS))
     token_inputs = [PREPARED_FORMAT, model_fingerprint, prepared_settings, task_files]
     token_inputs += [job.max_sequence_length, job.quantization, job.template_source]
+    strata = {name: [task.cluster_by, label_column(task)] for name, task in tasks}
+    token_inputs.append({name: strata[name] for name, task in tasks if draws_splits(task, pipeline)})
     limits = [pipeline.max_reasoning_tokens] + [
         [name, task.max_new_tokens, task.max_reasoning_tokens] for name, task in tasks
     ]
+    rows = {
+        split: [pipeline.report.seed, {name: pipeline.row_limit(task, split) for name, task in tasks}]
+        for split in ("validation", "test")
+    }
     mixing = [pipeline.seed, pipeline.mix, pipeline.temperature, {name: task.weight for name, task in tasks}]
     trainer = {key: value for key, value in job.ludwig.items() if key not in ("generation", "base_model")}
     scoring = {
@@ -75,8 +95,10 @@ def stage_digests(
     forgetting = pipeline.forgetting.model_dump(mode="json", exclude={"evals"})
 
     # The references are scored as completions while rows are prepared, so the token limits count.
-    prepare_digest = digest(*token_inputs, files, scoring, limits, generation["max_new_tokens"])
-    eval_base_digest = digest(*token_inputs, generation, limits, files.get(pipeline.report.sample_prompts or ""))
+    prepare_digest = digest(*token_inputs, files, scoring, limits, rows, generation["max_new_tokens"])
+    eval_base_digest = digest(
+        *token_inputs, generation, limits, rows, strata, files.get(pipeline.report.sample_prompts or "")
+    )
     retention_digest = digest(
         model_fingerprint,
         pipeline.system,
@@ -88,6 +110,7 @@ def stage_digests(
     train_digest = digest(
         *token_inputs,
         mixing,
+        rows["validation"],
         trainer,
         forgetting,
         [_strategy_model_fingerprints(job), strategy_files],

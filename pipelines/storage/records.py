@@ -226,6 +226,13 @@ class StageRecord(RecordBase):
     inputs: str = Field(default="", description="Digest of what the stage depends on.")
 
 
+class DrawnRows(RecordBase):
+    """The rows of a split that are evaluated, if they are not all."""
+
+    rows: int = Field(description="Number of rows that were drawn at random.")
+    of: int = Field(description="Number of rows of the split.")
+
+
 class TaskData(RecordBase):
     """The data of a task."""
 
@@ -244,6 +251,9 @@ class TaskData(RecordBase):
     )
     truncated: dict[str, int] = Field(
         default={}, description="Number of rows per split whose prompt was shortened to the limit."
+    )
+    drawn: dict[str, DrawnRows] = Field(
+        default={}, description="Splits of which not all rows are evaluated; the others were not trained on either."
     )
     notes: list[str] = Field(
         default=[],

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from pipelines.config.pipeline import PipelineSettings
-from pipelines.data.splits import read_split_rows
-from pipelines.data.stratified_split import random_splits
+from pipelines.data.splits import draws_splits, read_split_rows
+from pipelines.data.stratified_split import random_splits, rank_examples, sample_rows
 
 
 def test_random_splits():
@@ -118,3 +118,97 @@ def test_clusters_are_not_torn(tmp_path, monkeypatch):
     for row in read_split_rows(task, pipeline):
         assert split_of.setdefault(row.fields["doc"], row.split) == row.split
     assert Counter(split_of.values()) == {"train": 16, "test": 2, "validation": 2}
+
+
+def test_test_rows_are_drawn_by_label(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = [{"q": f"{index}", "a": "a" if index % 10 else "b"} for index in range(5000)]
+    task, pipeline = settings(tmp_path, "a.jsonl", {"a.jsonl": content}, test_rows=100)
+    split_rows = list(read_split_rows(task, pipeline))
+    drawn = [row for row in split_rows if row.split == "test" and row.drawn]
+    assert Counter(row.fields["a"] for row in drawn) == {"a": 90, "b": 10}
+    assert Counter((row.split, row.drawn) for row in split_rows) == {
+        ("train", True): 4000,
+        ("validation", True): 500,
+        ("test", True): 100,
+        ("test", False): 400,
+    }
+    assert drawn == [row for row in read_split_rows(task, pipeline) if row.split == "test" and row.drawn]
+
+
+def test_another_seed_draws_other_rows_of_the_same_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task, pipeline = settings(tmp_path, "a.jsonl", {"a.jsonl": rows(500)}, test_rows=20, validation_rows=20)
+    other = pipeline.model_copy(update={"report": pipeline.report.model_copy(update={"seed": 1})})
+    first, second = list(read_split_rows(task, pipeline)), list(read_split_rows(task, other))
+    assert [row.split for row in first] == [row.split for row in second]
+    assert [row.drawn for row in first] != [row.drawn for row in second]
+    job_seed = pipeline.model_copy(update={"seed": 7})
+    assert first == list(read_split_rows(task, job_seed))
+
+
+@pytest.mark.parametrize("data", ["named.jsonl", {"train": "a.jsonl", "validation": "v.jsonl", "test": "t.jsonl"}])
+def test_rows_of_named_splits_are_drawn_as_well(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    parts = {"train": rows(40), "validation": rows(30), "test": rows(50)}
+    files = {f"{name[0]}.jsonl": part for name, part in parts.items()} | {"a.jsonl": parts["train"]}
+    named = [{**row, "split": name} for name, part in parts.items() for row in part]
+    task, pipeline = settings(tmp_path, data, {**files, "named.jsonl": named}, test_rows=10, validation_rows="all")
+    split_rows = list(read_split_rows(task, pipeline))
+    assert Counter((row.split, row.drawn) for row in split_rows) == {
+        ("train", True): 40,
+        ("validation", True): 30,
+        ("test", True): 10,
+        ("test", False): 40,
+    }
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_clusters_are_drawn_whole(seed):
+    rng = random.Random(seed)
+    clusters = [rng.randrange(rng.randint(2, 60)) for _ in range(rng.randint(50, 400))]
+    held_out = sorted(rng.sample(range(len(clusters)), len(clusters) // 2))
+    size = rng.randint(10, 40)
+    drawn = sample_rows(held_out, size, seed, clusters=clusters)
+    assert drawn <= set(held_out) and drawn
+    sizes = Counter(clusters[row] for row in held_out)
+    assert len(drawn) <= max(size, min(sizes.values()))
+    chosen = {clusters[row] for row in drawn}
+    assert len(drawn) == sum(sizes[cluster] for cluster in chosen)
+    assert all(sizes[cluster] > size - len(drawn) for cluster in sizes if cluster not in chosen)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_label_has_its_share_of_a_sample(seed):
+    rng = random.Random(seed)
+    labels = [str(int(rng.expovariate(0.5))) for _ in range(rng.randint(100, 1000))]
+    held_out = sorted(rng.sample(range(len(labels)), len(labels) // 2))
+    size = rng.randint(5, len(held_out))
+    drawn = sample_rows(held_out, size, seed, strata=labels)
+    assert len(drawn) == size and drawn <= set(held_out)
+    counts, sizes = (Counter(labels[row] for row in rows) for rows in (drawn, held_out))
+    assert all(abs(counts[label] - sizes[label] * size / len(held_out)) < 1 for label in sizes)
+
+
+def test_no_row_is_likelier_to_be_drawn_than_another():
+    counts = Counter(row for seed in range(2000) for row in sample_rows(range(40), 10, seed))
+    assert min(counts.values()) > 400 and max(counts.values()) < 600  # 500 ± 5 standard deviations
+
+
+def test_labels_take_turns_as_examples():
+    labels = ["rare" if index % 50 == 7 else "ab"[index % 2] for index in range(400)]
+    train = [index for index in range(400) if index % 5]
+    ranks = rank_examples(train, 9, 0, labels)
+    ranked = sorted(ranks, key=ranks.__getitem__)
+    assert [labels[row] for row in ranked] == [labels[ranked[0]], labels[ranked[1]], "rare"] * 3
+    assert {labels[row] for row in ranked[:2]} == {"a", "b"} and set(ranked) <= set(train)
+    assert ranks == rank_examples(train, 9, 0, labels) != rank_examples(train, 9, 1, labels)
+    assert len(rank_examples([3, 5], 9, 0)) == 2 and rank_examples([], 9, 0) == {}
+
+
+def test_a_changed_metric_splits_rows_otherwise_only_if_splits_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {"a.jsonl": rows(40), "named.jsonl": rows(40, split="train")}
+    for data, expected in (("a.jsonl", True), ("named.jsonl", False), ({"train": "a.jsonl"}, True)):
+        assert draws_splits(*settings(tmp_path, data, files)) is expected
+    assert not draws_splits(*settings(tmp_path, dict.fromkeys(("train", "validation", "test"), "a.jsonl"), files))

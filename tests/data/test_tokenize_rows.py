@@ -39,6 +39,7 @@ def test_splits_on_disk(tmp_path):
     rows = list(tokenize_examples(load_examples(job.pipeline), PROMPTS))
     write_splits(rows, tmp_path / "data")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "few_shot.arrow",
         "test.arrow",
         "train.arrow",
         "validation.arrow",

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipelines.errors import DataError
+from pipelines.report import write_report
 from pipelines.report.analysis import analyse
 from pipelines.report.summaries import headline, task_caveats, task_summary
 from tests.report.run_folder import line, write_run
@@ -224,3 +225,20 @@ def test_sets_of_labels(tmp_path):
         "better",
         None,
     )
+
+
+def test_a_sample_of_the_test_rows_is_stated_with_its_precision(tmp_path):
+    folder = write_run(tmp_path / "r", *labels(["no"] * 60 + ["yes"] * 40, ["yes"] * 80 + ["no"] * 20))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["data"]["mood"]["drawn"] = {"test": {"rows": 100, "of": 10_000}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    task = analyse(folder).tasks["mood"]
+    low, high = task.comparison.ci95
+    half = (high - low) / 2
+    assert (
+        f"100 of 10,000 test rows were evaluated, drawn at random: the 95 % CI of the change is ±{half:.1f} points wide; "
+        f"with all rows it would be about ±{half / 10:.1f} (report.test_rows)." in task.caveats
+    )
+    write_report(folder)
+    for name in ("report.html", "report.md", "report.json"):
+        assert "100 of 10,000" in (folder / name).read_text()

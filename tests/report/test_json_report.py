@@ -10,7 +10,7 @@ from pipelines.report import analyse, json_report
 from tests.report.run_folder import demo_run
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {6: "751d5411a80d2654397633b107fbc98a97d108b4630a085b206ce0889a293f04"}
+SCHEMAS = {7: "cc8e441954f9bf7a82d10096d141acab6cf7562f4cb1d7260929e46bbefb8f49"}
 """The SHA-256 of the schema per format_version: a change of the schema without a new version fails here."""
 
 
