@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from math import log
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,23 @@ def answering(base: str = "The review is positive.", tuned: str = "positive", de
     return script
 
 
+def until(page: Any, condition: str, seconds: float = 8.0) -> None:
+    """Waits for a JavaScript expression. Playwright's own function needs eval(), which the page's policy forbids."""
+    ends = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < ends, f"not within {seconds} s: {condition}"
+        page.wait_for_timeout(20)
+
+
+def wait_for_answers(page: Any, turns: int = 1) -> None:
+    """Waits until `turns` turns are on the page and nothing streams."""
+    until(
+        page,
+        f"document.querySelectorAll('.pair').length >= {turns} && !document.querySelector('.busy') && "
+        "document.getElementById('stop').hidden",
+    )
+
+
 class ScriptedServer:
     """The server. `script` makes the completions; `requests` are the bodies that it has received."""
 
@@ -132,12 +150,15 @@ class ScriptedServer:
             return web.Response()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        async for part in self.script(body, request):
-            if part is CUT:
-                request.transport.close()
-                return response
-            await response.write(f"data: {json.dumps(part)}\n\n".encode())
-        await response.write(b"data: [DONE]\n\n")
+        parts = self.script(body, request)
+        with suppress(ConnectionError):  # the page stops
+            async with aclosing(parts):
+                async for part in parts:
+                    if part is CUT:
+                        request.transport.close()
+                        return response
+                    await response.write(f"data: {json.dumps(part)}\n\n".encode())
+            await response.write(b"data: [DONE]\n\n")
         return response
 
 
@@ -153,9 +174,9 @@ def serving(app: web.Application) -> Iterator[str]:
     thread.start()
 
     async def start() -> tuple[web.AppRunner, int]:
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         return runner, runner.addresses[0][1]
 

@@ -59,7 +59,7 @@ export class Conversation {
     } else {
       this.head = (await request("/alfine/prompt", { task, row })).messages;
     }
-    if (task === null || !isSystemOfRun) {
+    if (!isSystemOfRun) {
       const turns = this.head.filter((message) => message.role !== "system");
       this.head = [{ role: "system", content: system }, ...turns];
     }
