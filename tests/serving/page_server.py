@@ -127,6 +127,8 @@ class ScriptedServer:
         self.failures: list[tuple[int, str, dict[str, str]]] = []
         """Answers to the next completions instead of a stream: status, message, headers. Status 0 closes the
         connection."""
+        self.unready = 0
+        """Requests that are answered with 503 before the server is ready."""
         run = Run.open(folder)
         self.app = web.Application(middlewares=[self._authenticate])
         self.app.router.add_post("/v1/chat/completions", self._complete)
@@ -137,6 +139,9 @@ class ScriptedServer:
         authorized = self.key is None or request.headers.get("Authorization") == f"Bearer {self.key}"
         if not authorized and not is_public(request.path):
             return web.json_response({"error": {"message": "wrong API key"}}, status=401)
+        if self.unready and not is_public(request.path):
+            self.unready -= 1
+            return web.json_response({"error": {"message": "loading"}}, status=503, headers={"Retry-After": "1"})
         return await handler(request)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
@@ -190,18 +195,22 @@ def serving(app: web.Application) -> Iterator[str]:
         loop.close()
 
 
-def hostile_run(folder: Path, name: str, texts: list[str]) -> Path:
-    """A run whose task has the name `name`, and whose rows, answers and template are `texts`."""
+COLUMN = "<img src=x onerror=window.ran=1>"
+"""The name of a column that tries to be more than text."""
+
+
+def hostile_run(folder: Path, texts: list[str]) -> Path:
+    """A run whose rows, answers, template, columns and sample prompts try to be more than text."""
     completions = [
         [
-            line(name, n, text, texts[n - 2], texts[n - shift], fields={"text": text, "label": "x"})
+            line("t", n, text, texts[n - 2], texts[n - shift], fields={"text": text, COLUMN: text, "label": "x"})
             for n, text in enumerate(texts)
         ]
         for shift in (0, 1)
     ]
-    write_run(folder, {name: "rouge"}, *completions)
+    write_run(folder, {"t": "rouge"}, *completions)
     for side in ("base", "tuned"):
         prompts = [{"title": text[:60], "prompt": text, "completion": side} for text in texts]
         write_lines(folder / side / "sample_prompts.jsonl", prompts)
-    template = "<b>{text}</b> <script>window.ran=1</script>"
-    return with_config(folder, {name: {"prompt": template, "completion": "{label}", "metric": "rouge"}})
+    template = f"<b>{{text}}</b> <script>window.ran=1</script> {{{COLUMN}}}"
+    return with_config(folder, {"t": {"prompt": template, "completion": "{label}", "metric": "rouge"}})

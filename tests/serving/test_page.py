@@ -177,7 +177,9 @@ def test_test_rows_and_sample_prompts_fill_the_form(demo_run_folder, served):
 
 def test_conversations_and_other_values_of_a_row(tmp_path, served):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    folder = one_row_run(tmp_path / "r", "chat", {"turns": turns, "who": 7}, {"messages": "turns", "system": "For {who}."})
+    folder = one_row_run(
+        tmp_path / "r", "chat", {"turns": turns, "who": 7}, {"messages": "turns", "system": "For {who}."}
+    )
     with served(folder, answering()) as (page, server):
         assert page.locator("#columns label span:first-child").all_inner_texts()[0].startswith("Message, or")
         send(page, "Good day")

@@ -1,5 +1,5 @@
 // Requests to the server: the API key, errors as one line, streams of completions, and what is tried again.
-import { byId, load, store } from "./dom.js";
+import { byId, load, showLine, store } from "./dom.js";
 
 const KEY = "alfine key";
 const MAX_TRIES = 5;
@@ -21,13 +21,19 @@ let askedKey = null;
 function askForKey() {
   askedKey ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
-    byId("key-error").hidden = load("sessionStorage", KEY, "") === "";
+    const wasRejected = load("sessionStorage", KEY, "") !== "";
+    showLine(byId("key-error"), wasRejected ? "The server does not accept this key." : "");
     byId("key").value = "";
+    byId("key-form").onsubmit = (event) => {
+      if (/^[\x21-\x7e]+$/.test(byId("key").value.trim())) return;
+      event.preventDefault();
+      showLine(byId("key-error"), "A key has letters, digits and signs without accents only.");
+    };
     dialog.addEventListener(
       "close",
       () => {
         askedKey = null;
-        const key = byId("key").value.trim();
+        const key = dialog.returnValue === "use" ? byId("key").value.trim() : "";
         if (key) store("sessionStorage", KEY, key);
         resolve(key !== "");
       },

@@ -7,7 +7,7 @@ const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both bad" }
 const RATER = "alfine rater";
 
 export class BlindMode {
-  /** `app` has `conversation` and `show(conversation)`; `onVoted(conversation)` is called for every saved vote. */
+  /** `app` has `conversation`, `history` and `show(conversation)`; `onVoted(conversation)` is called for every saved vote. */
   constructor(app, onVoted) {
     Object.assign(this, { app, onVoted, isOn: false, previous: null });
     byId("rater").value = load("localStorage", RATER, "");
@@ -36,7 +36,8 @@ export class BlindMode {
     byId("blind").setAttribute("aria-pressed", String(this.isOn));
     byId("blind-panel").hidden = !this.isOn;
     for (const id of ["probabilities", "show-history"]) byId(id).disabled = this.isOn;
-    const { conversation } = this.app;
+    const { conversation, history } = this.app;
+    history.toggle(false);
     this.previous = null;
     // A test row without a vote comes again, so its names stay unknown.
     const isPending = conversation?.start.testRow !== undefined && conversation.blind.choice === null;
