@@ -242,7 +242,10 @@ def test_rows_and_names_stay_text(hostile, served):
 
 
 def test_the_policy_forbids_html_from_text(demo_run_folder, served):
-    with served(demo_run_folder, answering(), expected="Trusted(HTML|Script)|Content Security Policy") as (page, server):
+    with served(demo_run_folder, answering(), expected="Trusted(HTML|Script)|Content Security Policy") as (
+        page,
+        server,
+    ):
         assert (
             page.evaluate(
                 "(() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch (error) { return error.name; } })()"
