@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "run": "Fine-tune and compare base and tuned.",
     "predict": "Complete new rows with a tuned model.",
     "export": "Write the tuned model for other programs.",
+    "serve": "Serve base and tuned model over an OpenAI-compatible API, with a web page.",
     "report": "Show the result of a run and write its report files again.",
     "compare": "Compare two models on the same prompts.",
     "runs": "List runs and their results.",

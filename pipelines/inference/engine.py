@@ -101,6 +101,11 @@ class GenerationEngine:
         """Requests that have a slot."""
         return len(self._active)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive() and not self._is_closing
+
     def close(self) -> None:
         """Ends the thread. Requests that have not ended fail."""
         with self._condition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -43,13 +44,14 @@ class PromptBuilder:
     """Builds the prompts of one run, with its chat template, system prompts, variables, reasoning and token limits.
 
     Base and tuned model have the same prompts. `manifest` is that of the run, which says whether prompts ask for
-    reasoning.
+    reasoning. Its methods may be called from every thread.
     """
 
     def __init__(
         self, job: Job, prompt_format: PromptFormat, manifest: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         self.job, self.prompt_format, self.manifest = job, prompt_format, manifest
+        self._lock = threading.Lock()
 
     def from_row(self, task: str, row: Mapping[str, Any]) -> Prompt:
         """The prompt of a row in the template of a task, as `predict` completes it.
@@ -91,14 +93,16 @@ class PromptBuilder:
 
     def from_text(self, text: str) -> Prompt:
         """A text that the model continues, without the chat template; with the BOS that the tokenizer adds."""
-        return self.from_ids(self.prompt_format.encode_text(text))
+        with self._lock:
+            ids = self.prompt_format.encode_text(text)
+        return self.from_ids(ids)
 
     def from_ids(self, ids: Sequence[int]) -> Prompt:
         """Tokens that the model continues. Raises DataError for none, or one that the vocabulary does not have."""
         if not ids:
             raise DataError("the prompt has no tokens; write some text")
         size = len(self.prompt_format.tokenizer)
-        if unknown := next((token for token in ids if not 0 <= token < size), None):
+        if unknown := next((token for token in ids if not 0 <= token < size), 0):
             raise DataError(f"the prompt has the token {unknown}, but the vocabulary has tokens 0 to {size - 1}")
         limit = self.job.completion_limit(None, with_reasoning=False)
         return Prompt(list(ids), limit, self.prompt_format.context_length)
@@ -115,7 +119,8 @@ class PromptBuilder:
         return name
 
     def _encode(self, conversation: Conversation, max_new_tokens: int) -> Prompt:
-        encoded = self.prompt_format.encode(conversation)
+        with self._lock:
+            encoded = self.prompt_format.encode(conversation)
         return Prompt(encoded.prompt_ids, max_new_tokens, self.prompt_format.context_length)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pipelines.config.job import Job, load_run_job
+from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import RunError
 from pipelines.evaluation.completions import LoadedModel
@@ -28,18 +28,14 @@ ModelName = Literal["base", "tuned"]
 MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
 
-def tuned_job(run: Run) -> Job:
-    """The job of a run that has been trained. Raises RunError if it has not."""
-    if "train" not in run.manifest["stages"]:
-        raise RunError(f"{run.folder} has no tuned model yet; finish it with: {run.command}")
-    return load_run_job(run.folder)
-
-
 @dataclass
 class RunModels:
     """The two models of a run.
 
     Attributes:
+        prompt_format: decodes completions; that of base and tuned.
+        prompts: builds the prompts of both models. It has a tokenizer of its own: a tokenizer that encodes in one
+            thread must not be used in another.
         base, tuned: with an adapter they are the same modules; use them within `active`, which switches the adapter.
         shares_weights: whether base and tuned share the base's weights.
     """
@@ -47,6 +43,7 @@ class RunModels:
     run: Run
     job: Job
     prompt_format: PromptFormat
+    prompts: PromptBuilder
     base: LoadedModel
     tuned: LoadedModel
     shares_weights: bool
@@ -67,7 +64,8 @@ class RunModels:
         shares = tuned.has_adapter and _is_base_without_adapter(tuned)
         if tuned.has_adapter and not shares:
             base = LoadedModel.from_folder(folder, settings, job.quantization)
-        return cls(run, job, tuned.prompt_format, base, tuned, shares)
+        prompts = PromptBuilder(job, PromptFormat.from_folder(folder, settings), run.manifest)
+        return cls(run, job, tuned.prompt_format, prompts, base, tuned, shares)
 
     def select(self, name: str) -> LoadedModel:
         """The model `base` or `tuned`. Raises RunError for another name."""
@@ -85,11 +83,6 @@ class RunModels:
                     yield loaded
             else:
                 yield loaded
-
-    @property
-    def prompts(self) -> PromptBuilder:
-        """Builds the prompts of both models."""
-        return PromptBuilder(self.job, self.prompt_format, self.run.manifest)
 
 
 def _is_base_without_adapter(tuned: LoadedModel) -> bool:

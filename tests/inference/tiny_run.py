@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from pipelines.inference.run_models import RunModels, tuned_job
+from pipelines.inference.run_models import RunModels
+from pipelines.prediction.models import tuned_job
 from pipelines.storage.run_folder import FORMAT_VERSION, Run
 from tests.tiny import make_model
 

@@ -1,0 +1,93 @@
+"""Errors of the HTTP API, in the format of OpenAI's: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+from pipelines.errors import AlfineError, ConfigError, DataError
+from pipelines.storage.strict_json import dump
+
+logger = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: the HTTP status.
+        param: the key of the body that is wrong.
+        code: a name of the kind of error, for programs.
+        headers: further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    def to_dict(self) -> dict[str, dict[str, str | None]]:
+        """The body of the response."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def to_response(self) -> web.Response:
+        return web.json_response(
+            self.to_dict(), status=self.status, headers={**HEADERS, **self.headers}, dumps=_dump_ascii
+        )
+
+
+def _dump_ascii(value: object) -> str:
+    return dump(value, ascii_only=True)
+
+
+def as_api_error(error: AlfineError) -> ApiError:
+    """An error of the library: what the request says is wrong, or the engine has failed."""
+    is_request = isinstance(error, DataError | ConfigError)
+    return ApiError(400 if is_request else 500, error.problems[0].message, code=None if is_request else "engine_error")
+
+
+@web.middleware
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers every error as JSON. Errors after the first byte of a stream are sent by the stream itself."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return error.to_response()
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.app._client_max_size
+        return ApiError(413, f"the body has more than {limit:,} bytes", code="request_too_large").to_response()
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not supported here; use {allowed}"
+        return ApiError(405, message, headers={"Allow": allowed}).to_response()
+    except web.HTTPNotFound:
+        return ApiError(404, f"there is no {request.path!r:.200} here; see /v1/models").to_response()
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return ApiError(error.status, error.reason).to_response()
+    except AlfineError as error:
+        return as_api_error(error).to_response()
+    except ConnectionError:
+        raise  # the client has gone
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        return ApiError(500, "the server failed; its log says why").to_response()
