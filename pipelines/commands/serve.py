@@ -33,7 +33,9 @@ else:  # torch and aiohttp: seconds that --help and an error in an option do not
 @click.option(
     "--max-waiting", default=128, show_default=True, type=click.IntRange(0), help="Further answers that wait."
 )
-@click.option("--max-context", type=click.IntRange(2), help="Tokens of prompt and answer. [default: the model's context]")
+@click.option(
+    "--max-context", type=click.IntRange(2), help="Tokens of prompt and answer. [default: the model's context]"
+)
 @click.option("--max-body", default=1 << 20, show_default=True, type=click.IntRange(1024), help="Bytes of a request.")
 @click.option(
     "--stop-timeout", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for running answers."

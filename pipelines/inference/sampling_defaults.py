@@ -62,8 +62,10 @@ class SamplingDefaults:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
     ) -> dict[str, Any]:
-        """The keywords of a GenerationRequest: what a client says, over the defaults. A client that sets the temperature
-        also sets the other two, which are neutral if it leaves them out."""
+        """The keywords of a GenerationRequest: what a client says, over the defaults.
+
+        A client that sets the temperature does not get the run's `top_p` and `top_k`.
+        """
         own_sampling = temperature is not None
         return {
             "temperature": self.temperature if temperature is None else temperature,

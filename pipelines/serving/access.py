@@ -60,7 +60,9 @@ def _check_origin(request: web.Request, settings: ServerSettings) -> str | None:
     # Behind a proxy that ends TLS, the scheme of the page is another one.
     if urlsplit(origin).netloc == request.headers.get("Host"):
         return None
-    raise ApiError(403, f"the website {origin!r:.80} is not allowed; start the server with --allow-origin", code="origin")
+    raise ApiError(
+        403, f"the website {origin!r:.80} is not allowed; start the server with --allow-origin", code="origin"
+    )
 
 
 def host_name(host: str) -> str:

@@ -64,10 +64,10 @@ class Answers:
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    index, delta = tasks.pop(task), task.result()
-                    if delta is not None:
+                    index, part = tasks.pop(task), task.result()
+                    if part is not None:
                         tasks[asyncio.ensure_future(anext(self.streams[index], None))] = index
-                        yield index, delta
+                        yield index, part
         finally:
             for task in tasks:
                 task.cancel()
@@ -79,9 +79,7 @@ class AnswerService:
     Raises ApiError for requests that cannot be answered.
     """
 
-    def __init__(
-        self, models: RunModels, engine: GenerationEngine, settings: ServerSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, models: RunModels, engine: GenerationEngine, settings: ServerSettings, metrics: Metrics) -> None:
         self.models, self.engine, self.settings, self.metrics = models, engine, settings, metrics
         self.texts = TokenTexts(models.prompt_format.tokenizer)
         self.defaults = SamplingDefaults.from_generation(models.job.generation)
@@ -112,7 +110,9 @@ class AnswerService:
         """The prompts of a request for plain completions."""
         builder = self.models.prompts
         return [
-            await self._build(builder.from_text if isinstance(prompt, str) else builder.from_ids, prompt, param="prompt")
+            await self._build(
+                builder.from_text if isinstance(prompt, str) else builder.from_ids, prompt, param="prompt"
+            )
             for prompt in body.prompts
         ]
 
@@ -130,9 +130,7 @@ class AnswerService:
     ) -> AsyncIterator[Answers]:
         """Queues the answers to all prompts. What has not ended at the end of the block is cancelled."""
         count = body.n or 1
-        requests = [
-            self._request(body, model, prompt, number, param) for prompt in prompts for number in range(count)
-        ]
+        requests = [self._request(body, model, prompt, number, param) for prompt in prompts for number in range(count)]
         self._check_capacity(len(requests))
         streams: list[GenerationStream] = []
         self.num_running += len(requests)

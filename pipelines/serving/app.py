@@ -12,13 +12,13 @@ from pipelines.serving.errors import error_middleware
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.openai_api import OpenAiApi
 from pipelines.serving.page_routes import add_page_routes
-from pipelines.serving.settings import ServerSettings
+from pipelines.serving.settings import DEFAULT_SETTINGS, ServerSettings
 
 SERVICE: web.AppKey[AnswerService] = web.AppKey("service", AnswerService)
 
 
 def create_app(
-    models: RunModels, engine: GenerationEngine, settings: ServerSettings = ServerSettings()
+    models: RunModels, engine: GenerationEngine, settings: ServerSettings = DEFAULT_SETTINGS
 ) -> web.Application:
     """The application that answers for the models of a run.
 

@@ -59,6 +59,7 @@ class GenerationBody(BaseModel):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    endpoint: ClassVar[str]
     model: str
     temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -64,7 +64,9 @@ class OpenAiApi:
         frame = _frame("chatcmpl", "chat.completion", model)
         async with service.answers(body, model, [prompt], "messages" if body.task is None else "row") as answers:
             if body.stream:
-                return await self._stream(request, body, answers, {**frame, "object": "chat.completion.chunk"}, _chat_chunk)
+                return await self._stream(
+                    request, body, answers, {**frame, "object": "chat.completion.chunk"}, _chat_chunk
+                )
             choices = [self._chat_choice(stream, index) async for index, stream in self._finished(answers)]
             return _json({**frame, "choices": choices, "usage": answers.usage(), "system_fingerprint": None})
 

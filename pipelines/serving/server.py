@@ -56,7 +56,9 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve(app: web.Application, bound: socket.socket, started: Callable[[], None], note: Callable[[str], None]) -> None:
+async def serve(
+    app: web.Application, bound: socket.socket, started: Callable[[], None], note: Callable[[str], None]
+) -> None:
     """Serves until SIGTERM or SIGINT; then new answers get 503 and running ones may finish within `stop_timeout`.
 
     started: called when clients can connect. note: called with a line about the stop. A second signal ends at once.

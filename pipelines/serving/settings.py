@@ -33,3 +33,6 @@ class ServerSettings:
     read_timeout: float = 30.0
     write_timeout: float = 60.0
     stop_timeout: float = 30.0
+
+
+DEFAULT_SETTINGS = ServerSettings()
