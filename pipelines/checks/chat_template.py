@@ -13,6 +13,7 @@ from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import SENTINEL, PromptFormat
+from pipelines.data.row_formats import resolve_formats
 from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 
@@ -40,7 +41,10 @@ def check_chat_template(job: Job, prompt_format: PromptFormat, examples: Mapping
 
 def template_notes(job: Job, prompt_format: PromptFormat) -> list[str]:
     """What a user should know about the texts that the chat template writes, as sentences without a full stop."""
-    return prompt_format.notes(has_system=any(job.system_prompt(name) for name in job.pipeline.tasks))
+    return prompt_format.notes(
+        has_system=any(job.system_prompt(name) for name in job.pipeline.tasks),
+        has_tools=any(task.tools is not None for task in resolve_formats(job).pipeline.tasks.values()),
+    )
 
 
 def _check_variables(job: Job, prompt_format: PromptFormat) -> None:

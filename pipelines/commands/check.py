@@ -9,6 +9,7 @@ import click
 from pipelines.checks.job import check_job
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import load_job
+from pipelines.console.plain_text import count
 
 
 @click.command()
@@ -27,4 +28,4 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"note: {note}", err=True)
     for problem in result.warnings:
         click.echo(f"warning: {problem}", err=True)
-    click.echo(f"{config}: OK ({len(job.pipeline.tasks)} tasks, {result.num_rows:,} rows)")
+    click.echo(f"{config}: OK ({count(len(job.pipeline.tasks), 'task')}, {count(result.num_rows, 'row')})")

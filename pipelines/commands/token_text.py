@@ -49,7 +49,7 @@ def _print_row(row: TokenizedExample, prompt_format: PromptFormat, console: Cons
     for number, turn in enumerate(turn_ranges(row.example.conversation, row, prompt_format), 1):
         heading = f"{number} {turn.role}, {count(turn.end - turn.start, 'token')}"
         if turn.supervised:
-            heading += f", of which {turn.supervised[1] - turn.supervised[0]:,} are supervised"
+            heading += f", {turn.supervised[1] - turn.supervised[0]:,} supervised"
         elif turn.role == "assistant":
             heading += ", not supervised"
         console.print(Text(heading, style="dim"))

@@ -143,12 +143,12 @@ class PromptFormat:
         added = [token for token in self.tokenizer.get_added_vocab() if token in skeleton and token.strip()]
         return [token for token in dict.fromkeys([*special, *added]) if len(token) > 2 and token not in thought]
 
-    def notes(self, has_system: bool = False) -> list[str]:
+    def notes(self, has_system: bool = False, has_tools: bool = False) -> list[str]:
         """What a user should know about the texts that the chat template writes, as sentences without a full stop.
 
-        has_system: whether conversations have a system turn.
+        has_system, has_tools: whether conversations have a system turn, and a list of tools.
         """
-        return [] if self.template is None else self.renderer.notes(has_system)
+        return [] if self.template is None else self.renderer.notes(has_system, has_tools)
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         """The text of a conversation as the model sees it, with special tokens as text (but without a BOS that the

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
+from pipelines.config.messages import shorten
 from pipelines.data.chat_template import (
     DISABLE_HINT,
     OMIT_SYSTEM_HINT,
@@ -82,14 +83,16 @@ class ConversationRenderer(TemplateForm):
         self._markers = markers
         self._affixes: dict[str, _Affixes | None] = {}
 
-    def notes(self, has_system: bool) -> list[str]:
+    def notes(self, has_system: bool, has_tools: bool = False) -> list[str]:
         """What a user should know about the texts that this template writes, as sentences without a full stop.
 
-        has_system: whether conversations have a system turn.
+        has_system, has_tools: whether conversations have a system turn, and a list of tools.
         """
         notes = []
         if has_system and self.merges_system:
             notes.append(f"{TEMPLATE} has no system turn; the text of `system` is put before the first user turn")
+        if has_tools and not self.lists_tools:
+            notes.append(f"{TEMPLATE} does not list tools; the column of `tools` has no effect")
         if not self.end:
             notes.append(f"{TEMPLATE} writes nothing after an answer; the tokenizer's end-of-text token is added")
         if (affixes := self._affixes_of(None, Conversation(()))) and affixes.print_answer("\n x ") != "\n x ":
@@ -118,6 +121,7 @@ class ConversationRenderer(TemplateForm):
             start, end = self._answer_span(text, messages, turn, conversation)
             if thinks or messages[turn].get("tool_calls"):
                 start = self._thought_start(text, messages, turn, conversation, start)
+            _check_calls(text[start:end], messages[turn])
             spans.append((start, end))
         if thinks and not self._begins_with_thought(text, spans[-1][0], messages, conversation):
             return self._insert_thought(text, spans, messages, conversation)
@@ -348,6 +352,7 @@ class ConversationRenderer(TemplateForm):
             if message["role"] in ("user", "system") and (content := _content_text(message)):
                 key = "system" if message["role"] == "system" else "chat_template"
                 check_contains(text, content, f"the {message['role']} turn", key)
+            _check_calls(text, message)
 
     def _render(
         self, messages: Sequence[Message], conversation: Conversation, add_generation_prompt: bool = False
@@ -366,6 +371,17 @@ class ConversationRenderer(TemplateForm):
         if not conversation.with_reasoning or any(key in given for key in _THINKING_KEYS):
             return conversation.template_kwargs
         return {**dict.fromkeys(_THINKING_KEYS, True), **conversation.template_kwargs}
+
+
+def _check_calls(text: str, message: Message) -> None:
+    """Raises ChatTemplateError if a call of a message is not in its rendering: the turn would be trained as empty."""
+    for call in message.get("tool_calls") or ():
+        name = call["function"]["name"]
+        if name not in text:
+            raise ChatTemplateError(
+                f"{TEMPLATE} does not write tool calls, so the call of {shorten(name, 40)} would be lost; use a model "
+                "whose template has tools, write pipeline.chat_template: FILE, or drop such rows"
+            )
 
 
 def _content_text(message: Message) -> str:

@@ -40,6 +40,10 @@ _TEXT_COLUMNS = (
     ("question", "answer"),
 )
 """Columns of a prompt and its completion in published data sets, the most specific names first."""
+_RATINGS = ("label", "kto_tag")
+"""Columns that say whether an answer is good, in data for KTO."""
+_PREFERENCES = ("chosen", "rejected")
+"""The first words of the columns of preferences."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,45 @@ def detect_format(fields: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     Raises DataError, without a location, if the columns are not those of a known format.
     """
+    _refuse_other_training(fields)
+    rating = next((column for column in _RATINGS if isinstance(fields.get(column), bool)), None)
+    rated = f"; the column {rating} has no effect: drop the rows that it rates as false" if rating else ""
     for column in MESSAGE_COLUMNS:
         if column in fields:
             keys: dict[str, Any] = {"messages": column}
             if "tools" in fields:
                 keys["tools"] = "tools"
-            return keys, f"rows are conversations in the column {column}"
+            return keys, f"rows are conversations in the column {column}{rated}"
     for prompt, completion in _TEXT_COLUMNS:
         if prompt in fields and completion in fields:
-            return _text_keys(fields, prompt, completion)
+            text_keys, note = _text_keys(fields, prompt, completion)
+            return text_keys, note + rated
     names = [name for name in fields if name != SPLIT_COLUMN]
+    example = next((name for name in names if not isinstance(fields[name], list | dict)), "question")
     raise DataError(
         f"the task says neither prompt and completion nor messages, and the columns ({', '.join(names)}) are of no "
-        f'known format; write prompt: "{{{names[0] if names else "question"}}}" and completion: "{{…}}", or '
-        "messages: COLUMN"
+        f'known format; write prompt: "{{{example}}}" and completion: "{{…}}", or messages: COLUMN'
     )
+
+
+def _refuse_other_training(fields: Mapping[str, Any]) -> None:
+    """Raises DataError for rows of another kind of training than on prompts and completions."""
+    chosen, rejected = (next((name for name in fields if name.startswith(kind)), None) for kind in _PREFERENCES)
+    if chosen and rejected:
+        raise DataError(
+            f"the rows are preferences (columns {chosen} and {rejected}), which alfine does not train on; write rows "
+            "whose completion, or whose last message, is the chosen answer"
+        )
+    if set(fields) - {SPLIT_COLUMN} == {"text"}:
+        raise DataError(
+            "the rows are texts without a prompt (column text), as for pretraining; alfine trains on prompts and "
+            "completions: write them into columns of their own"
+        )
+    if isinstance(fields.get("segments"), list):
+        raise DataError(
+            "the rows have segments (axolotl's input_output); write them as messages, with train: false in those that "
+            "are not trained"
+        )
 
 
 def _text_keys(fields: Mapping[str, Any], prompt: str, completion: str) -> tuple[dict[str, Any], str]:

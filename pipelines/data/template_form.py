@@ -48,6 +48,11 @@ class TemplateForm:
         text = self._try(self._in_form([{"role": "system", "content": SYSTEM}, *turns]))
         return text is None or SYSTEM not in text
 
+    @property
+    def lists_tools(self) -> bool:
+        """Whether the template reads the variable of the tools."""
+        return "tools" in self.template.variable_names
+
     @cached_property
     def end(self) -> str:
         """What the template writes after an answer through the end of its turn; empty if it writes no end.

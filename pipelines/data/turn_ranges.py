@@ -18,7 +18,8 @@ class TurnRange:
     """The tokens of one turn, with what the chat template writes around its text.
 
     Attributes:
-        role: system, user, assistant or tool.
+        role: system, user, assistant or tool; "template" for a turn that the chat template writes by itself, such as
+            its own system turn, before a conversation that begins with another one.
         start, end: the half-open range of its tokens.
         supervised: the part of it that is supervised; None if none of it is.
     """
@@ -32,8 +33,7 @@ class TurnRange:
 def turn_ranges(conversation: Conversation, encoded: EncodedExample, prompt_format: PromptFormat) -> list[TurnRange]:
     """The turns of a conversation through its last supervised one, in order. Together they are all its tokens.
 
-    What the template writes before the first turn belongs to it. A system turn that the template does not support is
-    part of the first user turn.
+    A system turn that the template does not support is part of the first user turn.
 
     encoded: the tokens of the conversation, as `prompt_format` encodes it.
     """
@@ -45,17 +45,27 @@ def turn_ranges(conversation: Conversation, encoded: EncodedExample, prompt_form
         messages = messages[: turns[-1] + 1]
     spans = dict(zip(turns[-len(rendered.spans) :], rendered.spans, strict=True)) if rendered.spans else {}
     ends = _turn_ends(messages, conversation, rendered, spans, prompt_format)
+    roles = [str(message["role"]) for message in messages]
+    numbers = list(range(len(messages)))
     prompt = rendered.text[: prompt_length(rendered)]
+    if own_end := _end_of_own_turn(prompt, messages, prompt_format):
+        ends, roles, numbers = [own_end, *ends], ["template", *roles], [-1, *numbers]
     positions = [(position, position) for position in ends]
     token_ends = [end for _, end in prompt_format.token_spans(prompt, positions, encoded.prompt_ids)]
     supervised = dict(zip(spans, encoded.supervised_spans, strict=True))
     starts = [0, *token_ends]
     return [
-        TurnRange(str(message["role"]), start, end, supervised.get(index))
-        for index, (message, start, end) in enumerate(
-            zip(messages, starts, [*token_ends, len(encoded.input_ids)], strict=True)
-        )
+        TurnRange(role, start, end, supervised.get(number))
+        for role, number, start, end in zip(roles, numbers, starts, [*token_ends, len(encoded.input_ids)], strict=True)
     ]
+
+
+def _end_of_own_turn(prompt: str, messages: Sequence[Message], prompt_format: PromptFormat) -> int:
+    """The position after the turn that the template writes before the first message; 0 if there is none."""
+    if prompt_format.template is None or messages[0]["role"] == "system":
+        return 0
+    content_start, _ = _find_content(prompt, messages[0], 0, 0)
+    return _after_end_of_turn(prompt, 0, content_start, prompt_format)
 
 
 def _turn_ends(
@@ -67,19 +77,21 @@ def _turn_ends(
 ) -> list[int]:
     """The position in the rendered text where each turn but the last ends, ascending.
 
-    A turn ends where the rendering of the conversation through it does. If that is other text, as without the thought
-    of an earlier answer, it ends at the end of turn before the next content.
+    A turn ends after its end of turn and the white space there. Without one, it ends where the rendering of the
+    conversation through it does.
     """
     text, last = rendered.text, prompt_length(rendered)
+    end_of_turn = "" if prompt_format.template is None else prompt_format.renderer.end
     ends: list[int] = []
     for index in range(len(messages) - 1):
         start = ends[-1] if ends else 0
         content_end = max(_find_content(text, messages[index], start, start)[1], spans.get(index, (0, 0))[1])
         next_start, _ = spans.get(index + 1) or _find_content(text, messages[index + 1], content_end, last)
-        through = _rendered_through(messages[: index + 1], conversation, prompt_format)
-        end = _after_control_token(text, len(commonprefix([text, through])), prompt_format)
-        if end <= content_end:
-            end = _after_end_of_turn(text, content_end, next_start, prompt_format)
+        if index in spans and end_of_turn and text.endswith(end_of_turn, 0, content_end):
+            end = _after_white_space(text, content_end)
+        elif (end := _after_end_of_turn(text, content_end, next_start, prompt_format)) == content_end:
+            through = _rendered_through(messages[: index + 1], conversation, prompt_format)
+            end = max(_after_control_token(text, len(commonprefix([text, through])), prompt_format), content_end)
         ends.append(max(min(end, next_start, last), start))
     return ends
 
@@ -96,10 +108,15 @@ def _find_content(text: str, message: Message, position: int, default: int) -> S
 
 
 def _after_end_of_turn(text: str, start: int, end: int, prompt_format: PromptFormat) -> int:
-    """The position after the first end of turn in a range of the text; `start` if there is none."""
+    """The position after the first end of turn in a range of the text, and the white space that follows it; `start`
+    if there is none."""
     end_of_turn = "" if prompt_format.template is None else prompt_format.renderer.end
-    found = text.find(end_of_turn, start, end)
-    return found + len(end_of_turn) if found >= 0 else start
+    found = text.find(end_of_turn, start, end) if end_of_turn else -1
+    return _after_white_space(text, found + len(end_of_turn)) if found >= 0 else start
+
+
+def _after_white_space(text: str, position: int) -> int:
+    return len(text) - len(text[position:].lstrip())
 
 
 def _rendered_through(messages: Sequence[Message], conversation: Conversation, prompt_format: PromptFormat) -> str:

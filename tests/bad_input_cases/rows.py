@@ -98,6 +98,8 @@ CASES = [
     ),
     Case("a column of messages that is missing", CHECK, config=MESSAGES),
     Case("rows of no known format", CHECK, config=DETECTED),
+    Case("preferences", CHECK, config=DETECTED, rows='{"prompt": "a", "chosen": "b", "rejected": "c"}\n'),
+    Case("text for pretraining", CHECK, config=DETECTED, rows='{"text": "a"}\n'),
     Case(
         "Jinja without template: jinja",
         CHECK,

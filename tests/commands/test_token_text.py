@@ -63,7 +63,7 @@ def test_every_turn_with_its_role_its_tokens_and_its_supervised_span():
         "    <|im_start|>user",
         "    And",
         "    you?<|im_end|>⏎",
-        "5 assistant, 17 tokens, of which 6 are supervised",
+        "5 assistant, 17 tokens, 6 supervised",
         "    <|im_start|>assistant⏎",
         "  > Well.<|im_end|>",
     ]
@@ -114,6 +114,17 @@ def test_prompt_and_completion_of_every_kind_of_tokenizer(kind):
         lines = printed([row], form).splitlines()
         assert [line.split(",")[0] for line in lines if line[0].isdigit()] == ["1 system", "2 user", "3 assistant"]
         assert any(line.startswith("  > ") and "2" in line for line in lines)
+
+
+def test_a_turn_that_the_template_writes_by_itself():
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nOwn.<|im_end|>\n{% endif %}" + CHATML
+    form = prompt_format(own)
+    for row, roles in ((conversation(), ["system"]), (conversation(TURNS[1:], (1, 3)), ["template"])):
+        encoded = form.encode(row)
+        turns = turn_ranges(row, encoded, form)
+        assert [turn.role for turn in turns] == [*roles, "user", "assistant", "user", "assistant"]
+        assert [turn.supervised for turn in turns if turn.supervised] == list(encoded.supervised_spans)
+    assert form.tokenizer.decode(encoded.input_ids[: turns[0].end]) == "<|im_start|>system\nOwn.<|im_end|>\n"
 
 
 def test_long_texts_are_shortened_unless_they_are_to_be_shown_in_full():

@@ -233,6 +233,21 @@ def test_a_turn_with_tool_calls_is_supervised_as_the_template_writes_it():
     assert spans == ["CALL f<|im_end|>", "A<|im_end|>"]
 
 
+def test_calls_that_the_template_drops_are_refused():
+    messages = [{"role": "user", "content": "Q"}, CALL, {"role": "user", "content": "R"}]
+    for turns in ((1,), (3,), (1, 3)):
+        conversation = Conversation([*messages, {"role": "assistant", "content": "A"}], turns)
+        with pytest.raises(ChatTemplateError, match="does not write tool calls, so the call of f would be lost"):
+            prompt_format(template(TURN % "m.content")).render(conversation)
+
+
+def test_a_note_says_that_a_template_lists_no_tools():
+    (note,) = prompt_format(template(TURN % "m.content")).notes(has_tools=True)
+    assert note.endswith("does not list tools; the column of `tools` has no effect")
+    with_tools = "{% for t in tools or [] %}{{ t.name }}{% endfor %}" + template(TURN % "m.content")
+    assert not prompt_format(with_tools).notes(has_tools=True)
+
+
 TEXTS = st.text(st.sampled_from("ab the\n.,'\"éß漢😀1 \t"), min_size=1, max_size=12)
 
 

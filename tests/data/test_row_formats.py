@@ -80,6 +80,30 @@ def test_unknown_columns_are_refused_with_what_to_write():
         detect_format({"text": "x", "kind": "y", "split": "test"})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, r"preferences \(columns chosen and rejected\)"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, r"preferences \(columns chosen and rejected\)"),
+        ({"chosen_messages": [], "rejected_messages": []}, r"preferences \(columns chosen_messages and rejected_mess"),
+        ({"text": "x", "split": "train"}, r"texts without a prompt \(column text\)"),
+        ({"segments": [{"label": True, "text": "x"}]}, "segments .*; write them as messages, with train: false"),
+        ({"rows": [1], "title": "x"}, r"write prompt: \"\{title\}\""),
+        ({"rows": [1]}, r"write prompt: \"\{question\}\""),
+    ],
+)
+def test_rows_of_other_trainings_are_refused_with_the_cause(fields, message):
+    with pytest.raises(DataError, match=message):
+        detect_format(fields)
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+def test_ratings_without_effect_are_named(column):
+    for fields in ({"messages": turns("a", "b")}, {"prompt": "a", "completion": "b"}):
+        assert f"the column {column} has no effect" in detect_format({**fields, column: True})[1]
+        assert column not in detect_format({**fields, column: "spam"})[1]
+
+
 def test_which_turns_are_trained():
     fields = {"messages": turns("a", "b", "c", "d"), "which": [True, False], "one": False}
     assert filled(fields, messages="messages", train_on="last")[0].turns.supervised_turns == (3,)
