@@ -181,14 +181,15 @@ class PromptFormat:
         return sorted({self.end_id, int(self.tokenizer.eos_token_id)})
 
     @cached_property
-    def _adds_bos(self) -> bool:
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself begins texts with its BOS."""
         ids = self.tokenizer(SENTINEL)["input_ids"]
         return bool(ids) and self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of a text that is not a prompt: without the chat template, with the BOS if the tokenizer adds one."""
         ids = self._tokenize(text)
-        return [int(self.tokenizer.bos_token_id), *ids] if self._adds_bos else ids
+        return [int(self.tokenizer.bos_token_id), *ids] if self.adds_bos else ids
 
     def encode(self, conversation: Conversation) -> EncodedExample:
         """Tokens of one conversation; see `encode_conversations`."""
@@ -259,7 +260,7 @@ class PromptFormat:
     def _with_bos(self, sequences: list[list[int]]) -> list[list[int]]:
         """Adds the tokenizer's BOS to plain prompts that do not start with it. A chat template writes its own BOS."""
         bos = self.tokenizer.bos_token_id
-        if self.uses_chat_template or not self._adds_bos:
+        if self.uses_chat_template or not self.adds_bos:
             return sequences
         return [ids if ids[:1] == [bos] else [bos, *ids] for ids in sequences]
 

