@@ -17,7 +17,7 @@ from tests.serving.page_server import (
     wait_for_answers,
     words,
 )
-from tests.serving.test_page import send, texts
+from tests.serving.page.test_page import send, texts
 
 
 def lines(page):
