@@ -177,6 +177,10 @@ def test_a_key_that_no_header_can_have(demo_run_folder, served, value):
         assert page.evaluate("document.getElementById('key-dialog').open")
 
 
+NEWLINES = "\n" * 100
+"""A text area takes seconds for thousands of lines that are typed."""
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     return hostile_run(
@@ -203,10 +207,8 @@ def test_texts_stay_text(hostile, served, part):
         before = page.evaluate(SKELETON)
         page.select_option("#task", label="Free prompt")
         for number in range(part, 40, 4):
-            send(
-                page,
-                f"{number} {HOSTILE[number][:2000].replace(chr(0xD83D), '').replace(chr(0xDE00), '').replace(chr(0xDFFF), '')}",
-            )
+            text = HOSTILE[number].encode("utf-8", "ignore").decode()
+            send(page, f"{number} {text[: 50 if text.startswith(NEWLINES) else 2000]}")
             wait_for_answers(page)
             if page.locator(".token").count():  # none where the answer is blank
                 page.locator(".token >> nth=0").hover()
