@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from pipelines.cli import main
 from pipelines.report.votes import read_votes
-from tests.serving.page_server import answering, chunk, demo_page_run, one_row_run, until, wait_for_answers
 from tests.serving.page.test_page import send, texts
+from tests.serving.page_server import answering, chunk, demo_page_run, one_row_run, until, wait_for_answers
 
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight"}
 VOTABLE = "!document.getElementById('votes').hidden"

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.report.test_hostile import HOSTILE, SKELETON
+from tests.serving.page.test_page import send, texts
 from tests.serving.page_server import (
     COLUMN,
     CUT,
@@ -17,7 +18,6 @@ from tests.serving.page_server import (
     wait_for_answers,
     words,
 )
-from tests.serving.page.test_page import send, texts
 
 
 def lines(page):
