@@ -30,12 +30,19 @@ def renderer(job: Job, folder: Path) -> PromptFormat:
 
 
 def check_chat_template(job: Job, prompt_format: PromptFormat, examples: Mapping[str, Example]) -> list[str]:
-    """Renders one example per task in the model's chat template.
+    """Renders one example per task in the model's chat template; for a task of conversations, one prompt and an answer.
 
     Returns notes on what the template writes. Raises ConfigError.
     """
     _check_variables(job, prompt_format)
-    _render_prompts(job, prompt_format, {name: example.conversation for name, example in examples.items()})
+    _render_prompts(
+        job,
+        prompt_format,
+        {
+            name: example.conversation if example.turns is None else _probe(job, name)
+            for name, example in examples.items()
+        },
+    )
     return template_notes(job, prompt_format)
 
 
@@ -84,15 +91,16 @@ def load_checked_prompt_format(job: Job, folder: Path) -> PromptFormat:
     except ConfigError as error:
         raise ConfigError(job.problem(str(error), *_template_key(job))) from None
     _check_variables(job, prompt_format)
-    conversations = {
-        name: Conversation.single_turn(
-            SENTINEL, SENTINEL, job.system_prompt(name), template_kwargs=job.chat_template_kwargs(name)
-        )
-        for name in job.pipeline.tasks
-    }
-    _render_prompts(job, prompt_format, conversations)
+    _render_prompts(job, prompt_format, {name: _probe(job, name) for name in job.pipeline.tasks})
     check_token_ids(job, len(prompt_format.tokenizer))
     return prompt_format
+
+
+def _probe(job: Job, task: str) -> Conversation:
+    """A prompt of a task and its answer, for a template that no row is to be blamed for."""
+    return Conversation.single_turn(
+        SENTINEL, SENTINEL, job.system_prompt(task), template_kwargs=job.chat_template_kwargs(task)
+    )
 
 
 def _render_prompts(job: Job, prompt_format: PromptFormat, conversations: Mapping[str, Conversation]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.checks.chat_template import check_chat_template, renderer
+from pipelines.checks.conversations import ConversationChecks
 from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
@@ -51,6 +52,7 @@ def check_job(job: Job) -> CheckResult:
     num_rows: Counter[str] = Counter()
     prompt_format = None if folder is None else renderer(job, folder)
     reasoning = None if prompt_format is None else RowReasoning(job, prompt_format.reasoning_markers, prompt_format)
+    conversations = None if prompt_format is None else ConversationChecks(prompt_format)
     with track_activity("reading the rows"):
         rows = HeldOutRows()
         examples = load_examples(job.pipeline, rows)
@@ -58,12 +60,16 @@ def check_job(job: Job) -> CheckResult:
         for example in reasoning.apply(examples) if reasoning else examples:
             num_rows[example.split] += 1
             first_examples.setdefault(example.task, example)
+            if conversations is not None:
+                conversations.observe(example)
             metrics.observe(example)
     if problems := [*metrics.errors(), *check_trainer_on_data(job, num_rows["train"], num_rows["validation"])]:
         raise DataError(problems)
     notes = [*source_notes(job), *(reasoning.notes if reasoning else []), *rows.notes(job.pipeline)]
     if folder is not None and prompt_format is not None:
         notes += check_chat_template(job, prompt_format, first_examples)
+        if conversations is not None:
+            conversations.raise_if_any()
         if isinstance(vocab_size := text_config(read_config(folder)).get("vocab_size"), int):
             check_token_ids(job, vocab_size)
     check_retention_evals(job.pipeline.forgetting)

@@ -189,6 +189,16 @@ class ChatTemplate:
         return True
 
 
+def check_calls(text: str, message: Message) -> None:
+    """Raises ChatTemplateError if a call of a message is not in its rendering: the turn would be trained as empty."""
+    for call in message.get("tool_calls") or ():
+        if call["function"]["name"] not in text:
+            raise ChatTemplateError(
+                f"{TEMPLATE} does not write tool calls, so they would be lost; use a model whose template has tools, "
+                "write pipeline.chat_template: FILE, or drop such rows"
+            )
+
+
 def check_contains(text: str, part: str, description: str, key: str = "chat_template") -> None:
     """Raises ChatTemplateError if `part` is not in the rendered `text`.
 

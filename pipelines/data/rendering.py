@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.messages import shorten
 from pipelines.data.chat_template import (
     DISABLE_HINT,
     OMIT_SYSTEM_HINT,
     TEMPLATE,
     ChatTemplate,
     ChatTemplateError,
+    check_calls,
     check_contains,
 )
 from pipelines.data.conversation import Conversation, Message
@@ -121,7 +121,7 @@ class ConversationRenderer(TemplateForm):
             start, end = self._answer_span(text, messages, turn, conversation)
             if thinks or messages[turn].get("tool_calls"):
                 start = self._thought_start(text, messages, turn, conversation, start)
-            _check_calls(text[start:end], messages[turn])
+            check_calls(text[start:end], messages[turn])
             spans.append((start, end))
         if thinks and not self._begins_with_thought(text, spans[-1][0], messages, conversation):
             return self._insert_thought(text, spans, messages, conversation)
@@ -250,12 +250,23 @@ class ConversationRenderer(TemplateForm):
     def _tool_call_span(
         self, text: str, messages: Sequence[Message], turn: int, conversation: Conversation
     ) -> tuple[int, int]:
-        """The range of a turn with tool calls, which the template writes in its own form."""
+        """The range of a turn with tool calls, which the template writes in its own form.
+
+        If the conversation through this turn is rendered in another way than within the whole, as where only a last
+        turn has a thought, the range is that of an answer without calls in its place.
+        """
         through = self._through_last_token(self._render(messages[: turn + 1], conversation))
         start = len(self._render(messages[:turn], conversation, add_generation_prompt=True))
-        if not through or not text.startswith(through) or start >= len(through):
-            raise ChatTemplateError(f"{TEMPLATE} does not support a turn with tool calls in this place; {DISABLE_HINT}")
-        return start, len(through)
+        if through and text.startswith(through) and start < len(through):
+            return start, len(through)
+        without_calls = {key: value for key, value in messages[turn].items() if key != "tool_calls"}
+        try:
+            replaced = [*messages[:turn], without_calls, *messages[turn + 1 :]]
+            return self._answer_span(text, replaced, turn, conversation)
+        except ChatTemplateError:
+            raise ChatTemplateError(
+                f"{TEMPLATE} does not support a turn with tool calls in this place; {DISABLE_HINT}"
+            ) from None
 
     def _thought_start(
         self, text: str, messages: Sequence[Message], turn: int, conversation: Conversation, answer_start: int
@@ -352,7 +363,7 @@ class ConversationRenderer(TemplateForm):
             if message["role"] in ("user", "system") and (content := _content_text(message)):
                 key = "system" if message["role"] == "system" else "chat_template"
                 check_contains(text, content, f"the {message['role']} turn", key)
-            _check_calls(text, message)
+            check_calls(text, message)
 
     def _render(
         self, messages: Sequence[Message], conversation: Conversation, add_generation_prompt: bool = False
@@ -371,17 +382,6 @@ class ConversationRenderer(TemplateForm):
         if not conversation.with_reasoning or any(key in given for key in _THINKING_KEYS):
             return conversation.template_kwargs
         return {**dict.fromkeys(_THINKING_KEYS, True), **conversation.template_kwargs}
-
-
-def _check_calls(text: str, message: Message) -> None:
-    """Raises ChatTemplateError if a call of a message is not in its rendering: the turn would be trained as empty."""
-    for call in message.get("tool_calls") or ():
-        name = call["function"]["name"]
-        if name not in text:
-            raise ChatTemplateError(
-                f"{TEMPLATE} does not write tool calls, so the call of {shorten(name, 40)} would be lost; use a model "
-                "whose template has tools, write pipeline.chat_template: FILE, or drop such rows"
-            )
 
 
 def _content_text(message: Message) -> str:

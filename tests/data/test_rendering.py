@@ -233,11 +233,29 @@ def test_a_turn_with_tool_calls_is_supervised_as_the_template_writes_it():
     assert spans == ["CALL f<|im_end|>", "A<|im_end|>"]
 
 
+def test_a_turn_with_calls_where_only_the_last_turn_has_a_thought():
+    thought = "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    calls = "{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{% endfor %}"
+    source = template(
+        "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + thought
+        + "{% endif %}{{ m.content }}"
+        + calls
+        + "<|im_end|>\n"
+    )
+    messages = [{"role": "user", "content": "Q"}, CALL, {"role": "tool", "content": "7"}]
+    conversation = Conversation([*messages, {"role": "assistant", "content": "A"}], (1, 3))
+    rendered = prompt_format(source).render(conversation)
+    _, spans = split(rendered)
+    assert spans == ["CALL f<|im_end|>", "A<|im_end|>"]
+    assert rendered.text[: rendered.spans[0][0]].endswith("Q<|im_end|>\n<|im_start|>assistant\n")
+
+
 def test_calls_that_the_template_drops_are_refused():
     messages = [{"role": "user", "content": "Q"}, CALL, {"role": "user", "content": "R"}]
     for turns in ((1,), (3,), (1, 3)):
         conversation = Conversation([*messages, {"role": "assistant", "content": "A"}], turns)
-        with pytest.raises(ChatTemplateError, match="does not write tool calls, so the call of f would be lost"):
+        with pytest.raises(ChatTemplateError, match="does not write tool calls, so they would be lost"):
             prompt_format(template(TURN % "m.content")).render(conversation)
 
 
