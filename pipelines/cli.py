@@ -21,6 +21,7 @@ from pipelines.version import __version__
 VERBS: Mapping[str, str] = {
     "check": "Check a YAML file and its data; nothing is trained.",
     "preview": "Show tokenized rows, sequence lengths and learning rates.",
+    "plan": "Show the memory and the time that a job will need.",
     "run": "Fine-tune and compare base and tuned.",
     "predict": "Complete new rows with a tuned model.",
     "export": "Write the tuned model for other programs.",

@@ -163,7 +163,7 @@ def _load_task(
             rows.skipped += 1
             continue
         try:
-            examples = _fill_examples(name, task, pipeline, row)
+            examples = fill_examples(name, task, pipeline, row)
         except DataError as error:
             errors.add(row.file, row.row_number, str(error))
             continue
@@ -178,7 +178,7 @@ def _load_task(
             raise DataError(Problem(f"task {name}: {message}", source.files[0].name))
 
 
-def _fill_examples(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> list[Example]:
+def fill_examples(name: str, task: Task, pipeline: PipelineSettings, row: SplitRow) -> list[Example]:
     """Raises DataError, without a location, for a row without a split or with columns that the task cannot use."""
     if row.split is None:
         raise DataError(row.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipelines.data.text_files import BYTE_ORDER_MARK, NumberedRows, detect_encoding, text_lines
 from pipelines.errors import DataError, Problem
@@ -17,17 +18,22 @@ def read_jsonl(path: Path) -> NumberedRows:
         line = line.lstrip(BYTE_ORDER_MARK)  # concatenated files have one at the start of each
         if not line.strip():
             continue
-        try:
-            row = parse(line)
-        except json.JSONDecodeError as error:
-            message = f"is not JSON: {json_hint(error)}"
-            raise DataError(Problem(message, str(path), line_number)) from None
-        except StrictJsonError as error:
-            raise DataError(Problem(str(error), str(path), line_number)) from None
-        if not isinstance(row, dict):
-            message = 'expected a JSON object per line, as in {"column": "value", ...}'
-            raise DataError(Problem(message, str(path), line_number))
-        yield line_number, row
+        yield line_number, parse_line(line, path, line_number)
+
+
+def parse_line(line: str, path: Path, line_number: int) -> dict[str, Any]:
+    """The object of one line. Raises DataError, with the line, if it is none."""
+    try:
+        row = parse(line)
+    except json.JSONDecodeError as error:
+        message = f"is not JSON: {json_hint(error)}"
+        raise DataError(Problem(message, str(path), line_number)) from None
+    except StrictJsonError as error:
+        raise DataError(Problem(str(error), str(path), line_number)) from None
+    if not isinstance(row, dict):
+        message = 'expected a JSON object per line, as in {"column": "value", ...}'
+        raise DataError(Problem(message, str(path), line_number))
+    return row
 
 
 def json_hint(error: json.JSONDecodeError) -> str:

@@ -94,7 +94,7 @@ def read_notes(path: Path) -> list[str]:
     """
     suffix = data_suffix(path)
     with _located_os_errors(path):
-        _check_format(path)
+        check_format(path)
         if suffix in (".csv", ".tsv"):
             return csv_notes(path, suffix)
         if suffix == ".xlsx":
@@ -140,7 +140,7 @@ def _reader(path: Path) -> NumberedRows:
                 Problem(f"holds the splits {', '.join(splits)}; name one, as in {path / splits[0]}", str(path))
             )
         raise IsADirectoryError(path)
-    _check_format(path)
+    check_format(path)
     suffix = data_suffix(path)
     if suffix in (".csv", ".tsv"):
         return read_csv(path, suffix)
@@ -148,12 +148,19 @@ def _reader(path: Path) -> NumberedRows:
         return read_parquet(path)
     if suffix == ".xlsx":
         return read_xlsx(path)
+    return read_jsonl(path) if holds_json_lines(path) else read_json_array(path)
+
+
+def holds_json_lines(path: Path) -> bool:
+    """Whether a file is JSON Lines, whatever its suffix."""
+    suffix = data_suffix(path)
+    if suffix not in (".jsonl", ".ndjson", ".json") or path.is_dir():
+        return False
     # Many tools write JSON Lines to files named .json, and arrays to files named .jsonl.
-    has_lines = is_json_lines(path) if suffix == ".json" else not is_array(path)
-    return read_jsonl(path) if has_lines else read_json_array(path)
+    return is_json_lines(path) if suffix == ".json" else not is_array(path)
 
 
-def _check_format(path: Path) -> None:
+def check_format(path: Path) -> None:
     """Raises DataError for a file that is not of a supported format, or whose first bytes are those of another one."""
     if path.is_dir():
         return

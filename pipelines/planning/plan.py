@@ -1,0 +1,95 @@
+"""The plan of a job: its work, memory, time, disk and download, without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config.job import Job
+from pipelines.modeling.base_models import local_folder
+from pipelines.planning.advice import Edit, edits_that_fit
+from pipelines.planning.duration import Duration, Rates, estimate_duration, estimate_rates
+from pipelines.planning.memory import MemoryPlan, plan_memory
+from pipelines.planning.model_shape import ModelShape
+from pipelines.planning.remote_model import RemoteModel, find_remote_model
+from pipelines.planning.target_hardware import TargetHardware
+from pipelines.planning.token_lengths import TokenCounter
+from pipelines.planning.workload import Workload, measure_workload, sample_tasks
+
+USABLE_FRACTION = {"cpu": 1.0, "cuda": 0.95, "mps": 0.75}
+"""Share of a device's memory that a process can use: fragmentation, the display, and macOS' own limit."""
+CHECKPOINTS = 2
+"""The latest checkpoint and the best one, each with weights and optimizer state."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job needs.
+
+    Attributes:
+        disk: bytes in the folder of the run at most.
+        download: bytes of the base model that are not in the cache yet; None if that cannot be found out.
+        available: bytes that the job may use on the hardware.
+        edits: if it does not fit, edits that make it fit.
+    """
+
+    job: Job
+    hardware: TargetHardware
+    model: ModelShape
+    workload: Workload
+    memory: MemoryPlan
+    duration: Duration
+    disk: float
+    download: float | None
+    available: float
+    edits: list[Edit]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.available
+
+
+def make_plan(job: Job, hardware: TargetHardware, rates: Rates | None = None) -> Plan:
+    """Plans a job. `rates` are measured ones.
+
+    Raises DataError for rows that cannot be read, ModelError for a base model that can neither be found here nor on
+    the Hub.
+    """
+    folder, model, remote = _find_model(job)
+    counter = TokenCounter(job, folder)
+    samples = sample_tasks(job, counter)
+
+    def memory_of(edited: Job) -> MemoryPlan:
+        return plan_memory(edited, model, measure_workload(edited, samples, counter.is_exact), hardware)
+
+    workload = measure_workload(job, samples, counter.is_exact)
+    memory = plan_memory(job, model, workload, hardware)
+    duration = estimate_duration(job, model, workload, hardware, rates or estimate_rates(job, model, hardware))
+    available = hardware.memory * USABLE_FRACTION[hardware.device]
+    edits = [] if memory.peak <= available else edits_that_fit(job, hardware, memory_of, available)
+    return Plan(
+        job,
+        hardware,
+        model,
+        workload,
+        memory,
+        duration,
+        _disk_bytes(job, model, memory),
+        0 if remote is None else remote.download_bytes,
+        available,
+        edits,
+    )
+
+
+def _find_model(job: Job) -> tuple[Path, ModelShape, RemoteModel | None]:
+    folder = local_folder(job.base_model)
+    if folder is not None and any(folder.glob("*.safetensors")):
+        return folder, ModelShape.from_folder(folder), None
+    remote = find_remote_model(job.base_model)
+    return remote.folder, remote.shape, remote
+
+
+def _disk_bytes(job: Job, model: ModelShape, memory: MemoryPlan) -> float:
+    """Checkpoints and the tuned model. Completions and prepared rows are small beside them."""
+    weights = 4 * memory.trainable_parameters
+    return CHECKPOINTS * (weights + memory.training["optimizer state"]) + weights
