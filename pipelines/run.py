@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,14 @@ from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.row_formats import resolve_formats
 from pipelines.data.sources import describe_data, open_source, source_sha256
+from pipelines.errors import AlfineError
 from pipelines.evaluation.completions import generation_settings
 from pipelines.evaluation.retention import configured_retention_evals
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.module_names import check_module_names
+from pipelines.planning.plan import make_plan
+from pipelines.planning.summary import duration_line, memory_line, work_line
+from pipelines.planning.target_hardware import find_hardware
 from pipelines.registry import lazy_import
 from pipelines.scoring.sandbox import prepare_sandbox
 from pipelines.stages.context import StageContext
@@ -88,6 +93,7 @@ class StageRunner:
             digests.update(stage_digests(context.job, context.model_fingerprint, context.file_sha256))
         self._record_start()
         context.reporter.note(f"hardware: {self.hardware.summary()}")
+        self._print_plan()
         self._warn_changed_data()
         self._prepare_sandbox()
 
@@ -136,6 +142,21 @@ class StageRunner:
         write_text(run.path("config.yaml"), yaml.safe_dump(job.resolved(), sort_keys=False, allow_unicode=True))
         if job.template_source is not None:
             write_text(run.path(TEMPLATE_FILE), job.template_source)
+
+    def _print_plan(self) -> None:
+        """Prints and records the plan of a run that has not been trained yet."""
+        job, run, reporter = self.context.job, self.context.run, self.context.reporter
+        if "train" in run.manifest["stages"]:
+            return
+        with contextlib.suppress(AlfineError):  # the stages report it
+            with track_activity("planning"):
+                plan = make_plan(job, find_hardware(None, job.pipeline.hardware), self.context.starting_model_folder)
+            reporter.note(work_line(plan))
+            (reporter.note if plan.fits else reporter.warn)(memory_line(plan))
+            reporter.note(duration_line(plan))
+            if not plan.fits and plan.edits:
+                reporter.warn(f"what makes it fit: {' '.join(plan.edits[0].overrides)}; see `alfine plan`")
+            run.update(plan=plan.record())
 
     def _base_revision(self) -> str:
         """The commit of a base model from the Hub, else the fingerprint of the model."""

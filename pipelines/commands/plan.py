@@ -11,13 +11,13 @@ from rich.text import Text
 
 from pipelines.checks.files import check_data_files
 from pipelines.commands.arguments import config_argument, overrides_argument
-from pipelines.config.job import load_job
+from pipelines.config.job import Job, load_job
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.modeling.base_models import locate_model_errors
 from pipelines.planning.duration import format_duration
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.planning.summary import duration_line, memory_line, work_line
-from pipelines.planning.target_hardware import find_hardware
+from pipelines.planning.target_hardware import TargetHardware, find_hardware
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.storage.sizes import format_bytes
 
@@ -51,19 +51,19 @@ def plan(config: Path, overrides: tuple[str, ...], gpu: str | None, calibrate: b
     job = load_job(config, overrides)
     check_data_files(job)
     hardware = find_hardware(gpu, job.pipeline.hardware)
-    reporter = ConsoleReporter()
     with locate_model_errors(job, "base_model"):
-        made = make_plan(job, hardware)
-        if calibrate:
-            # torch: 3 s that a plan without measurements does not need
-            from pipelines.planning.calibration import measure_rates
-
-            with reporter.status("Timing steps and completions"):
-                rates = measure_rates(job, made.workload)
-            made = make_plan(job, hardware, rates)
+        made = _calibrated_plan(job, hardware) if calibrate else make_plan(job, hardware)
     print_plan(made, Console(highlight=False))
     if not made.fits:
         raise click.exceptions.Exit(3)
+
+
+def _calibrated_plan(job: Job, hardware: TargetHardware) -> Plan:
+    # torch: 3 s that a plan without measurements does not need
+    from pipelines.planning.calibration import measure_rates
+
+    with ConsoleReporter().status("Timing steps and completions"):
+        return make_plan(job, hardware, measure=measure_rates)
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -92,7 +92,9 @@ def _print_tasks(plan: Plan, console: Console) -> None:
     print_table(columns, rows, console)
     for task in plan.workload.tasks:
         if task.skipped:
-            console.print(Text(f"task {task.name}: {task.skipped} sampled rows cannot be used; `alfine check` says why"))
+            console.print(
+                Text(f"task {task.name}: {task.skipped} sampled rows cannot be used; `alfine check` says why")
+            )
 
 
 def _print_memory(plan: Plan, console: Console) -> None:

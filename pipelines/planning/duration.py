@@ -79,7 +79,9 @@ def estimate_rates(job: Job, model: ModelShape, hardware: TargetHardware) -> Rat
     return Rates(flops / (passes * per_token), flops / per_token, decoding)
 
 
-def estimate_duration(job: Job, model: ModelShape, workload: Workload, hardware: TargetHardware, rates: Rates) -> Duration:
+def estimate_duration(
+    job: Job, model: ModelShape, workload: Workload, hardware: TargetHardware, rates: Rates
+) -> Duration:
     """The time of every stage. The base answers up to the limit of each task, the tuned model as long as references."""
     sharing = workload.sharing
     test = [task for task in workload.tasks if task.rows["test"]]

@@ -15,7 +15,7 @@ from pipelines.planning.model_shape import AdaptedMatrix, ModelShape
 from pipelines.planning.target_hardware import TargetHardware
 from pipelines.planning.workload import Workload
 
-PROCESS_BYTES = {"cpu": 1_150_000_000, "cuda": 0, "mps": 1_150_000_000}
+PROCESS_BYTES = {"cpu": 1_200_000_000, "cuda": 0, "mps": 1_200_000_000}
 """Python with torch, transformers and Ludwig. On a GPU it is in main memory."""
 CONTEXT_BYTES = {"cpu": 0, "cuda": 900_000_000, "mps": 0}
 """The CUDA context, the workspace of cuBLAS and what the allocator cannot use."""
@@ -28,6 +28,9 @@ FULL_LOGITS_COPIES = 4
 """If the output layer is trained: logits, in fp32, log-probabilities and their gradient."""
 MAX_PROMPTS, MAX_BATCH_TOKENS, PREFILL_TOKENS = 128, 32_768, 4096
 """Sizes of the batches of completions, see `evaluation.completions` and `evaluation.generation`."""
+BACKWARD_FACTOR = {"cpu": 1.85, "cuda": 1.0, "mps": 1.0}
+"""Memory of a pass divided by what its forward part saves. On a CPU, the allocator returns what the backward part
+frees later than it takes new memory (measured by `tests.benchmarks.plans`); on a GPU, torch's cache reuses it."""
 AUTO_MICRO_BATCH_TOKENS = 16_384
 AUTO_FRACTION = {"cpu": 0.4, "cuda": 0.8, "mps": 0.4}
 """`batch_size: auto`: what `training.micro_batches` fills."""
@@ -84,9 +87,11 @@ def plan_memory(job: Job, model: ModelShape, workload: Workload, hardware: Targe
         fits = int(max(AUTO_FRACTION[hardware.device] * free, 0) / per_token)
         step = round(workload.step_tokens)
         tokens = min(max(workload.longest, min(fits, AUTO_MICRO_BATCH_TOKENS)), max(step, workload.longest))
-    transient = _transient_bytes(model, hardware) * tokens
-    training = fixed | {"activations": per_token * tokens + transient, "logits": logits}
-    return MemoryPlan(training, _completions(job, model, workload, hardware, process + weights, training), tokens, trainable)
+    per_token = BACKWARD_FACTOR[hardware.device] * per_token + _transient_bytes(model, hardware)
+    training = fixed | {"activations": per_token * tokens, "logits": logits}
+    return MemoryPlan(
+        training, _completions(job, model, workload, hardware, process + weights, training), tokens, trainable
+    )
 
 
 def _trainable_parameters(job: Job, model: ModelShape, matrices: list[AdaptedMatrix]) -> int:
@@ -143,34 +148,32 @@ def activation_bytes_per_token(
     Counted in values from the operations of a pre-norm decoder with the packed attention, see
     tests/planning/test_memory.py, which compares it with the saved tensors of a Llama.
     """
-    hidden, attention, mlp = model.hidden, model.attention_width, model.mlp_width
+    one_layer = _values_per_layer(job, model, matrices)
     if job.trainer.get("enable_gradient_checkpointing"):
-        one_layer = _values_per_layer(job, model, matrices)
-        return hardware.bytes_per_value * (model.layers * hidden + one_layer)
-    del attention, mlp
-    return hardware.bytes_per_value * model.layers * _values_per_layer(job, model, matrices)
+        return hardware.bytes_per_value * (model.layers * model.hidden + one_layer)
+    return hardware.bytes_per_value * model.layers * one_layer
 
 
 def _values_per_layer(job: Job, model: ModelShape, matrices: list[AdaptedMatrix]) -> float:
     hidden, attention, mlp = model.hidden, model.attention_width, model.mlp_width
-    # The inputs of both norms with their scales, queries, keys, values, the output of the attention and its
-    # log-normalizers, and the MLP: gate, up and the activation of the gate.
-    values = 2 * hidden + 2 + 2 * attention + 2 * model.key_value_width + model.heads
-    values += (3 if model.is_gated else 2) * mlp
+    trains_all = job.adapter is None
+    # Queries, keys, values, the output of the attention with its log-normalizers; the MLP: the input of its activation,
+    # and with a gate the activation and what it is multiplied with.
+    values: float = 2 * attention + 2 * model.key_value_width + model.heads + (3 if model.is_gated else 1) * mlp
+    # A norm keeps its input and the scale. If its weight is trained, also the input times the scale.
+    values += model.norms_per_layer * (hidden + 1 + (hidden if trains_all and model.is_gated else 0))
+    if model.has_query_norm:
+        values += (2 if trains_all else 1) * (attention + model.key_value_width) + 2 * model.heads
     widths = {"attention": hidden, "mlp": hidden, "attention_output": attention, "mlp_output": mlp}
-    if job.adapter is None:
-        # Trained matrices need their inputs, and trained norms their normalised input.
-        return values + 2 * hidden + sum(widths.values()) if model.is_gated else values + sum(widths.values())
+    if trains_all:
+        return values + sum(widths.values())
     kinds = {matrix.kind for matrix in matrices}
-    values += sum(width for kind, width in widths.items() if kind in kinds)
-    rank = int(job.adapter.get("r", 8))
-    layers = max(model.layers, 1)
+    layers, rank = max(model.layers, 1), int((job.adapter or {}).get("r", 8))
     values += rank * len(matrices) / layers
-    if job.adapter.get("dropout", job.adapter.get("lora_dropout", 0.05)):
-        # The mask and the dropped input of every adapted matrix, instead of the shared input.
-        values += 2 * sum(matrix.inputs for matrix in matrices) / layers
-        values -= sum(width for kind, width in widths.items() if kind in kinds)
-    return values
+    if (job.adapter or {}).get("dropout", 0.05):
+        # The mask and the dropped input of every adapted matrix, instead of the input that several share.
+        return values + 2 * sum(matrix.inputs for matrix in matrices) / layers
+    return values + sum(width for kind, width in widths.items() if kind in kinds)
 
 
 def _transient_bytes(model: ModelShape, hardware: TargetHardware) -> float:
@@ -199,6 +202,8 @@ def _completions(
         "process and weights": loaded,
         "adapter": training["adapter"],
         "cache of keys and values": tokens * model.key_value_bytes(hardware.bytes_per_value),
-        "activations": min(PREFILL_TOKENS, tokens) * hardware.bytes_per_value * (6 * model.hidden + 4 * model.mlp_width),
+        "activations": min(PREFILL_TOKENS, tokens)
+        * hardware.bytes_per_value
+        * (6 * model.hidden + 4 * model.mlp_width),
         "logits": CHUNK_COPIES * FP32 * rows * model.vocabulary,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.modeling.base_models import config_context_length
-from pipelines.modeling.model_folder import read_config, text_config
+from pipelines.modeling.model_folder import LAYER_INDEX, read_config, text_config
 from pipelines.modeling.module_names import Modules, weight_shapes
 
 DEFAULT_LORA_TARGETS = (("q_proj", "v_proj"), ("query_key_value",), ("c_attn",), ("query", "value"), ("q", "v"))
@@ -57,6 +57,8 @@ class ModelShape:
         key_value_width: the same of the keys.
         mlp_width: the width inside the MLP (of a mixture of experts: of all experts of a token together).
         is_gated: whether the MLP has a gate, as SwiGLU has.
+        norms_per_layer: norms of the hidden width in a layer.
+        has_query_norm: whether queries and keys are normalised.
         weight_bytes: the bytes of the files.
     """
 
@@ -67,6 +69,8 @@ class ModelShape:
     heads: int
     mlp_width: int
     is_gated: bool
+    norms_per_layer: int
+    has_query_norm: bool
     vocabulary: int
     parameters: int
     embedding_parameters: int
@@ -111,6 +115,8 @@ class ModelShape:
             heads=heads,
             mlp_width=mlp_width,
             is_gated=any("gate_proj" in name or "gate_up_proj" in name or ".w3." in name for name in shapes),
+            norms_per_layer=round(sum(_is_norm(name, shape, hidden) for name, shape in shapes.items()) / layers) or 2,
+            has_query_norm=any("q_norm" in name or "q_layernorm" in name for name in shapes),
             vocabulary=vocabulary,
             parameters=parameters,
             embedding_parameters=embedding_parameters,
@@ -122,7 +128,9 @@ class ModelShape:
 
     def adapted_matrices(self, targets: str | Sequence[str] | None) -> list[AdaptedMatrix]:
         """The matrices that an adapter with these `target_modules` changes; None for PEFT's default."""
-        names = self.modules.matrices() if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
+        names = (
+            self.modules.matrices() if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
+        )
         if not names:
             known = set(self.modules.short_names())
             names = next((group for group in DEFAULT_LORA_TARGETS if known.intersection(group)), ())
@@ -137,6 +145,12 @@ class ModelShape:
 
 def _is_vocabulary(name: str, shape: Sequence[int], vocabulary: int) -> bool:
     return len(shape) == 2 and shape[0] >= vocabulary and ("embed" in name or "wte" in name or "lm_head" in name)
+
+
+def _is_norm(name: str, shape: Sequence[int], hidden: int) -> bool:
+    module = name.removesuffix(".weight").rpartition(".")[2].lower()
+    is_norm = ("norm" in module or module.startswith("ln_")) and not module.startswith(("q_", "k_"))
+    return is_norm and LAYER_INDEX.search(name) is not None and name.endswith(".weight") and tuple(shape) == (hidden,)
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from pipelines.config.job import Job
@@ -13,7 +15,7 @@ from pipelines.planning.memory import MemoryPlan, plan_memory
 from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.remote_model import RemoteModel, find_remote_model
 from pipelines.planning.target_hardware import TargetHardware
-from pipelines.planning.token_lengths import TokenCounter
+from pipelines.planning.token_lengths import ExampleTokens, TokenCounter
 from pipelines.planning.workload import Workload, measure_workload, sample_tasks
 
 USABLE_FRACTION = {"cpu": 1.0, "cuda": 0.95, "mps": 0.75}
@@ -48,14 +50,33 @@ class Plan:
     def fits(self) -> bool:
         return self.memory.peak <= self.available
 
+    def record(self) -> dict[str, float]:
+        """What the manifest of a run keeps, see `PlanRecord`."""
+        return {
+            "steps": self.workload.steps.total,
+            "peak_memory_bytes": round(self.memory.peak),
+            "training_seconds": round(self.duration.stages["train"], 1),
+            "seconds": round(self.duration.total, 1),
+        }
 
-def make_plan(job: Job, hardware: TargetHardware, rates: Rates | None = None) -> Plan:
-    """Plans a job. `rates` are measured ones.
+
+def make_plan(
+    job: Job,
+    hardware: TargetHardware,
+    folder: Path | None = None,
+    measure: Callable[[Job, Sequence[ExampleTokens], int], Rates] | None = None,
+) -> Plan:
+    """Plans a job.
+
+    Args:
+        folder: that of the base model, if it is known.
+        measure: `calibration.measure_rates`, called with tokenized rows and the rows of a step; None for rates from the
+            data sheet.
 
     Raises DataError for rows that cannot be read, ModelError for a base model that can neither be found here nor on
     the Hub.
     """
-    folder, model, remote = _find_model(job)
+    folder, model, remote = _find_model(job, folder)
     counter = TokenCounter(job, folder)
     samples = sample_tasks(job, counter)
 
@@ -64,7 +85,12 @@ def make_plan(job: Job, hardware: TargetHardware, rates: Rates | None = None) ->
 
     workload = measure_workload(job, samples, counter.is_exact)
     memory = plan_memory(job, model, workload, hardware)
-    duration = estimate_duration(job, model, workload, hardware, rates or estimate_rates(job, model, hardware))
+    if measure is None:
+        rates = estimate_rates(job, model, hardware)
+    else:
+        rows = [row for tokens in zip_longest(*(sample.tokens for sample in samples.values())) for row in tokens if row]
+        rates = measure(job, rows, workload.rows_per_step)
+    duration = estimate_duration(job, model, workload, hardware, rates)
     available = hardware.memory * USABLE_FRACTION[hardware.device]
     edits = [] if memory.peak <= available else edits_that_fit(job, hardware, memory_of, available)
     return Plan(
@@ -81,8 +107,8 @@ def make_plan(job: Job, hardware: TargetHardware, rates: Rates | None = None) ->
     )
 
 
-def _find_model(job: Job) -> tuple[Path, ModelShape, RemoteModel | None]:
-    folder = local_folder(job.base_model)
+def _find_model(job: Job, folder: Path | None) -> tuple[Path, ModelShape, RemoteModel | None]:
+    folder = folder or local_folder(job.base_model)
     if folder is not None and any(folder.glob("*.safetensors")):
         return folder, ModelShape.from_folder(folder), None
     remote = find_remote_model(job.base_model)

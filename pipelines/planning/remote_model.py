@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 else:  # 0.3 s that a plan for a local model does not need
     huggingface_hub, hub_errors = lazy_import("huggingface_hub"), lazy_import("huggingface_hub.errors")
 
-SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SMALL_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 DOWNLOADED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """Suffixes of the files that a run downloads, see `base_models`."""
 
@@ -39,7 +45,9 @@ def find_remote_model(name: str) -> RemoteModel:
     """
     check_base_model(name)
     if name in PACKAGED_MODELS:
-        raise ModelError(f"{name} is not unpacked yet, so its sizes are not known; run `alfine preview` once, then plan")
+        raise ModelError(
+            f"{name} is not unpacked yet, so its sizes are not known; run `alfine preview` once, then plan"
+        )
     try:
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True)
         files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
@@ -49,7 +57,9 @@ def find_remote_model(name: str) -> RemoteModel:
         raise ModelError(f"model {name!r} not found on the Hub, or private (set HF_TOKEN)") from None
     except (hub_errors.HfHubHTTPError, hub_errors.NotASafetensorsRepoError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        raise ModelError(f"model {name!r} is not in the cache, and its sizes cannot be read from the Hub ({reason})") from None
+        raise ModelError(
+            f"model {name!r} is not in the cache, and its sizes cannot be read from the Hub ({reason})"
+        ) from None
     if "config.json" not in files:
         raise ModelError(f"model {name!r} has no config.json")
     folder = Path(paths[0]).parent

@@ -11,10 +11,9 @@ def work_line(plan: Plan) -> str:
     """How much will be trained."""
     work = plan.workload
     about = "about " if any(task.is_sampled for task in work.tasks) else ""
-    return (
-        f"work: {work.total('train'):,} training rows of {about}{work.mean_length:,.0f} tokens, {work.steps.total:,} steps "
-        f"of {work.rows_per_step} rows; {work.total('test'):,} test rows are answered by both models"
-    )
+    rows = f"{work.total('train'):,} training rows of {about}{work.mean_length:,.0f} tokens"
+    steps = f"{work.steps.total:,} steps of {work.rows_per_step} rows"
+    return f"work: {rows}, {steps}; {work.total('test'):,} test rows are answered by both models"
 
 
 def memory_line(plan: Plan) -> str:
@@ -22,11 +21,13 @@ def memory_line(plan: Plan) -> str:
     stage = "training" if plan.memory.training_peak >= plan.memory.completions_peak else "completions"
     verdict = "fits into" if plan.fits else "does not fit into"
     where = "free" if plan.hardware.is_here else "of the GPU"
-    return f"memory: {format_bytes(plan.memory.peak)} at the peak ({stage}), {verdict} {format_bytes(plan.available)} {where}"
+    peak, available = format_bytes(plan.memory.peak), format_bytes(plan.available)
+    return f"memory: {peak} at the peak ({stage}), {verdict} {available} {where}"
 
 
 def duration_line(plan: Plan) -> str:
     """The time of all stages, and of the longest one."""
     stage, seconds = max(plan.duration.stages.items(), key=lambda item: item[1])
     certainty = "" if plan.duration.rates.is_measured else ", within a factor of 2"
-    return f"time: {format_duration(plan.duration.total)}{certainty}; the longest stage is {stage}, {format_duration(seconds)}"
+    total, longest = format_duration(plan.duration.total), format_duration(seconds)
+    return f"time: {total}{certainty}; the longest stage is {stage}, {longest}"

@@ -42,9 +42,11 @@ class TargetHardware:
         return 4 if self.dtype == "fp32" else 2
 
 
-_GB, _TERA, _GIGA = 2**30, 1e12, 1e9
+_GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
 GPUS: dict[str, TargetHardware] = {
-    key: TargetHardware(name, "cuda", int(memory * _GB), tflops * _TERA, bandwidth * _GIGA, dtype)
+    key: TargetHardware(
+        name, "cuda", int(memory * _GIB), tflops * _TERA, bandwidth * _GIGA, "bf16" if dtype == "bf16" else "fp16"
+    )
     for key, name, memory, tflops, bandwidth, dtype in (
         # NVIDIA's data sheets: dense tensor-core TFLOP/s in the dtype, GB/s. Memory as torch reports it.
         ("t4", "NVIDIA T4", 14.6, 65, 320, "fp16"),

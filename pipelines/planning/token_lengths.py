@@ -82,4 +82,7 @@ class TokenCounter:
 
 def _pseudo_tokens(text: str) -> list[int]:
     """Parts of the text in place of tokens. Equal prefixes have equal parts, so that sharing can be estimated."""
-    return [zlib.crc32(text[start : start + CHARACTERS_PER_TOKEN].encode()) >> 1 for start in range(0, len(text), CHARACTERS_PER_TOKEN)]
+    return [
+        zlib.crc32(text[start : start + CHARACTERS_PER_TOKEN].encode()) >> 1
+        for start in range(0, len(text), CHARACTERS_PER_TOKEN)
+    ]

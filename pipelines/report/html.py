@@ -48,6 +48,7 @@ def render(analysis: Analysis) -> str:
             tasks=analysis.tasks,
             manifest=analysis.manifest,
             training=analysis.training,
+            plan=analysis.manifest.plan,
             headline=headline(analysis),
             task_columns=task_columns(analysis.models, analysis.tasks.values()),
             retention_columns=retention_columns(analysis.models),

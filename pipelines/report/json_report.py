@@ -17,7 +17,7 @@ from pipelines.report.results import Analysis, Change, TaskResult, TaskVerdict
 from pipelines.report.retention import RetentionResult, RetentionVerdict
 from pipelines.report.summaries import headline, retention_summary, task_summary
 from pipelines.storage.files import write_text
-from pipelines.storage.records import Hardware, StageRecord, TaskData, TrainingHistory
+from pipelines.storage.records import Hardware, PlanRecord, StageRecord, TaskData, TrainingHistory
 
 FORMAT_VERSION = 7
 """The value of `Report.format_version`."""
@@ -193,6 +193,7 @@ class Report(JsonModel):
     training_method: str = Field(description="Training method: peft or full, and multitask for several tasks.")
     strategies: list[str] = Field(description="Strategies against forgetting.")
     training: TrainingHistory | None = Field(description="History of the training; null for a comparison.")
+    plan: PlanRecord | None = Field(description="Plan of the run when it started; null if there is none.")
     config: dict[str, Any] = Field(description="Resolved config.")
     data: dict[str, TaskData] = Field(description="Data by task.")
     versions: dict[str, str] = Field(description="Versions of Python and of the main packages.")
@@ -224,6 +225,7 @@ def render(analysis: Analysis) -> str:
         training_method=analysis.training_method,
         strategies=analysis.strategies,
         training=analysis.training,
+        plan=analysis.manifest.plan,
         # YAML has dates, JSON does not: `default=str` writes them as text.
         config=json.loads(json.dumps(analysis.config, default=str)),
         data=manifest.data,

@@ -279,6 +279,15 @@ class Hardware(RecordBase):
     driver: str | None = Field(default=None, description="Version of the NVIDIA driver.")
 
 
+class PlanRecord(RecordBase):
+    """What `alfine plan` expected when the run started, to compare with what happened."""
+
+    steps: int = Field(description="Number of optimizer steps.")
+    peak_memory_bytes: int = Field(description="Peak memory in bytes, as `training.peak_memory_bytes` measures it.")
+    training_seconds: float = Field(description="Wall-clock time of the stage `train`, in seconds.")
+    seconds: float = Field(description="Wall-clock time of all stages, in seconds.")
+
+
 class Manifest(RecordBase):
     """`manifest.json` of a finished run or of a comparison of two models."""
 
@@ -303,6 +312,7 @@ class Manifest(RecordBase):
     prompt_date: str | None = Field(
         default=None, description="Date that chat templates see as today's: that on which the rows were prepared."
     )
+    plan: PlanRecord | None = Field(default=None, description="Plan of the run; null if it could not be made.")
     models: tuple[str, str] | None = Field(
         default=None, description="Names of the two models of a comparison; null for a run, which has base and tuned."
     )
