@@ -67,7 +67,7 @@ class MemoryPlan:
 def plan_memory(job: Job, model: ModelShape, workload: Workload, hardware: TargetHardware) -> MemoryPlan:
     """The memory of a job on `hardware`."""
     matrices = [] if job.adapter is None else model.adapted_matrices(job.adapter.get("target_modules"))
-    trainable = _trainable_parameters(job, model, matrices)
+    trainable = trainable_parameters(job, model, matrices)
     process = PROCESS_BYTES[hardware.device] + CONTEXT_BYTES[hardware.device]
     weights = _weight_bytes(job, model, hardware)
     offloads = job.pipeline.hardware.offload_optimizer and hardware.device != "cpu"
@@ -88,13 +88,17 @@ def plan_memory(job: Job, model: ModelShape, workload: Workload, hardware: Targe
         step = round(workload.step_tokens)
         tokens = min(max(workload.longest, min(fits, AUTO_MICRO_BATCH_TOKENS)), max(step, workload.longest))
     per_token = BACKWARD_FACTOR[hardware.device] * per_token + _transient_bytes(model, hardware)
-    training = fixed | {"activations": per_token * tokens, "logits": logits}
+    activations = per_token * tokens
+    # The gradients of a step with one micro-batch come into being while its activations are released.
+    has_one = tokens >= workload.step_tokens * 0.9
+    reused = -min(activations, fixed["gradients"]) if has_one else 0
+    training = fixed | {"activations": activations, "logits": logits, "gradients in place of activations": reused}
     return MemoryPlan(
         training, _completions(job, model, workload, hardware, process + weights, training), tokens, trainable
     )
 
 
-def _trainable_parameters(job: Job, model: ModelShape, matrices: list[AdaptedMatrix]) -> int:
+def trainable_parameters(job: Job, model: ModelShape, matrices: list[AdaptedMatrix]) -> int:
     if job.adapter is None:
         return model.parameters
     rank = int(job.adapter.get("r", 8))

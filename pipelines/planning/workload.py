@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,8 @@ from pipelines.planning.token_lengths import ExampleTokens, TokenCounter
 
 SAMPLE_ROWS = 1500
 """Rows whose tokens are counted, of all tasks together: about half a second."""
+MAX_DRAWN_ROWS = 20_000
+"""Rows that are drawn to find a large micro-batch. The largest of a longer training is hardly larger."""
 PREFILL_TOKENS = 4096
 """Tokens of a pass over prompts, see `evaluation.generation.prefill_batches`."""
 
@@ -147,7 +148,9 @@ def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bo
     shares = mixing_weights(counts, weights, pipeline.mix, pipeline.temperature)
     pool = _pool(fitting, shares, pipeline.seed)
     micro_rows = None if job.trainer["batch_size"] == "auto" else int(job.trainer["batch_size"])
-    largest = sorted([*longest, *pool], key=lambda tokens: -len(tokens.ids))[: min(micro_rows or 1, rows_per_step)]
+    longest_row = max(len(tokens.ids) for tokens in [*longest, *pool])
+    micro_batches = _micro_batches(pool, min(micro_rows or 1, rows_per_step), steps.total * rows_per_step)
+    largest = max(micro_batches, key=lambda batch: sum(len(tokens.ids) for tokens in batch))
     prompts = [tokens.ids[: tokens.prompt] for rows in fitting.values() for tokens in rows]
     return Workload(
         tasks,
@@ -155,8 +158,8 @@ def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bo
         rows_per_step,
         fmean(_computed(batch) for batch in _batches(pool, rows_per_step)),
         fmean(len(tokens.ids) for tokens in pool),
-        max(len(tokens.ids) for tokens in [*longest, *pool]),
-        None if micro_rows is None else _computed([tokens.ids for tokens in largest]),
+        longest_row,
+        None if micro_rows is None else max(_computed([tokens.ids for tokens in largest]), longest_row),
         sum(tokens.supervised for tokens in largest),
         _prompt_sharing(prompts),
         counts_tokens,
@@ -211,13 +214,24 @@ def _rows_by_split(samples: Sequence[tuple[str | None, RowSample]], pipeline: Pi
 
 
 def _pool(samples: dict[str, list[ExampleTokens]], shares: dict[str, float], seed: int) -> list[ExampleTokens]:
-    """Rows drawn from the tasks' samples as an epoch draws them."""
+    """Rows of the tasks' samples in the proportions of an epoch, shuffled. A task with few rows repeats them."""
     generator = np.random.default_rng(seed)
-    size = max(map(len, samples.values())) * len(samples)
-    pool: list[Any] = []
+    size = sum(map(len, samples.values()))
+    pool: list[ExampleTokens] = []
     for name, rows in samples.items():
-        pool += [rows[index] for index in generator.integers(len(rows), size=max(round(size * shares[name]), 1))]
+        order = generator.permutation(len(rows))
+        pool += [rows[order[index % len(rows)]] for index in range(max(round(size * shares[name]), 1))]
     return [pool[index] for index in generator.permutation(len(pool))]
+
+
+def _micro_batches(pool: list[ExampleTokens], rows: int, num_rows: int) -> list[list[ExampleTokens]]:
+    """Micro-batches of `rows` rows as a training of `num_rows` rows draws them, at most of MAX_DRAWN_ROWS rows."""
+    generator = np.random.default_rng(0)
+    drawn: list[ExampleTokens] = []
+    while len(drawn) < min(max(num_rows, rows), MAX_DRAWN_ROWS):
+        drawn += [pool[index] for index in generator.permutation(len(pool))]
+    drawn = drawn[: max(min(num_rows, MAX_DRAWN_ROWS), rows)]
+    return [drawn[start : start + rows] for start in range(0, len(drawn), rows)]
 
 
 def _batches(pool: Sequence[ExampleTokens], rows: int) -> list[list[Sequence[int]]]:
