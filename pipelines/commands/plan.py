@@ -83,7 +83,10 @@ def _print_tasks(plan: Plan, console: Console) -> None:
     columns += [Column(name) for name in ("train", "validation", "test", "tokens per row", "longest", "supervised")]
     rows: list[list[str | Text]] = []
     for task in plan.workload.tasks:
-        numbers = [f"{task.rows[split]:,}" for split in ("train", "validation", "test")]
+        numbers = [f"{task.rows['train']:,}"]
+        for split in ("validation", "test"):
+            used, all_rows = task.evaluated[split], task.rows[split]
+            numbers.append(f"{used:,}" if used == all_rows else f"{used:,} of {all_rows:,}")
         sampled = "~" if task.is_sampled else ""
         lengths = [f"{sampled}{task.tokens:,.0f}", f"{sampled}{task.longest:,}", f"{sampled}{task.supervised:,.0f}"]
         rows.append([cell(task.name), *numbers, *lengths])

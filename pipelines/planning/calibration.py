@@ -55,7 +55,7 @@ def _training_rate(job: Job, model: torch.nn.Module, batches: list[TokenSequence
         # Other adapter types cost about as much as LoRA of their rank.
         model = get_peft_model(
             model, LoraConfig(r=int(adapter.get("r") or 8), target_modules=targets, task_type="CAUSAL_LM")
-        )  # type: ignore[arg-type]
+        )
     else:
         model.requires_grad_(True)
     if job.trainer.get("enable_gradient_checkpointing"):

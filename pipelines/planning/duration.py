@@ -84,11 +84,11 @@ def estimate_duration(
 ) -> Duration:
     """The time of every stage. The base answers up to the limit of each task, the tuned model as long as references."""
     sharing = workload.sharing
-    test = [task for task in workload.tasks if task.rows["test"]]
-    prompt_tokens = sum(task.rows["test"] * task.tokens for task in test) * sharing
-    base_generated = sum(task.rows["test"] * task.limit for task in test)
-    tuned_generated = sum(task.rows["test"] * min(task.tokens - task.prompt + 1, task.limit) for task in test)
-    validation = sum(task.rows["validation"] * task.tokens for task in workload.tasks) * sharing
+    test = [task for task in workload.tasks if task.evaluated["test"]]
+    prompt_tokens = sum(task.evaluated["test"] * task.tokens for task in test) * sharing
+    base_generated = sum(task.evaluated["test"] * task.limit for task in test)
+    tuned_generated = sum(task.evaluated["test"] * min(task.tokens - task.prompt + 1, task.limit) for task in test)
+    validation = sum(task.evaluated["validation"] * task.tokens for task in workload.tasks) * sharing
     evaluations = 1 + workload.steps.total // max(workload.steps.per_evaluation, 1)
     steps = workload.steps.total
     start = START_SECONDS[hardware.device]

@@ -198,8 +198,8 @@ def _completions(
     job: Job, model: ModelShape, workload: Workload, hardware: TargetHardware, loaded: float, training: dict[str, float]
 ) -> dict[str, float]:
     """The parts while the test rows are answered; the tuned model has its adapter."""
-    test = [task for task in workload.tasks if task.rows["test"]]
-    lengths: list[Any] = [(task.prompt + task.limit, task.rows["test"]) for task in test] or [(1.0, 1)]
+    test = [task for task in workload.tasks if task.evaluated["test"]]
+    lengths: list[Any] = [(task.prompt + task.limit, task.evaluated["test"]) for task in test] or [(1.0, 1)]
     tokens = max(length * min(rows, MAX_PROMPTS, max(MAX_BATCH_TOKENS // length, 1)) for length, rows in lengths)
     rows = max(min(rows, MAX_PROMPTS) for _, rows in lengths)
     return {

@@ -13,7 +13,7 @@ def work_line(plan: Plan) -> str:
     about = "about " if any(task.is_sampled for task in work.tasks) else ""
     rows = f"{work.total('train'):,} training rows of {about}{work.mean_length:,.0f} tokens"
     steps = f"{work.steps.total:,} steps of {work.rows_per_step} rows"
-    return f"work: {rows}, {steps}; {work.total('test'):,} test rows are answered by both models"
+    return f"work: {rows}, {steps}; {work.num_test_rows:,} test rows are answered by both models"
 
 
 def memory_line(plan: Plan) -> str:

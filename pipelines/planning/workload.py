@@ -42,6 +42,7 @@ class TaskWorkload:
 
     Attributes:
         rows: the number of rows by split.
+        evaluated: those of the test and validation splits that are evaluated, see `report.test_rows`.
         tokens, supervised, prompt: means per row; the completion of a test row is `tokens - prompt`.
         limit: the most tokens of a completion.
         longest: the tokens of the longest row that was found.
@@ -51,6 +52,7 @@ class TaskWorkload:
 
     name: str
     rows: dict[str, int]
+    evaluated: dict[str, int]
     tokens: float
     supervised: float
     prompt: float
@@ -88,6 +90,11 @@ class Workload:
     def total(self, split: str) -> int:
         """The rows of a split, of all tasks."""
         return sum(task.rows[split] for task in self.tasks)
+
+    @property
+    def num_test_rows(self) -> int:
+        """The test rows that both models answer."""
+        return sum(task.evaluated["test"] for task in self.tasks)
 
     @property
     def train_tokens(self) -> float:
@@ -131,6 +138,7 @@ def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bo
         TaskWorkload(
             name,
             samples[name].rows,
+            _evaluated(job, name, samples[name].rows),
             tokens=fmean(len(row.ids) for row in rows),
             supervised=fmean(row.supervised for row in rows),
             prompt=fmean(row.prompt for row in rows),
@@ -187,6 +195,11 @@ def _sample_task(name: str, task: Task, job: Job, counter: TokenCounter, size: i
     if not tokens:
         raise DataError(Problem(f"task {name}: no row can be used ({first_error})", files[0].name))
     return TaskSample(rows, tokens, longest, all(sample.is_complete for _, sample in samples), skipped)
+
+
+def _evaluated(job: Job, name: str, rows: dict[str, int]) -> dict[str, int]:
+    limits = {split: job.pipeline.row_limit(job.pipeline.tasks[name], split) for split in SPLITS[1:]}
+    return {split: rows[split] if limit is None else min(rows[split], limit) for split, limit in limits.items()}
 
 
 def _within_limit(tokens: list[ExampleTokens], job: Job) -> list[ExampleTokens]:
