@@ -21,7 +21,7 @@ characters; which row has the most tokens is not known before tokenization."""
 
 @dataclass
 class RowSample:
-    """Rows by number: a random sample of at most `size` rows, and the longest ones.
+    """A random sample of at most `size` rows of a file, and its longest rows, each with its row number.
 
     Attributes:
         count: the number of rows of the file.
@@ -31,8 +31,8 @@ class RowSample:
 
     size: int
     count: int = 0
-    rows: dict[int, Any] = field(default_factory=dict)
-    longest: dict[int, Any] = field(default_factory=dict)
+    rows: list[tuple[int, Any]] = field(default_factory=list)
+    longest: list[tuple[int, Any]] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -54,22 +54,23 @@ def sample_rows(path: Path, size: int, seed: int) -> RowSample:
 def _draw(rows: Iterator[tuple[int, int, Any]], size: int, seed: int) -> RowSample:
     """A sample of (row number, length, row). Vitter's algorithm R, 1985."""
     generator, sample = random.Random(seed), RowSample(size)
-    drawn: list[tuple[int, Any]] = []
-    longest: list[tuple[int, int, Any]] = []
+    drawn: list[tuple[int, int, Any]] = []
+    longest: list[tuple[int, int, int, Any]] = []
     for number, length, row in rows:
-        if sample.count < size:
-            drawn.append((number, row))
+        position = sample.count  # row numbers of a JSON array on one line are all 1
+        if position < size:
+            drawn.append((position, number, row))
         else:
-            index = int(generator.random() * (sample.count + 1))
+            index = int(generator.random() * (position + 1))
             if index < size:
-                drawn[index] = (number, row)
+                drawn[index] = (position, number, row)
         sample.count += 1
         if len(longest) < NUM_LONGEST:
-            heapq.heappush(longest, (length, -number, row))
+            heapq.heappush(longest, (length, -position, number, row))
         elif length > longest[0][0]:
-            heapq.heapreplace(longest, (length, -number, row))
-    sample.rows = dict(sorted(drawn, key=lambda entry: entry[0]))
-    sample.longest = {-number: row for _, number, row in longest}
+            heapq.heapreplace(longest, (length, -position, number, row))
+    sample.rows = [(number, row) for _, number, row in sorted(drawn, key=lambda entry: entry[0])]
+    sample.longest = [(number, row) for _, _, number, row in longest]
     return sample
 
 
@@ -83,8 +84,8 @@ def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
 def _parsed(sample: RowSample, path: Path) -> RowSample:
     if not sample.count:
         raise DataError(Problem("has no rows", str(path)))
-    sample.rows = {number: parse_line(line, path, number) for number, line in sample.rows.items()}
-    sample.longest = {number: parse_line(line, path, number) for number, line in sample.longest.items()}
+    sample.rows = [(number, parse_line(line, path, number)) for number, line in sample.rows]
+    sample.longest = [(number, parse_line(line, path, number)) for number, line in sample.longest]
     return sample
 
 

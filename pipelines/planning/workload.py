@@ -184,7 +184,7 @@ def _sample_task(name: str, task: Task, job: Job, counter: TokenCounter, size: i
     for file, sample in samples:
         for numbered, target in ((sample.rows, tokens), (sample.longest, longest)):
             conversations = []
-            for number, fields in numbered.items():
+            for number, fields in numbered:
                 row = SplitRow(file.name, number, fields, "train")
                 try:
                     conversations.append(fill_examples(name, task, pipeline, row)[0].conversation)
@@ -212,7 +212,7 @@ def _rows_by_split(samples: Sequence[tuple[str | None, RowSample]], pipeline: Pi
     rows, undecided = dict.fromkeys(SPLITS, 0), 0
     fractions = {"validation": pipeline.split.validation, "test": pipeline.split.test}
     for split, sample in samples:
-        named = Counter(fields.get(SPLIT_COLUMN) for fields in sample.rows.values())
+        named = Counter(fields.get(SPLIT_COLUMN) for _, fields in sample.rows)
         if split is not None:
             rows[split] += sample.count
         elif any(named[name] for name in SPLITS):

@@ -34,13 +34,13 @@ def test_a_small_file_is_sampled_completely(tmp_path, name):
     path = write_rows(tmp_path / name, 30)
     sample = sample_rows(path, 100, seed=0)
     assert sample.count == 30 and sample.is_complete
-    assert list(sample.rows.values()) == read_rows(path)
+    assert [row for _, row in sample.rows] == read_rows(path)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_every_row_is_equally_likely(tmp_path, name):
     path = write_rows(tmp_path / name, 50)
-    counts = Counter(int(row["n"]) for seed in range(400) for row in sample_rows(path, 10, seed).rows.values())
+    counts = Counter(int(row["n"]) for seed in range(400) for _, row in sample_rows(path, 10, seed).rows)
     assert set(counts) == set(range(50))
     # 80 expected, standard deviation 8: five of them.
     assert all(40 < count < 120 for count in counts.values())
@@ -54,7 +54,7 @@ def test_the_longest_rows_are_kept(tmp_path):
     sample = sample_rows(path, 5, seed=1)
     assert sample.count == 300 and not sample.is_complete
     assert len(sample.longest) == NUM_LONGEST
-    assert 7 in {row["n"] for row in sample.longest.values()}
+    assert 7 in {row["n"] for _, row in sample.longest}
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "has no rows"), ("{}\n[1]\n", "expected a JSON object per line")])
