@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "run": "Fine-tune and compare base and tuned.",
     "predict": "Complete new rows with a tuned model.",
     "export": "Write the tuned model for other programs.",
+    "publish": "Push an export with its model card to the Hugging Face Hub.",
     "serve": "Serve base and tuned model over an OpenAI-compatible API, with a web page.",
     "report": "Show the result of a run and write its report files again.",
     "compare": "Compare two models on the same prompts.",
@@ -50,6 +51,8 @@ COMMAND_SYNONYMS = {
     "generate": "predict",
     "merge": "export",
     "save": "export",
+    "push": "publish",
+    "upload": "publish",
     "evaluate": "report",
     "convert": "import",
 }

@@ -26,6 +26,12 @@ MIN_TOKEN_AGREEMENT = 50.0
 about 85 to 95 %; another model, or a wrong weight, chooses few of them."""
 
 
+def is_same_answer(one: CompletionRecord, other: CompletionRecord) -> bool:
+    """Whether text, thought, number of tokens and reason of the end are equal."""
+    keys = ("completion", "reasoning", "num_generated_tokens", "finish_reason")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer of the export next to the run's.
@@ -50,9 +56,7 @@ class Answer:
 
     @property
     def is_equal(self) -> bool:
-        """Whether text, thought, number of tokens and reason of the end are equal."""
-        keys = ("completion", "reasoning", "num_generated_tokens", "finish_reason")
-        return all(getattr(self.run, key) == getattr(self.export, key) for key in keys)
+        return is_same_answer(self.run, self.export)
 
     @property
     def first_difference(self) -> int | None:

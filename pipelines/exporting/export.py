@@ -15,15 +15,18 @@ from pipelines.exporting.folder import (
     check_disk,
     check_output,
     file_list,
+    make_readable,
     write_generation_config,
     write_tokenizer,
 )
 from pipelines.exporting.gguf import CONVERTED, bits, require_llama_cpp, write_gguf
 from pipelines.exporting.merged import BYTES, DTYPES, num_parameters, write_merged
+from pipelines.exporting.model_card import write_model_card
 from pipelines.exporting.ollama import modelfile
 from pipelines.exporting.records import ExportedBase, ExportRecord
 from pipelines.exporting.source import DEFAULT_ROWS_PER_TASK, EvaluatedPrompt, ExportSource, open_source
 from pipelines.exporting.verification import Engine, check_export, llama_cpp_engine, transformers_engine
+from pipelines.report import analyse
 from pipelines.storage.environment import versions
 from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_text
 from pipelines.version import __version__
@@ -114,7 +117,7 @@ def _write(
     if options.rows_per_task != 0:
         check = check_export(source, engine, template, prompts, reporter)
     base = source.base
-    return ExportRecord(
+    record = ExportRecord(
         format_version=FORMAT_VERSION,
         target=options.target,
         dtype=_precision(options, dtype),
@@ -127,6 +130,10 @@ def _write(
         check=check,
         files=file_list(folder),
     )
+    with reporter.status("Writing the model card"):
+        write_model_card(source, analyse(source.run.folder), record, folder)
+    make_readable(folder)
+    return record.model_copy(update={"files": file_list(folder)})
 
 
 def _precision(options: ExportOptions, dtype: str) -> str | None:

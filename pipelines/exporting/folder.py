@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def generation_config(source: ExportSource) -> dict[str, Any]:
 
 def write_generation_config(source: ExportSource, folder: Path) -> None:
     write_json(folder / "generation_config.json", generation_config(source))
+
+
+def make_readable(folder: Path) -> None:
+    """Gives all files the permissions of new files: some libraries write them for their owner only."""
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def file_list(folder: Path) -> list[ExportedFile]:

@@ -8,7 +8,7 @@ the Jinja template's renderings of other conversations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 from pipelines.data.chat_template import ChatTemplateError
@@ -84,26 +84,22 @@ def turn_texts(render: Render) -> TurnTexts | None:
         if parts is None:
             return None
         before, system_to_user, user_to_answer, answer_to_user, end = parts
-        user = _common_suffix(system_to_user, answer_to_user)
-        after_user = commonprefix([user_to_answer, end])
+        alone = render([first]).partition(FIRST)[0]
+        user = _user_opening(before, [system_to_user, answer_to_user, alone])
+        after_system, after_user = system_to_user.removesuffix(user), commonprefix([user_to_answer, end])
+        if after_system and after_user.startswith(after_system):
+            after_user = after_system  # turns end alike; what follows begins an answer
         texts = TurnTexts(
-            system=(before, system_to_user.removesuffix(user)),
+            system=(before, after_system),
             user=(user, after_user),
             assistant=(user_to_answer[len(after_user) :], answer_to_user.removesuffix(user)),
             answer=end[len(after_user) :],
         )
-        alone = render([first]).partition(FIRST)[0].removesuffix(user)
-        opening, closing = texts.system
-        if alone:
-            if not alone.startswith(opening) or not alone.endswith(closing):
+        if default := alone.removesuffix(user):
+            opening, closing = texts.system
+            if not default.startswith(opening) or not default.endswith(closing):
                 return None
-            texts = TurnTexts(
-                texts.system,
-                texts.user,
-                texts.assistant,
-                texts.answer,
-                alone.removeprefix(opening).removesuffix(closing),
-            )
+            texts = replace(texts, default_system=default.removeprefix(opening).removesuffix(closing))
         return texts if all(texts.render(turns) == render(turns) for turns in _tests()) else None
     except ChatTemplateError:
         return None
@@ -133,8 +129,12 @@ def _split(text: str, *parts: str) -> list[str] | None:
     return [*between, text]
 
 
-def _common_suffix(one: str, other: str) -> str:
-    return commonprefix([one[::-1], other[::-1]])[::-1]
+def _user_opening(system_opening: str, before_user: Sequence[str]) -> str:
+    """What begins a user turn: the end that all texts before one share, from where it resembles the beginning of a
+    system turn. What precedes that ends the turn before."""
+    shared = commonprefix([text[::-1] for text in before_user])[::-1]
+    lengths = [len(commonprefix([shared[index:], system_opening])) for index in range(len(shared))]
+    return shared[lengths.index(max(lengths)) :] if any(lengths) else shared
 
 
 def modelfile(source: ExportSource, template: ExportTemplate, gguf: str) -> tuple[str, list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.conversation import Conversation, Message
 from pipelines.evaluation.completions import complete, decode_completion
-from pipelines.exporting.agreement import MARGIN, Answer, measure_agreement
+from pipelines.exporting.agreement import MARGIN, Answer, is_same_answer, measure_agreement
 from pipelines.exporting.chat_template import ExportTemplate
 from pipelines.exporting.process import EngineProcess
 from pipelines.exporting.records import ExportCheck
@@ -231,22 +231,31 @@ def _ask(
     ids, limits = [list(prompt.ids) for prompt in prompts], [prompt.limit for prompt in prompts]
     with reporter.progress(f"Answers of the export by {process.name}", len(prompts), "rows") as progress:
         generated = process.call("complete", progress, prompts=ids, limits=limits, greedy=is_greedy)
-    expected = [_stored_tokens(source, prompt) for prompt in prompts]
-    sequences = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(ids, expected, strict=True)]
-    with reporter.progress("Probabilities of the run's answers", len(prompts), "rows") as progress:
-        scores = process.call("score", progress, sequences=sequences)
+    records = [_answer_record(source, prompt, tokens) for prompt, tokens in zip(prompts, generated, strict=True)]
+    different = [
+        index
+        for index, (prompt, record) in enumerate(zip(prompts, records, strict=True))
+        if not is_same_answer(prompt.answer, record)
+    ]
+    # The export has chosen every token of an equal answer.
+    run_tokens = {index: _stored_tokens(source, prompts[index]) for index in different}
+    scores = dict.fromkeys(range(len(prompts)), {"own": [], "best": []})
+    if different:
+        sequences = [{"prompt": ids[index], "answer": run_tokens[index]} for index in different]
+        with reporter.progress("Probabilities of other answers of the run", len(different), "rows") as progress:
+            scores |= zip(different, process.call("score", progress, sequences=sequences), strict=True)
     nlls = _reference_nlls(source, process, prompts)
     return [
         Answer(
             run=prompt.answer,
-            export=_answer_record(source, prompt, tokens).model_copy(update={"reference_nll": nll}),
-            run_tokens=run_tokens,
+            export=record.model_copy(update={"reference_nll": nlls[index]}),
+            run_tokens=run_tokens.get(index, tokens),
             export_tokens=tokens,
-            own=score["own"],
-            best=score["best"],
-            choices=score["tokens"],
+            own=scores[index]["own"],
+            best=scores[index]["best"],
+            choices=scores[index].get("tokens", tokens),
         )
-        for prompt, tokens, run_tokens, score, nll in zip(prompts, generated, expected, scores, nlls, strict=True)
+        for index, (prompt, record, tokens) in enumerate(zip(prompts, records, generated, strict=True))
     ]
 
 

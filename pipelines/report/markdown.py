@@ -26,10 +26,10 @@ def render(analysis: Analysis) -> str:
     """The headline, the tables, a few examples and the command that repeats the run."""
     return "\n".join(
         [
-            f"## {_escape(headline(analysis))}",
+            f"## {escape(headline(analysis))}",
             "",
             *_gates(analysis),
-            *(f"- **{_escape(name)}** {_escape(task_summary(task))}" for name, task in analysis.tasks.items()),
+            *(f"- **{escape(name)}** {escape(task_summary(task))}" for name, task in analysis.tasks.items()),
             "",
             *_tasks(analysis),
             *_retention(analysis),
@@ -43,13 +43,13 @@ def render(analysis: Analysis) -> str:
 
 def _gates(analysis: Analysis) -> Iterable[str]:
     for gate in analysis.gates_failed_first:
-        yield f"- {'passed' if gate.passed else '**FAILED**'}: {_escape(gate.name)}: {_escape(gate.summary)}"
+        yield f"- {'passed' if gate.passed else '**FAILED**'}: {escape(gate.name)}: {escape(gate.summary)}"
     if analysis.gates:
         yield ""
 
 
 def _tasks(analysis: Analysis) -> Iterable[str]:
-    yield from _table(task_columns(analysis.models, analysis.tasks.values()), analysis.tasks.values())
+    yield from table(task_columns(analysis.models, analysis.tasks.values()), analysis.tasks.values())
     yield ""
     yield (
         "Both models completed the same rows, and each row is compared with itself; p-values are corrected for the "
@@ -57,33 +57,34 @@ def _tasks(analysis: Analysis) -> Iterable[str]:
         "*Better* means better than before, not good enough; use gates for that."
     )
     for title, note in analysis.metric_notes.items():
-        yield from ("", f"*{_escape(title)}:* {_escape(note)}")
+        yield from ("", f"*{escape(title)}:* {escape(note)}")
     yield ""
 
 
-def _table[R](columns: Sequence[ResultColumn[R]], results: Iterable[R]) -> Iterable[str]:
-    yield f"| {' | '.join(_escape(column.heading) for column in columns)} |"
+def table[R](columns: Sequence[ResultColumn[R]], results: Iterable[R]) -> Iterable[str]:
+    """The lines of a table with a row per result."""
+    yield f"| {' | '.join(escape(column.heading) for column in columns)} |"
     yield f"|{'|'.join('---' if column.alignment == 'left' else '--:' for column in columns)}|"
     for result in results:
-        yield f"| {' | '.join(_escape(column.text(result)) for column in columns)} |"
+        yield f"| {' | '.join(escape(column.text(result)) for column in columns)} |"
 
 
 def _retention(analysis: Analysis) -> Iterable[str]:
     if not analysis.retention:
         return
-    yield from ("### Retention", "", _escape(retention_summary(analysis)), "")
-    yield from _table(retention_columns(analysis.models), analysis.retention.values())
+    yield from ("### Retention", "", escape(retention_summary(analysis)), "")
+    yield from table(retention_columns(analysis.models), analysis.retention.values())
     yield ""
     if analysis.backward_transfer is not None:
-        yield from (_escape(backward_transfer_summary(analysis.backward_transfer)), "")
-    yield from (_escape(training_summary(analysis)), "")
+        yield from (escape(backward_transfer_summary(analysis.backward_transfer)), "")
+    yield from (escape(training_summary(analysis)), "")
     caveats = [(result.name, caveat) for result in analysis.retention.values() for caveat in result.caveats]
     if caveats:
-        yield from (*(f"- **{_escape(name)}** {_escape(caveat)}" for name, caveat in caveats), "")
+        yield from (*(f"- **{escape(name)}** {escape(caveat)}" for name, caveat in caveats), "")
 
 
 def _caveats(tasks: Iterable[TaskResult]) -> Iterable[str]:
-    caveats = [f"- **{_escape(task.name)}** {_escape(caveat)}" for task in tasks for caveat in task.caveats]
+    caveats = [f"- **{escape(task.name)}** {escape(caveat)}" for task in tasks for caveat in task.caveats]
     if caveats:
         yield from ("### Caveats", "", *caveats, "")
 
@@ -110,14 +111,14 @@ def _pick_examples(examples_by_regression: list[ExampleComparison]) -> Iterable[
 
 def _example(example: ExampleComparison, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
     scores = [score(value, task.unit, task.metric.binary) for value in (example.base_score, example.tuned_score)]
-    yield f"**{_escape(example.task)}**, {example.row_title}, {example.change}: {' → '.join(scores)}"
-    names = ("prompt", "reference", *map(_escape, models))
+    yield f"**{escape(example.task)}**, {example.row_title}, {example.change}: {' → '.join(scores)}"
+    names = ("prompt", "reference", *map(escape, models))
     texts = (example.prompt, example.reference, example.base, example.tuned)
     thoughts = (None, example.reference_reasoning, example.base_reasoning, example.tuned_reasoning)
     cut = (False, False, example.base_reasoning_cut, example.tuned_reasoning_cut)
     for name, text, thought, is_cut in zip(names, texts, thoughts, cut, strict=True):
-        shown = _code(text) if text.strip() else no_answer(thought, is_cut)
-        folded = f" <details><summary>reasoning</summary>{_code(thought)}</details>" if thought else ""
+        shown = code_span(text) if text.strip() else no_answer(thought, is_cut)
+        folded = f" <details><summary>reasoning</summary>{code_span(thought)}</details>" if thought else ""
         yield f"- {name}: {shown}{folded}"
     yield ""
 
@@ -131,11 +132,11 @@ def _reproducibility(analysis: Analysis) -> Iterable[str]:
         if training
         else ""
     )
-    yield f"{_code(manifest.base_model)} {trained}seed {manifest.seed}. {_escape(versions)}. Repeat it with"
-    yield from ("", _command(manifest.command))
+    yield f"{code_span(manifest.base_model)} {trained}seed {manifest.seed}. {escape(versions)}. Repeat it with"
+    yield from ("", command_block(manifest.command))
 
 
-def _command(text: str) -> str:
+def command_block(text: str) -> str:
     """A block to copy the command from. Spaces and line ends in quotes stay as they are."""
     text = printable(text)
     if "\n" not in text:
@@ -144,12 +145,12 @@ def _command(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """The text on one line, with no character that acts as Markdown or HTML."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(text, MAX_SENTENCE))
 
 
-def _code(text: str) -> str:
+def code_span(text: str) -> str:
     """A code span on one line, fenced with more backticks than the text has in a row."""
     line = one_line(text.strip().replace("\n", " ⏎ "), TEXT_WIDTH) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))

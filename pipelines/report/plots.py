@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,27 @@ else:  # 0.5 s that the terminal's tables do not need
 INK, DIM, LINE, BASE, TUNED, PAPER = (f"#01010{digit}" for digit in range(6))
 _VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned", PAPER: "--paper"}
 
+
+@dataclass(frozen=True)
+class Palette:
+    """The colors of a figure."""
+
+    ink: str
+    dim: str
+    line: str
+    base: str
+    tuned: str
+    paper: str
+
+
+PAGE = Palette(INK, DIM, LINE, BASE, TUNED, PAPER)
+"""The placeholder colors."""
+LIGHT = Palette("#1b1f24", "#59616b", "#e1e4e8", "#67707b", "#2557c4", "#fbfbf9")
+"""The colors of report.css in light mode, for a figure outside of the page."""
+PNG_DPI = 200
+
+DOTS_LABEL = "Mean score per task, from the first model to the second"
+
 WIDTH = 4.7
 """Width of the figures in inches of 72 points. The text is large enough for a phone, where the page scales it down."""
 
@@ -48,28 +70,42 @@ class ParetoPoint:
 def dot_plot(tasks: Sequence[TaskResult]) -> str:
     """Base → tuned per task, with the 95 % interval of the change; "" if no task has a scale from 0 to 100."""
     shown = [task for task in tasks if task.percent_scale]
-    if not shown:
-        return ""
+    return _svg("dots", DOTS_LABEL, _dots_height(shown), _draw_dots(shown, PAGE)) if shown else ""
+
+
+def dot_plot_png(tasks: Sequence[TaskResult]) -> bytes:
+    """The figure `dot_plot` as a PNG file; empty if no task has a scale from 0 to 100."""
+    shown = [task for task in tasks if task.percent_scale]
+    return _png(_dots_height(shown), _draw_dots(shown, LIGHT)) if shown else b""
+
+
+def _dots_height(shown: Sequence[TaskResult]) -> float:
+    return 0.7 + 0.58 * len(shown)
+
+
+def _draw_dots(shown: Sequence[TaskResult], colors: Palette) -> Callable[[Figure, Axes], None]:
+    height = _dots_height(shown)
 
     def draw(figure: Figure, axes: Axes) -> None:
         for y, task in enumerate(shown):
             comparison = task.comparison
             low, high = (comparison.base + bound for bound in comparison.ci95)
-            axes.plot([max(low, 0), min(high, 100)], [y, y], color=TUNED, lw=6, alpha=0.25, solid_capstyle="butt")
-            axes.plot([comparison.base, comparison.tuned], [y, y], color=DIM, lw=1.2)
+            axes.plot(
+                [max(low, 0), min(high, 100)], [y, y], color=colors.tuned, lw=6, alpha=0.25, solid_capstyle="butt"
+            )
+            axes.plot([comparison.base, comparison.tuned], [y, y], color=colors.dim, lw=1.2)
             # A ring and a disc, so that base and tuned differ without color as well.
-            axes.plot([comparison.base], [y], "o", mfc=PAPER, mec=BASE, mew=2, ms=8)
-            axes.plot([comparison.tuned], [y], "o", color=TUNED, ms=9)
-            axes.text(0, y - 0.3, one_line(task.name, 32), color=INK, weight="bold")
-            axes.text(100, y - 0.3, signed(comparison.delta, task.unit), color=INK, ha="right")
+            axes.plot([comparison.base], [y], "o", mfc=colors.paper, mec=colors.base, mew=2, ms=8)
+            axes.plot([comparison.tuned], [y], "o", color=colors.tuned, ms=9)
+            axes.text(0, y - 0.3, one_line(task.name, 32), color=colors.ink, weight="bold")
+            axes.text(100, y - 0.3, signed(comparison.delta, task.unit), color=colors.ink, ha="right")
         axes.set(xlim=(-2, 102), ylim=(len(shown) - 0.5, -0.65), xticks=range(0, 101, 20))
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=LINE, lw=0.8)
+        axes.grid(axis="x", color=colors.line, lw=0.8)
         figure.subplots_adjust(left=0.02, right=0.98, bottom=0.32 / height, top=1 - 0.05 / height)
 
-    height = 0.7 + 0.58 * len(shown)
-    return _svg("dots", "Mean score per task, from the first model to the second", height, draw)
+    return draw
 
 
 def loss_curve(training: TrainingHistory | None) -> str:
@@ -161,26 +197,51 @@ def _downsample(points: list[tuple[int, float]], max_points: int) -> tuple[list[
     return steps, [sum(loss for _, loss in group) / len(group) for group in groups]
 
 
-def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
+def _figure(height: float, draw: Callable[[Figure, Axes], None]) -> Figure:
+    figure = matplotlib_figure.Figure(figsize=(WIDTH, height))
+    draw(figure, figure.add_subplot())
+    return figure
+
+
+def _style(colors: Palette, **changes: str) -> dict[str, object]:
+    return {
         "text.parse_math": False,
         "font.size": 10,
-        "xtick.color": LINE,
-        "xtick.labelcolor": DIM,
-        "ytick.color": LINE,
-        "ytick.labelcolor": DIM,
-        "axes.edgecolor": LINE,
+        "xtick.color": colors.line,
+        "xtick.labelcolor": colors.dim,
+        "ytick.color": colors.line,
+        "ytick.labelcolor": colors.dim,
+        "axes.edgecolor": colors.line,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        **changes,
     }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # The fonts of the page draw the names of tasks; matplotlib does not need their glyphs.
+
+
+@contextlib.contextmanager
+def _missing_glyphs_allowed() -> Iterator[None]:
+    # The fonts of the page draw the names of tasks; matplotlib does not need their glyphs.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = matplotlib_figure.Figure(figsize=(WIDTH, height))
-        draw(figure, figure.add_subplot())
+        yield
+
+
+def _png(height: float, draw: Callable[[Figure, Axes], None]) -> bytes:
+    """The figure in the colors of light mode."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**_style(LIGHT), "axes.facecolor": LIGHT.paper}), _missing_glyphs_allowed():
+        figure = _figure(height, draw)
+        figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor=LIGHT.paper, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _svg(name: str, label: str, height: float, draw: Callable[[Figure, Axes], None]) -> str:
+    buffer = io.StringIO()
+    with (
+        matplotlib.rc_context(_style(PAGE, **{"svg.fonttype": "none", "svg.hashsalt": name})),
+        _missing_glyphs_allowed(),
+    ):
+        figure = _figure(height, draw)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

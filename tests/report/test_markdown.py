@@ -23,7 +23,7 @@ def test_markdown_shows_the_worst_regression_first(demo_analysis):
 
 @pytest.mark.parametrize("text", ["a`b", "``", "`", "x\n```\ny", "<b>|</b>", ""])
 def test_a_code_span_cannot_be_left(text):
-    span = markdown._code(text)
+    span = markdown.code_span(text)
     fence = re.match("`+", span).group()
     assert span.endswith(fence) and "\n" not in span
     assert fence not in re.findall("`+", span[len(fence) : -len(fence)])
