@@ -168,9 +168,8 @@ def _use(source: ExportSource, record: ExportRecord) -> Iterable[str]:
     for name, task in source.job.pipeline.tasks.items():
         system = source.job.system_prompt(name)
         title = f"**{escape(name)}**" + (f", with the system prompt {code_span(system)}" if system else "")
-        form = (
-            fenced(task.prompt) if task.prompt else f"Conversations, as in the column {code_span(str(task.messages))}."
-        )
+        form = f"Conversations, as in the column {code_span(str(task.messages))}."
+        form = fenced(task.prompt) if task.prompt else form
         yield f"{title}\n\n{form}"
     if source.prompt_format.template is None:
         yield "Prompts are plain text, without a chat template."

@@ -239,7 +239,7 @@ def _ask(
     ]
     # The export has chosen every token of an equal answer.
     run_tokens = {index: _stored_tokens(source, prompts[index]) for index in different}
-    scores = dict.fromkeys(range(len(prompts)), {"own": [], "best": []})
+    scores: dict[int, dict[str, list[Any]]] = dict.fromkeys(range(len(prompts)), {"own": [], "best": []})
     if different:
         sequences = [{"prompt": ids[index], "answer": run_tokens[index]} for index in different]
         with reporter.progress("Probabilities of other answers of the run", len(different), "rows") as progress:
