@@ -27,6 +27,8 @@ TEXT_TYPES = ("completion", "pretrain")
 KNOWN_MAPPINGS = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
 """Mappings of a message's keys that alfine reads as they are."""
 KNOWN_ROLES = {"user", "human", "assistant", "gpt", "model", "system", "tool", "observation"}
+KNOWN_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message whose value alfine reads as the thought before the answer."""
 HUB_FILES = ("json", "csv", "parquet", "text", "arrow")
 
 
@@ -149,11 +151,20 @@ def _messages(draft: JobDraft, index: int, dataset: Mapping[str, Any]) -> dict[s
         others = ", ".join(sorted(names - KNOWN_ROLES))
         draft.change((*here, "roles"), f"alfine knows {', '.join(sorted(KNOWN_ROLES))}; rename {shorten(others)}")
     draft.account("messages", (*here, "roles"))
+    _account_for_thoughts(draft, here, dataset)
     if dataset.get("drop_system_message"):
         draft.change((*here, "drop_system_message"), "system turns are kept; remove them from the rows")
     if dataset.get("chat_template"):
         draft.change((*here, "chat_template"), "a job has one chat template, the model's own")
     return keys
+
+
+def _account_for_thoughts(draft: JobDraft, here: tuple[str, int], dataset: Mapping[str, Any]) -> None:
+    """The keys that name the thought of a message, which alfine finds by itself."""
+    if dataset.get("field_thinking") not in (None, *KNOWN_THOUGHTS):
+        message = f"alfine reads the thought of a message from {', '.join(KNOWN_THOUGHTS)}; rename the key"
+        draft.change((*here, "field_thinking"), message)
+    draft.account("messages", (*here, "field_thinking"), (*here, "template_thinking_key"))
 
 
 def _custom(draft: JobDraft, index: int, kind: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[str, ...]]]:

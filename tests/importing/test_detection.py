@@ -74,3 +74,13 @@ def test_a_config_that_cannot_be_imported_is_refused_with_its_reason(config, rea
     with pytest.raises(ConfigError) as caught:
         import_file(path)
     assert caught.value.problems[0].message.startswith(reason)
+
+
+@pytest.mark.parametrize(("field", "changes"), [("reasoning_content", False), ("thoughts", True)])
+def test_the_key_of_a_thought_in_axolotl(field, changes, tmp_path):
+    dataset = {"path": "o/rows", "type": "chat_template", "field_thinking": field, "template_thinking_key": "thinking"}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**AXOLOTL, "datasets": [dataset]}))
+    draft = import_file(path)
+    assert (("datasets", 0, "field_thinking") in draft.changed) is changes
+    assert not [key for key in draft.dropped if "thinking" in str(key)]
