@@ -30,11 +30,11 @@
     return shuffled.map((pair) => ({ pair, baseIsLeft: random() < 0.5 }));
   }
 
-  /** The keys of an item in the saved ratings: a test row, or a sample prompt by its index. */
+  /** The keys of an item in the saved ratings: an answer of a test row, or a sample prompt by its index. */
   function itemKeys({ pair }) {
-    const { task, row, promptIndex } = pair.dataset;
-    if (promptIndex !== undefined) return { task: null, row: null, prompt_index: Number(promptIndex) };
-    return { task, row: Number(row), prompt_index: null };
+    const { task, row, answer, promptIndex } = pair.dataset;
+    if (promptIndex !== undefined) return { task: null, row: null, answer: null, prompt_index: Number(promptIndex) };
+    return { task, row: Number(row), answer: answer === undefined ? null : Number(answer), prompt_index: null };
   }
 
   function load() {
@@ -162,7 +162,7 @@
   }
 
   function save() {
-    const saved = { format_version: 2, run, report, models: MODELS, rater, ratings };
+    const saved = { format_version: 3, run, report, models: MODELS, rater, ratings };
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(saved, null, 2) + "\n"], { type: "application/json" }));
     link.download = `${run}-ratings.json`;

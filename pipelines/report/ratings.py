@@ -28,13 +28,23 @@ class Rating(BaseModel):
 
     task: str | None = Field(description="Task of the test row; null for a sample prompt.")
     row: int | None = Field(description="Test row; null for a sample prompt.")
+    answer: int | None = Field(
+        description="Number of the answer among those of the row, from 1; null for a row with one, and a sample prompt."
+    )
     prompt_index: int | None = Field(description="Index of the sample prompt from 0; null for a test row.")
     choice: str = Field(description="Name of the preferred model, `tie` or `both bad`.")
 
     @property
     def item(self) -> str:
         """The rated item in words."""
-        return f"prompt {self.prompt_index}" if self.prompt_index is not None else f"{self.task}/{self.row}"
+        if self.prompt_index is not None:
+            return f"prompt {self.prompt_index}"
+        return _test_row(self.task, self.row, self.answer)
+
+
+def _test_row(task: str | None, row: int | None, answer: int | None) -> str:
+    """A rated test row in words, unique within a run."""
+    return f"{task}/{row}" + (f", answer {answer}" if answer is not None else "")
 
 
 class RatingsFile(BaseModel):
@@ -42,7 +52,7 @@ class RatingsFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    format_version: Literal[2] = Field(description="Version of this format.")
+    format_version: Literal[3] = Field(description="Version of this format.")
     run: str = Field(description="Name of the run.")
     report: str = Field(description="Digest of the rated completions, as in report.json.")
     models: tuple[str, str] = Field(description="Names of the two models.")
@@ -102,7 +112,7 @@ def _check_ratings(ratings: RatingsFile, analysis: Analysis, path: Path) -> None
         if rating.choice not in choices:
             valid = ", ".join(sorted(choices))
             raise RunError(Problem(f"has the choice {rating.choice!r}; valid choices are {valid}", str(path)))
-    items = {f"{example.task}/{example.row}" for example in analysis.examples}
+    items = {_test_row(example.task, example.row, example.answer) for example in analysis.examples}
     items |= {f"prompt {index}" for index in range(len(analysis.sample_prompts))}
     for item, frequency in Counter(rating.item for rating in ratings.ratings).items():
         if item not in items:

@@ -58,7 +58,7 @@ def test_rating_by_keys_and_buttons_with_undo_and_export(small, opened):
         assert page.inner_text("#rate-count") == "11 of 11 rated." and not page.is_visible("#rate-start")
         report = saved(page)
         assert {key: report[key] for key in ("format_version", "run", "models", "rater")} == {
-            "format_version": 2,
+            "format_version": 3,
             "run": "small",
             "models": ["base", "tuned"],
             "rater": "Ada",

@@ -21,13 +21,13 @@ def ratings(run, rater, choices, /, **changes):
     """A file with a choice per row, from row 0; None: not rated."""
     analysis = analyse(run)
     content = {
-        "format_version": 2,
+        "format_version": 3,
         "run": analysis.manifest.name,
         "report": analysis.digest,
         "models": ["base", "tuned"],
         "rater": rater,
         "ratings": [
-            {"task": "mood", "row": n, "prompt_index": None, "choice": choice}
+            {"task": "mood", "row": n, "answer": None, "prompt_index": None, "choice": choice}
             for n, choice in enumerate(choices)
             if choice
         ],
@@ -81,7 +81,7 @@ def test_equal_choices_have_no_alpha(run):
         ({"report": "0" * 64, "run": "other"}, "rates the run 'other'"),
         ({"format_version": 9}, "format_version"),
         ({"ratings": []}, "has no ratings"),
-        ({"ratings": [{"task": "mood", "row": 1, "prompt_index": None, "choice": "left"}]}, "the choice 'left'"),
+        ({"ratings": [{"task": "mood", "row": 1, "answer": None, "prompt_index": None, "choice": "left"}]}, "the choice 'left'"),
         ({"ratings": [{"task": "mood"}]}, "ratings.0.row: field required"),
     ],
 )
@@ -115,7 +115,7 @@ def test_on_the_command_line(run):
 
 
 def test_duplicate_and_unknown_items_are_rejected(run):
-    entry = {"task": "mood", "row": 0, "prompt_index": None, "choice": "tuned"}
+    entry = {"task": "mood", "row": 0, "answer": None, "prompt_index": None, "choice": "tuned"}
     for items, message in (
         ([entry, {**entry, "choice": "base"}], "rates mood/0 2 times"),
         ([{**entry, "row": 999}], "rates mood/999, which is not in this run"),
@@ -132,3 +132,24 @@ def test_duplicate_and_unknown_items_are_rejected(run):
         with pytest.raises(RunError, match=message):
             merged(run, path)
         path = ratings(run, "ben", ["tuned"])
+
+
+def test_answers_of_one_row_are_rated_apart(run):
+    """`evaluate_on: all` gives several answers per row, and files of a list have rows of the same number."""
+    for model in ("base", "tuned"):
+        path = run / model / "completions.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records[:3]:
+            record["row"] = 0
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = json.loads((run / "base" / "completions.jsonl").read_text().splitlines()[0])["task"]
+    entry = {"task": task, "row": 0, "prompt_index": None}
+    items = [{**entry, "answer": answer, "choice": "tuned"} for answer in (1, 2, 3)]
+    assert merged(run, ratings(run, "anna", [], ratings=items)).comparison.n == 3
+    for wrong, message in (
+        ([items[0], items[0]], f"rates {task}/0, answer 1 2 times"),
+        ([{**items[0], "answer": 4}], "answer 4, which is not in this run"),
+        ([{**items[0], "answer": None}], f"rates {task}/0, which is not in this run"),
+    ):
+        with pytest.raises(RunError, match=message):
+            merged(run, ratings(run, "anna", [], ratings=wrong))
