@@ -180,9 +180,7 @@ def ratings_of_test_rows(votes: Iterable[Vote], analysis: Analysis) -> tuple[lis
         if example is None or not _shows(vote, example):
             num_other += 1
             continue
-        rating = Rating(
-            task=vote.task, row=vote.row, answer=vote.answer, prompt_index=None, choice=vote.choice
-        )
+        rating = Rating(task=vote.task, row=vote.row, answer=vote.answer, prompt_index=None, choice=vote.choice)
         ratings[vote.rater.strip()][key] = rating
     name, digest = analysis.manifest.name, analysis.digest
     files = [

@@ -81,7 +81,10 @@ def test_equal_choices_have_no_alpha(run):
         ({"report": "0" * 64, "run": "other"}, "rates the run 'other'"),
         ({"format_version": 9}, "format_version"),
         ({"ratings": []}, "has no ratings"),
-        ({"ratings": [{"task": "mood", "row": 1, "answer": None, "prompt_index": None, "choice": "left"}]}, "the choice 'left'"),
+        (
+            {"ratings": [{"task": "mood", "row": 1, "answer": None, "prompt_index": None, "choice": "left"}]},
+            "the choice 'left'",
+        ),
         ({"ratings": [{"task": "mood"}]}, "ratings.0.row: field required"),
     ],
 )
