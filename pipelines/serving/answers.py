@@ -95,16 +95,22 @@ class AnswerService:
         raise ApiError(404, f"no model {name!r:.80}; the models are {names}", param="model", code="model_not_found")
 
     async def chat_prompt(self, body: ChatBody) -> Prompt:
-        """The prompt of a conversation, or of a row in the template of its task."""
-        if (body.task is None) != (body.row is None):
-            missing, given = ("row", "task") if body.row is None else ("task", "row")
-            raise ApiError(400, f"{given} needs {missing}", param=missing, code="missing_required_parameter")
-        if (body.messages is None) == (body.task is None):
-            message = "messages is missing" if body.messages is None else "send messages, or task and row, not both"
+        """The prompt of a conversation, or of a row in the template of its task.
+
+        Messages with a task continue the conversation that a row began: with the system turn, the variables and the
+        limits of the task.
+        """
+        if body.row is not None and body.task is None:
+            raise ApiError(400, "row needs task", param="task", code="missing_required_parameter")
+        if body.row is None and body.messages is None:
+            message, param = ("messages is missing", "messages") if body.task is None else ("task needs row", "row")
+            raise ApiError(400, message, param=param, code="missing_required_parameter")
+        if body.row is not None and body.messages is not None:
+            message = "send messages, or task and row, not both"
             raise ApiError(400, message, param="messages", code="missing_required_parameter")
-        if body.task is not None:
+        if body.row is not None:
             return await self._build(self.models.prompts.from_row, body.task, body.row, param="row")
-        return await self._build(self.models.prompts.from_messages, body.messages, param="messages")
+        return await self._build(self.models.prompts.from_messages, body.messages, body.task, param="messages")
 
     async def completion_prompts(self, body: CompletionBody) -> list[Prompt]:
         """The prompts of a request for plain completions."""

@@ -86,7 +86,7 @@ class GenerationBody(BaseModel):
 
 
 class ChatBody(GenerationBody):
-    """The body of `/v1/chat/completions`: `messages`, or `task` and `row`."""
+    """The body of `/v1/chat/completions`: `task` and `row`, or `messages`, which may continue those of a `task`."""
 
     endpoint: ClassVar[str] = "/v1/chat/completions"
     messages: list[dict[str, Any]] | None = None

@@ -62,7 +62,7 @@ class OpenAiApi:
         _check_options(body)
         prompt = await service.chat_prompt(body)
         frame = _frame("chatcmpl", "chat.completion", model)
-        async with service.answers(body, model, [prompt], "messages" if body.task is None else "row") as answers:
+        async with service.answers(body, model, [prompt], "messages" if body.row is None else "row") as answers:
             if body.stream:
                 return await self._stream(
                     request, body, answers, {**frame, "object": "chat.completion.chunk"}, _chat_chunk

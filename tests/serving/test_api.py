@@ -57,6 +57,19 @@ def test_a_row_is_answered_in_the_template_of_its_task(models):
     assert expected.num_generated_tokens <= 8
 
 
+def test_messages_continue_the_conversation_of_a_task(models):
+    """They have the system turn and the limit of the task."""
+    first = {"role": "user", "content": "is 3 odd?"}
+    turns = [first, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and 4"}]
+    of_row = posted(models, {"model": "tuned", "task": "odd", "row": {"q": "is 3 odd"}})
+    of_messages = posted(models, {"model": "tuned", "task": "odd", "messages": [first]})
+    assert of_messages["choices"] == of_row["choices"] and of_messages["usage"] == of_row["usage"]
+    assert posted(models, {"model": "tuned", "task": "odd", "messages": turns})["usage"]["completion_tokens"] <= 8
+    error = posted(models, {"model": "tuned", "task": "odds", "messages": turns}, status=400)["error"]
+    assert "did you mean odd?" in error["message"]
+    assert posted(models, chat(row={}), status=400)["error"]["message"] == "row needs task"
+
+
 def test_plain_completions_of_texts_and_tokens(models):
     ids = models.prompts.from_text("the inn").ids
     for prompt in ("the inn", ids, ["the inn", "tea"], [ids, models.prompts.from_text("tea").ids]):

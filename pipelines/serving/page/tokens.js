@@ -23,12 +23,20 @@ export class TokenSplitter {
           used = 0;
         }
       } else if (!joined.startsWith(this.text)) {
-        pieces.push(this.take(this.text.length, this.tokens.length)); // the server has changed the text
-        return pieces;
+        used = this.dropHidden() ? 0 : used;
+        if (used) return [...pieces, this.take(this.text.length, this.tokens.length)]; // another text than the tokens'
       }
     }
     if (this.text && !this.tokens.length) pieces.push(this.take(this.text.length, 0));
     return pieces;
+  }
+
+  /** Drops tokens that are not in the text, such as the end of the reasoning. Returns whether one follows that is. */
+  dropHidden() {
+    const begins = (token) => decode([token]) && this.text.startsWith(decode([token]));
+    const first = this.tokens.findIndex(begins);
+    if (first > 0) this.tokens.splice(0, first);
+    return first > 0;
   }
 
   /** The rest, when the answer ends. */
