@@ -187,5 +187,6 @@ def test_answers_of_one_row_are_kept_apart(tmp_path):
     analysis = analyse(write_run(tmp_path / "r", {"mood": "rouge"}, *completions))
     votes = [row_vote(analysis, n, ["tuned", "base"][n], answer=n + 1) for n in range(2)]
     (file,), num_other = ratings_of_test_rows(votes, analysis)
-    assert num_other == 0 and [rating.choice for rating in file.ratings] == ["tuned", "base"]
+    assert num_other == 0
+    assert [(rating.answer, rating.choice) for rating in file.ratings] == [(1, "tuned"), (2, "base")]
     assert ratings_of_test_rows([row_vote(analysis, 0, "tuned")], analysis) == ([], 1), "which answer is not known"
