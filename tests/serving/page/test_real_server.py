@@ -6,8 +6,8 @@ from pipelines.report.votes import read_votes
 from tests.inference.tiny_run import load_models, make_run
 from tests.report.run_folder import line, write_lines
 from tests.serving.api import running_server
-from tests.serving.page_server import until, wait_for_answers
 from tests.serving.page.test_page import send, texts
+from tests.serving.page_server import until, wait_for_answers
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,10 @@ def test_rows_turns_probabilities_and_votes(models, visit):
         page.fill("#temperature", "1")
         page.fill("#seed", "3")
         send(page, "the tea")
-        until(page, "document.querySelector('.pair h3').textContent === 'Prompt' && !document.getElementById('votes').hidden")
+        until(
+            page,
+            "document.querySelector('.pair h3').textContent === 'Prompt' && !document.getElementById('votes').hidden",
+        )
         page.keyboard.press("b")
         until(page, "!document.getElementById('next').hidden")
     rated, own = read_votes(models.run.path("votes.jsonl"))
