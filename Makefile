@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check preview finetune report compare sweep predict test test-unit lint benchmark gpu-acceptance fault-injection clean
+.PHONY: help setup init check preview finetune report compare sweep predict test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
+
+init: $(READY) ## write a job for a data file: DATA=tickets.csv
+	@$(BIN)/alfine init $(DATA) $(ARGS)
 
 check: $(READY) ## check CONFIG and its data; nothing is trained
 	@$(BIN)/alfine check $(CONFIG) $(ARGS)
@@ -54,7 +57,7 @@ predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 test: lint ## run every test, the linter, the formatter, the type checker and the import layers
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-UNIT := $(addprefix tests/,checks commands config console data report scoring stages storage test_cli.py test_registry.py)
+UNIT := $(addprefix tests/,authoring checks commands config console data report scoring stages storage test_cli.py test_registry.py)
 test-unit: $(READY) ## run the tests that need no model and no browser (a minute)
 	@$(BIN)/pytest -n 2 -m "not ludwig and not model and not browser" $(UNIT) $(ARGS)
 

@@ -19,6 +19,7 @@ from pipelines.storage.cache import ensure_home
 from pipelines.version import __version__
 
 VERBS: Mapping[str, str] = {
+    "init": "Write a job for a data file.",
     "check": "Check a YAML file and its data; nothing is trained.",
     "preview": "Show tokenized rows, sequence lengths and learning rates.",
     "plan": "Show the memory and the time that a job will need.",
@@ -34,7 +35,7 @@ VERBS: Mapping[str, str] = {
     "sweep": "Compare forgetting strategies on the same data, seeds and budget.",
     "models": "List the base models that need no model hub.",
     "import": "Write a job from a config of Ludwig, LLaMA-Factory or axolotl.",
-    "schema": "Write the JSON Schema of a config, for completion and errors in an editor.",
+    "schema": "Write the JSON Schema of a config, for editors.",
 }
 """The verbs in the order of `alfine --help`, each with the summary that its help begins with. The command of a verb has
 the verb's name in the module `pipelines.commands.VERB`, which is imported when the verb is used; that of `import` is

@@ -15,7 +15,7 @@ from pipelines.storage.files import os_errors_as_machine_error, write_text
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), help="File of the schema; the terminal if missing.")
 def schema(output: Path | None) -> None:
-    """Write the JSON Schema of a config, for completion and errors in an editor.
+    """Write the JSON Schema of a config, for editors: completion, descriptions and errors.
 
     \b
     Example:

@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.meta import find_undeclared_variables
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipelines.config.messages import shorten
@@ -61,7 +62,7 @@ def _spend(amount: int) -> None:
 
 def _size(value: Any) -> int:
     """The length of a text or a collection, or about that of an integer."""
-    if isinstance(value, Sized) and not isinstance(value, Undefined):
+    if isinstance(value, Sized) and not isinstance(value, Undefined | Context):
         return len(value)
     return value.bit_length() // 8 if isinstance(value, int) else 0
 

@@ -207,9 +207,10 @@ def _fill(
 
 
 def _holds_messages(template: str | None, fields: Mapping[str, Any]) -> bool:
-    """Whether the template is one column that holds a list of messages, as in TRL's conversational format."""
+    """Whether the template is one column that holds a list of messages, as in TRL's conversational format, or one
+    message, as in LLaMA-Factory's preferences."""
     column = column_of(template) if template is not None else None
-    value = fields.get(column.strip()) if column is not None else None
+    value = _as_list(fields.get(column.strip())) if column is not None else None
     return (
         isinstance(value, list)
         and bool(value)
@@ -217,16 +218,22 @@ def _holds_messages(template: str | None, fields: Mapping[str, Any]) -> bool:
     )
 
 
+def _as_list(value: Any) -> Any:
+    """One message as a list of one; any other value as it is."""
+    is_message = isinstance(value, dict) and isinstance(value.get("role", value.get("from")), str)
+    return [value] if is_message else value
+
+
 def _prompt_and_completion_rows(
     task: Task, fields: Mapping[str, Any], system: str | None, needs_answer: bool
 ) -> list[FilledRow]:
     column = (column_of(task.prompt or "") or "").strip()
-    parsed = parse_messages(column, fields[column])
+    parsed = parse_messages(column, _as_list(fields[column]))
     messages, flags = list(parsed.messages), [False] * len(parsed.messages)
     if needs_answer:
         if _holds_messages(task.completion, fields):
             answer_column = (column_of(task.completion or "") or "").strip()
-            answers = parse_messages(answer_column, fields[answer_column])
+            answers = parse_messages(answer_column, _as_list(fields[answer_column]))
             messages += answers.messages
             flags += [
                 message["role"] == "assistant" if flag is None else flag

@@ -28,6 +28,11 @@ ALPACA = "{{ instruction }}{% if input %}\n{{ input }}{% endif %}"
         ("{% if a %}\n  {{ a }}\n  {% endif %}\nend", {"a": "x"}, "  x\nend"),
         ("{% set n = namespace(x=1) %}{% for i in range(3) %}{% set n.x = n.x * 2 %}{% endfor %}{{ n.x }}", {}, "8"),
         ("{{ 'a' ~ b ~ 1 }}{{ b + 'c' }}", {"b": "b"}, "ab1bc"),
+        (
+            "{{ [a, '', b] | select | join(', ') }}{{ x | map('upper') | join }}",
+            {"a": "a", "b": "b", "x": "y"},
+            "a, bY",
+        ),
     ],
 )
 def test_rendered_text(template, fields, text):

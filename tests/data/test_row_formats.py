@@ -57,6 +57,8 @@ def test_conversations_in_every_form(form):
 def test_prompt_and_completion_as_lists_of_messages():
     (row,) = filled({"prompt": turns("a", "b", "c"), "completion": [{"role": "assistant", "content": "d"}]})
     assert shape(row)[1] == (3,), "only the completion is trained"
+    (one,) = filled({"prompt": turns("a", "b", "c"), "completion": {"from": "gpt", "value": "d"}})
+    assert one.turns.messages == row.turns.messages, "LLaMA-Factory's preferences hold one message"
     assert filled({"prompt": "a", "completion": "b"})[0].turns is None
 
 

@@ -1,0 +1,275 @@
+"""Which columns of a file are the prompt and which the answer, by their names and by what they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipelines.authoring import names
+from pipelines.authoring.columns import Column, is_conversation, is_prompt_of_messages, read_columns
+from pipelines.authoring.sample import Sample
+from pipelines.errors import DataError, Problem
+
+MAX_INPUTS = 8
+"""Columns that become a prompt if none of them is a text."""
+MAX_LISTED = 8
+"""Columns that a message names."""
+MIN_PRESENT = 0.5
+"""Share of the rows in which an output has a value."""
+_URL = re.compile(r"(https?|ftp)://\S+|www\.\S+")
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?|\d{4}-\d{2}-\d{2}T.*")
+_UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}|[0-9a-f]{16,64}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns that a task uses.
+
+    conversation: the column of a conversation; the task then has neither inputs nor an output.
+    inputs, output: the columns of the prompt and of the completion.
+    ties: columns that could be the output as well.
+    notes: what was left out, as sentences without a full stop.
+    """
+
+    conversation: Column | None = None
+    inputs: tuple[Column, ...] = ()
+    output: Column | None = None
+    system: Column | None = None
+    history: Column | None = None
+    tools: Column | None = None
+    tests: Column | None = None
+    reasoning: Column | None = None
+    rejected: Column | None = None
+    languages: tuple[str, str] | None = None
+    flags: tuple[Column, ...] = ()
+    ties: tuple[Column, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def find_roles(sample: Sample) -> Roles:
+    """The most likely roles of the columns. Raises DataError for a file whose columns cannot be input and output."""
+    columns = read_columns(sample)
+    if {column.name for column in columns} in ({"from", "value"}, {"role", "content"}):
+        message = 'its rows are the turns of a conversation; write one conversation per row: {"messages": [{…}, {…}]}'
+        raise DataError(Problem(message, sample.data))
+    tools = _named(columns, names.TOOLS)
+    roles = Roles(
+        system=_named([column for column in columns if column.is_scalar], names.SYSTEM),
+        history=_pairs(_named(columns, names.HISTORY)),
+        tools=tools,
+        tests=_named([column for column in columns if not column.keys], names.TESTS),
+        reasoning=_named([column for column in columns if column.kind == "text"], names.REASONING),
+        rejected=_named(columns, names.REJECTED),
+    )
+    if conversation := _conversation(columns):
+        if turns := _prompt_and_answer(columns):
+            return replace(roles, inputs=turns[:1], output=turns[1], history=None)
+        roles = replace(roles, conversation=conversation, history=None)
+        return replace(roles, notes=_left_out(columns, roles))
+    roles = replace(roles, tools=None)
+    usable = [column for column in columns if _is_usable(column)]
+    if pair := _translation(usable):
+        (source, target), languages = pair
+        return replace(roles, inputs=(source,), output=target, languages=languages)
+    candidates = [column for column in usable if not _is_ignored(column) and column.name not in _others(roles)]
+    output, ties = _output(sample, candidates, columns)
+    inputs = _inputs([column for column in columns if column.source != output.source], output, roles)
+    if not inputs:
+        raise DataError(Problem(_no_input(sample, output), sample.data))
+    roles = replace(roles, inputs=inputs, output=output, ties=ties)
+    return replace(roles, flags=_flags(candidates, output), notes=_left_out(columns, roles))
+
+
+def _named(columns: Sequence[Column], wanted: Sequence[str]) -> Column | None:
+    """The column with the first of the names; by its whole name."""
+    by_name = {column.normalized: column for column in reversed(columns) if column.present}
+    return next((by_name[name] for name in wanted if name in by_name), None)
+
+
+def _pairs(column: Column | None) -> Column | None:
+    """The column if it holds lists of [prompt, answer] pairs."""
+    if column is None or column.keys:
+        return None
+    pairs = [pair for value in column.present for pair in (value if isinstance(value, list) else [value])]
+    return column if pairs and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) else None
+
+
+def _conversation(columns: Sequence[Column]) -> Column | None:
+    """The column with a conversation, the one with a usual name first."""
+    found = [column for column in columns if is_conversation(column)]
+    kept = [column for column in found if names.rank(column.normalized, column.words, names.REJECTED) is None]
+
+    def order(column: Column) -> int:
+        place = names.rank(column.normalized, column.words, names.CONVERSATIONS)
+        return len(names.CONVERSATIONS) * 3 if place is None else place
+
+    return min(kept or found, key=order, default=None)
+
+
+def _prompt_and_answer(columns: Sequence[Column]) -> tuple[Column, Column] | None:
+    """A column of messages that end with the user's, and that of the messages that answer them."""
+    prompts = [column for column in columns if is_prompt_of_messages(column)]
+    answers = [
+        column for column in columns if column.normalized in ("completion", "chosen") and is_conversation(column)
+    ]
+    return (prompts[0], answers[0]) if prompts and answers else None
+
+
+def _is_usable(column: Column) -> bool:
+    """Whether a column can be an output: text, number, boolean or a list of texts, with several values."""
+    is_text = column.is_scalar or column.kind == "texts"
+    return is_text and not column.is_constant and len(column.present) >= MIN_PRESENT * len(column.values)
+
+
+def _is_ignored(column: Column) -> bool:
+    """Whether a column is an id, an address, a date, a split or alike."""
+    known = names.rank(column.normalized, column.words, [name for group in names.OUTPUTS for name in group])
+    if names.rank(column.normalized, column.words, names.IGNORED) is not None and known is None:
+        return True
+    probed = column.texts[:300]
+    if not probed:
+        return True
+    for pattern in (_URL, _DATE, _UUID):
+        if sum(pattern.fullmatch(text.strip()) is not None for text in probed) > 0.9 * len(probed):
+            return True
+    if column.kind == "number" and known is None:
+        numbers = [value for value in column.present if isinstance(value, int)]
+        rises = sum(second == first + 1 for first, second in zip(numbers, numbers[1:], strict=False))
+        return len(numbers) > 10 and rises > 0.9 * len(numbers)
+    return False
+
+
+def _others(roles: Roles) -> set[str]:
+    """The names of columns with another role."""
+    columns = (roles.system, roles.history, roles.tests, roles.reasoning, roles.rejected)
+    return {column.name for column in columns if column is not None}
+
+
+def _translation(columns: Sequence[Column]) -> tuple[tuple[Column, Column], tuple[str, str]] | None:
+    """Two columns of text whose names are languages."""
+    found = [(column, names.language_of(column.words)) for column in columns if column.kind == "text"]
+    pairs = [(column, language) for column, language in found if language is not None]
+    if len(pairs) != 2 or pairs[0][1] == pairs[1][1]:
+        return None
+    (source, first), (target, second) = pairs
+    return (source, target), (first, second)
+
+
+def _output(
+    sample: Sample, candidates: Sequence[Column], columns: Sequence[Column]
+) -> tuple[Column, tuple[Column, ...]]:
+    """The column of the answer, and those that are as likely."""
+    if len({column.source for column in columns}) < 2:
+        message = "has one column, so there is no answer to learn; add a column with the answer of each row"
+        raise DataError(Problem(f"{message} (text without a prompt is not trained)", sample.data))
+    for group in names.OUTPUTS:
+        places = [(names.rank(column.normalized, column.words, group), column) for column in candidates]
+        ranked = sorted(((place, column) for place, column in places if place is not None), key=lambda pair: pair[0])
+        if not ranked:
+            continue
+        best = ranked[0][1]
+        equal = [column for _, column in ranked[1:] if column.source != best.source]
+        return best, tuple(equal) if group is not names.ANSWERS else ()
+    if constant := [column for column in columns if column.is_constant and _has_output_name(column)]:
+        value = constant[0].texts[0]
+        message = (
+            f"column {constant[0].name} has the same value in all rows ({value[:40]!r}): there is nothing to learn"
+        )
+        raise DataError(Problem(f"{message}; add rows with other values", sample.data))
+    labels = [column for column in candidates if looks_like_labels(column)]
+    if labels:  # the last one: tables have their output at the end
+        return labels[-1], tuple(labels[:-1])
+    texts = [column for column in candidates if column.kind in ("text", "texts")]
+    if len(texts) >= 2:
+        return texts[-1], tuple(texts[1:-1])
+    if candidates:
+        return candidates[-1], tuple(candidates[:-1]) if len(candidates) > 2 else ()
+    listed = _listed([column.name for column in columns if not column.keys])
+    message = f"no column can be the answer: they are empty, constant, ids, dates or nested ({listed})"
+    raise DataError(Problem(f"{message}; add a column with the answer of each row", sample.data))
+
+
+def _has_output_name(column: Column) -> bool:
+    return any(names.rank(column.normalized, column.words, group) is not None for group in names.OUTPUTS)
+
+
+def looks_like_labels(column: Column) -> bool:
+    """Whether few short values occur again and again."""
+    count, distinct = len(column.present), column.num_distinct
+    is_short = column.mean_words <= 5 and max(map(len, column.texts), default=0) <= 80
+    few = max(2, 0.2 * count) if count > 50 else max(2, 0.4 * count)
+    is_real = column.kind == "number" and any(isinstance(v, float) and not v.is_integer() for v in column.present)
+    return is_short and 2 <= distinct <= few and column.kind != "texts" and not (is_real and distinct > 20)
+
+
+def _inputs(columns: Sequence[Column], output: Column, roles: Roles) -> tuple[Column, ...]:
+    """The columns of the prompt."""
+    taken = _others(roles) | {output.name}
+    possible = [
+        column
+        for column in columns
+        if column.present
+        and column.name not in taken
+        and not set(column.words) & set(names.REJECTED)
+        and (column.is_scalar or column.kind == "texts" or is_prompt_of_messages(column))
+    ]
+    by_name = {column.normalized: column for column in reversed(possible)}
+    primary = next((by_name[name] for name in names.PRIMARY if name in by_name), None)
+    if primary is not None:
+        allowed = names.COMPANIONS if primary.normalized != "prompt" else ()
+        companions = [column for column in possible if column.normalized in allowed and not column.is_constant]
+        first = [column for column in companions if column.normalized in names.CONTEXTS]
+        last = [column for column in companions if column not in first]
+        return (*first, primary, *last)
+    possible = [column for column in possible if not _is_ignored(column) and not column.is_constant]
+    named = [c for c in possible if names.rank(c.normalized, c.words, names.INPUTS) is not None and _is_text(c)]
+    if len(named) > 1:  # a title helps with a text, but a document has the same in its first line
+        named = [c for c in named if c.normalized != "title" or _has_part(named)]
+    texts = [column for column in possible if _is_text(column) and column.mean_words >= 3 and _varies(column)]
+    chosen = named or texts
+    if not chosen:
+        chosen = [column for column in possible if not _has_output_name(column)] or possible
+    return tuple(chosen[:MAX_INPUTS])
+
+
+def _has_part(columns: Iterable[Column]) -> bool:
+    """Whether one of the columns is a text that its title is a part of."""
+    parts = ("body", "content", "text", "description", "review", "message", "comment")
+    return any(word in parts for column in columns for word in column.words)
+
+
+def _is_text(column: Column) -> bool:
+    return column.kind in ("text", "texts", "mixed")
+
+
+def _varies(column: Column) -> bool:
+    return column.num_distinct > 0.2 * len(column.present)
+
+
+def _flags(candidates: Sequence[Column], output: Column) -> tuple[Column, ...]:
+    """Columns of 0 and 1 beside an output of that kind: one per label of several."""
+    flags = [column for column in candidates if set(column.counts) <= {"0", "1", "true", "false"}]
+    return tuple(flags) if len(flags) >= 3 and output in flags else ()
+
+
+def _left_out(columns: Sequence[Column], roles: Roles) -> list[str]:
+    """Notes on the columns that the task does not use."""
+    others = (roles.output, roles.conversation, roles.tools, roles.system, roles.history, roles.tests, roles.reasoning)
+    used = {column.source for column in (*roles.inputs, *roles.flags, *others) if column is not None}
+    rest = [
+        column.name for column in columns if not column.keys and column.source not in used and column.name != "split"
+    ]
+    return [f"not used: {_listed(rest)}"] if rest else []
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MAX_LISTED:,} more" if len(texts) > MAX_LISTED else ""
+    return ", ".join(texts[:MAX_LISTED]) + more
+
+
+def _no_input(sample: Sample, output: Column) -> str:
+    return (
+        f"the answer is in the column {output.name}, and no other column can be the prompt "
+        f"({_listed(sample.columns)}); add a column with the text that the model is given"
+    )

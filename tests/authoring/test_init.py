@@ -1,0 +1,472 @@
+"""`alfine init`: the columns that it finds in files of many shapes, and what it says about files that it cannot use."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from pipelines.authoring import sample as sample_module
+from pipelines.checks.job import check_job
+from pipelines.cli import main
+from pipelines.commands.init import task_name
+from pipelines.config.job import load_job
+from pipelines.modeling import base_models
+
+RNG = random.Random(0)
+NOUNS = ["lamp", "boat", "garden", "letter", "kettle", "river", "window", "train", "violin", "market"]
+Rows = list[dict[str, Any]]
+
+
+def text(index: int, words: int = 12) -> str:
+    rng = random.Random(index)
+    return " ".join([*(rng.choice(NOUNS) for _ in range(words)), str(index)])
+
+
+def rows_of(**columns: Any) -> Rows:
+    """60 rows; a column is a function of the index of the row, or a constant."""
+    return [{name: make(index) if callable(make) else make for name, make in columns.items()} for index in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory; the tokenizer of the packaged model is not used, since it may not be there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base_models, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path
+
+
+def write(rows: Rows, name: str = "rows.jsonl") -> str:
+    path = Path(name)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix in (".csv", ".tsv"):
+        mark = "," if path.suffix == ".csv" else "\t"
+        lines = [rows[0].keys(), *(row.values() for row in rows)]
+        path.write_text("".join(mark.join(f'"{cell}"' for cell in line) + "\n" for line in lines), encoding="utf-8")
+    elif path.suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for line in [list(rows[0]), *(list(row.values()) for row in rows)]:
+            book.active.append(line)
+        book.save(path)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return name
+
+
+def init(*arguments: str, answers: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["init", *arguments], input=answers)
+
+
+def task_of(data: str, *arguments: str) -> dict[str, Any]:
+    """The task of the job that is written for a file; the job passes `alfine check`."""
+    result = init(data, *arguments)
+    assert result.exit_code == 0, result.output
+    job = load_job(task_name(data) + ".yaml")
+    check_job(job)
+    (task,) = job.pipeline.tasks.values()
+    return task.model_dump(exclude_defaults=True)
+
+
+def uses(task: dict[str, Any], *parts: str) -> bool:
+    """Whether the prompt names the columns, in this order."""
+    places = [task["prompt"].find(part) for part in parts]
+    return -1 not in places and places == sorted(places)
+
+
+LABELS = ["refund", "delivery", "other"]
+CASES: dict[str, tuple[Rows, str, list[str], str, str]] = {
+    "labels": (
+        rows_of(id=lambda i: i, text=text, label=lambda i: LABELS[i % 3], url=lambda i: f"https://a.b/{i}"),
+        "rows.csv",
+        ["Answer with one of: delivery, other, refund.", "{text}"],
+        "{label}",
+        "exact_match",
+    ),
+    "tickets": (
+        rows_of(subject=lambda i: text(i, 3), body=lambda i: text(99 + i), team=lambda i: LABELS[i % 3]),
+        "rows.tsv",
+        ["What is the team?", "Subject: {subject}", "Body: {body}"],
+        "{team}",
+        "exact_match",
+    ),
+    "numbers as labels": (
+        rows_of(review=text, stars=lambda i: 1 + i % 5),
+        "rows.xlsx",
+        ["1, 2, 3, 4, 5", "{review}"],
+        "{stars}",
+        "exact_match",
+    ),
+    "booleans": (
+        rows_of(question=text, correct=lambda i: i % 3 == 0),
+        "rows.parquet",
+        ["Answer with one of: false, true.", "{question}"],
+        "{correct}",
+        "exact_match",
+    ),
+    "two sentences": (
+        rows_of(premise=text, hypothesis=lambda i: text(i + 100), label=lambda i: i % 3),
+        "rows.jsonl",
+        ["Premise: {premise}", "Hypothesis: {hypothesis}"],
+        "{label}",
+        "exact_match",
+    ),
+    "list of labels": (
+        rows_of(title=text, topics=lambda i: LABELS[: 1 + i % 3]),
+        "rows.jsonl",
+        ["one or more of: delivery, other, refund", "{{ title }}"],
+        '{{ topics | join(", ") }}',
+        "multilabel_f1",
+    ),
+    "labels with semicolons": (
+        rows_of(text=text, tags=lambda i: ";".join(LABELS[: 1 + i % 3])),
+        "rows.jsonl",
+        ["{{ text }}"],
+        '{{ tags | replace(";", ", ") }}',
+        "multilabel_f1",
+    ),
+    "a column per label": (
+        rows_of(comment=text, toxic=lambda i: i % 2, rude=lambda i: int(i % 3 == 0), funny=lambda i: int(i % 5 == 0)),
+        "rows.csv",
+        ["toxic", "{{ comment }}"],
+        '{{ ["toxic"',
+        "multilabel_f1",
+    ),
+    "Alpaca": (
+        rows_of(instruction=text, input=lambda i: text(i) if i % 2 else "", output=lambda i: text(i + 7, 20)),
+        "rows.json",
+        ["{{ instruction }}{% if input %}\n\n{{ input"],
+        "{{ output }}",
+        "rouge",
+    ),
+    "question with context": (
+        rows_of(
+            title=lambda i: f"T{i // 6}",
+            question=text,
+            context=lambda i: text(i // 6, 60),
+            answers=lambda i: {"text": [text(i, 2)], "answer_start": [i]},
+        ),
+        "rows.jsonl",
+        ["{{ context }}", "{{ question }}"],
+        "{{ answers.text[0] }}",
+        "exact_match",
+    ),
+    "summaries": (
+        rows_of(
+            document=lambda i: text(i, 80),
+            summary=lambda i: text(i, 25),
+            id=lambda i: f"{i:08x}-0000-0000-0000-{i:012x}",
+        ),
+        "rows.jsonl",
+        ["Summarize the text.", "{document}"],
+        "{summary}",
+        "rouge",
+    ),
+    "translation": (
+        rows_of(translation=lambda i: {"en": text(i), "ro": text(i + 9)}),
+        "rows.jsonl",
+        ["Translate from English to Romanian.", "{{ translation.en }}"],
+        "{{ translation.ro }}",
+        "chrf",
+    ),
+    "code": (
+        rows_of(
+            description=text,
+            code=lambda i: f"def f(x):\n    y = x + {i}\n    return y\n",
+            tests=lambda i: [f"assert f(1) == {i + 1}"],
+        ),
+        "rows.jsonl",
+        ["Write the code.", "{description}"],
+        "{code}",
+        "unit_tests",
+    ),
+    "preferences": (
+        rows_of(prompt=text, chosen=lambda i: text(i + 5, 20), rejected=lambda i: text(i + 6, 20)),
+        "rows.jsonl",
+        ["{prompt}"],
+        "{chosen}",
+        "rouge",
+    ),
+    "preferences of messages": (
+        rows_of(
+            conversations=lambda i: [
+                {"from": "human", "value": text(i)},
+                {"from": "gpt", "value": "So?"},
+                {"from": "human", "value": "Yes"},
+            ],
+            chosen=lambda i: {"from": "gpt", "value": text(i + 5)},
+            rejected=lambda i: {"from": "gpt", "value": text(i + 6)},
+        ),
+        "rows.jsonl",
+        ["{conversations}"],
+        "{chosen}",
+        "rouge",
+    ),
+    "choices": (
+        rows_of(query=text, choices=lambda i: [text(i, 2), text(i + 1, 2), "none"], gold=lambda i: i % 3),
+        "rows.jsonl",
+        ["{{ query }}", "for choice in choices", "Answer with a letter."],
+        '{{ "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[gold] }}',
+        "exact_match",
+    ),
+    "numbers": (
+        rows_of(width=lambda i: i / 7, height=lambda i: 3 + i % 11, species=lambda i: LABELS[i % 3]),
+        "rows.csv",
+        ["Width: {width}", "Height: {height}"],
+        "{species}",
+        "exact_match",
+    ),
+    "odd names": (
+        rows_of(**{"Review Text!": text, "a:b {c}": lambda i: LABELS[i % 3]}),
+        "rows.jsonl",
+        ['{{ row["Review Text!"] }}'],
+        '{{ row["a:b {c}"] }}',
+        "exact_match",
+    ),
+    "no known names": (
+        rows_of(nr=lambda i: i, eins=lambda i: text(i, 30), zwei=lambda i: LABELS[i % 3]),
+        "rows.csv",
+        ["{eins}"],
+        "{zwei}",
+        "exact_match",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_columns_of_a_file_are_found(name: str) -> None:
+    rows, file, prompt, completion, metric = CASES[name]
+    task = task_of(write(rows, file))
+    assert uses(task, *prompt), task["prompt"]
+    assert task["completion"].startswith(completion)
+    assert task.get("metric", "rouge") == metric
+
+
+@pytest.mark.parametrize("column", ["messages", "chat_log"])
+@pytest.mark.parametrize("keys", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_conversation_is_found(column: str, keys: tuple[str, str, str, str], as_text: bool) -> None:
+    role, content, user, assistant = keys
+
+    def turns(index: int) -> Any:
+        messages = [{role: user, content: text(index)}, {role: assistant, content: text(index + 1)}]
+        return json.dumps(messages) if as_text else messages
+
+    task = task_of(write(rows_of(**{"id": lambda i: i, column: turns})))
+    assert task["messages"] == column and "prompt" not in task
+
+
+def test_the_yaml_explains_itself_and_the_output_says_what_was_assumed(folder: Path) -> None:
+    rows = rows_of(id=lambda i: i, text=text, label=lambda i: LABELS[i % 3], topic=lambda i: LABELS[i % 2])
+    result = init(write(rows, "my tickets.csv"), "--output", "jobs/a.yaml")
+    assert result.exit_code == 0 and result.stdout == ""
+    for line in (
+        "my tickets.csv: 60 rows with the columns id, text, label, topic",
+        "completion  label: 3 labels (refund, delivery, other)",
+        "validation and test: 6 of 60 rows each, drawn",
+        "note: topic could be the answer as well: edit prompt and completion, or use --interactive",
+        "note: not used: id, topic",
+        "estimated as 3 bytes per token: the tokenizer of smollm2-135m-instruct is not on this machine",
+        "alfine check jobs/a.yaml",
+    ):
+        assert line in result.stderr
+    yaml = Path("jobs/a.yaml").read_text(encoding="utf-8")
+    assert yaml.startswith("# Written by alfine init from my tickets.csv: 60 rows.\n#   alfine check jobs/a.yaml")
+    assert "  tasks:\n    my_tickets:\n" in yaml
+    assert "# exact_match | multilabel_f1 | rouge" in yaml
+    again = init("my tickets.csv", "--output", "jobs/a.yaml")
+    assert again.exit_code == 2
+    assert again.stderr == "error: jobs/a.yaml exists already and is not overwritten; name another file with --output\n"
+    assert Path("jobs/a.yaml").read_text(encoding="utf-8") == yaml
+
+
+def test_the_job_can_be_printed(folder: Path) -> None:
+    result = init(write(rows_of(text=text, label=lambda i: i % 2)), "--output", "-", "--task", "mine")
+    assert "    mine:\n" in result.stdout and not list(folder.glob("*.yaml"))
+
+
+def test_splits_of_the_rows_are_used() -> None:
+    split = ["train", "train", "validation", "test"]
+    result = init(write(rows_of(text=text, label=lambda i: i % 3, split=lambda i: split[i % 4])))
+    assert "split       from the column split: train 30, validation 15, test 15" in result.stderr
+    assert load_job("rows.yaml").document.location("pipeline", "split") == load_job("rows.yaml").document.location(
+        "pipeline"
+    )
+
+
+def test_files_of_a_folder_are_splits(folder: Path) -> None:
+    for name in ("train", "test"):
+        Path("set").mkdir(exist_ok=True)
+        write(rows_of(text=text, label=lambda i: i % 3), f"set/{name}.csv")
+    result = init("set")
+    assert "from files: train 60, test 60; validation drawn from train" in result.stderr
+    check_job(load_job("set.yaml"))
+
+
+def test_of_a_large_file_the_first_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_module, "MAX_ROWS", 50)
+    result = init(write(rows_of(text=text, label=lambda i: LABELS[i % 3])))
+    assert "rows.jsonl is large: its first 50 rows were read; alfine check reads all of them" in result.stderr
+    assert "the first 50 rows" in result.stderr
+    task = load_job("rows.yaml").pipeline.tasks["rows"]
+    assert "one of" not in task.prompt  # other labels may follow
+    assert task.too_long == "drop"
+    monkeypatch.setattr(sample_module, "MAX_ROWS", 10**6)
+    monkeypatch.setattr(sample_module, "MAX_CHARACTERS", 1000)
+    assert "rows.jsonl is large" in init("rows.jsonl", "--output", "b.yaml").stderr
+
+
+def test_very_long_texts_get_a_limit() -> None:
+    rows = rows_of(text=lambda i: text(i, 10_000 if i == 7 else 12), label=lambda i: LABELS[i % 3])
+    result = init(write(rows))
+    job = load_job("rows.yaml")
+    assert job.max_sequence_length == 2048 and job.pipeline.tasks["rows"].too_long == "drop"
+    assert "note: rows of more than 2,048 tokens are left out (1 of 60)" in result.stderr
+
+
+def test_free_text_in_a_column_of_labels_is_text() -> None:
+    result = init(write(rows_of(text=text, label=lambda i: text(i + 3))))
+    assert "label has 60 different values in 60 rows, too many for labels" in result.stderr
+    assert load_job("rows.yaml").pipeline.tasks["rows"].metric == "rouge"
+
+
+def test_rows_of_one_context_stay_together() -> None:
+    task = task_of(write(CASES["question with context"][0], "rows.jsonl"))
+    assert task["cluster_by"] == "context"
+
+
+def test_a_file_with_500_columns() -> None:
+    columns: dict[str, Any] = {f"x{n}": lambda i, n=n: (i * n) % 17 for n in range(499)}
+    result = init(write(rows_of(**columns, outcome=lambda i: LABELS[i % 3]), "rows.csv"))
+    assert result.exit_code == 0, result.output
+    assert "and 488 more" in result.stderr and "not used: x0, x9, x10" in result.stderr
+    assert load_job("rows.yaml").pipeline.tasks["rows"].prompt.count("{x") == 8
+
+
+def test_copies_of_rows_and_small_files_are_noted() -> None:
+    result = init(write([{"text": f"a {i % 15}", "label": i % 3} for i in range(30)]))
+    assert "note: copies of other rows: 15" in result.stderr and "note: only 30 rows" in result.stderr
+
+
+def test_another_encoding_is_noted() -> None:
+    Path("rows.csv").write_bytes(
+        b"text;label\n"
+        + "".join(f"größer {text(i)};{'süß' if i % 2 else 'herb'}\n" for i in range(40)).encode("cp1252")
+    )
+    result = init("rows.csv")
+    assert result.exit_code == 0, result.output
+    assert "is not UTF-8; read as Windows-1252" in result.stderr and "separated by semicolons" in result.stderr
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no rows": ("text,label\n", "rows.csv: has no rows"),
+    "empty file": ("", "rows.csv: has no rows"),
+    "one column": ("text\na\nb\n", "rows.csv: has one column, so there is no answer to learn"),
+    "constant output": (
+        "text,label\n" + "".join(f"{text(i)},same\n" for i in range(20)),
+        "rows.csv: column label has the same value in all rows ('same'): there is nothing to learn",
+    ),
+    "only ids": (
+        "id,date\n" + "".join(f"{i},2024-01-{i + 1:02}\n" for i in range(20)),
+        "rows.csv: no column can be the answer: they are empty, constant, ids, dates or nested (id, date)",
+    ),
+    "answer missing in some rows": (
+        "text,label\n" + "".join(f"{text(i)},{'' if i % 5 == 0 else 'ab'[i % 2]}\n" for i in range(20)),
+        "rows.csv:2: task rows: the completion is empty; fill in its column, or drop the row (4 such rows)",
+    ),
+    "cells missing": ("text,label\na,b\nc\n", "rows.csv:3: has 1 cells, the header has 2"),
+    "turns as rows": (
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "rows.json: its rows are the turns of a conversation; write one conversation per row",
+    ),
+    "no prompt": (
+        "id,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(20)),
+        "rows.csv: the answer is in the column label, and no other column can be the prompt (id, label)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_cannot_be_used_is_one_line(name: str, folder: Path) -> None:
+    content, message = BAD[name]
+    file = "rows.csv" if isinstance(content, str) else "rows.json"
+    Path(file).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    result = init(file)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
+    assert result.stderr.startswith(f"error: {message}")
+    assert not list(folder.glob("*.yaml*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.csv"], "no such file: 'none.csv'"),
+        (["rows.jsonl", "--task", "a b"], "--task 'a b': the name of a task has letters, digits, _ and -"),
+        (["rows.jsonl", "--base-model", "smol"], "model 'smol' is neither a packaged model"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], message: str) -> None:
+    write(rows_of(text=text, label=lambda i: i % 2))
+    result = init(*arguments)
+    assert result.exit_code == 2 and result.stderr.startswith(f"error: {message}")
+
+
+def test_the_questions_have_the_guesses_as_defaults() -> None:
+    data = write(
+        rows_of(text=text, note=lambda i: text(i + 1), label=lambda i: LABELS[i % 3], team=lambda i: LABELS[i % 2])
+    )
+    assert init(data, "--interactive", "--output", "a.yaml", answers="").exit_code == 0
+    assert init(data, "--interactive", "--output", "b.yaml", answers="\n\n\n\n\n").exit_code == 0
+    assert init(data, "--output", "c.yaml").exit_code == 0
+    plain = Path("c.yaml").read_text().replace("c.yaml", "X")
+    assert (
+        Path("a.yaml").read_text().replace("a.yaml", "X") == plain == Path("b.yaml").read_text().replace("b.yaml", "X")
+    )
+
+
+def test_an_answer_replaces_the_guess() -> None:
+    data = write(
+        rows_of(text=text, note=lambda i: text(i + 1), label=lambda i: LABELS[i % 3], team=lambda i: LABELS[i % 2])
+    )
+    result = init(data, "--interactive", answers="tema\nteam\nnote\n\nchrf\n\n")
+    assert result.exit_code == 0, result.output
+    assert "there is no 'tema'; did you mean team?" in result.stderr
+    task = load_job("rows.yaml").pipeline.tasks["rows"]
+    assert (task.completion, task.metric) == ("{team}", "chrf")
+    assert "{note}" in task.prompt and "{text}" not in task.prompt and "delivery, refund" in task.prompt
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("a/b/tickets.csv.gz", "tickets"),
+        ("hub:owner/my.set@main:config:train", "my"),
+        ("data/*.jsonl", "task"),
+        ("Übung 3.xlsx", "bung_3"),
+        ("folder/", "folder"),
+    ],
+)
+def test_the_name_of_the_task(data: str, name: str) -> None:
+    assert task_name(data) == name
+
+
+def test_torch_is_not_imported() -> None:
+    data = write(rows_of(text=text, label=lambda i: i % 2))
+    code = (
+        "import sys; from click.testing import CliRunner; from pipelines.cli import main\n"
+        f"result = CliRunner().invoke(main, ['init', {data!r}])\n"
+        "sys.exit(str({'torch', 'ludwig', 'pandas'} & set(sys.modules) or result.exit_code or ''))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stderr.strip() == ""
