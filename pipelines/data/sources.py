@@ -93,14 +93,15 @@ def open_source(data: str | Sequence[str] | DataFiles) -> DataSource:
 
 def _expand_all(data: str | Sequence[str] | None, notes: list[str]) -> Iterator[DataFile]:
     texts = [] if data is None else [data] if isinstance(data, str) else data
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for text in texts:
         for file in _expand(text, notes):
-            resolved = file.path.resolve()
-            if resolved in seen:
-                message = f"is named twice, by {seen[resolved]!r} and {text!r}; its rows would count twice"
+            # In the cache of the Hub, files of the same content are links to one file.
+            identity = file.name if file.name.startswith(HUB) else str(file.path.resolve())
+            if identity in seen:
+                message = f"is named twice, by {seen[identity]!r} and {text!r}; its rows would count twice"
                 raise DataError(Problem(message, str(file.path)))
-            seen[resolved] = text
+            seen[identity] = text
             yield file
 
 
