@@ -101,7 +101,10 @@ def test_files_splits_configs_and_revisions(read):
     assert split["files"] == [["hub:o/plain/test.jsonl", None, 4]]
     assert file["files"] == [["hub:o/plain/train.jsonl", None, 4]]
     assert [count for _, _, count in shards["files"]] == [3, 3], shards
-    assert easy["files"] == [["hub:o/card/easy/train.jsonl", "train", 5], ["hub:o/card/easy/dev.jsonl", "validation", 2]]
+    assert easy["files"] == [
+        ["hub:o/card/easy/train.jsonl", "train", 5],
+        ["hub:o/card/easy/dev.jsonl", "validation", 2],
+    ]
     assert hard["files"] == [["hub:o/card/hard.jsonl", None, 7]]
 
 
