@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init check preview finetune report compare sweep predict test test-unit lint benchmark gpu-acceptance fault-injection clean
+.PHONY: help setup init check preview finetune report compare sweep predict chat test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ sweep: $(READY) ## compare forgetting strategies on CONFIG: same data, seeds and
 
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)
+
+chat: $(READY) ## talk to base and tuned model of runs/NAME
+	@$(BIN)/alfine chat runs/$(NAME) $(ARGS)
 
 test: lint ## run every test, the linter, the formatter, the type checker and the import layers
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)

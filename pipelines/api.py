@@ -72,6 +72,7 @@ def predict(
     file: str | Path | Sequence[str | Path],
     task: str | None = None,
     raw: bool = False,
+    with_base: bool = False,
     reporter: ConsoleReporter | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Completes the rows of `file` with the tuned model of `run`, in their order.
@@ -82,12 +83,14 @@ def predict(
     Each row is returned with two more columns: `prediction`, and `prediction_finish_reason` ("stop" or "length"), and
     with `prediction_reasoning` if the model was prompted for reasoning, or wrote some.
     `task` is the task of the rows, if the run has several and the rows no column `task`; with `raw` the column `prompt`
-    is used without a template. Raises DataError for rows that cannot be used, before the model is loaded.
+    is used without a template. With `with_base` the rows also get the completions of the base model, in
+    `base_prediction`, `base_prediction_finish_reason` and so on. Raises DataError for rows that cannot be used, before
+    the model is loaded.
     """
     quiet_libraries()
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     files = [file] if isinstance(file, str | Path) else list(file)
-    return prediction.predict(opened, files, task, reporter or ConsoleReporter(), raw)
+    return prediction.predict(opened, files, task, reporter or ConsoleReporter(), raw, with_base)
 
 
 def compare_models(

@@ -22,6 +22,7 @@ from pipelines.storage.strict_json import dump
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--task", help="The task of the rows. [default: the run's only task, or the column `task`]")
 @click.option("--raw", is_flag=True, help="Use the column `prompt` as the prompt, without a task's template.")
+@click.option("--base", is_flag=True, help="Complete the rows with the base model as well, in `base_prediction`.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -40,6 +41,7 @@ def predict(
     files: tuple[str, ...],
     task: str | None,
     raw: bool,
+    base: bool,
     output: Path | None,
     restart: bool,
     ray: bool,
@@ -66,7 +68,7 @@ def predict(
     if restart and output is None:
         raise RunError("--restart applies to an interrupted --output; add --output FILE")
     reporter = ConsoleReporter()
-    predictor = RowPredictor(Run.open(run), files, task, raw, (workers or 0) if ray else None)
+    predictor = RowPredictor(Run.open(run), files, task, raw, base, (workers or 0) if ray else None)
     if output is not None:
         write_predictions(predictor, output, reporter, restart)
         return

@@ -64,12 +64,17 @@ class PromptBuilder:
         return self._encode(example.conversation, example.max_new_tokens or 0)
 
     def from_messages(
-        self, messages: Any, task: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Any,
+        task: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        adds_system: bool = True,
     ) -> Prompt:
         """The prompt of a conversation whose last turn is the user's or a tool's.
 
-        messages: turns in OpenAI's or ShareGPT's form. Without a system turn they get the one that the run gives to
-            `task`, or to prompts without a task.
+        messages: turns in OpenAI's or ShareGPT's form.
+        adds_system: whether messages without a system turn get the one that the run gives to `task`, or to prompts
+            without a task.
 
         Raises DataError, without a location, for messages that are not valid, and ConfigError if the chat template
         refuses them.
@@ -83,7 +88,7 @@ class PromptBuilder:
         if turns[-1]["role"] not in ("user", "tool"):
             raise DataError(f"messages end with the {turns[-1]['role']}'s turn; end them with the user's")
         system = self.job.system_prompt(task)
-        if turns[0]["role"] != "system" and system:
+        if adds_system and turns[0]["role"] != "system" and system:
             turns.insert(0, {"role": "system", "content": system})
         asked = prompts_for_reasoning(self.manifest, task)
         conversation = Conversation(

@@ -1,5 +1,6 @@
-"""Predictions on new rows with the tuned model of a run.
+"""Predictions on new rows with the models of a run.
 
-`rows` fills the templates of new rows, `models` loads the model of a run, `predict` completes the rows, `outputs`
-writes them.
+`rows` fills the templates of new rows, `models` loads the tuned model, `completers` completes batches here or on Ray,
+`predict` reads, checks and completes the rows of files, `resume` writes them to an output and goes on where it was
+interrupted, `outputs` and `column_types` know the formats.
 """

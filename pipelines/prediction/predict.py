@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import batched, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.console.plain_text import count
 from pipelines.console.reporter import ConsoleReporter
@@ -18,36 +17,31 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.readers import RowErrors, read_notes
 from pipelines.data.sources import open_source, source_digests
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
-from pipelines.errors import DataError, Problem
-from pipelines.evaluation.completions import COMPLETIONS_FORMAT, Completion, Progress, complete
+from pipelines.errors import DataError, Problem, RunError
+from pipelines.evaluation.completions import COMPLETIONS_FORMAT, Completion
 from pipelines.forgetting.continual import existing_starting_model
+from pipelines.inference.run_models import tuned_job
 from pipelines.modeling.content_hash import fingerprint
-from pipelines.prediction.models import load_tuned, tuned_job, tuned_prompt_format
+from pipelines.prediction import completers
+from pipelines.prediction.completers import Batch, CompleteBatches
+from pipelines.prediction.models import tuned_prompt_format
 from pipelines.prediction.rows import PromptRows, SourceRow, check_prompt_lengths, source_rows
-from pipelines.registry import lazy_import
 from pipelines.storage.files import digest, file_sha256
 from pipelines.storage.run_folder import Run
 from pipelines.version import __version__
 
-if TYPE_CHECKING:
-    from pipelines.training import ray as alfine_ray
-else:
-    alfine_ray = lazy_import("pipelines.training.ray")  # the training, 2 s that only --ray needs
-
-PREDICTION, FINISH_REASON = "prediction", "prediction_finish_reason"
-"""The columns that `predict` adds."""
-REASONING = "prediction_reasoning"
-"""The column that `predict` adds where prompts ask for reasoning, and for completions that have some."""
-COLUMNS = (PREDICTION, FINISH_REASON, REASONING)
+COLUMNS_OF = {
+    "tuned": ("prediction", "prediction_finish_reason", "prediction_reasoning"),
+    "base": ("base_prediction", "base_prediction_finish_reason", "base_prediction_reasoning"),
+}
+"""The columns that `predict` adds for a model: its completion; why it ends; and, where prompts ask for reasoning and
+for completions that have some, the reasoning."""
+COLUMNS = (*COLUMNS_OF["tuned"], *COLUMNS_OF["base"])
 OUTPUT_BATCH_SIZE = 512
 """Rows that are completed, sorted by length, before any of them is written: at most these are lost if the process is
 killed. It decides which prompts are batched together, so the same number gives the same output."""
 LARGE_INPUT_BYTES = 16 << 20
 """Size of the files from which the check of their rows is shown as a stage of its own."""
-
-Batch = Sequence[TokenizedExample]
-CompleteBatches = Callable[[Iterator[Batch], Progress], Iterator[tuple[Batch, list[Completion]]]]
-"""Yields each batch with its completions, in order, and reports the number of rows that have just been completed."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +59,30 @@ class RowPredictor:
     """
 
     def __init__(
-        self, run: Run, files: Sequence[str | Path], task: str | None, raw: bool = False, workers: int | None = None
+        self,
+        run: Run,
+        files: Sequence[str | Path],
+        task: str | None,
+        raw: bool = False,
+        with_base: bool = False,
+        workers: int | None = None,
     ) -> None:
-        """`files` are paths, patterns, folders or data sets on the Hub, see `open_source`. `workers`: the number of Ray
-        workers, 0 for that of the config or one per GPU; None computes in this process.
+        """Opens the files; loads no model.
+
+        Args:
+            files: paths, patterns, folders or data sets on the Hub, see `open_source`.
+            task, raw: see `PromptRows`.
+            with_base: whether the base model completes the rows as well.
+            workers: the number of Ray workers, 0 for that of the config or one per GPU; None computes in this process.
 
         Raises DataError for files that do not exist, RunError for a run that is not trained or lacks the task.
         """
+        if with_base and workers is not None:
+            raise RunError("--base does not work with --ray; remove one of them")
         self.run, self.job = run, tuned_job(run)
         self.prompts = PromptRows(self.job, task, str(run.folder), raw, run.manifest)
-        self.options = {"task": task, "raw": raw}
-        self.workers = workers
+        self.options = {"task": task, "raw": raw, "base": with_base}
+        self.with_base, self.workers = with_base, workers
         self.source = open_source([str(file) for file in files])
         self._file_states = self._current_file_states()
 
@@ -91,7 +98,7 @@ class RowPredictor:
     def identity(self) -> dict[str, Any]:
         """What the predictions depend on: only predictions of the same identity may stand in one file."""
         pipeline = self.job.pipeline.model_dump(
-            mode="json", exclude={"report": True, "forgetting": True, "split": True, "mix": True, "hardware": True}
+            mode="json", exclude={"report": True, "forgetting": True, "split": True, "mix": True}
         )
         return {
             "files": [file.name for file in self.source.files],
@@ -130,7 +137,7 @@ class RowPredictor:
 
     def _without_predictions(self, examples: Iterator[Example], errors: RowErrors) -> Iterator[Example]:
         for example in examples:
-            for column in COLUMNS:
+            for column in COLUMNS if self.with_base else COLUMNS_OF["tuned"]:
                 if column in example.fields:
                     message = f"has a column `{column}`, which predict writes; rename it to keep it"
                     errors.add(example.file, example.row_number, message)
@@ -155,13 +162,16 @@ class RowPredictor:
         if start >= num_rows:
             return
         with contextlib.ExitStack() as stack:
-            complete_batches = self._open_model(stack, reporter)
+            complete_batches = self._open_models(stack, reporter)
+            per_row, unit = (2, "completions") if self.with_base else (1, "rows")
             title = "Completions" if start == 0 else f"Completions, rows {start + 1:,} to {num_rows:,}"
-            advance = stack.enter_context(reporter.progress(title, num_rows - start, "rows")) if one_bar else None
+            advance = (
+                stack.enter_context(reporter.progress(title, per_row * (num_rows - start), unit)) if one_bar else None
+            )
 
-            def progress(rows: int) -> None:
+            def progress(num_completions: int) -> None:
                 if advance is not None:
-                    advance(rows)
+                    advance(num_completions)
 
             completed = complete_batches(self._read_batches(start, batch_size), progress)
             for first in range(start, num_rows, batch_size):
@@ -169,10 +179,14 @@ class RowPredictor:
                 part = "" if size == num_rows else f", rows {first + 1:,} to {first + size:,} of {num_rows:,}"
                 with contextlib.ExitStack() as bar:
                     if not one_bar:
-                        advance = bar.enter_context(reporter.progress(f"Completions{part}", size, "rows"))
-                    batch, completions = next(completed)
-                num_cut = sum(completion.reasoning_cut for completion in completions)
-                yield PredictedBatch([*map(_with_prediction, batch, completions)], num_cut)
+                        advance = bar.enter_context(reporter.progress(f"Completions{part}", per_row * size, unit))
+                    batch, by_model = next(completed)
+                rows = [
+                    _with_predictions(row, {name: completions[index] for name, completions in by_model.items()})
+                    for index, row in enumerate(batch)
+                ]
+                num_cut = sum(completion.reasoning_cut for completion in by_model["tuned"])
+                yield PredictedBatch(rows, num_cut)
 
     def _read_batches(self, start: int, batch_size: int) -> Iterator[Batch]:
         """The tokenized prompts of the rows from index `start` on, `batch_size` at a time."""
@@ -202,51 +216,22 @@ class RowPredictor:
             raise DataError(Problem(f"cannot be read: {error.strerror}", str(error.filename))) from None
         return [(status.st_size, status.st_mtime_ns) for status in statuses]
 
-    def _open_model(self, stack: contextlib.ExitStack, reporter: ConsoleReporter) -> CompleteBatches:
-        """Loads the model, here or in Ray actors that end with `stack`. Returns the function that completes batches."""
-        generation = self.job.generation
-        if self.workers is None:
-            with reporter.status("Loading the tuned model"):
-                loaded = load_tuned(self.run, self.job)
-            seed = self.job.pipeline.seed
-
-            def locally(batches: Iterator[Batch], progress: Progress) -> Iterator[tuple[Batch, list[Completion]]]:
-                for batch in batches:
-                    yield batch, complete(loaded, *_prompts(batch, generation), progress, seed=seed)
-
-            return locally
-        with reporter.status("Starting Ray workers"):
-            tuned = self.run.path("model")
-            evaluator = stack.enter_context(
-                alfine_ray.ray_evaluator(self.job, self._starting_model, tuned, self.workers)
-            )
-
-        def on_ray(batches: Iterator[Batch], progress: Progress) -> Iterator[tuple[Batch, list[Completion]]]:
-            pending: deque[Batch] = deque()
-
-            def arguments() -> Iterator[tuple[Any, ...]]:
-                for batch in batches:
-                    pending.append(batch)
-                    yield _prompts(batch, generation)
-
-            for completions in evaluator.complete_batches(arguments()):
-                progress(len(completions))
-                yield pending.popleft(), completions
-
-        return on_ray
+    def _open_models(self, stack: contextlib.ExitStack, reporter: ConsoleReporter) -> CompleteBatches:
+        if self.workers is not None:
+            return completers.open_ray(self.run, self.job, self.workers, stack, reporter)
+        open_models = completers.open_both if self.with_base else completers.open_tuned
+        return open_models(self.run, self.job, reporter)
 
 
-def _prompts(batch: Batch, generation: dict[str, Any]) -> tuple[list[list[int]], dict[str, Any], list[int]]:
-    """The arguments `prompts`, `generation` and `max_new_tokens` of `complete`."""
-    return [row.prompt_ids for row in batch], generation, [row.example.max_new_tokens or 0 for row in batch]
-
-
-def _with_prediction(row: TokenizedExample, completion: Completion) -> dict[str, Any]:
-    """The columns of the row and those of its prediction."""
-    has_reasoning = row.example.reasoning is not None or completion.reasoning
-    reasoning = {REASONING: completion.reasoning or ""} if has_reasoning else {}
-    prediction = {PREDICTION: completion.text, FINISH_REASON: completion.finish_reason}
-    return {**row.example.fields, **prediction, **reasoning}
+def _with_predictions(row: TokenizedExample, completions: Mapping[str, Completion]) -> dict[str, Any]:
+    """The columns of the row and those of its predictions by model."""
+    columns = dict(row.example.fields)
+    for model, completion in completions.items():
+        prediction, finish_reason, reasoning = COLUMNS_OF[model]
+        columns |= {prediction: completion.text, finish_reason: completion.finish_reason}
+        if row.example.reasoning is not None or completion.reasoning:
+            columns[reasoning] = completion.reasoning or ""
+    return columns
 
 
 def warn_of_cuts(num_cut: int, num_rows: int, reporter: ConsoleReporter) -> None:
@@ -262,18 +247,18 @@ def predict(
     task: str | None,
     reporter: ConsoleReporter,
     raw: bool = False,
-    workers: int | None = None,
+    with_base: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of `files` in their order with two more columns.
 
-    PREDICTION is the completion, without the reasoning before it. FINISH_REASON is "stop", or "length" if the
-    completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also get
-    REASONING.
+    `prediction` is the completion, without the reasoning before it. `prediction_finish_reason` is "stop", or "length"
+    if the completion was cut at its limit. Rows whose prompts ask for reasoning, or whose completions have some, also
+    get `prediction_reasoning`. with_base adds the same columns of the base model, `base_prediction` and so on.
 
     All rows are checked before the iterator is returned, see `RowPredictor.check`. The iterator loads the model, and
-    reads the files again. workers: see `RowPredictor`.
+    reads the files again.
     """
-    predictor = RowPredictor(run, files, task, raw, workers)
+    predictor = RowPredictor(run, files, task, raw, with_base)
     return predicted_rows(predictor, predictor.check(reporter), reporter)
 
 

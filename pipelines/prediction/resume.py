@@ -161,7 +161,7 @@ def _describe(key: str, identity: Mapping[str, Any]) -> str:
     return {
         "files": f"of other files ({files})",
         "rows": f"of {files} as it was before it was changed",
-        "options": "with other options (--task, --raw)",
+        "options": "with other options (--task, --raw, --base)",
         "model": "of another model: the run has been trained again",
         "config": "with other settings: the config of the run has been changed",
         "version": f"of another version of alfine ({identity.get('version')})",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,13 +11,12 @@ from pipelines.config.job import Job
 from pipelines.config.messages import did_you_mean
 from pipelines.data.examples import Example
 from pipelines.data.readers import RowErrors, numbered_rows
-from pipelines.data.row_formats import fill_row
 from pipelines.data.sample_prompts import parse_sample_prompt
 from pipelines.data.sources import DataFile
 from pipelines.data.templates import MissingColumnError
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.errors import DataError, RunError
-from pipelines.storage.records import prompts_for_reasoning
+from pipelines.inference.prompts import fill_prompt, with_limit
 
 USE_RAW = "; --raw uses the column `prompt` without a template"
 
@@ -63,7 +61,7 @@ class PromptRows:
         """
         if self.raw:
             sample = parse_sample_prompt(row, Path(file), number, self.job.system_prompt())
-            return _with_limits(sample, self.job, self.manifest)
+            return with_limit(sample, self.job, self.manifest)
         name = self.only_task or _task_of(row, self.job.pipeline.tasks)
         example = Example(
             **_fill_prompt(self.job, name, row),
@@ -71,9 +69,8 @@ class PromptRows:
             file=file,
             row_number=number,
             fields=row,
-            template_kwargs=self.job.chat_template_kwargs(name),
         )
-        return _with_limits(example, self.job, self.manifest)
+        return with_limit(example, self.job, self.manifest)
 
     def examples(self, rows: Iterable[SourceRow], errors: RowErrors) -> Iterator[Example]:
         """Yields the examples of rows as they are read. A row that cannot be used is added to `errors` instead."""
@@ -111,17 +108,6 @@ def load_prompts(
     return examples
 
 
-def _with_limits(example: Example, job: Job, manifest: Mapping[str, Any]) -> Example:
-    """The example, which asks for reasoning if the training rows of its task had some, with the limit of its
-    completion."""
-    task = example.task or None
-    asked = prompts_for_reasoning(manifest, task)
-    limit = job.completion_limit(task, with_reasoning=asked, max_new_tokens=example.max_new_tokens)
-    turns = None if example.turns is None else replace(example.turns, with_reasoning=asked)
-    reasoning = "" if asked and turns is None else None
-    return replace(example, reasoning=reasoning, turns=turns, max_new_tokens=limit)
-
-
 def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
     name = row.get("task")
     if name is None:
@@ -135,15 +121,12 @@ def _task_of(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
 
 
 def _fill_prompt(job: Job, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt, the system turn and the conversation of a row, as keywords of an Example."""
+    """See `fill_prompt`."""
     try:
-        (filled,) = fill_row(job.pipeline.tasks[name], row, job.system_prompt(name), needs_answer=False)
+        return fill_prompt(job, name, row)
     except MissingColumnError as error:
         # A row with a column `prompt` most likely needs no template.
         raise DataError(f"{error}{USE_RAW if 'prompt' in row else ''}") from None
-    kwargs = job.chat_template_kwargs(name)
-    turns = None if filled.turns is None else replace(filled.turns, template_kwargs=kwargs)
-    return {"prompt": filled.prompt, "system": filled.system, "turns": turns}
 
 
 def check_prompt_lengths(

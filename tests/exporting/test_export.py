@@ -10,7 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipelines.cli import main
-from pipelines.prediction.models import load_tuned, tuned_job
+from pipelines.inference.run_models import tuned_job
+from pipelines.prediction.models import load_tuned
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig

@@ -21,8 +21,9 @@ from pipelines.data.readers import read_rows
 from pipelines.data.tokenize_rows import tokenize_examples
 from pipelines.errors import AlfineError
 from pipelines.prediction.outputs import convert
-from pipelines.prediction.predict import predict
+from pipelines.prediction.predict import COLUMNS, predict
 from pipelines.prediction.rows import check_prompt_lengths, load_prompts
+from pipelines.storage.files import read_jsonl
 from tests.jobs import QUIET, run
 from tests.tiny_tokenizers import make_tokenizer
 
@@ -257,7 +258,7 @@ def test_no_column_is_lost(project):
 @pytest.mark.ludwig
 def test_errors_are_raised_before_the_model_is_loaded(project, monkeypatch):
     run()
-    monkeypatch.setattr("pipelines.prediction.predict.load_tuned", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("pipelines.prediction.completers.load_tuned", lambda *_: pytest.fail("loaded"))
     cases = {
         '{"q": "x"}\n{"q": "x", "prediction": 1}\n': "new.jsonl:2: has a column `prediction`, which predict writes",
         '{"q": "x", "prediction_finish_reason": 1}\n': "new.jsonl:1: has a column `prediction_finish_reason`",
@@ -366,3 +367,23 @@ def test_options_that_mean_nothing_together(project):
     }.items():
         result = command("predict", "runs/one", "new.jsonl", "--task", "odd", *words)
         assert (result.exit_code, message in result.stderr) == (2, True), result.output
+
+
+@pytest.mark.ludwig
+def test_the_base_model_completes_the_rows_too(project):
+    done = run()
+    write("new.jsonl", *({"q": f"is {n} odd", "base_prediction": "mine"} for n in range(30)))
+    words = ("predict", "runs/one", "new.jsonl", "--task", "odd")
+    tuned = [json.loads(line) for line in command(*words).stdout.splitlines()]
+    result = command(*words, "--base")
+    assert (result.exit_code, "has a column `base_prediction`, which predict writes" in result.stderr) == (2, True)
+    write("new.jsonl", *({"q": f"is {n} odd"} for n in range(43)))
+    both = [json.loads(line) for line in command(*words, "--base").stdout.splitlines()]
+    assert [row["prediction"] for row in both[:30]] == [row["prediction"] for row in tuned]
+    stored = read_jsonl(done.path("base", "completions.jsonl"))
+    expected = {one["prompt"]: one["completion"] for one in stored if one["task"] == "odd"}
+    found = {f"{row['q']}?": row["base_prediction"] for row in both}
+    assert [found[prompt] for prompt in expected if prompt in found] == [expected[p] for p in expected if p in found]
+    assert list(both[0]) == ["q", *COLUMNS[:2], *COLUMNS[3:5]]
+    result = command(*words, "--base", "--ray")
+    assert (result.exit_code, "--base does not work with --ray" in result.stderr) == (2, True)
