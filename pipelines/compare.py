@@ -24,9 +24,8 @@ from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, t
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
 from pipelines.evaluation.completions import Completion, LoadedModel, complete
-from pipelines.inference.run_models import tuned_job
 from pipelines.modeling.base_models import ensure_base_model
-from pipelines.prediction.models import load_tuned, tuned_prompt_format
+from pipelines.prediction.models import load_tuned, tuned_job, tuned_prompt_format
 from pipelines.prediction.rows import check_prompt_lengths, load_prompts
 from pipelines.registry import lazy_import
 from pipelines.scoring.metric import metric_from_key, metric_key

@@ -12,6 +12,7 @@ import click
 from pipelines.commands.arguments import run_argument
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.errors import ConfigError
+from pipelines.prediction.models import tuned_job
 from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
 
@@ -57,7 +58,7 @@ def chat(
     """
     quiet_libraries()
     opened = Run.open(run)
-    job = run_models.tuned_job(opened)
+    job = tuned_job(opened)
     defaults = sampling_defaults.SamplingDefaults.from_generation(job.generation)
     sampling: dict[str, Any] = defaults.settings(
         temperature=None if temperature is None else chat_commands.parse_temperature(temperature)

@@ -16,11 +16,11 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples
 from pipelines.errors import RunError
 from pipelines.forgetting.continual import existing_starting_model
-from pipelines.inference.run_models import tuned_job
 from pipelines.modeling.base_models import TRAINING_FILE
 from pipelines.modeling.base_reference import BaseModelReference, base_model_reference
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.modeling.model_folder import read_config
+from pipelines.prediction.models import tuned_job
 from pipelines.storage.records import CompletionRecord, Manifest, read_records
 from pipelines.storage.run_folder import Run
 

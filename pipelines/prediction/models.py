@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.config.job import Job
+from pipelines.config.job import Job, load_run_job
 from pipelines.data.prompt_format import PromptFormat
+from pipelines.errors import RunError
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.forgetting.continual import existing_starting_model
 from pipelines.registry import lazy_import
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from pipelines.modeling import hardware
 else:
     hardware = lazy_import("pipelines.modeling.hardware")  # torch: 3 s that an error in a file of rows does not need
+
+
+def tuned_job(run: Run) -> Job:
+    """The job of a run that has been trained. Raises RunError if it has not."""
+    if "train" not in run.manifest["stages"]:
+        raise RunError(f"{run.folder} has no tuned model yet; finish it with: {run.command}")
+    return load_run_job(run.folder)
 
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:

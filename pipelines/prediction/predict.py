@@ -20,11 +20,10 @@ from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.errors import DataError, Problem, RunError
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT, Completion
 from pipelines.forgetting.continual import existing_starting_model
-from pipelines.inference.run_models import tuned_job
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.prediction import completers
 from pipelines.prediction.completers import Batch, CompleteBatches
-from pipelines.prediction.models import tuned_prompt_format
+from pipelines.prediction.models import tuned_job, tuned_prompt_format
 from pipelines.prediction.rows import PromptRows, SourceRow, check_prompt_lengths, source_rows
 from pipelines.storage.files import digest, file_sha256
 from pipelines.storage.run_folder import Run

@@ -10,8 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipelines.cli import main
-from pipelines.inference.run_models import tuned_job
-from pipelines.prediction.models import load_tuned
+from pipelines.prediction.models import load_tuned, tuned_job
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig
