@@ -24,6 +24,7 @@ from pipelines.data.tokenize_rows import TokenizedExample, read_test_examples, t
 from pipelines.errors import DataError, RunError
 from pipelines.evaluation.completion_records import completion_record, sample_prompt_record
 from pipelines.evaluation.completions import Completion, LoadedModel, complete
+from pipelines.evaluation.stored_completions import copy_few_shot
 from pipelines.modeling.base_models import ensure_base_model
 from pipelines.prediction.models import load_tuned, tuned_job, tuned_prompt_format
 from pipelines.prediction.rows import check_prompt_lengths, load_prompts
@@ -127,6 +128,8 @@ def compare_models(
             prepare_sandbox({str(settings["metric"]) for settings in scoring.values()}, reporter.status)
             check_scores(examples, scoring)
             _write_completions(models, examples, _generation(job), staging, reporter)
+        if prompts is None and second.run is not None:
+            copy_few_shot(second.run, staging)
         _write_manifest(models, job, scoring, folder.name, staging, command)
     return folder
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipelines.forgetting import continual
     from pipelines.modeling import hardware as hardware_module
     from pipelines.modeling import memory
-    from pipelines.stages import evaluate, prepare, report, train
+    from pipelines.stages import evaluate, few_shot, prepare, report, train
 else:
     # torch, and Ludwig in `train`: 3 s to half a minute that an error in the config or the cache does not need
     continual = lazy_import("pipelines.forgetting.continual")
@@ -47,6 +47,7 @@ else:
     hardware_module = lazy_import("pipelines.modeling.hardware")
     prepare = lazy_import("pipelines.stages.prepare")
     evaluate = lazy_import("pipelines.stages.evaluate")
+    few_shot = lazy_import("pipelines.stages.few_shot")
     train = lazy_import("pipelines.stages.train")
     report = lazy_import("pipelines.stages.report")
 
@@ -100,6 +101,7 @@ class StageRunner:
         self._stage("prepare", lambda: prepare.prepare_data(context))
         with evaluate.EvaluatorSession(context, "base") as base:
             self._stage("eval_base", lambda: evaluate.evaluate_rows(base))
+            self._stage("eval_few_shot", lambda: few_shot.evaluate_few_shot(base))
             self._stage(
                 "eval_base_retention", lambda: evaluate.evaluate_retention(base, digests["eval_base_retention"])
             )

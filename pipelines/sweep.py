@@ -24,8 +24,9 @@ from pipelines.evaluation.retention import configured_retention_evals
 from pipelines.report.sweep import BASELINE, VALIDATION_EVAL
 from pipelines.run import run_job
 from pipelines.storage.files import write_json
-from pipelines.storage.records import RetentionRecord, SweepTrial, SweepVariant, SweepVariants, read_records
+from pipelines.storage.records import RetentionRecord, read_records
 from pipelines.storage.run_folder import Run
+from pipelines.storage.sweep_records import SweepTrial, SweepVariant, SweepVariants
 
 LR_FACTORS = (1.0, 0.3, 0.1, 0.03)
 """Factors on the learning rate, which is the hyperparameter of variants without another. A low rate is the baseline to

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,21 @@ from pipelines.checks.dataset import DatasetChecks
 from pipelines.checks.files import check_data_files, source_notes
 from pipelines.checks.findings import raise_on_errors
 from pipelines.commands.arguments import config_argument, overrides_argument
-from pipelines.commands.token_text import print_rows
-from pipelines.config.job import load_job
+from pipelines.commands.token_text import print_row, print_rows
+from pipelines.config.job import Job, load_job
 from pipelines.config.lr_schedules import ScheduleSettings, StepCounts, lr_factor, peak_learning_rate
 from pipelines.console.plain_text import encodes_unicode
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.data.examples import HeldOutRows, load_examples
+from pipelines.data.few_shot import few_shot_prompts
+from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.row_reasoning import RowReasoning
 from pipelines.data.sources import SPLITS
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.data.too_long import TooLongRows
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens
+from pipelines.report.few_shot import examples_in_prompt
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.scoring.sandbox import prepare_sandbox
 
@@ -76,6 +79,7 @@ def preview(config: Path, overrides: tuple[str, ...], rows: int, lengths: bool, 
         preview_rows = PreviewRows.read(checks.observe_all(tokenized), rows)
     console = Console(highlight=False)
     print_rows(list(chain(*preview_rows.shown.values())), prompt_format, console, rows, shorten=not full)
+    print_few_shot_prompts(preview_rows, job, prompt_format, console, shorten=not full)
     print_lengths(preview_rows, counts, console)
     dropped = sum(count for (_, split), count in too_long.dropped.items() if split == "train")
     print_schedule(job.trainer, counts.total("train") - dropped, console)
@@ -98,10 +102,14 @@ class PreviewRows:
 
     Attributes:
         shown: the training rows that are shown, per task.
+        candidates: the training rows that may become examples in a prompt, per task.
+        test_rows: the first test rows per task, at most READ_ROWS.
         lengths, supervised: the number of tokens of each row, and the supervised ones of all, per (task, split).
     """
 
     shown: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+    candidates: dict[str, list[TokenizedExample]] = field(default_factory=dict)
+    test_rows: dict[str, list[TokenizedExample]] = field(default_factory=dict)
     lengths: dict[tuple[str, str], array[int]] = field(default_factory=dict)
     supervised: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -116,7 +124,38 @@ class PreviewRows:
             shown = kept.shown.setdefault(row.example.task, [])
             if row.example.split == "train" and len(shown) < rows_per_task:
                 shown.append(row)
+            if row.example.rank is not None:
+                kept.candidates.setdefault(row.example.task, []).append(row)
+            test_rows = kept.test_rows.setdefault(row.example.task, [])
+            if row.example.split == "test" and len(test_rows) < READ_ROWS:
+                test_rows.append(row)
         return kept
+
+
+def print_few_shot_prompts(
+    rows: PreviewRows, job: Job, prompt_format: PromptFormat, console: Console, shorten: bool
+) -> None:
+    """Prints the prompt of the first test row of every task with its examples, as the base is given it."""
+    for name, task in job.pipeline.tasks.items():
+        wanted = job.pipeline.few_shot(task)
+        if not wanted or not rows.test_rows.get(name):
+            continue
+        test_rows = [_with_limit(row, job) for row in rows.test_rows[name]]
+        candidates = sorted(rows.candidates.get(name, []), key=lambda row: row.example.rank or 0)
+        prompts = few_shot_prompts(name, wanted, test_rows, candidates, prompt_format, limit=1)
+        if prompts.rows:
+            row = prompts.shown(0, prompt_format)
+            examples = examples_in_prompt(prompts.counts[0])
+            console.rule(Text(f"{name}  {row.example.source_location}, base with {examples}"), align="left")
+            print_row(row, prompt_format, console, shorten)
+        for note in prompts.summary.notes:
+            console.print(Text(f"{name}: {note}"))
+
+
+def _with_limit(row: TokenizedExample, job: Job) -> TokenizedExample:
+    """The row with the limit of its completion, which the examples must leave room for."""
+    limit = job.completion_limit(row.example.task, with_reasoning=row.example.reasoning is not None)
+    return replace(row, example=replace(row.example, max_new_tokens=limit))
 
 
 def print_lengths(rows: PreviewRows, counts: HeldOutRows, console: Console) -> None:

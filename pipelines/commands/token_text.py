@@ -42,10 +42,11 @@ def print_rows(
         task_rows = [row for row in rows if row.example.task == task and row.example.split == "train"]
         for row in task_rows[:rows_per_task]:
             console.rule(Text(f"{task}  {row.example.source_location}"), align="left")
-            _print_row(row, prompt_format, console, shorten)
+            print_row(row, prompt_format, console, shorten)
 
 
-def _print_row(row: TokenizedExample, prompt_format: PromptFormat, console: Console, shorten: bool) -> None:
+def print_row(row: TokenizedExample, prompt_format: PromptFormat, console: Console, shorten: bool) -> None:
+    """Prints the turns of a row, decoded from their tokens. shorten: leave out the middle of long texts."""
     for number, turn in enumerate(turn_ranges(row.example.conversation, row, prompt_format), 1):
         heading = f"{number} {turn.role}, {count(turn.end - turn.start, 'token')}"
         if turn.supervised:

@@ -14,8 +14,10 @@ from pydantic import (
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
-from pipelines.config.task import RowLimit, Task, TemplateVariables, TooLong
+from pipelines.config.task import FewShot, RowLimit, Task, TemplateVariables, TooLong
 
+DEFAULT_FEW_SHOT = 4
+"""Examples in the prompt of the base, unless the config says otherwise."""
 DEFAULT_ROWS = 1000
 """Test and validation rows of a task that are evaluated, unless the config says otherwise."""
 
@@ -43,6 +45,10 @@ class Gate(Section):
     max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Maximum regression of a retention eval, in its unit: points, or nats per token."
     )
+    min_gain_beyond_few_shot: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Minimum improvement of a task over the base with examples in its prompt, see `report.few_shot`.",
+    )
     by: Literal["ci", "point_estimate"] = Field(
         default="ci",
         description="ci: the pessimistic bound of the 95 % confidence interval decides; point_estimate: the change.",
@@ -50,9 +56,11 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _check_one_condition(self) -> Self:
-        if self.min_gain is not None and self.max_drop is not None:
-            raise ValueError("min_gain is for a task, max_drop for a retention eval; remove one of them")
-        if self.min_gain is None and self.max_drop is None:
+        task_key = "min_gain" if self.min_gain is not None else "min_gain_beyond_few_shot"
+        is_for_task = self.min_gain is not None or self.min_gain_beyond_few_shot is not None
+        if is_for_task and self.max_drop is not None:
+            raise ValueError(f"{task_key} is for a task, max_drop for a retention eval; remove one of them")
+        if not is_for_task and self.max_drop is None:
             raise ValueError(
                 "a task requires min_gain, as in min_gain: 5; a retention eval max_drop, as in max_drop: 0.05"
             )
@@ -75,10 +83,14 @@ class ReportSettings(Section):
         default=DEFAULT_ROWS,
         description="Validation rows per task that are evaluated during training, drawn at random from all; or all.",
     )
+    few_shot: FewShot = Field(
+        default=DEFAULT_FEW_SHOT,
+        description="Training rows in the prompt of the base that the tuned model is also compared with; 0 for none.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0,
-        description="Seed by which test and validation rows are drawn; `pipeline.seed` has no effect on them, so that "
-        "runs with different seeds are compared on the same rows.",
+        description="Seed by which test rows, validation rows and examples in prompts are drawn; `pipeline.seed` has "
+        "no effect on them, so that runs with different seeds are compared on the same rows.",
     )
 
 
@@ -134,6 +146,10 @@ class PipelineSettings(Section):
         default=None,
         description="Folder of a finished run whose tuned model this job starts from, instead of the base model.",
     )
+
+    def few_shot(self, task: Task) -> int:
+        """How many examples the prompts of a task have in the comparison with the base that is given some."""
+        return self.report.few_shot if task.few_shot is None else task.few_shot
 
     def row_limit(self, task: Task, split: str) -> int | None:
         """How many rows of the validation or test split of a task are evaluated; None for all of them."""

@@ -65,8 +65,14 @@ def _gate_problems(pipeline: PipelineSettings, document: Document) -> Iterator[P
             kind, known = "task", list(pipeline.tasks)
         else:
             kind, known = "retention eval", pipeline.forgetting.eval_names
-            if pipeline.continue_from is not None and "/" in name:
-                continue
+        if gate.max_drop is not None and pipeline.continue_from is not None and "/" in name:
+            continue
+        if gate.min_gain_beyond_few_shot is not None and name in known and not pipeline.few_shot(pipeline.tasks[name]):
+            message = (
+                f"pipeline.report.gates.{name}: min_gain_beyond_few_shot needs examples in the prompt, but few_shot is "
+                "0; write few_shot: 4"
+            )
+            yield document.problem(message, "pipeline", "report", "gates", name, "min_gain_beyond_few_shot")
         if name not in known:
             closest = did_you_mean(name, known)
             hint = f"did you mean {closest}?" if closest else f"the {kind}s are {', '.join(known) or 'none'}"

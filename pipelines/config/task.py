@@ -58,6 +58,9 @@ def _check_row_limit(limit: object) -> object:
 RowLimit = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_check_row_limit)]
 """How many rows of a split are evaluated."""
 
+FewShot = Annotated[int, Field(ge=0, le=32)]
+"""How many training rows are examples in the prompt of the base."""
+
 ColumnName = Annotated[Text, AfterValidator(_check_column)]
 """The name of a column of the rows."""
 
@@ -133,6 +136,10 @@ class Task(Section):
     )
     validation_rows: RowLimit | None = Field(
         default=None, description="Validation rows that are evaluated; None is `report.validation_rows`."
+    )
+
+    few_shot: FewShot | None = Field(
+        default=None, description="Examples in the prompt of the base; None is `report.few_shot`."
     )
 
     @field_validator("prompt", "completion", "system")

@@ -7,16 +7,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.console.activity import track_activity
 from pipelines.errors import Problem, RunError
+from pipelines.report.few_shot import align, few_shot_answer
 from pipelines.report.formatting import BASE_AND_TUNED
 from pipelines.report.gates import check_gates
 from pipelines.report.reasoning import reasoning_counts
-from pipelines.report.results import Analysis, Change, ExampleComparison, NllChange, Pair, SamplePrompt, TaskResult
+from pipelines.report.results import (
+    Analysis,
+    Change,
+    ExampleComparison,
+    FewShotResult,
+    NllChange,
+    Pair,
+    SamplePrompt,
+    TaskResult,
+)
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.summaries import drawn_rows_caveat, find_caveats, label_anywhere_accuracies
@@ -33,7 +43,8 @@ def analyse(folder: Path) -> Analysis:
     models = files.manifest.models or BASE_AND_TUNED
     metrics = {task: metric_from_key(key) for task, key in files.metrics.items()}
     _check_not_all_empty(files, metrics)
-    examples = [_example(base, tuned, metrics[base.task]) for base, tuned in zip(files.base, files.tuned, strict=True)]
+    rows = zip(files.base, files.tuned, align(files.few_shot, files.base), strict=True)
+    examples = [_example(base, tuned, few_shot, metrics[base.task]) for base, tuned, few_shot in rows]
     examples = _number_answers(examples)
     sample_prompts = [
         SamplePrompt(base.title, base.prompt, base.completion, tuned.completion, **_reasoning(base, tuned))
@@ -78,7 +89,9 @@ def _number_answers(examples: Sequence[ExampleComparison]) -> list[ExampleCompar
     return numbered
 
 
-def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) -> ExampleComparison:
+def _example(
+    base: CompletionRecord, tuned: CompletionRecord, few_shot: CompletionRecord | None, metric: Metric
+) -> ExampleComparison:
     before, after = metric.score(base.model_dump()), metric.score(tuned.model_dump())
     gain = 0.0
     change: Change = "unscored"
@@ -100,6 +113,7 @@ def _example(base: CompletionRecord, tuned: CompletionRecord, metric: Metric) ->
         gain=gain,
         both_wrong=metric.binary and before.value == 0 and after.value == 0,
         reference_reasoning=base.reference_reasoning,
+        few_shot=None if few_shot is None else few_shot_answer(few_shot, metric),
         **_reasoning(base, tuned),
     )
 
@@ -118,6 +132,7 @@ def _task_results(
     files: RunFiles, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], models: tuple[str, str]
 ) -> dict[str, TaskResult]:
     comparisons = {task: _compare(task, metrics, examples, files) for task in metrics}
+    few_shot = _few_shot_results(files, metrics, examples)
     p_values = [comparison.p_value for comparison in comparisons.values()]
     results = {}
     for (task, comparison), p_holm in zip(comparisons.items(), holm(p_values), strict=True):
@@ -130,41 +145,114 @@ def _task_results(
         result = replace(
             _task_result(task, metrics[task], comparison, p_holm, nll_change, own_examples),
             reasoning=reasoning_counts(base, tuned),
+            few_shot=few_shot.get(task),
         )
         data = files.manifest.data.get(task)
         drawn = data.drawn.get("test") if data else None
         caveats = [
             *find_caveats(result, base, tuned, models),
             *([drawn_rows_caveat(result, drawn)] if drawn else []),
+            *(files.few_shot_tasks[task].notes if task in files.few_shot_tasks else []),
             *(data.notes if data else []),
         ]
         results[task] = replace(result, caveats=caveats)
     return results
 
 
-def _compare(
-    task: str, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], files: RunFiles
-) -> Comparison:
+def _few_shot_results(
+    files: RunFiles, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison]
+) -> dict[str, FewShotResult]:
+    """The comparison of the tuned model with the base that has examples in its prompt, by task.
+
+    p-values are corrected for the number of these comparisons, which answer a question of their own.
+    """
+    tasks = [name for name in metrics if name in files.few_shot_tasks and files.few_shot_tasks[name].k]
+    before = {
+        task: [
+            None if example.few_shot is None or example.task != task else example.few_shot.score for example in examples
+        ]
+        for task in tasks
+    }
+    scored = {task: _paired_scores(task, before[task], examples, files) for task in tasks}
+    comparisons = {
+        task: compare(
+            scores.before,
+            scores.after,
+            binary=metrics[task].binary,
+            clusters=scores.clusters,
+            num_comparisons=len(tasks),
+        )
+        for task, scores in scored.items()
+        if scores.before
+    }
+    p_values = holm([comparison.p_value for comparison in comparisons.values()])
+    return {
+        task: FewShotResult(
+            metric=metrics[task],
+            comparison=comparison,
+            p_holm=p_holm,
+            **_counts_of_changes(comparison, metrics[task]),
+            k=files.few_shot_tasks[task].k,
+            num_tokens=files.few_shot_tasks[task].num_tokens,
+            unscored=sum(
+                example.few_shot is not None and example.few_shot.score is None
+                for example in examples
+                if example.task == task
+            ),
+        )
+        for (task, comparison), p_holm in zip(comparisons.items(), p_values, strict=True)
+    }
+
+
+def _counts_of_changes(comparison: Comparison, metric: Metric) -> dict[str, int]:
+    """The keys of PairedResult with the numbers of rows."""
+    better, worse = comparison.num_increased, comparison.num_decreased
+    if not metric.higher_is_better:
+        better, worse = worse, better
+    return {"num_better": better, "num_worse": worse, "num_same": comparison.n - better - worse}
+
+
+class _PairedScores(NamedTuple):
+    """The scores of a task's rows that both models could be scored on, and the clusters of these rows, if any."""
+
+    before: Sequence[float]
+    after: Sequence[float]
+    clusters: Sequence[str] | None
+
+
+def _paired_scores(
+    task: str, before: Sequence[float | None], examples: Sequence[ExampleComparison], files: RunFiles
+) -> _PairedScores:
+    """`before`: the score of each example by the model that the tuned one is compared with."""
     column = files.cluster_column(task)
     # Several answers of one conversation are not independent: its row is then their cluster.
     has_several = any(example.answer is not None for example in examples if example.task == task)
     scored = [
-        (example.base_score, example.tuned_score, str(record.fields.get(column)) if column else dump(record.fields))
-        for example, record in zip(examples, files.base, strict=True)
-        if example.task == task and example.base_score is not None and example.tuned_score is not None
+        (score, example.tuned_score, str(record.fields.get(column)) if column else dump(record.fields))
+        for score, example, record in zip(before, examples, files.base, strict=True)
+        if example.task == task and score is not None and example.tuned_score is not None
     ]
     if not scored:
+        return _PairedScores([], [], None)
+    first, second, clusters = zip(*scored, strict=True)
+    return _PairedScores(first, second, clusters if column or has_several else None)
+
+
+def _compare(
+    task: str, metrics: Mapping[str, Metric], examples: Sequence[ExampleComparison], files: RunFiles
+) -> Comparison:
+    scores = _paired_scores(task, [example.base_score for example in examples], examples, files)
+    if not scores.before:
         message = (
             f"task {task!r}: no row could be scored on both models; read the completions, "
             "then give the task another metric in the config and run the job again"
         )
         raise RunError(Problem(message, str(files.path / "tuned" / "completions.jsonl")))
-    base, tuned, clusters = zip(*scored, strict=True)
     return compare(
-        base,
-        tuned,
+        scores.before,
+        scores.after,
         binary=metrics[task].binary,
-        clusters=clusters if column or has_several else None,
+        clusters=scores.clusters,
         num_comparisons=len(metrics),
     )
 

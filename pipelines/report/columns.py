@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pipelines.report.few_shot import few_shot_name
 from pipelines.report.formatting import heading, interval, number, p_value, signed, with_unit
 from pipelines.report.results import TaskResult
 from pipelines.report.retention import RetentionResult
@@ -22,7 +23,9 @@ class ResultColumn[R](Column):
 
 
 def task_columns(models: tuple[str, str], tasks: Iterable[TaskResult] = ()) -> list[ResultColumn[TaskResult]]:
-    """The columns of the table of tasks. The number of reasoning tokens is one of them if a task of `tasks` has any."""
+    """The columns of the table of tasks. The number of reasoning tokens, and the base with examples in its prompt, are
+    among them if a task of `tasks` has any."""
+    tasks = list(tasks)
     reasoning = ResultColumn[TaskResult](
         key="reasoning", heading="Reasoning tokens", optional=True, text=lambda task: _reasoning_tokens(task)
     )
@@ -30,7 +33,7 @@ def task_columns(models: tuple[str, str], tasks: Iterable[TaskResult] = ()) -> l
         ResultColumn(key="name", heading="Task", words=True, text=lambda task: task.name),
         ResultColumn(key="title", heading="Metric", words=True, text=lambda task: with_unit(task.title, task.unit)),
         ResultColumn(key="n", heading="Rows", text=lambda task: f"{task.comparison.n:,}"),
-        *_comparison_columns(models),
+        *_with_few_shot(_comparison_columns(models), tasks),
         ResultColumn(key="p_holm", heading="p (Holm)", optional=True, text=lambda task: p_value(task.p_holm)),
         ResultColumn(
             key="wins",
@@ -47,6 +50,23 @@ def task_columns(models: tuple[str, str], tasks: Iterable[TaskResult] = ()) -> l
         *([reasoning] if any(task.reasoning for task in tasks) else []),
         ResultColumn(key="verdict", heading="Verdict", words=True, text=lambda task: task.verdict),
     ]
+
+
+def _with_few_shot(
+    columns: list[ResultColumn[TaskResult | RetentionResult]], tasks: list[TaskResult]
+) -> list[ResultColumn[TaskResult]]:
+    """The columns of a comparison, with that of the base with examples after the base, and the gain beyond them."""
+    if not any(task.few_shot for task in tasks):
+        return list(columns)
+    name = few_shot_name(tasks)
+    mean = ResultColumn[TaskResult](key="few_shot", heading=name, text=_few_shot_mean)
+    beyond = ResultColumn[TaskResult](
+        key="beyond",
+        heading=f"Beyond {name.removeprefix('Base + ')} (95 % CI)",
+        optional=True,
+        text=_beyond_few_shot,
+    )
+    return [columns[0], mean, *columns[1:], beyond]
 
 
 def retention_columns(models: tuple[str, str]) -> list[ResultColumn[RetentionResult]]:
@@ -80,6 +100,17 @@ def _comparison_columns(models: tuple[str, str]) -> list[ResultColumn[TaskResult
         ResultColumn(key="delta", heading="Change", text=lambda result: signed(result.comparison.delta, result.unit)),
         ResultColumn(key="ci95", heading="95 % CI", text=lambda result: interval(result.comparison.ci95, result.unit)),
     ]
+
+
+def _few_shot_mean(task: TaskResult) -> str:
+    return "" if task.few_shot is None else number(task.few_shot.comparison.base, task.unit)
+
+
+def _beyond_few_shot(task: TaskResult) -> str:
+    if task.few_shot is None:
+        return ""
+    comparison = task.few_shot.comparison
+    return f"{signed(comparison.delta, task.unit)} ({interval(comparison.ci95, task.unit)})"
 
 
 def _nll(task: TaskResult) -> str:

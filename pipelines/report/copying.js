@@ -8,11 +8,13 @@
   }
 
   function markdown(pair) {
-    const { prompt, reference, base, tuned } = readPair(pair);
+    const { prompt, reference, base, fewShot, tuned } = readPair(pair);
     const line = (selector) => pair.querySelector(selector)?.textContent.replace(/\s+/g, " ").trim() ?? "";
     const parts = [`### ${line("h3")}${line(".tag") && `: ${line(".tag")}`}`, "Prompt", block(prompt)];
     if (pair.querySelector(".reference")) parts.push("Reference", block(reference));
-    parts.push(line(".base h4"), block(base), line(".tuned h4"), block(tuned));
+    parts.push(line(".base h4"), block(base));
+    if (pair.querySelector(".few-shot")) parts.push(line(".few-shot h4"), block(fewShot));
+    parts.push(line(".tuned h4"), block(tuned));
     return parts.join("\n\n") + "\n";
   }
 

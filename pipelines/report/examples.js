@@ -26,8 +26,8 @@
       .replaceAll("i\u0307", "i");
 
   function searchable(example) {
-    const { prompt, reference, base, tuned } = readPair(example);
-    return fold([example.querySelector("h3").textContent, prompt, reference, base, tuned].join("\n"));
+    const { prompt, reference, base, fewShot, tuned } = readPair(example);
+    return fold([example.querySelector("h3").textContent, prompt, reference, base, fewShot, tuned].join("\n"));
   }
 
   function matcher(task, query) {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from dataclasses import astuple
+from typing import Literal, NamedTuple
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -12,6 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.report.few_shot import few_shot_name
 from pipelines.report.formatting import NOTHING, heading, no_answer, printable, score
 from pipelines.report.results import Analysis, ExampleComparison
 
@@ -55,23 +57,57 @@ def _parts(analysis: Analysis, examples: Sequence[ExampleComparison]) -> Iterato
         yield Rule(Text(title, style=STYLES[example.change]), align="left", style="dim")
         yield Text(_excerpt(example.prompt))
         yield Padding(Text(_excerpt(example.reference), style="dim"), (0, 0, 0, 2))
+        answers = _answers(example, analysis)
         table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0))
-        scores = (example.base_score, example.tuned_score)
-        for model, value in zip(analysis.models, scores, strict=True):
-            name = f"{heading(model)} ({score(value, task.unit, task.metric.binary)})"
+        for answer in answers:
+            name = f"{answer.model} ({score(answer.score, task.unit, task.metric.binary)})"
             table.add_column(Text(name, style="bold"), ratio=1, overflow="fold")
-        if example.base_reasoning or example.tuned_reasoning:
-            thoughts = (example.base_reasoning, example.tuned_reasoning)
-            table.add_row(*(Text(_thought(thought) if thought else "", style="dim italic") for thought in thoughts))
-        table.add_row(
-            Text(_answer(example.base, example.base_reasoning, example.base_reasoning_cut)),
-            Text(_answer(example.tuned, example.tuned_reasoning, example.tuned_reasoning_cut)),
-        )
-        if example.base_detail or example.tuned_detail:
-            details = (example.base_detail, example.tuned_detail)
-            table.add_row(*(Text(_excerpt(detail) if detail else "", style="dim") for detail in details))
+        if any(answer.reasoning for answer in answers):
+            thoughts = [_thought(answer.reasoning) if answer.reasoning else "" for answer in answers]
+            table.add_row(*(Text(thought, style="dim italic") for thought in thoughts))
+        table.add_row(*(Text(_answer(answer.text, answer.reasoning, answer.reasoning_cut)) for answer in answers))
+        if any(answer.detail for answer in answers):
+            table.add_row(*(Text(_excerpt(answer.detail) if answer.detail else "", style="dim") for answer in answers))
         yield table
         yield Text()
+
+
+class _ModelAnswer(NamedTuple):
+    """An answer with the heading of its column."""
+
+    model: str
+    text: str
+    score: float | None
+    detail: str
+    reasoning: str | None
+    reasoning_cut: bool
+
+
+def _answers(example: ExampleComparison, analysis: Analysis) -> list[_ModelAnswer]:
+    """The answers to an example: of the base, of the base with examples in its prompt if there is one, of the tuned
+    model."""
+    answers = [
+        _ModelAnswer(
+            heading(analysis.models[0]),
+            example.base,
+            example.base_score,
+            example.base_detail,
+            example.base_reasoning,
+            example.base_reasoning_cut,
+        ),
+        _ModelAnswer(
+            heading(analysis.models[1]),
+            example.tuned,
+            example.tuned_score,
+            example.tuned_detail,
+            example.tuned_reasoning,
+            example.tuned_reasoning_cut,
+        ),
+    ]
+    if (few_shot := example.few_shot) is not None:
+        name = few_shot_name([analysis.tasks[example.task]])
+        answers.insert(1, _ModelAnswer(name, *astuple(few_shot)))
+    return answers
 
 
 def _thought(text: str) -> str:

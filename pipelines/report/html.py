@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from pipelines.report import formatting, plots
 from pipelines.report.columns import retention_columns, task_columns
+from pipelines.report.few_shot import FEW_SHOT_NOTE, few_shot_name, worth_of_tuning
 from pipelines.report.results import Analysis
 from pipelines.report.summaries import (
     backward_transfer_summary,
@@ -50,6 +51,9 @@ def render(analysis: Analysis) -> str:
             training=analysis.training,
             plan=analysis.manifest.plan,
             headline=headline(analysis),
+            worth_of_tuning=worth_of_tuning(analysis),
+            few_shot_name=few_shot_name(analysis.tasks.values()),
+            few_shot_note=FEW_SHOT_NOTE,
             task_columns=task_columns(analysis.models, analysis.tasks.values()),
             retention_columns=retention_columns(analysis.models),
             retention_summary=retention_summary(analysis),

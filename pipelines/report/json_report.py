@@ -11,94 +11,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipelines.report.results import Analysis, Change, TaskResult, TaskVerdict
+from pipelines.report.few_shot import worth_of_tuning
+from pipelines.report.json_tasks import (
+    ComparisonReport,
+    Interval,
+    JsonModel,
+    TaskReport,
+    comparison_fields,
+    task_report,
+)
+from pipelines.report.results import Analysis, Change
 from pipelines.report.retention import RetentionResult, RetentionVerdict
-from pipelines.report.summaries import headline, retention_summary, task_summary
+from pipelines.report.summaries import headline, retention_summary
 from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, PlanRecord, StageRecord, TaskData, TrainingHistory
 
 FORMAT_VERSION = 7
 """The value of `Report.format_version`."""
 
-Interval = tuple[float, float]
 
+class FewShotAnswerReport(JsonModel):
+    """The completion of the base with examples in its prompt."""
 
-class JsonModel(BaseModel):
-    """Base of the objects of report.json: no unknown keys, no NaN, no infinity."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class PairReport[T](JsonModel):
-    """One value per model."""
-
-    base: T = Field(description="Value of the base, or of the first model.")
-    tuned: T = Field(description="Value of the tuned model, or of the second model.")
-
-
-class NllReport(JsonModel):
-    """The mean negative log-likelihood of the references, in nats per token."""
-
-    base: float = Field(description="Mean of the base, or of the first model.")
-    tuned: float = Field(description="Mean of the tuned model, or of the second model.")
-    delta: float = Field(description="Difference tuned - base.")
-    ci95: Interval = Field(description="Paired 95 % confidence interval of delta.")
-
-
-class ComparisonReport(JsonModel):
-    """The scores of two models on the same rows. Percentages and points are on a scale from 0 to 100."""
-
-    title: str = Field(description="Name of the measure for readers.")
-    unit: str = Field(description="Unit of the scores: %, points or nats/token.")
-    higher_is_better: bool = Field(description="Whether a higher score is better.")
-    n: int = Field(description="Number of rows or items that were scored on both models.")
-    base: float = Field(description="Mean score of the base, or of the first model.")
-    tuned: float = Field(description="Mean score of the tuned model, or of the second model.")
-    delta: float = Field(description="Difference tuned - base.")
-    ci95: Interval = Field(description="Paired 95 % confidence interval of delta.")
-
-
-class ReasoningReport(JsonModel):
-    """The completions of one model on a task that have reasoning."""
-
-    completions: int = Field(description="Number of completions with reasoning.")
-    cut: int = Field(description="Number of completions that were cut inside their reasoning and have no answer.")
-    unanswered: int = Field(
-        description="Number of completions with reasoning that end by themselves without an answer."
-    )
-    mean_tokens: float = Field(description="Mean number of reasoning tokens per completion, of all completions.")
-
-
-class TaskReport(ComparisonReport):
-    """A task."""
-
-    metric: str = Field(description="Metric as the config names it.")
-    binary: bool = Field(description="Whether every row scores 0 or 100.")
-    p_value: float = Field(description="Two-sided p-value of no difference.")
-    p_holm: float = Field(description="p_value after Holm's correction for the number of tasks.")
-    significant: bool = Field(description="Whether p_holm is below 0.05 and ci95 excludes 0.")
-    verdict: TaskVerdict = Field(description="Result in one word; inconclusive if not significant.")
-    wins: int = Field(description="Number of rows with a better score of the tuned model.")
-    losses: int = Field(description="Number of rows with a worse score of the tuned model.")
-    ties: int = Field(description="Number of rows with the same score.")
-    unscored: PairReport[int] = Field(description="Number of completions that could not be scored.")
-    required_sample_size: int | None = Field(
-        description="Approximate number of rows for 80 % power at the observed effect size; null if significant."
-    )
-    reference_nll: NllReport | None = Field(
-        description="Negative log-likelihood of the references; null if the models tokenize them differently."
-    )
-    label_anywhere_accuracy: PairReport[float] | None = Field(
-        description="Percentage of completions with the right label and no other in the text; null for other metrics."
-    )
-    reasoning: PairReport[ReasoningReport] | None = Field(
-        description="Reasoning of the completions; null if none has any."
-    )
-    scoring: str = Field(description="Note on how the metric compares completions with references; may be empty.")
-    summary: str = Field(description="Result in a sentence.")
-    caveats: list[str] = Field(description="Sentences about what limits the meaning of the result.")
+    text: str = Field(description="Completion.")
+    score: float | None = Field(description="Score; null if it could not be scored.")
+    detail: str = Field(description="Details of the score, such as failed tests.")
+    reasoning: str | None = Field(description="Reasoning before the answer; null if there is none.")
+    reasoning_cut: bool = Field(description="Whether it is empty because it was cut inside its reasoning.")
 
 
 class ExampleReport(JsonModel):
@@ -125,6 +66,9 @@ class ExampleReport(JsonModel):
     base_reasoning_cut: bool = Field(description="Whether `base` is empty because it was cut inside its reasoning.")
     tuned_reasoning_cut: bool = Field(description="Whether `tuned` is empty because it was cut inside its reasoning.")
     reference_reasoning: str | None = Field(description="Reasoning of the row before its completion; null if none.")
+    few_shot: FewShotAnswerReport | None = Field(
+        description="Completion of the base with examples in its prompt; null if its task has none."
+    )
 
 
 class SamplePromptReport(JsonModel):
@@ -181,6 +125,9 @@ class Report(JsonModel):
     models: tuple[str, str] = Field(description="Names of the two models.")
     digest: str = Field(description="SHA-256 of all completions; ratings are valid for exactly these.")
     headline: str = Field(description="Result of the run in one line.")
+    worth_of_tuning: list[str] = Field(
+        description="Whether tuning was worth it, given the base with examples in its prompt; empty without examples."
+    )
     gates: list[GateReport] = Field(description="Quality gates, failed ones first.")
     tasks: dict[str, TaskReport] = Field(description="Results by task.")
     examples: list[ExampleReport] = Field(description="Test rows in the order of the completions.")
@@ -213,8 +160,9 @@ def render(analysis: Analysis) -> str:
         models=analysis.models,
         digest=analysis.digest,
         headline=headline(analysis),
+        worth_of_tuning=worth_of_tuning(analysis),
         gates=[GateReport(**asdict(gate)) for gate in analysis.gates_failed_first],
-        tasks={name: _task(task) for name, task in analysis.tasks.items()},
+        tasks={name: task_report(task) for name, task in analysis.tasks.items()},
         examples=[ExampleReport(**asdict(example)) for example in analysis.examples],
         sample_prompts=[SamplePromptReport(**asdict(sample)) for sample in analysis.sample_prompts],
         retention={name: _retention(result) for name, result in analysis.retention.items()},
@@ -249,33 +197,9 @@ def write_schema() -> None:
     write_text(Path(__file__).parents[2] / "docs" / "report.schema.json", schema())
 
 
-def _task(task: TaskResult) -> TaskReport:
-    anywhere, nll = task.label_anywhere_accuracy, task.reference_nll
-    return TaskReport(
-        **_comparison(task),
-        metric=task.metric.name,
-        binary=task.metric.binary,
-        p_value=task.comparison.p_value,
-        p_holm=task.p_holm,
-        significant=task.significant,
-        verdict=task.verdict,
-        wins=task.num_better,
-        losses=task.num_worse,
-        ties=task.num_same,
-        unscored=PairReport[int](**asdict(task.unscored)),
-        required_sample_size=task.comparison.required_sample_size,
-        reference_nll=NllReport(**asdict(nll)) if nll else None,
-        label_anywhere_accuracy=PairReport[float](**asdict(anywhere)) if anywhere else None,
-        reasoning=PairReport[ReasoningReport](**asdict(task.reasoning)) if task.reasoning else None,
-        scoring=task.metric.note,
-        summary=task_summary(task),
-        caveats=task.caveats,
-    )
-
-
 def _retention(result: RetentionResult) -> RetentionReport:
     return RetentionReport(
-        **_comparison(result),
+        **comparison_fields(result),
         kind=result.kind,
         p_holm=result.p_holm,
         verdict=result.verdict,
@@ -284,21 +208,6 @@ def _retention(result: RetentionResult) -> RetentionReport:
         summary=result.summary,
         caveats=result.caveats,
     )
-
-
-def _comparison(result: TaskResult | RetentionResult) -> dict[str, Any]:
-    """The keys of ComparisonReport."""
-    comparison = result.comparison
-    return {
-        "title": result.title,
-        "unit": result.unit,
-        "higher_is_better": result.higher_is_better,
-        "n": comparison.n,
-        "base": comparison.base,
-        "tuned": comparison.tuned,
-        "delta": comparison.delta,
-        "ci95": comparison.ci95,
-    }
 
 
 if __name__ == "__main__":

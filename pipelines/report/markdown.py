@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipelines.report.columns import ResultColumn, retention_columns, task_columns
+from pipelines.report.few_shot import FEW_SHOT_NOTE, few_shot_name, worth_of_tuning
 from pipelines.report.formatting import count, duration, no_answer, one_line, printable, score
 from pipelines.report.results import Analysis, ExampleComparison, TaskResult
 from pipelines.report.summaries import (
@@ -28,6 +29,7 @@ def render(analysis: Analysis) -> str:
         [
             f"## {escape(headline(analysis))}",
             "",
+            *_worth_of_tuning(analysis),
             *_gates(analysis),
             *(f"- **{escape(name)}** {escape(task_summary(task))}" for name, task in analysis.tasks.items()),
             "",
@@ -39,6 +41,11 @@ def render(analysis: Analysis) -> str:
             "",
         ]
     )
+
+
+def _worth_of_tuning(analysis: Analysis) -> Iterable[str]:
+    if sentences := worth_of_tuning(analysis):
+        yield from (" ".join(map(escape, sentences)), "")
 
 
 def _gates(analysis: Analysis) -> Iterable[str]:
@@ -54,7 +61,8 @@ def _tasks(analysis: Analysis) -> Iterable[str]:
     yield (
         "Both models completed the same rows, and each row is compared with itself; p-values are corrected for the "
         "number of tasks (Holm). "
-        "*Better* means better than before, not good enough; use gates for that."
+        + (FEW_SHOT_NOTE + " " if any(task.few_shot for task in analysis.tasks.values()) else "")
+        + "*Better* means better than before, not good enough; use gates for that."
     )
     for title, note in analysis.metric_notes.items():
         yield from ("", f"*{escape(title)}:* {escape(note)}")
@@ -112,11 +120,15 @@ def _pick_examples(examples_by_regression: list[ExampleComparison]) -> Iterable[
 def _example(example: ExampleComparison, task: TaskResult, models: tuple[str, str]) -> Iterable[str]:
     scores = [score(value, task.unit, task.metric.binary) for value in (example.base_score, example.tuned_score)]
     yield f"**{escape(example.task)}**, {example.row_title}, {example.change}: {' → '.join(scores)}"
-    names = ("prompt", "reference", *map(escape, models))
-    texts = (example.prompt, example.reference, example.base, example.tuned)
-    thoughts = (None, example.reference_reasoning, example.base_reasoning, example.tuned_reasoning)
-    cut = (False, False, example.base_reasoning_cut, example.tuned_reasoning_cut)
-    for name, text, thought, is_cut in zip(names, texts, thoughts, cut, strict=True):
+    lines = [
+        ("prompt", example.prompt, None, False),
+        ("reference", example.reference, example.reference_reasoning, False),
+        (escape(models[0]), example.base, example.base_reasoning, example.base_reasoning_cut),
+        (escape(models[1]), example.tuned, example.tuned_reasoning, example.tuned_reasoning_cut),
+    ]
+    if (answer := example.few_shot) is not None and task.few_shot is not None:
+        lines.insert(3, (few_shot_name([task]), answer.text, answer.reasoning, answer.reasoning_cut))
+    for name, text, thought, is_cut in lines:
         shown = code_span(text) if text.strip() else no_answer(thought, is_cut)
         folded = f" <details><summary>reasoning</summary>{code_span(thought)}</details>" if thought else ""
         yield f"- {name}: {shown}{folded}"

@@ -11,7 +11,13 @@ function readPair(pair) {
     if (!content) return "";
     return content.textContent + (content.parentElement.querySelector(":scope > .truncated") ? " …" : "");
   };
-  return { prompt: read(".prompt"), reference: read(".reference"), base: read(".base"), tuned: read(".tuned") };
+  return {
+    prompt: read(".prompt"),
+    reference: read(".reference"),
+    base: read(".base"),
+    fewShot: read(".few-shot"),
+    tuned: read(".tuned"),
+  };
 }
 
 /** Whether a key is meant for the page: the user does not type, choose from a list or use a shortcut of the browser. */

@@ -27,8 +27,16 @@ else:  # 0.5 s that the terminal's tables do not need
 
 # Placeholder colors for matplotlib. In the SVG they are replaced by the page's CSS variables, so that one figure fits
 # light mode, dark mode and print.
-INK, DIM, LINE, BASE, TUNED, PAPER = (f"#01010{digit}" for digit in range(6))
-_VARIABLES = {INK: "--ink", DIM: "--dim", LINE: "--line", BASE: "--base", TUNED: "--tuned", PAPER: "--paper"}
+INK, DIM, LINE, BASE, TUNED, PAPER, FEW_SHOT = (f"#01010{digit}" for digit in range(7))
+_VARIABLES = {
+    INK: "--ink",
+    DIM: "--dim",
+    LINE: "--line",
+    BASE: "--base",
+    TUNED: "--tuned",
+    PAPER: "--paper",
+    FEW_SHOT: "--few-shot",
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,12 @@ class Palette:
     base: str
     tuned: str
     paper: str
+    few_shot: str
 
 
-PAGE = Palette(INK, DIM, LINE, BASE, TUNED, PAPER)
+PAGE = Palette(INK, DIM, LINE, BASE, TUNED, PAPER, FEW_SHOT)
 """The placeholder colors."""
-LIGHT = Palette("#1b1f24", "#59616b", "#e1e4e8", "#67707b", "#2557c4", "#fbfbf9")
+LIGHT = Palette("#1b1f24", "#59616b", "#e1e4e8", "#67707b", "#2557c4", "#fbfbf9", "#7a4fa3")
 """The colors of report.css in light mode, for a figure outside of the page."""
 PNG_DPI = 200
 
@@ -68,7 +77,8 @@ class ParetoPoint:
 
 
 def dot_plot(tasks: Sequence[TaskResult]) -> str:
-    """Base → tuned per task, with the 95 % interval of the change; "" if no task has a scale from 0 to 100."""
+    """Base → tuned per task, the base with examples in its prompt if there is one, and the 95 % interval of the change;
+    "" if no task has a scale from 0 to 100."""
     shown = [task for task in tasks if task.percent_scale]
     return _svg("dots", DOTS_LABEL, _dots_height(shown), _draw_dots(shown, PAGE)) if shown else ""
 
@@ -94,6 +104,9 @@ def _draw_dots(shown: Sequence[TaskResult], colors: Palette) -> Callable[[Figure
                 [max(low, 0), min(high, 100)], [y, y], color=colors.tuned, lw=6, alpha=0.25, solid_capstyle="butt"
             )
             axes.plot([comparison.base, comparison.tuned], [y, y], color=colors.dim, lw=1.2)
+            if task.few_shot is not None:
+                mean = task.few_shot.comparison.base
+                axes.plot([mean], [y], "D", mfc=colors.paper, mec=colors.few_shot, mew=1.6, ms=6.5)
             # A ring and a disc, so that base and tuned differ without color as well.
             axes.plot([comparison.base], [y], "o", mfc=colors.paper, mec=colors.base, mew=2, ms=8)
             axes.plot([comparison.tuned], [y], "o", color=colors.tuned, ms=9)

@@ -50,11 +50,10 @@ class ReasoningCounts:
     """Mean number of reasoning tokens per completion, of all completions."""
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """A task, scored on the rows that both models' completions could be scored on."""
+@dataclass(frozen=True, kw_only=True)
+class PairedResult:
+    """The tuned model compared with another one on the same rows."""
 
-    name: str
     metric: Metric
     comparison: Comparison
     p_holm: float
@@ -65,21 +64,6 @@ class TaskResult:
     """Rows with a worse score of the tuned model."""
     num_same: int
     """Rows with the same score."""
-    unscored: Pair[int]
-    """Completions that could not be scored."""
-    reference_nll: NllChange | None
-    """None if the two models tokenize the references differently."""
-    label_anywhere_accuracy: Pair[float] | None
-    """For label tasks, the percentage of completions with the right label and no other label anywhere in the text."""
-    caveats: list[str] = field(default_factory=list)
-    """Sentences about what limits the meaning of the result."""
-    reasoning: Pair[ReasoningCounts] | None = None
-    """None if no completion of the task has reasoning."""
-
-    @property
-    def title(self) -> str:
-        """The name of the metric in the report."""
-        return self.metric.title
 
     @property
     def unit(self) -> Unit:
@@ -95,11 +79,6 @@ class TaskResult:
     def significant(self) -> bool:
         """Whether the difference is significant after the correction for the number of tasks."""
         return is_significant(self.p_holm, self.comparison.ci95)
-
-    @property
-    def percent_scale(self) -> bool:
-        """Whether scores are known to run from 0 to 100. The scale of a custom metric is not known."""
-        return self.unit is not Unit.NATS_PER_TOKEN and ":" not in self.metric.name
 
     @property
     def gain(self) -> float:
@@ -118,6 +97,61 @@ class TaskResult:
         if not self.significant:
             return "inconclusive"
         return "better" if self.gain > 0 else "worse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotResult(PairedResult):
+    """The tuned model compared with the base that has examples in its prompt, on the rows that both could be scored on.
+
+    `comparison.base` is the mean score of the base with examples.
+    """
+
+    k: int
+    """Number of examples in the prompt."""
+    num_tokens: int
+    """Number of tokens that they add to it."""
+    unscored: int
+    """Completions of the base with examples that could not be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(PairedResult):
+    """A task, scored on the rows that both models' completions could be scored on."""
+
+    name: str
+    unscored: Pair[int]
+    """Completions that could not be scored."""
+    reference_nll: NllChange | None
+    """None if the two models tokenize the references differently."""
+    label_anywhere_accuracy: Pair[float] | None
+    """For label tasks, the percentage of completions with the right label and no other label anywhere in the text."""
+    caveats: list[str] = field(default_factory=list)
+    """Sentences about what limits the meaning of the result."""
+    reasoning: Pair[ReasoningCounts] | None = None
+    """None if no completion of the task has reasoning."""
+    few_shot: FewShotResult | None = None
+    """None if the base had no examples in its prompt."""
+
+    @property
+    def title(self) -> str:
+        """The name of the metric in the report."""
+        return self.metric.title
+
+    @property
+    def percent_scale(self) -> bool:
+        """Whether scores are known to run from 0 to 100. The scale of a custom metric is not known."""
+        return self.unit is not Unit.NATS_PER_TOKEN and ":" not in self.metric.name
+
+
+@dataclass(frozen=True)
+class FewShotAnswer:
+    """The completion of the base with examples in its prompt. `score` is None if it could not be scored."""
+
+    text: str
+    score: float | None
+    detail: str
+    reasoning: str | None = None
+    reasoning_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +180,8 @@ class ExampleComparison:
     tuned_reasoning_cut: bool = False
     reference_reasoning: str | None = None
     """The reasoning of the row; None if it has none."""
+    few_shot: FewShotAnswer | None = None
+    """The completion of the base with examples in its prompt; None if its task has none."""
     answer: int | None = None
     """The number of the answer among those of its row, from 1; None if the row has one answer."""
 

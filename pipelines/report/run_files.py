@@ -17,6 +17,7 @@ from pipelines.scoring.metric import metric_key
 from pipelines.storage.records import (
     REJECT_NONFINITE,
     CompletionRecord,
+    FewShotTask,
     Manifest,
     RecordBase,
     RetentionRecord,
@@ -43,6 +44,9 @@ class RunFiles:
     training: TrainingHistory | None
     base_retention: list[RetentionRecord]
     tuned_retention: list[RetentionRecord]
+    few_shot: list[CompletionRecord]
+    """Completions of the base with examples in its prompt, of the tasks that have some."""
+    few_shot_tasks: dict[str, FewShotTask]
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -66,7 +70,7 @@ def read_run(folder: Path) -> RunFiles:
         raise RunError(f"{folder}: there is no such run folder; create it with `{command}`")
     manifest = _read_manifest(folder / "manifest.json")
     is_run = manifest.models is None
-    training = folder / "model" / "training.json"
+    training, few_shot = folder / "model" / "training.json", folder / "few_shot"
     files = RunFiles(
         path=folder,
         manifest=manifest,
@@ -80,6 +84,10 @@ def read_run(folder: Path) -> RunFiles:
         training=_parse_record(_read_text(training), TrainingHistory, training) if is_run else None,
         base_retention=_read_records(folder / "retention" / "base.jsonl", RetentionRecord, optional=True),
         tuned_retention=_read_records(folder / "retention" / "tuned.jsonl", RetentionRecord, optional=True),
+        few_shot=_read_records(few_shot / "completions.jsonl", CompletionRecord, optional=True),
+        few_shot_tasks={
+            task.task: task for task in _read_records(few_shot / "tasks.jsonl", FewShotTask, optional=True)
+        },
     )
     _check_same_rows(
         folder / "tuned" / "completions.jsonl",
@@ -97,6 +105,7 @@ def read_run(folder: Path) -> RunFiles:
         [(record.eval, record.item) for record in files.tuned_retention],
     )
     _check_tasks(files)
+    _check_few_shot(files)
     return files
 
 
@@ -188,6 +197,20 @@ def _check_same_rows(path: Path, base: Sequence[object], tuned: Sequence[object]
     for line, (base_row, tuned_row) in enumerate(zip(base, tuned, strict=True), 1):
         if base_row != tuned_row:
             raise RunError(Problem(f"not the row that base has on this line; {advice}", str(path), line))
+
+
+def _check_few_shot(files: RunFiles) -> None:
+    """Raises RunError unless the completions after examples are of the rows of the base, and their tasks are known."""
+    tasks = {name for name, task in files.few_shot_tasks.items() if task.k}
+
+    def keys(records: Sequence[CompletionRecord]) -> list[tuple[str, int, str, str]]:
+        return [
+            (record.task, record.row, record.prompt, record.reference) for record in records if record.task in tasks
+        ]
+
+    if keys(files.few_shot) != keys(files.base) or len(keys(files.few_shot)) != len(files.few_shot):
+        message = "not the rows that base has; delete the folder few_shot and run the job again"
+        raise RunError(Problem(message, str(files.path / "few_shot" / "completions.jsonl")))
 
 
 def _check_tasks(files: RunFiles) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from pipelines.config.strategy_registry import strategy_title
+from pipelines.report.few_shot import few_shot_sentence
 from pipelines.report.formatting import (
     BASE_AND_TUNED,
     change_unit,
@@ -72,15 +73,16 @@ def task_summary(task: TaskResult) -> str:
     )
     change = f"{signed(comparison.delta, unit)} {change_unit(unit)}"
     ci95 = f"95 % CI {interval(comparison.ci95, unit)}"
+    examples = f" {sentence}" if (sentence := few_shot_sentence(task)) else ""
     if task.significant:
-        return f"{task.verdict}: {means}, {change} ({ci95})."
+        return f"{task.verdict}: {means}, {change} ({ci95}).{examples}"
     if task.num_better == task.num_worse == 0:
         text = f"inconclusive: {means}; both models score the same on every row"
     else:
         text = f"inconclusive: {means}; {change} is not significant ({ci95})"
     if comparison.required_sample_size:
-        return f"{text}; {_sample_size(comparison.required_sample_size)}."
-    return f"{text}."
+        return f"{text}; {_sample_size(comparison.required_sample_size)}.{examples}"
+    return f"{text}.{examples}"
 
 
 def _sample_size(rows: int) -> str:

@@ -23,8 +23,8 @@ from pipelines.report.tables import print_table
 from pipelines.scoring.metric import Unit
 from pipelines.scoring.statistics import pigeonhole_bootstrap_interval
 from pipelines.storage.files import write_text
-from pipelines.storage.records import SweepVariants
 from pipelines.storage.strict_json import dump
+from pipelines.storage.sweep_records import SweepVariants
 
 BASELINE = "none"
 """The strategy that the others are compared with."""

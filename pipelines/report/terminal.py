@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipelines.report.columns import ResultColumn, retention_columns, task_columns
+from pipelines.report.few_shot import worth_of_tuning
 from pipelines.report.formatting import BASE_AND_TUNED, count, interval, one_line, signed
 from pipelines.report.ratings import Preference
 from pipelines.report.results import Analysis
@@ -76,6 +77,8 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     models = _short_names(analysis)
     console.print()
     console.print(Text(one_line(headline(analysis), MAX_SENTENCE), style="bold"))
+    for sentence in worth_of_tuning(analysis):
+        console.print(Text(one_line(sentence, MAX_SENTENCE)))
     for gate in analysis.gates_failed_first:
         word, style = ("passed", "green") if gate.passed else ("FAILED", "bold red")
         console.print(Text.assemble((f"{word} ", style), one_line(f"{gate.name}: {gate.summary}", MAX_SENTENCE)))

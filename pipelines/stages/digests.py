@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipelines.checks.files import check_data_files, referenced_files, task_sources
 from pipelines.config.job import Job
+from pipelines.data.few_shot import FEW_SHOT_FORMAT
 from pipelines.data.sample_prompts import load_sample_prompts
 from pipelines.data.sources import source_digests
 from pipelines.data.splits import draws_splits, label_column
@@ -18,7 +19,16 @@ from pipelines.scoring.custom_metrics import metric_source
 from pipelines.scoring.metric import metric_key
 from pipelines.storage.files import digest, file_sha256
 
-Stage = Literal["prepare", "eval_base", "eval_base_retention", "train", "eval_tuned", "eval_tuned_retention", "report"]
+Stage = Literal[
+    "prepare",
+    "eval_base",
+    "eval_few_shot",
+    "eval_base_retention",
+    "train",
+    "eval_tuned",
+    "eval_tuned_retention",
+    "report",
+]
 
 PREPARED_FORMAT = 8
 """Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
@@ -46,6 +56,7 @@ KEYS_WITHOUT_EFFECT_ON_TOKENS: Mapping[str, Any] = {
             "weight",
             "test_rows",
             "validation_rows",
+            "few_shot",
         }
     },
 }
@@ -99,6 +110,8 @@ def stage_digests(
     eval_base_digest = digest(
         *token_inputs, generation, limits, rows, strata, files.get(pipeline.report.sample_prompts or "")
     )
+    few_shot = {name: pipeline.few_shot(task) for name, task in tasks}
+    few_shot_digest = digest(*token_inputs, generation, limits, rows["test"], strata, few_shot, FEW_SHOT_FORMAT)
     retention_digest = digest(
         model_fingerprint,
         pipeline.system,
@@ -118,11 +131,12 @@ def stage_digests(
     )
     eval_tuned_digest = digest(train_digest, eval_base_digest)
     tuned_retention_digest = digest(train_digest, retention_digest)
-    evaluation_digests = [eval_base_digest, eval_tuned_digest, tuned_retention_digest]
+    evaluation_digests = [eval_base_digest, few_shot_digest, eval_tuned_digest, tuned_retention_digest]
     report_digest = digest(*evaluation_digests, scoring, pipeline.report.model_dump(mode="json"))
     return {
         "prepare": prepare_digest,
         "eval_base": eval_base_digest,
+        "eval_few_shot": few_shot_digest,
         "eval_base_retention": retention_digest,
         "train": train_digest,
         "eval_tuned": eval_tuned_digest,

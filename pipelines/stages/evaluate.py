@@ -76,22 +76,26 @@ def evaluate_rows(session: EvaluatorSession) -> None:
             context.reporter.note("base completions loaded from the cache")
             return
         _write_sample_prompts(session, folder)
-        write_records(folder / "completions.jsonl", _completion_records(session, rows))
+        title = f"{which_model.capitalize()} completions"
+        write_records(folder / "completions.jsonl", completion_records(session, rows, title))
         if which_model == "base":
             _write_validation_loss(session, folder)
         if cache_path is not None:
             store_completions(context, folder, cache_path)
 
 
-def _completion_records(session: EvaluatorSession, rows: Sequence[TokenizedExample]) -> list[CompletionRecord]:
+def completion_records(
+    session: EvaluatorSession, rows: Sequence[TokenizedExample], title: str
+) -> list[CompletionRecord]:
+    """The completions of rows with a reference; `title` names them in the progress and in the log."""
     context = session.context
     prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
     limits = [row.example.max_new_tokens or 0 for row in rows]
     evaluator = session.evaluator
-    with context.reporter.progress(f"{session.which_model.capitalize()} completions", len(rows), "rows") as progress:
+    with context.reporter.progress(title, len(rows), "rows") as progress:
         completions = evaluator.complete(prompts, context.generation, limits, progress, references)
     if evaluator.inference_note is not None:
-        context.reporter.note(f"{session.which_model} completions: {evaluator.inference_note}")
+        context.reporter.note(f"{title[0].lower()}{title[1:]}: {evaluator.inference_note}")
     return [
         completion_record(row.example, completion, len(reference))
         for row, reference, completion in zip(rows, references, completions, strict=True)

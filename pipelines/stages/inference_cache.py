@@ -9,7 +9,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from pipelines.data.few_shot import FEW_SHOT_FORMAT, FewShotPrompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.modeling.hardware import current_hardware
@@ -31,6 +33,29 @@ def numerics() -> list[str | None]:
 def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:
     """The folder in the cache for the base model's completions of the test rows and sample prompts."""
     job = context.job
+    validation = open_split(context.run.path("data"), "validation")["input_ids"].to_pylist()
+    sample_prompts = job.pipeline.report.sample_prompts
+    asked = prompts_for_reasoning(context.run.manifest)
+    key = digest(
+        *_completion_inputs(context, rows),
+        validation,
+        context.file_sha256(Path(sample_prompts)) if sample_prompts else None,
+        [job.completion_limit(with_reasoning=asked), asked],
+        job.pipeline.system,
+    )
+    return checked_cache_path("completions", key[:32])
+
+
+def few_shot_cache_path(context: StageContext, tasks: Sequence[FewShotPrompts]) -> Path:
+    """The folder in the cache for the base model's completions of the test rows after examples."""
+    rows = [row for task in tasks for row in task.rows]
+    summaries = [[dict(task.summary), task.separator] for task in tasks]
+    key = digest("few_shot", FEW_SHOT_FORMAT, summaries, *_completion_inputs(context, rows))
+    return checked_cache_path("completions", key[:32])
+
+
+def _completion_inputs(context: StageContext, rows: Sequence[TokenizedExample]) -> list[Any]:
+    """What the records of the completions of `rows` by the base model depend on."""
     # The row number is part of a completion's record, so the same rows on other lines of their file have another path.
     prompts = [
         [
@@ -43,27 +68,19 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
         ]
         for row in rows
     ]
-    validation = open_split(context.run.path("data"), "validation")["input_ids"].to_pylist()
-    sample_prompts = job.pipeline.report.sample_prompts
-    asked = prompts_for_reasoning(context.run.manifest)
-    key = digest(
+    return [
         COMPLETIONS_FORMAT,
         RECORDS_FORMAT,
         context.model_fingerprint,
         prompts,
         [row.example.fields for row in rows],
-        validation,
         context.generation,
-        job.quantization,
-        context.file_sha256(Path(sample_prompts)) if sample_prompts else None,
-        [job.completion_limit(with_reasoning=asked), asked],
-        job.pipeline.system,
+        context.job.quantization,
         context.prompt_format.rendering_inputs,
         __version__,
         versions(),
         numerics(),
-    )
-    return checked_cache_path("completions", key[:32])
+    ]
 
 
 def retention_cache_path(context: StageContext, inputs_digest: str) -> Path:

@@ -78,6 +78,21 @@ class CompletionRecord(RecordBase):
     fields: dict[str, Any] = Field(default={}, description="All columns of the row.")
 
 
+class FewShotTask(RecordBase):
+    """A line of `few_shot/tasks.jsonl`: the examples that the prompts of a task had before them.
+
+    `few_shot/completions.jsonl` has CompletionRecords of the tasks with k > 0.
+    """
+
+    task: str = Field(description="Name of the task.")
+    k: int = Field(description="Number of examples in the prompt; 0 if there were none.")
+    wanted: int = Field(description="Number of examples that the config asks for.")
+    examples: list[str] = Field(default=[], description="File and line of each example, in their order.")
+    num_tokens: int = Field(default=0, description="Number of tokens that the examples add to a prompt.")
+    rows_with_fewer: int = Field(default=0, description="Number of test rows whose prompts hold fewer examples.")
+    notes: list[str] = Field(default=[], description="Why there are fewer examples than the config asks for.")
+
+
 class SamplePromptRecord(RecordBase):
     """A line of `sample_prompts.jsonl`: a prompt without a reference, and its completion."""
 
@@ -316,33 +331,6 @@ class Manifest(RecordBase):
     models: tuple[str, str] | None = Field(
         default=None, description="Names of the two models of a comparison; null for a run, which has base and tuned."
     )
-
-
-class SweepTrial(RecordBase):
-    """One hyperparameter value of a strategy. Losses are in nats per token, on rows that no report shows."""
-
-    hyperparameter: str = Field(description="Hyperparameter as in the YAML.")
-    task: Measurement = Field(description="Validation loss of the tasks.")
-    general: Measurement = Field(description="Loss on general text.")
-    sum: Measurement = Field(description="Sum of both losses, which is minimized.")
-
-
-class SweepVariant(RecordBase):
-    """A strategy of a sweep with the chosen hyperparameter."""
-
-    strategy: str = Field(description="Strategy, or several joined by +.")
-    hyperparameter: str = Field(description="Chosen hyperparameter as in the YAML.")
-    runs: list[str] = Field(description="Run folders, one per seed.")
-    trials: list[SweepTrial] = Field(description="Hyperparameter values that were tried.")
-
-
-class SweepVariants(RecordBase):
-    """`variants.json` of a sweep: its finished variants."""
-
-    config: str = Field(description="Path of the config.")
-    seeds: int = Field(description="Number of seeds per strategy.")
-    num_trials: int = Field(description="Number of hyperparameter values per strategy.")
-    variants: list[SweepVariant] = Field(description="Finished variants.")
 
 
 def prompts_for_reasoning(manifest: Mapping[str, Any], task: str | None = None) -> bool:

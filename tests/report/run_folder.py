@@ -57,6 +57,17 @@ def write_run(folder: Path, metrics: Mapping[str, str], base: Sequence[dict], tu
     return folder
 
 
+def add_few_shot(folder: Path, answers: Mapping[str, Sequence[str]], k: int = 4, **values: Any) -> Path:
+    """Adds the completions of the base with `k` examples in its prompt to a run, by task."""
+    base = [json.loads(text) for text in (folder / "base" / "completions.jsonl").read_text().splitlines()]
+    remaining = {task: iter(texts) for task, texts in answers.items()}
+    lines = [{**row, "completion": next(remaining[row["task"]])} for row in base if row["task"] in answers]
+    write_lines(folder / "few_shot" / "completions.jsonl", lines)
+    tasks = [{"task": task, "k": k, "wanted": 4, "num_tokens": 120, **values} for task in answers]
+    write_lines(folder / "few_shot" / "tasks.jsonl", tasks)
+    return folder
+
+
 def _manifest(name: str, rows: Mapping[str, int]) -> dict[str, Any]:
     """`rows`: the number of test rows by task."""
     seconds = {"prepare": 1.7, "eval_base": 201.8, "train": 375.0, "eval_tuned": 96.4, "report": 4.2}

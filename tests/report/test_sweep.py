@@ -8,7 +8,7 @@ import pytest
 from pipelines.errors import RunError
 from pipelines.report.analysis import analyse
 from pipelines.report.sweep import VALIDATION_EVAL, _task_gains, read_sweep, write_sweep_report
-from pipelines.storage.records import SweepVariants
+from pipelines.storage.sweep_records import SweepVariants
 from tests.report.run_folder import make_run, write_lines
 
 

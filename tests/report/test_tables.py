@@ -9,7 +9,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipelines.commands.preview import print_lengths
+from pipelines.commands.preview import PreviewRows, print_lengths
+from pipelines.data.examples import HeldOutRows
 from pipelines.report.analysis import analyse
 from pipelines.report.formatting import interval, number, signed
 from pipelines.report.ratings import Preference
@@ -166,14 +167,14 @@ def test_a_sweep(width):
 def test_lengths_of_rows(width, kind):
     prepared = [
         SimpleNamespace(
-            example=SimpleNamespace(task=task, split=split),
+            example=SimpleNamespace(task=task, split=split, rank=None),
             input_ids=range(1_234_567),
             supervised_spans=[(9, 1_234_567)],
         )
         for task in NAMES[kind]
         for split in ("train", "validation", "test")
     ]
-    text = printed(width, print_lengths, prepared)
+    text = printed(width, print_lengths, PreviewRows.read(prepared, 1), HeldOutRows())
     assert_unbroken(text, width, ["1,234,567", "1,234,558", "validation", *words_of(NAMES[kind])])
 
 

@@ -1,0 +1,115 @@
+"""The base with examples in its prompt in the report: whether tuning gains more than a few examples do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pipelines.report.formatting import BASE_AND_TUNED, change_unit, count, interval, joined, signed
+from pipelines.report.results import Analysis, FewShotAnswer, FewShotResult, TaskResult
+from pipelines.scoring.metric import Metric
+from pipelines.storage.records import CompletionRecord
+
+FEW_SHOT_NOTE = (
+    "The base was also given training rows as examples in its prompt, the same for all rows of a task; what tuning "
+    "gains beyond that is what it is worth."
+)
+
+
+MAX_DESCRIBED = 3
+"""Tasks of a sentence about the worth of tuning whose results it states."""
+
+
+def few_shot_answer(record: CompletionRecord, metric: Metric) -> FewShotAnswer:
+    """The completion of the base after examples, with its score."""
+    score = metric.score(record.model_dump())
+    return FewShotAnswer(record.completion, score.value, score.detail, record.reasoning, record.reasoning_cut)
+
+
+def examples_in_prompt(k: int) -> str:
+    """The words for the base with `k` examples, such as "4 examples in the prompt"."""
+    return f"{count(k, 'example')} in the prompt"
+
+
+def few_shot_name(tasks: Iterable[TaskResult]) -> str:
+    """The heading of the base with examples, such as "Base + 4 examples", or "Base + examples" if the tasks differ."""
+    numbers = {task.few_shot.k for task in tasks if task.few_shot is not None}
+    return f"Base + {count(numbers.pop(), 'example') if len(numbers) == 1 else 'examples'}"
+
+
+def beyond_few_shot(result: FewShotResult) -> str:
+    """The gain of the tuned model over the base with examples, with its interval."""
+    change = f"{signed(result.gain, result.unit)} {change_unit(result.unit)}"
+    return f"{change} (95 % CI {interval(result.gain_ci95, result.unit)})"
+
+
+def few_shot_sentence(task: TaskResult) -> str:
+    """The comparison of one task with examples in the prompt as a sentence; "" without one."""
+    result = task.few_shot
+    if result is None:
+        return ""
+    examples, beyond = examples_in_prompt(result.k), beyond_few_shot(result)
+    if result.verdict == "better":
+        return f"Gain beyond {examples}: {beyond}."
+    if result.verdict == "worse":
+        return f"{examples[0].upper()}{examples[1:]} score higher: gain beyond them {beyond}."
+    return f"No significant gain beyond {examples}: {beyond}."
+
+
+def worth_of_tuning(analysis: Analysis) -> list[str]:
+    """Whether tuning was worth it, in a sentence for each answer: yes, not shown, no.
+
+    Tuning was worth it where the tuned model is better than the base without examples and than the base with some. It
+    was not where one of them is better than the tuned model. Empty if no task was compared with examples.
+    """
+    tasks = [task for task in analysis.tasks.values() if task.few_shot is not None]
+    if not tasks:
+        return []
+    groups: dict[str, list[TaskResult]] = {"yes": [], "no": [], "open": []}
+    for task in tasks:
+        verdicts = {task.verdict, task.few_shot.verdict} if task.few_shot is not None else set()
+        groups["yes" if verdicts == {"better"} else "no" if "worse" in verdicts else "open"].append(task)
+    tuned = "Tuning was" if analysis.models == BASE_AND_TUNED else f"{analysis.models[1]} was"
+    sentences = []
+    if groups["yes"]:
+        sentences.append(f"{tuned} worth it on {_named(groups['yes'], _yes)}.")
+    if groups["open"]:
+        sentences.append(f"{tuned} not shown to be worth it on {_named(groups['open'], _open)}.")
+    if groups["no"]:
+        sentences.append(f"{tuned} not worth it on {_named(groups['no'], _no)}.")
+    return sentences
+
+
+def _named(tasks: Sequence[TaskResult], describe: Callable[[TaskResult, FewShotResult], str]) -> str:
+    """The names of the tasks, each with its result unless they are many."""
+    if len(tasks) > MAX_DESCRIBED:
+        return joined([task.name for task in tasks])
+    return joined([f"{task.name} ({describe(task, task.few_shot)})" for task in tasks if task.few_shot is not None])
+
+
+def _yes(task: TaskResult, result: FewShotResult) -> str:
+    change = f"{signed(result.gain, result.unit)} {change_unit(result.unit)}"
+    return f"{change} beyond {examples_in_prompt(result.k)}, 95 % CI {interval(result.gain_ci95, result.unit)}"
+
+
+def _open(task: TaskResult, result: FewShotResult) -> str:
+    if result.verdict == "better":
+        return "better than with examples in the prompt, but not significantly better than the base without them"
+    return f"{examples_in_prompt(result.k)} may do as well: gain beyond them {_without_brackets(result)}"
+
+
+def _no(task: TaskResult, result: FewShotResult) -> str:
+    if result.verdict == "worse":
+        return f"{examples_in_prompt(result.k)} score higher: gain beyond them {_without_brackets(result)}"
+    return "the base scores higher without any tuning"
+
+
+def _without_brackets(result: FewShotResult) -> str:
+    return beyond_few_shot(result).replace(" (", ", ").removesuffix(")")
+
+
+def align(records: Sequence[CompletionRecord], base: Sequence[CompletionRecord]) -> list[CompletionRecord | None]:
+    """For each completion of the base that of the same row after examples; None for tasks without examples."""
+    remaining: Mapping[str, Iterable[CompletionRecord]] = {
+        task: iter([record for record in records if record.task == task]) for task in {one.task for one in records}
+    }
+    return [next(iter(remaining[record.task])) if record.task in remaining else None for record in base]
