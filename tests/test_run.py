@@ -56,7 +56,7 @@ def test_only_stages_with_changed_inputs_run_again(project):
         "pipeline.forgetting=l2sp": {"train", "eval_tuned", "eval_tuned_retention", "eval_base_retention", "report"},
         "pipeline.tasks.odd.max_new_tokens=5": {"prepare", "eval_base", "eval_few_shot", "eval_tuned", "report"},
         "pipeline.report.few_shot=2": {"eval_few_shot", "report"},
-        "pipeline.report.test_rows=5": {"prepare", "eval_base", "eval_few_shot", "eval_tuned", "report"},
+        "pipeline.report.test_rows=12": {"prepare", "eval_base", "eval_few_shot", "eval_tuned", "report"},
         "pipeline.tasks.say.metric=rouge": {"prepare", "report"},
         "pipeline.tasks.odd.normalize=false": {"prepare", "report"},
         "pipeline.report.gates={odd: {min_gain: -100}}": {"report"},
