@@ -19,6 +19,7 @@ from pipelines.exporting.source import ExportSource
 from pipelines.exporting.summary import answers_line, task_line
 from pipelines.registry import lazy_import
 from pipelines.report.columns import retention_columns, task_columns
+from pipelines.report.few_shot import worth_of_tuning
 from pipelines.report.formatting import joined, one_line, printable
 from pipelines.report.markdown import code_span, command_block, escape, table
 from pipelines.report.plots import dot_plot_png
@@ -132,9 +133,10 @@ def _summary(source: ExportSource, analysis: Analysis, record: ExportRecord) -> 
     precision = f", {record.dtype}" if record.dtype else ""
     notes = "".join(f" {escape(note)}" for note in record.notes)
     tasks = joined([escape(task) for task in analysis.tasks])
+    worth = "".join(f" {escape(sentence)}" for sentence in worth_of_tuning(analysis))
     return (
         f"{kinds[record.target]}{precision}, fine-tuned with alfine on {tasks}. "
-        f"{source.base.description}{notes}\n\n**{escape(headline(analysis))}**"
+        f"{source.base.description}{notes}\n\n**{escape(headline(analysis))}**{worth}"
     )
 
 
