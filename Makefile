@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init check preview finetune report compare sweep predict chat test test-unit lint benchmark gpu-acceptance fault-injection clean
+.PHONY: help setup init check preview finetune report compare sweep export predict chat test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ compare: $(READY) ## compare runs/NAME with another model: ARGS=runs/OTHER
 
 sweep: $(READY) ## compare forgetting strategies on CONFIG: same data, seeds and budget
 	@$(BIN)/alfine sweep $(CONFIG) $(ARGS)
+
+export: $(READY) ## write the tuned model of runs/NAME for other programs and check it: ARGS="--to gguf"
+	@$(BIN)/alfine export runs/$(NAME) $(ARGS)
 
 predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 	@$(BIN)/alfine predict runs/$(NAME) $(FILE) $(ARGS)

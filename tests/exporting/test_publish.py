@@ -1,0 +1,137 @@
+"""`alfine publish` against a stand-in for the Hub's HTTP API (tests/exporting/hub_server.py), by the official client."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ConfigError
+from pipelines.exporting.publish import check_repository
+from tests.exporting.hub_server import READ_ONLY, TOKEN, Hub, Repository
+from tests.jobs import run
+
+pytestmark = pytest.mark.ludwig
+
+
+@pytest.fixture
+def hub():
+    with Hub() as server:
+        yield server
+
+
+def publish(hub, *arguments, token=TOKEN, address=None):
+    """Runs the command in a process of its own: huggingface_hub reads its environment when it is imported."""
+    home = Path.cwd() / "hub_home"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address or hub.address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        environment.pop(name, None)
+    if token is not None:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, "-m", "pipelines.cli", "publish", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def error_of(process, code=2):
+    assert process.returncode == code, process.stdout + process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in process.stderr, process.stderr
+    return lines[0]
+
+
+def test_an_export_is_published_as_it_was_checked(project, hub):
+    folder = run().folder
+    arguments = (folder, "anna/reviews", "--to", "adapter")
+
+    dry = publish(hub, *arguments, "--dry-run", token=None)
+    assert dry.returncode == 0, dry.stderr
+    assert "anna/reviews (private): " in dry.stdout and "adapter_model.safetensors" in dry.stdout
+    assert not hub.requests and "check: passed" in dry.stdout
+    export = folder / "export" / "adapter"
+
+    assert "there is no token" in error_of(publish(hub, *arguments, token=None), 1) and not hub.requests
+    assert "does not accept the token" in error_of(publish(hub, *arguments, token="hf_wrong"), 1)
+    assert "may not write to anna/reviews" in error_of(publish(hub, *arguments, token=READ_ONLY), 1)
+    nowhere = publish(hub, *arguments, address="http://127.0.0.1:9")
+    assert "cannot be reached" in error_of(nowhere, 1)
+    assert "may not write to bert/x" in error_of(publish(hub, folder, "bert/x", "--to", "adapter"), 1)
+    assert not hub.repositories
+
+    done = publish(hub, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"published: {hub.address}/anna/reviews"
+    repository = hub.repositories["anna/reviews"]
+    local = {path.name: path.read_bytes() for path in export.iterdir()}
+    assert repository.private and repository.branches["main"] == {**local, ".gitattributes": b"*"}
+    assert hub.commits == 1 and any(name.startswith("PUT /lfs/") for name in hub.requests)
+
+    # The license is filled in by hand; a file that the new export does not have is removed.
+    record = json.loads((export / "export.json").read_text())
+    stale = {**record, "files": [*record["files"], {"name": "old.bin", "size": 1, "sha256": ""}]}
+    repository.branches["main"] |= {"old.bin": b"x", "mine.txt": b"y", "export.json": json.dumps(stale).encode()}
+    card = (export / "README.md").read_text().replace("license: unknown", "license: mit")
+    (export / "README.md").write_text(card)
+    again = publish(hub, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert b"license: mit" in repository.branches["main"]["README.md"]
+    assert "old.bin" not in repository.branches["main"] and "mine.txt" in repository.branches["main"]
+
+    branch = publish(hub, *arguments, "--revision", "second")
+    assert branch.returncode == 0, branch.stderr
+    assert set(repository.branches) == {"main", "second"} and branch.stdout.strip().endswith("/tree/second")
+
+    public = publish(hub, *arguments, "--public")
+    assert "is private" in error_of(public)
+    repository.private = False
+    assert "is public" in error_of(publish(hub, *arguments))
+    hub.repositories["anna/other"] = Repository(True, {"main": {"model.bin": b"x", "README.md": b""}})
+    assert "has other content (model.bin)" in error_of(publish(hub, folder, "anna/other", "--to", "adapter"))
+
+    check_refused_exports(hub, folder, export)
+
+
+def check_refused_exports(hub, folder, export):
+    """Exports that are not those that were checked."""
+    changed = Path("changed")
+    requests = len(hub.requests)
+
+    def refused(change):
+        shutil.rmtree(changed, ignore_errors=True)
+        shutil.copytree(export, changed)
+        change()
+        return error_of(publish(hub, folder, "anna/new", "--export", changed))
+
+    def set_record(**values):
+        path = changed / "export.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    weights = changed / "adapter_model.safetensors"
+    assert "was changed since the check" in refused(lambda: weights.write_bytes(weights.read_bytes() + b"x"))
+    assert "is missing" in refused(lambda: (changed / "tokenizer.json").unlink())
+    assert "another training" in refused(lambda: set_record(model="0" * 16))
+    assert "is damaged" in refused(lambda: (changed / "export.json").write_text("{"))
+    assert "has no export.json" in refused(lambda: (changed / "export.json").unlink())
+    check = json.loads((export / "export.json").read_text())["check"]
+    failed = {**check, "passed": False, "problems": ["5 of 8 answers differ"]}
+    assert "failed its check (5 of 8 answers differ)" in refused(lambda: set_record(check=failed))
+    assert len(hub.requests) == requests
+
+
+@pytest.mark.parametrize("name", ["reviews", "anna/", "/reviews", "anna/a/b", "anna/a b", "anna/..", "a/b.git", "é/x"])
+def test_names_of_repositories_are_checked(name):
+    with pytest.raises(ConfigError, match="write owner/name"):
+        check_repository(name)
+
+
+def test_usual_names_are_accepted():
+    for name in ("anna/reviews", "anna-b/SmolLM2-135M_v1.0", "a/b"):
+        check_repository(name)
