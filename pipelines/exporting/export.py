@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,7 @@ def _write_folder(
         notes = write_adapter(source, folder) if is_adapter else write_merged(source, folder, dtype)
         write_tokenizer(source, template, folder)
         write_generation_config(source, folder)
+    gc.collect()  # the merged model: PEFT's modules refer to each other
     return notes, transformers_engine(source, folder, None if is_adapter else dtype)
 
 
@@ -176,6 +178,7 @@ def _write_gguf(
             notes = write_merged(source, merged, "float32")
             write_tokenizer(source, template, merged)
             write_generation_config(source, merged)
+            gc.collect()  # the merged model: PEFT's modules refer to each other
         with reporter.status(f"Converting to GGUF, {options.quantize}"):
             notes += write_gguf(source, merged, prompts, file, options.quantize)
     if options.target == "ollama":

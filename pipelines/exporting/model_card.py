@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipelines.data.hub_files import HubDataset
 from pipelines.exporting.records import ExportRecord
 from pipelines.exporting.source import ExportSource
 from pipelines.exporting.summary import answers_line, task_line
@@ -95,8 +96,7 @@ def _metadata(source: ExportSource, analysis: Analysis, record: ExportRecord, li
         }
     if record.target in ("adapter", "merged"):
         values["library_name"] = "peft" if record.target == "adapter" else "transformers"
-    hub_data = sorted({name.removeprefix("hf://").split("@")[0] for name in analysis.manifest.hub_data})
-    datasets = [name for name in hub_data if re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
+    datasets = sorted({HubDataset.parse(name).name for name in analysis.manifest.hub_data})
     card = huggingface_hub.ModelCardData(
         license=license_name,
         pipeline_tag="text-generation",

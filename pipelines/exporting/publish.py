@@ -20,11 +20,9 @@ from pipelines.exporting.source import ExportSource, open_source
 from pipelines.registry import lazy_import
 
 if TYPE_CHECKING:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 else:  # 0.5 s that an error in the arguments does not need
-    httpx = lazy_import("httpx")
     huggingface_hub, hub_errors = lazy_import("huggingface_hub"), lazy_import("huggingface_hub.errors")
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -221,7 +219,7 @@ def _one_line_errors(publication: Publication) -> Iterator[None]:
         raise MachineError(f"the Hub refused {repository} ({reason}); try again later") from None
     except hub_errors.OfflineModeIsEnabled:
         raise MachineError("HF_HUB_OFFLINE is set; unset it to publish") from None
-    except (httpx.HTTPError, hub_errors.LocalEntryNotFoundError, ConnectionError) as error:
+    except (hub_errors.HTTPError, hub_errors.LocalEntryNotFoundError, ConnectionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise MachineError(f"the Hub cannot be reached ({reason}); try again with a network") from None
     except (ValueError, OSError) as error:

@@ -141,7 +141,8 @@ def download_from_hub(download: Callable[..., str], *args: Any, **kwargs: Any) -
 
 
 def _hub_snapshot(name: str) -> Path:
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    # README.md: the model card of an export names the license in it.
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         with track_activity(f"looking for {name} in the cache and on the Hub"):
             return download_from_hub(huggingface_hub.snapshot_download, name, allow_patterns=patterns)
