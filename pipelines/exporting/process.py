@@ -68,7 +68,9 @@ class EngineProcess:
         except BrokenPipeError:
             pass
         self._process.wait()
-        raise RunError(f"the check with {self.name} failed ({self._last_error()}); --check-rows 0 exports without a check")
+        raise RunError(
+            f"the check with {self.name} failed ({self._last_error()}); --check-rows 0 exports without a check"
+        )
 
     def _last_error(self) -> str:
         self._errors.seek(0)

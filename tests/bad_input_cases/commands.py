@@ -16,7 +16,9 @@ CASES = [
     Case("export of a run that is not trained", "export runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
     Case("export with a dtype for an adapter", "export runs/mine --to adapter --dtype bf16"),
     Case("export with unknown rows", "export runs/mine --check-rows some"),
-    Case("export into a folder of the user", "export runs/mine --output .", others={"runs/mine/manifest.json": MANIFEST}),
+    Case(
+        "export into a folder of the user", "export runs/mine --output .", others={"runs/mine/manifest.json": MANIFEST}
+    ),
     Case("publish without an owner", "publish runs/mine reviews"),
     Case("misspelt command", "chekc job.yaml"),
     Case("former name of a command", "show runs/mine"),
