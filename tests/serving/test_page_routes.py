@@ -6,6 +6,8 @@ import re
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipelines.report.votes import read_votes
 from pipelines.serving.page_routes import PAGE, is_public
@@ -295,3 +297,31 @@ def test_completions_of_different_rows_are_not_shown(tmp_path, ask):
     folder = one_row_run(tmp_path / "r", "t", {"q": "x", "a": "y"}, {"prompt": "{q}", "completion": "{a}"})
     write_lines(folder / "tuned" / "completions.jsonl", [line("t", 2, "prompt", "reference", "t")])
     assert ask(folder, "GET", "/alfine/run")[1]["tasks"][0]["rows"] == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=6), values, max_size=3),
+    max_leaves=6,
+)
+QUERY = st.text(max_size=12) | st.sampled_from(["sentiment", "0", "-1", "\0", "\ud800", "1e9", "9" * 400])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_request_makes_the_server_fail(small, ask, data):
+    """Ballots and rows with keys that are changed, missing or added, and any query: a status below 500."""
+    item = {"task": "sentiment", "row": 1, "answer": None, "prompt": "p", "base": {"text": "b"}, "tuned": {"text": "t"}}
+    for path, valid in (
+        ("/alfine/votes", ballot(item)),
+        ("/alfine/prompt", {"task": "sentiment", "row": {"review": "x"}}),
+    ):
+        body = {**valid, **data.draw(st.dictionaries(st.sampled_from([*valid, "other"]), JSON, max_size=2))}
+        body = data.draw(st.sampled_from([body, {key: body[key] for key in list(body)[1:]}]) | JSON)
+        content = json.dumps(body).encode()
+        status, reply, _ = ask(small, "POST", path, data=content, headers={"Content-Type": "application/json"})
+        assert status < 500, (body, reply)
+    for path in ("/alfine/row", "/alfine/rating"):
+        query = {key: data.draw(QUERY).encode("utf-8", "replace").decode() for key in ("task", "index", "rater")}
+        status, reply, _ = ask(small, "GET", path, params=query)
+        assert status < 500, (query, reply)

@@ -116,7 +116,7 @@ export class AnswerView {
     this.heading.replaceChildren(this.name, ...details);
     const isEmpty = !text.trim() && !this.isBusy && finish !== null;
     this.text.classList.toggle("empty", isEmpty);
-    if (isEmpty) this.text.textContent = reasoning ? "(no answer after the reasoning)" : "(nothing)";
+    if (isEmpty) this.text.textContent = noAnswer(reasoning, finish);
     this.copy.hidden = !text || this.isBusy;
     this.copy.setAttribute("aria-label", `copy the answer of ${this.name}`);
     const hasTokens = Boolean(this.model) && !this.isBusy && this.pieces.some((piece) => piece.tokens.length);
@@ -133,4 +133,10 @@ export class AnswerView {
     const label = { role: "region", "aria-label": `Tokens of ${this.name}` };
     this.table.append(element("div", { className: "scroll", tabIndex: 0, ...label }, tokenTable(this.pieces)));
   }
+}
+
+/** What stands for an empty answer, as in the report. */
+function noAnswer(reasoning, finish) {
+  if (reasoning && finish === "length") return "(no answer: cut inside the reasoning)";
+  return reasoning ? "(no answer after the reasoning)" : "(nothing)";
 }

@@ -1,6 +1,6 @@
 // Blind mode: hidden names, random sides, votes by buttons and keys, and the run's test rows one after the other.
 import { request } from "./api.js";
-import { Conversation, MODELS } from "./conversation.js";
+import { Conversation, MODELS, rowTitle } from "./conversation.js";
 import { announce, byId, count, load, showLine, store } from "./dom.js";
 
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both bad" };
@@ -86,14 +86,14 @@ export class BlindMode {
     const { start, blind, sides, turns, id, head } = conversation;
     const chosen = { left: sides[0], right: sides[1] }[choice] ?? choice;
     const isTestRow = start.testRow !== undefined;
-    const system = head.find((message) => message.role === "system")?.content;
+    const system = head.find((message) => message.role === "system")?.content ?? start.system;
     const ballot = {
       id,
       rater: this.rater,
       task: start.task,
       row: isTestRow ? start.testRow.row : null,
       answer: isTestRow ? start.testRow.answer : null,
-      system: isTestRow ? null : (system ?? null),
+      system: isTestRow ? null : system || null,
       turns: turns.map(({ prompt, base, tuned }) => ({ prompt, base: base.text, tuned: tuned.text })),
       settings: isTestRow ? null : start.settings,
       left: blind.left,
@@ -141,7 +141,7 @@ export class BlindMode {
     const start = { task: item.task, row: null, text: null, system: null, settings: null, testRow };
     const conversation = new Conversation(start, this.draw());
     const answers = Object.fromEntries(MODELS.map((model) => [model, stored(item[model])]));
-    conversation.addTurn(item.prompt, `${item.task}, row ${item.row}`, item.reference, answers);
+    conversation.addTurn(item.prompt, rowTitle(item.task, item), item.reference, answers);
     this.app.show(conversation);
     conversation.turns[0].node.scrollIntoView({ block: "start" });
   }

@@ -1,5 +1,6 @@
 // The form: a free prompt or a task with its columns as fields, the system prompt, the settings; later a follow-up.
 import { RequestError, request } from "./api.js";
+import { rowTitle } from "./conversation.js";
 import { byId, count, element, showLine } from "./dom.js";
 
 const FREE = { name: null, prompt: null, messages: null, columns: [{ name: "prompt", required: true, json: false }] };
@@ -146,7 +147,7 @@ export class Composer {
       }
     }
     const isTestRow = this.filled && this.fields.every((one, index) => one.input.value === this.filled.values[index]);
-    const title = isTestRow ? `${name}, row ${this.filled.row.row}` : name;
+    const title = isTestRow ? rowTitle(name, this.filled.row) : name;
     return { ...common, row, text: null, title, reference: isTestRow ? this.filled.row.reference : null };
   }
 

@@ -10,6 +10,9 @@ const LONG = 700;
 /** Base or Tuned. */
 export const heading = (model) => model.charAt(0).toUpperCase() + model.slice(1);
 
+/** A test row in words, as in the report. */
+export const rowTitle = (task, { row, answer }) => `${task}, row ${row}${answer === null ? "" : `, answer ${answer}`}`;
+
 /** A text as a block; a long one is folded. */
 export function textBlock(text, className) {
   const shown = printable(text);

@@ -20,7 +20,7 @@ function show(conversation) {
   if (conversation) conversation.onChange = update;
   app.composer.setFollowing(conversation !== null);
   update();
-  if (!conversation) app.composer.focus();
+  if (!conversation && document.body.classList.contains("ready")) app.composer.focus();
 }
 
 /** Brings the controls in line with the conversation. */
@@ -57,7 +57,7 @@ function shade(isOn) {
 }
 
 function onKey(event) {
-  if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("compose").hidden) {
     event.preventDefault();
     app.composer.send();

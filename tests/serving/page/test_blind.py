@@ -47,6 +47,7 @@ def test_votes_on_prompts_of_the_rater(folder, served):
     assert [vote.choice for vote in votes] == ["tuned"] * 12
     assert [vote.left for vote in votes] == [{"left": "tuned", "right": "base"}[side] for side in sides]
     assert (votes[3].rater, votes[3].turns[0].prompt, votes[3].turns[0].base) == ("Ada", "prompt 3", "a long answer")
+    assert votes[3].system == "Answer briefly."
     assert votes[3].settings.model_dump() == {"temperature": 0.0, "max_tokens": 96, "seed": None}
     result = CliRunner().invoke(main, ["report", str(folder), "--ratings", str(folder / "votes.jsonl")])
     assert "On prompts of their own, 1 rater prefer tuned." in result.output

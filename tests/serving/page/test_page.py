@@ -306,7 +306,7 @@ def test_reasoning_is_folded(demo_run_folder, served):
         assert not page.is_visible(".base .thought .text")
         page.click(".base .thought summary")
         assert page.inner_text(".base .thought .text") == "Let me think."
-        assert texts(page) == ["42", "(no answer after the reasoning)"]
+        assert texts(page) == ["42", "(no answer: cut inside the reasoning)"]
 
 
 @pytest.mark.parametrize("how", ["key", "button"])
