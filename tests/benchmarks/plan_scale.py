@@ -44,7 +44,10 @@ def run(folder: Path, *arguments: str) -> tuple[float, float]:
 
 
 def write_rows(path: Path, count: int) -> None:
-    rows = ({"review": f"The lid leaks and cup {n} arrived late. " * (1 + n % 5), "label": ["no", "yes"][n % 2]} for n in range(count))
+    rows = (
+        {"review": f"The lid leaks and cup {n} arrived late. " * (1 + n % 5), "label": ["no", "yes"][n % 2]}
+        for n in range(count)
+    )
     with path.open("w") as file:
         if path.suffix == ".csv":
             file.write("review,label\n")
