@@ -267,7 +267,7 @@ def test_a_silent_command_prints_the_heartbeat(tmp_path, monkeypatch):
     slow = write_job(tmp_path)
     monkeypatch.setattr(activity.HEARTBEAT, "interval", 0.05)
 
-    def slow_rows(pipeline):
+    def slow_rows(*arguments):
         for row in range(6):
             time.sleep(0.1)
             split = ["train", "test", "validation"][row // 2]

@@ -50,6 +50,8 @@ TooLong = Literal["refuse", "drop", "truncate_prompt"]
 
 
 def _check_row_limit(limit: object) -> object:
+    if isinstance(limit, float):
+        raise ValueError(f"expected a whole number, found {limit:g}; write a number of rows, or all")
     if limit != "all" and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise ValueError("expected a number of rows, at least 1, or all")
     return limit

@@ -56,27 +56,30 @@ def few_shot_sentence(task: TaskResult) -> str:
 
 
 def worth_of_tuning(analysis: Analysis) -> list[str]:
-    """Whether tuning was worth it, in a sentence for each answer: yes, not shown, no.
+    """Whether tuning was worth it, in a sentence for each answer: yes, not shown, no. Empty without examples.
 
     Tuning was worth it where the tuned model is better than the base without examples and than the base with some. It
-    was not where one of them is better than the tuned model. Empty if no task was compared with examples.
+    was not where one of them is better than the tuned model. A comparison of two models says of the second only whether
+    it is better than its base with examples: the first is not its base.
     """
-    tasks = [task for task in analysis.tasks.values() if task.few_shot is not None]
-    if not tasks:
-        return []
-    groups: dict[str, list[TaskResult]] = {"yes": [], "no": [], "open": []}
-    for task in tasks:
-        verdicts = {task.verdict, task.few_shot.verdict} if task.few_shot is not None else set()
-        groups["yes" if verdicts == {"better"} else "no" if "worse" in verdicts else "open"].append(task)
-    tuned = "Tuning was" if analysis.models == BASE_AND_TUNED else f"{analysis.models[1]} was"
-    sentences = []
-    if groups["yes"]:
-        sentences.append(f"{tuned} worth it on {_named(groups['yes'], _yes)}.")
-    if groups["open"]:
-        sentences.append(f"{tuned} not shown to be worth it on {_named(groups['open'], _open)}.")
-    if groups["no"]:
-        sentences.append(f"{tuned} not worth it on {_named(groups['no'], _no)}.")
-    return sentences
+    is_run = analysis.models == BASE_AND_TUNED
+    groups: dict[str, list[TaskResult]] = {"better": [], "inconclusive": [], "worse": []}
+    for task in analysis.tasks.values():
+        if task.few_shot is not None:
+            verdicts = [task.few_shot.verdict, *([task.verdict] if is_run else [])]
+            answers = ("worse", "inconclusive", "better")
+            groups[next(answer for answer in answers if answer in verdicts)].append(task)
+    if is_run:
+        words = {"better": "worth it", "inconclusive": "not shown to be worth it", "worse": "not worth it"}
+        beginnings = {verdict: f"Tuning was {text}" for verdict, text in words.items()}
+    else:
+        words = {"better": "better", "inconclusive": "not significantly better", "worse": "worse"}
+        name = analysis.models[1]
+        beginnings = {verdict: f"{name} is {text} than its base with examples" for verdict, text in words.items()}
+    describe = {"better": _yes, "inconclusive": _open, "worse": _no}
+    return [
+        f"{beginnings[verdict]} on {_named(tasks, describe[verdict])}." for verdict, tasks in groups.items() if tasks
+    ]
 
 
 def _named(tasks: Sequence[TaskResult], describe: Callable[[TaskResult, FewShotResult], str]) -> str:

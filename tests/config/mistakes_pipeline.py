@@ -53,6 +53,31 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "pipeline.report.gates.sentimant: there is no such task; did you mean sentiment?",
     ),
+    "no number of test rows": (
+        pipeline("report: {test_rows: many}"),
+        2,
+        "pipeline.report.test_rows: expected a number of rows, at least 1, or all",
+    ),
+    "no validation rows": (
+        task("validation_rows: 0"),
+        8,
+        "pipeline.tasks.sentiment.validation_rows: expected a number of rows, at least 1, or all",
+    ),
+    "a hundred examples in the prompt": (
+        pipeline("report: {few_shot: 100}"),
+        2,
+        "pipeline.report.few_shot must be at most 32, found 100",
+    ),
+    "a gate on the gain beyond no examples": (
+        pipeline("report: {few_shot: 0, gates: {sentiment: {min_gain_beyond_few_shot: 1}}}"),
+        2,
+        "min_gain_beyond_few_shot needs examples in the prompt, but few_shot is 0; write few_shot: 4",
+    ),
+    "a gate on a task and a retention eval": (
+        pipeline("report: {gates: {sentiment: {min_gain_beyond_few_shot: 1, max_drop: 1}}}"),
+        2,
+        "min_gain_beyond_few_shot is for a task, max_drop for a retention eval; remove one of them",
+    ),
     "gate without a minimum gain": (
         pipeline("report: {gates: {sentiment: {by: point_estimate}}}"),
         2,

@@ -30,7 +30,7 @@ SCHEMA_FILE = ROOT / "docs" / "config.schema.json"
 MODELINE = "# yaml-language-server: $schema="
 CONFIGS = sorted((ROOT / "ludwig_configs").glob("*.yaml"))
 MESSAGES = {
-    "combinations of keys": r"has (no effect|settings)|requires?\b|needs (prompt|adapter|no)|completion is missing|exclu(de|sive)"
+    "combinations of keys": r"has (no effect|settings)|requires?\b|needs (prompt|adapter|no|examples)|completion is missing|exclu(de|sive)"
     r"|keep one|is only valid|add up to|less than trainer.learning_rate|clipglobalnorm: null|-1 for that"
     r"|greater than 0 for|second matrix|decomposes|not supported with|changes the base model|remove one of them"
     r"|write apply_to|decouples",
@@ -62,6 +62,9 @@ pipeline:
       cluster_by: doc
       too_long: drop
       max_new_tokens: 5
+      test_rows: 7
+      validation_rows: all
+      few_shot: 0
       chat_template_kwargs: {enable_thinking: false}
     b: {data: [c.jsonl, d.csv], messages: messages, tools: tools, train_on: last, evaluate_on: all}
     c: {data: "hub:o/n", prompt: "{q}", completion: "{a}", reasoning: "{r}", max_reasoning_tokens: 9, metric: "m:f"}
@@ -73,7 +76,13 @@ pipeline:
   seed: 1
   too_long: truncate_prompt
   split: {validation: 0.2, test: 0.1}
-  report: {sample_prompts: p.jsonl, gates: {a: {min_gain: 1, by: ci}, mine: {max_drop: 0.5}}}
+  report:
+    sample_prompts: p.jsonl
+    gates: {a: {min_gain: 1, by: ci}, b: {min_gain_beyond_few_shot: 1}, mine: {max_drop: 0.5}}
+    test_rows: all
+    validation_rows: 5
+    few_shot: 2
+    seed: 3
   hardware: {device: cpu, dtype: fp32, attention: loop, offload_optimizer: false}
   max_nonfinite_steps: 2
   forgetting:
@@ -313,7 +322,7 @@ def test_check_and_schema_agree_on_good_and_bad_configs(schema, validator):
     rng = random.Random(0)
     num_good = num_bad = 0
     disagreements: list[Any] = []
-    for edit in [*rng.sample(mutations(), 250), *rng.sample(list(schema_edits(schema, (), config)), 250)]:
+    for edit in [*rng.sample(mutations(), 280), *rng.sample(list(schema_edits(schema, (), config)), 280)]:
         is_valid = validator.is_valid(edit)
         messages = problems(Document(copy.deepcopy(edit)))
         num_good += not messages

@@ -57,8 +57,8 @@ def test_a_changed_base_model(project):
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("pipeline.report.test_rows=5", {"prepare", "eval_base", "eval_tuned", "report"}),
-        ("pipeline.tasks.odd.test_rows=all", {"prepare", "eval_base", "eval_tuned", "report"}),
+        ("pipeline.report.test_rows=5", {"prepare", "eval_base", "eval_few_shot", "eval_tuned", "report"}),
+        ("pipeline.tasks.odd.test_rows=all", {"prepare", "eval_base", "eval_few_shot", "eval_tuned", "report"}),
         ("pipeline.tasks.odd.test_rows=1000", set()),
         ("pipeline.report.validation_rows=5", {"prepare", "eval_base", *TRAIN_AND_LATER} - {"eval_tuned_retention"}),
     ],
