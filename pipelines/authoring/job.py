@@ -11,14 +11,14 @@ from typing import Any
 from pipelines.authoring import names
 from pipelines.authoring.kinds import KINDS, MAX_LABELS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, measure
-from pipelines.authoring.prompts import write_templates
+from pipelines.authoring.prompts import NO_ANSWER, has_unanswered, write_templates
 from pipelines.authoring.roles import Roles
 from pipelines.authoring.sample import Sample
 from pipelines.config.messages import KeyPath, shorten
 from pipelines.config.task import Task
 from pipelines.data.readers import RowErrors
 from pipelines.data.row_formats import FilledRow, fill_row
-from pipelines.errors import DataError
+from pipelines.errors import DataError, Problem
 from pipelines.modeling.base_models import PACKAGED_MODELS
 
 MAX_LENGTH = 2048
@@ -75,6 +75,7 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
         _add_templates(draft, task, path, sample, choices)
     _add_metric(draft, task, path, choices)
     _add_cluster(draft, task, path, choices)
+    _check_answers(draft, sample, choices)
     rows = fill_rows(choices.task, Task.model_validate(task), sample)
     lengths = measure(rows, choices.base_model)
     _add_split(draft, sample)
@@ -83,6 +84,22 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
     _add_trainer(draft, sample, choices)
     _add_notes(draft, sample, choices)
     return draft
+
+
+def _check_answers(draft: Draft, sample: Sample, choices: Choices) -> None:
+    """Raises DataError for rows without an answer, unless their questions may have none."""
+    output = choices.roles.output
+    if output is None or not output.num_missing or choices.roles.flags:
+        return
+    if has_unanswered(output):
+        draft.notes.append(f"rows without an answer ({output.num_missing:,}) have the completion {NO_ANSWER!r}")
+        return
+    first = sample.rows[output.values.index(None)]
+    message = (
+        f"column {output.name} has no value in {output.num_missing:,} of {len(sample.rows):,} rows; fill it in, or "
+        "drop these rows"
+    )
+    raise DataError(Problem(message, first.file, first.number))
 
 
 def fill_rows(name: str, task: Task, sample: Sample) -> list[FilledRow]:

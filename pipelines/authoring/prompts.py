@@ -12,6 +12,15 @@ from pipelines.authoring.roles import Roles
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+NO_ANSWER = "No answer."
+"""The completion of a question that its context does not answer."""
+
+
+def has_unanswered(output: Column) -> bool:
+    """Whether the answers are lists in objects, as in SQuAD, some of them empty: their questions have no answer."""
+    return output.kind == "texts" and bool(output.keys) and output.num_missing > 0
+
+
 @dataclass(frozen=True)
 class Templates:
     """The keys of a task that say what a prompt and a completion are."""
@@ -155,5 +164,6 @@ def _completion(output: Column, roles: Roles, kind: Kind, labels: Labels | None,
     if kind == "several labels" and labels is not None and labels.separator not in (None, ","):
         return f'{{{{ {expression} | replace("{labels.separator}", ", ") }}}}'
     if output.kind == "texts":
-        return f"{{{{ {expression}[0] }}}}"
+        otherwise = f' if {expression} else "{NO_ANSWER}"' if has_unanswered(output) else ""
+        return f"{{{{ {expression}[0]{otherwise} }}}}"
     return f"{{{{ {expression} }}}}"

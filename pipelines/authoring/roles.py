@@ -164,13 +164,10 @@ def _output(
         message = "has one column, so there is no answer to learn; add a column with the answer of each row"
         raise DataError(Problem(f"{message} (text without a prompt is not trained)", sample.data))
     for group in names.OUTPUTS:
-        places = [(names.rank(column.normalized, column.words, group), column) for column in candidates]
-        ranked = sorted(((place, column) for place, column in places if place is not None), key=lambda pair: pair[0])
-        if not ranked:
-            continue
-        best = ranked[0][1]
-        equal = [column for _, column in ranked[1:] if column.source != best.source]
-        return best, tuple(equal) if group is not names.ANSWERS else ()
+        ranked = _ranked(candidates, group)
+        if ranked:
+            equal = [column for column in ranked[1:] if column.source != ranked[0].source]
+            return ranked[0], tuple(equal) if group is not names.ANSWERS else ()
     if constant := [column for column in columns if column.is_constant and _has_output_name(column)]:
         value = constant[0].texts[0]
         message = (
@@ -183,11 +180,35 @@ def _output(
     texts = [column for column in candidates if column.kind in ("text", "texts")]
     if len(texts) >= 2:
         return texts[-1], tuple(texts[1:-1])
-    if candidates:
+    if len(candidates) > 1:
         return candidates[-1], tuple(candidates[:-1]) if len(candidates) > 2 else ()
-    listed = _listed([column.name for column in columns if not column.keys])
-    message = f"no column can be the answer: they are empty, constant, ids, dates or nested ({listed})"
+    others = [column for column in columns if not column.keys and column not in candidates]
+    listed = _listed([f"{column.name}: {_why_not(column)}" for column in others])
+    message = f"no column can be the answer ({listed})"
     raise DataError(Problem(f"{message}; add a column with the answer of each row", sample.data))
+
+
+def _why_not(column: Column) -> str:
+    """Why a column is not the answer, in a word."""
+    if column.kind == "empty":
+        return "empty"
+    if column.is_constant:
+        return "one value"
+    return {"list": "a list", "object": "an object", "mixed": "values of several types"}.get(
+        column.kind, "an id or a date"
+    )
+
+
+def _ranked(candidates: Sequence[Column], group: Sequence[str]) -> list[Column]:
+    """The columns with a name of the group, the most likely output first."""
+    places = [(names.rank(column.normalized, column.words, group), column) for column in candidates]
+    ranked = sorted(((place, column) for place, column in places if place is not None), key=lambda pair: pair[0])
+    if group is names.ANSWERS:
+        return [column for _, column in ranked]
+    # Of labels the kind of name matters more than whether it is the whole name: `gold_label` comes before `genre`.
+    size = len(group)
+    ranked.sort(key=lambda pair: (not looks_like_labels(pair[1]), pair[1].num_missing > 0, pair[0] % size))
+    return [column for _, column in ranked]
 
 
 def _has_output_name(column: Column) -> bool:

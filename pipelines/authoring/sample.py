@@ -81,7 +81,7 @@ def read_sample(data: str) -> Sample:
     rows: list[Row] = []
     is_complete = True
     for file in files:
-        notes += [f"{file.name} {note}" for note in read_notes(file.path)]
+        notes += [f"{file.name}: {note}" for note in read_notes(file.path)]
         num_rows = num_characters = 0
         numbered = numbered_rows(file.path)
         for number, fields in islice(numbered, max_rows):

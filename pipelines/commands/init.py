@@ -18,7 +18,7 @@ from pipelines.checks.job import check_job
 from pipelines.config.job import Job, job_from_document
 from pipelines.config.yaml_parser import parse_yaml
 from pipelines.console.plain_text import printable
-from pipelines.errors import ConfigError, ModelError
+from pipelines.errors import AlfineError, ConfigError
 from pipelines.importing.yaml_writer import to_yaml
 from pipelines.modeling.base_models import PACKAGED_MODELS, check_base_model
 from pipelines.storage.files import os_errors_as_machine_error, write_text
@@ -59,7 +59,7 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
     draft = write_job(sample, choices)
     text = _yaml(draft, sample, None if is_printed else output)
     job = _load(draft, text, output)
-    draft.notes += _check(job, sample)
+    draft.notes += _check(job, sample, str(output))
     _print_summary(draft, sample)
     if is_printed:
         click.echo(text, nl=False)
@@ -109,14 +109,20 @@ def _load(draft: Draft, text: str, output: Path) -> Job:
     return job_from_document(parse_yaml(text, str(output)), output)
 
 
-def _check(job: Job, sample: Sample) -> list[str]:
-    """The warnings of `alfine check`, unless the rows are too many to be read again. Raises AlfineError."""
+def _check(job: Job, sample: Sample, output: str) -> list[str]:
+    """The warnings of `alfine check`, unless the rows are too many to be read again. Raises AlfineError.
+
+    Lines of the config are left out: it is not written yet.
+    """
     if not sample.is_complete:
         return []
     try:
         return [problem.message for problem in check_job(job).warnings]
-    except ModelError as error:
-        raise ModelError(f"--base-model {job.base_model}: {error}") from None
+    except AlfineError as error:
+        located = [
+            replace(problem, file=None, line=None) if problem.file == output else problem for problem in error.problems
+        ]
+        raise type(error)(located) from None
 
 
 def _print_summary(draft: Draft, sample: Sample) -> None:

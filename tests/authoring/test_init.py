@@ -234,6 +234,26 @@ CASES: dict[str, tuple[Rows, str, list[str], str, str]] = {
         '{{ row["a:b {c}"] }}',
         "exact_match",
     ),
+    "several columns of labels": (
+        rows_of(
+            genre=lambda i: f"g {i % 40}",
+            sentence1=text,
+            sentence2=lambda i: text(i + 100),
+            label1="",
+            gold_label=lambda i: LABELS[i % 3],
+        ),
+        "rows.tsv",
+        ["Sentence1: {sentence1}", "Sentence2: {sentence2}"],
+        "{gold_label}",
+        "exact_match",
+    ),
+    "questions without an answer": (
+        rows_of(question=text, context=text, answers=lambda i: {"text": [text(i, 2)] if i % 3 else []}),
+        "rows.jsonl",
+        ["{{ context }}", "{{ question }}"],
+        '{{ answers.text[0] if answers.text else "No answer." }}',
+        "exact_match",
+    ),
     "no known names": (
         rows_of(nr=lambda i: i, eins=lambda i: text(i, 30), zwei=lambda i: LABELS[i % 3]),
         "rows.csv",
@@ -379,13 +399,21 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "only ids": (
         "id,date\n" + "".join(f"{i},2024-01-{i + 1:02}\n" for i in range(20)),
-        "rows.csv: no column can be the answer: they are empty, constant, ids, dates or nested (id, date)",
+        "rows.csv: no column can be the answer (id: an id or a date, date: an id or a date); add a column",
     ),
     "answer missing in some rows": (
         "text,label\n" + "".join(f"{text(i)},{'' if i % 5 == 0 else 'ab'[i % 2]}\n" for i in range(20)),
-        "rows.csv:2: task rows: the completion is empty; fill in its column, or drop the row (4 such rows)",
+        "rows.csv:2: column label has no value in 4 of 20 rows; fill it in, or drop these rows",
     ),
     "cells missing": ("text,label\na,b\nc\n", "rows.csv:3: has 1 cells, the header has 2"),
+    "one label": (
+        "text,label\n" + "".join(f"{text(i)},{'b' if i == 7 else 'a'}\n" for i in range(20)),
+        "task rows: every test row has the label 'a'; there is nothing to learn or to compare",
+    ),
+    "nested answers": (
+        [{"id": i, "text": text(i), "notes": [{"by": "a", "label": i}], "x": 3} for i in range(20)],
+        "rows.json: no column can be the answer (id: an id or a date, notes: a list, x: one value); add a column",
+    ),
     "turns as rows": (
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
         "rows.json: its rows are the turns of a conversation; write one conversation per row",
