@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init check preview finetune report compare sweep export predict chat test test-unit lint benchmark gpu-acceptance fault-injection clean
+.PHONY: help setup init check preview finetune report compare sweep export predict chat serve test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ predict: $(READY) ## complete the rows of FILE with the model of runs/NAME
 
 chat: $(READY) ## talk to base and tuned model of runs/NAME
 	@$(BIN)/alfine chat runs/$(NAME) $(ARGS)
+
+serve: $(READY) ## serve base and tuned model of runs/NAME on http://127.0.0.1:8000
+	@$(BIN)/alfine serve runs/$(NAME) $(ARGS)
 
 test: lint ## run every test, the linter, the formatter, the type checker and the import layers
 	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)

@@ -98,6 +98,7 @@ class PromptBuilder:
 
     def from_text(self, text: str) -> Prompt:
         """A text that the model continues, without the chat template; with the BOS that the tokenizer adds."""
+        _check_characters(text)
         with self._lock:
             ids = self.prompt_format.encode_text(text)
         return self.from_ids(ids)
@@ -124,9 +125,18 @@ class PromptBuilder:
         return name
 
     def _encode(self, conversation: Conversation, max_new_tokens: int) -> Prompt:
+        _check_characters("".join(str(value) for message in conversation.messages for value in message.values()))
         with self._lock:
             encoded = self.prompt_format.encode(conversation)
         return Prompt(encoded.prompt_ids, max_new_tokens, self.prompt_format.context_length)
+
+
+def _check_characters(text: str) -> None:
+    """Raises DataError for half a character (a surrogate of UTF-16), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt has {ascii(text[error.start])[1:-1]}, which is half a character") from None
 
 
 def fill_prompt(job: Job, task: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class RunModels:
     tuned: LoadedModel
     shares_weights: bool
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _disabled: contextlib.ExitStack | None = field(default=None, repr=False)
+    """Switches the adapter on again; None while it is on."""
 
     @classmethod
     def load(cls, run: Run, job: Job) -> RunModels:
@@ -75,14 +77,23 @@ class RunModels:
 
     @contextlib.contextmanager
     def active(self, name: str) -> Iterator[LoadedModel]:
-        """Yields a model whose forward passes are its own within the block; other threads wait for the block's end."""
+        """Yields a model whose forward passes are its own within the block; other threads wait for the block's end.
+
+        The adapter stays switched as it is until the other model is used: switching visits every layer.
+        """
         loaded = self.select(name)
         with self._lock:
-            if loaded is self.base and self.shares_weights:
-                with adapters.adapter_disabled(self.tuned.model):
-                    yield loaded
-            else:
-                yield loaded
+            if self.shares_weights:
+                self._switch_adapter(is_on=loaded is self.tuned)
+            yield loaded
+
+    def _switch_adapter(self, is_on: bool) -> None:
+        if is_on and self._disabled is not None:
+            self._disabled.close()
+            self._disabled = None
+        elif not is_on and self._disabled is None:
+            self._disabled = contextlib.ExitStack()
+            self._disabled.enter_context(adapters.adapter_disabled(self.tuned.model))
 
 
 def _is_base_without_adapter(tuned: LoadedModel) -> bool:

@@ -82,7 +82,10 @@ class TextStream:
         self._answer = _AnswerText(stop)
         self._pieces: list[_Piece] = []
         self._state = "answer"
-        self._reasoning = ""
+        self._line = ""
+        """The last line of what has been taken from the pieces."""
+        self._has_thought = self._in_part = False
+        """Whether some of the thought has been shown, and some of its present part."""
         self._held_space = ""
         if markers:
             in_thought = markers.opened_by(decode(False, prompt[-MAX_MARKER_TOKENS:]))
@@ -161,28 +164,28 @@ class TextStream:
         return self._thought_text(self._take(end), is_last=is_end), False
 
     def _thought_text(self, text: str, is_last: bool) -> str:
-        """The text without white space at the ends of the thought; parts of it are separated by a blank line."""
-        text = self._held_space + text
-        if not self._reasoning or self._reasoning.endswith("\n\n"):
-            text = text.lstrip()
+        """The text without white space at the ends of a part of the thought, after a blank line if it is not the first.
+
+        is_last: whether the part ends here.
+        """
+        text = (self._held_space + text) if self._in_part else text.lstrip()
         shown = text.rstrip()
         self._held_space = "" if is_last else text[len(shown) :]
-        self._reasoning += shown
+        if shown and not self._in_part and self._has_thought:
+            shown = f"\n\n{shown}"
+        self._has_thought |= bool(shown)
+        self._in_part = not is_last and (self._in_part or bool(shown))
         return shown
 
     def _answer_part(self, markers: ReasoningMarkers, raw: str, is_end: bool) -> tuple[str, bool]:
         """The next part of the answer, and whether another thought begins after it."""
         if self._state == "plain answer":
             return self._take(len(raw)), False
-        shown = self._answer.line
         for match in markers.open_pattern.finditer(raw):
-            if markers.begins_thought(shown + raw, len(shown) + match.start()):
+            if markers.begins_thought(self._line + raw, len(self._line) + match.start()):
                 text = self._take(match.start())
                 self._take(match.end() - match.start())
                 self._state = "thought"
-                if self._reasoning:
-                    self._reasoning += "\n\n"
-                    self._held_space = ""
                 return text, True
         end = len(raw) if is_end else _held_from(raw, [markers.open], markers.patterns is not None)
         return self._take(end), False
@@ -190,6 +193,8 @@ class TextStream:
     def _take(self, length: int) -> str:
         """Removes `length` characters of the raw text and returns what is visible of them."""
         visible, pieces = "", self._pieces
+        taken = "".join(piece.raw for piece in pieces)[:length]
+        self._line = (self._line + taken).rpartition("\n")[2]
         while pieces and len(pieces[0].raw) <= length:
             piece = pieces.pop(0)
             length -= len(piece.raw)
@@ -214,8 +219,6 @@ class _AnswerText:
         """Set until the first character of an answer after a thought."""
         self._closing_tag: str | None = None
         self._is_stopped = False
-        self.line = ""
-        """The last line so far, also where it is held back."""
 
     def strip_next(self, markers: ReasoningMarkers) -> None:
         """Leaves out the white space and the opening tag before what comes next, which follows a thought."""
@@ -230,7 +233,6 @@ class _AnswerText:
         return self._advance("", is_end=True)
 
     def _advance(self, text: str, is_end: bool) -> tuple[str, bool]:
-        self.line = (self.line + text).rpartition("\n")[2]
         text, self._held = self._held + text, ""
         if self._markers is not None:
             text = text.lstrip()

@@ -105,9 +105,9 @@ class AnswerService:
         if body.row is None and body.messages is None:
             message, param = ("messages is missing", "messages") if body.task is None else ("task needs row", "row")
             raise ApiError(400, message, param=param, code="missing_required_parameter")
-        if body.row is not None and body.messages is not None:
+        if body.row is not None and body.messages:
             message = "send messages, or task and row, not both"
-            raise ApiError(400, message, param="messages", code="missing_required_parameter")
+            raise ApiError(400, message, param="messages", code="invalid_value")
         if body.row is not None:
             return await self._build(self.models.prompts.from_row, body.task, body.row, param="row")
         return await self._build(self.models.prompts.from_messages, body.messages, body.task, param="messages")

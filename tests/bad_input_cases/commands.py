@@ -10,6 +10,8 @@ from tests.bad_input_cases.case import (
 
 CASES = [
     Case("predict without a run", "predict runs/none rows.jsonl"),
+    Case("serve without a run", "serve runs/none"),
+    Case("serve of a run without a model", "serve runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
     Case("examples without a run", "examples runs/none"),
     Case("comparison of one model", "compare runs/none"),
     Case("export without a run", "export runs/none"),
