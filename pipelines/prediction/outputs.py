@@ -10,7 +10,8 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import batched
 from pathlib import Path
@@ -73,11 +74,15 @@ def is_journal_format(output: Path) -> bool:
     return output.suffix.lower() in LINES
 
 
+def max_num_columns(output: Path) -> int:
+    """The most different columns that rows written to `output` may have."""
+    return MAX_COLUMNS if data_suffix(output) in (*TABLES, ".parquet") else sys.maxsize
+
+
 def convert(journal: Path, output: Path, last_columns: Sequence[str]) -> list[str]:
     """Writes the rows of `journal`, which is JSON Lines, to `output` in the format of its name, part by part.
 
-    last_columns: columns that stand after all others in a table. Returns notes on what was changed. Raises RunError for
-    a table of too many columns, OSError.
+    last_columns: columns that stand after all others in a table. Returns notes on what was changed. Raises OSError.
     """
     suffix, notes = data_suffix(output), list[str]()
     with atomic_write(output, ".converted") as staging:
@@ -142,7 +147,6 @@ def _write_table(journal: Path, text: IO[str], delimiter: str, last_columns: Seq
     columns: dict[str, None] = {}
     for row in _rows(journal):
         columns |= dict.fromkeys(row)
-        _check_width(columns)
     names = _ordered(columns, last_columns)
     writer = csv.writer(text, delimiter=delimiter)  # lines end in CR LF, so that a cell with one of them is quoted
     writer.writerow(names)
@@ -158,7 +162,6 @@ def _write_parquet(journal: Path, path: Path, last_columns: Sequence[str]) -> li
     types = ColumnTypes()
     for row in _rows(journal):
         types.add(row)
-        _check_width(types.columns)
     names = _ordered(types.columns, last_columns)
     schema = pa.schema([(name, types.arrow_type(name)) for name in names])
     with pq.ParquetWriter(path, schema) as writer:
@@ -174,8 +177,3 @@ def _write_parquet(journal: Path, path: Path, last_columns: Sequence[str]) -> li
 def _ordered(columns: Iterable[str], last_columns: Sequence[str]) -> list[str]:
     columns = list(columns)
     return [name for name in columns if name not in last_columns] + [name for name in last_columns if name in columns]
-
-
-def _check_width(columns: Sized) -> None:
-    if len(columns) > MAX_COLUMNS:
-        raise RunError(f"the rows have more than {MAX_COLUMNS:,} different columns; write them as .jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,11 +113,11 @@ class RowPredictor:
     def _starting_model(self) -> Path:
         return existing_starting_model(self.job, self.run)
 
-    def check(self, reporter: ConsoleReporter) -> int:
+    def check(self, reporter: ConsoleReporter, max_columns: int = sys.maxsize) -> int:
         """Reads all rows, fills their templates and tokenizes their prompts. Returns the number of rows.
 
         Raises DataError with every row that cannot be used: for the templates, the length of its prompt, or a column
-        that `predict` writes.
+        that `predict` writes; and for rows with more than `max_columns` different columns.
         """
         is_large = sum(path.stat().st_size for path in self.input_paths) > LARGE_INPUT_BYTES
         for note in self.source.notes:
@@ -126,7 +127,8 @@ class RowPredictor:
                 for note in read_notes(file.path):
                     reporter.note(f"{file.name}: {note}")
             errors, num_rows = RowErrors(), 0
-            examples = self._without_predictions(self.prompts.examples(source_rows(self.source.files), errors), errors)
+            examples = self.prompts.examples(source_rows(self.source.files), errors)
+            examples = self._with_checked_columns(examples, errors, max_columns)
             tokenized = tokenize_examples(examples, self.prompt_format, errors)
             for batch in batched(tokenized, OUTPUT_BATCH_SIZE):
                 check_prompt_lengths(batch, self.prompt_format.context_length, errors)
@@ -134,11 +136,20 @@ class RowPredictor:
             errors.raise_if_any()
         return num_rows
 
-    def _without_predictions(self, examples: Iterator[Example], errors: RowErrors) -> Iterator[Example]:
+    def _with_checked_columns(
+        self, examples: Iterator[Example], errors: RowErrors, max_columns: int
+    ) -> Iterator[Example]:
+        written = COLUMNS if self.with_base else COLUMNS_OF["tuned"]
+        columns: set[str] = set()
         for example in examples:
-            for column in COLUMNS if self.with_base else COLUMNS_OF["tuned"]:
+            for column in written:
                 if column in example.fields:
                     message = f"has a column `{column}`, which predict writes; rename it to keep it"
+                    errors.add(example.file, example.row_number, message)
+            if len(columns) <= max_columns:
+                columns.update(example.fields)
+                if len(columns) > max_columns:
+                    message = f"the rows have more than {max_columns:,} different columns by now; write them as .jsonl"
                     errors.add(example.file, example.row_number, message)
             yield example
 

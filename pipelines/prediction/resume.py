@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.console.plain_text import count
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.errors import RunError
-from pipelines.prediction.outputs import check_output, convert, is_journal_format
+from pipelines.prediction.outputs import check_output, convert, is_journal_format, max_num_columns
 from pipelines.prediction.predict import COLUMNS, OUTPUT_BATCH_SIZE, RowPredictor, warn_of_cuts
 from pipelines.storage.files import os_errors_as_machine_error, write_json
 from pipelines.storage.strict_json import dump
@@ -182,12 +182,13 @@ def write_predictions(predictor: RowPredictor, output: Path, reporter: ConsoleRe
     check_output(output, predictor.input_paths, journal.files)
     with os_errors_as_machine_error(target.parent):
         # Before the lock, which may create the folder. The rows of a journal have been checked before.
-        checked = None if journal.rows_path.exists() and not restart else predictor.check(reporter)
+        max_columns = max_num_columns(target)
+        checked = None if journal.rows_path.exists() and not restart else predictor.check(reporter, max_columns)
         with journal.locked():
             identity = predictor.identity()
             state = None if restart else journal.resume(identity)
             if state is None:
-                num_rows = predictor.check(reporter) if checked is None else checked
+                num_rows = predictor.check(reporter, max_columns) if checked is None else checked
                 state = journal.start(identity, num_rows, OUTPUT_BATCH_SIZE)
             else:
                 reporter.note(

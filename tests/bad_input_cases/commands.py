@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 from tests.bad_input_cases.case import (
+    GOOD,
     MANIFEST,
     RUN,
     Case,
 )
 
+TRAINED = {
+    "runs/mine/manifest.json": '{"format_version": 2, "stages": {"train": {"inputs": "x"}}}',
+    "runs/mine/config.yaml": GOOD,
+}
+"""A run whose model is not there, but whose config is: enough for what is found before a model is loaded."""
+
 CASES = [
     Case("predict without a run", "predict runs/none rows.jsonl"),
     Case("serve without a run", "serve runs/none"),
     Case("serve of a run without a model", "serve runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("predict of a file that does not exist", "predict runs/mine new.jsonl", others=TRAINED),
+    Case("predict of a pattern without a file", "predict runs/mine new/*.csv", others=TRAINED),
+    Case("predict with an unknown task", "predict runs/mine rows.jsonl --task sentimnt", others=TRAINED),
+    Case("an output of an unknown format", "predict runs/mine rows.jsonl --output out.txt", others=TRAINED),
+    Case("an output over its input", "predict runs/mine rows.jsonl --output ./rows.jsonl", others=TRAINED),
+    Case("an output that is a folder", "predict runs/mine rows.jsonl --output runs", others=TRAINED),
+    Case(
+        "an output whose interrupted rows are another program's",
+        "predict runs/mine rows.jsonl --output out.csv",
+        others={**TRAINED, "out.csv.partial": "x"},
+    ),
+    Case("predict with workers without Ray", "predict runs/mine rows.jsonl --workers 2"),
+    Case("predict that begins again without an output", "predict runs/mine rows.jsonl --restart"),
+    Case("predict with base on Ray", "predict runs/mine rows.jsonl --base --ray", others=TRAINED),
+    Case("chat without a run", "chat runs/none"),
+    Case("chat with a run that has no model", "chat runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("chat with an unknown task", "chat runs/mine --task sentimnt", others=TRAINED),
+    Case("chat with a temperature that is no number", "chat runs/mine --temperature hot", others=TRAINED),
     Case("examples without a run", "examples runs/none"),
     Case("comparison of one model", "compare runs/none"),
     Case("export without a run", "export runs/none"),

@@ -117,12 +117,6 @@ def test_surrogates_of_a_model_are_replaced(tmp_path):
         assert read_rows(output)[0]["q"] == "\\ud800 \\\\ud800 \ufffd"
 
 
-def test_a_table_of_too_many_columns_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"more than 10,000 different columns; write them as \.jsonl"):
-        written([{f"c{row}-{column}": 1 for column in range(600)} for row in range(20)], "o.csv", tmp_path)
-    assert not list(tmp_path.glob("o.csv*conv*")) and not (tmp_path / "o.csv").exists()
-
-
 @pytest.mark.parametrize(
     ("output", "message"),
     [

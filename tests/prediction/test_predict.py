@@ -356,6 +356,16 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(project):
 
 
 @pytest.mark.ludwig
+def test_rows_with_too_many_columns_are_found_before_they_are_completed(project):
+    run()
+    write("new.jsonl", *({"q": "x", **{f"c{n}-{m}": 1 for m in range(600)}} for n in range(20)))
+    result = command("predict", "runs/one", "new.jsonl", "--task", "odd", "--output", "out.csv")
+    message = "new.jsonl:17: the rows have more than 10,000 different columns by now; write them as .jsonl"
+    assert (result.exit_code, result.stderr.splitlines()) == (2, [f"error: {message}"])
+    assert command("predict", "runs/one", "new.jsonl", "--task", "odd", "--output", "out.jsonl").exit_code == 0
+
+
+@pytest.mark.ludwig
 def test_options_that_mean_nothing_together(project):
     run()
     write("new.jsonl", {"q": "x"})

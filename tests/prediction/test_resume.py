@@ -29,7 +29,7 @@ class Rows:
     def identity(self):
         return {**IDENTITY, **self.changes}
 
-    def check(self, reporter):
+    def check(self, reporter, max_columns):
         self.checked += 1
         return self.num_rows
 
