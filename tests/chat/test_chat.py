@@ -18,6 +18,8 @@ from termios import TIOCSCTTY, TIOCSWINSZ
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from pipelines.chat.display import PlainDisplay, TerminalDisplay
@@ -216,6 +218,28 @@ def test_files_that_conversations_are_not_saved_in(session, tmp_path, name, cont
     lines, _ = chat(session, "the tea", f"/save {path}")
     assert message in lines[-1]
     assert not path.is_file() or path.read_text() == content
+
+
+WORDS = st.sampled_from(
+    ["the tea", "//x", "\x1b[2J", "\u202e", "{q}", "[red]x[/red]", "<|im_end|>", "é\U0001f600", "a" * 900]
+)
+COMMANDS_OF_FUZZ = st.sampled_from(
+    ["/task odd", "/task say", "/task talk", "/system x", "/system none", "/system default", "/temperature 1", "/max 2"]
+    + ["/max default", "/model base", "/model tuned", "/model both", "/reset", "/help", "/save", "/nonsense", "/"]
+)
+
+
+@given(lines=st.lists(WORDS | COMMANDS_OF_FUZZ | st.text(max_size=8), max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_any_lines_are_answered_or_refused_in_one_line(models, engine, lines):
+    session = ChatSession(models, engine, ChatSettings(max_new_tokens=3))
+    lines = [line.replace("\n", " ") for line in lines if line.strip() != "/quit"]
+    shown, code = chat(session, *lines)
+    assert code == 0
+    for line in shown:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", line), line
+    for history in session.histories.values():
+        assert [message["role"] for message in history] == ["user", "assistant"] * (len(history) // 2)
 
 
 # --- display -----------------------------------------------------------------------------------------------
