@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init check preview finetune report compare sweep export predict chat serve test test-unit lint benchmark gpu-acceptance fault-injection clean
+.PHONY: help setup init check preview plan finetune report compare sweep export predict chat serve test test-unit lint benchmark gpu-acceptance fault-injection clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: $(READY) ## check CONFIG and its data; nothing is trained
 
 preview: $(READY) ## show tokenized rows, sequence lengths and learning rates
 	@$(BIN)/alfine preview $(CONFIG) $(ARGS)
+
+plan: $(READY) ## show the memory and the time that CONFIG will need
+	@$(BIN)/alfine plan $(CONFIG) $(ARGS)
 
 finetune: $(READY) ## fine-tune CONFIG into runs/NAME and compare base and tuned
 	@$(BIN)/alfine run $(CONFIG) --name $(NAME) $(ARGS)
