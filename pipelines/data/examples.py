@@ -153,15 +153,19 @@ def _load_task(
     errors = RowErrors(f"task {name}: ")
     counts: Counter[str] = Counter()
     task, _ = resolve_format(name, task)
-    for row in read_split_rows(task, pipeline):
-        if row.split is not None and not row.drawn:
-            rows.left_out[name, row.split] += 1
-            continue
-        if first is not None and row.split is not None and row.rank is None and counts[row.split] >= first:
-            counts[row.split] += 1
-            rows.used[name, row.split] += 1
+
+    def is_wanted(split: str, drawn: bool, rank: int | None) -> bool:
+        if not drawn:
+            rows.left_out[name, split] += 1
+        elif first is not None and rank is None and counts[split] >= first:
+            counts[split] += 1
+            rows.used[name, split] += 1
             rows.skipped += 1
-            continue
+        else:
+            return True
+        return False
+
+    for row in read_split_rows(task, pipeline, is_wanted):
         try:
             examples = fill_examples(name, task, pipeline, row)
         except DataError as error:

@@ -6,7 +6,7 @@ A row's split comes from its file (`data: {train: …, test: …}`), else from i
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,13 @@ class SplitRow:
     rank: int | None = None
 
 
-def read_split_rows(task: Task, pipeline: PipelineSettings) -> Iterator[SplitRow]:
-    """Yields every row of a task with its split. Raises DataError for a file that cannot be read.
+Wanted = Callable[[str, bool, int | None], bool]
+"""Whether a row is wanted, by its split, whether it was drawn, and its rank."""
+
+
+def read_split_rows(task: Task, pipeline: PipelineSettings, wanted: Wanted | None = None) -> Iterator[SplitRow]:
+    """Yields every row of a task with its split, or those that are `wanted`, and those without a split. Raises
+    DataError for a file that cannot be read.
 
     The files are read twice, not held in memory: only the last row shows which rows are drawn.
     """
@@ -65,7 +70,9 @@ def read_split_rows(task: Task, pipeline: PipelineSettings) -> Iterator[SplitRow
         else:
             error = _wrong_split_column(fields, survey.first_named) if survey.first_named else ""
         split = None if error else SPLITS[plan.splits[index]]
-        yield SplitRow(file.name, row_number, fields, split, error, index not in plan.left_out, plan.ranks.get(index))
+        drawn, rank = index not in plan.left_out, plan.ranks.get(index)
+        if split is None or wanted is None or wanted(split, drawn, rank):
+            yield SplitRow(file.name, row_number, fields, split, error, drawn, rank)
 
 
 def draws_splits(task: Task, pipeline: PipelineSettings) -> bool:

@@ -51,7 +51,7 @@ def few_shot_sentence(task: TaskResult) -> str:
     if result.verdict == "better":
         return f"Gain beyond {examples}: {beyond}."
     if result.verdict == "worse":
-        return f"{examples[0].upper()}{examples[1:]} score higher: gain beyond them {beyond}."
+        return f"{_score_higher(result.k)}: gain beyond them {beyond}."
     return f"No significant gain beyond {examples}: {beyond}."
 
 
@@ -102,8 +102,12 @@ def _open(task: TaskResult, result: FewShotResult) -> str:
 
 def _no(task: TaskResult, result: FewShotResult) -> str:
     if result.verdict == "worse":
-        return f"{examples_in_prompt(result.k)} score higher: gain beyond them {_without_brackets(result)}"
+        return f"{_score_higher(result.k)}: gain beyond them {_without_brackets(result)}"
     return "the base scores higher without any tuning"
+
+
+def _score_higher(k: int) -> str:
+    return f"{examples_in_prompt(k)} score{'s' if k == 1 else ''} higher"
 
 
 def _without_brackets(result: FewShotResult) -> str:
