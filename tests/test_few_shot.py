@@ -117,6 +117,16 @@ def test_more_examples_than_training_rows(project):
     assert note in report["tasks"]["odd"]["caveats"]
 
 
+def test_the_base_with_an_instruction_only(project, given):
+    result = run("one", "pipeline.report.few_shot={k: 0, instruction: the tea}", "pipeline.tasks.say.few_shot=1")
+    text = PromptFormat.from_folder(project / "base").tokenizer.decode(few_shot_call(given)[0])
+    assert text.startswith("<|im_start|>system\nthe tea<|im_end|>\n<|im_start|>user\nis ")
+    report = json.loads(result.path("report.json").read_text())
+    few_shot = {name: task["few_shot"] for name, task in report["tasks"].items()}
+    assert (few_shot["odd"]["k"], few_shot["odd"]["instruction"]) == (0, "the tea")
+    assert (few_shot["say"]["k"], few_shot["say"]["instruction"]) == (1, None)
+
+
 def test_the_gate_needs_examples(project):
     gate = "pipeline.report.gates={odd: {min_gain_beyond_few_shot: 1}}"
     result = CliRunner().invoke(main, ["check", "job.yaml", gate, "pipeline.tasks.odd.few_shot=0"])

@@ -33,7 +33,7 @@ from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
 from pipelines.data.too_long import TooLongRows
 from pipelines.modeling.base_models import context_length, ensure_base_model, locate_model_errors
 from pipelines.modeling.token_sequences import num_supervised_tokens
-from pipelines.report.few_shot import examples_in_prompt
+from pipelines.report.results import describe_given
 from pipelines.report.tables import Column, cell, print_table
 from pipelines.scoring.sandbox import prepare_sandbox
 
@@ -137,16 +137,16 @@ def print_few_shot_prompts(
 ) -> None:
     """Prints the prompt of the first test row of every task with its examples, as the base is given it."""
     for name, task in job.pipeline.tasks.items():
-        wanted = job.pipeline.few_shot(task)
-        if not wanted or not rows.test_rows.get(name):
+        settings = job.pipeline.few_shot(task)
+        if not settings or not rows.test_rows.get(name):
             continue
         test_rows = [_with_limit(row, job) for row in rows.test_rows[name]]
         candidates = sorted(rows.candidates.get(name, []), key=lambda row: row.example.rank or 0)
-        prompts = few_shot_prompts(name, wanted, test_rows, candidates, prompt_format, limit=1)
+        prompts = few_shot_prompts(name, settings, test_rows, candidates, prompt_format, limit=1)
         if prompts.rows:
             row = prompts.shown(0, prompt_format)
-            examples = examples_in_prompt(prompts.counts[0])
-            console.rule(Text(f"{name}  {row.example.source_location}, base with {examples}"), align="left")
+            given = describe_given(prompts.counts[0], prompts.summary.instruction)
+            console.rule(Text(f"{name}  {row.example.source_location}, base with {given} in the prompt"), align="left")
             print_row(row, prompt_format, console, shorten)
         for note in prompts.summary.notes:
             console.print(Text(f"{name}: {note}"))

@@ -14,7 +14,7 @@ from pydantic import (
 from pipelines.config.base import Count, Fraction, Name, Positive, Section, Text
 from pipelines.config.forgetting import Forgetting
 from pipelines.config.hardware import HardwareSettings
-from pipelines.config.task import FewShot, RowLimit, Task, TemplateVariables, TooLong
+from pipelines.config.task import FewShot, FewShotSettings, RowLimit, Task, TemplateVariables, TooLong
 
 DEFAULT_FEW_SHOT = 4
 """Examples in the prompt of the base, unless the config says otherwise."""
@@ -85,7 +85,8 @@ class ReportSettings(Section):
     )
     few_shot: FewShot = Field(
         default=DEFAULT_FEW_SHOT,
-        description="Training rows in the prompt of the base that the tuned model is also compared with; 0 for none.",
+        description="Training rows in the prompt of the base that the tuned model is also compared with, 0 for none; "
+        "or a section with k and an instruction.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0,
@@ -147,9 +148,10 @@ class PipelineSettings(Section):
         description="Folder of a finished run whose tuned model this job starts from, instead of the base model.",
     )
 
-    def few_shot(self, task: Task) -> int:
-        """How many examples the prompts of a task have in the comparison with the base that is given some."""
-        return self.report.few_shot if task.few_shot is None else task.few_shot
+    def few_shot(self, task: Task) -> FewShotSettings:
+        """What the base is given in the prompts of a task, for the third column of the report."""
+        setting = self.report.few_shot if task.few_shot is None else task.few_shot
+        return FewShotSettings(k=setting) if isinstance(setting, int) else setting
 
     def row_limit(self, task: Task, split: str) -> int | None:
         """How many rows of the validation or test split of a task are evaluated; None for all of them."""

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -60,8 +62,27 @@ def _check_row_limit(limit: object) -> object:
 RowLimit = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_check_row_limit)]
 """How many rows of a split are evaluated."""
 
-FewShot = Annotated[int, Field(ge=0, le=32)]
-"""How many training rows are examples in the prompt of the base."""
+NumExamples = Annotated[int, Field(ge=0, le=32)]
+
+
+class FewShotSettings(Section):
+    """What the base is given in its prompt, for the third column of the report."""
+
+    k: NumExamples = Field(default=4, description="Training rows as examples in the prompt; 0 for none.")
+    instruction: Text | None = Field(
+        default=None, description="Text that is added to the system turn, such as a description of the answer."
+    )
+
+    def __bool__(self) -> bool:
+        """Whether the base is given anything."""
+        return bool(self.k or self.instruction)
+
+
+FewShot = Annotated[
+    Annotated[NumExamples, Tag("<count>")] | Annotated[FewShotSettings, Tag("<section>")],
+    Discriminator(lambda value: "<section>" if isinstance(value, dict | FewShotSettings) else "<count>"),
+]
+"""How many training rows are examples in the prompt of the base, or a section with an instruction as well."""
 
 ColumnName = Annotated[Text, AfterValidator(_check_column)]
 """The name of a column of the rows."""
@@ -141,7 +162,7 @@ class Task(Section):
     )
 
     few_shot: FewShot | None = Field(
-        default=None, description="Examples in the prompt of the base; None is `report.few_shot`."
+        default=None, description="What the base is given in its prompt; None is `report.few_shot`."
     )
 
     @field_validator("prompt", "completion", "system")

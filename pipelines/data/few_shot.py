@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.config.task import FewShotSettings
 from pipelines.console.plain_text import count as number_of
 from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation, Message
@@ -32,8 +33,8 @@ class FewShotPrompts:
     """The prompts of one task with examples.
 
     Attributes:
-        summary: how many examples there are, which rows they are, and notes for the user. With k = 0 there are none,
-            and no rows.
+        summary: how many examples there are, which rows they are, and notes for the user. With neither examples nor an
+            instruction there are no rows.
         rows: the test rows with the tokens of their few-shot prompts; `example` is the row without examples.
         shots: the examples. `counts` says how many of them each row has.
         separator: the text at which a completion ends; empty with a chat template, which has an end of turn.
@@ -47,43 +48,47 @@ class FewShotPrompts:
 
     def shown(self, index: int, prompt_format: PromptFormat) -> TokenizedExample:
         """A row whose example is the whole conversation of its prompt, to be displayed turn by turn."""
-        row = self.rows[index]
-        conversation = few_shot_conversation(row.example, self.shots[: self.counts[index]], prompt_format)
+        row, writer = self.rows[index], FewShotWriter(prompt_format, self.summary.instruction)
+        conversation = writer.conversation(row.example, self.shots[: self.counts[index]])
         return replace(row, example=replace(row.example, turns=conversation))
 
 
 def few_shot_prompts(
     task: str,
-    wanted: int,
+    settings: FewShotSettings,
     rows: Sequence[TokenizedExample],
     candidates: Sequence[TokenizedExample],
     prompt_format: PromptFormat,
     limit: int | None = None,
 ) -> FewShotPrompts:
-    """The prompts of the test rows of a task, with up to `wanted` examples.
+    """The prompts of the test rows of a task, with up to `settings.k` examples, and an instruction if there is one.
 
     rows: the test rows, each with its token limit.
     candidates: training rows of the task in the order in which they become examples.
     limit: write only the prompts of the first so many rows. All rows decide how many examples fit.
     """
     notes: list[str] = []
+    wanted, instruction = settings.k, settings.instruction
+    writer = FewShotWriter(prompt_format, instruction)
     shots = [candidate.example for candidate in candidates[:wanted]]
     if len(shots) < wanted:
         notes.append(
             f"{number_of(len(shots), 'example')} in the prompt instead of {wanted}: the task has no more training rows."
         )
-    if reason := _reason_for_none(shots, rows[0].example, prompt_format):
-        return _without_examples(task, wanted, f"No comparison with examples in the prompt: {reason}.")
-    shots, note = _shots_that_fit(shots, rows, prompt_format)
+    reason = writer.reason_against(shots, rows[0].example) if wanted else None
+    if reason is not None:
+        notes, shots = [f"No comparison with examples in the prompt: {reason}."], []
+    shots, note = writer.shots_that_fit(shots, rows)
     if note:
         notes.append(note)
-    if not shots:
-        return _without_examples(task, wanted, *notes)
+    if not shots and not instruction:
+        return FewShotPrompts(FewShotTask(task=task, k=0, wanted=wanted, notes=notes), [])
     try:
         rows = rows[:limit]
-        encoded = [_encode_fitting(row, shots, prompt_format) for row in rows]
+        encoded = [writer.encode_fitting(row, shots) for row in rows]
     except ChatTemplateError as error:
-        return _without_examples(task, wanted, f"No comparison with examples in the prompt: {error}.")
+        notes = [f"No comparison with examples in the prompt: {error}."]
+        return FewShotPrompts(FewShotTask(task=task, k=0, wanted=wanted, notes=notes), [])
     fewer = sum(count < len(shots) for _, count in encoded)
     if fewer:
         notes.append(
@@ -94,6 +99,7 @@ def few_shot_prompts(
         task=task,
         k=len(shots),
         wanted=wanted,
+        instruction=instruction,
         examples=[shot.source_location for shot in shots],
         num_tokens=max(
             len(prompt.prompt_ids) - len(row.prompt_ids) for row, (prompt, _) in zip(rows, encoded, strict=True)
@@ -109,23 +115,76 @@ def few_shot_prompts(
     return FewShotPrompts(summary, prompts, shots, [count for _, count in encoded], separator)
 
 
-def few_shot_conversation(example: Example, shots: Sequence[Example], prompt_format: PromptFormat) -> Conversation:
-    """The conversation of a test row after those of the examples. Raises ChatTemplateError."""
-    conversation = example.conversation
-    messages = list(conversation.messages)
-    num_system = int(messages[0]["role"] == "system")
-    if not prompt_format.uses_chat_template:
-        separator = _separator(shots)
-        before = "".join(f"{_plain_text(shot, prompt_format)}{separator}" for shot in shots)
-        user = messages[num_system]
-        messages[num_system] = {**user, "content": f"{before}{user['content']}"}
-        return replace(conversation, messages=messages)
-    earlier = [message for shot in shots for message in _turns(shot)]
-    return replace(
-        conversation,
-        messages=[*messages[:num_system], *earlier, *messages[num_system:]],
-        supervised_turns=tuple(turn + len(earlier) for turn in conversation.supervised_turns),
-    )
+@dataclass(frozen=True)
+class FewShotWriter:
+    """Writes prompts with examples and an instruction, which is added to the system turn."""
+
+    prompt_format: PromptFormat
+    instruction: str | None = None
+
+    def conversation(self, example: Example, shots: Sequence[Example]) -> Conversation:
+        """The conversation of a test row after those of the examples."""
+        conversation = example.conversation
+        messages = list(conversation.messages)
+        system = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        if self.instruction is not None:
+            system.append(self.instruction)
+        before: list[Message] = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+        if self.prompt_format.uses_chat_template:
+            before += [message for shot in shots for message in _turns(shot)]
+        elif shots:
+            separator = _separator(shots)
+            texts = "".join(f"{_plain_text(shot, self.prompt_format)}{separator}" for shot in shots)
+            messages[0] = {**messages[0], "content": f"{texts}{messages[0]['content']}"}
+        shift = len(before) + len(messages) - len(conversation.messages)
+        turns = tuple(turn + shift for turn in conversation.supervised_turns)
+        return replace(conversation, messages=[*before, *messages], supervised_turns=turns)
+
+    def encode(self, row: TokenizedExample, shots: Sequence[Example]) -> EncodedExample:
+        """The tokens of the prompt of a row and of its reference. Raises ChatTemplateError."""
+        return self.prompt_format.encode(self.conversation(row.example, shots))
+
+    def encode_fitting(self, row: TokenizedExample, shots: Sequence[Example]) -> tuple[EncodedExample, int]:
+        """The prompt of a row with as many of the examples as fit, and their number. A row that does not even hold the
+        instruction is prompted without it."""
+        for count in range(len(shots), -1, -1):
+            encoded = self.encode(row, shots[:count])
+            if _needed(row, len(encoded.prompt_ids)) <= self.prompt_format.context_length:
+                return encoded, count
+        return row, 0
+
+    def reason_against(self, shots: Sequence[Example], example: Example) -> str | None:
+        """Why a task can have no examples in its prompts; None if it can."""
+        if not shots:
+            return "the task has no training row that could be one"
+        conversations = [one.conversation for one in (*shots, example)]
+        if any(conversation.tools or _has_tool_turns(conversation.messages) for conversation in conversations):
+            return "its conversations have tools"
+        try:
+            text = self.prompt_format.render_prompt(self.conversation(example, shots))
+        except ChatTemplateError as error:
+            return str(error)
+        if any(answer.strip() not in text for answer in _answers(shots)):
+            return "the chat template leaves out the answers of earlier turns"
+        return None
+
+    def shots_that_fit(self, shots: list[Example], rows: Sequence[TokenizedExample]) -> tuple[list[Example], str]:
+        """As many of the examples as nearly all rows can hold, and a note if they are fewer."""
+        context_length = self.prompt_format.context_length
+        shortest = min(rows, key=lambda row: len(row.prompt_ids))
+        for count in range(len(shots), 0, -1):
+            added = len(self.encode(shortest, shots[:count]).prompt_ids) - len(shortest.prompt_ids)
+            fitting = sum(_needed(row, len(row.prompt_ids) + added) <= context_length for row in rows)
+            if fitting >= MIN_SHARE_WITH_ALL * len(rows):
+                break
+        else:
+            count = 0
+        if count == len(shots):
+            return shots, ""
+        context = f"the model's context is {context_length:,} tokens"
+        if not count:
+            return [], f"No comparison with examples in the prompt: not even one fits; {context}."
+        return shots[:count], f"{count} of {len(shots)} examples in the prompt: more do not fit; {context}."
 
 
 def cut_at_separator(record: CompletionRecord, separator: str) -> CompletionRecord:
@@ -137,10 +196,6 @@ def cut_at_separator(record: CompletionRecord, separator: str) -> CompletionReco
     if end < 0:
         return record
     return record.model_copy(update={"completion": text[:end], "finish_reason": "stop"})
-
-
-def _without_examples(task: str, wanted: int, *notes: str) -> FewShotPrompts:
-    return FewShotPrompts(FewShotTask(task=task, k=0, wanted=wanted, notes=list(notes)), [])
 
 
 def _turns(shot: Example) -> list[Message]:
@@ -166,62 +221,10 @@ def _separator(shots: Sequence[Example]) -> str:
     return next((text for text in SEPARATORS if not any(text in answer for answer in answers)), SEPARATORS[-1])
 
 
-def _reason_for_none(shots: Sequence[Example], example: Example, prompt_format: PromptFormat) -> str | None:
-    """Why a task can have no examples in its prompts; None if it can."""
-    if not shots:
-        return "the task has no training row that could be one"
-    conversations = [one.conversation for one in (*shots, example)]
-    if any(conversation.tools or _has_tool_turns(conversation.messages) for conversation in conversations):
-        return "its conversations have tools"
-    try:
-        text = prompt_format.render_prompt(few_shot_conversation(example, shots, prompt_format))
-    except ChatTemplateError as error:
-        return str(error)
-    if any(answer.strip() not in text for answer in _answers(shots)):
-        return "the chat template leaves out the answers of earlier turns"
-    return None
-
-
 def _has_tool_turns(messages: Sequence[dict[str, Any]]) -> bool:
     return any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-
-
-def _shots_that_fit(
-    shots: list[Example], rows: Sequence[TokenizedExample], prompt_format: PromptFormat
-) -> tuple[list[Example], str]:
-    """As many of the examples as nearly all rows can hold, and a note if they are fewer."""
-    shortest = min(rows, key=lambda row: len(row.prompt_ids))
-    for count in range(len(shots), 0, -1):
-        encoded = _encode(shortest, shots[:count], prompt_format)
-        added = len(encoded.prompt_ids) - len(shortest.prompt_ids)
-        fitting = sum(_needed(row, len(row.prompt_ids) + added) <= prompt_format.context_length for row in rows)
-        if fitting >= MIN_SHARE_WITH_ALL * len(rows):
-            break
-    else:
-        count = 0
-    if count == len(shots):
-        return shots, ""
-    context = f"the model's context is {prompt_format.context_length:,} tokens"
-    if not count:
-        return [], f"No comparison with examples in the prompt: not even one fits; {context}."
-    return shots[:count], f"{count} of {len(shots)} examples in the prompt: more do not fit; {context}."
 
 
 def _needed(row: TokenizedExample, prompt_tokens: int) -> int:
     """The tokens that a prompt of this length needs with its completion or its reference."""
     return prompt_tokens + max(row.example.max_new_tokens or 1, len(row.completion_ids))
-
-
-def _encode_fitting(
-    row: TokenizedExample, shots: Sequence[Example], prompt_format: PromptFormat
-) -> tuple[EncodedExample, int]:
-    """The prompt of a row with as many of the examples as fit, and their number."""
-    for count in range(len(shots), 0, -1):
-        encoded = _encode(row, shots[:count], prompt_format)
-        if _needed(row, len(encoded.prompt_ids)) <= prompt_format.context_length:
-            return encoded, count
-    return row, 0
-
-
-def _encode(row: TokenizedExample, shots: Sequence[Example], prompt_format: PromptFormat) -> EncodedExample:
-    return prompt_format.encode(few_shot_conversation(row.example, shots, prompt_format))

@@ -22,7 +22,7 @@ def copy_few_shot(run: Run, folder: Path) -> None:
     tasks = [
         task
         for task in read_records(run.path("few_shot", "tasks.jsonl"), FewShotTask)
-        if task.k and task.task not in missing and any(key[0] == task.task for key in keys)
+        if task.has_prompts and task.task not in missing and any(key[0] == task.task for key in keys)
     ]
     names = {task.task for task in tasks}
     write_records(folder / "few_shot" / "tasks.jsonl", tasks)

@@ -29,7 +29,7 @@ from pipelines.report.results import (
 )
 from pipelines.report.retention import backward_transfer, compare_retention, retention_changes
 from pipelines.report.run_files import RunFiles, read_run
-from pipelines.report.summaries import drawn_rows_caveat, find_caveats, label_anywhere_accuracies
+from pipelines.report.summaries import drawn_rows_caveat, few_shot_caveats, find_caveats, label_anywhere_accuracies
 from pipelines.scoring.metric import Metric, metric_from_key
 from pipelines.scoring.statistics import Comparison, bootstrap_interval, compare, holm
 from pipelines.storage.records import CompletionRecord, SamplePromptRecord
@@ -152,6 +152,7 @@ def _task_results(
         caveats = [
             *find_caveats(result, base, tuned, models),
             *([drawn_rows_caveat(result, drawn)] if drawn else []),
+            *few_shot_caveats(result, [record for record in files.few_shot if record.task == task]),
             *(files.few_shot_tasks[task].notes if task in files.few_shot_tasks else []),
             *(data.notes if data else []),
         ]
@@ -166,7 +167,7 @@ def _few_shot_results(
 
     p-values are corrected for the number of these comparisons, which answer a question of their own.
     """
-    tasks = [name for name in metrics if name in files.few_shot_tasks and files.few_shot_tasks[name].k]
+    tasks = [name for name in metrics if name in files.few_shot_tasks and files.few_shot_tasks[name].has_prompts]
     before = {
         task: [
             None if example.few_shot is None or example.task != task else example.few_shot.score for example in examples
@@ -193,6 +194,7 @@ def _few_shot_results(
             p_holm=p_holm,
             **_counts_of_changes(comparison, metrics[task]),
             k=files.few_shot_tasks[task].k,
+            instruction=files.few_shot_tasks[task].instruction,
             num_tokens=files.few_shot_tasks[task].num_tokens,
             unscored=sum(
                 example.few_shot is not None and example.few_shot.score is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipelines.report.formatting import BASE_AND_TUNED, change_unit, count, interval, joined, signed
+from pipelines.report.formatting import BASE_AND_TUNED, change_unit, interval, joined, signed
 from pipelines.report.results import Analysis, FewShotAnswer, FewShotResult, TaskResult
 from pipelines.scoring.metric import Metric
 from pipelines.storage.records import CompletionRecord
@@ -25,15 +25,15 @@ def few_shot_answer(record: CompletionRecord, metric: Metric) -> FewShotAnswer:
     return FewShotAnswer(record.completion, score.value, score.detail, record.reasoning, record.reasoning_cut)
 
 
-def examples_in_prompt(k: int) -> str:
-    """The words for the base with `k` examples, such as "4 examples in the prompt"."""
-    return f"{count(k, 'example')} in the prompt"
+def given_in_prompt(result: FewShotResult) -> str:
+    """What the base was given, such as "4 examples in the prompt"."""
+    return f"{result.given} in the prompt"
 
 
 def few_shot_name(tasks: Iterable[TaskResult]) -> str:
     """The heading of the base with examples, such as "Base + 4 examples", or "Base + examples" if the tasks differ."""
-    numbers = {task.few_shot.k for task in tasks if task.few_shot is not None}
-    return f"Base + {count(numbers.pop(), 'example') if len(numbers) == 1 else 'examples'}"
+    given = {task.few_shot.given for task in tasks if task.few_shot is not None}
+    return f"Base + {given.pop().replace('an instruction', 'instruction') if len(given) == 1 else 'examples'}"
 
 
 def beyond_few_shot(result: FewShotResult) -> str:
@@ -47,11 +47,11 @@ def few_shot_sentence(task: TaskResult) -> str:
     result = task.few_shot
     if result is None:
         return ""
-    examples, beyond = examples_in_prompt(result.k), beyond_few_shot(result)
+    examples, beyond = given_in_prompt(result), beyond_few_shot(result)
     if result.verdict == "better":
         return f"Gain beyond {examples}: {beyond}."
     if result.verdict == "worse":
-        return f"{_score_higher(result.k)}: gain beyond them {beyond}."
+        return f"{_score_higher(result)}: gain beyond that {beyond}."
     return f"No significant gain beyond {examples}: {beyond}."
 
 
@@ -91,23 +91,24 @@ def _named(tasks: Sequence[TaskResult], describe: Callable[[TaskResult, FewShotR
 
 def _yes(task: TaskResult, result: FewShotResult) -> str:
     change = f"{signed(result.gain, result.unit)} {change_unit(result.unit)}"
-    return f"{change} beyond {examples_in_prompt(result.k)}, 95 % CI {interval(result.gain_ci95, result.unit)}"
+    return f"{change} beyond {given_in_prompt(result)}, 95 % CI {interval(result.gain_ci95, result.unit)}"
 
 
 def _open(task: TaskResult, result: FewShotResult) -> str:
     if result.verdict == "better":
         return "better than with examples in the prompt, but not significantly better than the base without them"
-    return f"{examples_in_prompt(result.k)} may do as well: gain beyond them {_without_brackets(result)}"
+    return f"{given_in_prompt(result)} may do as well: gain beyond that {_without_brackets(result)}"
 
 
 def _no(task: TaskResult, result: FewShotResult) -> str:
     if result.verdict == "worse":
-        return f"{_score_higher(result.k)}: gain beyond them {_without_brackets(result)}"
+        return f"{_score_higher(result)}: gain beyond that {_without_brackets(result)}"
     return "the base scores higher without any tuning"
 
 
-def _score_higher(k: int) -> str:
-    return f"{examples_in_prompt(k)} score{'s' if k == 1 else ''} higher"
+def _score_higher(result: FewShotResult) -> str:
+    is_singular = result.k == 1 and not result.instruction or not result.k
+    return f"{given_in_prompt(result)} score{'s' if is_singular else ''} higher"
 
 
 def _without_brackets(result: FewShotResult) -> str:

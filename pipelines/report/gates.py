@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.few_shot import examples_in_prompt
+from pipelines.report.few_shot import given_in_prompt
 from pipelines.report.formatting import change_unit, interval, number, signed
 from pipelines.report.results import GateResult, PairedResult, TaskResult
 from pipelines.report.retention import RetentionResult
@@ -35,7 +35,7 @@ def check_gates(
 def _check_gain_beyond_few_shot(task: TaskResult, min_gain: float, by_ci: bool) -> GateResult:
     if task.few_shot is None:
         return GateResult(task.name, False, "the base had no examples in its prompt, so nothing was measured.")
-    return _check_gain(task.name, task.few_shot, min_gain, by_ci, f" beyond {examples_in_prompt(task.few_shot.k)}")
+    return _check_gain(task.name, task.few_shot, min_gain, by_ci, f" beyond {given_in_prompt(task.few_shot)}")
 
 
 def _check_gain(name: str, result: PairedResult, min_gain: float, by_ci: bool, beyond: str = "") -> GateResult:

@@ -65,7 +65,8 @@ class FewShotReport(JsonModel):
     """The tuned model compared with the base that has examples from the training rows in its prompt."""
 
     k: int = Field(description="Number of examples in the prompt.")
-    num_tokens: int = Field(description="Number of tokens that the examples add to a prompt.")
+    instruction: str | None = Field(description="Text that was added to the system turn; null for none.")
+    num_tokens: int = Field(description="Number of tokens that examples and instruction add to a prompt.")
     n: int = Field(description="Number of rows that were scored on both.")
     few_shot: float = Field(description="Mean score of the base with examples, on these rows.")
     tuned: float = Field(description="Mean score of the tuned model, or of the second model, on these rows.")
@@ -144,6 +145,7 @@ def _few_shot(task: TaskResult, result: FewShotResult) -> FewShotReport:
     comparison = result.comparison
     return FewShotReport(
         k=result.k,
+        instruction=result.instruction,
         num_tokens=result.num_tokens,
         n=comparison.n,
         few_shot=comparison.base,

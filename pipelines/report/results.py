@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.config.forgetting import BASELINE_LABELS, parse_strategies
-from pipelines.report.formatting import BASE_AND_TUNED
+from pipelines.report.formatting import BASE_AND_TUNED, count
 from pipelines.report.retention import BackwardTransfer, RetentionResult
 from pipelines.scoring.metric import Metric, Unit
 from pipelines.scoring.statistics import Comparison, is_significant
@@ -16,6 +16,11 @@ from pipelines.storage.records import Manifest, StageRecord, TrainingHistory
 
 TaskVerdict = Literal["better", "worse", "inconclusive"]
 Change = Literal["better", "worse", "same", "unscored"]
+
+
+def describe_given(k: int, instruction: str | None) -> str:
+    """What the base was given in its prompt: "4 examples", "an instruction" or "4 examples and an instruction"."""
+    return " and ".join([*([count(k, "example")] if k else []), *(["an instruction"] if instruction else [])])
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,16 @@ class FewShotResult(PairedResult):
 
     k: int
     """Number of examples in the prompt."""
+    instruction: str | None
+    """Text that was added to the system turn; None for none."""
     num_tokens: int
-    """Number of tokens that they add to it."""
+    """Number of tokens that examples and instruction add to it."""
+
+    @property
+    def given(self) -> str:
+        """What the base was given in its prompt."""
+        return describe_given(self.k, self.instruction)
+
     unscored: int
     """Completions of the base with examples that could not be scored."""
 

@@ -201,7 +201,7 @@ def _check_same_rows(path: Path, base: Sequence[object], tuned: Sequence[object]
 
 def _check_few_shot(files: RunFiles) -> None:
     """Raises RunError unless the completions after examples are of the rows of the base, and their tasks are known."""
-    tasks = {name for name, task in files.few_shot_tasks.items() if task.k}
+    tasks = {name for name, task in files.few_shot_tasks.items() if task.has_prompts}
 
     def keys(records: Sequence[CompletionRecord]) -> list[tuple[str, int, str, str]]:
         return [

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from pipelines.config.strategy_registry import strategy_title
-from pipelines.report.few_shot import few_shot_sentence
+from pipelines.report.few_shot import few_shot_name, few_shot_sentence
 from pipelines.report.formatting import (
     BASE_AND_TUNED,
     change_unit,
@@ -201,10 +201,21 @@ def _constant_label(
         return
     yield f"Always answering “{label}” would score {number(100 * frequency / len(base))} %."
     for model, records in zip(models, (base, tuned), strict=True):
-        labels = {normalize(record.completion) for record in records}
-        if len(labels) == 1 and len(records) > 1 and labels != {""}:
-            label = one_line(records[0].completion, 40)
-            yield f"{heading(model)} always answers “{label}”, whatever the prompt is."
+        yield from _same_label(task, heading(model), records)
+
+
+def _same_label(task: TaskResult, model: str, records: Sequence[CompletionRecord]) -> Iterable[str]:
+    labels = {task.metric.normalize_label(record.completion) for record in records}
+    if task.metric.single_label and len(labels) == 1 and len(records) > 1 and labels != {""}:
+        yield f"{model} always answers “{one_line(records[0].completion, 40)}”, whatever the prompt is."
+
+
+def few_shot_caveats(task: TaskResult, records: Sequence[CompletionRecord]) -> Iterable[str]:
+    """Sentences about what limits the comparison with the base that has examples in its prompt."""
+    if task.few_shot is not None:
+        name = few_shot_name([task])
+        yield from _same_label(task, name, records)
+        yield from _empty_or_truncated(task, f"{name[0].lower()}{name[1:]}", records)
 
 
 def _floor_or_ceiling(task: TaskResult, models: tuple[str, str]) -> Iterable[str]:

@@ -110,7 +110,7 @@ def stage_digests(
     eval_base_digest = digest(
         *token_inputs, generation, limits, rows, strata, files.get(pipeline.report.sample_prompts or "")
     )
-    few_shot = {name: pipeline.few_shot(task) for name, task in tasks}
+    few_shot = {name: pipeline.few_shot(task).model_dump() for name, task in tasks}
     few_shot_digest = digest(*token_inputs, generation, limits, rows["test"], strata, few_shot, FEW_SHOT_FORMAT)
     retention_digest = digest(
         model_fingerprint,

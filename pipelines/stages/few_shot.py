@@ -54,11 +54,11 @@ def load_few_shot_prompts(context: StageContext) -> list[FewShotPrompts]:
     return [
         few_shot_prompts(
             name,
-            count,
+            settings,
             [row for row in rows if row.example.task == name],
             [row for row in candidates if row.example.task == name],
             context.prompt_format,
         )
-        for name, count in wanted.items()
-        if count
+        for name, settings in wanted.items()
+        if settings
     ]

@@ -81,16 +81,22 @@ class CompletionRecord(RecordBase):
 class FewShotTask(RecordBase):
     """A line of `few_shot/tasks.jsonl`: the examples that the prompts of a task had before them.
 
-    `few_shot/completions.jsonl` has CompletionRecords of the tasks with k > 0.
+    `few_shot/completions.jsonl` has CompletionRecords of the tasks with `has_prompts`.
     """
 
     task: str = Field(description="Name of the task.")
     k: int = Field(description="Number of examples in the prompt; 0 if there were none.")
     wanted: int = Field(description="Number of examples that the config asks for.")
+    instruction: str | None = Field(default=None, description="Text that was added to the system turn; null for none.")
     examples: list[str] = Field(default=[], description="File and line of each example, in their order.")
     num_tokens: int = Field(default=0, description="Number of tokens that the examples add to a prompt.")
     rows_with_fewer: int = Field(default=0, description="Number of test rows whose prompts hold fewer examples.")
     notes: list[str] = Field(default=[], description="Why there are fewer examples than the config asks for.")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether the base was given anything in its prompts."""
+        return bool(self.k or self.instruction)
 
 
 class SamplePromptRecord(RecordBase):

@@ -68,6 +68,16 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "pipeline.report.few_shot must be at most 32, found 100",
     ),
+    "an unknown key of few_shot": (
+        pipeline("report: {few_shot: {n: 4}}"),
+        2,
+        "pipeline.report.few_shot.n: unknown key; ",
+    ),
+    "an instruction without text": (
+        task('few_shot: {k: 4, instruction: ""}'),
+        8,
+        "pipeline.tasks.sentiment.few_shot.instruction is empty",
+    ),
     "a gate on the gain beyond no examples": (
         pipeline("report: {few_shot: 0, gates: {sentiment: {min_gain_beyond_few_shot: 1}}}"),
         2,

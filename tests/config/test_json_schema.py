@@ -81,7 +81,7 @@ pipeline:
     gates: {a: {min_gain: 1, by: ci}, b: {min_gain_beyond_few_shot: 1}, mine: {max_drop: 0.5}}
     test_rows: all
     validation_rows: 5
-    few_shot: 2
+    few_shot: {k: 2, instruction: "Be brief."}
     seed: 3
   hardware: {device: cpu, dtype: fp32, attention: loop, offload_optimizer: false}
   max_nonfinite_steps: 2

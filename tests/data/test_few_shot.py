@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.config.task import FewShotSettings
 from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
-from pipelines.data.few_shot import cut_at_separator, few_shot_conversation, few_shot_prompts
+from pipelines.data.few_shot import FewShotWriter, cut_at_separator, few_shot_prompts
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.evaluation.completion_records import completion_record
@@ -30,11 +31,13 @@ def tokenized(one, prompt_format):
     return TokenizedExample(encoded.input_ids, encoded.supervised_spans, one)
 
 
-def prompts_of(kind, test_rows, train_rows, wanted=2, context_length=10_000):
+def prompts_of(kind, test_rows, train_rows, wanted=2, context_length=10_000, instruction=None):
     prompt_format = PromptFormat(make_tokenizer(kind))
     prompt_format.context_length = context_length
     rows, candidates = ([tokenized(one, prompt_format) for one in part] for part in (test_rows, train_rows))
-    return few_shot_prompts("t", wanted, rows, candidates, prompt_format), prompt_format
+    return few_shot_prompts(
+        "t", FewShotSettings(k=wanted, instruction=instruction), rows, candidates, prompt_format
+    ), prompt_format
 
 
 TRAIN = [example(f"q{number}", f"a{number}", number, split="train") for number in range(4)]
@@ -123,7 +126,7 @@ def test_thoughts_of_examples_are_written_as_the_template_writes_earlier_ones():
         prompts, prompt_format = prompts_of(kind, test, train)
         text = text_of(prompts.rows[0], prompt_format)
         assert "q0" in text and "a1" in text and "because" not in text and text.count("<think>") <= 1
-        assert text == prompt_format.render_prompt(few_shot_conversation(test[0], train[:2], prompt_format))
+        assert text == prompt_format.render_prompt(FewShotWriter(prompt_format).conversation(test[0], train[:2]))
 
 
 def conversation(*texts, **values):
@@ -150,7 +153,7 @@ def test_a_template_that_takes_one_turn_only_has_no_examples():
     )
     strict = PromptFormat(tokenizer)
     rows, candidates = ([tokenized(one, prompt_format) for one in part] for part in (TEST, TRAIN))
-    prompts = few_shot_prompts("t", 2, rows, candidates, strict)
+    prompts = few_shot_prompts("t", FewShotSettings(k=2), rows, candidates, strict)
     assert prompts.summary.k == 0 and "one turn only" in prompts.summary.notes[0]
 
 
@@ -160,5 +163,32 @@ def test_a_template_that_leaves_out_earlier_turns_has_no_examples():
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "{% for m in messages %}", "{% for m in messages if m.role != 'assistant' or loop.last %}"
     )
-    prompts = few_shot_prompts("t", 2, rows, candidates, PromptFormat(tokenizer))
+    prompts = few_shot_prompts("t", FewShotSettings(k=2), rows, candidates, PromptFormat(tokenizer))
     assert prompts.summary.k == 0 and prompts.summary.notes[0].startswith("No comparison with examples")
+
+
+@pytest.mark.parametrize("kind", ["pad_is_eos", "no_template"])
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_an_instruction_is_added_to_the_system_turn(kind, wanted, system):
+    test = [replace(TEST[0], system=system)]
+    prompts, prompt_format = prompts_of(kind, test, TRAIN, wanted, instruction="Answer yes or no.")
+    whole = f"{system}\n\nAnswer yes or no." if system else "Answer yes or no."
+    shots = {
+        "pad_is_eos": "<|im_start|>user\nq0<|im_end|>\n<|im_start|>assistant\na0<|im_end|>\n",
+        "no_template": "q0a0\n\n",
+    }
+    if kind == "pad_is_eos":
+        expected = f"<|im_start|>system\n{whole}<|im_end|>\n{shots[kind] * wanted}<|im_start|>user\nwhat<|im_end|>\n"
+        expected += "<|im_start|>assistant\n"
+    else:
+        expected = f"{whole}\n\n{shots[kind] * wanted}what"
+    assert text_of(prompts.rows[0], prompt_format) == expected
+    assert (prompts.summary.k, prompts.summary.instruction) == (wanted, "Answer yes or no.")
+    assert prompt_format.tokenizer.decode(prompts.rows[0].completion_ids).startswith("this")
+
+
+def test_an_instruction_remains_where_examples_are_not_possible():
+    prompts, prompt_format = prompts_of("pad_is_eos", TEST, [], 4, instruction="Answer yes or no.")
+    assert prompts.summary.k == 0 and "no training row" in prompts.summary.notes[0]
+    assert "Answer yes or no." in text_of(prompts.rows[1], prompt_format)

@@ -93,7 +93,7 @@ def test_other_scores_are_compared_as_scipy_does(tmp_path):
     [
         (0.0, 0.4, 0.8, "Tuning was worth it on mood (+{gain} points beyond 4 examples in the prompt, 95 % CI +"),
         (0.0, 0.79, 0.8, "Tuning was not shown to be worth it on mood (4 examples in the prompt may do as well: gain"),
-        (0.1, 0.9, 0.5, "Tuning was not worth it on mood (4 examples in the prompt score higher: gain beyond them −"),
+        (0.1, 0.9, 0.5, "Tuning was not worth it on mood (4 examples in the prompt score higher: gain beyond that −"),
         (0.9, 0.3, 0.5, "Tuning was not worth it on mood (the base scores higher without any tuning)."),
         (
             0.8,
@@ -160,3 +160,18 @@ def test_completions_of_other_rows_are_refused(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RunError, match=r"few_shot.completions\.jsonl: not the rows that base has; delete the folder"):
         analyse(folder)
+
+
+def test_one_answer_for_all_prompts_is_a_caveat(tmp_path):
+    task = analyse(label_run(tmp_path / "r", right(0.1), [True] * 200, right(0.9, seed=2))).tasks["mood"]
+    assert "Base + 4 examples always answers “yes”, whatever the prompt is." in task.caveats
+
+
+def test_an_instruction_is_named(tmp_path):
+    for k, given in ((0, "an instruction"), (2, "2 examples and an instruction")):
+        folder = label_run(
+            tmp_path / str(k), right(0.1), right(0.5, seed=1), right(0.9, seed=2), k=k, instruction="Be."
+        )
+        analysis = write_report(folder)
+        assert f" beyond {given} in the prompt, 95 % CI" in worth_of_tuning(analysis)[0]
+        assert f"Base + {given.replace('an instruction', 'instruction')}" in (folder / "report.md").read_text()
