@@ -24,7 +24,24 @@ MIN_CONVERSATIONS = 0.9
 """Share of values that must be conversations."""
 _PROBED = 300
 _RESERVED = frozenset(
-    {ROW, "range", "dict", "namespace", "true", "false", "none", "and", "or", "not", "in", "is", "if"}
+    {
+        "range",
+        "dict",
+        "namespace",
+        "true",
+        "false",
+        "none",
+        "and",
+        "or",
+        "not",
+        "in",
+        "is",
+        "if",
+        "else",
+        "loop",
+        "self",
+        "caller",
+    }
 )
 """Words that are no columns in a Jinja template."""
 
@@ -138,9 +155,9 @@ def _given(value: Any) -> Any:
 
 
 def read_columns(sample: Sample) -> list[Column]:
-    """The columns of a sample, and the keys of their objects."""
+    """The columns of a sample, without one that has no name, and the keys of their objects."""
     columns: list[Column] = []
-    for name in sample.columns:
+    for name in filter(None, sample.columns):
         column = Column(name, name, (), [_given(value) for value in sample.values(name)])
         columns += [column, *_nested(column)]
     return columns

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines.authoring import names
 from pipelines.authoring.kinds import KINDS, MAX_LABELS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, measure
@@ -76,7 +78,7 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
     _add_metric(draft, task, path, choices)
     _add_cluster(draft, task, path, choices)
     _check_answers(draft, sample, choices)
-    rows = fill_rows(choices.task, Task.model_validate(task), sample)
+    rows = fill_rows(choices.task, _task(task, sample), sample)
     lengths = measure(rows, choices.base_model)
     _add_split(draft, sample)
     _add_model(draft, choices.base_model)
@@ -100,6 +102,17 @@ def _check_answers(draft: Draft, sample: Sample, choices: Choices) -> None:
         "drop these rows"
     )
     raise DataError(Problem(message, first.file, first.number))
+
+
+def _task(keys: dict[str, Any], sample: Sample) -> Task:
+    """The task. Raises DataError for the name of a column that no key can hold."""
+    try:
+        return Task.model_validate(keys)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        reason = details.get("ctx", {}).get("error", details["msg"])
+        message = f"no task can be written with these columns ({'.'.join(map(str, details['loc']))}: {reason})"
+        raise DataError(Problem(f"{message}; rename the column", sample.data)) from None
 
 
 def fill_rows(name: str, task: Task, sample: Sample) -> list[FilledRow]:

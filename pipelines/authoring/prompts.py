@@ -48,10 +48,10 @@ def write_templates(roles: Roles, kind: Kind, labels: Labels | None, *, all_labe
     assert output is not None
     listed = _listed_labels(labels) if all_labels_known else None
     is_jinja = _needs_jinja(roles, kind, labels)
+    if listed is not None and any(mark in listed for mark in ("{{", "{%", "{#", "%}", "#}")):
+        listed = None  # they would be read as Jinja
     task = _task_text(roles, kind, listed)
-    if is_jinja:
-        task = None if task is not None and any(mark in task for mark in ("{{", "{%", "{#")) else task
-    elif task is not None:
+    if task is not None and not is_jinja:
         task = task.replace("{", "{{").replace("}", "}}")
     parts = [*([task] if task else []), *_input_parts(roles, kind, is_jinja)]
     prompt = "".join(parts[:1]) + "".join(part if part.startswith("{% if") else f"\n\n{part}" for part in parts[1:])
@@ -101,7 +101,7 @@ def _task_text(roles: Roles, kind: Kind, listed: str | None) -> str | None:
     if kind in ("labels", "several labels"):
         many = "What are the labels?" if roles.flags else f"What is the {what}?"
         return f"{many} {choose}" if choose else many
-    if output.words[0] in ("summary", "summaries", "highlights", "tldr"):
+    if output.words[:1] and output.words[0] in ("summary", "summaries", "highlights", "tldr"):
         return "Summarize the text."
     if output.normalized in ("output", "completion", "response", "answer", "answers", "target", "targets", "reply"):
         is_summary = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pipelines.authoring import names
 from pipelines.authoring.columns import Column, is_conversation, is_prompt_of_messages, read_columns
 from pipelines.authoring.sample import Sample
+from pipelines.data.tool_calls import parse_tools
 from pipelines.errors import DataError, Problem
 
 MAX_INPUTS = 8
@@ -53,7 +54,7 @@ def find_roles(sample: Sample) -> Roles:
     if {column.name for column in columns} in ({"from", "value"}, {"role", "content"}):
         message = 'its rows are the turns of a conversation; write one conversation per row: {"messages": [{…}, {…}]}'
         raise DataError(Problem(message, sample.data))
-    tools = _named(columns, names.TOOLS)
+    tools = _tools(_named(columns, names.TOOLS))
     roles = Roles(
         system=_named([column for column in columns if column.is_scalar], names.SYSTEM),
         history=_pairs(_named(columns, names.HISTORY)),
@@ -85,6 +86,18 @@ def _named(columns: Sequence[Column], wanted: Sequence[str]) -> Column | None:
     """The column with the first of the names; by its whole name."""
     by_name = {column.normalized: column for column in reversed(columns) if column.present}
     return next((by_name[name] for name in wanted if name in by_name), None)
+
+
+def _tools(column: Column | None) -> Column | None:
+    """The column if it holds the schemas of tools."""
+    if column is None or column.keys:
+        return None
+    try:
+        for value in column.present[:50]:
+            parse_tools(column.source, value)
+    except DataError:
+        return None
+    return column
 
 
 def _pairs(column: Column | None) -> Column | None:

@@ -67,7 +67,7 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
     with os_errors_as_machine_error(output.parent):
         write_text(output, text)
     click.echo(f"written: {output}; next:", err=True)
-    for command in (f"check {output}", f"preview {output}", f"run {output} --name first"):
+    for command in (f"check {output}", f"plan {output}", f"run {output} --name first"):
         click.echo(f"  alfine {command}", err=True)
 
 
