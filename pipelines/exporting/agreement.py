@@ -102,7 +102,9 @@ def measure_agreement(
         must_be_equal: whether an answer that is neither equal nor a tie is a problem.
     """
     differences = [index + 1 for answer in answers if (index := answer.first_difference) is not None]
-    equal, ties = len(answers) - len(differences), sum(answer.is_tie for answer in answers)
+    equal = len(answers) - len(differences)
+    # In lower precision a difference is one of precision, whatever its size.
+    ties = sum(answer.is_tie for answer in answers) if must_be_equal else 0
     chosen = [one == other for answer in answers for one, other in zip(answer.run_tokens, answer.choices, strict=True)]
     agreement = 100 * sum(chosen) / max(1, len(chosen))
     by_task: dict[str, list[Answer]] = defaultdict(list)

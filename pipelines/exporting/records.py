@@ -54,7 +54,8 @@ class ExportCheck(RecordBase):
     unequal_prompts: list[str] = Field(description="The first prompts that it does not, with the reason.")
     equal_answers: int = Field(description="Number of answers with the text, tokens and end of the run's.")
     ties: int = Field(
-        description="Number of other answers whose first different token is as likely as the run's, up to rounding."
+        description="Number of other answers whose first different token is as likely as the run's, up to rounding; "
+        "counted if the answers must be equal."
     )
     first_difference_median: float | None = Field(
         description="Median index, from 1, of the first different token of answers that differ; null if none does."
