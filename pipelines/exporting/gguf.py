@@ -60,9 +60,14 @@ def bits(quantization: str) -> float:
     return BITS.get(quantization, 7)
 
 
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed. It is not imported."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
 def require_llama_cpp(purpose: str, alternative: str) -> None:
     """Raises MachineError if llama-cpp-python is not installed. `alternative` is what to write without it."""
-    if importlib.util.find_spec("llama_cpp") is None:
+    if not has_llama_cpp():
         raise MachineError(f"llama-cpp-python, {purpose}, is not installed; {INSTALL_HINT}; {alternative}")
 
 
@@ -166,7 +171,7 @@ def end_tokens(file: Path) -> list[int]:
 
 def _add_end_tokens(source: ExportSource, file: Path) -> list[str]:
     """Adds the run's stop tokens that llama.cpp does not know of as ends of a turn. Returns notes for the user."""
-    if importlib.util.find_spec("llama_cpp") is None:
+    if not has_llama_cpp():
         return ["Without llama-cpp-python it was not checked that llama.cpp ends an answer at the trained tokens."]
     missing = sorted(set(source.prompt_format.stop_ids) - set(end_tokens(file)))
     if not missing:

@@ -99,7 +99,7 @@ def test_a_stop_token_that_llama_cpp_does_not_know_is_added(llama_project):
 
 
 def test_without_llama_cpp_the_options_say_what_is_possible(llama_project, monkeypatch):
-    monkeypatch.setattr("pipelines.exporting.gguf.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.exporting.gguf.has_llama_cpp", lambda: False)
     folder = run().folder
     one_line(invoke("export", folder, "--to", "gguf"), "pip install 'alfine[gguf]'", "--check-rows 0", code=1)
     one_line(

@@ -3,46 +3,40 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from huggingface_hub import constants
 
 from pipelines.errors import ConfigError
 from pipelines.exporting.publish import check_repository
 from tests.exporting.hub_server import READ_ONLY, TOKEN, Hub, Repository
+from tests.exporting.test_export import invoke
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig
 
 
 @pytest.fixture
-def hub():
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
     with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
         yield server
 
 
 def publish(hub, *arguments, token=TOKEN, address=None):
-    """Runs the command in a process of its own: huggingface_hub reads its environment when it is imported."""
-    home = Path.cwd() / "hub_home"
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": address or hub.address,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
-        environment.pop(name, None)
-    if token is not None:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "pipelines.cli", "publish", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = {"HF_TOKEN": token} if token else {}
+    with mock.patch.object(constants, "ENDPOINT", address or hub.address), mock.patch.dict(os.environ, environment):
+        return invoke("publish", *arguments)
 
 
 def error_of(process, code=2):
-    assert process.returncode == code, process.stdout + process.stderr
+    assert process.exit_code == code, process.stdout + process.stderr
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in process.stderr, process.stderr
     return lines[0]
@@ -53,7 +47,7 @@ def test_an_export_is_published_as_it_was_checked(project, hub):
     arguments = (folder, "anna/reviews", "--to", "adapter")
 
     dry = publish(hub, *arguments, "--dry-run", token=None)
-    assert dry.returncode == 0, dry.stderr
+    assert dry.exit_code == 0, dry.stderr
     assert "anna/reviews (private): " in dry.stdout and "adapter_model.safetensors" in dry.stdout
     assert not hub.requests and "check: passed" in dry.stdout
     export = folder / "export" / "adapter"
@@ -67,7 +61,7 @@ def test_an_export_is_published_as_it_was_checked(project, hub):
     assert not hub.repositories
 
     done = publish(hub, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == f"published: {hub.address}/anna/reviews"
     repository = hub.repositories["anna/reviews"]
     local = {path.name: path.read_bytes() for path in export.iterdir()}
@@ -81,12 +75,12 @@ def test_an_export_is_published_as_it_was_checked(project, hub):
     card = (export / "README.md").read_text().replace("license: unknown", "license: mit")
     (export / "README.md").write_text(card)
     again = publish(hub, *arguments)
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert b"license: mit" in repository.branches["main"]["README.md"]
     assert "old.bin" not in repository.branches["main"] and "mine.txt" in repository.branches["main"]
 
     branch = publish(hub, *arguments, "--revision", "second")
-    assert branch.returncode == 0, branch.stderr
+    assert branch.exit_code == 0, branch.stderr
     assert set(repository.branches) == {"main", "second"} and branch.stdout.strip().endswith("/tree/second")
 
     public = publish(hub, *arguments, "--public")
