@@ -52,23 +52,29 @@ def measure(rows: Sequence[FilledRow], base_model: str) -> Lengths:
     context = None if folder is None else context_length(folder)
     longest = sorted(rows, key=lambda row: -len(row.prompt) - len(row.completion or ""))[:MAX_COUNTED]
     answers = sorted(rows, key=lambda row: -len(row.completion or ""))[:MAX_COUNTED]
-    if folder is not None and (folder / "tokenizer.json").is_file():
-        count = _Counter(folder)
+    if folder is not None and (tokenizer := _load(folder)) is not None:
+        count = _Counter(tokenizer, folder)
         source = f"counted with the tokenizer of {base_model}"
         totals, completions = map(count.total, longest), map(count.completion, answers)
     else:
-        source = (
-            f"estimated as {BYTES_PER_TOKEN:g} bytes per token: the tokenizer of {base_model} is not on this machine"
-        )
+        source = f"estimated as {BYTES_PER_TOKEN:g} bytes per token: no tokenizer of {base_model} on this machine"
         totals, completions = map(_estimated_total, longest), map(_estimated_completion, answers)
     return Lengths(sorted(totals), sorted(completions), source, context, len(rows))
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer | None:
+    """The tokenizer in a folder; None without one that the library `tokenizers` can read."""
+    try:
+        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the library raises no narrower class
+        return None
 
 
 class _Counter:
     """Counts the tokens of rows as the chat template of a model renders them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    def __init__(self, tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+        self.tokenizer = tokenizer
         try:
             self.prompt_format: PromptFormat | None = PromptFormat(TemplateRenderer(folder))
         except ConfigError:

@@ -12,7 +12,7 @@ from pipelines.console.plain_text import printable
 from pipelines.errors import ConfigError
 from pipelines.importing.importer import import_file
 from pipelines.importing.summary import summary_lines
-from pipelines.importing.yaml_writer import to_yaml
+from pipelines.importing.yaml_writer import editor_line, to_yaml
 from pipelines.storage.files import os_errors_as_machine_error, write_text
 
 
@@ -31,6 +31,7 @@ def import_config(file: Path, data: tuple[str, ...], output: Path | None) -> Non
         raise ConfigError(f"--output {output} exists already; name another file, or remove it")
     draft = import_file(file, data)
     header = [f"Written by alfine import from {file.name}, {draft.tool} config.", f"  alfine check {output or 'FILE'}"]
+    header += editor_line(output)
     text = to_yaml(draft.config, draft.comments, header)
     for line in summary_lines(draft):
         click.echo(printable(line), err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,13 @@ from pipelines.config.job import Job, job_from_document
 from pipelines.config.yaml_parser import parse_yaml
 from pipelines.console.plain_text import printable
 from pipelines.errors import AlfineError, ConfigError
-from pipelines.importing.yaml_writer import to_yaml
-from pipelines.modeling.base_models import PACKAGED_MODELS, check_base_model
+from pipelines.importing.yaml_writer import editor_line, to_yaml
+from pipelines.modeling.base_models import PACKAGED_MODELS, check_base_model, local_folder
+from pipelines.modeling.module_names import check_module_names
 from pipelines.storage.files import os_errors_as_machine_error, write_text
 
 MAX_LISTED = 12
 """Columns that the summary names."""
-SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "config.schema.json"
-"""The JSON Schema in a clone of the repository."""
 
 
 @click.command()
@@ -58,7 +56,11 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
         choices = ask(sample, choices)
     draft = write_job(sample, choices)
     text = _yaml(draft, sample, None if is_printed else output)
-    job = _load(draft, text, output)
+    if not _has_target_modules(_load(text, output)):
+        del draft.config["adapter"]["target_modules"]
+        draft.notes.append("the modules that are adapted are those that PEFT chooses for this model")
+        text = _yaml(draft, sample, None if is_printed else output)
+    job = _load(text, output)
     draft.notes += _check(job, sample, str(output))
     _print_summary(draft, sample)
     if is_printed:
@@ -88,25 +90,23 @@ def _yaml(draft: Draft, sample: Sample, output: Path | None) -> str:
     where = output or "FILE"
     header = [f"Written by alfine init from {sample.data}: {_num_rows(sample)}."]
     header += [f"  alfine check {where}", f"  alfine run {where} --name first"]
-    if output is not None and (schema := _schema_path(output)):
-        header.append(f"yaml-language-server: $schema={schema}")
-    return to_yaml(draft.config, draft.comments, header)
+    return to_yaml(draft.config, draft.comments, [*header, *editor_line(output)])
 
 
-def _schema_path(output: Path) -> str | None:
-    """The path from a config to the JSON Schema, if both are in the same clone of the repository."""
-    folder = output.absolute().parent.resolve()
-    beside = folder / "config.schema.json"
-    if beside.is_file():
-        return beside.name
-    if SCHEMA_FILE.is_file() and folder.is_relative_to(SCHEMA_FILE.parents[1]):
-        return Path(os.path.relpath(SCHEMA_FILE, folder)).as_posix()
-    return None
-
-
-def _load(draft: Draft, text: str, output: Path) -> Job:
+def _load(text: str, output: Path) -> Job:
     """The job as `alfine check` would load it."""
     return job_from_document(parse_yaml(text, str(output)), output)
+
+
+def _has_target_modules(job: Job) -> bool:
+    """Whether the base model has the modules that the job names. True if its files are not on this machine."""
+    folder = local_folder(job.base_model)
+    try:
+        if folder is not None:
+            check_module_names(job, folder)
+    except ConfigError:
+        return False
+    return True
 
 
 def _check(job: Job, sample: Sample, output: str) -> list[str]:

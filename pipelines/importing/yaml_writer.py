@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,8 +25,23 @@ TOP_LEVEL_ORDER = (
     "generation",
     "backend",
 )
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "config.schema.json"
+"""The JSON Schema of a config in a clone of the repository."""
 COMMENT_COLUMN = 44
 """The column that comments on one line start at, if the line is shorter."""
+
+
+def editor_line(output: Path | None) -> list[str]:
+    """The line that names the JSON Schema for editors, if one is where the file can name it: beside it, or in the same
+    clone of the repository."""
+    if output is None:
+        return []
+    folder = output.absolute().parent.resolve()
+    if (folder / SCHEMA_FILE.name).is_file():
+        return [f"yaml-language-server: $schema={SCHEMA_FILE.name}"]
+    if SCHEMA_FILE.is_file() and folder.is_relative_to(SCHEMA_FILE.parents[1]):
+        return [f"yaml-language-server: $schema={Path(os.path.relpath(SCHEMA_FILE, folder)).as_posix()}"]
+    return []
 
 
 def to_yaml(config: Mapping[str, Any], comments: Mapping[KeyPath, str], header: list[str]) -> str:

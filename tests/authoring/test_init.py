@@ -20,7 +20,9 @@ from pipelines.checks.job import check_job
 from pipelines.cli import main
 from pipelines.commands.init import task_name
 from pipelines.config.job import load_job
+from pipelines.importing.yaml_writer import SCHEMA_FILE, editor_line
 from pipelines.modeling import base_models
+from tests.modeling.test_module_names import GPT2, write_model
 
 RNG = random.Random(0)
 NOUNS = ["lamp", "boat", "garden", "letter", "kettle", "river", "window", "train", "violin", "market"]
@@ -325,7 +327,7 @@ def test_the_yaml_explains_itself_and_the_output_says_what_was_assumed(folder: P
         "validation and test: 6 of 60 rows each, drawn",
         "note: topic could be the answer as well: edit prompt and completion, or use --interactive",
         "note: not used: id, topic",
-        "estimated as 3 bytes per token: the tokenizer of smollm2-135m-instruct is not on this machine",
+        "estimated as 3 bytes per token: no tokenizer of smollm2-135m-instruct on this machine",
         "alfine check jobs/a.yaml",
     ):
         assert line in result.stderr
@@ -342,6 +344,19 @@ def test_the_yaml_explains_itself_and_the_output_says_what_was_assumed(folder: P
 def test_the_job_can_be_printed(folder: Path) -> None:
     result = init(write(rows_of(text=text, label=lambda i: i % 2)), "--output", "-", "--task", "mine")
     assert "    mine:\n" in result.stdout and not list(folder.glob("*.yaml"))
+
+
+def test_an_editor_finds_the_schema(folder: Path) -> None:
+    data = write(rows_of(text=text, label=lambda i: i % 2))
+    line = "# yaml-language-server: $schema="
+    init(data, "--output", "a.yaml")
+    assert line not in Path("a.yaml").read_text(encoding="utf-8")
+    assert CliRunner().invoke(main, ["schema", "--output", "config.schema.json"]).exit_code == 0
+    init(data, "--output", "b.yaml")
+    assert f"{line}config.schema.json\n" in Path("b.yaml").read_text(encoding="utf-8")
+    assert editor_line(SCHEMA_FILE.parents[1] / "jobs" / "mine" / "c.yaml") == [
+        "yaml-language-server: $schema=../../docs/config.schema.json"
+    ]
 
 
 def test_splits_of_the_rows_are_used() -> None:
@@ -476,6 +491,17 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], message: str) -> Non
     write(rows_of(text=text, label=lambda i: i % 2))
     result = init(*arguments)
     assert result.exit_code == 2 and result.stderr.startswith(f"error: {message}")
+
+
+def test_another_base_model_gets_target_modules_that_it_has(folder: Path) -> None:
+    base = write_model(folder / "base", GPT2, "gpt2")
+    data = write(rows_of(text=text, label=lambda i: i % 2))
+    result = init(data, "--base-model", str(base))
+    assert result.exit_code == 0, result.output
+    assert "note: the modules that are adapted are those that PEFT chooses for this model" in result.stderr
+    job = load_job("rows.yaml")
+    assert job.adapter is not None and "target_modules" not in job.adapter
+    assert job.trainer["learning_rate"] == 0.0002
 
 
 def test_the_questions_have_the_guesses_as_defaults() -> None:
