@@ -339,6 +339,12 @@ def test_greeting_of_a_model_without_a_chat_template(tmp_path):
     assert not any("error" in line for line in lines), lines
 
 
+def take_terminal():
+    """Makes Ctrl-C a signal of the child, also if this process ignores it, as one in the background does."""
+    fcntl.ioctl(0, TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`alfine chat` in a pseudo-terminal."""
 
@@ -353,7 +359,7 @@ class Terminal:
             stderr=child,
             env={**environment, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+            preexec_fn=take_terminal,
         )
         os.close(child)
         self.text = ""
@@ -397,21 +403,21 @@ def test_a_terminal(run):
         terminal.wait_for("at most 400 tokens[\\s\\S]*> $")
         terminal.type("\x03")
         terminal.wait_for("Ctrl-C again")
-        terminal.type("\x03")
-        assert terminal.process.wait(30) == 130
+        terminal.type("\x04")
+        assert terminal.process.wait(30) == 0
         assert "Traceback" not in terminal.text
     finally:
         terminal.close()
 
 
-def test_ctrl_d_ends_the_chat(run):
-    terminal = Terminal(run, columns=60)
-    try:
-        terminal.wait_for("> $")
-        terminal.type("\x04")
-        assert terminal.process.wait(30) == 0
-    finally:
-        terminal.close()
+def test_two_interrupts_leave(session):
+    class Interrupted:
+        def read(self, prompt):
+            raise KeyboardInterrupt
+
+    output = io.StringIO()
+    assert ChatLoop(session, Interrupted(), PlainDisplay(Console(file=output))).run() == 130
+    assert output.getvalue().count("Ctrl-C again") == 1
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_it(session, monkeypatch):
@@ -424,11 +430,14 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(session, monkeypatch):
         original(stream, delta)
         if delta.text and not started.is_set():
             started.set()
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(GenerationStream, "put", put)
-    monkeypatch.setattr(signal, "raise_signal", lambda number: os.kill(os.getpid(), number))
-    lines, code = chat(session, "the tea", "/max 3")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        lines, code = chat(session, "the tea", "/max 3")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 0 and started.is_set()
     assert "base (stopped)" in lines and "(Ctrl-C again, or /quit, to leave)" in lines
     assert lines[-1] == "answers have at most 3 tokens" and session.histories["base"][-1]["role"] == "assistant"
