@@ -194,9 +194,11 @@ class _Readers:
             threading.Thread(target=self._read, args=(turn.answers[model], stream), daemon=True).start()
 
     def _read(self, answer: Answer, stream: GenerationStream) -> None:
-        for _ in _updates(answer, stream):
-            pass
-        self._ended.put(None)
+        try:
+            for _ in _updates(answer, stream):
+                pass
+        finally:
+            self._ended.put(None)
 
     def wait(self) -> None:
         """Waits until all streams have ended."""

@@ -39,7 +39,7 @@ class TerminalReader:
         parts: list[str] = []
         while True:
             try:
-                line = input("... " if parts else f"{prompt}> ")
+                line = _input("... " if parts else f"{prompt}> ")
             except EOFError:
                 return "\n".join(parts) if parts else None
             except UnicodeDecodeError:
@@ -47,6 +47,14 @@ class TerminalReader:
             parts.append(line.removesuffix(CONTINUATION))
             if not line.endswith(CONTINUATION):
                 return _checked("\n".join(parts))
+
+
+def _input(prompt: str) -> str:
+    """A line typed after the prompt, which is no part of an output that goes to a file or a pipe."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 class StreamReader:
