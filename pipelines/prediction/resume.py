@@ -171,7 +171,7 @@ def _describe(key: str, identity: Mapping[str, Any]) -> str:
 def write_predictions(predictor: RowPredictor, output: Path, reporter: ConsoleReporter, restart: bool = False) -> None:
     """Writes the rows of `predictor` with their predictions to `output`, in the format of its name.
 
-    Until all rows are complete they are in the journal, from which the same call goes on if it is interrupted; `output`
+    Until all rows are complete they are in the journal, from which the same call resumes if it is interrupted; `output`
     then stays as it was. restart: whether a journal is discarded.
 
     Raises RunError for an output that must not be written and for a journal of something else, and the errors of
@@ -200,7 +200,7 @@ def write_predictions(predictor: RowPredictor, output: Path, reporter: ConsoleRe
             except BaseException:
                 if state.done:
                     rows = f"{state.done:,} of {count(state.num_rows, 'prediction')} as JSON Lines"
-                    reporter.warn(f"{journal.rows_path} keeps {rows}; the same command goes on from there")
+                    reporter.warn(f"{journal.rows_path} keeps {rows}; run the same command again to resume")
                 else:
                     journal.remove()
                 raise
