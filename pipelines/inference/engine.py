@@ -126,19 +126,28 @@ class GenerationEngine:
     # --- the thread ---
 
     def _run(self) -> None:
+        try:
+            self._decode_until_closed()
+        finally:
+            with self._condition:
+                self._is_closing = True
+                left = [*self._active, *self._waiting]
+            error = RunError("the engine was closed before the answer was complete")
+            for sequence in left:
+                if not sequence.has_ended:
+                    sequence.fail(error)
+
+    def _decode_until_closed(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting or self._active or self._is_closing)
                 if self._is_closing:
-                    break
+                    return
             self._admit()
             for (name, _), pool in list(self._pools.items()):
                 if pool.sequences:
                     self._guarded(list(pool.sequences), partial(self._step, name, pool), pool.clear)
             self._forget_ended()
-        error = RunError("the engine was closed before the answer was complete")
-        for sequence in [*self._active, *self._waiting]:
-            sequence.fail(error)
 
     def _step(self, name: ModelName, pool: SlotPool) -> None:
         with self._computing(name):

@@ -115,6 +115,7 @@ class AnswerService:
     async def completion_prompts(self, body: CompletionBody) -> list[Prompt]:
         """The prompts of a request for plain completions."""
         builder = self.models.prompts
+        self._check_count(len(body.prompts) * (body.n or 1))
         return [
             await self._build(
                 builder.from_text if isinstance(prompt, str) else builder.from_ids, prompt, param="prompt"
@@ -181,12 +182,20 @@ class AnswerService:
         """Raises ApiError if the server is stopping, or as many answers wait as may wait."""
         if self.is_stopping:
             raise ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": RETRY_AFTER})
-        limit = self.settings.max_concurrency + self.settings.max_waiting
-        if count > limit:
-            raise ApiError(400, f"the request has {count} answers; this server takes {limit}", param="n")
-        if self.num_running + count > limit:
+        self._check_count(count)
+        if self.num_running + count > self._max_running:
             message = f"{self.num_running} answers are being generated or wait; try again in {RETRY_AFTER} s"
             raise ApiError(429, message, code="queue_full", headers={"Retry-After": RETRY_AFTER})
+
+    @property
+    def _max_running(self) -> int:
+        return self.settings.max_concurrency + self.settings.max_waiting
+
+    def _check_count(self, count: int) -> None:
+        """Raises ApiError for more answers to one request than may run and wait."""
+        if count > self._max_running:
+            message = f"the request has {count:,} answers; this server takes {self._max_running:,}"
+            raise ApiError(400, message, param="n", code="invalid_value")
 
     def _count(self, model: ModelName, prompts: Sequence[Prompt], streams: Sequence[GenerationStream]) -> None:
         self.metrics.tokens.labels(model, "prompt").inc(sum(len(prompt.ids) for prompt in prompts))

@@ -192,7 +192,7 @@ class Server:
 
 
 async def ask(session: aiohttp.ClientSession, address: str, text: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One client: its answer, and seconds to the first token and to the end."""
+    """One client: what it receives, and the seconds to the first token."""
     body = {
         "model": args.model,
         "messages": [{"role": "user", "content": text}],
@@ -202,18 +202,22 @@ async def ask(session: aiohttp.ClientSession, address: str, text: str, args: arg
         "stream_options": {"include_usage": True},
     }
     started = time.perf_counter()
-    answer, first, usage = "", 0.0, {}
+    parts, first = [], 0.0
     async with session.post(f"{address}/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            chunk = json.loads(line[6:])
+        async for part in response.content.iter_any():
             first = first or time.perf_counter() - started
-            usage = chunk["usage"] or usage
-            for choice in chunk["choices"]:
-                answer += choice["delta"].get("content", "")
-    return {"answer": answer, "first": first, "tokens": usage["completion_tokens"]}
+            parts.append(part)
+    return {"first": first, "events": b"".join(parts).decode()}
+
+
+def parse_client(client: dict[str, Any]) -> dict[str, Any]:
+    """The answer and the tokens of a client, read after the measurement: the client shares the cores."""
+    data = [line.removeprefix("data: ") for line in client["events"].split("\n\n")[:-1]]
+    chunks = [json.loads(text) for text in data if text != "[DONE]"]
+    answer = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+    tokens = chunks[-1]["usage"]["completion_tokens"] if data[-1] == "[DONE]" else 0
+    return {**client, "answer": answer, "tokens": tokens}
 
 
 async def load(server: Server, texts: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -226,7 +230,7 @@ async def load(server: Server, texts: list[str], args: argparse.Namespace) -> di
             peak = max(peak, server.memory)
             await asyncio.wait([clients], timeout=0.25)
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "clients": await clients, "peak": peak}
+    return {"seconds": seconds, "clients": [parse_client(client) for client in await clients], "peak": peak}
 
 
 # --- the report ----------------------------------------------------------------------------------------
