@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.commands.arguments import run_argument
+from pipelines.console.activity import HEARTBEAT
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.errors import ConfigError
 from pipelines.prediction.models import tuned_job
@@ -89,7 +90,7 @@ def serve(
         with reporter.status("Loading the models"):
             models = run_models.RunModels.load(opened, job)
             running = engine.load_engine(models, max_slots=max_concurrency, max_context=max_context)
-        with running:
+        with running, HEARTBEAT.paused():
             app = serving_app.create_app(models, running, options)
             if ignored := app[serving_app.SERVICE].defaults.ignored:
                 reporter.warn(f"generation: {', '.join(ignored)} has no effect in serve")

@@ -120,7 +120,7 @@ class Heartbeat:
     def __init__(self, interval: float = HEARTBEAT_INTERVAL_S, clock: Clock = time.monotonic) -> None:
         self.interval, self.clock = interval, clock
         self._last_line = clock()
-        self._is_running = False
+        self._is_running = self._is_paused = False
 
     def reset(self) -> None:
         """Restarts the interval after a line has been written."""
@@ -130,7 +130,18 @@ class Heartbeat:
         """Writes a line if the interval is over."""
         if self.clock() - self._last_line >= self.interval:
             self.reset()
-            write(current_state())
+            if not self._is_paused:
+                write(current_state())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Writes nothing during the block: for a command that waits until it is stopped."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self.reset()
 
     @contextlib.contextmanager
     def running(self, write: Callable[[str], None]) -> Iterator[None]:

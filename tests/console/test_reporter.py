@@ -147,6 +147,20 @@ def test_progress_between_two_beats_writes_no_line():
     assert len(lines_of(work)) == 2
 
 
+def test_a_paused_heartbeat_writes_nothing():
+    now = [0.0]
+    heartbeat, lines = Heartbeat(30, lambda: now[0]), []
+    with heartbeat.paused():
+        now[0] = 100
+        heartbeat.beat(lines.append)
+    heartbeat.beat(lines.append)
+    assert lines == []
+    now[0] = 131
+    heartbeat.beat(lines.append)
+    assert len(lines) == 1
+
+
+
 def test_the_heartbeat_between_two_stages():
     out = io.StringIO()
     heartbeat = Heartbeat(FAST)
