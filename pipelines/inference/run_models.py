@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -48,8 +49,8 @@ class RunModels:
     tuned: LoadedModel
     shares_weights: bool
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    _disabled: contextlib.ExitStack | None = field(default=None, repr=False)
-    """Switches the adapter on again; None while it is on."""
+    _enable: weakref.finalize | None = field(default=None, repr=False)
+    """Switches the adapter on again, once, if it is alive."""
 
     @classmethod
     def load(cls, run: Run, job: Job) -> RunModels:
@@ -88,12 +89,14 @@ class RunModels:
             yield loaded
 
     def _switch_adapter(self, is_on: bool) -> None:
-        if is_on and self._disabled is not None:
-            self._disabled.close()
-            self._disabled = None
-        elif not is_on and self._disabled is None:
-            self._disabled = contextlib.ExitStack()
-            self._disabled.enter_context(adapters.adapter_disabled(self.tuned.model))
+        is_disabled = self._enable is not None and self._enable.alive
+        if is_on and self._enable is not None:
+            self._enable()
+        elif not is_on and not is_disabled:
+            disabled = contextlib.ExitStack()
+            disabled.enter_context(adapters.adapter_disabled(self.tuned.model))
+            # Also when this object is dropped, or the program ends.
+            self._enable = weakref.finalize(self, disabled.close)
 
 
 def _is_base_without_adapter(tuned: LoadedModel) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import time
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pipelines.errors import MachineError, RunError
 from pipelines.serving.app import SERVICE
@@ -56,6 +58,18 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _BadRequests(logging.Filter):
+    """Drops the log entries, with tracebacks, of bytes that are no HTTP request. They are answered with status 400."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+
+logger = logging.getLogger(__name__)
+logger.addFilter(_BadRequests())
+
+
 async def serve(
     app: web.Application, bound: socket.socket, started: Callable[[], None], note: Callable[[str], None]
 ) -> None:
@@ -68,7 +82,7 @@ async def serve(
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, logger=logger, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.SockSite(runner, bound, backlog=BACKLOG)

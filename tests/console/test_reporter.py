@@ -160,7 +160,6 @@ def test_a_paused_heartbeat_writes_nothing():
     assert len(lines) == 1
 
 
-
 def test_the_heartbeat_between_two_stages():
     out = io.StringIO()
     heartbeat = Heartbeat(FAST)

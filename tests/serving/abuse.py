@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psutil
@@ -102,66 +104,64 @@ class Abuse:
 
     async def broken_http(self) -> None:
         """Bytes that are no request, or less of one than they promise."""
-        reader, writer = await self._connect()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n".encode()
-        writer.write(
-            self.rng.choice(
-                (
-                    b"\0" * 100,
-                    b"GET / HTTP/9.9\r\n\r\n",
-                    head + b"Content-Length: 1000\r\n\r\n{",
-                    head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-                    head + b"Content-Length: -1\r\n\r\n",
-                    head + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
-                    b"PUT /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
-                    b"GET /%00%ff/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+        async with self._connection() as (reader, writer):
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n".encode()
+            writer.write(
+                self.rng.choice(
+                    (
+                        b"\0" * 100,
+                        b"GET / HTTP/9.9\r\n\r\n",
+                        head + b"Content-Length: 1000\r\n\r\n{",
+                        head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+                        head + b"Content-Length: -1\r\n\r\n",
+                        head + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
+                        b"PUT /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+                        b"GET /%00%ff/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+                    )
                 )
             )
-        )
-        await writer.drain()
-        writer.write_eof()
-        await self._read_status(reader)
-        await self._leave(writer)
+            await writer.drain()
+            writer.write_eof()
+            await self._read_status(reader)
 
     async def leave_stream(self) -> None:
         """Disconnects in the middle of a stream."""
-        reader, writer = await self._connect()
-        body = json.dumps({**GOOD, "max_tokens": 300, "stream": True, "temperature": 2}).encode()
-        writer.write(self._request(body, CHAT))
-        await reader.read(self.rng.randrange(1, 2000))
-        self.num_disconnected += 1
-        await self._leave(writer)
+        async with self._connection() as (reader, writer):
+            body = json.dumps({**GOOD, "max_tokens": 300, "stream": True, "temperature": 2}).encode()
+            writer.write(self._request(body, CHAT))
+            await reader.read(self.rng.randrange(1, 2000))
+            self.num_disconnected += 1
 
     async def leave_early(self) -> None:
         """Disconnects before there is an answer."""
-        _, writer = await self._connect()
-        body = json.dumps({**GOOD, "max_tokens": 300, "stream": self.rng.random() < 0.5}).encode()
-        writer.write(self._request(body, CHAT))
-        await asyncio.sleep(self.rng.random() * 0.02)
-        self.num_disconnected += 1
-        await self._leave(writer)
+        async with self._connection() as (_, writer):
+            body = json.dumps({**GOOD, "max_tokens": 300, "stream": self.rng.random() < 0.5}).encode()
+            writer.write(self._request(body, CHAT))
+            await asyncio.sleep(self.rng.random() * 0.02)
+            self.num_disconnected += 1
 
     async def slow(self) -> None:
         """Reads a stream a few bytes at a time."""
-        reader, writer = await self._connect()
-        body = json.dumps({**GOOD, "max_tokens": 100, "stream": True, "n": 4, "temperature": 1}).encode()
-        writer.write(self._request(body, CHAT))
-        for _ in range(20):
-            if not await reader.read(40):
-                break
-            await asyncio.sleep(0.05)
-        self.num_slow += 1
-        await self._leave(writer)
+        async with self._connection() as (reader, writer):
+            body = json.dumps({**GOOD, "max_tokens": 100, "stream": True, "n": 4, "temperature": 1}).encode()
+            writer.write(self._request(body, CHAT))
+            for _ in range(20):
+                if not await reader.read(40):
+                    break
+                await asyncio.sleep(0.05)
+            self.num_slow += 1
 
     # --- HTTP ---
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(self.host, self.port)
-
-    async def _leave(self, writer: asyncio.StreamWriter) -> None:
-        if self.rng.random() < 0.5:
-            writer.transport.abort()
-        else:
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection that is closed, or reset, at the end of the block."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            yield reader, writer
+        finally:
+            if self.rng.random() < 0.5:
+                writer.transport.abort()
             writer.close()
 
     def _request(self, body: bytes, path: str) -> bytes:
@@ -170,15 +170,14 @@ class Abuse:
 
     async def _post(self, body: bytes, path: str = CHAT) -> tuple[int, str]:
         """The status and the body of the response."""
-        reader, writer = await self._connect()
-        writer.write(self._request(body, path))
-        status = await self._read_status(reader)
-        head = await reader.readuntil(b"\r\n\r\n")
-        content = await reader.read()
-        writer.close()
-        if b"chunked" in head.lower():
-            content = b""
-        return status, content.decode()
+        async with self._connection() as (reader, writer):
+            writer.write(self._request(body, path))
+            status = await self._read_status(reader)
+            head = await reader.readuntil(b"\r\n\r\n")
+            content = await reader.read()
+            if b"chunked" in head.lower():
+                content = b""
+            return status, content.decode()
 
     async def _read_status(self, reader: asyncio.StreamReader) -> int:
         line = await reader.readline()
