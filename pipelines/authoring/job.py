@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.authoring import names
-from pipelines.authoring.kinds import KINDS, MAX_LABELS, Kind, Labels
+from pipelines.authoring.kinds import KINDS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, measure
+from pipelines.authoring.notes import role_notes, row_notes
 from pipelines.authoring.prompts import NO_ANSWER, has_unanswered, write_templates
 from pipelines.authoring.roles import Roles
 from pipelines.authoring.sample import Sample
@@ -29,8 +28,6 @@ MAX_NEW_TOKENS = 1024
 KEPT_SHARE = 0.98
 """Share of the rows that a limit keeps whole if the longest ones are longer than MAX_LENGTH."""
 MAX_TEST_ROWS = 2000
-MIN_ROWS = 50
-"""Rows below which a result has a wide interval."""
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -84,7 +81,7 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
     _add_model(draft, choices.base_model)
     _add_lengths(draft, task, path, lengths, sample)
     _add_trainer(draft, sample, choices)
-    _add_notes(draft, sample, choices)
+    draft.notes += [*role_notes(choices.roles, choices.labels), *row_notes(sample)]
     return draft
 
 
@@ -272,45 +269,3 @@ def _add_trainer(draft: Draft, sample: Sample, choices: Choices) -> None:
     draft.comments[("trainer", "learning_rate")] = "for LoRA; larger models need less"
     if has_validation:
         draft.comments[("trainer", "early_stop")] = "evaluations without improvement"
-
-
-def _add_notes(draft: Draft, sample: Sample, choices: Choices) -> None:
-    roles = choices.roles
-    if roles.ties:
-        listed = _names([column.name for column in roles.ties])
-        draft.notes.append(f"{listed} could be the answer as well: edit prompt and completion, or use --interactive")
-    if roles.languages is not None:
-        draft.notes.append("the direction is that of the columns; swap the two in the templates for the other one")
-    if roles.rejected is not None:
-        draft.notes.append(f"{roles.rejected.name} is not trained: alfine trains on answers, not on preferences")
-    if roles.reasoning is not None and roles.conversation is None:
-        column = roles.reasoning.source
-        is_detected = column == "reasoning"
-        advice = "" if is_detected else f' (reasoning: "{{{column}}}")'
-        draft.notes.append(
-            f"{column} may hold the thoughts before the answers: a reasoning model can be trained on them{advice}"
-        )
-    if choices.labels is not None and len(choices.labels.values) > MAX_LABELS:
-        draft.notes.append(
-            f"{len(choices.labels.values):,} labels are too many for the prompt, which does not list them"
-        )
-    draft.notes += roles.notes
-    draft.notes += _row_notes(sample)
-
-
-def _row_notes(sample: Sample) -> list[str]:
-    counts: dict[str, int] = {}
-    for row in sample.rows:
-        key = repr(sorted(row.fields.items(), key=lambda item: item[0]))
-        counts[key] = counts.get(key, 0) + 1
-    copies = sum(count - 1 for count in counts.values())
-    notes = [f"copies of other rows: {copies:,}; they may be in training and test"] if copies else []
-    if numbers := [name for name in sample.columns if re.fullmatch(r"[-+.\d]+", name)]:
-        notes.append(f"columns have numbers as names ({', '.join(numbers[:3])}): is the first row really a header?")
-    if len(sample.rows) < MIN_ROWS and sample.is_complete:
-        notes.append(f"only {len(sample.rows):,} rows: the test is too small to show a difference")
-    return notes
-
-
-def _names(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

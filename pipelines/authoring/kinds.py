@@ -9,7 +9,8 @@ from typing import Literal
 
 from pipelines.authoring import names
 from pipelines.authoring.columns import Column
-from pipelines.authoring.roles import Roles, looks_like_labels
+from pipelines.authoring.outputs import looks_like_labels
+from pipelines.authoring.roles import Roles
 
 Kind = Literal["labels", "several labels", "choices", "translation", "code", "short text", "long text", "conversation"]
 KINDS: dict[str, tuple[str, str]] = {

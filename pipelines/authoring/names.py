@@ -60,6 +60,18 @@ REASONING = (
     "thinking",
     "reasoning_content",
 )
+DERIVED = (
+    "clean",
+    "cleaned",
+    "processed",
+    "preprocessed",
+    "normalized",
+    "tokens",
+    "tokenized",
+    "stemmed",
+    "lemmatized",
+)
+"""Words of columns that hold another column's text once more."""
 TESTS = ("tests", "test", "test_list", "unit_tests", "test_cases")
 REJECTED = ("rejected", "rejected_response", "negative", "distractors", "distractor")
 IGNORED = (

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.authoring import names
 from pipelines.authoring.columns import Column, is_conversation, is_prompt_of_messages, read_columns
+from pipelines.authoring.outputs import find_output, has_output_name, listed, looks_like_labels
 from pipelines.authoring.sample import Sample
 from pipelines.data.tool_calls import parse_tools
 from pipelines.errors import DataError, Problem
 
 MAX_INPUTS = 8
 """Columns that become a prompt if none of them is a text."""
-MAX_LISTED = 8
-"""Columns that a message names."""
 MIN_PRESENT = 0.5
 """Share of the rows in which an output has a value."""
 _URL = re.compile(r"(https?|ftp)://\S+|www\.\S+")
@@ -74,12 +73,15 @@ def find_roles(sample: Sample) -> Roles:
         (source, target), languages = pair
         return replace(roles, inputs=(source,), output=target, languages=languages)
     candidates = [column for column in usable if not _is_ignored(column) and column.name not in _others(roles)]
-    output, ties = _output(sample, candidates, columns)
+    output, ties = find_output(sample, candidates, columns)
     inputs = _inputs([column for column in columns if column.source != output.source], output, roles)
     if not inputs:
         raise DataError(Problem(_no_input(sample, output), sample.data))
     roles = replace(roles, inputs=inputs, output=output, ties=ties)
-    return replace(roles, flags=_flags(candidates, output), notes=_left_out(columns, roles))
+    notes = _left_out(columns, roles)
+    if not has_output_name(output):
+        notes.insert(0, f"no column has a usual name of an answer (label, output, …): {output.name} is a guess")
+    return replace(roles, flags=_flags(candidates, output), notes=notes)
 
 
 def _named(columns: Sequence[Column], wanted: Sequence[str]) -> Column | None:
@@ -169,74 +171,6 @@ def _translation(columns: Sequence[Column]) -> tuple[tuple[Column, Column], tupl
     return (source, target), (first, second)
 
 
-def _output(
-    sample: Sample, candidates: Sequence[Column], columns: Sequence[Column]
-) -> tuple[Column, tuple[Column, ...]]:
-    """The column of the answer, and those that are as likely."""
-    if len({column.source for column in columns}) < 2:
-        message = "has one column, so there is no answer to learn; add a column with the answer of each row"
-        raise DataError(Problem(f"{message} (text without a prompt is not trained)", sample.data))
-    for group in names.OUTPUTS:
-        ranked = _ranked(candidates, group)
-        if ranked:
-            equal = [column for column in ranked[1:] if column.source != ranked[0].source]
-            return ranked[0], tuple(equal) if group is not names.ANSWERS else ()
-    if constant := [column for column in columns if column.is_constant and _has_output_name(column)]:
-        value = constant[0].texts[0]
-        message = (
-            f"column {constant[0].name} has the same value in all rows ({value[:40]!r}): there is nothing to learn"
-        )
-        raise DataError(Problem(f"{message}; add rows with other values", sample.data))
-    labels = [column for column in candidates if looks_like_labels(column)]
-    if labels:  # the last one: tables have their output at the end
-        return labels[-1], tuple(labels[:-1])
-    texts = [column for column in candidates if column.kind in ("text", "texts")]
-    if len(texts) >= 2:
-        return texts[-1], tuple(texts[1:-1])
-    if len(candidates) > 1:
-        return candidates[-1], tuple(candidates[:-1]) if len(candidates) > 2 else ()
-    others = [column for column in columns if not column.keys and column not in candidates]
-    listed = _listed([f"{column.name}: {_why_not(column)}" for column in others])
-    message = f"no column can be the answer ({listed})"
-    raise DataError(Problem(f"{message}; add a column with the answer of each row", sample.data))
-
-
-def _why_not(column: Column) -> str:
-    """Why a column is not the answer, in a word."""
-    if column.kind == "empty":
-        return "empty"
-    if column.is_constant:
-        return "one value"
-    return {"list": "a list", "object": "an object", "mixed": "values of several types"}.get(
-        column.kind, "an id or a date"
-    )
-
-
-def _ranked(candidates: Sequence[Column], group: Sequence[str]) -> list[Column]:
-    """The columns with a name of the group, the most likely output first."""
-    places = [(names.rank(column.normalized, column.words, group), column) for column in candidates]
-    ranked = sorted(((place, column) for place, column in places if place is not None), key=lambda pair: pair[0])
-    if group is names.ANSWERS:
-        return [column for _, column in ranked]
-    # Of labels the kind of name matters more than whether it is the whole name: `gold_label` comes before `genre`.
-    size = len(group)
-    ranked.sort(key=lambda pair: (not looks_like_labels(pair[1]), pair[1].num_missing > 0, pair[0] % size))
-    return [column for _, column in ranked]
-
-
-def _has_output_name(column: Column) -> bool:
-    return any(names.rank(column.normalized, column.words, group) is not None for group in names.OUTPUTS)
-
-
-def looks_like_labels(column: Column) -> bool:
-    """Whether few short values occur again and again."""
-    count, distinct = len(column.present), column.num_distinct
-    is_short = column.mean_words <= 5 and max(map(len, column.texts), default=0) <= 80
-    few = max(2, 0.2 * count) if count > 50 else max(2, 0.4 * count)
-    is_real = column.kind == "number" and any(isinstance(v, float) and not v.is_integer() for v in column.present)
-    return is_short and 2 <= distinct <= few and column.kind != "texts" and not (is_real and distinct > 20)
-
-
 def _inputs(columns: Sequence[Column], output: Column, roles: Roles) -> tuple[Column, ...]:
     """The columns of the prompt."""
     taken = _others(roles) | {output.name}
@@ -258,12 +192,16 @@ def _inputs(columns: Sequence[Column], output: Column, roles: Roles) -> tuple[Co
         return (*first, primary, *last)
     possible = [column for column in possible if not _is_ignored(column) and not column.is_constant]
     named = [c for c in possible if names.rank(c.normalized, c.words, names.INPUTS) is not None and _is_text(c)]
+    originals = [column for column in named if not set(column.words) & set(names.DERIVED)]
+    named = originals or named
+    free = [column for column in named if not looks_like_labels(column)]  # `source` may be where a row comes from
+    named = free or named
     if len(named) > 1:  # a title helps with a text, but a document has the same in its first line
         named = [c for c in named if c.normalized != "title" or _has_part(named)]
     texts = [column for column in possible if _is_text(column) and column.mean_words >= 3 and _varies(column)]
     chosen = named or texts
     if not chosen:
-        chosen = [column for column in possible if not _has_output_name(column)] or possible
+        chosen = [column for column in possible if not has_output_name(column)] or possible
     return tuple(chosen[:MAX_INPUTS])
 
 
@@ -294,16 +232,11 @@ def _left_out(columns: Sequence[Column], roles: Roles) -> list[str]:
     rest = [
         column.name for column in columns if not column.keys and column.source not in used and column.name != "split"
     ]
-    return [f"not used: {_listed(rest)}"] if rest else []
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - MAX_LISTED:,} more" if len(texts) > MAX_LISTED else ""
-    return ", ".join(texts[:MAX_LISTED]) + more
+    return [f"not used: {listed(rest)}"] if rest else []
 
 
 def _no_input(sample: Sample, output: Column) -> str:
     return (
         f"the answer is in the column {output.name}, and no other column can be the prompt "
-        f"({_listed(sample.columns)}); add a column with the text that the model is given"
+        f"({listed(sample.columns)}); add a column with the text that the model is given"
     )

@@ -284,6 +284,18 @@ CASES: dict[str, tuple[Rows, str, list[str], str, str]] = {
         "{completion}",
         "rouge",
     ),
+    "a text twice, and where it is from": (
+        rows_of(
+            text=text,
+            text_clean=lambda i: text(i, 10),
+            source=lambda i: LABELS[i % 2],
+            sentiment=lambda i: LABELS[i % 3],
+        ),
+        "rows.jsonl",
+        ["What is the sentiment? Answer with one of: delivery, other, refund.\n\n{text}"],
+        "{sentiment}",
+        "exact_match",
+    ),
     "no known names": (
         rows_of(nr=lambda i: i, eins=lambda i: text(i, 30), zwei=lambda i: LABELS[i % 3]),
         "rows.csv",
@@ -415,6 +427,17 @@ def test_a_file_with_500_columns() -> None:
     assert result.exit_code == 0, result.output
     assert "and 488 more" in result.stderr and "not used: x0, x9, x10" in result.stderr
     assert load_job("rows.yaml").pipeline.tasks["rows"].prompt.count("{x") == 8
+
+
+def test_a_guess_without_a_name_is_called_a_guess() -> None:
+    result = init(write(CASES["no known names"][0]))
+    assert "note: no column has a usual name of an answer (label, output, …): zwei is a guess" in result.stderr
+
+
+@pytest.mark.parametrize("header", ["12,5", "it was a very good film and we all liked it,good", "x1,good"])
+def test_a_table_without_a_header_is_noted(header: str) -> None:
+    Path("rows.csv").write_text(header + "\n" + "".join(f"{text(i)},{['good', 'bad'][i % 2]}\n" for i in range(60)))
+    assert "is the first row a header?" in init("rows.csv").stderr
 
 
 def test_copies_of_rows_and_small_files_are_noted() -> None:
