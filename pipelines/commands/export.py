@@ -10,7 +10,7 @@ import click
 from pipelines.commands.arguments import run_argument
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.errors import ConfigError
-from pipelines.exporting.export import DEFAULT_QUANTIZATION, TARGETS, ExportOptions
+from pipelines.exporting.export import DEFAULT_QUANTIZATION, GGUF_TARGETS, TARGETS, ExportOptions
 from pipelines.exporting.export import export as export_run
 from pipelines.exporting.gguf import QUANTIZATIONS
 from pipelines.exporting.merged import DTYPES
@@ -29,9 +29,7 @@ CHECK_FAILED = 3
 @click.option(
     "--quantize",
     type=click.Choice(QUANTIZATIONS),
-    default=DEFAULT_QUANTIZATION,
-    show_default=True,
-    help="Type of the weights in a GGUF file.",
+    help=f"Type of the weights in a GGUF file. [default: {DEFAULT_QUANTIZATION}]",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="The folder to write. [default: export/TARGET in the run]"
@@ -44,7 +42,7 @@ CHECK_FAILED = 3
 )
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
 def export(
-    run: Path, target: str, dtype: str | None, quantize: str, output: Path | None, check_rows: str, force: bool
+    run: Path, target: str, dtype: str | None, quantize: str | None, output: Path | None, check_rows: str, force: bool
 ) -> None:
     """Write the tuned model for other programs.
 
@@ -61,7 +59,8 @@ def export(
       alfine export runs/quickstart --to gguf --quantize q4_k_m
     """
     quiet_libraries()
-    options = ExportOptions(target, dtype, quantize, _rows(check_rows), force)
+    check_quantize(target, quantize)
+    options = ExportOptions(target, dtype, quantize or DEFAULT_QUANTIZATION, _rows(check_rows), force)
     output = output or run / "export" / target
     record = export_run(run, options, output, ConsoleReporter())
     print_check(record)
@@ -80,6 +79,14 @@ def print_check(record: ExportRecord) -> None:
         click.echo(line)
     for problem in check.problems:
         click.echo(f"check failed: {problem}", err=True)
+
+
+def check_quantize(target: str, quantize: str | None) -> None:
+    """Raises ConfigError for --quantize with a target that has no GGUF file."""
+    if quantize is not None and target not in GGUF_TARGETS:
+        raise ConfigError(
+            f"--quantize is for --to gguf and --to ollama; remove it, or write --to gguf instead of {target}"
+        )
 
 
 def _rows(text: str) -> int | None:

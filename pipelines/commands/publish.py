@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from pipelines.commands.arguments import run_argument
-from pipelines.commands.export import CHECK_FAILED, print_check
+from pipelines.commands.export import CHECK_FAILED, check_quantize, print_check
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
+from pipelines.errors import RunError
 from pipelines.exporting.export import DEFAULT_QUANTIZATION, TARGETS, ExportOptions
 from pipelines.exporting.export import export as export_run
 from pipelines.exporting.gguf import QUANTIZATIONS
@@ -25,9 +26,7 @@ from pipelines.exporting.publish import publish as push
 @click.option(
     "--quantize",
     type=click.Choice(QUANTIZATIONS),
-    default=DEFAULT_QUANTIZATION,
-    show_default=True,
-    help="Type of the weights in a GGUF file that is not exported yet.",
+    help=f"Type of the weights in a GGUF file. [default: that of the export; {DEFAULT_QUANTIZATION} for a new one]",
 )
 @click.option(
     "--export", "folder", type=click.Path(path_type=Path), help="The export. [default: export/TARGET in the run]"
@@ -39,7 +38,7 @@ def publish(
     run: Path,
     repository: str,
     target: str,
-    quantize: str,
+    quantize: str | None,
     folder: Path | None,
     public: bool,
     revision: str | None,
@@ -57,15 +56,21 @@ def publish(
     """
     quiet_libraries()
     check_repository(repository)
+    check_quantize(target, quantize)
     reporter = ConsoleReporter()
     if folder is None:
         folder = run / "export" / target
         if not folder.exists():
-            record = export_run(run, ExportOptions(target, quantize=quantize), folder, reporter)
+            options = ExportOptions(target, quantize=quantize or DEFAULT_QUANTIZATION)
+            record = export_run(run, options, folder, reporter)
             print_check(record)
             if record.check is not None and not record.check.passed:
                 click.get_current_context().exit(CHECK_FAILED)
     publication = prepare(run, folder, repository, public, revision)
+    if quantize is not None and publication.record.dtype != quantize:
+        raise RunError(
+            f"{folder} has the type {publication.record.dtype}, not {quantize}; export it again with --force"
+        )
     for line in publication.lines():
         click.echo(line)
     if publication.record.check is None:

@@ -182,7 +182,7 @@ def _write_gguf(
         with reporter.status(f"Converting to GGUF, {options.quantize}"):
             notes += write_gguf(source, merged, prompts, file, options.quantize)
     if options.target == "ollama":
-        text, more = modelfile(source, template, file.name)
+        text, more = modelfile(source, template, prompts, file.name)
         write_text(folder / "Modelfile", text)
         notes += more
     return notes, llama_cpp_engine(file, prompts, options.quantize)

@@ -16,7 +16,7 @@ from pipelines.data.conversation import Message
 from pipelines.errors import RunError
 from pipelines.exporting.chat_template import ExportTemplate
 from pipelines.exporting.folder import generation_config
-from pipelines.exporting.source import ExportSource
+from pipelines.exporting.source import EvaluatedPrompt, ExportSource
 
 Render = Callable[[Sequence[Message]], str]
 """The prompt of the turn after some messages."""
@@ -137,7 +137,9 @@ def _user_opening(system_opening: str, before_user: Sequence[str]) -> str:
     return shared[lengths.index(max(lengths)) :] if any(lengths) else shared
 
 
-def modelfile(source: ExportSource, template: ExportTemplate, gguf: str) -> tuple[str, list[str]]:
+def modelfile(
+    source: ExportSource, template: ExportTemplate, prompts: Sequence[EvaluatedPrompt], gguf: str
+) -> tuple[str, list[str]]:
     """The text of the Modelfile for a GGUF file, and notes for the user."""
     notes: list[str] = []
     lines = [f"FROM ./{gguf}"]
@@ -146,7 +148,7 @@ def modelfile(source: ExportSource, template: ExportTemplate, gguf: str) -> tupl
         lines.append(f"TEMPLATE {_quoted('{{ .Prompt }}')}")
     else:
         texts = turn_texts(_renderer(source, template))
-        if texts is None:
+        if texts is None or not _gives_prompts(source, texts, prompts):
             notes.append(
                 "Ollama's template language cannot express its chat template exactly, so the Modelfile has none, and "
                 "Ollama chooses one by its own rules: prompts may differ from those in training. llama.cpp's own "
@@ -161,14 +163,28 @@ def modelfile(source: ExportSource, template: ExportTemplate, gguf: str) -> tupl
     return "\n".join(lines) + "\n", notes
 
 
+def _gives_prompts(source: ExportSource, texts: TurnTexts, prompts: Sequence[EvaluatedPrompt]) -> bool:
+    """Whether the texts around turns give the run's prompts. Prompts with tools are not compared: Ollama lists them in
+    its own way."""
+    return all(
+        texts.render(prompt.messages) == prompt.text.removeprefix(_added_bos(source))
+        for prompt in prompts
+        if not prompt.tools and {message["role"] for message in prompt.messages} <= {"system", "user", "assistant"}
+    )
+
+
+def _added_bos(source: ExportSource) -> str:
+    """The text of the token that begins a text, if Ollama adds it, as it does if the GGUF file says so."""
+    bos = source.prompt_format.tokenizer.bos_token
+    return str(bos) if source.prompt_format.adds_bos and bos else ""
+
+
 def _renderer(source: ExportSource, template: ExportTemplate) -> Render:
     plain = source.prompt_format.template
     assert plain is not None and template.sources is not None
     sources = template.sources if isinstance(template.sources, str) else template.sources["default"]
     plain = plain.replaced(sources)
-    bos = source.prompt_format.tokenizer.bos_token
-    # Ollama adds the BOS itself if the file says so.
-    removed = bos if source.prompt_format.adds_bos and bos else ""
+    removed = _added_bos(source)
 
     def render(messages: Sequence[Message]) -> str:
         return plain.render(messages, add_generation_prompt=True).removeprefix(removed)

@@ -154,6 +154,7 @@ def test_bad_arguments_are_one_line_and_write_nothing(project):
     one_line(invoke("export", folder, "--check-rows", "some"), "--check-rows 32")
     one_line(invoke("export", folder, "--to", "adapter", "--dtype", "bf16"), "--dtype is for --to merged")
     one_line(invoke("export", folder, "--to", "gguf", "--dtype", "bf16"), "--quantize")
+    one_line(invoke("export", folder, "--quantize", "q8_0"), "--quantize is for --to gguf")
     one_line(invoke("export", project / "nowhere"), "is not a run folder")
     Path("file").write_text("x")
     one_line(invoke("export", folder, "--output", "file"), "is not a folder")
