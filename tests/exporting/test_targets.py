@@ -63,8 +63,8 @@ def test_plain_prompts_and_no_template(project):
 
 def test_a_template_file_with_variables_and_a_date(project):
     Path("mine.jinja").write_text(
-        "{{ bos_token }}{{ strftime_now('%Y') }}{% for m in messages %}[{{ m.role }}] {{ m.content }} {{ eos_token }}"
-        "{% endfor %}{% if add_generation_prompt %}[assistant] {{ mood }} {% endif %}"
+        "{{ bos_token }}{{ strftime_now('%Y') }} {{ mood }}{% for m in messages %}[{{ m.role }}] {{ m.content }} {{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     change_job(pipeline__chat_template="mine.jinja", pipeline__chat_template_kwargs={"mood": "kind"})
     folder = run().folder

@@ -46,6 +46,11 @@ class TransformersEngine:
             model = peft.PeftModel.from_pretrained(model, folder)
             self.versions["peft"] = peft.__version__
         self.model = model.eval()
+        if quantization is not None and self.device == "cpu":
+            # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions, and then reads them wrongly under PEFT.
+            for module in model.modules():
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False
         self.settings = transformers.GenerationConfig.from_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
