@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.authoring import names
 from pipelines.authoring.kinds import KINDS, Kind, Labels
-from pipelines.authoring.lengths import Lengths, measure
+from pipelines.authoring.lengths import Lengths, Texts, is_reasoning_model, measure
 from pipelines.authoring.notes import role_notes, row_notes
 from pipelines.authoring.prompts import NO_ANSWER, has_unanswered, write_templates
 from pipelines.authoring.roles import Roles
@@ -18,7 +18,8 @@ from pipelines.authoring.sample import Sample
 from pipelines.config.messages import KeyPath, shorten
 from pipelines.config.task import Task
 from pipelines.data.readers import RowErrors
-from pipelines.data.row_formats import FilledRow, fill_row
+from pipelines.data.row_formats import fill_row, used_columns
+from pipelines.data.templates import fill_reasoning
 from pipelines.errors import DataError, Problem
 from pipelines.modeling.base_models import PACKAGED_MODELS
 
@@ -75,6 +76,7 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
     _add_metric(draft, task, path, choices)
     _add_cluster(draft, task, path, choices)
     _check_answers(draft, sample, choices)
+    _add_reasoning(draft, task, path, choices)
     rows = fill_rows(choices.task, _task(task, sample), sample)
     lengths = measure(rows, choices.base_model)
     _add_split(draft, sample)
@@ -112,12 +114,29 @@ def _task(keys: dict[str, Any], sample: Sample) -> Task:
         raise DataError(Problem(f"{message}; rename the column", sample.data)) from None
 
 
-def fill_rows(name: str, task: Task, sample: Sample) -> list[FilledRow]:
+def _add_reasoning(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Choices) -> None:
+    """The thoughts in a column are trained if the base model has markers for them."""
+    column = choices.roles.reasoning
+    if column is None or choices.roles.conversation is not None:
+        return
+    if not is_reasoning_model(choices.base_model) or not column.has_placeholder:
+        draft.notes.append(
+            f"{column.name} may hold the thoughts before the answers: they are trained only with a base model that has "
+            "markers for reasoning"
+        )
+        return
+    task["reasoning"] = f"{{{column.source}}}"
+    draft.comments[(*path, "reasoning")] = "the thought before the answer"
+    draft.summary.append(("reasoning", column.name))
+
+
+def fill_rows(name: str, task: Task, sample: Sample) -> list[Texts]:
     """The rows with their templates filled. Raises DataError with each kind of problem at its first row."""
     errors, rows = RowErrors(f"task {name}: "), []
     for row in sample.rows:
         try:
-            rows += fill_row(task, row.fields, task.system)
+            thought = fill_reasoning(task.reasoning, row.fields, used_columns(task)) if task.reasoning else None
+            rows += [Texts(filled, thought) for filled in fill_row(task, row.fields, task.system)]
         except DataError as error:
             errors.add(row.file, row.number, str(error))
     errors.raise_if_any()
@@ -234,6 +253,10 @@ def _add_lengths(draft: Draft, task: dict[str, Any], path: KeyPath, lengths: Len
     if most > bound:
         num_longer = sum(count > bound for count in lengths.completions)
         draft.notes.append(f"answers of more than {bound:,} tokens are cut in the evaluation ({num_longer:,} of them)")
+    if lengths.thoughts:
+        task["max_reasoning_tokens"] = _rounded(1.1 * lengths.thoughts[-1], 8)
+        key = (*path, "max_reasoning_tokens")
+        draft.comments[key] = f"the longest thought has {lengths.thoughts[-1]:,} tokens"
     draft.config["generation"] = {"do_sample": False, "max_new_tokens": bound}
     draft.summary.append(("lengths", f"{about}, max_new_tokens {bound:,} ({lengths.source})"))
 

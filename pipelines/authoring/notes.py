@@ -24,13 +24,6 @@ def role_notes(roles: Roles, labels: Labels | None) -> list[str]:
         found.append("the direction is that of the columns; swap the two in the templates for the other one")
     if roles.rejected is not None:
         found.append(f"{roles.rejected.name} is not trained: alfine trains on answers, not on preferences")
-    if roles.reasoning is not None and roles.conversation is None:
-        column = roles.reasoning.source
-        is_detected = column == "reasoning"
-        advice = "" if is_detected else f' (reasoning: "{{{column}}}")'
-        found.append(
-            f"{column} may hold the thoughts before the answers: a reasoning model can be trained on them{advice}"
-        )
     if labels is not None and len(labels.values) > MAX_LABELS:
         found.append(f"{len(labels.values):,} labels are too many for the prompt, which does not list them")
     return [*found, *roles.notes]

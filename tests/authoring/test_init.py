@@ -527,6 +527,20 @@ def test_another_base_model_gets_target_modules_that_it_has(folder: Path) -> Non
     assert job.trainer["learning_rate"] == 0.0002
 
 
+def test_thoughts_are_trained_with_a_model_that_has_markers(folder: Path) -> None:
+    data = write(rows_of(question=text, rationale=lambda i: text(i, 90), answer=lambda i: text(i, 2)))
+    assert "note: rationale may hold the thoughts before the answers" in init(data, "--output", "a.yaml").stderr
+    base = write_model(folder / "base")
+    tokens = [{"id": 1, "content": "<think>"}, {"id": 2, "content": "</think>"}]
+    (base / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    result = init(data, "--base-model", str(base), "--output", "b.yaml")
+    assert result.exit_code == 0, result.output
+    job = load_job("b.yaml")
+    task = job.pipeline.tasks["rows"]
+    assert task.reasoning == "{rationale}" and task.max_reasoning_tokens is not None and job.max_sequence_length
+    assert 150 < task.max_reasoning_tokens < job.max_sequence_length
+
+
 def test_the_questions_have_the_guesses_as_defaults() -> None:
     data = write(
         rows_of(text=text, note=lambda i: text(i + 1), label=lambda i: LABELS[i % 3], team=lambda i: LABELS[i % 2])
