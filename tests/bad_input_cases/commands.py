@@ -16,6 +16,33 @@ TRAINED = {
 """A run whose model is not there, but whose config is: enough for what is found before a model is loaded."""
 
 CASES = [
+    Case("init of a file that does not exist", "init row.jsonl"),
+    Case("init over a file", "init rows.jsonl --output job.yaml"),
+    Case("init of a file without rows", "init a.csv", others={"a.csv": "text,label\n"}),
+    Case("init of a file with one column", "init a.csv", others={"a.csv": "text\nGood.\nBad.\n"}),
+    Case(
+        "init of a file whose answers are all the same",
+        "init a.csv",
+        others={"a.csv": "text,label\n" + "".join(f"Cup {index},good\n" for index in range(20))},
+    ),
+    Case(
+        "init of a file without an answer in some rows",
+        "init a.csv",
+        others={"a.csv": "text,label\n" + "".join(f"Cup {i},{'' if i % 5 == 3 else 'ab'[i % 2]}\n" for i in range(20))},
+    ),
+    Case(
+        "init of a file without a prompt",
+        "init a.csv",
+        others={"a.csv": "id,label\n" + "".join(f"{index},{'ab'[index % 2]}\n" for index in range(20))},
+    ),
+    Case(
+        "init of a conversation with a row per turn",
+        "init a.json",
+        others={"a.json": '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'},
+    ),
+    Case("init with the name of a task that is none", "init rows.jsonl --task my.task"),
+    Case("init with an unknown base model", "init rows.jsonl --base-model smollm"),
+    Case("schema over another file", "schema --output rows.jsonl"),
     Case("predict without a run", "predict runs/none rows.jsonl"),
     Case("serve without a run", "serve runs/none"),
     Case("serve of a run without a model", "serve runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
