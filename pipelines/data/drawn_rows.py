@@ -17,12 +17,19 @@ def half_width(rows: int) -> float:
     return 100 * 1.96 * math.sqrt(SHARE_CHANGED / rows)
 
 
-def describe_drawn(split: str, drawn: DrawnRows, metric: Metric | None) -> str:
-    """The rows of a split that are evaluated, without a full stop. `metric`: None for a custom one."""
-    text = f"{drawn.rows:,} of {drawn.of:,} {split} rows are evaluated, drawn at random"
-    if split != "test" or metric is None or not metric.scores_completions:
-        return f"{text} ({split}_rows)"
+def describe_drawn(split: str, drawn: DrawnRows, metric: Metric | None, *, clustered: bool) -> str:
+    """The rows of a split that are evaluated, without a full stop.
+
+    The width of an interval falls with the root of the number of rows; for scores that are right or wrong, of rows that
+    are independent, it can be foretold. metric: None for a custom one. clustered: whether rows belong to clusters.
+    """
+    text = f"{drawn.rows:,} of {drawn.of:,} {split} rows are evaluated, drawn at random (report.{split}_rows)"
+    if split != "test":
+        return text
+    text += f": intervals are about {math.sqrt(drawn.of / drawn.rows):.1f} times as wide as with all rows"
+    if metric is None or not metric.binary or clustered:
+        return text
     return (
-        f"{text}: the 95 % interval of a change is about ±{half_width(drawn.rows):.1f} points if one row in four "
-        f"changes between right and wrong, with all rows ±{half_width(drawn.of):.1f} ({split}_rows)"
+        f"{text}, ±{half_width(drawn.rows):.1f} instead of ±{half_width(drawn.of):.1f} points if one row in four "
+        "changes between right and wrong"
     )

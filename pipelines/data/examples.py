@@ -116,11 +116,12 @@ class HeldOutRows:
 
     def notes(self, pipeline: PipelineSettings) -> list[str]:
         """What was drawn, as sentences without a full stop."""
-        return [
-            f"task {name}: {describe_drawn(split, drawn, METRICS.get(task.metric))}"
-            for name, task in pipeline.tasks.items()
-            for split, drawn in self.drawn(name).items()
-        ]
+        notes = []
+        for name, task in pipeline.tasks.items():
+            metric, clustered = METRICS.get(task.metric), task.cluster_by is not None
+            for split, drawn in self.drawn(name).items():
+                notes.append(f"task {name}: {describe_drawn(split, drawn, metric, clustered=clustered)}")
+        return notes
 
 
 def load_examples(
