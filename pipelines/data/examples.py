@@ -155,15 +155,18 @@ def _load_task(
     counts: Counter[str] = Counter()
     task, _ = resolve_format(name, task)
 
+    seen: Counter[str] = Counter()
+
     def is_wanted(split: str, drawn: bool, rank: int | None) -> bool:
         if not drawn:
             rows.left_out[name, split] += 1
-        elif first is not None and rank is None and counts[split] >= first:
-            counts[split] += 1
-            rows.used[name, split] += 1
-            rows.skipped += 1
-        else:
+            return False
+        seen[split] += 1
+        if first is None or rank is not None or seen[split] <= first:
             return True
+        counts[split] += 1
+        rows.used[name, split] += 1
+        rows.skipped += 1
         return False
 
     for row in read_split_rows(task, pipeline, is_wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ from pipelines.errors import DataError, Problem
 from pipelines.storage.strict_json import StrictJsonError, parse
 
 
-def read_jsonl(path: Path) -> NumberedRows:
-    """Yields the objects of the lines that are not blank. Raises DataError with the line of the first invalid one."""
+def read_jsonl(path: Path, wanted: Container[int] | None = None) -> NumberedRows:
+    """Yields the objects of the lines that are not blank; {} for those whose index is not in `wanted`.
+
+    Raises DataError with the line of the first invalid one.
+    """
+    index = -1
     lines = text_lines(path, detect_encoding(path, may_guess=False))
     for line_number, line in enumerate(lines, start=1):
         line = line.lstrip(BYTE_ORDER_MARK)  # concatenated files have one at the start of each
         if not line.strip():
             continue
-        yield line_number, parse_line(line, path, line_number)
+        index += 1
+        yield line_number, parse_line(line, path, line_number) if wanted is None or index in wanted else {}
 
 
 def parse_line(line: str, path: Path, line_number: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Every value of a row is a JSON value or a `NonTextValue`, so that all rows can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in numbered_rows(path)]
 
 
-def numbered_rows(path: Path) -> NumberedRows:
+def numbered_rows(path: Path, wanted: Container[int] | None = None) -> NumberedRows:
     """Yields the rows as they are read, each after the line on which it begins (of a file without lines: its index
     from 1).
+
+    wanted: the indices of the rows that are needed; others may come without their columns, which takes less time.
 
     `path` is a file, or a folder that `datasets.save_to_disk` has written. White space around column names is stripped.
     Raises DataError with file and line at the first row that is not valid.
@@ -77,9 +79,9 @@ def numbered_rows(path: Path) -> NumberedRows:
     is_empty = True
     clean_names: tuple[str, ...] | None = None
     with _located_os_errors(path):
-        for line, row in _reader(path):
+        for line, row in _reader(path, wanted):
             is_empty = False
-            if (names := tuple(row)) != clean_names:  # most rows have the columns of the row before
+            if row and (names := tuple(row)) != clean_names:  # most rows have the columns of the row before
                 row = _strip_column_names(row, path, line)
                 clean_names = names if names == tuple(row) else None
             yield line, row
@@ -130,7 +132,7 @@ def _located_os_errors(path: Path) -> Iterator[None]:
         raise DataError(Problem(f"cannot be read: {error.strerror or error}", str(path))) from None
 
 
-def _reader(path: Path) -> NumberedRows:
+def _reader(path: Path, wanted: Container[int] | None) -> NumberedRows:
     """The rows of the file, by the reader of its format."""
     if path.is_dir():
         if is_saved_dataset(path):
@@ -148,7 +150,7 @@ def _reader(path: Path) -> NumberedRows:
         return read_parquet(path)
     if suffix == ".xlsx":
         return read_xlsx(path)
-    return read_jsonl(path) if holds_json_lines(path) else read_json_array(path)
+    return read_jsonl(path, wanted) if holds_json_lines(path) else read_json_array(path)
 
 
 def holds_json_lines(path: Path) -> bool:

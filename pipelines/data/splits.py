@@ -6,7 +6,7 @@ A row's split comes from its file (`data: {train: …, test: …}`), else from i
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +61,29 @@ def read_split_rows(task: Task, pipeline: PipelineSettings, wanted: Wanted | Non
     files = [file for split in order for file in source.of_split(split)]
     survey = _survey(files, task)
     plan = _plan(survey, task, pipeline, fractions, source.has_splits)
-    for index, (file, row_number, fields) in enumerate(_rows(files)):
+    kept = None if wanted is None else _wanted_rows(plan, survey, wanted)
+    for index, (file, row_number, fields) in enumerate(_rows(files, kept)):
         if index >= survey.count:
             message = "has grown while it was read; run again once the file is complete"
             raise DataError(Problem(message, file.name, row_number))
+        if kept is not None and index not in kept:
+            continue
         if file.split is not None:
             error = _contradicts_file(fields, file.split)
         else:
             error = _wrong_split_column(fields, survey.first_named) if survey.first_named else ""
         split = None if error else SPLITS[plan.splits[index]]
-        drawn, rank = index not in plan.left_out, plan.ranks.get(index)
-        if split is None or wanted is None or wanted(split, drawn, rank):
-            yield SplitRow(file.name, row_number, fields, split, error, drawn, rank)
+        yield SplitRow(file.name, row_number, fields, split, error, index not in plan.left_out, plan.ranks.get(index))
+
+
+def _wanted_rows(plan: _Plan, survey: _Survey, wanted: Wanted) -> set[int]:
+    """The indices of the rows that are wanted, and of those whose split is an error."""
+    kept = {
+        index
+        for index, split in enumerate(plan.splits)
+        if split == _UNKNOWN or wanted(SPLITS[split], index not in plan.left_out, plan.ranks.get(index))
+    }
+    return kept.union(survey.contradictory)
 
 
 def draws_splits(task: Task, pipeline: PipelineSettings) -> bool:
@@ -88,10 +99,28 @@ def draws_splits(task: Task, pipeline: PipelineSettings) -> bool:
     return fields.get(SPLIT_COLUMN) in (None, "")
 
 
-def _rows(files: Sequence[DataFile]) -> Iterator[tuple[DataFile, int, dict[str, Any]]]:
+def _rows(
+    files: Sequence[DataFile], wanted: Container[int] | None = None
+) -> Iterator[tuple[DataFile, int, dict[str, Any]]]:
+    """The rows of all files. Those whose index, over all files, is not in `wanted` may come without their columns."""
+    start = 0
     for file in files:
-        for row_number, fields in numbered_rows(file.path):
+        count = 0
+        for row_number, fields in numbered_rows(file.path, None if wanted is None else _Shifted(wanted, start)):
+            count += 1
             yield file, row_number, fields
+        start += count
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """The indices of rows within a file that begins at the index `start`."""
+
+    indices: Container[int]
+    start: int
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and index + self.start in self.indices
 
 
 _UNKNOWN = -1
@@ -105,12 +134,14 @@ class _Survey:
         count: the number of rows.
         first_named: the first row that names its split in a file without one, 0 if none does.
         splits: the index in SPLITS that each row's file or column says, else _UNKNOWN.
+        contradictory: the rows whose column names another split than their file.
         labels, clusters: the code of each row's label and cluster; None if the task has none.
     """
 
     count: int = 0
     first_named: int = 0
     splits: array[int] = field(default_factory=lambda: array("b"))
+    contradictory: list[int] = field(default_factory=list)
     labels: array[int] | None = None
     clusters: array[int] | None = None
 
@@ -131,9 +162,11 @@ def _survey(files: Sequence[DataFile], task: Task) -> _Survey:
     label_codes, cluster_codes = dict[str, int](), dict[str, int]()
     for file, row_number, fields in _rows(files):
         survey.count += 1
-        name = file.split
-        if name is None and (name := fields.get(SPLIT_COLUMN)) not in (None, ""):
+        name, own = file.split, fields.get(SPLIT_COLUMN)
+        if name is None and (name := own) not in (None, ""):
             survey.first_named = survey.first_named or row_number
+        if file.split is not None and own is not None and _contradicts_file(fields, file.split):
+            survey.contradictory.append(len(survey.splits))
         survey.splits.append(SPLITS.index(name) if name in SPLITS else _UNKNOWN)
         # Rows without a value are rejected later, with their line.
         if survey.labels is not None:

@@ -1,10 +1,11 @@
 """Examples of a job's tasks, and the rows that are rejected."""
 
+import json
 from collections import Counter
 
 import pytest
 
-from pipelines.data.examples import load_examples
+from pipelines.data.examples import HeldOutRows, load_examples
 from pipelines.errors import DataError
 from tests.data.task_jobs import make_job, task_job, write
 
@@ -114,4 +115,31 @@ def test_problems_have_the_line_of_the_row(tmp_path):
     job = task_job(tmp_path, [])
     write(tmp_path, "rows.jsonl", '{"q": "1", "a": "2"}\n\n{"q": "1", "a": ""}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:3: task t: the completion is empty"):
+        list(load_examples(job.pipeline))
+
+
+def test_only_the_first_rows_of_each_split_and_candidates_become_examples(tmp_path):
+    rows = [{"q": f"q{number}", "a": "yn"[number % 2]} for number in range(3000)]
+    job = make_job(tmp_path, rows)
+    everything, some = HeldOutRows(), HeldOutRows()
+    whole = list(load_examples(job.pipeline, everything))
+    first = list(load_examples(job.pipeline, some, first=10))
+    assert everything.used == some.used and some.skipped == 3000 - len(first) and not everything.skipped
+    ranked = [example for example in whole if example.rank is not None]
+    assert len(ranked) == 64 and {example.split for example in ranked} == {"train"}
+    for split in ("train", "validation", "test"):
+        expected = [example for example in whole if example.split == split][:10]
+        assert [example for example in first if example.split == split and (example in expected)] == expected
+    assert [example for example in first if example.rank is not None] == ranked
+    assert len(first) <= 94
+
+
+def test_a_contradictory_row_is_reported_although_it_is_not_drawn(tmp_path):
+    write(tmp_path, "train.jsonl", '{"q": "a", "a": "x"}\n{"q": "b", "a": "y"}\n' * 2)
+    lines = ["".join(json.dumps({"q": f"{n}", "a": "xy"[n % 2], "split": "test"}) + "\n") for n in range(50)]
+    lines[33] = lines[33].replace('"test"', '"train"')
+    write(tmp_path, "test.jsonl", "".join(lines))
+    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    job = task_job(tmp_path, [], data=data, test_rows=3)
+    with pytest.raises(DataError, match=r"test\.jsonl:34: task t: its column `split` has train"):
         list(load_examples(job.pipeline))
