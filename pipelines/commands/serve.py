@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,13 +76,13 @@ def serve(
         _check_origin(origin)
     bound = server.bind(host, port)
     with bound:
-        hosts = None if _allows_every_host(host, allow_host) else frozenset((*settings.LOOPBACK_HOSTS, *allow_host))
+        names = frozenset(name.lower() for name in ("localhost", socket.gethostname(), *allow_host))
         options = settings.ServerSettings(
             max_concurrency=max_concurrency,
             max_waiting=max_waiting,
             max_body=max_body,
             api_key=key,
-            allowed_hosts=hosts,
+            allowed_hosts=None if key is not None and not allow_host else names,
             allowed_origins=frozenset(allow_origin),
             stop_timeout=stop_timeout,
         )
@@ -98,11 +99,6 @@ def serve(
             server.run_server(
                 app, bound, lambda: reporter.note(f"Serving base and tuned at {address} (Ctrl-C stops)"), reporter.note
             )
-
-
-def _allows_every_host(host: str, allow_host: tuple[str, ...]) -> bool:
-    """Whether every name in the Host header is allowed: on a public address, unless names are given."""
-    return not server.is_loopback(host) and not allow_host
 
 
 def _api_key(variable: str) -> str | None:

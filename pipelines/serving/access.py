@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -46,7 +47,7 @@ def _check_host(request: web.Request, settings: ServerSettings) -> None:
     if settings.allowed_hosts is None:
         return
     name = host_name(request.headers.get("Host", ""))
-    if name not in settings.allowed_hosts:
+    if name.lower() not in settings.allowed_hosts and not is_address(name):
         raise ApiError(403, f"the host {name!r:.80} is not allowed; start the server with --allow-host", code="host")
 
 
@@ -70,6 +71,15 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an IP address. DNS rebinding needs a name of the attacker's, so an address is safe."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_key(request: web.Request, key: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -16,8 +14,8 @@ class ServerSettings:
         max_waiting: further answers that wait; beyond them requests get status 429.
         max_body: bytes of a request's body.
         api_key: required as `Authorization: Bearer KEY`; None for none.
-        allowed_hosts: names in the Host header that requests may have; None for all. It protects a server that is
-            bound to the loopback interface from DNS rebinding.
+        allowed_hosts: names in the Host header that requests may have besides IP addresses, in lower case; None for
+            all. Without an API key it protects from DNS rebinding: a website whose name resolves to this server.
         allowed_origins: other websites whose pages may use the API (CORS).
         read_timeout: seconds for a request's body.
         write_timeout: seconds that a client may take to read a part of a stream.
