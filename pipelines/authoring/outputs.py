@@ -24,7 +24,9 @@ def find_output(
         ranked = _ranked(candidates, group)
         if ranked:
             equal = [column for column in ranked[1:] if column.source != ranked[0].source]
-            return ranked[0], tuple(equal) if group is not names.ANSWERS else ()
+            if group is names.ANSWERS:  # a part of a name says less: `answer_start` is no answer
+                equal = [column for column in equal if column.normalized in group]
+            return ranked[0], tuple(equal)
     if constant := [column for column in columns if column.is_constant and has_output_name(column)]:
         value = constant[0].texts[0]
         message = (

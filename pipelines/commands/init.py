@@ -45,8 +45,8 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
     name = task_name(data) if task is None else _checked_name(task)
     output = Path(f"{name}.yaml") if output is None else output
     is_printed = str(output) == "-"
-    if not is_printed and (output.exists() or output.is_symlink()):
-        raise ConfigError(f"{output} exists already and is not overwritten; name another file with --output")
+    if not is_printed:
+        _check_new(output)
     check_base_model(base_model)
     sample = read_sample(data)
     roles = find_roles(sample)
@@ -66,6 +66,7 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
     if is_printed:
         click.echo(text, nl=False)
         return
+    _check_new(output)  # again: the questions may have taken a while
     with os_errors_as_machine_error(output.parent):
         write_text(output, text)
     click.echo(f"written: {output}; next:", err=True)
@@ -84,6 +85,12 @@ def _checked_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigError(f"--task {name!r}: the name of a task has letters, digits, _ and -")
     return name
+
+
+def _check_new(output: Path) -> None:
+    """Raises ConfigError for a file that exists."""
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"{output} exists already and is not overwritten; name another file with --output")
 
 
 def _yaml(draft: Draft, sample: Sample, output: Path | None) -> str:

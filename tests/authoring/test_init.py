@@ -429,6 +429,11 @@ def test_a_file_with_500_columns() -> None:
     assert load_job("rows.yaml").pipeline.tasks["rows"].prompt.count("{x") == 8
 
 
+def test_two_answers_are_a_tie() -> None:
+    result = init(write(rows_of(prompt=text, response=lambda i: text(i + 1, 20), summary=lambda i: text(i + 2, 20))))
+    assert "note: summary could be the answer as well" in result.stderr
+
+
 def test_a_guess_without_a_name_is_called_a_guess() -> None:
     result = init(write(CASES["no known names"][0]))
     assert "note: no column has a usual name of an answer (label, output, …): zwei is a guess" in result.stderr
