@@ -111,28 +111,53 @@ class TooLongRows:
     def _truncate(self, row: TokenizedExample) -> TokenizedExample | None:
         """The row with as much of its last user turn as fits; None if not even a word or a character of it does.
 
-        The text is cut at its end, before what the task's template writes after its last column.
+        The longest column in the text is cut, so that a question or an instruction after it stays. Where that is not
+        enough, or no column is in the text, the text is cut at its end, before what the template writes after its last
+        column.
         """
         example = row.example
         text = _user_text(example)
         if text is None:
             return None
-        kept_end = self._end_of_template(example.task)
-        body, end = (text.removesuffix(kept_end), kept_end) if text.endswith(kept_end) else (text, "")
+        limit = self._limit(example)
+        return next(filter(None, (self._cut(example, text, part, limit) for part in self._parts(example, text))), None)
+
+    def _limit(self, example: Example) -> int:
+        """The most tokens of a shortened row. A test row leaves room for a completion of its limit."""
+        if example.split != "test":
+            return self.max_length
+        room = self.job.completion_limit(example.task, with_reasoning=example.reasoning is not None)
+        reference = len(self.prompt_format.encode_text(example.completion or ""))
+        spare = self.prompt_format.context_length - room + reference
+        # If completions may be about as long as the context, half of it is left for the prompt.
+        return min(self.max_length, max(spare, self.prompt_format.context_length // 2))
+
+    def _parts(self, example: Example, text: str) -> Iterator[tuple[str, str, str]]:
+        """Ways to cut `text`: what stays before, the text that is cut at its end, what stays after."""
+        columns = [value for value in example.fields.values() if isinstance(value, str) and value.strip()]
+        contained = [value for value in columns if value in text]
+        if contained:
+            yield text.rpartition(max(contained, key=len))
+        end = self._end_of_template(example.task)
+        yield ("", text.removesuffix(end), end) if text.endswith(end) else ("", text, "")
+
+    def _cut(self, example: Example, text: str, part: tuple[str, str, str], limit: int) -> TokenizedExample | None:
+        """The example with the middle one of three parts of its text cut such that at most `limit` tokens remain."""
+        before, body, after = part
         fitting: TokenizedExample | None = None
         low, high = 0, len(body)  # `low` characters fit, `high` do not
         while high - low > 1:
             middle = (low + high) // 2
-            shortened = self._encode(example, text, body[:middle] + end)
-            if len(shortened.input_ids) <= self.max_length:
+            shortened = self._encode(example, text, before + body[:middle] + after)
+            if len(shortened.input_ids) <= limit:
                 low, fitting = middle, shortened
             else:
                 high = middle
         if fitting is None:
             return None
         for length in _better_cuts(body, low):
-            shortened = self._encode(example, text, body[:length] + end)
-            if len(shortened.input_ids) <= self.max_length:
+            shortened = self._encode(example, text, before + body[:length] + after)
+            if len(shortened.input_ids) <= limit:
                 return shortened
         return fitting if body[:low].strip() else None
 

@@ -90,6 +90,30 @@ def test_the_end_of_the_template_stays(tmp_path: Path) -> None:
     assert rows[3].example.prompt == "Text: one two\n="
 
 
+@pytest.mark.parametrize("template", [None, "jinja"])
+def test_the_longest_column_is_cut_and_the_question_stays(tmp_path: Path, template: str | None) -> None:
+    prompt = "{doc}\nQ: {q}" if template is None else "{% if doc %}{{ doc }}\n{% endif %}Q: {{ q }}"
+    rows = [{**row, "doc": "ab" if row["q"] == "short" else "x " * 40, "q": "why?"} for row in make_rows()]
+    options = {} if template is None else {"template": template, "completion": "{{ a }}"}
+    shortened, too_long = apply(tmp_path, rows, max_length=30, prompt=prompt, too_long="truncate_prompt", **options)
+    assert too_long.truncated["t", "train"] == 1
+    assert shortened[3].example.prompt == "x " * 7 + "x\nQ: why?"
+
+
+def test_a_shortened_test_row_leaves_room_for_an_answer(tmp_path: Path) -> None:
+    job = task_job(tmp_path, make_rows("word " * 30, "train test"), too_long="truncate_prompt", max_new_tokens=25)
+    prompts = PromptFormat(CharacterTokenizer())
+    prompts.context_length = 60
+    too_long = TooLongRows(job, prompts, 60)
+    rows = {
+        row.example.split: row
+        for row in list(too_long.apply(tokenize_examples(load_examples(job.pipeline), prompts)))[3:]
+    }
+    answer = len(prompts.encode_text("yes"))
+    assert 55 <= len(rows["train"].input_ids) <= 60
+    assert len(rows["test"].input_ids) - answer <= 60 - 25
+
+
 def test_a_row_without_room_for_a_prompt_is_refused(tmp_path: Path) -> None:
     rows = make_rows()
     rows[3]["a"] = "y" * 30
