@@ -5,7 +5,6 @@ The metadata at its top are those of the Hub, with the results as `model-index`.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.data.hub_files import HubDataset
+from pipelines.exporting.portable import portable, portable_command
 from pipelines.exporting.records import ExportRecord
 from pipelines.exporting.source import ExportSource
 from pipelines.exporting.summary import answers_line, task_line
 from pipelines.registry import lazy_import
 from pipelines.report.columns import retention_columns, task_columns
 from pipelines.report.few_shot import worth_of_tuning
-from pipelines.report.formatting import joined, one_line, printable
+from pipelines.report.formatting import joined, printable
 from pipelines.report.markdown import code_span, command_block, escape, table
 from pipelines.report.plots import dot_plot_png
 from pipelines.report.results import Analysis
@@ -36,8 +36,6 @@ CARD, PLOT = "README.md", "scores.png"
 UNKNOWN = "unknown"
 PACKAGED_LICENSES = {"smollm2-135m-instruct": "apache-2.0"}
 """The licenses of packaged models, as the Hub names them."""
-PATH_KEYS = {"data", "base_model", "chat_template", "continue_from", "sample_prompts", "test", "validation", "file"}
-"""Keys of a config whose values may be paths."""
 
 
 def write_model_card(source: ExportSource, analysis: Analysis, record: ExportRecord, folder: Path) -> None:
@@ -307,42 +305,3 @@ def fenced(text: str, language: str = "") -> str:
     """A block of code, fenced with more backticks than the text has in a row."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{printable(text)}\n{fence}"
-
-
-# --- paths ------------------------------------------------------------------------------------------
-
-
-def portable(value: Any, key: str = "") -> Any:
-    """A config's value without paths of this machine: an absolute path becomes its last part."""
-    if isinstance(value, dict):
-        return {name: portable(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item, key) for item in value]
-    return _last_part(value) if isinstance(value, str) and _is_path(value, key) else value
-
-
-def _is_path(text: str, key: str = "") -> bool:
-    """Whether a text is an absolute path, or in the home folder. A prompt may begin with a slash too."""
-    if "\n" in text or not text.startswith(("/", "~")) or len(text) > 4096:
-        return False
-    return key in PATH_KEYS or os.path.exists(os.path.expanduser(text))
-
-
-def _last_part(text: str) -> str:
-    return Path(text).name or "."
-
-
-def portable_command(command: str) -> str:
-    """A command without absolute paths."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return one_line(command, 500)
-    return shlex.join(_portable_word(word) for word in words)
-
-
-def _portable_word(word: str) -> str:
-    if word.startswith(("/", "~")):
-        return _last_part(word)
-    key, equals, value = word.partition("=")
-    return f"{key}={_last_part(value)}" if equals and _is_path(value, key.rpartition(".")[2]) else word

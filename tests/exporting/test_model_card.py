@@ -3,7 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from pipelines.exporting.model_card import fenced, portable, portable_command
+from pipelines.exporting.model_card import fenced
+from pipelines.exporting.portable import portable, portable_command
 
 
 def test_paths_of_this_machine_become_names(tmp_path):
