@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.report import analyse
 from pipelines.report.results import GateResult
-from tests.report.run_folder import line, write_page, write_run
+from tests.report.run_folder import add_few_shot, line, write_page, write_run
 
 SHOWN = "#list > .pair:not([hidden])"
 GATES = [
@@ -244,3 +244,26 @@ def test_without_scripts_all_examples_and_no_controls_are_shown(demo, opened):
 def picture(page, name):
     if folder := os.environ.get("ALFINE_PICTURES"):
         page.screenshot(path=Path(folder) / f"{name.replace(' ', '-')}.png")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_answers_of_the_base_with_examples_are_a_third_column(tmp_path, opened, screen):
+    answers = [["no", "quite so"], ["maybe yes", "yes"], ["yes", "yes"]]
+    base, few_shot, tuned = (list(column) for column in zip(*[[*one, "yes"] for one in answers], strict=True))
+    completions = [[line("mood", n, f"p{n}", "yes", text) for n, text in enumerate(side)] for side in (base, tuned)]
+    folder = add_few_shot(write_run(tmp_path / "r", {"mood": "exact_match"}, *completions), {"mood": few_shot})
+    with opened(write_page(tmp_path, analyse(folder)), script=CLIPBOARD, **SCREENS[screen]) as page:
+        boxes = [
+            page.locator(f"#mood-0 .completions > {part}").bounding_box() for part in (".base", ".few-shot", ".tuned")
+        ]
+        axis = "y" if "phone" in screen else "x"
+        assert sorted(boxes, key=lambda box: box[axis]) == boxes
+        assert len({round(box["x" if axis == "y" else "y"]) for box in boxes}) == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[screen]["viewport"]["width"]
+        page.fill("[name=search]", "quite SO")
+        assert shown(page, "row") == ["0"]
+        page.click("#mood-0 .copy")
+        page.wait_for_function("window.copied")
+        assert "Base + 4 examples wrong\n\n```text\nquite so\n```\n\nTuned right" in page.evaluate("window.copied")
+        assert "tuning was" in page.inner_text("header").lower()
+        check(page)
