@@ -24,6 +24,7 @@ from pipelines.storage.sizes import format_bytes
 STAGE_NAMES = {
     "prepare": "prepare rows",
     "eval_base": "completions of the base",
+    "eval_few_shot": "completions of the base with examples in its prompt",
     "eval_base_retention": "retention evals of the base",
     "train": "training",
     "eval_tuned": "completions of the tuned model",

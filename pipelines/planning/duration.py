@@ -12,7 +12,7 @@ from pipelines.config.job import Job
 from pipelines.planning.memory import MAX_PROMPTS
 from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.target_hardware import TargetHardware
-from pipelines.planning.workload import Workload
+from pipelines.planning.workload import PREFILL_TOKENS, Workload
 
 UTILIZATION = {"cpu": 0.45, "cuda": 0.35, "mps": 0.3}
 """Share of the peak that a training step reaches: docs/speed.md and docs/gpu."""
@@ -106,12 +106,30 @@ def estimate_duration(
     stages = {
         "prepare": rows / ROWS_PER_SECOND + 2,
         "eval_base": prompt_tokens / rates.forward + base_generated / rates.decoding + start / 5,
+        "eval_few_shot": _few_shot_seconds(job, workload, rates),
         "eval_base_retention": retention,
         "train": training + evaluations * validation / rates.forward + start,
         "eval_tuned": prompt_tokens / rates.forward + tuned_generated / rates.decoding + start / 5,
         "eval_tuned_retention": retention,
     }
     return Duration(stages, rates)
+
+
+def _few_shot_seconds(job: Job, workload: Workload, rates: Rates) -> float:
+    """The time of the base with examples in its prompt, which is loaded already.
+
+    The examples of a task are as long as its other rows and computed once per pass over prompts. Completions after them
+    are as long as references.
+    """
+    seconds = 0.0
+    for task in workload.tasks:
+        k = job.pipeline.few_shot(job.pipeline.tasks[task.name]).k
+        if k and task.evaluated["test"]:
+            rows_per_pass = max(PREFILL_TOKENS / ((k + 1) * task.tokens), 1)
+            tokens = task.tokens * (workload.sharing + k / rows_per_pass)
+            generated = min(task.tokens - task.prompt + 1, task.limit)
+            seconds += task.evaluated["test"] * (tokens / rates.forward + generated / rates.decoding)
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
