@@ -16,7 +16,6 @@ pytestmark = pytest.mark.ludwig
     [
         ("qwen3_like", True, {}, ""),
         ("qwen3_like", False, {}, "<think>\n\n</think>\n\n"),
-        ("qwen3_like", False, {"enable_thinking": True}, ""),
         ("qwen3_like", False, {"enable_thinking": False}, "<think>\n\n</think>\n\n"),
         ("r1_like", True, {}, "<think>\n"),
         ("r1_like", False, {}, None),
