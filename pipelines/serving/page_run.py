@@ -88,6 +88,7 @@ class PageRun:
             "system": self.job.system_prompt(name),
             "max_tokens": self._max_tokens(name),
             "rows": num_rows,
+            "is_code": task.metric == "unit_tests",
         }
 
     @cached_property

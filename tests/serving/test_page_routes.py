@@ -86,8 +86,9 @@ def test_the_run(demo, ask):
         "system": "Answer briefly.",
         "max_tokens": 32,
         "rows": 18,
+        "is_code": False,
     }
-    assert by_name["code"]["max_tokens"] == 96
+    assert by_name["code"]["max_tokens"] == 96 and by_name["code"]["is_code"]
 
 
 CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -7,7 +7,7 @@ const KEYS = { ArrowLeft: "left", ArrowRight: "right", t: "tie", b: "both bad" }
 const RATER = "alfine rater";
 
 export class BlindMode {
-  /** `app` has `conversation`, `history` and `show(conversation)`; `onVoted(conversation)` is called for every saved vote. */
+  /** `app` has `run`, `conversation`, `history` and `show(conversation)`; `onVoted(conversation)` is called for every saved vote. */
   constructor(app, onVoted) {
     Object.assign(this, { app, onVoted, isOn: false, previous: null });
     byId("rater").value = load("localStorage", RATER, "");
@@ -138,7 +138,8 @@ export class BlindMode {
     byId("rated").textContent = total ? `${rated} of ${count(total, "test row")} rated` : "This run has no test rows";
     if (item === null) return this.app.show(null);
     const testRow = { row: item.row, answer: item.answer };
-    const start = { task: item.task, row: null, text: null, system: null, settings: null, testRow };
+    const isCode = this.app.run.tasks.some(({ name, is_code: isCode }) => name === item.task && isCode);
+    const start = { task: item.task, isCode, row: null, text: null, system: null, settings: null, testRow };
     const conversation = new Conversation(start, this.draw());
     const answers = Object.fromEntries(MODELS.map((model) => [model, stored(item[model])]));
     conversation.addTurn(item.prompt, rowTitle(item.task, item), item.reference, answers);

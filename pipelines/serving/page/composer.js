@@ -133,6 +133,7 @@ export class Composer {
     const settings = this.readSettings();
     if (settings === null) return null;
     const common = { task: name, settings, system: byId("system").value };
+    common.isCode = this.task.is_code ?? false;
     common.isSystemOfRun = common.system === (system ?? "");
     if (name === null) return { ...common, row: null, text: this.fields[0].input.value, title: "Prompt", reference: null };
     const row = {};

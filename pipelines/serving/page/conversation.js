@@ -27,7 +27,7 @@ export function textBlock(text, className) {
 
 export class Conversation {
   /**
-   * start: task (or null), row, text, system, isSystemOfRun, settings, title, reference.
+   * start: task (or null), isCode, row, text, system, isSystemOfRun, settings, title, reference.
    * blind: {left: model} if the models have no names, else null.
    */
   constructor(start, blind) {
@@ -94,7 +94,7 @@ export class Conversation {
       const text = element("div", { className: "text", textContent: printable(reference) });
       parts.push(element("details", { className: "reference" }, element("summary", { textContent: "Reference" }), text));
     }
-    turn.node = element("article", { className: "pair", tabIndex: -1 }, ...parts);
+    turn.node = element("article", { className: this.start.isCode ? "pair code" : "pair", tabIndex: -1 }, ...parts);
     turn.node.append(element("div", { className: "completions" }, ...columns));
     turn.node.setAttribute("aria-label", title || `Turn ${this.turns.length + 1}`);
     this.turns.push(turn);

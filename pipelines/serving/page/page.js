@@ -78,6 +78,7 @@ async function start() {
   } catch (error) {
     return showLine(byId("page-error"), error.message);
   }
+  app.run = run;
   document.title = `${printable(run.name)} · alfine serve`;
   byId("about").textContent = `${printable(run.name)}: ${printable(run.base_model)} and the model tuned from it.`;
   app.history = new History(run.name, (entry) => show(Conversation.fromJSON(entry)));

@@ -27,15 +27,15 @@ def lines(page):
 @pytest.mark.parametrize(
     ("status", "line"),
     [
-        (429, "The server is busy: no free slot. Trying again in 1 s (1 of 4)."),
-        (503, "The server is not ready: no free slot. Trying again in 1 s (1 of 4)."),
+        (429, "The server is busy: no free slot. Trying again in 3 s (1 of 4)."),
+        (503, "The server is not ready: no free slot. Trying again in 3 s (1 of 4)."),
     ],
 )
 def test_a_busy_server_is_tried_again(demo_run_folder, served, status, line):
     with served(demo_run_folder, answering(), expected=str(status)) as (page, server):
-        server.failures = [(status, "no free slot", {"Retry-After": "1"})] * 2
+        server.failures = [(status, "no free slot", {"Retry-After": "3"})] * 2
         send(page, "x")
-        until(page, "[...document.querySelectorAll('.completions .line')].every(one => one.textContent)")
+        until(page, "[...document.querySelectorAll('.completions .line')].filter(one => one.textContent).length === 2")
         assert lines(page) == [line, line]
         wait_for_answers(page)
         assert texts(page) == ["The review is positive.", "positive"] and lines(page) == []

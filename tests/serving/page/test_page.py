@@ -52,6 +52,17 @@ def test_a_task_is_a_form_and_is_sent_as_a_row(demo_run_folder, served):
         ]
 
 
+def test_code_has_a_type_of_its_own(demo_run_folder, served):
+    with served(demo_run_folder, answering()) as (page, server):
+        for task, family in (("code", "monospace"), ("sentiment", "sans-serif")):
+            page.select_option("#task", label=task)
+            send(page, "x")
+            wait_for_answers(page)
+            shown = page.evaluate("getComputedStyle(document.querySelector('.base > .text')).fontFamily")
+            assert shown.endswith(family)
+            page.click("#new")
+
+
 def test_both_answers_stream_at_the_same_time(demo_run_folder, served):
     gate = asyncio.Event()
 
