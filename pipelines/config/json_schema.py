@@ -108,7 +108,7 @@ def _node_schema(node: SchemaNode, path: KeyPath) -> JsonSchema:
     described = {"description": _DESCRIPTIONS.get(name) or node.get("description", "")}
     default = _DEFAULTS.get(name, node.get("default"))
     result = {**(described if described["description"] else {}), **schema}
-    if default is not None and not isinstance(default, Mapping | list):
+    if default is not None and _allows(schema, default):
         result["default"] = default
     if name in _EXAMPLES:
         result["examples"] = _EXAMPLES[name]
@@ -141,6 +141,25 @@ def _constraints(node: SchemaNode, path: KeyPath) -> JsonSchema:
     if word := node.get("word"):
         return {"anyOf": [{"const": word}, schema]}
     return schema
+
+
+def _allows(schema: JsonSchema, value: Any) -> bool:
+    """Whether a key may have a single value; some defaults of Ludwig are values that alfine refuses."""
+    if "anyOf" in schema:
+        return any(_allows(option, value) for option in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kinds = schema.get("type", "string")
+    names = {bool: ("boolean",), int: ("integer", "number"), float: ("number",), str: ("string",)}
+    if not set(names.get(type(value), ())) & set([kinds] if isinstance(kinds, str) else kinds):
+        return False
+    if not isinstance(value, int | float):
+        return True
+    return bool(
+        schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        and value > schema.get("exclusiveMinimum", value - 1)
+        and value < schema.get("exclusiveMaximum", value + 1)
+    )
 
 
 def _variants(variants: Mapping[str, Mapping[str, SchemaNode]], path: KeyPath) -> JsonSchema:

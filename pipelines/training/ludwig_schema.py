@@ -82,7 +82,21 @@ def _section_node(config_class: Any) -> dict[str, Any]:
 
 
 def _field_node(config_class: Any, name: str) -> dict[str, Any]:
-    """The node of one field of a Ludwig config class."""
+    """The node of one field of a Ludwig config class, with its description and its default."""
+    return _constraints(config_class, name) | _documentation(config_class.model_fields[name])
+
+
+def _documentation(field: Any) -> dict[str, Any]:
+    """The description and the default of a field, as far as it has them. A default is a single JSON value."""
+    result: dict[str, Any] = {"description": " ".join(field.description.split())} if field.description else {}
+    default = field.get_default(call_default_factory=False)
+    if isinstance(default, str | bool | int | float):
+        result["default"] = default
+    return result
+
+
+def _constraints(config_class: Any, name: str) -> dict[str, Any]:
+    """What the values of one field must be."""
     field = _declared_field(config_class, name)
     for marker in field.metadata:
         # Ludwig marks a field with a nested config class by one of three kinds of markers.
