@@ -86,6 +86,7 @@ benchmark: $(READY) ## speed of steps, completions and preparation, against stoc
 	@$(BIN)/python -m tests.benchmarks.completions
 	@$(BIN)/python -m tests.benchmarks.preparation
 	@$(BIN)/python -m tests.benchmarks.workers
+	@[ ! -d runs/$(NAME)/model ] || $(BIN)/python -m tests.benchmarks.serving runs/$(NAME)
 	@$(BIN)/python -m tests.benchmarks.growth --plot docs/growth.svg
 
 gpu-acceptance: $(READY) ## what only a GPU can show, in three parts of up to 4 minutes: PART=1 runs one (docs/gpu/README.md)
