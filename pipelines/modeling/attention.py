@@ -76,7 +76,12 @@ def _grouped_query_attention(
     """
     num_sequences, num_heads, _, head_dim = query.shape
     grouped = query.view(num_sequences, key.shape[1], num_heads // key.shape[1], head_dim)
-    output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    if query.device.type == "cpu" and mask is not None:
+        # Two products and a softmax take half the time of the CPU's fused kernel, which is made for many queries.
+        scores = torch.matmul(grouped * (head_dim**-0.5 if scale is None else scale), key.transpose(-1, -2))
+        output = torch.matmul(scores.add_(mask).softmax(-1), value)
+    else:
+        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     return output.reshape(num_sequences, 1, num_heads, head_dim)
 
 
