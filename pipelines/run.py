@@ -15,7 +15,7 @@ from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
-from pipelines.data.row_formats import resolve_formats
+from pipelines.data.format_detection import resolve_formats
 from pipelines.data.sources import describe_data, open_source, source_sha256
 from pipelines.errors import AlfineError
 from pipelines.evaluation.completions import generation_settings

@@ -12,8 +12,8 @@ from pipelines.config.messages import did_you_mean
 from pipelines.data.chat_template import ChatTemplateError
 from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
+from pipelines.data.format_detection import resolve_formats
 from pipelines.data.prompt_format import SENTINEL, PromptFormat
-from pipelines.data.row_formats import resolve_formats
 from pipelines.errors import ConfigError
 from pipelines.modeling.model_folder import read_json
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipelines.config.job import Job
 from pipelines.config.retention_registry import HUB
+from pipelines.data.format_detection import resolve_format
 from pipelines.data.readers import read_notes
-from pipelines.data.row_formats import resolve_format
 from pipelines.data.sources import DataSource, open_source
 from pipelines.data.templates import template_columns
 from pipelines.errors import DataError, Problem

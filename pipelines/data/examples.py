@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.conversation import Conversation
 from pipelines.data.drawn_rows import describe_drawn
+from pipelines.data.format_detection import resolve_format
 from pipelines.data.readers import RowErrors, numbered_rows
-from pipelines.data.row_formats import as_test_rows, fill_row, resolve_format, used_columns
+from pipelines.data.row_formats import as_test_rows, fill_row, used_columns
 from pipelines.data.sources import SPLITS, DataSource, open_source
 from pipelines.data.splits import SplitRow, read_split_rows
 from pipelines.data.templates import (

@@ -205,17 +205,32 @@ class PromptFormat:
 
         Raises ChatTemplateError.
         """
-        rendered = [self.render(conversation) for conversation in conversations]
+        return self._encode_rendered([self.render(conversation) for conversation in conversations])
+
+    def encode_each(self, conversations: Sequence[Conversation]) -> list[EncodedExample | ChatTemplateError]:
+        """As `encode_conversations`, with the error in place of the tokens of a conversation that the chat template
+        refuses."""
+        rendered: list[RenderedConversation | ChatTemplateError] = []
+        for conversation in conversations:
+            try:
+                rendered.append(self.render(conversation))
+            except ChatTemplateError as error:
+                rendered.append(error)
+        encoded = iter(self._encode_rendered([text for text in rendered if isinstance(text, RenderedConversation)]))
+        return [next(encoded) if isinstance(text, RenderedConversation) else text for text in rendered]
+
+    def _encode_rendered(self, rendered: Sequence[RenderedConversation]) -> list[EncodedExample]:
         cuts = [prompt_length(text) for text in rendered]
         prompts = self._with_bos(
             self._tokenize_batch([text.text[:cut] for text, cut in zip(rendered, cuts, strict=True)])
         )
-        sequences = self._with_bos(self._tokenize_batch([text.text for text in rendered]))
+        sequences = iter(self._with_bos(self._tokenize_batch([text.text for text in rendered if text.spans])))
         encoded = []
-        for text, cut, prompt, sequence in zip(rendered, cuts, prompts, sequences, strict=True):
+        for text, cut, prompt in zip(rendered, cuts, prompts, strict=True):
             if not text.spans:
                 encoded.append(EncodedExample(prompt, []))
                 continue
+            sequence = next(sequences)
             if sequence[: len(prompt)] != prompt:
                 sequence = [*prompt, *self._tokenize_continuation(text.text[cut:])]
             if text.lacks_end:

@@ -60,18 +60,15 @@ def _encode_batch(
     batch: Sequence[Example], prompt_format: PromptFormat, errors: RowErrors
 ) -> Sequence[EncodedExample | None]:
     """The tokens of each example; None, and an entry in `errors`, for one that the chat template refuses."""
-    try:
-        return prompt_format.encode_conversations([example.conversation for example in batch])
-    except ChatTemplateError:
-        pass  # one of the rows, or all
     encoded: list[EncodedExample | None] = []
-    for example in batch:
-        try:
-            encoded.append(prompt_format.encode(example.conversation))
-        except ChatTemplateError as error:
+    outcomes = prompt_format.encode_each([example.conversation for example in batch])
+    for example, outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, ChatTemplateError):
             task = f"task {example.task}: " if example.task else ""
-            errors.add(example.file, example.row_number, f"{task}{error}")
+            errors.add(example.file, example.row_number, f"{task}{outcome}")
             encoded.append(None)
+        else:
+            encoded.append(outcome)
     return encoded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -175,6 +176,8 @@ class TooLongRows:
         template = self.job.pipeline.tasks[task].prompt
         if not isinstance(template, str):
             return ""
+        if self.job.pipeline.tasks[task].template == "jinja":
+            return re.split(r"[%}#]\}", template)[-1].removesuffix("\n")  # Jinja drops a last line end
         try:
             parts = list(string.Formatter().parse(template))
         except ValueError:  # the syntax of another template language

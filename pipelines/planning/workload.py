@@ -18,8 +18,8 @@ from pipelines.config.job import Job
 from pipelines.config.lr_schedules import StepCounts, effective_batch_size
 from pipelines.config.pipeline import PipelineSettings, Task
 from pipelines.data.examples import fill_examples
+from pipelines.data.format_detection import resolve_format
 from pipelines.data.mixing import mixing_weights
-from pipelines.data.row_formats import resolve_format
 from pipelines.data.sources import SPLITS, open_source
 from pipelines.data.splits import SplitRow
 from pipelines.data.templates import SPLIT_COLUMN

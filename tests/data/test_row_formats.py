@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pipelines.config.pipeline import PipelineSettings
 from pipelines.config.task import Task
 from pipelines.data.examples import load_examples
-from pipelines.data.row_formats import as_test_rows, detect_format, fill_row
+from pipelines.data.format_detection import detect_format
+from pipelines.data.row_formats import as_test_rows, fill_row
 from pipelines.errors import DataError
 
 

@@ -100,6 +100,13 @@ def test_the_longest_column_is_cut_and_the_question_stays(tmp_path: Path, templa
     assert shortened[3].example.prompt == "x " * 7 + "x\nQ: why?"
 
 
+def test_the_end_of_a_jinja_template_stays_where_a_filter_changes_the_column(tmp_path: Path) -> None:
+    rows = [{**row, "q": f"  {row['q']}"} for row in make_rows("one two three four five")]
+    options = {"template": "jinja", "completion": "{{ a }}", "too_long": "truncate_prompt"}
+    shortened, _ = apply(tmp_path, rows, prompt="{{ q | trim }} Why?\n", **options)
+    assert shortened[3].example.prompt == "one two Why?"
+
+
 def test_a_shortened_test_row_leaves_room_for_an_answer(tmp_path: Path) -> None:
     job = task_job(tmp_path, make_rows("word " * 30, "train test"), too_long="truncate_prompt", max_new_tokens=25)
     prompts = PromptFormat(CharacterTokenizer())
