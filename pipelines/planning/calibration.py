@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from pipelines.config.job import Job
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
-from pipelines.modeling.hardware import configure_hardware
+from pipelines.modeling.hardware import configure_hardware, current_hardware
 from pipelines.modeling.packing import sequence_mean_losses_of_batch, token_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences
@@ -92,5 +92,5 @@ def _rate(batches: Sequence[TokenSequences], compute: Callable[[TokenSequences],
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_available():
+    if current_hardware().device.type == "cuda":
         torch.cuda.synchronize()

@@ -402,7 +402,7 @@ def test_a_terminal(run):
         terminal.type("/max 400\r")
         terminal.wait_for("at most 400 tokens[\\s\\S]*> $")
         terminal.type("\x03")
-        terminal.wait_for("Ctrl-C again")
+        terminal.wait_for("Ctrl-C again[\\s\\S]*> $")
         terminal.type("\x04")
         assert terminal.process.wait(30) == 0
         assert "Traceback" not in terminal.text

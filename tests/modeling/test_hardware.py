@@ -149,4 +149,6 @@ def test_no_other_module_asks_torch_for_the_device():
     root = Path(hardware.__file__).parents[1]
     words = ("torch.cuda.is_available", "is_bf16_supported", "mps.is_available")
     files = [file for file in root.rglob("*.py") if any(word in file.read_text(encoding="utf-8") for word in words)]
-    assert files == [Path(hardware.__file__)]
+    # The engine that checks exports runs in a process of its own, without this project's modules.
+    engine = root / "exporting" / "engines" / "transformers_engine.py"
+    assert set(files) == {Path(hardware.__file__), engine}

@@ -29,7 +29,7 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: str, base: str | None, dtype: str | None, quantization: dict[str, Any] | None) -> None:
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         arguments: dict[str, Any] = {"dtype": getattr(torch, dtype) if dtype else "auto"}
         if quantization is not None:
             dtype_name = quantization["bnb_4bit_compute_dtype"]
@@ -38,12 +38,14 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device != "cpu" or quantization is not None:
             arguments["device_map"] = {"": self.device}
-        model = transformers.AutoModelForCausalLM.from_pretrained(base or folder, **arguments)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            base or folder, trust_remote_code=False, **arguments
+        )
         self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         if base is not None:
             import peft  # a merged model must load where PEFT is not installed
 
-            model = peft.PeftModel.from_pretrained(model, folder)
+            model = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
             self.versions["peft"] = peft.__version__
         self.model = model.eval()
         if quantization is not None and self.device == "cpu":
@@ -51,7 +53,7 @@ class TransformersEngine:
             for module in model.modules():
                 if hasattr(module, "support_avx512bf16_for_cpu"):
                     module.support_avx512bf16_for_cpu = False
-        self.settings = transformers.GenerationConfig.from_pretrained(folder)
+        self.settings = transformers.GenerationConfig.from_pretrained(folder, trust_remote_code=False)
 
     def describe(self) -> dict[str, Any]:
         """Names and versions, the chat template, and the tokens that end an answer."""
