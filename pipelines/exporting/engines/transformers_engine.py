@@ -38,9 +38,7 @@ class TransformersEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device != "cpu" or quantization is not None:
             arguments["device_map"] = {"": self.device}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base or folder, trust_remote_code=False, **arguments
-        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(base or folder, trust_remote_code=False, **arguments)
         self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         if base is not None:
             import peft  # a merged model must load where PEFT is not installed
