@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.checks.findings import Finding
@@ -68,8 +68,22 @@ def row_checks(prompt_format: PromptFormat, max_length: int) -> list[RowCheck]:
 
 
 def _texts(row: TokenizedExample) -> Iterator[str]:
-    """The texts of all messages of an example."""
-    for message in row.example.conversation.messages:
-        for key in ("content", "reasoning_content"):
-            if isinstance(text := message.get(key), str):
-                yield text
+    """The texts that a row puts into the chat template: contents, thoughts, names and arguments of calls, tools."""
+    conversation = row.example.conversation
+    for message in conversation.messages:
+        for key, value in message.items():
+            if key != "role":
+                yield from _strings(value)
+    yield from _strings(conversation.tools)
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _strings(key)
+            yield from _strings(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _strings(inner)

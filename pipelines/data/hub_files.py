@@ -93,8 +93,9 @@ def resolve_dataset(text: str) -> ResolvedDataset:
     except DataError:
         raise
     except Exception as error:
-        # Offline: the commit that was used last.
-        if revision is None and (known := _read_resolved(wanted, "newest")):
+        # Offline: the commit that was used last. Not if the Hub has refused.
+        refused = (datasets.exceptions.DatasetNotFoundError, huggingface_hub.errors.RepositoryNotFoundError)
+        if revision is None and not isinstance(error, refused) and (known := _read_resolved(wanted, "newest")):
             return known
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
         message = f"the data set is not in the cache and cannot be read from the Hub ({reason})"

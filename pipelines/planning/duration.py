@@ -20,7 +20,7 @@ DECODING_UTILIZATION = {"cpu": 0.15, "cuda": 0.1, "mps": 0.1}
 """The same while tokens are generated in batches."""
 STEP_OVERHEAD = {"cpu": 0.01, "cuda": 0.02, "mps": 0.03}
 """Seconds of a pass that do not depend on its size: Python and kernel launches."""
-START_SECONDS = {"cpu": 25.0, "cuda": 40.0, "mps": 25.0}
+START_SECONDS = {"cpu": 13.0, "cuda": 40.0, "mps": 13.0}
 """Imports of torch and Ludwig, loading of the model, export."""
 ROWS_PER_SECOND = 5000
 """Rows that are rendered and tokenized, docs/speed.md."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.checks.rows import row_checks
+from pipelines.data.conversation import Conversation
 from pipelines.data.examples import Example
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample, tokenize_examples
@@ -47,3 +48,20 @@ def test_bad_rows(row: TokenizedExample, message: str) -> None:
 
 def test_rows_are_counted_per_task() -> None:
     assert errors(tokenized("x" * 9), tokenized(), tokenized("y" * 9))[0].endswith("allows it (2 such rows)")
+
+
+@pytest.mark.parametrize(
+    ("extra", "tools"),
+    [
+        ({"tool_calls": [{"function": {"name": "find", "arguments": {"q": ["x <|eos|>"]}}}]}, None),
+        ({"name": "a<|eos|>"}, None),
+        ({}, [{"type": "function", "function": {"name": "f", "description": "<|eos|>"}}]),
+    ],
+)
+def test_control_tokens_are_found_in_calls_names_and_tools(extra: dict, tools: list | None) -> None:
+    row = tokenized()
+    conversation = Conversation.single_turn("ab", "cd")
+    messages = [{**conversation.messages[0], **extra}, *conversation.messages[1:]]
+    turns = replace(conversation, messages=tuple(messages), tools=tools)
+    row = replace(row, example=replace(row.example, turns=turns))
+    assert any("contains a control token" in error for error in errors(row))

@@ -142,6 +142,13 @@ def test_what_was_read_once_is_read_offline(read, hub):
     assert "is not in the cache" in missing["error"][0]
 
 
+def test_a_data_set_that_the_hub_refuses_now_is_not_taken_from_the_cache(read, hub):
+    assert "files" in read("hub:o/plain")[0]
+    hub.denied.add("datasets/o/plain")
+    (outcome,) = read("hub:o/plain")
+    assert len(outcome["error"]) == 1 and "cannot be accessed" in outcome["error"][0]
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_failing_hub_is_one_line_or_a_retry(read, hub, status):
     hub.failures = [status] * 500
