@@ -138,7 +138,7 @@ def _is_usable(column: Column) -> bool:
 
 
 def _is_ignored(column: Column) -> bool:
-    """Whether a column is an id, an address, a date, a split or alike."""
+    """Whether a column is an id, an address, a date, a split or similar."""
     known = names.rank(column.normalized, column.words, [name for group in names.OUTPUTS for name in group])
     if names.rank(column.normalized, column.words, names.IGNORED) is not None and known is None:
         return True

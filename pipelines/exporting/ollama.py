@@ -88,7 +88,7 @@ def turn_texts(render: Render) -> TurnTexts | None:
         user = _user_opening(before, [system_to_user, answer_to_user, alone])
         after_system, after_user = system_to_user.removesuffix(user), commonprefix([user_to_answer, end])
         if after_system and after_user.startswith(after_system):
-            after_user = after_system  # turns end alike; what follows begins an answer
+            after_user = after_system  # all turns have the same end; what follows begins an answer
         texts = TurnTexts(
             system=(before, after_system),
             user=(user, after_user),
