@@ -11,15 +11,12 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
 
-from pipelines.data.chat_template import TEMPLATE, ChatTemplate, check_calls, check_contains
+from pipelines.data.chat_template import TEMPLATE, check_calls, check_contains
 from pipelines.data.conversation import Conversation, Message
 from pipelines.data.supervised_spans import RenderedConversation, SupervisedSpans
 from pipelines.data.template_form import ANSWER, PROMPT
-
-if TYPE_CHECKING:
-    from pipelines.data.reasoning import ReasoningMarkers
 
 _VERBATIM_TESTS = (" \n a <b> {{c}}\n\n ", "\t'd' \"e\" & f ", "x")
 """Contents that a template changes if it strips, escapes or parses its messages."""
@@ -38,24 +35,12 @@ class _Affixes:
 
 
 class ConversationRenderer(SupervisedSpans):
-    """Renders conversations with one chat template.
+    """Renders conversations with one chat template."""
 
-    Args:
-        template: the chat template with its variables.
-        control_tokens: the texts of the special and added tokens of the tokenizer.
-        bos: the text of the token that begins every sequence, if there is one.
-        markers: returns how the model marks its thought, None if it does not.
-    """
-
-    def __init__(
-        self,
-        template: ChatTemplate,
-        control_tokens: Sequence[str],
-        bos: str | None,
-        markers: Callable[[], ReasoningMarkers | None],
-    ) -> None:
-        super().__init__(template, control_tokens, bos, markers)
-        self._affixes: dict[str, _Affixes | None] = {}
+    @cached_property
+    def _affixes(self) -> dict[str, _Affixes | None]:
+        """The texts around prompts by system turn and variables, as they are found."""
+        return {}
 
     def notes(self, has_system: bool, has_tools: bool = False) -> list[str]:
         """What a user should know about the texts that this template writes, as sentences without a full stop.
