@@ -367,6 +367,17 @@ class Terminal:
     def type(self, text):
         os.write(self.end, text.encode())
 
+    def interrupt(self, seconds=60):
+        """Types Ctrl-C while the main thread waits for a line.
+
+        CPython's readline loses a signal that comes between the prompt and its `select` until the next key.
+        """
+        deadline = time.monotonic() + seconds
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self.type("\x03")
+
     def wait_for(self, pattern, seconds=60):
         """Reads until the new output matches; returns it."""
         deadline, start = time.monotonic() + seconds, len(self.text)
@@ -401,7 +412,7 @@ def test_a_terminal(run):
         terminal.wait_for(r"\x1b\[\?25h[\s\S]*> $")
         terminal.type("/max 400\r")
         terminal.wait_for("at most 400 tokens[\\s\\S]*> $")
-        terminal.type("\x03")
+        terminal.interrupt()
         terminal.wait_for("Ctrl-C again[\\s\\S]*> $")
         terminal.type("\x04")
         assert terminal.process.wait(30) == 0
