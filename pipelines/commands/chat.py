@@ -74,6 +74,7 @@ def chat(
         reporter.note(f"generation.{key} has no effect in chat")
     with reporter.status("Loading both models"):
         models = run_models.RunModels.load(opened, job)
+    models.pack_weights()
     with engine.GenerationEngine(models) as running:
         chat_session = session.ChatSession(models, running, settings)
         code = loop.run_chat(chat_session, session.greeting(chat_session), task)

@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     import peft
     import torch
 
+    from pipelines.evaluation import decoding as decoding_module
     from pipelines.evaluation import generation as generation_module
-    from pipelines.evaluation import slot_decoding
-    from pipelines.modeling import adapters, loading, memory, merged_adapter, packing
+    from pipelines.evaluation import pool_decoding, slot_decoding
+    from pipelines.modeling import adapters, loading, memory, merged_adapter, packed_weights, packing
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
     np, peft, torch = lazy_import("numpy"), lazy_import("peft"), lazy_import("torch")
     generation_module = lazy_import("pipelines.evaluation.generation")
     slot_decoding = lazy_import("pipelines.evaluation.slot_decoding")
-    adapters, loading, memory, merged_adapter, packing = (
+    decoding_module = lazy_import("pipelines.evaluation.decoding")
+    pool_decoding = lazy_import("pipelines.evaluation.pool_decoding")
+    adapters, loading, memory, merged_adapter, packed_weights, packing = (
         lazy_import(f"pipelines.modeling.{name}")
-        for name in ("adapters", "loading", "memory", "merged_adapter", "packing")
+        for name in ("adapters", "loading", "memory", "merged_adapter", "packed_weights", "packing")
     )
 
 MAX_BATCH_SIZE = 128
@@ -41,7 +44,7 @@ MAX_BATCH_SIZE = 128
 MAX_BATCH_TOKENS = 32_768
 """Tokens per batch, those to be generated included, whose keys and values are cached at once."""
 
-COMPLETIONS_FORMAT = 3
+COMPLETIONS_FORMAT = 4
 """Version of how completions are computed; part of the key under which a base model's completions are cached."""
 
 Progress = Callable[[int], None]
@@ -51,8 +54,9 @@ FinishReason = Literal["stop", "length"]
 """Why a completion ends: at a stop token, or cut at `max_new_tokens`."""
 
 
-Decoding = Literal["generate", "slots", "graph"]
-"""How tokens are generated: by transformers' `generate`, by `slot_decoding`, or by that as a CUDA graph."""
+Decoding = Literal["generate", "pool", "slots", "graph"]
+"""How tokens are generated: by transformers' `generate`, by `pool_decoding`, by `slot_decoding`, or by that as a CUDA
+graph."""
 
 
 @dataclass(frozen=True)
@@ -190,19 +194,20 @@ def complete(
     limits = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
     sequences = [[*prompt, *(references[index] if references else ())] for index, prompt in enumerate(prompts)]
     prompt_lengths, stop_ids = list(map(len, prompts)), loaded.prompt_format.stop_ids
-    with merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter) as is_merged:
-        decoding = slot_decoding.select_decoding(loaded.model, settings, loaded.inference.decoding)
+    with (
+        merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter) as is_merged,
+        packed_weights.packed_weights(loaded.model),
+    ):
+        decoding = decoding_module.select_decoding(loaded.model, settings, loaded.inference.decoding)
         loaded.inference_note = _inference_note(decoding, is_merged, loaded.has_adapter)
         if decoding == "generate":
             return _complete_in_batches(loaded, sequences, prompt_lengths, settings, limits, progress, seed)
-        generated, nlls = slot_decoding.decode_greedy(
-            loaded.model,
-            _token_sequences(sequences, prompt_lengths),
-            limits,
-            stop_ids,
-            use_graph=decoding == "graph",
-            progress=progress,
-        )
+        tokens = _token_sequences(sequences, prompt_lengths)
+        if decoding == "pool":
+            generated, nlls = pool_decoding.decode_in_pool(loaded.model, tokens, limits, stop_ids, progress)
+        else:
+            use_graph = decoding == "graph"
+            generated, nlls = slot_decoding.decode_greedy(loaded.model, tokens, limits, stop_ids, use_graph, progress)
     return _completions(loaded.prompt_format, prompts, generated, nlls)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicLayer, GenerationConfig, PretrainedConfig
 
-from pipelines.modeling.attention import supports_prefix_sharing
+from pipelines.modeling.attention import attention_path, supports_prefix_sharing
 from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.packing import packed_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
@@ -164,7 +164,9 @@ def prefill_batches(
     model: torch.nn.Module, sequences: TokenSequences, batch_tokens: int = 4096
 ) -> Iterator[PrefillBatch]:
     """The packed forward passes over `sequences`, of about `batch_tokens` tokens each."""
-    for indices in batch_by_tokens(sequences, batch_tokens):
+    # The other attention paths gather the keys of a shared prefix for each sequence, or mask all pairs of tokens.
+    is_shared_once = attention_path(model) == "loop"
+    for indices in batch_by_tokens(sequences, batch_tokens, count_shared_once=is_shared_once):
         batch, packed_cache = sequences.select(indices), Cache(layer_class_to_replicate=PreallocatedCacheLayer)
         prefix_tree = build_prefix_tree(batch.input_ids)
         with torch.no_grad():

@@ -12,7 +12,7 @@ Tokens are those of greedy `generate`, up to the rounding of the dtype. Which mo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import Cache, StaticLayer
 
-from pipelines.evaluation.generation import prefill_batches, supports_packed_prefill
+from pipelines.evaluation.generation import prefill_batches
 from pipelines.modeling.attention import attention_path
 from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch
@@ -48,8 +48,6 @@ VARLEN_PREFILL_TOKENS = 16_384
 MASK_ALIGNMENT = 16
 """The cache has a multiple of this number of tokens: SDPA copies masks whose rows are not aligned."""
 TRIAL_TOKENS = 3
-SAMPLING_SETTINGS = {"do_sample", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"}
-"""Settings without an effect on greedy decoding, and the limit."""
 
 
 class SlotCacheLayer(StaticLayer):
@@ -158,35 +156,6 @@ class SlotDecoder:
         self.input_ids.copy_(token)
         # A sequence that has ended goes on until the host reads it, but neither beyond the cache nor the context.
         self.position.add_(1).clamp_(max=self.max_length - 1)
-
-
-def select_decoding(model: torch.nn.Module, settings: Mapping[str, Any], requested: str | None) -> str:
-    """How to generate: "graph" or "slots" (this module), or "generate" (transformers).
-
-    `settings` are those of `transformers.GenerationConfig`. On a CPU, decoding in slots is chosen only if it is
-    `requested`. `generate` serves sampling, beams and penalties, models that fail the trial, and sharded models.
-    """
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if requested == "generate" or not is_greedy(settings) or is_distributed or not supports_packed_prefill(model):
-        return "generate"
-    is_cuda = next(model.parameters()).device.type == "cuda"
-    candidates = [requested] if requested else ["graph", "slots"] if is_cuda else []
-    # The record is the model's own: a PEFT model would look up that of the model inside.
-    passed: dict[str, bool] = vars(model).setdefault("decoding_trials", {})
-    for candidate in candidates:
-        if candidate not in passed:
-            passed[candidate] = decoding_matches(model, use_graph=candidate == "graph")
-        if passed[candidate]:
-            return candidate
-    return "generate"
-
-
-def is_greedy(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings of `transformers.GenerationConfig` mean the most likely token at each step."""
-    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
-    return not settings.get("do_sample") and all(
-        key in SAMPLING_SETTINGS or neutral.get(key) == value for key, value in settings.items()
-    )
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The generation engine: one thread that decodes the requests of both models of a run with continuous batching.
 
-Requests join between two tokens of the others (Orca, OSDI 2022). Sequences of similar length share a `SlotPool`, so
+Requests join between two tokens of the others (Orca, OSDI 2022). Sequences of similar length share a `RequestPool`, so
 that a long one does not make all others take its memory. Greedy answers are those of `predict` up to the rounding of
 the dtype.
 """
@@ -20,11 +20,12 @@ import torch
 from pipelines.console.plain_text import count
 from pipelines.errors import AlfineError, DataError, MachineError, RunError
 from pipelines.evaluation.slot_decoding import cache_bytes, cache_bytes_per_token
+from pipelines.evaluation.slot_pool import supports_slots
 from pipelines.inference.generate_fallback import generate_batch
+from pipelines.inference.request_pool import RequestPool
 from pipelines.inference.requests import GenerationRequest, GenerationStream
 from pipelines.inference.run_models import MODEL_NAMES, ModelName, RunModels
 from pipelines.inference.sequence import ActiveSequence
-from pipelines.inference.slot_pool import SlotPool, supports_slots
 from pipelines.modeling.memory import is_out_of_memory
 
 DEFAULT_MAX_SLOTS = 32
@@ -60,7 +61,7 @@ class GenerationEngine:
         self._condition = threading.Condition()
         self._waiting: deque[ActiveSequence] = deque()
         self._active: list[ActiveSequence] = []
-        self._pools: dict[tuple[ModelName, int], SlotPool] = {}
+        self._pools: dict[tuple[ModelName, int], RequestPool] = {}
         self._uses_slots: dict[str, bool] = {}
         self._is_closing = False
         self._cache_tokens = max(1, cache_bytes(models.tuned.model) // cache_bytes_per_token(models.tuned.model))
@@ -149,7 +150,7 @@ class GenerationEngine:
                     self._guarded(list(pool.sequences), partial(self._step, name, pool), pool.clear)
             self._forget_ended()
 
-    def _step(self, name: ModelName, pool: SlotPool) -> None:
+    def _step(self, name: ModelName, pool: RequestPool) -> None:
         with self._computing(name):
             pool.step()
         self.statistics.num_steps += 1
@@ -210,7 +211,7 @@ class GenerationEngine:
             capacity *= 2
         return sequence.stream.request.model, min(capacity, max(self.context_length, sequence.total_length))
 
-    def _pool(self, sequence: ActiveSequence) -> SlotPool | None:
+    def _pool(self, sequence: ActiveSequence) -> RequestPool | None:
         """The pool for a sequence; None if its model is not decoded in slots."""
         key = self._pool_key(sequence)
         name = key[0]
@@ -219,7 +220,7 @@ class GenerationEngine:
                 self._uses_slots[name] = supports_slots(model)
         if not self._uses_slots[name]:
             return None
-        return self._pools.setdefault(key, SlotPool(self.models.select(name).model, key[1]))
+        return self._pools.setdefault(key, RequestPool(self.models.select(name).model, key[1]))
 
     def _guarded(
         self, sequences: list[ActiveSequence], work: Callable[[], None], reset: Callable[[], None] = lambda: None
@@ -263,7 +264,8 @@ def _as_alfine_error(error: Exception) -> AlfineError:
 
 
 def load_engine(models: RunModels, **options: Any) -> GenerationEngine:
-    """A running engine, after a first token of each model: what fails, fails here."""
+    """A running engine with packed weights, after a first token of each model: what fails, fails here."""
+    models.pack_weights()
     engine = GenerationEngine(models, **options)
     for name in MODEL_NAMES:
         engine.submit(GenerationRequest(name, [models.prompt_format.stop_ids[0]], 1)).result()

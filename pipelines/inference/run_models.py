@@ -19,10 +19,11 @@ from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    from pipelines.modeling import adapters, equivalence, hardware, packing
+    from pipelines.modeling import adapters, equivalence, hardware, packed_weights, packing
 else:  # torch: 3 s that an error in the run's folder does not need
-    adapters, equivalence, hardware, packing = (
-        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "equivalence", "hardware", "packing")
+    adapters, equivalence, hardware, packed_weights, packing = (
+        lazy_import(f"pipelines.modeling.{name}")
+        for name in ("adapters", "equivalence", "hardware", "packed_weights", "packing")
     )
 
 ModelName = Literal["base", "tuned"]
@@ -49,6 +50,7 @@ class RunModels:
     tuned: LoadedModel
     shares_weights: bool
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    _packed: dict[str, packed_weights.PackedWeights] = field(default_factory=dict, repr=False)
     _enable: weakref.finalize | None = field(default=None, repr=False)
     """Switches the adapter on again, once, if it is alive."""
 
@@ -76,6 +78,17 @@ class RunModels:
             raise RunError(f"no model {name!r:.60}; the models are {' and '.join(MODEL_NAMES)}")
         return self.base if name == "base" else self.tuned
 
+    def pack_weights(self) -> None:
+        """Packs the weights of both models for inference on a CPU, where memory suffices; see `packed_weights`.
+
+        They stay packed: the models must not be trained afterwards.
+        """
+        for name in MODEL_NAMES:
+            with self.active(name) as loaded:
+                packed = packed_weights.PackedWeights.pack(loaded.model)
+            if packed is not None:
+                self._packed[name] = packed
+
     @contextlib.contextmanager
     def active(self, name: str) -> Iterator[LoadedModel]:
         """Yields a model whose forward passes are its own within the block; other threads wait for the block's end.
@@ -86,7 +99,9 @@ class RunModels:
         with self._lock:
             if self.shares_weights:
                 self._switch_adapter(is_on=loaded is self.tuned)
-            yield loaded
+            packed = self._packed.get(name)
+            with packed.in_use() if packed else contextlib.nullcontext():
+                yield loaded
 
     def _switch_adapter(self, is_on: bool) -> None:
         is_disabled = self._enable is not None and self._enable.alive

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from pipelines.modeling.attention_paths import dense_attention, loop_attention, varlen_attention
+from pipelines.modeling.decode_attention import PrefixRows, decode_attention
 from pipelines.modeling.prefix_tree import PrefixTree
 
 AttentionPath = Callable[..., torch.Tensor]
@@ -45,44 +45,26 @@ def prefix_tree_attention(
     path: AttentionPath,
     prefix_tree: PrefixTree | None = None,
     sliding_window: int | None = None,
-    grouped_queries: bool = False,
+    shared_prefixes: PrefixRows | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of every token to its ancestors in the prefix tree: the tokens before it in its own sequences.
 
     Shapes are those of `pipelines.modeling.attention_paths`. Without a tree (in generation) this is transformers' SDPA
-    attention; with `grouped_queries`, which needs one query per sequence, the keys and values that heads share are not
-    repeated. Returns ([1, tokens, heads, head_dim], None), as transformers expects.
+    attention; with `shared_prefixes`, which may be empty, it is `decode_attention`, which needs one query per sequence
+    and a mask. Returns ([1, tokens, heads, head_dim], None), as transformers expects.
     """
-    if prefix_tree is None and grouped_queries:
-        return _grouped_query_attention(query, key, value, attention_mask, kwargs.get("scaling")), None
+    if prefix_tree is None and shared_prefixes is not None:
+        assert attention_mask is not None
+        layer = module.layer_idx if shared_prefixes else 0
+        output = decode_attention(
+            query, key, value, attention_mask, kwargs.get("scaling"), shared_prefixes, cast(int, layer)
+        )
+        return output, None
     if prefix_tree is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
     return path(module, query, key, value, prefix_tree=prefix_tree, sliding_window=sliding_window, **kwargs), None
-
-
-def _grouped_query_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-) -> torch.Tensor:
-    """Attention of one query per sequence and head, as the queries of all heads that share keys: the same products.
-
-    query: [sequences, heads, 1, head_dim]; key, value: [sequences, kv_heads, tokens, head_dim]; mask: additive
-    [sequences, 1, 1, tokens]. Returns [sequences, 1, heads, head_dim].
-    """
-    num_sequences, num_heads, _, head_dim = query.shape
-    grouped = query.view(num_sequences, key.shape[1], num_heads // key.shape[1], head_dim)
-    if query.device.type == "cpu" and mask is not None:
-        # Two products and a softmax take half the time of the CPU's fused kernel, which is made for many queries.
-        scores = torch.matmul(grouped * (head_dim**-0.5 if scale is None else scale), key.transpose(-1, -2))
-        output = torch.matmul(scores.add_(mask).softmax(-1), value)
-    else:
-        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
-    return output.reshape(num_sequences, 1, num_heads, head_dim)
 
 
 def _masked_attention(

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.modeling.token_sequences import common_prefix_length
+
 MIN_SHARED_PREFIX = 4
 """Shorter prefixes are not shared: an additional segment costs about as much as this many tokens."""
 
@@ -86,7 +88,7 @@ def build_prefix_tree(sequences: Sequence[np.ndarray], *, share_prefixes: bool =
     # In the order of their bytes, sequences with a common prefix are neighbors.
     order = sorted(range(len(sequences)), key=lambda index: sequences[index].tobytes())
     common = [
-        _common_prefix_len(sequences[index], sequences[successor])
+        common_prefix_length(sequences[index], sequences[successor])
         for index, successor in zip(order, order[1:], strict=False)
     ]
     segments: list[np.ndarray] = []
@@ -110,10 +112,3 @@ def build_prefix_tree(sequences: Sequence[np.ndarray], *, share_prefixes: bool =
         boundaries = [start, *splits, end]
         pending += [(low, high, prefix_len, path) for low, high in zip(boundaries, boundaries[1:], strict=False)]
     return PrefixTree(segments, prefix_lengths, paths)
-
-
-def _common_prefix_len(one: np.ndarray, other: np.ndarray) -> int:
-    """The number of tokens in the longest common prefix."""
-    length = min(len(one), len(other))
-    differences = np.flatnonzero(one[:length] != other[:length])
-    return int(differences[0]) if len(differences) else length

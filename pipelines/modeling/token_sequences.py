@@ -139,15 +139,31 @@ def micro_batches(sequences: TokenSequences, size: int) -> Iterator[TokenSequenc
         yield sequences[start : start + size]
 
 
-def batch_by_tokens(sequences: TokenSequences, max_tokens: int) -> Iterator[list[int]]:
-    """Indices of consecutive sequences with up to `max_tokens` tokens in total. A longer one is a batch by itself."""
+def batch_by_tokens(
+    sequences: TokenSequences, max_tokens: int, *, count_shared_once: bool = False
+) -> Iterator[list[int]]:
+    """Indices of consecutive sequences with up to `max_tokens` tokens in total. A longer one is a batch by itself.
+
+    With `count_shared_once`, the tokens at the start that a sequence has in common with the one before it in its batch
+    do not count: a pass with shared prefixes computes them once.
+    """
     batch: list[int] = []
     num_tokens = 0
     for index, ids in enumerate(sequences.input_ids):
-        if batch and num_tokens + len(ids) > max_tokens:
+        num_new = len(ids)
+        if batch and count_shared_once:
+            num_new -= common_prefix_length(sequences.input_ids[index - 1], ids)
+        if batch and num_tokens + num_new > max_tokens:
             yield batch
-            batch, num_tokens = [], 0
+            batch, num_tokens, num_new = [], 0, len(ids)
         batch.append(index)
-        num_tokens += len(ids)
+        num_tokens += num_new
     if batch:
         yield batch
+
+
+def common_prefix_length(first: np.ndarray, second: np.ndarray) -> int:
+    """The number of tokens at the start that two sequences have in common."""
+    length = min(len(first), len(second))
+    is_different = np.asarray(first[:length]) != np.asarray(second[:length])
+    return int(is_different.argmax()) if is_different.any() else length

@@ -202,8 +202,10 @@ def _completions(
     lengths: list[Any] = [(task.prompt + task.limit, task.evaluated["test"]) for task in test] or [(1.0, 1)]
     tokens = max(length * min(rows, MAX_PROMPTS, max(MAX_BATCH_TOKENS // length, 1)) for length, rows in lengths)
     rows = max(min(rows, MAX_PROMPTS) for _, rows in lengths)
+    is_packed = hardware.device == "cpu" and job.quantization is None  # see `modeling.packed_weights`
     return {
         "process and weights": loaded,
+        "packed weights": FP32 * min(model.active_parameters, model.parameters) if is_packed else 0,
         "adapter": training["adapter"],
         "cache of keys and values": tokens * model.key_value_bytes(hardware.bytes_per_value),
         "activations": min(PREFILL_TOKENS, tokens)

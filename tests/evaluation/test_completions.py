@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines.evaluation import slot_decoding
+from pipelines.evaluation import pool_decoding, slot_decoding
 from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
 from pipelines.modeling import merged_adapter
 from tests.forgetting.tiny_lora import lora
@@ -19,15 +19,16 @@ def loaded(tmp_path_factory):
     return LoadedModel.from_folder(make_model(tmp_path_factory.mktemp("model") / "base"))
 
 
-def test_decoding_in_slots_gives_the_completions_of_generate(loaded, monkeypatch):
-    counts = {"generate": [], "slots": []}
+@pytest.mark.parametrize("decoding", ["slots", "pool"])
+def test_decoding_gives_the_completions_of_generate(decoding, loaded):
+    counts = {"generate": [], decoding: []}
     completions = {}
-    for decoding, progress in counts.items():
-        loaded.inference = InferenceSettings(decoding)
-        completions[decoding] = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, progress.append, REFERENCES)
+    for requested, progress in counts.items():
+        loaded.inference = InferenceSettings(requested)
+        completions[requested] = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, progress.append, REFERENCES)
         assert sum(progress) == len(PROMPTS)
-        assert loaded.inference_note == (None if decoding == "generate" else "decoding in slots")
-    for one, other in zip(completions["generate"], completions["slots"], strict=True):
+        assert loaded.inference_note == ("decoding in slots" if requested == "slots" else None)
+    for one, other in zip(completions["generate"], completions[decoding], strict=True):
         assert (one.text, one.num_generated_tokens, one.finish_reason) == (
             other.text,
             other.num_generated_tokens,
@@ -36,7 +37,7 @@ def test_decoding_in_slots_gives_the_completions_of_generate(loaded, monkeypatch
         assert other.reference_nll == pytest.approx(one.reference_nll, abs=1e-6)
 
 
-def test_a_cpu_neither_merges_nor_decodes_in_slots(loaded, monkeypatch):
+def test_a_cpu_neither_merges_nor_decodes_in_fixed_slots(loaded, monkeypatch):
     def fails(*args):
         raise AssertionError
 
@@ -62,6 +63,26 @@ def test_without_memory_for_the_slots_there_are_fewer_of_them(loaded, monkeypatc
     completions = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, counts.append, REFERENCES)
     assert [completion.text for completion in completions] == [completion.text for completion in expected]
     assert slots[:2] == [8, 8] and max(slots[2:]) <= 4 and sum(counts) == len(PROMPTS)
+
+
+def test_without_memory_for_the_pool_it_is_smaller(loaded, monkeypatch):
+    loaded.inference = InferenceSettings("generate")
+    expected = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, references=REFERENCES)
+    next_logits, used, counts = pool_decoding.SlotPool.next_logits, [], []
+
+    def out_of_memory(self):
+        used.append(len(self.sequences))
+        if len(used) == 6:  # some completions have ended
+            raise MemoryError
+        return next_logits(self)
+
+    monkeypatch.setattr(pool_decoding, "MAX_SLOTS", 4)
+    monkeypatch.setattr(pool_decoding, "MIN_SPARED_TOKENS", 2)
+    monkeypatch.setattr(pool_decoding.SlotPool, "next_logits", out_of_memory)
+    loaded.inference = InferenceSettings()
+    completions = complete(loaded, PROMPTS, {"do_sample": False}, LIMITS, counts.append, REFERENCES)
+    assert [completion.text for completion in completions] == [completion.text for completion in expected]
+    assert max(used[:6]) == 4 and max(used[6:]) <= 2 and sum(counts) == len(PROMPTS)
 
 
 def test_without_memory_for_merging_the_adapter_stays_unmerged(tmp_path, monkeypatch):

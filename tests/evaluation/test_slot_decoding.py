@@ -10,8 +10,6 @@ from pipelines.evaluation.slot_decoding import (
     SlotCacheLayer,
     decode_greedy,
     decoding_matches,
-    is_greedy,
-    select_decoding,
 )
 from pipelines.modeling.packing import sequence_mean_losses
 from pipelines.modeling.token_sequences import TokenSequences
@@ -117,27 +115,3 @@ def test_slots_are_limited_by_memory(monkeypatch):
 def test_groups_of_similar_length():
     groups = list(slot_decoding._groups_of_similar_length([64, 65, 97, 10, 300, 129]))
     assert groups == [[4], [5], [2], [1], [0, 3]]
-
-
-@pytest.mark.parametrize(
-    "settings, greedy",
-    [
-        ({}, True),
-        ({"do_sample": False, "max_new_tokens": 5, "temperature": 0.3, "top_k": 5}, True),
-        ({"num_beams": 1, "repetition_penalty": 1.0}, True),
-        ({"do_sample": True}, False),
-        ({"num_beams": 2}, False),
-        ({"repetition_penalty": 1.2}, False),
-        ({"min_new_tokens": 3}, False),
-    ],
-)
-def test_greedy_settings(settings, greedy):
-    assert is_greedy(settings) == greedy
-
-
-def test_decoding_on_a_cpu_is_generate_unless_requested():
-    _, ours = models("llama")
-    assert select_decoding(ours, {}, None) == "generate"
-    assert select_decoding(ours, {}, "slots") == "slots"
-    assert select_decoding(ours, {"do_sample": True}, "slots") == "generate"
-    assert select_decoding(models("mistral window")[1], {}, "slots") == "generate"

@@ -157,7 +157,7 @@ def test_a_failure_ends_its_requests_and_no_others(models, monkeypatch):
     with GenerationEngine(models) as engine:
         engine.submit(GenerationRequest("base", [30], 1)).result()
         monkeypatch.setattr(
-            engine_module.SlotPool, "step", lambda self: (_ for _ in ()).throw(RuntimeError("broken\nmore"))
+            engine_module.RequestPool, "step", lambda self: (_ for _ in ()).throw(RuntimeError("broken\nmore"))
         )
         with pytest.raises(RunError, match="the model failed: RuntimeError: broken$"):
             engine.submit(GenerationRequest("tuned", PROMPTS[4], 5)).result()

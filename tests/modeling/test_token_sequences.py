@@ -78,3 +78,10 @@ def test_the_prompt_precedes_the_last_span():
 def test_no_torch_is_imported():
     code = "import pipelines.modeling.token_sequences, pipelines.modeling.prefix_tree, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tokens_of_a_shared_prefix_count_once_per_batch():
+    rows = [np.asarray([1] * 10 + [row]) for row in range(6)] + [np.asarray([2] * 10)]
+    sequences = TokenSequences.supervised_from(rows, list(map(len, rows)))
+    assert list(batch_by_tokens(sequences, 13)) == [[0], [1], [2], [3], [4], [5], [6]]
+    assert list(batch_by_tokens(sequences, 13, count_shared_once=True)) == [[0, 1, 2], [3, 4, 5], [6]]

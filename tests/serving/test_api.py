@@ -338,7 +338,7 @@ def test_disconnects_cancel_the_answer(models):
 
 def test_failures_of_the_engine(models, monkeypatch):
     async def test(client, engine):
-        monkeypatch.setattr("pipelines.inference.engine.SlotPool.step", lambda self: 1 / 0)
+        monkeypatch.setattr("pipelines.inference.engine.RequestPool.step", lambda self: 1 / 0)
         response = await client.post(CHAT, json=chat())
         assert response.status == 500 and "ZeroDivisionError" in (await response.json())["error"]["message"]
         text = await (await client.post(CHAT, json=chat(stream=True))).text()
