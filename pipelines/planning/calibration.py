@@ -26,7 +26,7 @@ from pipelines.planning.token_lengths import ExampleTokens
 REPETITIONS = 3
 MAX_STEP_ROWS = 16
 """Rows of the timed step: rates of larger ones are about the same."""
-NUM_PROMPTS, NEW_TOKENS = 32, 16
+NUM_PROMPTS, NEW_TOKENS = 32, 32
 
 
 def measure_rates(job: Job, rows: Sequence[ExampleTokens], rows_per_step: int) -> Rates:
@@ -40,6 +40,7 @@ def measure_rates(job: Job, rows: Sequence[ExampleTokens], rows_per_step: int) -
     ]
     prompts = [list(row.ids[: row.prompt]) for row in rows[:NUM_PROMPTS]]
     forward = _rate(batches, lambda batch: sequence_mean_losses_of_batch(loaded.model, batch))
+    complete(loaded, prompts[:1], {"do_sample": False}, [1])  # how to decode is tried once
     started = time.perf_counter()
     completions = complete(loaded, prompts, {"do_sample": False}, [NEW_TOKENS] * len(prompts))
     seconds = time.perf_counter() - started - sum(map(len, prompts)) / forward

@@ -16,7 +16,7 @@ from pipelines.planning.workload import PREFILL_TOKENS, Workload
 
 UTILIZATION = {"cpu": 0.45, "cuda": 0.35, "mps": 0.3}
 """Share of the peak that a training step reaches: docs/speed.md and docs/gpu."""
-DECODING_UTILIZATION = {"cpu": 0.15, "cuda": 0.1, "mps": 0.1}
+DECODING_UTILIZATION = {"cpu": 0.2, "cuda": 0.1, "mps": 0.1}
 """The same while tokens are generated in batches."""
 STEP_OVERHEAD = {"cpu": 0.01, "cuda": 0.02, "mps": 0.03}
 """Seconds of a pass that do not depend on its size: Python and kernel launches."""
@@ -106,7 +106,7 @@ def estimate_duration(
     stages = {
         "prepare": rows / ROWS_PER_SECOND + 2,
         "eval_base": prompt_tokens / rates.forward + base_generated / rates.decoding + start / 5,
-        "eval_few_shot": _few_shot_seconds(job, workload, rates),
+        "eval_few_shot": _few_shot_seconds(job, workload, hardware, rates),
         "eval_base_retention": retention,
         "train": training + evaluations * validation / rates.forward + start,
         "eval_tuned": prompt_tokens / rates.forward + tuned_generated / rates.decoding + start / 5,
@@ -115,7 +115,7 @@ def estimate_duration(
     return Duration(stages, rates)
 
 
-def _few_shot_seconds(job: Job, workload: Workload, rates: Rates) -> float:
+def _few_shot_seconds(job: Job, workload: Workload, hardware: TargetHardware, rates: Rates) -> float:
     """The time of the base with examples in its prompt, which is loaded already.
 
     The examples of a task are as long as its other rows and computed once per pass over prompts. Completions after them
@@ -125,7 +125,9 @@ def _few_shot_seconds(job: Job, workload: Workload, rates: Rates) -> float:
     for task in workload.tasks:
         k = job.pipeline.few_shot(job.pipeline.tasks[task.name]).k
         if k and task.evaluated["test"]:
-            rows_per_pass = max(PREFILL_TOKENS / ((k + 1) * task.tokens), 1)
+            # On a CPU the tokens of a pass that are shared count once, see `evaluation.generation.prefill_batches`.
+            row_tokens = task.tokens * (1 if hardware.device == "cpu" else k + 1)
+            rows_per_pass = max(PREFILL_TOKENS / row_tokens, 1)
             tokens = task.tokens * (workload.sharing + k / rows_per_pass)
             generated = min(task.tokens - task.prompt + 1, task.limit)
             seconds += task.evaluated["test"] * (tokens / rates.forward + generated / rates.decoding)
