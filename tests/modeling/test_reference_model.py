@@ -98,5 +98,5 @@ def test_only_one_module_disables_adapters():
                 "disable_adapter_layers",
             ):
                 modules.add(path.name)
-    # A layer of fused_lora.py only reads whether it is disabled.
-    assert modules == {"adapters.py", "fused_lora.py"}
+    # fused_lora.py and packed_weights.py only read whether a layer is disabled.
+    assert modules == {"adapters.py", "fused_lora.py", "packed_weights.py"}
