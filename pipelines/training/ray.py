@@ -12,17 +12,18 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job
-from pipelines.errors import AlfineError, ConfigError, MachineError, RunError
+from pipelines.errors import AlfineError, ConfigError, RunError
 from pipelines.evaluation.completions import MAX_BATCH_SIZE
 from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
+from pipelines.training import ray_cluster
 from pipelines.training.train import ProgressCallback, train
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
     if workers die more often than `max_failures`, and the errors of `train`.
     """
     _connect(job)
-    num_workers, resources_per_worker = _resources(job)
+    num_workers, resources_per_worker = ray_cluster.resources(job)
     progress_actor = ray.remote(_ProgressActor).options(num_cpus=0).remote()
     ray_dir = run.path("training", "ray").absolute()
     shutil.rmtree(ray_dir, ignore_errors=True)
@@ -90,7 +91,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
         run_config=ray_train.RunConfig(
             name="workers",
             storage_path=str(ray_dir),
-            worker_runtime_env=_runtime_env(resources_per_worker),
+            worker_runtime_env=ray_cluster.runtime_env(resources_per_worker),
             failure_config=ray_train.FailureConfig(max_failures=_max_failures(job)),
             logging_config=ray_config.LoggingConfig(log_level="CRITICAL"),
         ),
@@ -99,7 +100,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
         with _forward_progress(progress_actor, progress):
             trainer.fit()
     except ray_train_exceptions.TrainingFailedError as error:
-        reason = _last_line(error.__cause__ or error)
+        reason = ray_cluster.last_line(error.__cause__ or error)
         raise RunError(f"training on Ray failed: {reason}; the workers' logs are in {run.path('training')}") from None
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
@@ -173,74 +174,17 @@ def _forward_progress(progress_actor: Any, progress: ProgressCallback) -> Iterat
         thread.join()
 
 
-# --- cluster ---
-
-
-def _connect(job: Job) -> None:
-    """Connects to the cluster at RAY_ADDRESS, or starts one on this machine. Raises ConfigError and MachineError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray would warn about the number of threads, which torch decides here.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        is_connected = ray.is_initialized()
-    except ImportError:
-        if not uses_ray(job):
-            raise ConfigError("--ray needs Ray, which is not installed; pip install 'ray[train]'") from None
-        message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
-        raise ConfigError(job.problem(message, "backend", "type")) from None
-    if is_connected:
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    local_settings = {} if address else {"include_dashboard": False}
-    try:
-        ray.init(log_to_driver=False, logging_level="CRITICAL", **local_settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "unknown reason")
-        raise MachineError(f"cannot connect to Ray or start it ({address or 'this machine'}): {reason}") from None
-
-
 def _max_failures(job: Job) -> int:
     return int(job.backend.get("trainer", {}).get("max_failures", MAX_FAILURES))
 
 
-def _resources(job: Job, num_workers: int = 0) -> tuple[int, dict[str, float]]:
-    """Returns the number of workers, which is `num_workers` unless that is 0, and the resources of each.
-
-    The default is one worker per GPU, or one per node if there is no GPU. Raises ConfigError if a worker would have
-    another number of GPUs than one or none, or if this machine, without a cluster, has too few resources.
-    """
-    settings = job.backend.get("trainer", {})
-    available = ray.cluster_resources()
-    use_gpu = bool(settings.get("use_gpu", available.get("GPU", 0) > 0))
-    name = "--workers" if num_workers else "backend.trainer"
-    num_workers = int(
-        num_workers or settings.get("num_workers") or (available.get("GPU", 0) if use_gpu else len(ray.nodes()))
-    )
-    resources_per_worker = {**({"GPU": 1} if use_gpu else {}), **(settings.get("resources_per_worker") or {"CPU": 1})}
-    if (num_gpus := resources_per_worker.get("GPU", 0)) != int(use_gpu):
-        reason = "a worker computes on one GPU of its own" if use_gpu else "use_gpu is false"
-        message = f"backend.trainer.resources_per_worker.GPU is {num_gpus:g}, but {reason}; write GPU: {int(use_gpu)}"
-        raise ConfigError(job.problem(message, "backend", "trainer", "resources_per_worker"))
-    if not os.environ.get("RAY_ADDRESS"):
-        # A cluster may be extended later. On a single machine, Ray would wait forever.
-        for kind, amount in resources_per_worker.items():
-            if amount * num_workers > available.get(kind, 0):
-                message = (
-                    f"{name} requests {num_workers} × {amount:g} {kind}, this machine has {available.get(kind, 0):g}"
-                )
-                raise ConfigError(job.problem(message, "backend", "trainer"))
-    return num_workers, dict(resources_per_worker)
-
-
-def _runtime_env(resources_per_worker: Mapping[str, float]) -> dict[str, Any]:
-    """Returns Ray's `runtime_env` of the workers. It hides the GPUs from workers that are to compute on the CPU."""
-    hides_gpus = not resources_per_worker.get("GPU") and ray.cluster_resources().get("GPU", 0) > 0
-    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides_gpus else {}
-
-
-def _last_line(error: BaseException) -> str:
-    """Returns the last line of an error's text, which in Ray's errors is the original exception."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "unknown reason")
+def _connect(job: Job) -> None:
+    """Connects to the cluster, see `ray_cluster.connect`."""
+    if uses_ray(job):
+        message = "backend.type ray needs Ray, which is not installed; pip install 'ray[train]', or write type: local"
+        ray_cluster.connect(ConfigError(job.problem(message, "backend", "type")))
+    else:
+        ray_cluster.connect(ConfigError("--ray needs Ray, which is not installed; pip install 'ray[train]'"))
 
 
 # --- evaluation ---
@@ -252,15 +196,15 @@ def ray_evaluator(
 ) -> Iterator[RayEvaluator]:
     """Yields an evaluator of the base model or of the folder `tuned`. Its actors are killed after the block.
 
-    num_workers: the number of actors; 0 for that of the config, see `_resources`.
+    num_workers: the number of actors; 0 for that of the config, see `ray_cluster.resources`.
     """
     _connect(job)
-    num_workers, resources = _resources(job, num_workers)
+    num_workers, resources = ray_cluster.resources(job, num_workers, "--workers")
     max_failures = _max_failures(job)
     actor_class = ray.remote(evaluator.LocalEvaluator).options(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
-        runtime_env=_runtime_env(resources),
+        runtime_env=ray_cluster.runtime_env(resources),
         max_restarts=max_failures,
         max_task_retries=max_failures,
     )
@@ -294,7 +238,7 @@ class RayEvaluator:
                 results.append(result)
                 progress(len(result))
         except ray_exceptions.RayError as error:
-            raise RunError(f"a Ray worker failed: {_last_line(error)}") from None
+            raise RunError(f"a Ray worker failed: {ray_cluster.last_line(error)}") from None
         return results
 
     def complete(
@@ -337,7 +281,7 @@ class RayEvaluator:
                     pool.submit(lambda actor, arguments: actor.complete.remote(*arguments), batch)
                 yield completions
         except ray_exceptions.RayError as error:
-            raise RunError(f"a Ray worker failed: {_last_line(error)}") from None
+            raise RunError(f"a Ray worker failed: {ray_cluster.last_line(error)}") from None
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         batches = list(prepared.batches(RETENTION_BATCH_ITEMS))

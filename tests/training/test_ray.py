@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, ModelError
 from pipelines.storage.files import read_jsonl
-from pipelines.training import ray as alfine_ray
+from pipelines.training import ray_cluster
 from pipelines.training.ray import train_on_ray, uses_ray
 from pipelines.training.train import train
 from tests.jobs import LORA, run
@@ -54,9 +54,9 @@ def test_a_missing_ray_package_is_an_error(make_job, monkeypatch):
 def on_cluster(monkeypatch, job, gpus, **settings):
     """The resources that `job` requests on a cluster of two nodes with `gpus` GPUs."""
     stub = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": gpus}, nodes=lambda: [{}, {}])
-    monkeypatch.setattr(alfine_ray, "ray", stub)
+    monkeypatch.setattr(ray_cluster, "ray", stub)
     job.ludwig["backend"] = {"type": "ray", "trainer": settings}
-    return alfine_ray._resources(job)
+    return ray_cluster.resources(job)
 
 
 def test_a_worker_has_one_gpu_or_none(make_job, monkeypatch):
@@ -76,7 +76,7 @@ def test_gpus_are_hidden_from_workers_on_the_cpu(make_job, monkeypatch):
     job, _, _ = make_job(LORA)
     for gpus, use_gpu, hides in ((4.0, False, True), (4.0, True, False), (0.0, False, False)):
         _, resources = on_cluster(monkeypatch, job, gpus, use_gpu=use_gpu, num_workers=2)
-        assert alfine_ray._runtime_env(resources) == ({"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {})
+        assert ray_cluster.runtime_env(resources) == ({"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {})
 
 
 def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monkeypatch):
