@@ -20,7 +20,7 @@ from pipelines.data.prompt_format import EncodedExample, PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.storage.records import CompletionRecord, FewShotTask
 
-FEW_SHOT_FORMAT = 1
+FEW_SHOT_FORMAT = 2
 """Version of how the prompts are written; part of the digest of the stage."""
 MIN_SHARE_WITH_ALL = 0.9
 """The share of a task's rows that must hold all examples; otherwise the task has fewer of them."""

@@ -10,6 +10,7 @@ from pipelines.config.job import Job
 from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete
 from pipelines.evaluation.retention import PreparedRetentionEval, score_retention_eval
 from pipelines.modeling.hardware import configure_hardware
+from pipelines.modeling.packed_weights import packed_weights
 from pipelines.modeling.reference_model import ReferenceModel
 from pipelines.modeling.token_dataset import TokenDataset, validation_losses
 
@@ -73,7 +74,9 @@ class LocalEvaluator:
         return self.loaded.inference_note
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
-        return score_retention_eval(self.loaded, prepared, self._reference_logits)
+        with packed_weights(self.loaded.model):
+            return score_retention_eval(self.loaded, prepared, self._reference_logits)
 
     def validation_losses(self, dataset: TokenDataset) -> dict[str, Any]:
-        return validation_losses(self.loaded.model, dataset)
+        with packed_weights(self.loaded.model):
+            return validation_losses(self.loaded.model, dataset)

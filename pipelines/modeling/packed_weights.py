@@ -67,9 +67,12 @@ class PackedWeights:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block, the model computes with the packed weights wherever no gradients are recorded."""
+        """Within the block, the model computes with the packed weights wherever no gradients are recorded.
+
+        Layers whose adapter is switched on or off within the block compute with their own weights until it is back.
+        """
         for module, weight, bias in self.layers:
-            vars(module)["forward"] = _packed_forward(module.forward, weight, bias)
+            vars(module)["forward"] = _packed_forward(module, weight, bias)
         try:
             yield
         finally:
@@ -92,15 +95,16 @@ def packed_bytes(model: nn.Module) -> int:
     )
 
 
-def _packed_forward(
-    forward: Callable[..., torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
-) -> Callable[..., torch.Tensor]:
-    linear = torch.ops.mkldnn._linear_pointwise
+def _packed_forward(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    linear, forward = torch.ops.mkldnn._linear_pointwise, module.forward
+    is_disabled = getattr(module, "disable_adapters", False)
 
     def packed_forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or torch.is_grad_enabled() or x.dtype != torch.float32:
-            return forward(x, *args, **kwargs)
-        output: torch.Tensor = linear(x, weight, bias, "none", [], "")
+        is_switched = getattr(module, "disable_adapters", False) is not is_disabled
+        if is_switched or args or kwargs or torch.is_grad_enabled() or x.dtype != torch.float32:
+            output: torch.Tensor = forward(x, *args, **kwargs)
+        else:
+            output = linear(x, weight, bias, "none", [], "")
         return output
 
     return packed_forward

@@ -125,6 +125,11 @@ def metric_hint(name: str) -> str:
     return f"write one of {', '.join(METRICS)}, or module:function"
 
 
+def reads_reference_loss(metric: str) -> bool:
+    """Whether a metric reads `reference_nll` of a completion, so that the loss of the reference must be computed."""
+    return metric == "nll"
+
+
 _RENAMED = {"label": "exact_match", "perplexity": "nll"}
 
 

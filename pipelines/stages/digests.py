@@ -16,7 +16,7 @@ from pipelines.evaluation.retention import check_retention_evals, configured_ret
 from pipelines.modeling.base_models import ensure_base_model, locate_model_errors
 from pipelines.modeling.content_hash import fingerprint
 from pipelines.scoring.custom_metrics import metric_source
-from pipelines.scoring.metric import metric_key
+from pipelines.scoring.metric import metric_key, reads_reference_loss
 from pipelines.storage.files import digest, file_sha256
 
 Stage = Literal[
@@ -111,7 +111,16 @@ def stage_digests(
         *token_inputs, generation, limits, rows, strata, files.get(pipeline.report.sample_prompts or "")
     )
     few_shot = {name: pipeline.few_shot(task).model_dump() for name, task in tasks}
-    few_shot_digest = digest(*token_inputs, generation, limits, rows["test"], strata, few_shot, FEW_SHOT_FORMAT)
+    few_shot_digest = digest(
+        *token_inputs,
+        generation,
+        limits,
+        rows["test"],
+        strata,
+        few_shot,
+        [name for name, task in tasks if reads_reference_loss(task.metric)],
+        FEW_SHOT_FORMAT,
+    )
     retention_digest = digest(
         model_fingerprint,
         pipeline.system,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -85,15 +85,19 @@ def evaluate_rows(session: EvaluatorSession) -> None:
 
 
 def completion_records(
-    session: EvaluatorSession, rows: Sequence[TokenizedExample], title: str
+    session: EvaluatorSession, rows: Sequence[TokenizedExample], title: str, unscored_tasks: Container[str] = ()
 ) -> list[CompletionRecord]:
-    """The completions of rows with a reference; `title` names them in the progress and in the log."""
+    """The completions of rows with a reference; `title` names them in the progress and in the log.
+
+    The references of `unscored_tasks` have no loss, which spares the passes over their tokens.
+    """
     context = session.context
     prompts, references = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
+    scored = [[] if row.example.task in unscored_tasks else row.completion_ids for row in rows]
     limits = [row.example.max_new_tokens or 0 for row in rows]
     evaluator = session.evaluator
     with context.reporter.progress(title, len(rows), "rows") as progress:
-        completions = evaluator.complete(prompts, context.generation, limits, progress, references)
+        completions = evaluator.complete(prompts, context.generation, limits, progress, scored)
     if evaluator.inference_note is not None:
         context.reporter.note(f"{title[0].lower()}{title[1:]}: {evaluator.inference_note}")
     return [

@@ -6,6 +6,7 @@ import shutil
 
 from pipelines.data.few_shot import FewShotPrompts, cut_at_separator, few_shot_prompts
 from pipelines.data.tokenize_rows import read_few_shot_candidates, read_test_examples
+from pipelines.scoring.metric import reads_reference_loss
 from pipelines.stages.context import StageContext
 from pipelines.stages.evaluate import EvaluatorSession, completion_records
 from pipelines.stages.inference_cache import few_shot_cache_path, store_completions
@@ -37,7 +38,9 @@ def evaluate_few_shot(session: EvaluatorSession) -> None:
             context.reporter.note("base completions with examples loaded from the cache")
             return
         write_records(folder / "tasks.jsonl", [task.summary for task in tasks])
-        records = completion_records(session, rows, "Base completions with examples") if rows else []
+        # Nothing else in the report reads the losses of references after examples.
+        unscored = {name for name, task in context.job.pipeline.tasks.items() if not reads_reference_loss(task.metric)}
+        records = completion_records(session, rows, "Base completions with examples", unscored) if rows else []
         cut = [cut_at_separator(record, separator) for record, separator in zip(records, separators, strict=True)]
         write_records(folder / "completions.jsonl", cut)
         if cache_path is not None:

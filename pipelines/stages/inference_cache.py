@@ -15,6 +15,7 @@ from pipelines.data.few_shot import FEW_SHOT_FORMAT, FewShotPrompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.modeling.hardware import current_hardware
+from pipelines.scoring.metric import reads_reference_loss
 from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_folder, cache_write_error, checked_cache_path
 from pipelines.storage.environment import versions
@@ -50,7 +51,8 @@ def few_shot_cache_path(context: StageContext, tasks: Sequence[FewShotPrompts]) 
     """The folder in the cache for the base model's completions of the test rows after examples."""
     rows = [row for task in tasks for row in task.rows]
     summaries = [[dict(task.summary), task.separator] for task in tasks]
-    key = digest("few_shot", FEW_SHOT_FORMAT, summaries, *_completion_inputs(context, rows))
+    scored = [name for name, task in context.job.pipeline.tasks.items() if reads_reference_loss(task.metric)]
+    key = digest("few_shot", FEW_SHOT_FORMAT, summaries, scored, *_completion_inputs(context, rows))
     return checked_cache_path("completions", key[:32])
 
 

@@ -33,6 +33,16 @@ def test_outputs_are_those_of_the_model(model):
     assert not any("forward" in vars(layer) for layer in model.modules())
 
 
+def test_an_adapter_that_is_disabled_within_the_block(model):
+    tuned = probe_logits(model)
+    with adapter_disabled(model):
+        base = probe_logits(model)
+    with packed_weights(model):
+        with adapter_disabled(model):
+            torch.testing.assert_close(probe_logits(model), base, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(probe_logits(model), tuned, atol=1e-4, rtol=1e-4)
+
+
 def test_adapted_layers_compute_one_product(model):
     packed = PackedWeights.pack(model)
     names = {id(layer): name for name, layer in model.named_modules()}
