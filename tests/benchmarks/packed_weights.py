@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
 
-    model = load_causal_lm(ensure_base_model(args.model)).eval()
+    model = load_causal_lm(ensure_base_model(args.model), allow_half_precision=False).eval()
     packed = PackedWeights.pack(model)
     assert packed is not None, "this machine has no oneDNN, or too little memory"
     layers = [layer for layer, *_ in packed.layers]
