@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipelines.checks.hardware import locate_hardware_errors
 from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
@@ -73,7 +74,8 @@ class StageRunner:
         """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
-            self.hardware = hardware_module.configure_hardware(job.pipeline.hardware)
+            with locate_hardware_errors(job):
+                self.hardware = hardware_module.configure_hardware(job.pipeline.hardware)
             starting_model_folder = continual.prepare_starting_model(job, run)
             model_fingerprint = fingerprint(starting_model_folder)
         if self.hardware.warning is not None:

@@ -1,6 +1,6 @@
 """The check of a job before a model is loaded: config, rows, metrics, model folder and chat template.
 
-Neither torch nor Ludwig is imported, so that `alfine check` takes seconds.
+Ludwig is not imported, and torch only where there is a GPU to try, so that `alfine check` takes seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.checks.chat_template import check_chat_template, renderer
 from pipelines.checks.conversations import ConversationChecks
 from pipelines.checks.files import check_data_files, source_notes
+from pipelines.checks.hardware import check_hardware
 from pipelines.checks.metrics import MetricChecks
 from pipelines.checks.token_ids import check_token_ids
 from pipelines.config.job import Job
@@ -38,7 +39,7 @@ class CheckResult:
 
 
 def check_job(job: Job) -> CheckResult:
-    """Raises ConfigError, DataError or ModelError with every problem of the first check that fails."""
+    """Raises ConfigError, DataError, ModelError or MachineError with every problem of the first check that fails."""
     check_optional_packages(job)
     check_data_files(job)
     metrics = MetricChecks(job)
@@ -75,7 +76,8 @@ def check_job(job: Job) -> CheckResult:
     check_retention_evals(job.pipeline.forgetting)
     if job.pipeline.report.sample_prompts:
         load_sample_prompts(Path(job.pipeline.report.sample_prompts))
-    warnings = [Problem(warning) for warning in reasoning.warnings] if reasoning else []
+    warnings = check_hardware(job)
+    warnings += [Problem(warning) for warning in reasoning.warnings] if reasoning else []
     return CheckResult(num_rows.total(), [*warnings, *metrics.warnings()], notes)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipelines.checks.files import check_data_files
+from pipelines.checks.hardware import check_hardware
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import Job, load_job
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
@@ -51,6 +52,9 @@ def plan(config: Path, overrides: tuple[str, ...], gpu: str | None, calibrate: b
         raise click.UsageError("--calibrate measures this machine, so it cannot be used with --gpu")
     job = load_job(config, overrides)
     check_data_files(job)
+    if gpu is None:
+        for warning in check_hardware(job):
+            click.echo(f"warning: {warning}", err=True)
     hardware = find_hardware(gpu, job.pipeline.hardware)
     with locate_model_errors(job, "base_model"):
         made = _calibrated_plan(job, hardware) if calibrate else make_plan(job, hardware)

@@ -14,20 +14,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.config.hardware import HardwareSettings
 from pipelines.errors import MachineError
+from pipelines.modeling.gpu_driver import driver_version, has_visible_gpu
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
-"""Exists where an NVIDIA driver is loaded, whether or not torch can use it."""
-WSL_DRIVER_DEVICE = Path("/dev/dxg")
-"""Exists where Windows lends its GPU to WSL 2."""
 CONFIGURED = "the config says so"
 ALLOCATOR_SETTINGS = "expandable_segments:True"
 """Keeps memory from fragmenting when the sizes of micro-batches vary."""
@@ -85,7 +81,7 @@ class Hardware:
                 "gpu_memory_gb": round(properties.total_memory / 2**30, 1),
                 "compute_capability": f"{properties.major}.{properties.minor}",
                 "cuda": torch.version.cuda,
-                "driver": _driver_version(),
+                "driver": driver_version(),
             }
         return description
 
@@ -163,9 +159,7 @@ def detect_hardware(settings: HardwareSettings) -> Hardware:
     if settings.dtype != "auto":
         dtype, reason = DTYPES[settings.dtype], CONFIGURED
         _check_dtype(device, dtype)
-    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    has_gpu = DRIVER_VERSION_FILE.exists() or WSL_DRIVER_DEVICE.exists()
-    has_unused_gpu = name != "cuda" and settings.device == "auto" and has_gpu and not is_hidden
+    has_unused_gpu = name != "cuda" and settings.device == "auto" and has_visible_gpu()
     return Hardware(
         device,
         dtype,
@@ -216,15 +210,6 @@ def _native_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def _check_dtype(device: torch.device, dtype: torch.dtype) -> None:
     if device.type == "cuda" and dtype == torch.bfloat16 and _native_dtype(device)[0] != torch.bfloat16:
         raise MachineError("pipeline.hardware.dtype: bf16: this GPU only emulates bf16; use dtype: fp16 or auto")
-
-
-def _driver_version() -> str | None:
-    """The version of the NVIDIA driver."""
-    try:
-        words = DRIVER_VERSION_FILE.read_text(encoding="utf-8").split()
-    except OSError:
-        return None
-    return next((word for word in words if word.replace(".", "").isdigit() and "." in word), None)
 
 
 def empty_cache(device: torch.device) -> None:

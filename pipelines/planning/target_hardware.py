@@ -6,13 +6,21 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from pipelines.config.hardware import HardwareSettings
 from pipelines.config.messages import did_you_mean
 from pipelines.errors import RunError
+from pipelines.registry import lazy_import
+
+if TYPE_CHECKING:
+    from pipelines.modeling import hardware as hardware_module
+else:
+    hardware_module = lazy_import(
+        "pipelines.modeling.hardware"
+    )  # torch: 3 s that a machine without a GPU does not need
 
 DType = Literal["bf16", "fp16", "fp32"]
 
@@ -92,7 +100,7 @@ def find_hardware(gpu: str | None, settings: HardwareSettings) -> TargetHardware
 
 def _this_machine(settings: HardwareSettings) -> TargetHardware:
     gpu = None if settings.device in ("cpu", "mps") else _nvidia_gpu()
-    if gpu is not None:
+    if gpu is not None and hardware_module.cuda_error() is None:
         return _with_dtype(gpu, settings)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().available
@@ -109,7 +117,7 @@ def _with_dtype(hardware: TargetHardware, settings: HardwareSettings) -> TargetH
 
 
 def _nvidia_gpu() -> TargetHardware | None:
-    """The first GPU that the driver lists, read without torch, whose import takes 3 s."""
+    """The first GPU that the driver lists, whether or not torch can use it."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from pipelines.config.job import Job, load_run_job
@@ -27,7 +28,9 @@ def tuned_job(run: Run) -> Job:
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
-    hardware.configure_hardware(job.pipeline.hardware)
+    warning = hardware.configure_hardware(job.pipeline.hardware).warning
+    if warning is not None:
+        logging.getLogger(__name__).warning(warning)
     base = existing_starting_model(job, run)
     return LoadedModel.from_folder(base, job.chat_template_settings(), job.quantization).with_tuned_model(
         run.path("model")

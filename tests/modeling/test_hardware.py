@@ -9,7 +9,7 @@ import torch
 
 from pipelines.config.hardware import HardwareSettings
 from pipelines.errors import MachineError
-from pipelines.modeling import hardware
+from pipelines.modeling import gpu_driver, hardware
 from pipelines.modeling.hardware import configure_hardware, current_hardware, detect_hardware
 
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
@@ -50,7 +50,7 @@ def machine(monkeypatch, name=None, capability=(9, 0), arch_list=("sm_75", "sm_8
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
     existing, missing = Path(__file__), Path(__file__).with_name("missing")
-    monkeypatch.setattr(hardware, "DRIVER_VERSION_FILE", existing if name and driver else missing)
+    monkeypatch.setattr(gpu_driver, "DRIVER_VERSION_FILE", existing if name and driver else missing)
 
 
 @pytest.mark.parametrize(
