@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from pipelines.training.loss_scaling import LossScaler
+from pipelines.modeling.process_group import ProcessGroup
+from pipelines.training.gradient_reduction import GradientReduction
+from pipelines.training.loss_scaling import INITIAL_SCALE, LossScaler
+from tests.two_processes import run_in_two_processes
 
 
 def layer_and_optimizer():
@@ -39,6 +42,23 @@ def test_an_overflow_halves_the_factor_and_its_state_is_restored():
     restored = LossScaler(torch.device("cpu"), True)
     restored.load_state_dict(scaler.state_dict())
     assert restored.state_dict() == scaler.state_dict()
+
+
+def overflow_of_one_process(folder):
+    """A step in which only the rows of process 1 overflow: the gradients, their factor, and whether it overflowed."""
+    group, (layer, optimizer) = ProcessGroup.current(), layer_and_optimizer()
+    reduction, scaler = GradientReduction(group, list(layer.parameters())), LossScaler(torch.device("cpu"), True)
+    with reduction.last_backward_pass():
+        scaler.scale(layer(torch.full((1, 4), 1e38 if group.rank else 1.0)).sum() * 1e3).backward()
+    reduction.finish(torch.zeros(()))
+    scaler.unscale_(optimizer)
+    finite = [bool(parameter.grad.isfinite().all()) for parameter in layer.parameters()]
+    return {"finite": finite, "overflowed": scaler.update(), "scale": scaler.state_dict()["scale"]}
+
+
+def test_an_overflow_of_one_process_is_one_of_all(tmp_path):
+    first, second = run_in_two_processes(overflow_of_one_process, tmp_path)
+    assert first == second == {"finite": [False, True], "overflowed": True, "scale": INITIAL_SCALE / 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
