@@ -3,6 +3,7 @@
 It shows on any machine what would go wrong or take long on a GPU:
 
 - an operation on tensors of two devices raises `MixedDevicesError`;
+- a tensor in fp64, which Apple's GPUs do not have, raises `TypeError`;
 - every kernel that a GPU would launch is counted, by operator;
 - every time the host would wait for the device is counted, by operator and line of code: reading a value, an operation
   whose output shape depends on values, and a blocking copy in either direction.
@@ -88,6 +89,8 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, cpu_tensor: torch.Tensor) -> PretendTensor:
+        if cpu_tensor.dtype == torch.float64:
+            raise TypeError(f"the device has no fp64, at {place()}")
         wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             cpu_tensor.shape,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,7 +44,9 @@ def install_in_alfine() -> None:
     NON_BLOCKING_DEVICES.add(NAME)
     FUSED_DEVICES.add(NAME)
     policy = hardware.Hardware(torch.device(DEVICE), torch.bfloat16, reason="pretended")
-    hardware.detect_hardware = lambda settings: policy
+    hardware.detect_hardware = lambda settings: replace(
+        policy, attention=None if settings.attention == "auto" else settings.attention
+    )
     hardware._current = policy
     _load_models_on_device()
     _train_on_device()

@@ -2,7 +2,8 @@
 
     python -m tests.evaluation.pretend_completions FOLDER
 
-Writes FOLDER/counts.json: by way of decoding and number of rows, the launches and the times the host waited.
+Writes FOLDER/counts.json: by way of decoding and number of rows, the launches and the times the host waited. Prints
+them.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def main() -> None:
             ("slots, merged", tuned, InferenceSettings("slots", True)),
         ):
             results[name] = {str(rows): counts(model, inference, rows) for rows in ROWS}
+            for rows, result in results[name].items():
+                waits = sum(result["waits"].values())
+                print(f"{name}, {rows} prompts x {NUM_TOKENS} tokens: {result['kernels']} kernels, {waits} waits")
     (folder / "counts.json").write_text(json.dumps(results))
 
 

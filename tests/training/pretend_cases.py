@@ -3,6 +3,7 @@
     python -m tests.training.pretend_cases FOLDER [CASE …]
 
 Writes FOLDER/results.json: for each case its error (None if it ran), the counts of each training step, and the losses.
+Prints the launches and host waits of each case's last step.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def resumed(name: str, adapter: bool) -> Run:
     return run
 
 
-def gpu_lora_step(name: str, layers: int = 28, **trainer: Any) -> Run:
+def gpu_lora_step(name: str, layers: int = 28, attention: str = "auto", **trainer: Any) -> Run:
     """Two steps on the rows of ludwig_configs/gpu_lora.yaml, with as many layers as its model and a tiny width."""
     make_model(Path(name), num_hidden_layers=layers)
     Path("data").mkdir(exist_ok=True)
@@ -121,6 +122,7 @@ def gpu_lora_step(name: str, layers: int = 28, **trainer: Any) -> Run:
         Path("data", f"{task}.jsonl").write_text("".join(lines[:24]))
     config = yaml.safe_load(GPU_LORA.read_text())
     config["base_model"], config["pipeline"]["forgetting"] = f"./{name}", "none"
+    config["pipeline"]["hardware"] = {"attention": attention}
     del config["trainer"]["epochs"], config["pipeline"]["report"]
     config["trainer"] |= {"train_steps": 2, "steps_per_checkpoint": 2, **trainer}
     Path(f"{name}.yaml").write_text(json.dumps(config))
@@ -150,9 +152,15 @@ CASES: dict[str, Callable[[str], Run]] = {
     "lora-resumed": lambda name: resumed(name, True),
     "full-resumed": lambda name: resumed(name, False),
     "gpu-lora": gpu_lora_step,
+    "gpu-lora-dense": lambda name: gpu_lora_step(name, attention="dense"),
     "gpu-lora-8-layers-4-rows": lambda name: gpu_lora_step(name, 8, batch_size=4),
     "gpu-lora-8-layers-16-rows": lambda name: gpu_lora_step(name, 8),
 }
+
+ON_REQUEST: dict[str, Callable[[str], Run]] = {
+    "gpu-lora-loop": lambda name: gpu_lora_step(name, attention="loop"),
+}
+"""Cases for the comparison in docs/speed.md; the loop is the path of a CPU."""
 
 
 @contextmanager
@@ -177,7 +185,7 @@ def run_case(name: str) -> dict[str, Any]:
     STEPS.clear()
     try:
         with pretend_device():
-            run = CASES[name](name)
+            run = (CASES | ON_REQUEST)[name](name)
     except Exception as error:  # the test shows it
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(), "steps": []}
     history = json.loads(run.path("model", "training.json").read_text())
@@ -198,6 +206,9 @@ def main() -> None:
         for name in names:
             results[name] = run_case(name)
             (folder / "results.json").write_text(json.dumps(results))
+            if steps := results[name]["steps"]:
+                kernels, waits = (sum(steps[-1][key].values()) for key in ("kernels", "waits"))
+                print(f"{name}: {kernels} kernels, {waits} waits in the last of {len(steps)} steps", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def test_launches_of_the_step_of_gpu_lora(results):
     assert kernels(results["gpu-lora"]) <= MAX_KERNELS
 
 
+def test_launches_with_dense_attention(results):
+    """The path of a T4, of fp32 on CUDA and of MPS."""
+    assert kernels(results["gpu-lora-dense"]) <= MAX_KERNELS
+
+
 def test_launches_do_not_depend_on_the_number_of_rows(results):
     few, many = (kernels(results[f"gpu-lora-8-layers-{rows}-rows"]) for rows in (4, 16))
     assert many == pytest.approx(few, rel=0.05)
