@@ -152,3 +152,21 @@ def test_no_other_module_asks_torch_for_the_device():
     # The engine that checks exports runs in a process of its own, without this project's modules.
     engine = root / "exporting" / "engines" / "transformers_engine.py"
     assert set(files) == {Path(hardware.__file__), engine}
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_of_a_process_is_in_bytes(system, unit, monkeypatch):
+    machine(monkeypatch)
+    monkeypatch.setattr(hardware.sys, "platform", system)
+    monkeypatch.setattr(hardware.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    assert hardware.peak_memory() == 7 * unit
+
+
+def test_peak_memory_of_a_gpu_is_reset(monkeypatch):
+    machine(monkeypatch, "NVIDIA H100")
+    peak = {0: 5}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[device.index])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update({device.index: 2}))
+    assert hardware.peak_memory() == 5
+    hardware.reset_peak_memory()
+    assert hardware.peak_memory() == 2
