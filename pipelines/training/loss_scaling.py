@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-INITIAL_SCALE = 2.0**16
-"""torch's default."""
 MIN_SCALE = 1.0
 """A gradient that overflows at this factor is not finite without scaling either."""
 
@@ -23,7 +21,7 @@ class LossScaler:
     name = "loss_scaler"
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=enabled)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled)
 
     @property
     def is_enabled(self) -> bool:

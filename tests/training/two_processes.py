@@ -2,30 +2,20 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch.distributed as dist
 
 from pipelines.config.job import load_job
 from pipelines.storage.run_folder import Run
-from pipelines.training import loss_scaling
 from pipelines.training.train import train
 from tests.emulated_precision import DTYPES, emulated_precision
 
-OVERFLOWING_SCALE = 2.0**24
-"""A factor of the loss at which the first steps overflow in fp16."""
 
-
-@contextlib.contextmanager
-def precision_of(case: str) -> Iterator[None]:
-    """Half precision for a case whose name ends in it, such as `lora-bf16`; with "overflow" in it, a large factor."""
+def precision_of(case: str) -> contextlib.AbstractContextManager[None]:
+    """Half precision for a case whose name ends in it, such as `lora-bf16`."""
     dtype = DTYPES.get(case.rpartition("-")[2])
-    scale = OVERFLOWING_SCALE if "overflow" in case else loss_scaling.INITIAL_SCALE
-    precision = contextlib.nullcontext() if dtype is None else emulated_precision(dtype)
-    with precision, mock.patch.object(loss_scaling, "INITIAL_SCALE", scale):
-        yield
+    return contextlib.nullcontext() if dtype is None else emulated_precision(dtype)
 
 
 def main() -> None:
