@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from pipelines.errors import AlfineError
 from pipelines.evaluation.completions import Completion
@@ -195,3 +195,30 @@ class GenerationStream:
             self._waiter = None
             if not loop.is_closed():
                 loop.call_soon_threadsafe(event.set)
+
+
+class RequestEngine(Protocol):
+    """What answers requests: the `GenerationEngine` of this process, or a `RemoteEngine` for others."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a prompt and its completion."""
+
+    @property
+    def max_slots(self) -> int:
+        """The most requests that are answered at once."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their first token."""
+
+    @property
+    def num_active(self) -> int:
+        """Requests that are being answered."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+
+    def submit(self, request: GenerationRequest) -> GenerationStream:
+        """Queues a request. Raises AlfineError if it cannot be answered."""

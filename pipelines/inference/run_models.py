@@ -31,21 +31,37 @@ MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
 
 @dataclass
-class RunModels:
-    """The two models of a run.
+class RunFormat:
+    """How the two models of a run are prompted, and how their tokens are decoded, without the models.
 
     Attributes:
         prompt_format: decodes completions; that of base and tuned.
         prompts: builds the prompts of both models. It has a tokenizer of its own: a tokenizer that encodes in one
             thread must not be used in another.
-        base, tuned: with an adapter they are the same modules; use them within `active`, which switches the adapter.
-        shares_weights: whether base and tuned share the base's weights.
     """
 
     run: Run
     job: Job
     prompt_format: PromptFormat
     prompts: PromptBuilder
+
+    @classmethod
+    def load(cls, run: Run, job: Job) -> RunFormat:
+        """Reads the tokenizer of the run's base. Raises ModelError as `predict` does."""
+        folder, settings = existing_starting_model(job, run), job.chat_template_settings()
+        decoding, encoding = (PromptFormat.from_folder(folder, settings) for _ in range(2))
+        return RunFormat(run, job, decoding, PromptBuilder(job, encoding, run.manifest))
+
+
+@dataclass
+class RunModels(RunFormat):
+    """The two models of a run.
+
+    Attributes:
+        base, tuned: with an adapter they are the same modules; use them within `active`, which switches the adapter.
+        shares_weights: whether base and tuned share the base's weights.
+    """
+
     base: LoadedModel
     tuned: LoadedModel
     shares_weights: bool

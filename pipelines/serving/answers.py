@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.errors import AlfineError, ConfigError, DataError
-from pipelines.inference.engine import GenerationEngine
 from pipelines.inference.prompts import Prompt
-from pipelines.inference.requests import GenerationRequest, GenerationStream, TextDelta, TokenLogprob
-from pipelines.inference.run_models import MODEL_NAMES, ModelName, RunModels
+from pipelines.inference.requests import GenerationRequest, GenerationStream, RequestEngine, TextDelta, TokenLogprob
+from pipelines.inference.run_models import MODEL_NAMES, ModelName, RunFormat
 from pipelines.inference.sampling_defaults import SamplingDefaults
 from pipelines.inference.token_text import TokenTexts
 from pipelines.serving.bodies import ChatBody, CompletionBody
@@ -79,7 +78,7 @@ class AnswerService:
     Raises ApiError for requests that cannot be answered.
     """
 
-    def __init__(self, models: RunModels, engine: GenerationEngine, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, models: RunFormat, engine: RequestEngine, settings: ServerSettings, metrics: Metrics) -> None:
         self.models, self.engine, self.settings, self.metrics = models, engine, settings, metrics
         self.texts = TokenTexts(models.prompt_format.tokenizer)
         self.defaults = SamplingDefaults.from_generation(models.job.generation)

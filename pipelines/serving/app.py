@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from pipelines.inference.engine import GenerationEngine
-from pipelines.inference.run_models import RunModels
+from pipelines.inference.requests import RequestEngine
+from pipelines.inference.run_models import RunFormat
 from pipelines.serving.access import access_middleware, add_cors_headers
 from pipelines.serving.answers import AnswerService
 from pipelines.serving.errors import error_middleware
@@ -18,7 +18,7 @@ SERVICE: web.AppKey[AnswerService] = web.AppKey("service", AnswerService)
 
 
 def create_app(
-    models: RunModels, engine: GenerationEngine, settings: ServerSettings = DEFAULT_SETTINGS
+    models: RunFormat, engine: RequestEngine, settings: ServerSettings = DEFAULT_SETTINGS
 ) -> web.Application:
     """The application that answers for the models of a run.
 

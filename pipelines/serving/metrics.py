@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from pipelines.inference.engine import GenerationEngine
+from pipelines.inference.requests import RequestEngine
 from pipelines.serving.errors import Handler
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -21,7 +21,7 @@ class Metrics:
     Labels have few values: routes that exist, the two models, statuses.
     """
 
-    def __init__(self, engine: GenerationEngine) -> None:
+    def __init__(self, engine: RequestEngine) -> None:
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "alfine"}
         self.requests = Counter("requests", "HTTP requests.", ["route", "status"], **options)

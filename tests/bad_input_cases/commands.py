@@ -46,6 +46,7 @@ CASES = [
     Case("predict without a run", "predict runs/none rows.jsonl"),
     Case("serve without a run", "serve runs/none"),
     Case("serve of a run without a model", "serve runs/mine", others={"runs/mine/manifest.json": MANIFEST}),
+    Case("serve with replicas without Ray", "serve runs/mine --replicas 2"),
     Case("predict of a file that does not exist", "predict runs/mine new.jsonl", others=TRAINED),
     Case("predict of a pattern without a file", "predict runs/mine new/*.csv", others=TRAINED),
     Case("predict with an unknown task", "predict runs/mine rows.jsonl --task sentimnt", others=TRAINED),

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from pipelines.inference.engine import GenerationEngine
 from pipelines.inference.run_models import RunModels
 from pipelines.serving.app import create_app
 from pipelines.serving.settings import ServerSettings
+from pipelines.storage.run_folder import Run
 from tests.serving.page_server import serving
 
 CHAT = "/v1/chat/completions"
@@ -56,3 +63,27 @@ def events(text: str) -> list[str]:
     assert parts.pop() == ""
     assert all(part.startswith("data: ") for part in parts)
     return [part.removeprefix("data: ") for part in parts]
+
+
+@contextmanager
+def process(run: Run, *options: str, **environment: str) -> Iterator[Any]:
+    """`alfine serve` on a free port: the process, its address and the lines that it prints."""
+    command = [sys.executable, "-m", "pipelines.cli", "serve", str(run.folder), "--port", "0", *options]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    lines = []
+    try:
+        for line in started.stderr:
+            lines.append(line)
+            if found := re.search(r"http://\S+", line):
+                reader = threading.Thread(target=lambda: lines.extend(started.stderr))
+                reader.start()
+                yield started, found[0], lines
+                break
+        else:
+            pytest.fail("".join(lines))
+        started.wait(60)
+        reader.join(10)
+    finally:
+        started.kill()
+        started.wait()
+        started.stderr.close()

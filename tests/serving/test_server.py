@@ -2,15 +2,10 @@
 
 import asyncio
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 
 import httpx
 import openai
@@ -24,7 +19,7 @@ from pipelines.serving import server
 from pipelines.serving.app import SERVICE, create_app
 from pipelines.serving.settings import ServerSettings
 from tests.inference.tiny_run import load_models, make_run
-from tests.serving.api import CHAT, chat, events, running_server
+from tests.serving.api import CHAT, chat, events, process, running_server
 
 
 @pytest.fixture(scope="module")
@@ -125,30 +120,6 @@ def test_the_asynchronous_client(address, models):
 # --- start and stop ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def process(run, *options, **environment):
-    """`alfine serve` and its address."""
-    command = [sys.executable, "-m", "pipelines.cli", "serve", str(run.folder), "--port", "0", *options]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    lines = []
-    try:
-        for line in started.stderr:
-            lines.append(line)
-            if found := re.search(r"http://\S+", line):
-                reader = threading.Thread(target=lambda: lines.extend(started.stderr))
-                reader.start()
-                yield started, found[0], lines
-                break
-        else:
-            pytest.fail("".join(lines))
-        started.wait(60)
-        reader.join(10)
-    finally:
-        started.kill()
-        started.wait()
-        started.stderr.close()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_running_answers_finish_when_the_server_is_stopped(run, number):
     with process(run, "--stop-timeout", "20", ALFINE_API_KEY="key") as (serving, address, lines):
@@ -229,6 +200,15 @@ def test_options_that_cannot_be_used(run, words, env, message):
     result = command(run.folder, *words, env=env)
     assert result.exit_code == 2 and message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_replicas_without_ray(run, monkeypatch):
+    result = command(run.folder, "--port", 0, "--replicas", 2)
+    assert (result.exit_code, result.stderr) == (2, "error: --replicas applies to --ray; add --ray\n")
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    result = command(run.folder, "--port", 0, "--ray")
+    assert result.exit_code == 2
+    assert "--ray needs Ray Serve, which is not installed; pip install 'ray[serve]'" in result.stderr
 
 
 def test_runs_without_a_model(run, tmp_path):
