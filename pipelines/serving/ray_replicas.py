@@ -85,9 +85,9 @@ class Replica:
             if stream.completion is None:
                 stream.cancel()
 
-    def num_active(self) -> int:
-        """Requests that have a slot or wait for one."""
-        return self.engine.num_active + self.engine.num_waiting
+    def statistics(self) -> engine.EngineStatistics:
+        """What the engine of this replica has done."""
+        return self.engine.statistics
 
     def check_health(self) -> None:
         """Called by Ray Serve, which restarts the replica if this raises."""
@@ -160,12 +160,12 @@ def _start_serve(stack: contextlib.ExitStack) -> None:
     has_connected = ray_cluster.connect(not_installed)
     if has_connected:
         stack.callback(ray.shutdown)  # on this machine it ends Ray; from a cluster it disconnects
-    if (os.environ.get("RAY_ADDRESS") or not has_connected) and not _has_controller():
+    if (os.environ.get("RAY_ADDRESS") or not has_connected) and not has_controller():
         stack.callback(_shut_down_if_unused)
     serve.start(proxy_location="Disabled")
 
 
-def _has_controller() -> bool:
+def has_controller() -> bool:
     """Whether the cluster has Ray Serve already."""
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")

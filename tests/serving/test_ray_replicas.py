@@ -1,5 +1,6 @@
 """`serve --ray`: two replicas on a cluster that others use as well."""
 
+import re
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from pipelines.evaluation.completions import complete
+from pipelines.serving.ray_replicas import has_controller
 from tests.inference.tiny_run import load_models, make_run
 from tests.serving.api import CHAT, chat, events, process
 
@@ -38,6 +40,18 @@ def replicas():
     return found
 
 
+def num_answers(client):
+    """The answers of which a part has come, and not the last."""
+    return float(re.search(r"^alfine_active_answers (\S+)", client.get("/metrics").text, re.MULTILINE)[1])
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
 def expected(models, text):
     prompt = models.prompts.from_messages([{"role": "user", "content": text}])
     with models.active("tuned") as loaded:
@@ -53,24 +67,21 @@ def test_two_replicas(ray, tmp_path):
         (application,) = serve.status().applications
         handle = serve.get_app_handle(application)
 
-        def num_active():
-            return sum(handle.num_active.remote().result() for _ in range(6))
+        def num_cancelled():
+            """Of a replica that Ray chooses."""
+            return handle.statistics.remote().result().ended["cancelled"]
 
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=120) as client:
             _check_answers(client, load_models(run))
             with client.stream("POST", CHAT, json=chat(**LONG, n=16, stream=True)) as response:
                 next(response.iter_text())
-                assert num_active() > 0
-            deadline = time.monotonic() + 1  # all of it would take longer
-            while num_active() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert num_active() == 0
+                assert not num_cancelled()
+            until(num_cancelled)
             _check_deaths(client)
         serving.send_signal(signal.SIGTERM)
     assert serving.returncode == 0 and "Traceback" not in "".join(lines)
-    assert ray.is_initialized() and not replicas()
-    with pytest.raises(ValueError, match="Failed to look up actor"):
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    until(lambda: not replicas() and not has_controller())
+    assert ray.is_initialized()
 
 
 def _check_answers(client, models):
@@ -91,15 +102,12 @@ def _check_deaths(client):
 
     def streamed():
         with client.stream("POST", CHAT, json=chat(**LONG, n=8, stream=True)) as response:
-            begun.set()
             results["streamed"] = "".join(response.iter_text())
 
-    begun = threading.Event()
     threads = [threading.Thread(target=one) for one in (whole, streamed)]
     for thread in threads:
         thread.start()
-    begun.wait(20)
-    time.sleep(0.2)
+    until(lambda: num_answers(client) > 8)  # of both requests
     for one in replicas():
         one.kill()
     for thread in threads:

@@ -73,6 +73,10 @@ def remote(replica, kind=InProcessAnswer):
     return RemoteEngine(lambda request: kind(replica, request), replica.context_length(), 4, str)
 
 
+def is_idle(replica):
+    return not replica.engine.num_active and not replica.engine.num_waiting
+
+
 def until(condition):
     deadline = time.monotonic() + 20
     while not condition() and time.monotonic() < deadline:
@@ -107,9 +111,9 @@ def test_a_client_that_leaves_ends_its_answer_in_the_replica(replica, run_format
         async with client_of(run_format, engine) as client:
             response = await client.post(CHAT, json=chat(max_tokens=450, n=4, temperature=3, seed=1, stream=True))
             await response.content.readany()
-            assert replica.num_active() > 0 and engine.num_active > 0
+            assert not is_idle(replica) and engine.num_active > 0
             response.close()
-            await asyncio.to_thread(until, lambda: not replica.num_active() and not engine.num_active)
+            await asyncio.to_thread(until, lambda: is_idle(replica) and not engine.num_active)
 
     cancelled = replica.engine.statistics.ended["cancelled"]
     with remote(replica) as engine:
@@ -128,7 +132,7 @@ def test_a_replica_that_dies_fails_its_requests_only(replica, run_format):
         status, body, last = asyncio.run(ask(engine))
     assert status == 500 and body["error"]["message"] == "the replica has gone"
     assert '"message":"the replica has gone"' in last
-    until(lambda: not replica.num_active())
+    until(lambda: is_idle(replica))
 
 
 def test_errors_of_the_replica_are_those_of_the_request(replica):
@@ -148,4 +152,4 @@ def test_closing_ends_what_has_not_ended(replica):
     stream.cancel()
     with pytest.raises(RunError, match="has been closed"):
         engine.submit(GenerationRequest("tuned", [5], 5))
-    until(lambda: not replica.num_active())
+    until(lambda: is_idle(replica))
