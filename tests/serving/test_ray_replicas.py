@@ -22,7 +22,6 @@ LONG = {"max_tokens": 450, "temperature": 3, "seed": 1}
 @pytest.fixture
 def ray():
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
-    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ray[serve]'")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
     yield ray
     ray.shutdown()
@@ -59,11 +58,10 @@ def expected(models, text):
 
 
 def test_two_replicas(ray, tmp_path):
+    serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ray[serve]'")
     run = make_run(tmp_path)
     address = ray.get_runtime_context().gcs_address
     with process(run, "--ray", "--replicas", "2", RAY_ADDRESS=address) as (serving, url, lines):
-        from ray import serve
-
         (application,) = serve.status().applications
         handle = serve.get_app_handle(application)
 
