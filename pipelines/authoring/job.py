@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelines.authoring import names
 from pipelines.authoring.kinds import KINDS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, Texts, is_reasoning_model, measure
-from pipelines.authoring.notes import role_notes, row_notes
+from pipelines.authoring.notes import MIN_ROWS, role_notes, row_notes
 from pipelines.authoring.prompts import NO_ANSWER, has_unanswered, write_templates
 from pipelines.authoring.roles import Roles
 from pipelines.authoring.sample import Sample
@@ -166,7 +166,7 @@ def _add_templates(draft: Draft, task: dict[str, Any], path: KeyPath, sample: Sa
         )
     draft.comments[(*path, "completion")] = what
     draft.summary += [
-        ("prompt", ", ".join(column.name for column in roles.inputs)),
+        ("prompt", ", ".join(column.name for column in (*roles.inputs, *(column for _, column in roles.options)))),
         ("completion", f"{output.name if not roles.flags else 'the columns that are 1'}: {what}"),
     ]
 
@@ -275,7 +275,8 @@ def _rounded(value: float, step: int) -> int:
 def _add_trainer(draft: Draft, sample: Sample, choices: Choices) -> None:
     count = len(sample.rows)
     counts = sample.num_rows_by_split()
-    has_validation = bool(counts["validation"]) or (not sample.names_splits or sample.source.has_splits) and count > 2
+    is_drawn = not sample.names_splits or sample.source.has_splits
+    has_validation = bool(counts["validation"]) or is_drawn and count >= MIN_ROWS
     epochs = 3 if count < 3000 else 2 if count < 10_000 else 1
     is_small = choices.base_model in PACKAGED_MODELS
     draft.config["trainer"] = {

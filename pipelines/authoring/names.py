@@ -74,6 +74,8 @@ DERIVED = (
 """Words of columns that hold another column's text once more."""
 TESTS = ("tests", "test", "test_list", "unit_tests", "test_cases")
 REJECTED = ("rejected", "rejected_response", "negative", "distractors", "distractor")
+OPTIONS = ("option", "options", "opt", "choice", "answer", "ans")
+"""The word before the letter or number of an answer to choose from, in the name of its column."""
 IGNORED = (
     *("id", "ids", "uid", "uuid", "guid", "idx", "index", "key", "hash", "url", "urls", "uri", "link", "href", "date"),
     *("time", "timestamp", "datetime", "created", "updated", "year", "author", "user", "username", "license", "lang"),

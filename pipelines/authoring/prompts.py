@@ -79,6 +79,7 @@ def _needs_jinja(roles: Roles, kind: Kind, labels: Labels | None) -> bool:
         or has_gaps
         or separated
         or bool(roles.flags)
+        or any(column.num_missing or not column.has_placeholder for _, column in roles.options)
         or roles.system is not None
         or kind == "choices"
     )
@@ -136,7 +137,17 @@ def _input_parts(roles: Roles, kind: Kind, is_jinja: bool) -> list[str]:
             # The first part has no blank line before it; it may be missing too.
             text = f"{{% if {column.expression} %}}\n\n{text}{{% endif %}}" if parts else f"{text}"
         parts.append(text)
-    return parts
+    return [*parts, *_option_part(roles, is_jinja)]
+
+
+def _option_part(roles: Roles, is_jinja: bool) -> list[str]:
+    """The options of a multiple-choice question, a line each, as one part of the prompt."""
+    lines = []
+    for value, column in roles.options:
+        name = value if is_jinja else value.replace("{", "{{").replace("}", "}}")
+        line = f"{name}. {_reference(column, is_jinja)}"
+        lines.append(f"{{% if {column.expression} %}}{line}\n{{% endif %}}" if column.num_missing else f"{line}\n")
+    return ["Options:\n" + "".join(lines).removesuffix("\n")] if lines else []
 
 
 def _reference(column: Column, is_jinja: bool) -> str:

@@ -28,6 +28,7 @@ class Roles:
 
     conversation: the column of a conversation; the task then has neither inputs nor an output.
     inputs, output: the columns of the prompt and of the completion.
+    options: the answers that a row can be given, each with the column that holds its text, as in A, B, C, D.
     ties: columns that could be the output as well.
     notes: what was left out, as sentences without a full stop.
     """
@@ -43,6 +44,7 @@ class Roles:
     rejected: Column | None = None
     languages: tuple[str, str] | None = None
     flags: tuple[Column, ...] = ()
+    options: tuple[tuple[str, Column], ...] = ()
     ties: tuple[Column, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -74,10 +76,14 @@ def find_roles(sample: Sample) -> Roles:
         return replace(roles, inputs=(source,), output=target, languages=languages)
     candidates = [column for column in usable if not _is_ignored(column) and column.name not in _others(roles)]
     output, ties = find_output(sample, candidates, columns)
-    inputs = _inputs([column for column in columns if column.source != output.source], output, roles)
+    options = _options([column for column in usable if column.name not in _others(roles)], output)
+    option_sources = {column.source for _, column in options}
+    left = [column for column in columns if column.source not in {output.source, *option_sources}]
+    inputs = _inputs(left, output, roles)
     if not inputs:
         raise DataError(Problem(_no_input(sample, output), sample.data))
-    roles = replace(roles, inputs=inputs, output=output, ties=ties)
+    ties = tuple(column for column in ties if column.source not in option_sources)
+    roles = replace(roles, inputs=inputs, output=output, options=options, ties=ties)
     notes = _left_out(columns, roles)
     if not has_output_name(output):
         notes.insert(0, f"no column has a usual name of an answer (label, output, …): {output.name} is a guess")
@@ -225,10 +231,33 @@ def _flags(candidates: Sequence[Column], output: Column) -> tuple[Column, ...]:
     return tuple(flags) if len(flags) >= 3 and output in flags else ()
 
 
+def _options(columns: Sequence[Column], output: Column) -> tuple[tuple[str, Column], ...]:
+    """The columns that the values of the output name: `A` or `option_a` for the value A. Empty unless all are found."""
+    by_name: dict[str, Column] = {}
+    for column in reversed(columns):
+        if column.source != output.source and column.is_scalar:
+            is_prefixed = len(column.words) == 2 and column.words[0] in names.OPTIONS
+            by_name[column.words[1] if is_prefixed else column.name.lower()] = column
+    values = sorted(output.counts)
+    found = [(value, by_name[value.lower()]) for value in values if value.lower() in by_name]
+    if len(values) < 2 or len(found) < len(values):
+        return ()
+    # An option that is never right belongs to the question too.
+    prefixes = {column.words[0] for _, column in found if len(column.words) == 2}
+    letters = {value.lower() for value in values}
+    more = [
+        (name.upper() if values[0].isupper() else name, column)
+        for name, column in by_name.items()
+        if name not in letters and len(name) == 1 and (not prefixes or column.words[0] in prefixes)
+    ]
+    return tuple(sorted([*found, *more], key=lambda option: option[0]))
+
+
 def _left_out(columns: Sequence[Column], roles: Roles) -> list[str]:
     """Notes on the columns that the task does not use."""
     others = (roles.output, roles.conversation, roles.tools, roles.system, roles.history, roles.tests, roles.reasoning)
-    used = {column.source for column in (*roles.inputs, *roles.flags, *others) if column is not None}
+    options = (column for _, column in roles.options)
+    used = {column.source for column in (*roles.inputs, *roles.flags, *options, *others) if column is not None}
     rest = [
         column.name for column in columns if not column.keys and column.source not in used and column.name != "split"
     ]

@@ -20,6 +20,7 @@ from pipelines.checks.job import check_job
 from pipelines.cli import main
 from pipelines.commands.init import task_name
 from pipelines.config.job import load_job
+from pipelines.data.row_formats import fill_row
 from pipelines.importing.yaml_writer import SCHEMA_FILE, editor_line
 from pipelines.modeling import base_models
 from tests.modeling.test_module_names import GPT2, write_model
@@ -419,6 +420,33 @@ def test_free_text_in_a_column_of_labels_is_text() -> None:
 def test_rows_of_one_context_stay_together() -> None:
     task = task_of(write(CASES["question with context"][0], "rows.jsonl"))
     assert task["cluster_by"] == "context"
+
+
+@pytest.mark.parametrize("names", [("A", "B", "C", "D"), ("option_a", "option_b", "option_c", "option_d")])
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_options_of_a_question_are_part_of_the_prompt(names: tuple[str, ...], missing: bool) -> None:
+    rows = rows_of(question=lambda i: text(i), answer=lambda i: "ABC"[i % 3])  # D is never right
+    for index, row in enumerate(rows):
+        row |= {name: f"{name} of {index}" for name in names}
+        if missing and index % 2:
+            row[names[3]] = None
+    result = init(write(rows), "--output", "job.yaml")
+    assert result.exit_code == 0, result.output
+    assert "not used" not in result.output
+    job = load_job(Path("job.yaml"))
+    (task,) = job.pipeline.tasks.values()
+    (filled,) = fill_row(task, rows[2], None)
+    assert filled.prompt.endswith(
+        "".join(f"\n{letter}. {name} of 2" for letter, name in zip("ABCD", names, strict=True))
+    )
+    (filled,) = fill_row(task, rows[1], None)
+    assert ("D. " in filled.prompt) != missing and filled.completion == "B"
+
+
+def test_a_few_rows_have_no_early_stop() -> None:
+    rows = rows_of(review=lambda i: text(i), label=lambda i: ["good", "bad"][i % 2])[:30]
+    assert init(write(rows), "--output", "few.yaml").exit_code == 0
+    assert "early_stop" not in Path("few.yaml").read_text(encoding="utf-8")
 
 
 def test_a_file_with_500_columns() -> None:
