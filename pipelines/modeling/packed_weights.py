@@ -1,10 +1,9 @@
 """Linear layers with weights in the blocked layout of oneDNN, for inference on a CPU.
 
-`F.linear` reorders the weights in every call, which costs most where few rows are multiplied, as in decoding: up to
-128 rows it takes 1.3 to 1.9 times as long as a product with weights that were reordered once
-(`python -m tests.benchmarks.packed_weights`). torch's compiler does the same when it freezes a model
-(https://docs.pytorch.org/tutorials/intermediate/inductor_debug_cpu.html); these are its operators. LoRA matrices are
-added to the reordered copy, so that adapted layers cost one product as well. The weights of the model stay as they are.
+`F.linear` uses the weights as they lie in memory. Products with weights that were reordered once take two thirds of the
+time where few rows are multiplied, as in decoding (docs/speed.md, `python -m tests.benchmarks.packed_weights`). The
+operators are those that torch's compiler inserts when it freezes a model. LoRA matrices are added to the reordered
+copy, so that adapted layers cost one product as well. The weights of the model stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MEMORY_FRACTION = 1 / 3
 MIN_WIDTH = 16
 """Narrower layers, such as the matrices of LoRA, are left as they are."""
 BATCH_SIZE_HINT = 32
-"""The rows that the layout is chosen for. It is no slower than others for 1 to 1,024 rows."""
+"""The rows that the layout is chosen for; it is used for any number of them."""
 
 
 @dataclass(frozen=True)
