@@ -16,6 +16,12 @@ LONGEST_FIRST = ("test_end_to_end", "test_failing_writes", "test_fault_injection
 finished."""
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Names bytes by their argument: every test process must find the same names, and the bytes of a compressed file may
+    hold the time at which they were written."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     rank = {f"{name}.py": position for position, name in enumerate(LONGEST_FIRST)}
     for item in items:
