@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipelines.console.activity import HEARTBEAT, BestEffortStream, supports_progress_bars
-from pipelines.console.plain_text import replace_unencodable
+from pipelines.console.plain_text import printable, replace_unencodable
 from pipelines.errors import AlfineError
 from pipelines.storage.cache import ensure_home
 from pipelines.version import __version__
@@ -61,6 +61,9 @@ COMMAND_SYNONYMS = {
     "convert": "import",
 }
 """Words that are not verbs, with the verb of the same meaning."""
+
+MAX_NOTED_FILES = 3
+"""Data files of one error whose notes are printed."""
 
 
 class LazyGroup(click.Group):
@@ -112,10 +115,22 @@ class ErrorHandlingGroup(LazyGroup):
         except AlfineError as error:
             for problem in error.problems:
                 click.echo(f"error: {problem}", err=True)
+            for note in _notes_on_files(error):
+                click.echo(f"note: {note}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("\ninterrupted; run the same command again to resume", err=True)
             ctx.exit(130)
+
+
+def _notes_on_files(error: AlfineError) -> list[str]:
+    """What was detected in the data files that an error is about, such as the sheet or the delimiter: it may be the
+    cause."""
+    # Most commands end without an error, and some read no data file.
+    from pipelines.data.readers import notes_on_file
+
+    files = dict.fromkeys(problem.file for problem in error.problems if problem.file is not None)
+    return [printable(note) for file in list(files)[:MAX_NOTED_FILES] for note in notes_on_file(file)]
 
 
 @contextlib.contextmanager

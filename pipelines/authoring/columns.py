@@ -54,16 +54,23 @@ class Column:
     source: the column of the file.
     keys: the keys within its objects.
     values: one per row; None for a missing or blank one.
+    num_empty: the values that are an empty list.
     """
 
     name: str
     source: str
     keys: tuple[str, ...]
     values: list[Any]
+    num_empty: int = 0
 
     @cached_property
     def present(self) -> list[Any]:
         return [value for value in self.values if value is not None]
+
+    @property
+    def num_given(self) -> int:
+        """The rows that have a value, or an empty list."""
+        return len(self.present) + self.num_empty
 
     @property
     def num_missing(self) -> int:
@@ -154,11 +161,16 @@ def _given(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _column(name: str, source: str, keys: tuple[str, ...], values: list[Any]) -> Column:
+    num_empty = sum(isinstance(value, list) and not value for value in values)
+    return Column(name, source, keys, [_given(value) for value in values], num_empty)
+
+
 def read_columns(sample: Sample) -> list[Column]:
     """The columns of a sample, without one that has no name, and the keys of their objects."""
     columns: list[Column] = []
     for name in filter(None, sample.columns):
-        column = Column(name, name, (), [_given(value) for value in sample.values(name)])
+        column = _column(name, name, (), sample.values(name))
         columns += [column, *_nested(column)]
     return columns
 
@@ -170,8 +182,8 @@ def _nested(column: Column) -> Iterator[Column]:
     if len(keys) > MAX_KEYS:
         return
     for key in keys:
-        values = [None if value is None else _given(value.get(key)) for value in column.values]
-        child = Column(f"{column.name}.{key}", column.source, (*column.keys, key), values)
+        values = [None if value is None else value.get(key) for value in column.values]
+        child = _column(f"{column.name}.{key}", column.source, (*column.keys, key), values)
         yield child
         yield from _nested(child)
 

@@ -9,17 +9,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.authoring import names
+from pipelines.authoring.columns import Column
 from pipelines.authoring.kinds import KINDS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, Texts, is_reasoning_model, measure
 from pipelines.authoring.notes import MIN_ROWS, role_notes, row_notes
-from pipelines.authoring.prompts import NO_ANSWER, has_unanswered, write_templates
-from pipelines.authoring.roles import Roles
+from pipelines.authoring.prompts import NO_ANSWER, NO_LABEL, has_unanswered, write_templates
+from pipelines.authoring.roles import Roles, has_group_name
 from pipelines.authoring.sample import Sample
+from pipelines.config.jinja_templates import jinja_template
 from pipelines.config.messages import KeyPath, shorten
 from pipelines.config.task import Task
 from pipelines.data.readers import RowErrors
 from pipelines.data.row_formats import fill_row, used_columns
-from pipelines.data.templates import fill_reasoning
+from pipelines.data.templates import fill_reasoning, template_columns
 from pipelines.errors import DataError, Problem
 from pipelines.modeling.base_models import PACKAGED_MODELS
 
@@ -50,6 +52,7 @@ class Choices:
     """What the job is to be, as guessed or as answered.
 
     metric: None for that of the kind.
+    notes: on the kind, as sentences without a full stop.
     """
 
     task: str
@@ -58,6 +61,7 @@ class Choices:
     kind: Kind
     labels: Labels | None = None
     metric: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def write_job(sample: Sample, choices: Choices) -> Draft:
@@ -77,20 +81,38 @@ def write_job(sample: Sample, choices: Choices) -> Draft:
     _add_cluster(draft, task, path, choices)
     _check_answers(draft, sample, choices)
     _add_reasoning(draft, task, path, choices)
-    rows = fill_rows(choices.task, _task(task, sample), sample)
+    written = _task(task, sample)
+    rows = fill_rows(choices.task, written, sample)
     lengths = measure(rows, choices.base_model)
     _add_split(draft, sample)
     _add_model(draft, choices.base_model)
     _add_lengths(draft, task, path, lengths, sample)
     _add_trainer(draft, sample, choices)
-    draft.notes += [*role_notes(choices.roles, choices.labels), *row_notes(sample)]
+    used = {*used_columns(written), *_columns_of_other_keys(written)}
+    draft.notes += [*choices.notes, *role_notes(choices.roles, choices.labels, sample, used), *row_notes(sample)]
     return draft
+
+
+def _columns_of_other_keys(task: Task) -> list[str]:
+    """The columns that a task uses and `used_columns` does not name."""
+    columns = ["tests"] if task.metric == "unit_tests" else []
+    if isinstance(task.reasoning, str):
+        columns += template_columns(task.reasoning)
+    if task.system is not None and task.template == "jinja":
+        columns += jinja_template(task.system).columns
+    return columns
 
 
 def _check_answers(draft: Draft, sample: Sample, choices: Choices) -> None:
     """Raises DataError for rows without an answer, unless their questions may have none."""
     output = choices.roles.output
     if output is None or not output.num_missing or choices.roles.flags:
+        return
+    if choices.kind == "several labels":
+        draft.notes.append(
+            f"rows without a label ({output.num_missing:,}) have the completion {NO_LABEL!r}; drop those that nobody "
+            "has labelled"
+        )
         return
     if has_unanswered(output):
         draft.notes.append(f"rows without an answer ({output.num_missing:,}) have the completion {NO_ANSWER!r}")
@@ -188,13 +210,45 @@ def _add_metric(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Choi
 
 
 def _add_cluster(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Choices) -> None:
-    """Rows of one context are kept in one split."""
-    for column in choices.roles.inputs:
-        is_context = column.normalized in names.CONTEXTS and not column.keys and column.kind == "text"
-        if is_context and not column.num_missing and 1 < column.num_distinct < 0.8 * len(column.values):
-            task["cluster_by"] = column.source
-            draft.comments[(*path, "cluster_by")] = f"{column.num_distinct:,} texts; the rows of one are in one split"
-            return
+    """Rows of one context, user, document, … are kept in one split."""
+    column = _cluster_column(choices.roles)
+    if column is None:
+        return
+    values = "texts" if column in choices.roles.inputs else "values"
+    number = f"{column.num_distinct:,} {values}"
+    if column.num_missing or not (column in choices.roles.inputs or has_group_name(column)):
+        missing = f", after the {column.num_missing:,} rows without one have got it" if column.num_missing else ""
+        draft.notes.append(
+            f"several rows have the same {column.name} ({number}): if they belong together, keep them in one split "
+            f"with cluster_by: {column.source}{missing}"
+        )
+        return
+    task["cluster_by"] = column.source
+    draft.comments[(*path, "cluster_by")] = f"{number}; the rows of one are in one split"
+    draft.summary.append(("cluster by", f"{column.name}: {number}, the rows of one are in one split"))
+
+
+def _cluster_column(roles: Roles) -> Column | None:
+    """The context that several rows share, else the column with the id of a group of rows."""
+    context = next(
+        (column for column in roles.inputs if column.normalized in names.CONTEXTS and _is_shared(column)), None
+    )
+    others = (roles.output, roles.conversation, roles.tests, *(column for _, column in roles.options), *roles.flags)
+    taken = {column.source for column in others if column is not None}
+    group = roles.group
+    if context is not None or group is None or group.source in taken:
+        return context
+    # The number of a label is not the id of a group: a test would have labels that were never trained.
+    labels: dict[str, set[str]] = {}
+    for value, label in zip(group.values, roles.output.values if roles.output else [], strict=False):
+        labels.setdefault(str(value), set()).add(str(label))
+    return None if labels and all(len(found) == 1 for found in labels.values()) else group
+
+
+def _is_shared(column: Column) -> bool:
+    """Whether a text is that of several rows."""
+    is_text = not column.keys and column.kind == "text" and not column.num_missing
+    return is_text and 1 < column.num_distinct < 0.8 * len(column.values)
 
 
 def _add_split(draft: Draft, sample: Sample) -> None:

@@ -83,6 +83,14 @@ IGNORED = (
     *("template", "token_count", "num_tokens", "length", "entry_point", "annotator", "worker", "email_address"),
 )
 """Columns that are neither input nor output, unless nothing else is left."""
+GROUPS = frozenset(
+    (
+        *("group", "cluster", "conversation", "dialog", "dialogue", "thread", "session", "document", "doc", "article"),
+        *("passage", "paragraph", "book", "story", "case", "patient", "user", "customer", "client", "account"),
+        *("author", "speaker", "student", "participant", "reviewer", "person", "username", "problem", "parent"),
+    )
+)
+"""Words of columns that say which rows belong together."""
 LANGUAGES = {
     **{"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese"},
     **{"nl": "Dutch", "ro": "Romanian", "pl": "Polish", "cs": "Czech", "ru": "Russian", "uk": "Ukrainian"},

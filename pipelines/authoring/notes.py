@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pipelines.authoring.kinds import MAX_LABELS, Labels
+from pipelines.authoring.outputs import MAX_LISTED, listed
 from pipelines.authoring.roles import Roles
 from pipelines.authoring.sample import Sample
 from pipelines.config.messages import shorten
+from pipelines.data.templates import SPLIT_COLUMN
 
 MIN_ROWS = 50
 """Rows below which a result has a wide interval."""
 
 
-def role_notes(roles: Roles, labels: Labels | None) -> list[str]:
-    """Notes on what the columns were taken for."""
+def role_notes(roles: Roles, labels: Labels | None, sample: Sample, used: Collection[str]) -> list[str]:
+    """Notes on what the columns were taken for.
+
+    used: the columns that the task uses, as it is written.
+    """
     found = []
-    if roles.ties:
-        listed = _names([column.name for column in roles.ties])
-        found.append(f"{listed} could be the answer as well: edit prompt and completion, or use --interactive")
+    if ties := [column.name for column in roles.ties if column.source not in used]:
+        found.append(f"{_names(ties)} could be the answer as well: edit prompt and completion, or use --interactive")
     if roles.languages is not None:
         found.append("the direction is that of the columns; swap the two in the templates for the other one")
     if roles.rejected is not None:
         found.append(f"{roles.rejected.name} is not trained: alfine trains on answers, not on preferences")
     if labels is not None and len(labels.values) > MAX_LABELS:
         found.append(f"{len(labels.values):,} labels are too many for the prompt, which does not list them")
-    return [*found, *roles.notes]
+    if roles.is_guess and roles.output is not None:
+        answer = f"{roles.output.name} is a guess" if not roles.flags else "the columns of 0 and 1 are a guess"
+        found.append(f"no column has a usual name of an answer (label, output, …): {answer}")
+    if rest := [name for name in sample.columns if name not in {*used, SPLIT_COLUMN, ""}]:
+        found.append(f"not used: {listed(rest)}")
+    return found
 
 
 def row_notes(sample: Sample) -> list[str]:
@@ -53,4 +62,7 @@ def _looks_like_a_value(name: str, sample: Sample) -> bool:
 
 
 def _names(texts: Sequence[str]) -> str:
+    """A sentence's list of names; of many, the first ones and the number of the others."""
+    if len(texts) > MAX_LISTED:
+        return listed(texts)
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

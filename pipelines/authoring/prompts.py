@@ -14,6 +14,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 NO_ANSWER = "No answer."
 """The completion of a question that its context does not answer."""
+NO_LABEL = "none"
+"""The completion of a row that has none of several labels."""
 
 
 def has_unanswered(output: Column) -> bool:
@@ -82,6 +84,7 @@ def _needs_jinja(roles: Roles, kind: Kind, labels: Labels | None) -> bool:
         or any(column.num_missing or not column.has_placeholder for _, column in roles.options)
         or roles.system is not None
         or kind == "choices"
+        or (kind == "several labels" and output.num_missing > 0)
     )
 
 
@@ -91,7 +94,8 @@ def _task_text(roles: Roles, kind: Kind, listed: str | None) -> str | None:
     assert output is not None
     choose = f"Answer with one of: {listed}." if listed else None
     if kind == "several labels":
-        choose = f"Answer with one or more of: {listed}." if listed else None
+        or_none = f", or with {NO_LABEL}" if roles.flags or output.num_missing else ""
+        choose = f"Answer with one or more of: {listed}{or_none}." if listed else None
     if kind == "choices":
         return None
     if any(column.normalized in names.PRIMARY for column in roles.inputs) or _is_messages(roles):
@@ -167,14 +171,24 @@ def _completion(output: Column, roles: Roles, kind: Kind, labels: Labels | None,
             f'"{column.name}" if {column.expression} | string in ("1", "True", "true") else ""'
             for column in roles.flags
         )
-        return f'{{{{ [{pairs}] | select | join(", ") or "none" }}}}'
+        return f'{{{{ [{pairs}] | select | join(", ") or "{NO_LABEL}" }}}}'
     if kind == "choices":
         return f'{{{{ "{LETTERS}"[{expression}] }}}}'
-    if kind == "several labels" and output.kind == "texts":
-        return f'{{{{ {expression} | join(", ") }}}}'
-    if kind == "several labels" and labels is not None and labels.separator not in (None, ","):
-        return f'{{{{ {expression} | replace("{labels.separator}", ", ") }}}}'
+    if kind == "several labels":
+        return f"{{{{ {_joined_labels(output, labels)} }}}}"
     if output.kind == "texts":
         otherwise = f' if {expression} else "{NO_ANSWER}"' if has_unanswered(output) else ""
         return f"{{{{ {expression}[0]{otherwise} }}}}"
     return f"{{{{ {expression} }}}}"
+
+
+def _joined_labels(output: Column, labels: Labels | None) -> str:
+    """The labels of a row, separated by commas, as an expression of Jinja."""
+    expression = output.expression
+    given = f'({expression} or "")' if output.num_missing else expression
+    otherwise = f' or "{NO_LABEL}"' if output.num_missing else ""
+    if output.kind == "texts":
+        return f'{given} | join(", "){otherwise}'
+    if labels is not None and labels.separator not in (None, ","):
+        return f'{given} | replace("{labels.separator}", ", "){otherwise}'
+    return f"{expression}{otherwise}"

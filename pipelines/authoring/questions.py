@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import click
 from pipelines.authoring.columns import Column, is_conversation, read_columns
 from pipelines.authoring.job import Choices
 from pipelines.authoring.kinds import KINDS, Kind, find_kind
-from pipelines.authoring.roles import Roles
+from pipelines.authoring.roles import Roles, find_options, is_flag
 from pipelines.authoring.sample import Sample
 from pipelines.config.messages import did_you_mean, shorten
 from pipelines.errors import AlfineError, ConfigError
@@ -34,7 +34,8 @@ def ask(sample: Sample, guess: Choices) -> Choices:
     choices = _ask_columns(columns, guess)
     kind = _ask("Kind of answer", choices.kind, lambda text: _one_of(text, KINDS), options=list(KINDS))
     if kind != choices.kind:
-        choices = replace(choices, kind=cast(Kind, kind), labels=choices.labels if "labels" in kind else None)
+        labels = choices.labels if "labels" in kind else None
+        choices = replace(choices, kind=cast(Kind, kind), labels=labels, notes=())
     metric = _ask("Metric", KINDS[kind][1], _metric, options=list(METRICS))
     base_model = _ask("Base model", choices.base_model, _base_model)
     return replace(choices, metric=None if metric == KINDS[kind][1] else metric, base_model=base_model)
@@ -42,24 +43,62 @@ def ask(sample: Sample, guess: Choices) -> Choices:
 
 def _ask_columns(columns: dict[str, Column], guess: Choices) -> Choices:
     roles = guess.roles
-    output_name = roles.conversation.name if roles.conversation else roles.output.name if roles.output else ""
-    output = columns.get(
-        _ask("Column of the answer, or of the conversation", output_name, lambda t: _one_of(t, columns))
-    )
-    if output is not None and is_conversation(output):
-        return replace(guess, roles=replace(roles, conversation=output, inputs=(), output=None), kind="conversation")
+    answers = roles.flags or tuple(column for column in (roles.conversation, roles.output) if column is not None)[:1]
+    question = "Column of the answer, or of the conversation (or several columns of 0 and 1)"
+    default = ", ".join(column.name for column in answers)
+    text = _ask(question, default, lambda text: _answer_columns(text, columns))
+    output, *more = (columns[name] for name in _split_names(text, columns))
+    if not more and is_conversation(output):
+        return replace(
+            guess,
+            roles=_without(replace(roles, conversation=output, inputs=(), output=None), output),
+            kind="conversation",
+        )
+    sources = {output.source, *(column.source for column in more)}
     known = {column.name: column for column in roles.inputs} | columns
-    others = [name for name, column in known.items() if output is None or column.source != output.source]
-    default = ", ".join(column.name for column in roles.inputs) or (others[0] if others else "")
-    listed = _ask("Columns of the prompt, separated by commas", default, lambda text: _several(text, others))
-    inputs = tuple(known[name.strip()] for name in _several(listed, others).split(", "))
-    if output is None or (output == roles.output and inputs == roles.inputs):
-        return replace(guess, roles=replace(roles, inputs=inputs))
-    changed = Roles(
-        inputs=inputs, output=output, system=roles.system, history=roles.history, tests=roles.tests, notes=roles.notes
+    others = [name for name, column in known.items() if column.source not in sources]
+    if not others:
+        raise ConfigError(f"no column is left for the prompt beside {text}; name another answer")
+    inputs = [column.name for column in roles.inputs if column.source not in sources]
+    listed = _ask(
+        "Columns of the prompt, separated by commas", ", ".join(inputs) or others[0], lambda t: _several(t, others)
     )
-    kind, labels, _ = find_kind(changed)
-    return replace(guess, roles=changed, kind=kind, labels=labels)
+    chosen = tuple(known[name] for name in _split_names(listed, known))
+    if text == default and chosen == roles.inputs:
+        return guess
+    if text != default:
+        free = [column for column in columns.values() if column not in chosen]
+        roles = replace(
+            roles,
+            conversation=None,
+            output=output,
+            flags=(output, *more) if more else (),
+            options=find_options(free, output),
+            languages=None,
+            ties=(),
+            is_guess=False,
+        )
+    options = tuple(option for option in roles.options if option[1] not in chosen)
+    changed = _without(replace(roles, inputs=chosen, options=options), output, *more, *chosen)
+    kind, labels, notes = find_kind(changed)
+    return replace(guess, roles=changed, kind=kind, labels=labels, notes=tuple(notes))
+
+
+def _without(roles: Roles, *columns: Column) -> Roles:
+    """The roles without those whose columns are taken for the prompt or the answer."""
+    sources = {column.source for column in columns}
+
+    def free(column: Column | None) -> Column | None:
+        return None if column is not None and column.source in sources else column
+
+    return replace(
+        roles,
+        system=free(roles.system),
+        history=free(roles.history),
+        tests=free(roles.tests),
+        reasoning=free(roles.reasoning),
+        rejected=free(roles.rejected),
+    )
 
 
 def _ask(question: str, default: str, check: Callable[[str], str], options: Sequence[str] = ()) -> str:
@@ -67,7 +106,10 @@ def _ask(question: str, default: str, check: Callable[[str], str], options: Sequ
     hint = f" ({', '.join(options)})" if options else ""
     while True:
         click.echo(f"{question}{hint} [{default}]: ", err=True, nl=False)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline() if sys.stdin is not None else ""  # None: it is closed
+        except UnicodeDecodeError:
+            raise ConfigError("the answer is not UTF-8 text") from None
         if not line:
             click.echo(f"\nend of input: {default}", err=True)
             return default
@@ -89,10 +131,26 @@ def _one_of(text: str, known: Mapping[str, Any]) -> str:
 
 
 def _several(text: str, known: Sequence[str]) -> str:
-    """The columns in a text; a name may contain a comma."""
+    """The columns in a text, each once; a name may contain a comma. Raises ConfigError for one that is unknown."""
     if text in known:
         return text
-    return ", ".join(_one_of(name.strip(), dict.fromkeys(known)) for name in text.split(","))
+    names = [_one_of(name.strip(), dict.fromkeys(known)) for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"there is no column in {text!r}; write one of {_listed(known)}")
+    return ", ".join(dict.fromkeys(names))
+
+
+def _answer_columns(text: str, columns: Mapping[str, Column]) -> str:
+    names = _several(text, list(columns))
+    several = _split_names(names, columns)
+    if len(several) > 1 and (others := [name for name in several if not is_flag(columns[name])]):
+        raise ConfigError(f"several columns are an answer only if they hold 0 and 1, which {others[0]} does not")
+    return names
+
+
+def _split_names(text: str, known: Container[str]) -> list[str]:
+    """The names in a text of `_several`."""
+    return [text] if text in known else text.split(", ")
 
 
 def _listed(known: Iterable[str]) -> str:

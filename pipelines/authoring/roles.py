@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pipelines.authoring import names
 from pipelines.authoring.columns import Column, is_conversation, is_prompt_of_messages, read_columns
@@ -16,7 +16,11 @@ from pipelines.errors import DataError, Problem
 MAX_INPUTS = 8
 """Columns that become a prompt if none of them is a text."""
 MIN_PRESENT = 0.5
-"""Share of the rows in which an output has a value."""
+"""Share of the rows in which an output has a value; an empty list is one."""
+MIN_GROUPS, MAX_GROUPS_SHARE, MAX_GROUP_SHARE = 10, 0.7, 0.2
+"""Groups of rows: how many there are, at most as a share of the rows, and the share of the largest one."""
+MAX_ID_WORDS = 4
+"""Mean words of the ids of groups; longer values are texts."""
 _URL = re.compile(r"(https?|ftp)://\S+|www\.\S+")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?|\d{4}-\d{2}-\d{2}T.*")
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}|[0-9a-f]{16,64}", re.IGNORECASE)
@@ -30,7 +34,8 @@ class Roles:
     inputs, output: the columns of the prompt and of the completion.
     options: the answers that a row can be given, each with the column that holds its text, as in A, B, C, D.
     ties: columns that could be the output as well.
-    notes: what was left out, as sentences without a full stop.
+    group: the column that several rows have in common, such as a user or a document.
+    is_guess: whether the output has no usual name of one.
     """
 
     conversation: Column | None = None
@@ -46,7 +51,8 @@ class Roles:
     flags: tuple[Column, ...] = ()
     options: tuple[tuple[str, Column], ...] = ()
     ties: tuple[Column, ...] = ()
-    notes: list[str] = field(default_factory=list)
+    group: Column | None = None
+    is_guess: bool = False
 
 
 def find_roles(sample: Sample) -> Roles:
@@ -63,12 +69,12 @@ def find_roles(sample: Sample) -> Roles:
         tests=_named([column for column in columns if not column.keys], names.TESTS),
         reasoning=_named([column for column in columns if column.kind == "text"], names.REASONING),
         rejected=_named(columns, names.REJECTED),
+        group=find_group(columns),
     )
     if conversation := _conversation(columns):
         if turns := _prompt_and_answer(columns):
             return replace(roles, inputs=turns[:1], output=turns[1], history=None)
-        roles = replace(roles, conversation=conversation, history=None)
-        return replace(roles, notes=_left_out(columns, roles))
+        return replace(roles, conversation=conversation, history=None)
     roles = replace(roles, tools=None)
     usable = [column for column in columns if _is_usable(column)]
     if pair := _translation(usable):
@@ -76,18 +82,23 @@ def find_roles(sample: Sample) -> Roles:
         return replace(roles, inputs=(source,), output=target, languages=languages)
     candidates = [column for column in usable if not _is_ignored(column) and column.name not in _others(roles)]
     output, ties = find_output(sample, candidates, columns)
-    options = _options([column for column in usable if column.name not in _others(roles)], output)
+    options = find_options([column for column in usable if column.name not in _others(roles)], output)
     option_sources = {column.source for _, column in options}
     left = [column for column in columns if column.source not in {output.source, *option_sources}]
-    inputs = _inputs(left, output, roles)
+    inputs = _inputs([column for column in left if not _is_group_id(column, roles)], output, roles)
+    inputs = inputs or _inputs(left, output, roles)
     if not inputs:
         raise DataError(Problem(_no_input(sample, output), sample.data))
-    ties = tuple(column for column in ties if column.source not in option_sources)
-    roles = replace(roles, inputs=inputs, output=output, options=options, ties=ties)
-    notes = _left_out(columns, roles)
-    if not has_output_name(output):
-        notes.insert(0, f"no column has a usual name of an answer (label, output, …): {output.name} is a guess")
-    return replace(roles, flags=_flags(candidates, output), notes=notes)
+    flags = _flags(candidates, output)
+    return replace(
+        roles,
+        inputs=inputs,
+        output=output,
+        options=options,
+        ties=ties,
+        flags=flags,
+        is_guess=not has_output_name(output),
+    )
 
 
 def _named(columns: Sequence[Column], wanted: Sequence[str]) -> Column | None:
@@ -140,7 +151,7 @@ def _prompt_and_answer(columns: Sequence[Column]) -> tuple[Column, Column] | Non
 def _is_usable(column: Column) -> bool:
     """Whether a column can be an output: text, number, boolean or a list of texts, with several values."""
     is_text = column.is_scalar or column.kind == "texts"
-    return is_text and not column.is_constant and len(column.present) >= MIN_PRESENT * len(column.values)
+    return is_text and not column.is_constant and column.num_given >= MIN_PRESENT * len(column.values)
 
 
 def _is_ignored(column: Column) -> bool:
@@ -159,6 +170,31 @@ def _is_ignored(column: Column) -> bool:
         rises = sum(second == first + 1 for first, second in zip(numbers, numbers[1:], strict=False))
         return len(numbers) > 10 and rises > 0.9 * len(numbers)
     return False
+
+
+def find_group(columns: Sequence[Column]) -> Column | None:
+    """The column with an id that several rows have in common: a user, a document, a conversation."""
+    found = [column for column in columns if column.is_scalar and not column.keys and _groups_rows(column)]
+    return min(found, key=lambda column: not has_group_name(column), default=None)
+
+
+def has_group_name(column: Column) -> bool:
+    """Whether a column's name says that its values are those of rows that belong together."""
+    return bool(set(column.words) & names.GROUPS)
+
+
+def _groups_rows(column: Column) -> bool:
+    """Whether a column has ids, the rows of one are few, and most have several rows."""
+    is_id = has_group_name(column) or column.words[-1:] in (("id",), ("uid",))
+    if not is_id or has_output_name(column) or column.mean_words > MAX_ID_WORDS:
+        return False
+    count, distinct, largest = len(column.present), column.num_distinct, max(column.counts.values())
+    return MIN_GROUPS <= distinct <= MAX_GROUPS_SHARE * count and largest <= MAX_GROUP_SHARE * count
+
+
+def _is_group_id(column: Column, roles: Roles) -> bool:
+    """Whether a column has the id of a group in a word, not a text that its rows are about."""
+    return column == roles.group and column.mean_words < 2
 
 
 def _others(roles: Roles) -> set[str]:
@@ -225,13 +261,18 @@ def _varies(column: Column) -> bool:
     return column.num_distinct > 0.2 * len(column.present)
 
 
+def is_flag(column: Column) -> bool:
+    """Whether a column holds 0 and 1, or false and true."""
+    return bool(column.present) and set(column.counts) <= {"0", "1", "true", "false"}
+
+
 def _flags(candidates: Sequence[Column], output: Column) -> tuple[Column, ...]:
     """Columns of 0 and 1 beside an output of that kind: one per label of several."""
-    flags = [column for column in candidates if set(column.counts) <= {"0", "1", "true", "false"}]
+    flags = [column for column in candidates if is_flag(column)]
     return tuple(flags) if len(flags) >= 3 and output in flags else ()
 
 
-def _options(columns: Sequence[Column], output: Column) -> tuple[tuple[str, Column], ...]:
+def find_options(columns: Sequence[Column], output: Column) -> tuple[tuple[str, Column], ...]:
     """The columns that the values of the output name: `A` or `option_a` for the value A. Empty unless all are found."""
     by_name: dict[str, Column] = {}
     for column in reversed(columns):
@@ -251,17 +292,6 @@ def _options(columns: Sequence[Column], output: Column) -> tuple[tuple[str, Colu
         if name not in letters and len(name) == 1 and (not prefixes or column.words[0] in prefixes)
     ]
     return tuple(sorted([*found, *more], key=lambda option: option[0]))
-
-
-def _left_out(columns: Sequence[Column], roles: Roles) -> list[str]:
-    """Notes on the columns that the task does not use."""
-    others = (roles.output, roles.conversation, roles.tools, roles.system, roles.history, roles.tests, roles.reasoning)
-    options = (column for _, column in roles.options)
-    used = {column.source for column in (*roles.inputs, *roles.flags, *options, *others) if column is not None}
-    rest = [
-        column.name for column in columns if not column.keys and column.source not in used and column.name != "split"
-    ]
-    return [f"not used: {listed(rest)}"] if rest else []
 
 
 def _no_input(sample: Sample, output: Column) -> str:

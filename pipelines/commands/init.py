@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +53,7 @@ def init(data: str, task: str | None, output: Path | None, base_model: str, inte
     sample = read_sample(data)
     roles = find_roles(sample)
     kind, labels, notes = find_kind(roles)
-    choices = Choices(name, base_model, replace(roles, notes=[*notes, *roles.notes]), kind, labels)
+    choices = Choices(name, base_model, roles, kind, labels, notes=tuple(notes))
     if interactive:
         choices = ask(sample, choices)
     draft = write_job(sample, choices)
@@ -88,9 +90,15 @@ def _checked_name(name: str) -> str:
 
 
 def _check_new(output: Path) -> None:
-    """Raises ConfigError for a file that exists."""
-    if output.exists() or output.is_symlink():
-        raise ConfigError(f"{output} exists already and is not overwritten; name another file with --output")
+    """Raises ConfigError for a file that exists, MachineError for a folder that cannot be written to."""
+    with os_errors_as_machine_error(output):
+        if output.exists() or output.is_symlink():
+            raise ConfigError(f"{output} exists already and is not overwritten; name another file with --output")
+        folder = next(parent for parent in output.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise ConfigError(f"--output {output}: {folder} is not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _yaml(draft: Draft, sample: Sample, output: Path | None) -> str:

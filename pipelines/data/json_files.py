@@ -1,10 +1,14 @@
-"""JSON files: an array of objects, or an object that holds one such array. They are read in parts, row by row."""
+"""JSON files: an array of objects, or an object that holds one such array. They are read in parts, row by row.
+
+An object of columns, as pandas and datasets write them, is read whole.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +30,34 @@ _LONGEST_PART = 16
 def read_json_array(path: Path) -> NumberedRows:
     """Yields the objects of the file's array, each after the line on which it begins.
 
-    The array is the whole file, or the only array of objects of the file's object; its other keys are left out.
-    Raises DataError, with the line, for invalid JSON, for an element that is not an object, and for an object with
-    several arrays of objects or none.
+    The array is the whole file, or the only array of objects of the file's object; its other keys are left out. An
+    object of columns yields their rows, each after its index from 1. Raises DataError, with the line, for invalid JSON,
+    for an element that is not an object, and for an object with several arrays of objects, or with none and no columns.
     """
     scanner = _Scanner(path)
     if scanner.peek() == "[":
         yield from scanner.objects_of_array()
     elif scanner.peek() == "{":
-        yield from _objects_of_object(scanner)
+        yield from _MemberRows(scanner).read([])
     else:
         raise scanner.error("expected a JSON array of objects, [{...}, {...}]")
     if scanner.peek():
         raise scanner.error("there is text after the end of the JSON value; is it two files in one?")
 
 
-def array_keys(path: Path) -> tuple[str | None, list[str]]:
-    """The key of the object's array of objects, None if the file is an array; and the keys that are left out."""
+def json_notes(path: Path) -> list[str]:
+    """What the rows are, unless the file is an array of objects."""
     scanner = _Scanner(path)
     if scanner.peek() != "{":
-        return None, []
-    key, others = None, []
-    for name, starts_rows in _members(scanner):
-        if starts_rows:
-            key = name
-            for _ in scanner.objects_of_array():
-                pass
-        else:
-            scanner.value()
-            others.append(name)
-    return key, others
+        return []
+    others: list[str] = []
+    rows = _MemberRows(scanner)
+    count = sum(1 for _ in rows.read(others))
+    if rows.key is None:
+        return [f"holds columns, not rows; read as {count:,} row{'s' if count != 1 else ''}"]
+    if not others:
+        return []
+    return [f"its rows are the array {rows.key!r}; the other keys are left out ({', '.join(others[:5])})"]
 
 
 def is_array(path: Path) -> bool:
@@ -64,7 +66,7 @@ def is_array(path: Path) -> bool:
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether the file is a sequence of objects, or one object without an array of objects on one line."""
+    """Whether the file is a sequence of objects, or one object on one line that holds neither rows nor columns."""
     scanner = _Scanner(path)
     if scanner.peek() != "{":
         return False
@@ -74,33 +76,84 @@ def is_json_lines(path: Path) -> bool:
         return False  # the reader reports it
     if scanner.peek() == "{":
         return True
-    return scanner.peek() == "" and scanner.line == 1 and not any(map(_is_array, value.values()))
+    holds_rows = any(map(_is_array, value.values())) or bool(value and _columns(value))
+    return scanner.peek() == "" and scanner.line == 1 and not holds_rows
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _objects_of_object(scanner: _Scanner) -> NumberedRows:
-    rows_key: str | None = None
-    for name, starts_rows in _members(scanner):
-        if not starts_rows:
-            scanner.value()
-            continue
-        if rows_key is not None:
-            raise scanner.error(
-                f"the object has two arrays of objects, {rows_key!r} and {name!r}; write one of them to its own file"
-            )
-        rows_key = name
-        yield from scanner.objects_of_array()
-    if rows_key is None:
-        raise DataError(
-            Problem(
-                "the object holds no array of objects; write [{...}, {...}], one object per row "
-                '(in pandas: frame.to_json(file, orient="records"))',
-                str(scanner.path),
-            )
-        )
+def _columns(members: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """The values of each column, if every member is a list, or an object whose keys are the indices of rows, as pandas
+    writes it; else None."""
+    columns: dict[str, list[Any]] = {}
+    indices: list[str] | None = None
+    for name, value in members.items():
+        if isinstance(value, dict) and value and all(key.isdigit() for key in value):
+            indices = indices or list(value)
+            columns[name] = list(value.values()) if list(value) == indices else []
+        elif isinstance(value, list):
+            columns[name] = value
+        if not columns.get(name):
+            return None
+    return columns
+
+
+class _MemberRows:
+    """The rows of an object: those of its array of objects, or of its columns.
+
+    `key` is that of the array, None for columns; it is known after the last row.
+    """
+
+    def __init__(self, scanner: _Scanner) -> None:
+        self.scanner = scanner
+        self.key: str | None = None
+
+    def read(self, others: list[str]) -> NumberedRows:
+        """Yields the rows; adds the keys that are left out to `others`."""
+        members: dict[str, Any] = {}
+        """Those before the array: columns, unless an array of rows follows."""
+        for name, starts_rows in _members(self.scanner):
+            if not starts_rows:
+                value = self.scanner.value()
+                if self.key is None:
+                    members[name] = value
+                others.append(name)
+            elif self.key is not None:
+                message = f"the object has two arrays of objects, {self.key!r} and {name!r}"
+                raise self.scanner.error(f"{message}; write one of them to its own file")
+            else:
+                rows, length = self.scanner.objects_of_array(), _common_length(members)
+                first_rows = [] if length is None else list(islice(rows, length + 1))
+                if len(first_rows) == length:
+                    members[name] = [row for _, row in first_rows]  # a column of objects
+                    continue
+                self.key, members = name, {}
+                yield from first_rows
+                yield from rows
+        if self.key is None:
+            yield from self._rows_of_columns(members)
+
+    def _rows_of_columns(self, members: dict[str, Any]) -> NumberedRows:
+        columns = _columns(members)
+        if columns and _common_length(members) is not None:
+            for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
+                yield number, dict(zip(columns, values, strict=True))
+            return
+        if columns:
+            listed = ", ".join(f"{name}: {len(values):,}" for name, values in list(columns.items())[:8])
+            message = f"the object holds columns with different numbers of values ({listed}), so they make no rows"
+        else:
+            message = "the object holds no array of objects"
+        advice = 'write [{...}, {...}], one object per row (in pandas: frame.to_json(file, orient="records"))'
+        raise DataError(Problem(f"{message}; {advice}", str(self.scanner.path)))
+
+
+def _common_length(members: dict[str, Any]) -> int | None:
+    """The number of values of each column; None for members that are no columns, or of different lengths."""
+    lengths = {len(values) for values in (_columns(members) or {}).values()}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _members(scanner: _Scanner) -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.data.arrow_files import is_saved_dataset, read_saved_dataset, saved_splits
 from pipelines.data.csv_files import csv_notes, read_csv
-from pipelines.data.json_files import array_keys, is_array, is_json_lines, read_json_array
+from pipelines.data.json_files import is_array, is_json_lines, json_notes, read_json_array
 from pipelines.data.jsonl_files import read_jsonl
 from pipelines.data.parquet import read_parquet
 from pipelines.data.spreadsheets import read_xlsx, xlsx_notes
@@ -106,15 +106,22 @@ def read_notes(path: Path) -> list[str]:
     return []
 
 
+def notes_on_file(name: str) -> list[str]:
+    """The notes on a file as sentences; none on one that is no data file, or cannot be read."""
+    path = Path(name)
+    try:
+        is_data_file = data_suffix(path) in SUFFIXES and path.is_file()
+        return [f"{name}: {note}" for note in read_notes(path)] if is_data_file else []
+    except (DataError, OSError, ValueError):
+        return []
+
+
 def _json_notes(path: Path, suffix: str) -> list[str]:
     if suffix != ".json":
         return ["holds one array of objects, not one object per line; read as .json"] if is_array(path) else []
     if is_json_lines(path):
         return ["holds one object per line; read as .jsonl"]
-    key, others = array_keys(path)
-    if key is None or not others:
-        return []
-    return [f"its rows are the array {key!r}; the other keys are left out ({', '.join(others[:5])})"]
+    return json_notes(path)
 
 
 @contextmanager

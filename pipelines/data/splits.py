@@ -71,7 +71,7 @@ def read_split_rows(task: Task, pipeline: PipelineSettings, wanted: Wanted | Non
         if file.split is not None:
             error = _contradicts_file(fields, file.split)
         else:
-            error = _wrong_split_column(fields, survey.first_named) if survey.first_named else ""
+            error = _wrong_split_column(fields, survey) if survey.first_named else ""
         split = None if error else SPLITS[plan.splits[index]]
         yield SplitRow(file.name, row_number, fields, split, error, index not in plan.left_out, plan.ranks.get(index))
 
@@ -133,6 +133,7 @@ class _Survey:
     Attributes:
         count: the number of rows.
         first_named: the first row that names its split in a file without one, 0 if none does.
+        first_unknown: the first value of a column `split` that means no split.
         splits: the index in SPLITS that each row's file or column says, else _UNKNOWN.
         contradictory: the rows whose column names another split than their file.
         labels, clusters: the code of each row's label and cluster; None if the task has none.
@@ -140,6 +141,7 @@ class _Survey:
 
     count: int = 0
     first_named: int = 0
+    first_unknown: object = None
     splits: array[int] = field(default_factory=lambda: array("b"))
     contradictory: list[int] = field(default_factory=list)
     labels: array[int] | None = None
@@ -165,6 +167,8 @@ def _survey(files: Sequence[DataFile], task: Task) -> _Survey:
         name, own = file.split, fields.get(SPLIT_COLUMN)
         if name is None and (name := own) not in (None, ""):
             survey.first_named = survey.first_named or row_number
+            if survey.first_unknown is None and canonical_split(own) is None:
+                survey.first_unknown = own
         if file.split is not None and own is not None and _contradicts_file(fields, file.split):
             survey.contradictory.append(len(survey.splits))
         survey.splits.append(SPLITS.index(name) if name in SPLITS else _UNKNOWN)
@@ -224,14 +228,19 @@ def label_column(task: Task) -> str | None:
     return columns[0] if len(columns) == 1 and completion.strip() == f"{{{columns[0]}}}" else None
 
 
-def _wrong_split_column(fields: Mapping[str, Any], first_named: int) -> str:
-    """The error in the row's column `split`, or "". `first_named` is the first row that has a value there."""
+def _wrong_split_column(fields: Mapping[str, Any], survey: _Survey) -> str:
+    """The error in the row's column `split`, or ""."""
     split = fields.get(SPLIT_COLUMN)
     if split in SPLITS:
         return ""
+    listed = ", ".join(SPLITS)
     if split in (None, ""):
-        return f"has no split, though row {first_named} has one; write one of {', '.join(SPLITS)}"
-    return f"split is {split!r:.60}; write {canonical_split(split) or f'one of {", ".join(SPLITS)}'}"
+        return f"has no split, though row {survey.first_named} has one; write one of {listed}"
+    if meant := canonical_split(split):
+        return f"split is {split!r}; write {meant}"
+    # The same for all rows, so that they are one problem.
+    message = f"its column `split` holds no split, as {survey.first_unknown!r:.60}"
+    return f"{message}; write one of {listed}, or rename the column if it is another thing"
 
 
 def _contradicts_file(fields: Mapping[str, Any], split: str) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 else:  # most jobs have no workbook
     openpyxl = lazy_import("openpyxl")
 
+MAX_LISTED = 5
+"""Sheets that a note names."""
 MAX_UNPACKED_BYTES = 4 << 30
 """Bytes of the XML inside a workbook. A small file can claim to hold more than any disk."""
 
@@ -52,9 +54,12 @@ def xlsx_notes(path: Path) -> list[str]:
     with _open_workbook(path) as workbook:
         if len(workbook.worksheets) < 2:
             return []
-        others = len(workbook.worksheets) - 1
         name = _first_visible(workbook, path).title
-        return [f"read from its sheet {name!r}; {others} other sheet{'s are' if others > 1 else ' is'} left out"]
+        others = [repr(sheet.title) for sheet in workbook.worksheets if sheet.title != name]
+        more = f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else ""
+        return [
+            f"read from its sheet {name!r}; left out: {', '.join(others[:MAX_LISTED])}{more}; the first one is read"
+        ]
 
 
 @contextmanager

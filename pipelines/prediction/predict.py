@@ -123,9 +123,6 @@ class RowPredictor:
         for note in self.source.notes:
             reporter.note(note)
         with reporter.status("Checking the rows") if is_large else contextlib.nullcontext():
-            for file in self.source.files:
-                for note in read_notes(file.path):
-                    reporter.note(f"{file.name}: {note}")
             errors, num_rows = RowErrors(), 0
             examples = self.prompts.examples(source_rows(self.source.files), errors)
             examples = self._with_checked_columns(examples, errors, max_columns)
@@ -134,6 +131,9 @@ class RowPredictor:
                 check_prompt_lengths(batch, self.prompt_format.context_length, errors)
                 num_rows += len(batch)
             errors.raise_if_any()
+        for file in self.source.files:
+            for note in read_notes(file.path):
+                reporter.note(f"{file.name}: {note}")
         return num_rows
 
     def _with_checked_columns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -137,6 +138,34 @@ CASES: dict[str, tuple[Rows, str, list[str], str, str]] = {
         "rows.jsonl",
         ["{{ text }}"],
         '{{ tags | replace(";", ", ") }}',
+        "multilabel_f1",
+    ),
+    "rows without a label": (
+        rows_of(title=text, topics=lambda i: LABELS[: i % 4]),
+        "rows.jsonl",
+        ["one or more of: delivery, other, refund, or with none.", "{{ title }}"],
+        '{{ (topics or "") | join(", ") or "none" }}',
+        "multilabel_f1",
+    ),
+    "most rows without a label": (
+        rows_of(title=text, topics=lambda i: [LABELS[i % 3], LABELS[i % 2]] if i % 4 == 0 else []),
+        "rows.jsonl",
+        ["{{ title }}"],
+        '{{ (topics or "") | join(", ") or "none" }}',
+        "multilabel_f1",
+    ),
+    "cells without a label": (
+        rows_of(text=text, tags=lambda i: ",".join(LABELS[: i % 4])),
+        "rows.csv",
+        ["{{ text }}"],
+        '{{ tags or "none" }}',
+        "multilabel_f1",
+    ),
+    "cells without a label, with semicolons": (
+        rows_of(text=text, tags=lambda i: ";".join(LABELS[: i % 4]) or None),
+        "rows.jsonl",
+        ["{{ text }}"],
+        '{{ (tags or "") | replace(";", ", ") or "none" }}',
         "multilabel_f1",
     ),
     "a column per label": (
@@ -422,6 +451,95 @@ def test_rows_of_one_context_stay_together() -> None:
     assert task["cluster_by"] == "context"
 
 
+@pytest.mark.parametrize("name", ["user_id", "document", "customer", "patient", "conversationId"])
+def test_rows_of_one_user_or_document_stay_together(name: str) -> None:
+    rows = rows_of(**{name: lambda i: f"u{i // 4}"}, text=text, label=lambda i: LABELS[i % 3])
+    result = init(write(rows))
+    assert load_job("rows.yaml").pipeline.tasks["rows"].cluster_by == name
+    assert f"cluster by  {name}: 15 values, the rows of one are in one split" in result.stderr
+    assert "not used" not in result.stderr
+    check_job(load_job("rows.yaml"))
+    for row in rows[:5]:
+        row[name] = None
+    result = init(write(rows), "--output", "b.yaml")
+    assert f"keep them in one split with cluster_by: {name}, after the 5 rows without one have got it" in result.stderr
+    assert load_job("b.yaml").pipeline.tasks["rows"].cluster_by is None
+
+
+def test_an_id_that_may_group_the_rows_is_noted() -> None:
+    result = init(write(rows_of(post_id=lambda i: i // 4, text=text, label=lambda i: LABELS[i % 3])))
+    assert "several rows have the same post_id (15 values): if they belong together" in result.stderr
+    assert load_job("rows.yaml").pipeline.tasks["rows"].cluster_by is None
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"label_id": lambda i: i % 15},  # the number of the label
+        {"user": lambda i: i % 3},  # few groups
+        {"user": lambda i: i},  # one row each
+        {"user": lambda i: max(0, i - 20)},  # one large group
+        {"author": lambda i: text(i // 4)},  # a text
+    ],
+)
+def test_other_columns_are_no_groups_of_rows(column: dict[str, Any]) -> None:
+    result = init(write(rows_of(**column, text=text, label=lambda i: f"l{i % 15}")))
+    assert load_job("rows.yaml").pipeline.tasks["rows"].cluster_by is None
+    assert "cluster_by" not in result.stderr
+
+
+@pytest.mark.parametrize("extra", [{}, {"label": lambda i: i % 2}, {"label": lambda i: LABELS[i % 3]}])
+def test_notes_agree_with_the_job(extra: dict[str, Any]) -> None:
+    flags: dict[str, Any] = {name: lambda i, n=n: int(i % n == 0) for n, name in enumerate(["mild", "rude", "mad"], 2)}
+    result = init(write(rows_of(id=lambda i: i, system=lambda i: text(i, 3), comment=text, **flags, **extra)))
+    assert result.exit_code == 0, result.output
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    yaml = Path("rows.yaml").read_text(encoding="utf-8").partition("tasks:")[2].partition("split:")[0]
+    (unused,) = [note.removeprefix("note: not used: ").split(", ") for note in notes if "not used" in note]
+    columns = ["id", "system", "comment", *flags, *extra]
+    used = {name for name in columns if f"{{{name}" in yaml or f"{{{{ {name}" in yaml or f"if {name} |" in yaml}
+    assert set(unused) == set(columns) - used
+    for note in notes:
+        if "could be the answer as well" in note:
+            assert not any(name in note for name in used)
+
+
+def test_a_note_on_many_columns_names_a_few() -> None:
+    columns: dict[str, Any] = {f"c{n}": lambda i, n=n: "abc"[(i * n + n * n) % 3] for n in range(300)}
+    result = init(write(rows_of(text=text, **columns)))
+    (tie,) = [line for line in result.stderr.splitlines() if "could be the answer as well" in line]
+    assert len(tie) < 200 and " more could be" in tie
+
+
+def test_a_column_split_that_holds_something_else_is_one_line() -> None:
+    result = init(write(rows_of(text=text, label=lambda i: LABELS[i % 3], split=lambda i: text(i, 4))))
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert "its column `split` holds no split" in result.stderr and "rename the column" in result.stderr
+
+
+def test_columns_in_json_are_rows(folder: Path) -> None:
+    Path("rows.json").write_text(
+        json.dumps({"text": [text(i) for i in range(60)], "label": [LABELS[i % 3] for i in range(60)]})
+    )
+    assert "note: rows.json: holds columns, not rows; read as 60 rows" in init("rows.json").stderr
+    check_job(load_job("rows.yaml"))
+
+
+def test_an_error_comes_with_what_was_detected_in_the_file() -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Read me"
+    for line in (["about"], ["the data"], ["of 2024"]):
+        book.active.append(line)
+    book.create_sheet("Tickets").append(["text", "label"])
+    book.save("rows.xlsx")
+    error, note = init("rows.xlsx").stderr.splitlines()
+    assert error.startswith("error: rows.xlsx: has one column")
+    assert note == "note: rows.xlsx: read from its sheet 'Read me'; left out: 'Tickets'; the first one is read"
+    Path("rows.csv").write_text("text;label\na;b\nc\n")
+    result = init("rows.csv")
+    assert result.stderr.splitlines()[1:] == ["note: rows.csv: its cells are separated by semicolons"]
+
+
 @pytest.mark.parametrize("names", [("A", "B", "C", "D"), ("option_a", "option_b", "option_c", "option_d")])
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_options_of_a_question_are_part_of_the_prompt(names: tuple[str, ...], missing: bool) -> None:
@@ -508,6 +626,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "one label": (
         "text,label\n" + "".join(f"{text(i)},{'b' if i == 7 else 'a'}\n" for i in range(20)),
         "task rows: every test row has the label 'a'; there is nothing to learn or to compare",
+    ),
+    "columns of different lengths": (
+        {"text": ["a", "b", "c"], "label": ["x", "y"]},
+        "rows.json: the object holds columns with different numbers of values (text: 3, label: 2), so they make no rows",
     ),
     "nested answers": (
         [{"id": i, "text": text(i), "notes": [{"by": "a", "label": i}], "x": 3} for i in range(20)],
@@ -597,6 +719,96 @@ def test_an_answer_replaces_the_guess() -> None:
     task = load_job("rows.yaml").pipeline.tasks["rows"]
     assert (task.completion, task.metric) == ("{team}", "chrf")
     assert "{note}" in task.prompt and "{text}" not in task.prompt and "delivery, refund" in task.prompt
+
+
+def test_several_columns_of_flags_are_an_answer() -> None:
+    flags: dict[str, Any] = {name: lambda i, n=n: int(i % n == 0) for n, name in enumerate(["mild", "rude", "mad"], 2)}
+    data = write(rows_of(comment=text, author=lambda i: text(i, 2), **flags))
+    result = init(data, "--interactive", answers="rude, comment\nmad,rude, mad\nauthor\n")
+    assert result.exit_code == 0, result.output
+    assert "several columns are an answer only if they hold 0 and 1, which comment does not" in result.stderr
+    task = load_job("rows.yaml").pipeline.tasks["rows"]
+    assert "{{ author }}" in task.prompt and "comment" not in task.prompt
+    assert '"mad" if mad' in task.completion and '"rude" if rude' in task.completion and "mild" not in task.completion
+    assert "note: not used: comment, mild" in result.stderr
+
+
+KIND_ANSWERS = [
+    "",
+    "labels",
+    "several labels",
+    "choices",
+    "translation",
+    "code",
+    "short text",
+    "long text",
+    "conversation",
+]
+
+
+@pytest.mark.parametrize("kind", KIND_ANSWERS)
+@pytest.mark.parametrize("name", ["labels", "list of labels", "Alpaca", "choices", "a column per label", "code"])
+def test_any_kind_gives_a_job_or_an_error(name: str, kind: str) -> None:
+    result = init(write(*CASES[name][:2]), "--interactive", answers=f"\n\n{kind}\n")
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    if result.exit_code:
+        assert result.exit_code == 2 and "error: " in result.stderr.splitlines()[-1], result.output
+    else:
+        check_job(load_job(task_name(CASES[name][1]) + ".yaml"))
+
+
+def test_nonsense_answers_are_asked_again_until_the_input_ends() -> None:
+    data = write(rows_of(text=text, label=lambda i: LABELS[i % 3], team=lambda i: LABELS[i % 2]))
+    plain = init(data, "--output", "a.yaml")
+    rng = random.Random(3)
+    words = [
+        ",",
+        ", ,",
+        "\x1b[2J",
+        "text,",
+        "label",
+        "team, team",
+        "none",
+        "\ud7ff",
+        "{}",
+        "0",
+        "a" * 5000,
+        "yes",
+        "42",
+    ]
+    for index in range(40):
+        answers = "".join(f"{rng.choice(words)}\n" for _ in range(rng.randrange(12)))
+        result = init(data, "--interactive", "--output", f"b{index}.yaml", answers=answers)
+        assert result.exit_code in (0, 2) and (result.exception is None or isinstance(result.exception, SystemExit))
+        assert "\x1b" not in result.stderr.replace("\x1b[2J\n", "")
+        if result.exit_code == 0:
+            check_job(load_job(f"b{index}.yaml"))
+    assert plain.exit_code == 0
+
+
+def test_answers_that_are_no_text_and_a_closed_input_do_not_crash() -> None:
+    data = write(rows_of(text=text, label=lambda i: LABELS[i % 3]))
+    command = [sys.executable, "-m", "pipelines.cli", "init", data, "--interactive", "--output"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run([*command, "a.yaml"], input=b"\xff\n", env=strict, capture_output=True, check=False)
+    assert result.returncode == 2 and result.stderr.endswith(b"error: the answer is not UTF-8 text\n")
+    result = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command, "b.yaml"], capture_output=True, check=False)
+    assert result.returncode == 0 and Path("b.yaml").exists(), result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(rows_of(text=text, label=lambda i: LABELS[i % 3]))
+    for output, message in (
+        (f"{data}/job.yaml", "is not a folder"),
+        ("a" * 300, "file name too long"),
+        (".", "exists already"),
+    ):
+        result = init(data, "--interactive", "--output", output)
+        assert result.exit_code in (1, 2) and message in result.stderr and "Column" not in result.stderr
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, whom no permission stops
+    result = init(data, "--interactive", "--output", "new/job.yaml")
+    assert result.exit_code == 1 and "permission denied; use a writable folder" in result.stderr
+    assert "Column" not in result.stderr and not Path("new").exists()
 
 
 @pytest.mark.parametrize(

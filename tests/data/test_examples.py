@@ -30,7 +30,12 @@ def test_examples_have_their_source_and_split(tmp_path):
         ([{"q": "1", "a": "2", "split": "dev"}], ":1: task t: split is 'dev'; write validation"),
         ([{"q": "1", "a": "2", "split": " Train"}] * 3, r":1: task t: split is ' Train'; write train \(3 such rows\)"),
         ([{"q": "1", "a": "2", "split": "Held-out"}], "split is 'Held-out'; write test"),
-        ([{"q": "1", "a": "2", "split": 0.7}], "split is 0.7; write one of train, validation, test"),
+        (
+            [{"q": "1", "a": "2", "split": f"text {index}"} for index in range(40)],
+            r"\A[^\n]*:1: task t: its column `split` holds no split, as 'text 0'; write one of train, validation, test, "
+            r"or rename the column if it is another thing \(40 such rows\)\Z",
+        ),
+        ([{"q": "1", "a": "2", "split": 0.7}], "holds no split, as 0.7; write one of train, validation, test"),
         ([{"q": "1", "a": " "}] * 9, r"rows.jsonl:1: task t: the completion is empty; .* \(9 such rows\)"),
         (
             [{"q": "1", "a": "2"}] * 8 + [{"q": "1", "a": "2", "split": "test"}],
@@ -61,7 +66,7 @@ def test_unused_columns_may_hold_anything(tmp_path):
 
 
 def test_problems_are_grouped_and_limited(tmp_path):
-    rows = [{"q": f"q{index}", "a": "x", "split": f"part {index}"} for index in range(50)]
+    rows = [{"q": f"q{index}", f"x{index}": "x"} for index in range(50)]
     with pytest.raises(DataError) as caught:
         list(load_examples(make_job(tmp_path, rows).pipeline))
     assert len(caught.value.problems) == 11 and "40 more rows have other problems" in str(caught.value.problems[-1])

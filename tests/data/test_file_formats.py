@@ -92,6 +92,35 @@ def test_lines_of_the_rows_of_json_arrays(tmp_path):
     assert [(line, row["a"]) for line, row in numbered_rows(path)] == [(3, 1), (5, 2), (6, 3)]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": ["x", "y"], "b": [1, null]}',
+        '{"a": ["x", "y"],\n "b": [1, null]}',
+        '{"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": null}}',  # pandas.DataFrame.to_json(file)
+    ],
+)
+def test_json_columns_are_rows(tmp_path, content):
+    path = write(tmp_path, "a.json", content)
+    assert list(numbered_rows(path)) == [(1, {"a": "x", "b": 1}), (2, {"a": "y", "b": None})]
+    assert read_notes(path) == ["holds columns, not rows; read as 2 rows"]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "others"),
+    [
+        ('{"a": ["x", "y"], "b": [{"k": 1}, {"k": 2}]}', [{"a": "x", "b": {"k": 1}}, {"a": "y", "b": {"k": 2}}], None),
+        ('{"names": ["x", "y"], "data": [{"k": 1}, {"k": 2}, {"k": 3}]}', [{"k": 1}, {"k": 2}, {"k": 3}], "names"),
+        ('{"names": ["x", "y"], "data": [{"k": 1}], "n": [1]}', [{"k": 1}], "names, n"),
+    ],
+)
+def test_an_array_of_objects_is_a_column_if_it_is_as_long_as_the_others(tmp_path, content, rows, others):
+    path = write(tmp_path, "a.json", content)
+    assert read_rows(path) == rows
+    (note,) = read_notes(path)
+    assert (f"left out ({others})" in note) if others else ("holds columns" in note)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 100])
 def test_json_values_across_the_parts_of_a_file(tmp_path, monkeypatch, size):
     monkeypatch.setattr("pipelines.data.text_files._CHUNK_BYTES", size or 1 << 20)
@@ -114,8 +143,11 @@ def test_json_values_across_the_parts_of_a_file(tmp_path, monkeypatch, size):
         ("a.json", '[{"a": 1},\n{"a": 1, "a": 2}]', ":2: has the key 'a' twice"),
         ("a.json", '[{"a": 1},\n\n 17]', ":3: expected an object"),
         ("a.json", '[{"a": 1}]\n[{"a": 2}]', ":2: there is text after the end"),
-        ("a.json", '{"a": {"0": "x"},\n "b": {"0": "y"}}', "holds no array of objects"),
-        ("a.json", '{"a": ["x"],\n "b": ["y"]}', "holds no array of objects"),
+        ("a.json", '{"a": {"x": "x"},\n "b": {"x": "y"}}', "holds no array of objects"),
+        ("a.json", '{"a": {"0": "x", "1": "y"},\n "b": {"0": "y", "2": "y"}}', "holds no array of objects"),
+        ("a.json", '{"a": ["x", "y"], "b": ["y"]}', "different numbers of values (a: 2, b: 1)"),
+        ("a.json", '{"columns": ["a"],\n "index": [0, 1], "data": [["x"], ["y"]]}', 'orient="records"'),
+        ("a.json", '{"a": ["x"],\n "b": ["y"]} 1', ":2: there is text after the end"),
         ("a.json", '{"a": [{"x": 1}],\n "b": [{"x": 2}]}', ":2: the object has two arrays of objects, 'a' and 'b'"),
         ("a.json", '"text"', ":1: expected a JSON array of objects"),
         ("a.json", "", ":1: expected a JSON array of objects"),
@@ -185,7 +217,7 @@ def test_workbooks(tmp_path):
         (3, {"text": "ä", "n": 1, "day": "2024-05-01", "at": "2024-05-01T12:30:00"}),
         (5, {"text": "b", "n": 0.5, "day": None, "at": None}),
     ]
-    assert read_notes(path) == ["read from its sheet 'data'; 2 other sheets are left out"]
+    assert read_notes(path) == ["read from its sheet 'data'; left out: 'notes', 'more'; the first one is read"]
 
 
 @pytest.mark.parametrize(
