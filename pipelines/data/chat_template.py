@@ -100,7 +100,8 @@ class ChatTemplate:
         blocks: list[str] = []
         spans: list[tuple[int, int]] = []
         with compiled.environment.activate_tracker(blocks, spans):
-            for block in compiled.generate(**self._inputs(messages, False, tools, kwargs)):
+            given = tools or ([] if self.needs_tools else None)
+            for block in compiled.generate(**self._inputs(messages, False, given, kwargs)):
                 blocks.append(block)
         return spans
 
@@ -112,14 +113,26 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation. Raises ChatTemplateError."""
+        """The text of a conversation. Raises ChatTemplateError.
+
+        A template that needs a list of tools gets an empty one for a conversation without tools.
+        """
+        tools = tools or None
         try:
             return self._apply(messages, add_generation_prompt, tools, kwargs)
         except ChatTemplateError:
             raise
         except Exception as error:  # a template is a program and can raise anything
+            if tools is None and self._renders(messages, add_generation_prompt, [], kwargs):
+                return self._apply(messages, add_generation_prompt, [], kwargs)
             diagnosis = self._diagnose(messages, add_generation_prompt, tools, kwargs, error)
         raise diagnosis from None
+
+    @property
+    def needs_tools(self) -> bool:
+        """Whether the template only renders conversations with a list of tools, which may be empty."""
+        turns = [{"role": "user", "content": "?"}]
+        return not self._renders(turns, True, None, None) and self._renders(turns, True, [], None)
 
     def _apply(
         self,
@@ -147,7 +160,7 @@ class ChatTemplate:
             **self.variables,
             **(kwargs or {}),
             "messages": [_normalized(message) for message in messages],
-            "tools": tools or None,
+            "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
 
@@ -172,7 +185,9 @@ class ChatTemplate:
             message = f"{TEMPLATE} does not support a system turn ({details}); {OMIT_SYSTEM_HINT}, or {DISABLE_HINT}"
             return ChatTemplateError(message, "system")
         if isinstance(error, TemplateError) and not isinstance(error, UndefinedError):
-            return ChatTemplateError(f"{TEMPLATE} rejects a user turn and its answer ({details}); {DISABLE_HINT}")
+            has_calls = any("tool_calls" in message or message["role"] == "tool" for message in messages)
+            rejected = "a conversation with tool calls" if has_calls else "a user turn and its answer"
+            return ChatTemplateError(f"{TEMPLATE} rejects {rejected} ({details}); {DISABLE_HINT}")
         return ChatTemplateError(f"{TEMPLATE} fails ({type(error).__name__}: {details}); {DISABLE_HINT}")
 
     def _renders(
@@ -189,14 +204,18 @@ class ChatTemplate:
         return True
 
 
+def lost_calls() -> ChatTemplateError:
+    return ChatTemplateError(
+        f"{TEMPLATE} does not write tool calls, so they would be lost; use a model whose template has tools, "
+        "write pipeline.chat_template: FILE, or drop such rows"
+    )
+
+
 def check_calls(text: str, message: Message) -> None:
     """Raises ChatTemplateError if a call of a message is not in its rendering: the turn would be trained as empty."""
     for call in message.get("tool_calls") or ():
         if call["function"]["name"] not in text:
-            raise ChatTemplateError(
-                f"{TEMPLATE} does not write tool calls, so they would be lost; use a model whose template has tools, "
-                "write pipeline.chat_template: FILE, or drop such rows"
-            )
+            raise lost_calls()
 
 
 def check_contains(text: str, part: str, description: str, key: str = "chat_template") -> None:
@@ -211,8 +230,10 @@ def check_contains(text: str, part: str, description: str, key: str = "chat_temp
 
 def _normalized(message: Message) -> Message:
     """The message as transformers passes it to a template: without keys whose value is None, and with the reasoning
-    also under the name that the templates of gpt-oss read."""
+    also under the names that the templates of gpt-oss and, before a tool call, of Command read."""
     normalized = {key: value for key, value in message.items() if value is not None}
     if "reasoning_content" in normalized:
         normalized.setdefault("thinking", normalized["reasoning_content"])
+        if normalized.get("tool_calls"):
+            normalized.setdefault("tool_plan", normalized["reasoning_content"])
     return normalized

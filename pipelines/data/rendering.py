@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipelines.data.chat_template import TEMPLATE, check_calls, check_contains
+from pipelines.data.chat_template import TEMPLATE, check_contains
 from pipelines.data.conversation import Conversation, Message
 from pipelines.data.supervised_spans import RenderedConversation, SupervisedSpans
 from pipelines.data.template_form import ANSWER, PROMPT
@@ -52,6 +52,8 @@ class ConversationRenderer(SupervisedSpans):
             notes.append(f"{TEMPLATE} has no system turn; the text of `system` is put before the first user turn")
         if has_tools and not self.lists_tools:
             notes.append(f"{TEMPLATE} does not list tools; the column of `tools` has no effect")
+        if self.template.needs_tools and not has_tools:
+            notes.append(f"{TEMPLATE} is for conversations with tools; it gets an empty list of them")
         if not self.end:
             notes.append(f"{TEMPLATE} writes nothing after an answer; the tokenizer's end-of-text token is added")
         if (affixes := self._affixes_of(None, Conversation(()))) and affixes.print_answer("\n x ") != "\n x ":
@@ -73,15 +75,9 @@ class ConversationRenderer(SupervisedSpans):
         # Tags mark answers, not the thoughts that the model writes before them.
         if not thinks and (tagged := self._tagged_spans(messages, conversation, turns, text)) is not None:
             return tagged
-        spans = []
-        for turn in turns:
-            start, end = self._answer_span(text, messages, turn, conversation)
-            if thinks or messages[turn].get("tool_calls"):
-                start = self._thought_start(text, messages, turn, conversation, start)
-            check_calls(text[start:end], messages[turn])
-            spans.append((start, end))
+        spans = [self._written_span(text, messages, turn, conversation) for turn in turns]
         if thinks and not self._begins_with_thought(text, spans[-1][0], messages, conversation):
-            return self._insert_thought(text, spans, messages, conversation)
+            return self._insert_thought(text, spans, messages, turns, conversation)
         return self._cut(text, spans)
 
     def _paste(self, conversation: Conversation) -> RenderedConversation | None:

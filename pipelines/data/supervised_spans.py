@@ -18,9 +18,10 @@ from pipelines.data.chat_template import (
     ChatTemplateError,
     check_calls,
     check_contains,
+    lost_calls,
 )
 from pipelines.data.conversation import Conversation, Message
-from pipelines.data.template_form import ANSWER, TemplateForm
+from pipelines.data.template_form import ANSWER, TemplateForm, with_text_arguments
 
 if TYPE_CHECKING:
     from pipelines.data.reasoning import ReasoningMarkers
@@ -74,6 +75,10 @@ class SupervisedSpans(TemplateForm):
                 raise ChatTemplateError(f"{TEMPLATE} does not support a system turn; {OMIT_SYSTEM_HINT}", "system")
             rest[first] = {**rest[first], "content": f"{system['content']}\n\n{rest[first]['content']}"}
             messages, turns = rest, [turn - 1 for turn in turns]
+        if any(message.get("tool_calls") for message in messages):
+            if self.arguments_form == "lost":
+                raise lost_calls()
+            messages = with_text_arguments(messages) if self.arguments_form == "text" else messages
         return self._in_form(messages), turns
 
     def _thinks(self, conversation: Conversation) -> bool:
@@ -100,6 +105,17 @@ class SupervisedSpans(TemplateForm):
             )
         return len(before), len(text) - len(after) + len(self._end_of_turn(after, turn == len(messages) - 1))
 
+    def _written_span(
+        self, text: str, messages: Sequence[Message], turn: int, conversation: Conversation
+    ) -> tuple[int, int]:
+        """The range of what the model writes in a turn: its answer, from the generation prompt on if that may be
+        followed by a thought or a call."""
+        start, end = self._answer_span(text, messages, turn, conversation)
+        if self._thinks(conversation) or messages[turn].get("tool_calls"):
+            start = self._thought_start(text, messages, turn, conversation, start)
+        check_calls(text[start:end], messages[turn])
+        return start, end
+
     def _end_of_turn(self, after: str, is_last: bool) -> str:
         """What the end of a turn is in the text after its answer.
 
@@ -115,13 +131,23 @@ class SupervisedSpans(TemplateForm):
     ) -> tuple[int, int]:
         """The range of a turn with tool calls, which the template writes in its own form.
 
-        If the conversation through this turn is rendered in another way than within the whole, as where only a last
-        turn has a thought, the range is that of an answer without calls in its place.
+        It begins where the text leaves the generation prompt. If the conversation through this turn is rendered in
+        another way than within the whole, as where only a last turn has a thought, the call is found by rendering
+        another one, or the range is that of an answer without calls in its place.
         """
-        through = self._through_last_token(self._render(messages[: turn + 1], conversation))
-        start = len(self._render(messages[:turn], conversation, add_generation_prompt=True))
+        through = self._render(messages[: turn + 1], conversation)
+        prompt = self._render(messages[:turn], conversation, add_generation_prompt=True)
+        start = len(prompt) if text.startswith(prompt) else self._whole_token(text, len(commonprefix([text, prompt])))
+        common = commonprefix([text, through])
+        written = common.rfind(messages[turn]["tool_calls"][-1]["function"]["name"], start)
+        # The generation prompt of the next turn may follow the end of this one in either text.
+        if written >= 0 and (stop := self._stop_token) and (end := common.find(stop, written)) >= 0:
+            return start, end + len(stop)
+        through = self._through_last_token(through)
         if through and text.startswith(through) and start < len(through):
             return start, len(through)
+        if (moved := self._moved_call_span(text, prompt, messages, turn, conversation)) is not None:
+            return moved
         without_calls = {key: value for key, value in messages[turn].items() if key != "tool_calls"}
         try:
             replaced = [*messages[:turn], without_calls, *messages[turn + 1 :]]
@@ -130,6 +156,25 @@ class SupervisedSpans(TemplateForm):
             raise ChatTemplateError(
                 f"{TEMPLATE} does not support a turn with tool calls in this place; {DISABLE_HINT}"
             ) from None
+
+    def _moved_call_span(
+        self, text: str, prompt: str, messages: Sequence[Message], turn: int, conversation: Conversation
+    ) -> tuple[int, int] | None:
+        """The range of a turn with tool calls after a text that depends on what follows the turn, as where the tools
+        stand before the last user turn. None if the turn before it cannot be found in the text."""
+        call = messages[turn]["tool_calls"][-1]
+        renamed = {**call, "function": {**call["function"], "name": ANSWER}}
+        message = {**messages[turn], "tool_calls": [*messages[turn]["tool_calls"][:-1], renamed]}
+        try:
+            other = self._render([*messages[:turn], message, *messages[turn + 1 :]], conversation)
+        except ChatTemplateError:
+            return None
+        written = len(commonprefix([text, other]))
+        content = _content_text(messages[turn - 1]).strip()
+        tail = prompt[prompt.rfind(content) :] if content and content in prompt else ""
+        start = text.rfind(tail, 0, written + 1) if tail else -1
+        end = text.find(self._stop_token, written) if self._stop_token else -1
+        return (start + len(tail), end + len(self._stop_token)) if start >= 0 and end >= 0 else None
 
     def _thought_start(
         self, text: str, messages: Sequence[Message], turn: int, conversation: Conversation, answer_start: int
@@ -155,6 +200,7 @@ class SupervisedSpans(TemplateForm):
         text: str,
         spans: Sequence[tuple[int, int]],
         messages: Sequence[Message],
+        turns: Sequence[int],
         conversation: Conversation,
     ) -> RenderedConversation:
         """The text with the thought of the last turn, for a template that leaves thoughts out: it is written as the
@@ -178,8 +224,13 @@ class SupervisedSpans(TemplateForm):
         start, end = spans[-1]
         answer_start = self._answer_span(text, messages, len(messages) - 1, conversation)[0]
         joined = f"{prompt}{written}{text[max(start, answer_start) : end]}"
-        # The earlier turns are the same in both texts, unless the template treats the last turn of a text specially.
-        earlier = [span for span in spans[:-1] if joined[: span[1]] == text[: span[1]]]
+        earlier = list(spans[:-1])
+        if earlier and joined[: earlier[-1][1]] != text[: earlier[-1][1]]:
+            # The template treats the last answer of a text specially, and in the prompt that is an earlier one.
+            before = self._render(messages[:-1], conversation)
+            written = [self._written_span(before, messages[:-1], turn, conversation) for turn in turns[:-1]]
+            # Spans are those of the last turns, so that of a turn after which the texts differ removes all before it.
+            earlier = written if joined.startswith(before[: written[-1][1]]) else []
         return self._cut(joined, [*earlier, (len(prompt), len(joined))])
 
     def _tagged_spans(
@@ -199,6 +250,7 @@ class SupervisedSpans(TemplateForm):
         for turn in turns:
             start, end = blocks[assistants.index(turn)]
             prompt = self._render(messages[:turn], conversation, add_generation_prompt=True)
+            check_calls(text[start:end], messages[turn])
             answer_start = self._answer_span(text, messages, turn, conversation)[0]
             start = max(start, min(len(commonprefix([text, prompt])), answer_start))
             content = text[start:end]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 from pipelines.data.chat_template import DISABLE_HINT, TEMPLATE, ChatTemplate, ChatTemplateError, check_contains
 from pipelines.data.conversation import Message
 
 PROMPT, ANSWER, SYSTEM = "alfineprompt", "alfineanswer", "alfinesystem"
 """Contents of messages whose positions in a rendered conversation show what the template writes around them."""
+MAX_CONTROL_TOKEN = 64
+"""The most characters of a control token that are searched around a position."""
+_ARGUMENTS = {"alfineargument": "alfinevalue"}
+_CALL = {"id": "alfinecall", "type": "function", "function": {"name": "alfinetool", "arguments": _ARGUMENTS}}
+"""A tool call, for the same purpose."""
 
 
 class TemplateForm:
@@ -47,6 +54,22 @@ class TemplateForm:
         self.template.render(self._in_form(turns))  # an error of its own is not that of the system turn
         text = self._try(self._in_form([{"role": "system", "content": SYSTEM}, *turns]))
         return text is None or SYSTEM not in text
+
+    @cached_property
+    def arguments_form(self) -> Literal["object", "text", "lost"]:
+        """The form in which the template takes the arguments of tool calls: as an object, or as JSON text, where it
+        fails on an object or prints it as Python does. Calls are lost if it writes neither."""
+        calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+        turns = [*self._in_form([{"role": "user", "content": PROMPT}]), calling]
+        with_object, with_text = self._try(turns), self._try(with_text_arguments(turns))
+        if (
+            with_object is not None
+            and with_text is not None
+            and not any(_CALL["function"]["name"] in text for text in (with_object, with_text))
+        ):
+            return "lost"
+        prefers_text = with_object is None or str(_ARGUMENTS) in with_object
+        return "text" if prefers_text and with_text is not None and json.dumps(_ARGUMENTS) in with_text else "object"
 
     @property
     def lists_tools(self) -> bool:
@@ -102,6 +125,24 @@ class TemplateForm:
         matches = list(self._control_token.finditer(text))
         return text[: matches[-1].end()] if matches else ""
 
+    @cached_property
+    def _stop_token(self) -> str:
+        """The last control token of the end of an answer; empty if the template writes no end."""
+        tokens = self._control_token.findall(self.end)
+        return tokens[-1] if tokens else ""
+
+    def _whole_token(self, text: str, position: int) -> int:
+        """`position`, or the start of the word or control token that it is inside of."""
+        for match in self._control_token.finditer(text, max(0, position - MAX_CONTROL_TOKEN)):
+            if match.start() < position < match.end():
+                return match.start()
+            if match.end() == position:
+                return position
+            if match.start() >= position:
+                break
+        word = re.search(r"[^\s>]*\Z", text[:position])
+        return word.start() if word and position < len(text) and not text[position].isspace() else position
+
     def _ends_with_token(self, text: str) -> bool:
         return any(match.end() == len(text) for match in self._control_token.finditer(text))
 
@@ -133,3 +174,18 @@ def _with_parts(messages: Sequence[Message]) -> list[Message]:
         else message
         for message in messages
     ]
+
+
+def with_text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the arguments of tool calls as JSON text."""
+    return [
+        {**message, "tool_calls": [_with_text_argument(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_text_argument(call: Message) -> Message:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

@@ -30,7 +30,7 @@ Stage = Literal[
     "report",
 ]
 
-PREPARED_FORMAT = 9
+PREPARED_FORMAT = 10
 """Raise it when rows are split, rendered or tokenized in another way; the digest holds no version of alfine.
 
 Complete stages then run again although config and data are the same.
