@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.checks.hardware import locate_hardware_errors
+from pipelines.checks.hardware import configure_hardware
 from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
@@ -74,12 +74,9 @@ class StageRunner:
         """Finds the model that training starts from. Raises ModelError or ConfigError if that is not possible."""
         with reporter.status(f"Base model {job.base_model}"):
             quiet_libraries()
-            with locate_hardware_errors(job):
-                self.hardware = hardware_module.configure_hardware(job.pipeline.hardware)
+            self.hardware = configure_hardware(job)
             starting_model_folder = continual.prepare_starting_model(job, run)
             model_fingerprint = fingerprint(starting_model_folder)
-        if self.hardware.warning is not None:
-            reporter.warn(self.hardware.warning)
         check_module_names(job, starting_model_folder)
         job = resolve_formats(pin_hub_data(job, run))
         job = replace(job, prompt_date=run.manifest.get("prompt_date") or date.today().isoformat())

@@ -196,8 +196,9 @@ def install() -> None:
         }
     )
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
-    torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(…, device="pretend") is a copy to the device
-    torch.inference_mode = torch.no_grad  # type: ignore[misc]  # inference tensors cannot be wrapped
+    # Inference tensors cannot be wrapped. Functions that are decorated already call `clone`.
+    torch.inference_mode.clone = lambda mode: torch.no_grad()  # type: ignore[assignment, return-value]
+    torch.inference_mode = torch.no_grad  # type: ignore[misc]
     F.scaled_dot_product_attention = attention
     F.rms_norm = rms_norm
     torch.Tensor.pin_memory = _pin_memory  # type: ignore[method-assign]

@@ -55,7 +55,8 @@ def install_in_alfine() -> None:
 
 @contextlib.contextmanager
 def pretend_device() -> Iterator[None]:
-    """Runs the block on the device."""
+    """Runs the block on the device, in this thread."""
+    torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(…, device="pretend") is a copy to the device
     with PretendMode():
         yield
 

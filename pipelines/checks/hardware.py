@@ -30,6 +30,13 @@ def check_hardware(job: Job) -> list[Problem]:
     return [] if warning is None else [Problem(warning)]
 
 
+def configure_hardware(job: Job) -> hardware.Hardware:
+    """Chooses the hardware of this process for a job, see `hardware.configure_hardware`. Raises MachineError, with the
+    line of the config's key if that requires what the machine does not have."""
+    with locate_hardware_errors(job):
+        return hardware.configure_hardware(job.pipeline.hardware)
+
+
 @contextlib.contextmanager
 def locate_hardware_errors(job: Job) -> Iterator[None]:
     """Adds the line of the config's key to a MachineError that the choice of the hardware raises in the block."""

@@ -52,7 +52,7 @@ def plan(config: Path, overrides: tuple[str, ...], gpu: str | None, calibrate: b
         raise click.UsageError("--calibrate measures this machine, so it cannot be used with --gpu")
     job = load_job(config, overrides)
     check_data_files(job)
-    if gpu is None:
+    if gpu is None and not calibrate:  # which loads the model, and warns itself
         for warning in check_hardware(job):
             click.echo(f"warning: {warning}", err=True)
     hardware = find_hardware(gpu, job.pipeline.hardware)

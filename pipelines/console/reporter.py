@@ -44,12 +44,27 @@ else:
 def quiet_libraries() -> None:
     """Silences the progress bars, warnings and log messages of the libraries on the terminal."""
     # Importing Ludwig sends every INFO message to stdout unless the root logger has been configured before.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[_LogHandler()])
     warnings.simplefilter("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+
+
+class _LogHandler(logging.StreamHandler[Any]):
+    """Writes log messages as lines that begin with their level, above a progress bar if there is one."""
+
+    @property
+    def stream(self) -> IO[str]:
+        return sys.stderr  # which a progress bar replaces while it is drawn
+
+    @stream.setter
+    def stream(self, stream: object) -> None:
+        pass
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
 
 
 class ConsoleReporter:

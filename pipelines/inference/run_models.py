@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from pipelines.checks.hardware import configure_hardware
 from pipelines.config.job import Job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import RunError
@@ -19,11 +20,10 @@ from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
 
 if TYPE_CHECKING:
-    from pipelines.modeling import adapters, equivalence, hardware, packed_weights, packing
+    from pipelines.modeling import adapters, equivalence, packed_weights, packing
 else:  # torch: 3 s that an error in the run's folder does not need
-    adapters, equivalence, hardware, packed_weights, packing = (
-        lazy_import(f"pipelines.modeling.{name}")
-        for name in ("adapters", "equivalence", "hardware", "packed_weights", "packing")
+    adapters, equivalence, packed_weights, packing = (
+        lazy_import(f"pipelines.modeling.{name}") for name in ("adapters", "equivalence", "packed_weights", "packing")
     )
 
 ModelName = Literal["base", "tuned"]
@@ -78,7 +78,7 @@ class RunModels(RunFormat):
         Base and tuned share the base's weights if the run has an adapter that can be switched off: not one that
         rewrites the base's weights or trains some of them. Raises ModelError and RunError as `predict` does.
         """
-        hardware.configure_hardware(job.pipeline.hardware)
+        configure_hardware(job)
         folder, settings = existing_starting_model(job, run), job.chat_template_settings()
         base = LoadedModel.from_folder(folder, settings, job.quantization)
         tuned = base.with_tuned_model(run.path("model"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pipelines.inference.requests import GenerationRequest, TokenLogprob
+from pipelines.modeling.device_copy import to_fp64
 
 TOP_P_CANDIDATES = 1024
 """Most likely tokens that are sorted for `top_p`; the whole vocabulary only if their probability does not reach it."""
@@ -62,7 +63,9 @@ class Sampler:
         candidates: torch.Tensor | None = None
         if request.top_k:
             scores, candidates = scores.topk(min(request.top_k, len(scores)))
-        probabilities = scores.double().softmax(-1)
+        probabilities = to_fp64(scores).softmax(-1)
+        if candidates is not None:
+            candidates = candidates.to(probabilities.device)
         if request.top_p < 1:
             probabilities, kept = _nucleus(probabilities, request.top_p)
             candidates = kept if candidates is None else candidates[kept]

@@ -1,4 +1,4 @@
-"""Copies of arrays to the device, for which the host does not wait."""
+"""Copies of arrays to the device, for which the host does not wait; and fp64, which not every device has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import torch
 
 NON_BLOCKING_DEVICES = {"cuda"}
 """The device types to which a copy from pinned memory is asynchronous: it joins the queue of the current stream."""
+FP64_DEVICES = {"cpu", "cuda"}
+"""The device types that compute in fp64. Apple's GPUs do not, nor do some of Intel's."""
+
+
+def to_fp64(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp64, on the CPU if its device has no fp64."""
+    return (tensor if tensor.device.type in FP64_DEVICES else tensor.cpu()).double()
 
 
 def tensor_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

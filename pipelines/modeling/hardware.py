@@ -89,20 +89,27 @@ class Hardware:
 _current: Hardware | None = None
 _fp32_reason: str | None = None
 """Why this process uses fp32 instead of fp16, once a model has overflowed."""
+_given_warnings: set[str] = set()
+"""Warnings of `Hardware.warning` that this process has given."""
 
 
 def current_hardware() -> Hardware:
     """The choice for this process: what `configure_hardware` has set, else what the machine offers."""
-    global _current
     if _current is None:
-        _current = detect_hardware(HardwareSettings())
+        return configure_hardware(HardwareSettings())
     return _current
 
 
 def configure_hardware(settings: HardwareSettings) -> Hardware:
-    """Chooses for this process. Raises MachineError if the machine does not have what `settings` require."""
+    """Chooses for this process, and logs a warning of a GPU that is not used, once. Every model is loaded after it.
+
+    Raises MachineError if the machine does not have what `settings` require.
+    """
     global _current
     _current = detect_hardware(settings)
+    if _current.warning is not None and _current.warning not in _given_warnings:
+        _given_warnings.add(_current.warning)
+        logging.getLogger(__name__).warning(_current.warning)
     if _current.device.type == "cuda":
         # fp32 products (validation of fp32 weights, importance passes) on the matrix units, in TF32.
         torch.set_float32_matmul_precision("high")

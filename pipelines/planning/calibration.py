@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
+from pipelines.checks.hardware import configure_hardware
 from pipelines.config.job import Job
 from pipelines.evaluation.completions import LoadedModel, complete
 from pipelines.modeling.base_models import ensure_base_model
-from pipelines.modeling.hardware import configure_hardware, current_hardware
+from pipelines.modeling.hardware import current_hardware
 from pipelines.modeling.packing import sequence_mean_losses_of_batch, token_losses
 from pipelines.modeling.prefix_tree import build_prefix_tree
 from pipelines.modeling.token_sequences import TokenSequences
@@ -31,7 +32,7 @@ NUM_PROMPTS, NEW_TOKENS = 32, 32
 
 def measure_rates(job: Job, rows: Sequence[ExampleTokens], rows_per_step: int) -> Rates:
     """Times steps over `rows`, which are tokenized rows of the job. Raises MachineError and ModelError."""
-    configure_hardware(job.pipeline.hardware)
+    configure_hardware(job)
     loaded = LoadedModel.from_folder(ensure_base_model(job.base_model), job.chat_template_settings(), job.quantization)
     count = min(rows_per_step, MAX_STEP_ROWS, len(rows))
     batches = [

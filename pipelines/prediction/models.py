@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
-
+from pipelines.checks.hardware import configure_hardware
 from pipelines.config.job import Job, load_run_job
 from pipelines.data.prompt_format import PromptFormat
 from pipelines.errors import RunError
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.forgetting.continual import existing_starting_model
-from pipelines.registry import lazy_import
 from pipelines.storage.run_folder import Run
-
-if TYPE_CHECKING:
-    from pipelines.modeling import hardware
-else:
-    hardware = lazy_import("pipelines.modeling.hardware")  # torch: 3 s that an error in a file of rows does not need
 
 
 def tuned_job(run: Run) -> Job:
@@ -28,9 +20,7 @@ def tuned_job(run: Run) -> Job:
 
 def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
-    warning = hardware.configure_hardware(job.pipeline.hardware).warning
-    if warning is not None:
-        logging.getLogger(__name__).warning(warning)
+    configure_hardware(job)
     base = existing_starting_model(job, run)
     return LoadedModel.from_folder(base, job.chat_template_settings(), job.quantization).with_tuned_model(
         run.path("model")

@@ -11,13 +11,11 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import main
 from pipelines.config.hardware import HardwareSettings
-from pipelines.config.job import Job, load_job
 from pipelines.errors import ModelError
-from pipelines.modeling import gpu_driver, hardware
+from pipelines.modeling import gpu_driver, hardware, loading
 from pipelines.planning import target_hardware
-from pipelines.prediction import models
-from pipelines.storage.run_folder import Run
 from tests.checks.labeled_jobs import GOOD_ROWS, write_job
+from tests.inference.tiny_run import make_run
 
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040); torch needs a newer driver"
 
@@ -73,18 +71,53 @@ def test_a_device_that_the_machine_lacks_is_an_error(tmp_path: Path) -> None:
     assert result.exit_code != 0 and "finds no xpu device; use device: auto" in result.stderr
 
 
-def test_predict_and_compare_warn_before_they_load_the_model(
-    tmp_path: Path, unusable_gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "job.yaml", "--name", "x"),
+        ("plan", "job.yaml", "--calibrate"),
+        ("predict", "run", "odd.jsonl", "--task", "odd"),
+        ("predict", "run", "odd.jsonl", "--task", "odd", "--base"),
+        ("chat", "run"),
+        ("serve", "run", "--port", "0"),
+        ("compare", "run", "./base", "--prompts", "odd.jsonl", "--task", "odd"),
+        ("compare", "./base", "./base", "--prompts", "raw.jsonl", "--raw"),
+    ],
+    ids=" ".join,
+)
+def test_what_loads_a_model_warns_once_before(
+    tmp_path: Path,
+    unusable_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    arguments: tuple[str, ...],
 ) -> None:
-    def load(job: Job, run: Run) -> Path:
+    def load(*_: object, **__: object) -> None:
+        seen.append(list(caplog.messages))
         raise ModelError("no model here")
 
-    monkeypatch.setattr(models, "existing_starting_model", load)
+    seen: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path)
+    write_job(tmp_path, GOOD_ROWS)
+    Path("odd.jsonl").write_text('{"q": "is 3 odd", "a": "yes"}\n')
+    Path("raw.jsonl").write_text('{"prompt": "is 3 odd"}\n')
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(hardware, "_current", None)
-    job = load_job(write_job(tmp_path, GOOD_ROWS))
-    with pytest.raises(ModelError, match="no model here"):
-        models.load_tuned(Run(tmp_path / "run"), job)
-    assert caplog.messages == [f"the GPU is not used: {OLD_DRIVER}"]
+    monkeypatch.setattr(hardware, "_given_warnings", set())
+    result = invoke(*arguments)
+    assert "no model here" in result.stderr and result.exit_code != 0
+    assert seen == [[f"the GPU is not used: {OLD_DRIVER}"]]
+    assert caplog.messages == seen[0] and OLD_DRIVER not in result.stderr
+
+
+@pytest.mark.model
+def test_hardware_that_a_run_requires_is_an_error_at_its_line(tmp_path: Path, unusable_gpu: None) -> None:
+    config = make_run(tmp_path, pipeline={"hardware": {"device": "cuda"}}).path("config.yaml")
+    for arguments in (("chat", "run"), ("serve", "run", "--port", "0")):
+        result = invoke(arguments[0], tmp_path / "run", *arguments[2:])
+        assert f"{config.name}:1: pipeline.hardware.device: cuda: {OLD_DRIVER}" in result.stderr
 
 
 def test_a_gpu_that_cannot_be_used_is_not_planned_with(tmp_path: Path, unusable_gpu: None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluation.slot_decoding import READ_EVERY
-from tests.evaluation.pretend_completions import NUM_TOKENS, ROWS
+from tests.evaluation.pretend_completions import NUM_TOKENS, REQUESTS, ROWS
 
 pytestmark = pytest.mark.ludwig
 
@@ -51,3 +51,10 @@ def test_a_merged_adapter_launches_no_more_than_the_base(counts):
     merged, unmerged = (counts[way][str(ROWS[1])]["kernels"] for way in ("slots, merged", "slots"))
     adapted_layers = 2 * 3
     assert unmerged - merged > 4 * adapted_layers * NUM_TOKENS
+
+
+def test_the_engine_answers_every_kind_of_request(counts):
+    """Sampling computes in fp64, which the device does not have."""
+    assert set(counts["engine"]) == set(REQUESTS)
+    for base, tuned in counts["engine"].values():
+        assert base and tuned

@@ -19,6 +19,7 @@ OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040).
 def own_policy(monkeypatch):
     monkeypatch.setattr(hardware, "_current", None)
     monkeypatch.setattr(hardware, "_fp32_reason", None)
+    monkeypatch.setattr(hardware, "_given_warnings", set())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     hardware.cuda_error.cache_clear()
     yield
@@ -105,6 +106,15 @@ def test_emulated_bf16_is_refused(monkeypatch):
     machine(monkeypatch, "Tesla T4", (7, 5))
     with pytest.raises(MachineError, match="dtype: bf16: this GPU only emulates bf16; use dtype: fp16 or auto"):
         detect_hardware(HardwareSettings(dtype="bf16"))
+
+
+def test_a_gpu_that_cannot_be_used_is_warned_of_once(monkeypatch, caplog):
+    machine(monkeypatch, "old driver")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    warning = current_hardware().warning
+    configure_hardware(HardwareSettings(device="cpu"))
+    configure_hardware(HardwareSettings())
+    assert warning is not None and caplog.messages == [warning]
 
 
 def test_a_device_that_is_missing_is_an_error(monkeypatch):
