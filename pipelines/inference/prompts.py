@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ class PromptBuilder:
         try:
             turns = list(parse_messages("messages", messages).messages)
         except DataError as error:
-            raise DataError(str(error).replace("column messages", "messages", 1)) from None
+            raise DataError(_without_rows(str(error))) from None
         if turns[-1]["role"] not in ("user", "tool"):
             raise DataError(f"messages end with the {turns[-1]['role']}'s turn; end them with the user's")
         system = self.job.system_prompt(task)
@@ -137,6 +138,14 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"the prompt has {ascii(text[error.start])[1:-1]}, which is half a character") from None
+
+
+def _without_rows(message: str) -> str:
+    """An error of messages in a row, for messages that a client has sent."""
+    message = message.replace("column messages", "messages", 1).replace(
+        "alfine trains on text only", "models read text"
+    )
+    return re.sub(r"(; |, or )drop the row$", "", message)
 
 
 def fill_prompt(job: Job, task: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
+    include_obfuscation: bool | None = None
+    """OpenAI pads the parts of its streams with it; here it has no effect."""
 
 
 class GenerationBody(BaseModel):

@@ -35,6 +35,7 @@ def text(one, prompt):
     return one.prompt_format.tokenizer.decode(prompt.ids)
 
 
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]
 TURNS = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "a"}]
 
 
@@ -84,11 +85,15 @@ def test_a_conversation_without_a_chat_template(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda one: one.from_messages([]), "^messages has no messages: the list is empty"),
+        (lambda one: one.from_messages([]), "^messages has no messages: the list is empty$"),
         (lambda one: one.from_messages(None), "^messages has no messages"),
         (lambda one: one.from_messages("hello"), "^messages holds the text 'hello', not a list"),
         (lambda one: one.from_messages(TURNS[:2]), "messages end with the assistant's turn"),
-        (lambda one: one.from_messages([{"role": "user", "content": ""}]), "^messages, turn 1 .user. is empty"),
+        (
+            lambda one: one.from_messages([{"role": "user", "content": ""}]),
+            "^messages, turn 1 .user. is empty; write its text$",
+        ),
+        (lambda one: one.from_messages(IMAGE), "part 1 of the content is an image, but models read text only$"),
         (lambda one: one.from_messages([{"role": "user", "content": "\ud800"}]), r"has \\ud800, which is half"),
         (lambda one: one.from_text("a\udfff"), r"has \\udfff, which is half"),
         (lambda one: one.from_messages([{"role": "user", "content": {"a": 1}}]), "^messages, turn 1"),
