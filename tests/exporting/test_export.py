@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipelines.cli import main
 from pipelines.prediction.models import load_tuned, tuned_job
+from tests.exporting.portable_adapter import equal_answers
 from tests.jobs import run
 
 pytestmark = pytest.mark.ludwig
@@ -81,6 +82,14 @@ def test_exports_of_an_adapter_are_the_tuned_model(project):
     refused = invoke("export", folder, "--force", "--output", project / "mine")
     assert refused.exit_code == 2 and "is not an export" in refused.stderr
     assert (project / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_an_adapter_elsewhere_gives_the_answers_of_the_run(project, tmp_path_factory):
+    """Its base is given as a folder, or found by its id in a cache of the Hub; the run and alfine are not there."""
+    counts = equal_answers(run().folder, tmp_path_factory.mktemp("other"), None)
+    assert len(counts) == 2
+    for by_task in counts.values():
+        assert by_task and all(is_equal for _, is_equal in by_task)
 
 
 def test_a_run_that_trained_all_weights(project):
