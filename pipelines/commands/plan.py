@@ -13,8 +13,10 @@ from pipelines.checks.files import check_data_files
 from pipelines.checks.hardware import check_hardware
 from pipelines.commands.arguments import config_argument, overrides_argument
 from pipelines.config.job import Job, load_job
+from pipelines.config.optional_packages import installed_version
 from pipelines.console.reporter import ConsoleReporter, quiet_libraries
 from pipelines.modeling.base_models import locate_model_errors
+from pipelines.planning.advice import Edit
 from pipelines.planning.duration import format_duration
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.planning.summary import duration_line, memory_line, work_line
@@ -103,6 +105,13 @@ def _print_tasks(plan: Plan, console: Console) -> None:
             console.print(
                 Text(f"task {task.name}: {task.skipped} sampled rows cannot be used; `alfine check` says why")
             )
+    for name, share in plan.too_long.items():
+        refuses = plan.job.too_long(name) == "refuse"
+        result = "the run refuses them: raise it, or write too_long: drop" if refuses else "they are left out"
+        text = (
+            f"task {name}: {share:.1%} of the rows are longer than the limit of {plan.job.max_sequence_length:,} tokens"
+        )
+        console.print(Text(f"{text}; {result}", style="bold" if refuses else ""))
 
 
 def _print_memory(plan: Plan, console: Console) -> None:
@@ -135,4 +144,11 @@ def _print_edits(plan: Plan, console: Console) -> None:
         return
     console.print(Text("\nWhat makes it fit, the largest effect first:", style="bold"))
     for edit in plan.edits:
-        console.print(Text(f"  {' '.join(edit.overrides)}  ({format_bytes(edit.peak)})"))
+        left_out = f"; leaves out {edit.left_out:.0%} of the rows" if edit.left_out else ""
+        needs = "; requires the package bitsandbytes" if _needs_bitsandbytes(edit) else ""
+        console.print(Text(f"  {' '.join(edit.overrides)}  ({format_bytes(edit.peak)}{left_out}{needs})"))
+
+
+def _needs_bitsandbytes(edit: Edit) -> bool:
+    keys = ("quantization.", "trainer.optimizer.type=paged")
+    return any(override.startswith(keys) for override in edit.overrides) and not installed_version("bitsandbytes")

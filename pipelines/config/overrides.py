@@ -29,9 +29,10 @@ def apply_override(document: Document, override: str) -> None:
         return
     section = document.value
     for depth, key in enumerate(path[:-1], start=1):
-        if key not in section:
+        if section.get(key) is None:  # missing, or null: `adapter:` and adapter.type=lora
+            section[key] = {}
             document.locations[path[:depth]] = SourceLocation(label)
-        section = section.setdefault(key, {})
+        section = section[key]
         if not isinstance(section, dict):
             section_name, description = dotted(path[:depth]), document.describe_value(section, *path[:depth])
             hint = f"; to give it keys, write {section_name}={{…}}" if isinstance(section, str) else ""

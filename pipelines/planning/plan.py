@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
 from pipelines.config.job import Job
+from pipelines.config.lr_schedules import effective_batch_size
 from pipelines.modeling.base_models import local_folder
-from pipelines.planning.advice import Edit, edits_that_fit
+from pipelines.modeling.module_names import check_module_names
+from pipelines.planning.advice import Edit, Outcome, edits_that_fit
 from pipelines.planning.duration import Duration, Rates, estimate_duration, estimate_rates
 from pipelines.planning.memory import MemoryPlan, plan_memory
 from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.remote_model import RemoteModel, find_remote_model
 from pipelines.planning.target_hardware import TargetHardware
 from pipelines.planning.token_lengths import ExampleTokens, TokenCounter
-from pipelines.planning.workload import Workload, measure_workload, sample_tasks
+from pipelines.planning.workload import TaskSample, Workload, measure_workload, sample_tasks, too_long_shares
 
 USABLE_FRACTION = {"cpu": 1.0, "cuda": 0.95, "mps": 0.75}
 """Share of a device's memory that a process can use: fragmentation, the display, and macOS' own limit."""
@@ -33,6 +35,7 @@ class Plan:
         download: bytes of the base model that are not in the cache yet; None if that cannot be found out.
         available: bytes that the job may use on the hardware.
         edits: if it does not fit, edits that make it fit.
+        too_long: of tasks with rows over the limit that are not shortened, the share of these rows.
     """
 
     job: Job
@@ -45,6 +48,7 @@ class Plan:
     download: float | None
     available: float
     edits: list[Edit]
+    too_long: dict[str, float]
 
     @property
     def fits(self) -> bool:
@@ -79,11 +83,8 @@ def make_plan(
     folder, model, remote = _find_model(job, folder)
     counter = TokenCounter(job, folder)
     samples = sample_tasks(job, counter)
-
-    def memory_of(edited: Job) -> MemoryPlan:
-        return plan_memory(edited, model, measure_workload(edited, samples, counter.is_exact), hardware)
-
-    workload = measure_workload(job, samples, counter.is_exact)
+    needs = _Needs(folder, model, samples, counter.is_exact, hardware)
+    workload = needs.workload(job)
     memory = plan_memory(job, model, workload, hardware)
     if measure is None:
         rates = estimate_rates(job, model, hardware)
@@ -92,7 +93,7 @@ def make_plan(
         rates = measure(job, rows, workload.rows_per_step)
     duration = estimate_duration(job, model, workload, hardware, rates)
     available = hardware.memory * USABLE_FRACTION[hardware.device]
-    edits = [] if memory.peak <= available else edits_that_fit(job, hardware, memory_of, available)
+    edits = [] if memory.peak <= available else edits_that_fit(job, hardware, needs.outcome, available)
     return Plan(
         job,
         hardware,
@@ -104,7 +105,35 @@ def make_plan(
         0 if remote is None else remote.download_bytes,
         available,
         edits,
+        {name: share for name, share in too_long_shares(job, samples).items() if share},
     )
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What variants of a job need, on the same rows."""
+
+    folder: Path
+    model: ModelShape
+    samples: dict[str, TaskSample]
+    counts_tokens: bool
+    hardware: TargetHardware
+    workloads: dict[tuple[object, ...], Workload] = field(default_factory=dict)
+
+    def workload(self, job: Job) -> Workload:
+        limits = [job.max_sequence_length, *map(job.too_long, self.samples)]
+        key = (*limits, job.trainer["batch_size"], effective_batch_size(job.trainer))
+        if key not in self.workloads:
+            self.workloads[key] = measure_workload(job, self.samples, self.counts_tokens)
+        return self.workloads[key]
+
+    def outcome(self, job: Job) -> Outcome:
+        """Raises ConfigError for modules that the model does not have."""
+        if any(self.folder.glob("*.safetensors")):
+            check_module_names(job, self.folder)
+        workload = self.workload(job)
+        peak = plan_memory(job, self.model, workload, self.hardware).peak
+        return Outcome(peak, workload.longest, max(too_long_shares(job, self.samples).values()))
 
 
 def _find_model(job: Job, folder: Path | None) -> tuple[Path, ModelShape, RemoteModel | None]:

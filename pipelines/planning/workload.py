@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -132,8 +132,9 @@ def sample_tasks(job: Job, counter: TokenCounter, size: int = SAMPLE_ROWS) -> di
 def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bool) -> Workload:
     """The work of a job whose rows are sampled. `counts_tokens` is whether the lengths are in the model's tokens."""
     pipeline = job.pipeline
-    fitting = {name: _within_limit(sample.tokens, job) for name, sample in samples.items()}
-    longest = [tokens for sample in samples.values() for tokens in _within_limit(sample.longest, job)]
+    fitting = {name: _within_limit(sample.tokens, job, name) for name, sample in samples.items()}
+    longest_rows = {name: _longest_within_limit(sample, job, name) for name, sample in samples.items()}
+    longest = [tokens for rows in longest_rows.values() for tokens in rows]
     tasks = [
         TaskWorkload(
             name,
@@ -143,7 +144,7 @@ def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bo
             supervised=fmean(row.supervised for row in rows),
             prompt=fmean(row.prompt for row in rows),
             limit=job.completion_limit(name, with_reasoning=False),
-            longest=max(len(row.ids) for row in [*rows, *_within_limit(samples[name].longest, job)]),
+            longest=max(len(row.ids) for row in [*rows, *longest_rows[name]]),
             is_sampled=not samples[name].is_complete,
             skipped=samples[name].skipped,
         )
@@ -202,9 +203,40 @@ def _evaluated(job: Job, name: str, rows: dict[str, int]) -> dict[str, int]:
     return {split: rows[split] if limit is None else min(rows[split], limit) for split, limit in limits.items()}
 
 
-def _within_limit(tokens: list[ExampleTokens], job: Job) -> list[ExampleTokens]:
+def too_long_shares(job: Job, samples: dict[str, TaskSample]) -> dict[str, float]:
+    """The share of each task's sampled rows that are longer than the limit and not shortened."""
     limit = job.max_sequence_length or sys.maxsize
+    return {
+        name: sum(len(row.ids) > limit for row in sample.tokens) / len(sample.tokens)
+        if job.too_long(name) != "truncate_prompt"
+        else 0.0
+        for name, sample in samples.items()
+    }
+
+
+def _within_limit(tokens: list[ExampleTokens], job: Job, task: str) -> list[ExampleTokens]:
+    """The rows that are at most as long as the limit; the shortest one if none is. Prompts are shortened if the config
+    says so."""
+    limit = job.max_sequence_length or sys.maxsize
+    if job.too_long(task) == "truncate_prompt":
+        return [_shortened(row, limit) for row in tokens]
     return [row for row in tokens if len(row.ids) <= limit] or sorted(tokens, key=lambda row: len(row.ids))[:1]
+
+
+def _longest_within_limit(sample: TaskSample, job: Job, task: str) -> list[ExampleTokens]:
+    """The longest rows that are used. If the sample has none of them, one that is as long as the limit."""
+    limit = job.max_sequence_length or sys.maxsize
+    if job.too_long(task) == "truncate_prompt":
+        return [_shortened(row, limit) for row in sample.longest]
+    rows = [row for row in sample.longest if len(row.ids) <= limit]
+    if not rows and sample.longest and not sample.is_complete:
+        rows = [_shortened(sample.longest[0], limit)]
+    return rows
+
+
+def _shortened(row: ExampleTokens, limit: int) -> ExampleTokens:
+    excess = len(row.ids) - limit
+    return row if excess <= 0 else replace(row, ids=row.ids[:limit], prompt=max(row.prompt - excess, 1))
 
 
 def _rows_by_split(samples: Sequence[tuple[str | None, RowSample]], pipeline: PipelineSettings) -> dict[str, int]:

@@ -220,3 +220,8 @@ def test_loading_a_config_imports_no_large_package(write: Write) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_an_override_gives_keys_to_a_section_that_is_null(write: Write) -> None:
+    job = load_job(write(GOOD.replace("adapter: {type: lora, r: 16}", "adapter: null")), ["adapter.type=lora"])
+    assert "adapter: null" in job.path.read_text() and job.adapter == {"type": "lora"}

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -87,6 +88,24 @@ def test_a_large_file_is_sampled_and_says_so(tmp_path, base):
     exact = measure(write_job(tmp_path, base, make_rows(600)), base)
     assert not exact.tasks[0].is_sampled
     assert work.tasks[0].tokens == pytest.approx(exact.tasks[0].tokens, rel=0.1)
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate_prompt"])
+@pytest.mark.parametrize("size", [1500, 60])
+def test_a_lower_limit_shortens_the_longest_row(tmp_path, base, too_long, size):
+    rows = [*make_rows(580), *({"text": f"{'tea ' * 100}{index}", "label": "yes"} for index in range(20))]
+    whole = measure(write_job(tmp_path, base, rows, batch_size=1), base, size)
+    job = write_job(tmp_path, base, rows, batch_size=1)
+    limited = replace(
+        job,
+        pipeline=job.pipeline.model_copy(update={"too_long": too_long}),
+        ludwig={**job.ludwig, "preprocessing": {"global_max_sequence_length": 60}},
+    )
+    work = measure(limited, base, size)
+    assert whole.longest > 100 and work.longest <= 60
+    if too_long == "truncate_prompt" or size == 60:
+        assert work.longest == work.tasks[0].longest == 60
+    assert work.micro_batch_tokens == work.longest
 
 
 def test_shared_prefixes_are_counted_once(tmp_path, base):
