@@ -230,8 +230,11 @@ def check_contains(text: str, part: str, description: str, key: str = "chat_temp
 
 def _normalized(message: Message) -> Message:
     """The message as transformers passes it to a template: without keys whose value is None, and with the reasoning
-    also under the names that the templates of gpt-oss and, before a tool call, of Command read."""
-    normalized = {key: value for key, value in message.items() if value is not None}
+    also under the names that the templates of gpt-oss and, before a tool call, of Command read.
+
+    The content stays: some templates test whether it is null.
+    """
+    normalized = {key: value for key, value in message.items() if value is not None or key == "content"}
     if "reasoning_content" in normalized:
         normalized.setdefault("thinking", normalized["reasoning_content"])
         if normalized.get("tool_calls"):

@@ -21,7 +21,7 @@ from pipelines.data.chat_template import (
     lost_calls,
 )
 from pipelines.data.conversation import Conversation, Message
-from pipelines.data.template_form import ANSWER, TemplateForm, with_text_arguments
+from pipelines.data.template_form import ANSWER, TemplateForm
 
 if TYPE_CHECKING:
     from pipelines.data.reasoning import ReasoningMarkers
@@ -76,9 +76,9 @@ class SupervisedSpans(TemplateForm):
             rest[first] = {**rest[first], "content": f"{system['content']}\n\n{rest[first]['content']}"}
             messages, turns = rest, [turn - 1 for turn in turns]
         if any(message.get("tool_calls") for message in messages):
-            if self.arguments_form == "lost":
+            if self.call_form is None:
                 raise lost_calls()
-            messages = with_text_arguments(messages) if self.arguments_form == "text" else messages
+            messages = self.call_form.apply(messages)
         return self._in_form(messages), turns
 
     def _thinks(self, conversation: Conversation) -> bool:
@@ -228,9 +228,9 @@ class SupervisedSpans(TemplateForm):
         if earlier and joined[: earlier[-1][1]] != text[: earlier[-1][1]]:
             # The template treats the last answer of a text specially, and in the prompt that is an earlier one.
             before = self._render(messages[:-1], conversation)
-            written = [self._written_span(before, messages[:-1], turn, conversation) for turn in turns[:-1]]
+            rewritten = [self._written_span(before, messages[:-1], turn, conversation) for turn in turns[:-1]]
             # Spans are those of the last turns, so that of a turn after which the texts differ removes all before it.
-            earlier = written if joined.startswith(before[: written[-1][1]]) else []
+            earlier = rewritten if joined.startswith(before[: rewritten[-1][1]]) else []
         return self._cut(joined, [*earlier, (len(prompt), len(joined))])
 
     def _tagged_spans(

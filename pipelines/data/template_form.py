@@ -6,8 +6,8 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from pipelines.data.chat_template import DISABLE_HINT, TEMPLATE, ChatTemplate, ChatTemplateError, check_contains
 from pipelines.data.conversation import Message
@@ -17,8 +17,37 @@ PROMPT, ANSWER, SYSTEM = "alfineprompt", "alfineanswer", "alfinesystem"
 MAX_CONTROL_TOKEN = 64
 """The most characters of a control token that are searched around a position."""
 _ARGUMENTS = {"alfineargument": "alfinevalue"}
-_CALL = {"id": "alfinecall", "type": "function", "function": {"name": "alfinetool", "arguments": _ARGUMENTS}}
+_TOOL = "alfinetool"
+_CALL = {"id": "alfinecall", "type": "function", "function": {"name": _TOOL, "arguments": _ARGUMENTS}}
 """A tool call, for the same purpose."""
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """The form in which a template takes tool calls.
+
+    Attributes:
+        text_arguments: arguments are JSON text, not an object.
+        null_content: the content of a turn that is only calls is null, not an empty text.
+    """
+
+    text_arguments: bool = False
+    null_content: bool = False
+
+    def apply(self, messages: Sequence[Message]) -> list[Message]:
+        return [self._message(message) if message.get("tool_calls") else message for message in messages]
+
+    def _message(self, message: Message) -> Message:
+        content = message["content"] or (None if self.null_content else "")
+        calls = [self._call(call) if self.text_arguments else call for call in message["tool_calls"]]
+        return {**message, "content": content, "tool_calls": calls}
+
+    def _call(self, call: Message) -> Message:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+_CALL_FORMS = (CallForm(), CallForm(text_arguments=True), CallForm(null_content=True), CallForm(True, True))
 
 
 class TemplateForm:
@@ -56,20 +85,19 @@ class TemplateForm:
         return text is None or SYSTEM not in text
 
     @cached_property
-    def arguments_form(self) -> Literal["object", "text", "lost"]:
-        """The form in which the template takes the arguments of tool calls: as an object, or as JSON text, where it
-        fails on an object or prints it as Python does. Calls are lost if it writes neither."""
+    def call_form(self) -> CallForm | None:
+        """The form of tool calls in which the template writes them, and their arguments as JSON; None if it writes no
+        calls, so that they would be lost."""
         calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
         turns = [*self._in_form([{"role": "user", "content": PROMPT}]), calling]
-        with_object, with_text = self._try(turns), self._try(with_text_arguments(turns))
-        if (
-            with_object is not None
-            and with_text is not None
-            and not any(_CALL["function"]["name"] in text for text in (with_object, with_text))
-        ):
-            return "lost"
-        prefers_text = with_object is None or str(_ARGUMENTS) in with_object
-        return "text" if prefers_text and with_text is not None and json.dumps(_ARGUMENTS) in with_text else "object"
+        texts = {form: self._try(form.apply(turns)) for form in _CALL_FORMS}
+        rendered = {form: text for form, text in texts.items() if text is not None}
+        writing = [form for form, text in rendered.items() if _TOOL in text]
+        if rendered and not writing:
+            return None
+        # A template that expects JSON text prints an object as Python does.
+        as_json = [form for form in writing if str(_ARGUMENTS) not in rendered[form]]
+        return next(iter((*as_json, *writing)), CallForm())
 
     @property
     def lists_tools(self) -> bool:
@@ -174,18 +202,3 @@ def _with_parts(messages: Sequence[Message]) -> list[Message]:
         else message
         for message in messages
     ]
-
-
-def with_text_arguments(messages: Sequence[Message]) -> list[Message]:
-    """The messages with the arguments of tool calls as JSON text."""
-    return [
-        {**message, "tool_calls": [_with_text_argument(call) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
-        for message in messages
-    ]
-
-
-def _with_text_argument(call: Message) -> Message:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}

@@ -13,6 +13,7 @@ no end), "exact, thought after the prompt" (it writes no thoughts, or others in 
 """
 
 import argparse
+import itertools
 import json
 import re
 from collections import Counter
@@ -135,13 +136,13 @@ def verdict(tokenizer, wanted, kwargs):
 
 def renderings(tokenizer, messages, tools, kwargs, add_generation_prompt=False):
     """The tokens of the template's renderings: with contents as texts or parts, with the arguments of calls as objects
-    or JSON, as the end of a conversation or before another turn."""
+    or JSON and their content empty or null, as the end of a conversation or before another turn."""
     found = []
     following = [] if add_generation_prompt else [{"role": "user", "content": NEXT}]
     for rest in ([], following):
         for parts in (False, True):
-            for as_text in (False, True) if tools else (False,):
-                given = [in_form(message, parts, as_text) for message in [*messages, *rest]]
+            for as_text, null in itertools.product((False, True), repeat=2) if tools else [(False, False)]:
+                given = [in_form(message, parts, as_text, null) for message in [*messages, *rest]]
                 try:
                     text = tokenizer.apply_chat_template(
                         given, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
@@ -152,12 +153,14 @@ def renderings(tokenizer, messages, tools, kwargs, add_generation_prompt=False):
     return found
 
 
-def in_form(message, parts, as_text):
+def in_form(message, parts, as_text, null):
     message = dict(message)
     if "reasoning_content" in message:
         message["thinking"] = message["reasoning_content"]
-    if parts:
+    if parts and message["content"]:
         message["content"] = [{"type": "text", "text": message["content"]}]
+    if null and "tool_calls" in message:
+        message["content"] = None
     if as_text and "tool_calls" in message:
         function = {**CALL["function"], "arguments": json.dumps(CALL["function"]["arguments"])}
         message["tool_calls"] = [{**CALL, "function": function}]

@@ -45,6 +45,13 @@ def test_arguments_are_written_as_json_whatever_the_template_takes(arguments):
     assert answer == "A<|im_end|>"
 
 
+@pytest.mark.parametrize("arguments", ["{{ c.function.arguments | tojson }}", "{{ 'of ' + c.function.arguments }}"])
+def test_a_template_may_write_calls_only_where_the_content_is_null(arguments):
+    turn = (TURN % arguments).replace("m.content", "(m.content or '')").replace("m.tool_calls or []", "calls")
+    source = template("{% set calls = m.tool_calls if m.content is none else [] %}" + turn)
+    assert spans(source)[0].endswith('{"item": "tea"}</tool_call><|im_end|>')
+
+
 def test_a_template_that_needs_tools_gets_an_empty_list_of_them():
     source = "{% for t in tools %}{{ t.function.name }}\n{% endfor %}" + template(AS_JSON)
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
