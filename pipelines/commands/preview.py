@@ -142,7 +142,9 @@ def print_few_shot_prompts(
             continue
         test_rows = [_with_limit(row, job) for row in rows.test_rows[name]]
         candidates = sorted(rows.candidates.get(name, []), key=lambda row: row.example.rank or 0)
-        prompts = few_shot_prompts(name, settings, test_rows, candidates, prompt_format, limit=1)
+        prompts = few_shot_prompts(
+            name, settings, test_rows, candidates, prompt_format, limit=1, cluster_by=task.cluster_by
+        )
         if prompts.rows:
             row = prompts.shown(0, prompt_format)
             given = describe_given(prompts.counts[0], prompts.summary.instruction)

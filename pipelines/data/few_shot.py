@@ -2,7 +2,8 @@
 
 The examples of a task are the same for all of its rows, so that their tokens are a shared prefix. With a chat template
 they are earlier turns of the conversation; without one, texts before the prompt. The system turn is that of the test
-row. Raise FEW_SHOT_FORMAT when prompts with examples are written in another way.
+row. A training row with the prompt or in the cluster of a test row is no example: it would show the answer. Raise
+FEW_SHOT_FORMAT when prompts with examples are written in another way.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pipelines.data.prompt_format import EncodedExample, PromptFormat
 from pipelines.data.tokenize_rows import TokenizedExample
 from pipelines.storage.records import CompletionRecord, FewShotTask
 
-FEW_SHOT_FORMAT = 2
-"""Version of how the prompts are written; part of the digest of the stage."""
+FEW_SHOT_FORMAT = 3
+"""Version of how the prompts are written and which rows are examples; part of the digest of the stage."""
 MIN_SHARE_WITH_ALL = 0.9
 """The share of a task's rows that must hold all examples; otherwise the task has fewer of them."""
 SEPARATORS = ("\n\n", "\n\n\n", "\n\n---\n\n", "\n\n#####\n\n")
@@ -60,20 +61,25 @@ def few_shot_prompts(
     candidates: Sequence[TokenizedExample],
     prompt_format: PromptFormat,
     limit: int | None = None,
+    cluster_by: str | None = None,
 ) -> FewShotPrompts:
     """The prompts of the test rows of a task, with up to `settings.k` examples, and an instruction if there is one.
 
     rows: the test rows, each with its token limit.
     candidates: training rows of the task in the order in which they become examples.
     limit: write only the prompts of the first so many rows. All rows decide how many examples fit.
+    cluster_by: the column with the cluster of a row.
     """
     notes: list[str] = []
     wanted, instruction = settings.k, settings.instruction
     writer = FewShotWriter(prompt_format, instruction)
-    shots = [candidate.example for candidate in candidates[:wanted]]
+    usable = _without_leaks([candidate.example for candidate in candidates], [row.example for row in rows], cluster_by)
+    shots = usable[:wanted]
     if len(shots) < wanted:
+        others = "" if len(usable) == len(candidates) else " that differ from all test rows"
         notes.append(
-            f"{number_of(len(shots), 'example')} in the prompt instead of {wanted}: the task has no more training rows."
+            f"{number_of(len(shots), 'example')} in the prompt instead of {wanted}: the task has no more training "
+            f"rows{others}."
         )
     reason = writer.reason_against(shots, rows[0].example) if wanted else None
     if reason is not None:
@@ -113,6 +119,23 @@ def few_shot_prompts(
     ]
     separator = "" if prompt_format.uses_chat_template else _separator(shots)
     return FewShotPrompts(summary, prompts, shots, [count for _, count in encoded], separator)
+
+
+def _without_leaks(candidates: Sequence[Example], rows: Sequence[Example], cluster_by: str | None) -> list[Example]:
+    """The training rows without those that have the prompt or the cluster of a test row, and without copies."""
+
+    def keys(example: Example) -> list[tuple[str, ...]]:
+        prompt = ("prompt", *example.prompt.split())
+        return [prompt] if cluster_by is None else [prompt, ("cluster", str(example.fields.get(cluster_by)))]
+
+    tested = {key for row in rows for key in keys(row)}
+    usable, prompts = [], set[tuple[str, ...]]()
+    for candidate in candidates:
+        prompt, *_ = candidate_keys = keys(candidate)
+        if prompt not in prompts and tested.isdisjoint(candidate_keys):
+            usable.append(candidate)
+            prompts.add(prompt)
+    return usable
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def load_few_shot_prompts(context: StageContext) -> list[FewShotPrompts]:
             [row for row in rows if row.example.task == name],
             [row for row in candidates if row.example.task == name],
             context.prompt_format,
+            cluster_by=job.pipeline.tasks[name].cluster_by,
         )
         for name, settings in wanted.items()
         if settings

@@ -97,6 +97,38 @@ def test_a_task_with_fewer_training_rows_has_fewer_examples():
     assert (prompts.summary.k, prompts.rows) == (0, []) and "no training row" in prompts.summary.notes[0]
 
 
+@pytest.mark.parametrize("wanted", [1, 2, 3, 4])
+def test_no_example_shows_the_answer_of_a_test_row(wanted):
+    train = [
+        example("who", "that", 0),  # the prompt of a test row
+        example(" what\n", "something else", 1),
+        example("q2", "a2", 2),
+        example("q2 ", "a2", 3),  # a copy
+        *TRAIN[3:],
+    ]
+    prompts, _ = prompts_of("pad_is_eos", TEST, train, wanted)
+    assert prompts.summary.examples == ["rows.jsonl:2", "rows.jsonl:3"][:wanted]
+    if wanted > 2:
+        (note,) = prompts.summary.notes
+        assert note == (
+            f"2 examples in the prompt instead of {wanted}: the task has no more training rows that differ from all test "
+            "rows."
+        )
+
+
+def test_no_example_is_in_the_cluster_of_a_test_row():
+    def of(document, rows):
+        return [replace(row, fields={"doc": document}) for row in rows]
+
+    prompt_format = PromptFormat(make_tokenizer("pad_is_eos"))
+    prompt_format.context_length = 10_000
+    train = [*of(1, TRAIN[:1]), *of("2", TRAIN[1:2]), *of(3, TRAIN[2:])]
+    rows, candidates = ([tokenized(one, prompt_format) for one in part] for part in (of("1", TEST), train))
+    for cluster_by, expected in ((None, [0, 1]), ("doc", [1, 2])):
+        prompts = few_shot_prompts("t", FewShotSettings(k=2), rows, candidates, prompt_format, cluster_by=cluster_by)
+        assert prompts.summary.examples == [f"rows.jsonl:{number}" for number in expected]
+
+
 def test_examples_that_do_not_fit_the_context_are_left_out():
     full, _ = prompts_of("pad_is_eos", TEST, TRAIN, wanted=4)
     longest = max(len(row.prompt_ids) for row in full.rows)
