@@ -143,7 +143,12 @@ class SupervisedSpans(TemplateForm):
         # The generation prompt of the next turn may follow the end of this one in either text.
         if written >= 0 and (stop := self._stop_token) and (end := common.find(stop, written)) >= 0:
             return start, end + len(stop)
-        through = self._through_last_token(through)
+        # Without a token after the call, the turn is all that the template writes for it.
+        through = (
+            self._through_last_token(through)
+            if written < 0
+            else through[:written] + (self._through_last_token(through[written:]) or through[written:].rstrip())
+        )
         if through and text.startswith(through) and start < len(through):
             return start, len(through)
         if (moved := self._moved_call_span(text, prompt, messages, turn, conversation)) is not None:

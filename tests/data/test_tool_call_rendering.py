@@ -91,6 +91,11 @@ def test_a_call_is_found_where_the_tools_stand_before_the_last_user_turn():
     assert answers == ["A<|im_end|>", "A2<|im_end|>"]
 
 
+def test_a_call_without_a_token_after_it_is_supervised_through_its_text():
+    ends = "{% if not m.tool_calls %}{{ '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    assert spans(template(AS_JSON.replace("{{ '<|im_end|>\n' }}", ends)))[0].endswith('{"item": "tea"}</tool_call>')
+
+
 def test_an_error_names_a_conversation_with_tool_calls():
     refusing = "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + AS_JSON
     with pytest.raises(ChatTemplateError, match=r"rejects a conversation with tool calls \(no tools\)"):
