@@ -8,13 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.authoring import names
-from pipelines.authoring.columns import Column
+from pipelines.authoring.groups import cluster_column, has_group_name
 from pipelines.authoring.kinds import KINDS, Kind, Labels
 from pipelines.authoring.lengths import Lengths, Texts, is_reasoning_model, measure
 from pipelines.authoring.notes import MIN_ROWS, role_notes, row_notes
 from pipelines.authoring.prompts import NO_ANSWER, NO_LABEL, has_unanswered, write_templates
-from pipelines.authoring.roles import Roles, has_group_name
+from pipelines.authoring.roles import Roles
 from pipelines.authoring.sample import Sample
 from pipelines.config.jinja_templates import jinja_template
 from pipelines.config.messages import KeyPath, shorten
@@ -30,6 +29,8 @@ MAX_LENGTH = 2048
 MAX_NEW_TOKENS = 1024
 KEPT_SHARE = 0.98
 """Share of the rows that a limit keeps whole if the longest ones are longer than MAX_LENGTH."""
+MAX_LEFT_OUT = 0.1
+"""Share of the rows that may be longer than the limit and left out. If there are more, their prompts are shortened."""
 MAX_TEST_ROWS = 2000
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -211,7 +212,7 @@ def _add_metric(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Choi
 
 def _add_cluster(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Choices) -> None:
     """Rows of one context, user, document, … are kept in one split."""
-    column = _cluster_column(choices.roles)
+    column = cluster_column(choices.roles)
     if column is None:
         return
     values = "texts" if column in choices.roles.inputs else "values"
@@ -226,29 +227,6 @@ def _add_cluster(draft: Draft, task: dict[str, Any], path: KeyPath, choices: Cho
     task["cluster_by"] = column.source
     draft.comments[(*path, "cluster_by")] = f"{number}; the rows of one are in one split"
     draft.summary.append(("cluster by", f"{column.name}: {number}, the rows of one are in one split"))
-
-
-def _cluster_column(roles: Roles) -> Column | None:
-    """The context that several rows share, else the column with the id of a group of rows."""
-    context = next(
-        (column for column in roles.inputs if column.normalized in names.CONTEXTS and _is_shared(column)), None
-    )
-    others = (roles.output, roles.conversation, roles.tests, *(column for _, column in roles.options), *roles.flags)
-    taken = {column.source for column in others if column is not None}
-    group = roles.group
-    if context is not None or group is None or group.source in taken:
-        return context
-    # The number of a label is not the id of a group: a test would have labels that were never trained.
-    labels: dict[str, set[str]] = {}
-    for value, label in zip(group.values, roles.output.values if roles.output else [], strict=False):
-        labels.setdefault(str(value), set()).add(str(label))
-    return None if labels and all(len(found) == 1 for found in labels.values()) else group
-
-
-def _is_shared(column: Column) -> bool:
-    """Whether a text is that of several rows."""
-    is_text = not column.keys and column.kind == "text" and not column.num_missing
-    return is_text and 1 < column.num_distinct < 0.8 * len(column.values)
 
 
 def _add_split(draft: Draft, sample: Sample) -> None:
@@ -292,14 +270,20 @@ def _add_lengths(draft: Draft, task: dict[str, Any], path: KeyPath, lengths: Len
     key: KeyPath = ("preprocessing", "global_max_sequence_length")
     draft.comments[key] = f"tokens; the longest row has {longest:,}"
     about = f"longest row {longest:,} tokens, limit {limit:,}; longest answer {most:,} tokens"
+    num_longer = sum(total > limit for total in lengths.totals)
     if longest > limit or not sample.is_complete:
-        task["too_long"] = "drop"
+        task["too_long"] = "truncate_prompt" if num_longer > MAX_LEFT_OUT * lengths.num_rows else "drop"
         draft.comments[(*path, "too_long")] = "drop | truncate_prompt | refuse: rows over the limit"
-    if longest > limit:
-        num_longer = sum(total > limit for total in lengths.totals)
+    if num_longer:
+        # Only the longest rows are counted: if all of these are too long, others may be as well.
+        at_least = "at least " if num_longer == len(lengths.totals) < lengths.num_rows else ""
+        number = f"{at_least}{num_longer:,} of {lengths.num_rows:,}"
         draft.notes.append(
-            f"rows of more than {limit:,} tokens are left out ({num_longer:,} of {lengths.num_rows:,}); write "
-            "too_long: truncate_prompt to shorten their prompts"
+            f"rows of more than {limit:,} tokens are left out ({number}); write too_long: truncate_prompt to shorten "
+            "their prompts"
+            if task["too_long"] == "drop"
+            else f"the prompts of rows of more than {limit:,} tokens are shortened ({number}); write too_long: drop to "
+            "leave these rows out"
         )
     bound = min(_rounded(1.1 * most + 2, 8), MAX_NEW_TOKENS, limit)
     task["max_new_tokens"] = bound

@@ -17,6 +17,8 @@ def find_output(
     sample: Sample, candidates: Sequence[Column], columns: Sequence[Column]
 ) -> tuple[Column, tuple[Column, ...]]:
     """The column of the answer, and those that are as likely."""
+    if "" in sample.columns and len({column.source for column in columns}) < 2:
+        raise DataError(Problem("one of its columns has no name; give it one", sample.data))
     if len({column.source for column in columns}) < 2:
         message = "has one column, so there is no answer to learn; add a column with the answer of each row"
         raise DataError(Problem(f"{message} (text without a prompt is not trained)", sample.data))
@@ -42,13 +44,13 @@ def find_output(
     if len(candidates) > 1:
         return candidates[-1], tuple(candidates[:-1]) if len(candidates) > 2 else ()
     others = [column for column in columns if not column.keys and column not in candidates]
-    reasons = listed([f"{column.name}: {_why_not(column)}" for column in others])
+    reasons = listed([f"{column.name}: {why_unused(column)}" for column in others])
     message = f"no column can be the answer ({reasons})"
     raise DataError(Problem(f"{message}; add a column with the answer of each row", sample.data))
 
 
-def _why_not(column: Column) -> str:
-    """Why a column is not the answer, in a word."""
+def why_unused(column: Column) -> str:
+    """Why a column is neither the answer nor the prompt, in a word."""
     if column.kind == "empty":
         return "empty"
     if column.is_constant:

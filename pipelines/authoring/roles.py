@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from pipelines.authoring import names
 from pipelines.authoring.columns import Column, is_conversation, is_prompt_of_messages, read_columns
-from pipelines.authoring.outputs import find_output, has_output_name, listed, looks_like_labels
+from pipelines.authoring.groups import find_group
+from pipelines.authoring.outputs import find_output, has_output_name, listed, looks_like_labels, why_unused
 from pipelines.authoring.sample import Sample
 from pipelines.data.tool_calls import parse_tools
 from pipelines.errors import DataError, Problem
@@ -17,10 +18,6 @@ MAX_INPUTS = 8
 """Columns that become a prompt if none of them is a text."""
 MIN_PRESENT = 0.5
 """Share of the rows in which an output has a value; an empty list is one."""
-MIN_GROUPS, MAX_GROUPS_SHARE, MAX_GROUP_SHARE = 10, 0.7, 0.2
-"""Groups of rows: how many there are, at most as a share of the rows, and the share of the largest one."""
-MAX_ID_WORDS = 4
-"""Mean words of the ids of groups; longer values are texts."""
 _URL = re.compile(r"(https?|ftp)://\S+|www\.\S+")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?|\d{4}-\d{2}-\d{2}T.*")
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}|[0-9a-f]{16,64}", re.IGNORECASE)
@@ -69,7 +66,7 @@ def find_roles(sample: Sample) -> Roles:
         tests=_named([column for column in columns if not column.keys], names.TESTS),
         reasoning=_named([column for column in columns if column.kind == "text"], names.REASONING),
         rejected=_named(columns, names.REJECTED),
-        group=find_group(columns),
+        group=find_group([column for column in columns if not has_output_name(column)]),
     )
     if conversation := _conversation(columns):
         if turns := _prompt_and_answer(columns):
@@ -88,7 +85,7 @@ def find_roles(sample: Sample) -> Roles:
     inputs = _inputs([column for column in left if not _is_group_id(column, roles)], output, roles)
     inputs = inputs or _inputs(left, output, roles)
     if not inputs:
-        raise DataError(Problem(_no_input(sample, output), sample.data))
+        raise DataError(Problem(_no_input(columns, output), sample.data))
     flags = _flags(candidates, output)
     return replace(
         roles,
@@ -170,26 +167,6 @@ def _is_ignored(column: Column) -> bool:
         rises = sum(second == first + 1 for first, second in zip(numbers, numbers[1:], strict=False))
         return len(numbers) > 10 and rises > 0.9 * len(numbers)
     return False
-
-
-def find_group(columns: Sequence[Column]) -> Column | None:
-    """The column with an id that several rows have in common: a user, a document, a conversation."""
-    found = [column for column in columns if column.is_scalar and not column.keys and _groups_rows(column)]
-    return min(found, key=lambda column: not has_group_name(column), default=None)
-
-
-def has_group_name(column: Column) -> bool:
-    """Whether a column's name says that its values are those of rows that belong together."""
-    return bool(set(column.words) & names.GROUPS)
-
-
-def _groups_rows(column: Column) -> bool:
-    """Whether a column has ids, the rows of one are few, and most have several rows."""
-    is_id = has_group_name(column) or column.words[-1:] in (("id",), ("uid",))
-    if not is_id or has_output_name(column) or column.mean_words > MAX_ID_WORDS:
-        return False
-    count, distinct, largest = len(column.present), column.num_distinct, max(column.counts.values())
-    return MIN_GROUPS <= distinct <= MAX_GROUPS_SHARE * count and largest <= MAX_GROUP_SHARE * count
 
 
 def _is_group_id(column: Column, roles: Roles) -> bool:
@@ -294,8 +271,10 @@ def find_options(columns: Sequence[Column], output: Column) -> tuple[tuple[str, 
     return tuple(sorted([*found, *more], key=lambda option: option[0]))
 
 
-def _no_input(sample: Sample, output: Column) -> str:
+def _no_input(columns: Sequence[Column], output: Column) -> str:
+    others = [column for column in columns if not column.keys and column.source != output.source]
+    reasons = listed([f"{column.name}: {why_unused(column)}" for column in others])
     return (
-        f"the answer is in the column {output.name}, and no other column can be the prompt "
-        f"({listed(sample.columns)}); add a column with the text that the model is given"
+        f"the answer is in the column {output.name}, and no other column can be the prompt ({reasons}); add a column "
+        "with the text that the model is given"
     )

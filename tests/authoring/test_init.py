@@ -440,6 +440,15 @@ def test_very_long_texts_get_a_limit() -> None:
     assert "note: rows of more than 2,048 tokens are left out (1 of 60)" in result.stderr
 
 
+def test_prompts_are_shortened_if_most_rows_are_very_long() -> None:
+    result = init(write(rows_of(text=lambda i: text(i, 3000), label=lambda i: LABELS[i % 3])))
+    base = write_model(Path("base"), max_position_embeddings=2048)
+    result = init("rows.jsonl", "--base-model", str(base), "--output", "b.yaml")
+    job = load_job("b.yaml")
+    assert job.max_sequence_length == 2048 and job.pipeline.tasks["rows"].too_long == "truncate_prompt"
+    assert "note: the prompts of rows of more than 2,048 tokens are shortened (60 of 60)" in result.stderr
+
+
 def test_free_text_in_a_column_of_labels_is_text() -> None:
     result = init(write(rows_of(text=text, label=lambda i: text(i + 3))))
     assert "label has 60 different values in 60 rows, too many for labels" in result.stderr
@@ -641,7 +650,15 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no prompt": (
         "id,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(20)),
-        "rows.csv: the answer is in the column label, and no other column can be the prompt (id, label)",
+        "rows.csv: the answer is in the column label, and no other column can be the prompt (id: an id or a date); add",
+    ),
+    "the same prompt in all rows": (
+        [{"text": "same", "label": "ab"[i % 2]} for i in range(20)],
+        "rows.json: the answer is in the column label, and no other column can be the prompt (text: one value); add",
+    ),
+    "a column without a name": (
+        [{"": text(i), "label": "ab"[i % 2]} for i in range(20)],
+        "rows.json: one of its columns has no name; give it one",
     ),
 }
 
