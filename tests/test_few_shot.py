@@ -117,6 +117,31 @@ def test_more_examples_than_training_rows(project):
     assert note in report["tasks"]["odd"]["caveats"]
 
 
+def test_the_number_of_examples_is_chosen_on_training_rows(project, given):
+    rows = [{"q": f"{number}?", "a": "yes" if number % 2 else "no", "split": "train"} for number in range(40)]
+    with Path("odd.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("one", "pipeline.report.few_shot=[1,3]")
+    tasks = {task["task"]: task for task in read_jsonl(result.path("few_shot", "tasks.jsonl"))}
+    chosen = tasks["odd"]
+    assert chosen["k"] in (1, 3) and "the best of 2 numbers on" in chosen["notes"][0]
+    trials, prompts = given[2], given[3]
+    test_rows = read_jsonl(result.path("base", "completions.jsonl"))
+    assert len(prompts) == len(test_rows) and len(trials) > 2 * 8
+    decode = PromptFormat.from_folder(project / "base").tokenizer.decode
+    questions = [row["prompt"] for row in test_rows if row["task"] == "odd"]
+    assert not any(
+        decode(prompt).rstrip().endswith(f"{question}<|im_end|>") for prompt in trials for question in questions
+    )
+    report = json.loads(result.path("report.json").read_text())
+    assert any("the best of 2 numbers" in note for note in report["tasks"]["odd"]["caveats"])
+    assert report["tasks"]["odd"]["few_shot"]["k"] == chosen["k"]
+    calls = len(given)
+    second = run("two", "pipeline.report.few_shot=[1,3]", "pipeline.seed=7")
+    assert second.path("few_shot", "tasks.jsonl").read_text() == result.path("few_shot", "tasks.jsonl").read_text()
+    assert not any(len(prompts) == len(trials) for prompts in given[calls:])  # from the cache
+
+
 def test_the_base_with_an_instruction_only(project, given):
     result = run("one", "pipeline.report.few_shot={k: 0, instruction: the tea}", "pipeline.tasks.say.few_shot=1")
     text = PromptFormat.from_folder(project / "base").tokenizer.decode(few_shot_call(given)[0])

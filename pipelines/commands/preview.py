@@ -150,6 +150,9 @@ def print_few_shot_prompts(
             given = describe_given(prompts.counts[0], prompts.summary.instruction)
             console.rule(Text(f"{name}  {row.example.source_location}, base with {given} in the prompt"), align="left")
             print_row(row, prompt_format, console, shorten)
+        if settings.choices:
+            numbers = ", ".join(map(str, settings.choices))
+            console.print(Text(f"{name}: the run takes the best number of examples of {numbers}; shown with the most"))
         for note in prompts.summary.notes:
             console.print(Text(f"{name}: {note}"))
 

@@ -86,7 +86,7 @@ class ReportSettings(Section):
     few_shot: FewShot = Field(
         default=DEFAULT_FEW_SHOT,
         description="Training rows in the prompt of the base that the tuned model is also compared with, 0 for none; "
-        "or a section with k and an instruction.",
+        "a list of numbers to choose from; or a section with k and an instruction.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0,
@@ -151,7 +151,7 @@ class PipelineSettings(Section):
     def few_shot(self, task: Task) -> FewShotSettings:
         """What the base is given in the prompts of a task, for the third column of the report."""
         setting = self.report.few_shot if task.few_shot is None else task.few_shot
-        return FewShotSettings(k=setting) if isinstance(setting, int) else setting
+        return setting if isinstance(setting, FewShotSettings) else FewShotSettings(k=setting)
 
     def row_limit(self, task: Task, split: str) -> int | None:
         """How many rows of the validation or test split of a task are evaluated; None for all of them."""

@@ -44,7 +44,18 @@ _BOUNDS = {
 }
 """Error type → words, and the key of the bound in the error's context."""
 _SCHEMA_TYPES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "boolean", type(None): "null"}
-_UNION_TAGS = ("<file>", "<flag>", "<files>", "<splits>", "<word>", "<evals>", "<count>", "<section>", "[key]")
+_UNION_TAGS = (
+    "<file>",
+    "<flag>",
+    "<files>",
+    "<splits>",
+    "<word>",
+    "<evals>",
+    "<count>",
+    "<counts>",
+    "<section>",
+    "[key]",
+)
 """Parts of pydantic's error locations that are not keys of the YAML."""
 _NAMED_SECTIONS: Mapping[KeyPath, str] = {
     ("pipeline", "tasks"): "task",

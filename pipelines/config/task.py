@@ -65,10 +65,33 @@ RowLimit = Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidat
 NumExamples = Annotated[int, Field(ge=0, le=32)]
 
 
+def _check_distinct(numbers: list[int]) -> list[int]:
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"a number is there twice; write [{', '.join(map(str, sorted(set(numbers))))}]")
+    return sorted(numbers)
+
+
+NumbersOfExamples = Annotated[
+    list[Annotated[int, Field(ge=1, le=32)]],
+    Field(min_length=1, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_check_distinct),
+]
+"""Numbers of examples, of which the one with the best score on training rows is taken."""
+Examples = Annotated[
+    Annotated[NumExamples, Tag("<count>")] | Annotated[NumbersOfExamples, Tag("<counts>")],
+    Discriminator(lambda value: "<counts>" if isinstance(value, list) else "<count>"),
+]
+"""How many training rows are examples in a prompt, or several numbers to choose from."""
+
+
 class FewShotSettings(Section):
     """What the base is given in its prompt, for the third column of the report."""
 
-    k: NumExamples = Field(default=4, description="Training rows as examples in the prompt; 0 for none.")
+    k: Examples = Field(
+        default=4,
+        description="Training rows as examples in the prompt, 0 for none; or a list such as [2, 4, 8], of which the "
+        "number with the best score on other training rows is taken.",
+    )
     instruction: Text | None = Field(
         default=None, description="Text that is added to the system turn, such as a description of the answer."
     )
@@ -77,12 +100,35 @@ class FewShotSettings(Section):
         """Whether the base is given anything."""
         return bool(self.k or self.instruction)
 
+    @property
+    def choices(self) -> list[int]:
+        """The numbers of examples to choose from; empty if the number is given."""
+        return self.k if isinstance(self.k, list) and len(self.k) > 1 else []
+
+    @property
+    def max_k(self) -> int:
+        """The most examples that a prompt may have."""
+        return max(self.k) if isinstance(self.k, list) else self.k
+
+    def with_k(self, k: int) -> FewShotSettings:
+        """The same settings with a number of examples."""
+        return self.model_copy(update={"k": k})
+
+
+def _few_shot_tag(value: object) -> str:
+    if isinstance(value, dict | FewShotSettings):
+        return "<section>"
+    return "<counts>" if isinstance(value, list) else "<count>"
+
 
 FewShot = Annotated[
-    Annotated[NumExamples, Tag("<count>")] | Annotated[FewShotSettings, Tag("<section>")],
-    Discriminator(lambda value: "<section>" if isinstance(value, dict | FewShotSettings) else "<count>"),
+    Annotated[NumExamples, Tag("<count>")]
+    | Annotated[NumbersOfExamples, Tag("<counts>")]
+    | Annotated[FewShotSettings, Tag("<section>")],
+    Discriminator(_few_shot_tag),
 ]
-"""How many training rows are examples in the prompt of the base, or a section with an instruction as well."""
+"""How many training rows are examples in the prompt of the base, several numbers to choose from, or a section with an
+instruction as well."""
 
 ColumnName = Annotated[Text, AfterValidator(_check_column)]
 """The name of a column of the rows."""

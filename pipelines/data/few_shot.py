@@ -63,7 +63,7 @@ def few_shot_prompts(
     limit: int | None = None,
     cluster_by: str | None = None,
 ) -> FewShotPrompts:
-    """The prompts of the test rows of a task, with up to `settings.k` examples, and an instruction if there is one.
+    """The prompts of the test rows of a task, with up to `settings.max_k` examples, and an instruction if there is one.
 
     rows: the test rows, each with its token limit.
     candidates: training rows of the task in the order in which they become examples.
@@ -71,10 +71,10 @@ def few_shot_prompts(
     cluster_by: the column with the cluster of a row.
     """
     notes: list[str] = []
-    wanted, instruction = settings.k, settings.instruction
+    wanted, instruction = settings.max_k, settings.instruction
     writer = FewShotWriter(prompt_format, instruction)
-    usable = _without_leaks([candidate.example for candidate in candidates], [row.example for row in rows], cluster_by)
-    shots = usable[:wanted]
+    usable = without_leaks(candidates, rows, cluster_by)
+    shots = [row.example for row in usable[:wanted]]
     if len(shots) < wanted:
         others = "" if len(usable) == len(candidates) else " that differ from all test rows"
         notes.append(
@@ -121,17 +121,19 @@ def few_shot_prompts(
     return FewShotPrompts(summary, prompts, shots, [count for _, count in encoded], separator)
 
 
-def _without_leaks(candidates: Sequence[Example], rows: Sequence[Example], cluster_by: str | None) -> list[Example]:
-    """The training rows without those that have the prompt or the cluster of a test row, and without copies."""
+def without_leaks(
+    candidates: Sequence[TokenizedExample], rows: Sequence[TokenizedExample], cluster_by: str | None
+) -> list[TokenizedExample]:
+    """The candidates without those that have the prompt or the cluster of one of `rows`, and without copies."""
 
     def keys(example: Example) -> list[tuple[str, ...]]:
         prompt = ("prompt", *example.prompt.split())
         return [prompt] if cluster_by is None else [prompt, ("cluster", str(example.fields.get(cluster_by)))]
 
-    tested = {key for row in rows for key in keys(row)}
+    tested = {key for row in rows for key in keys(row.example)}
     usable, prompts = [], set[tuple[str, ...]]()
     for candidate in candidates:
-        prompt, *_ = candidate_keys = keys(candidate)
+        prompt, *_ = candidate_keys = keys(candidate.example)
         if prompt not in prompts and tested.isdisjoint(candidate_keys):
             usable.append(candidate)
             prompts.add(prompt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config.job import Job
+from pipelines.data.splits import MAX_CANDIDATES
 from pipelines.planning.memory import MAX_PROMPTS
 from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.target_hardware import TargetHardware
@@ -119,18 +120,20 @@ def _few_shot_seconds(job: Job, workload: Workload, hardware: TargetHardware, ra
     """The time of the base with examples in its prompt, which is loaded already.
 
     The examples of a task are as long as its other rows and computed once per pass over prompts. Completions after them
-    are as long as references.
+    are as long as references. The number of examples is chosen by the training rows that are none.
     """
     seconds = 0.0
     for task in workload.tasks:
-        k = job.pipeline.few_shot(job.pipeline.tasks[task.name]).k
+        settings = job.pipeline.few_shot(job.pipeline.tasks[task.name])
+        k = settings.max_k
         if k and task.evaluated["test"]:
             # On a CPU the tokens of a pass that are shared count once, see `evaluation.generation.prefill_batches`.
             row_tokens = task.tokens * (1 if hardware.device == "cpu" else k + 1)
             rows_per_pass = max(PREFILL_TOKENS / row_tokens, 1)
             tokens = task.tokens * (workload.sharing + k / rows_per_pass)
             generated = min(task.tokens - task.prompt + 1, task.limit)
-            seconds += task.evaluated["test"] * (tokens / rates.forward + generated / rates.decoding)
+            rows = task.evaluated["test"] + len(settings.choices) * (MAX_CANDIDATES - k)
+            seconds += rows * (tokens / rates.forward + generated / rates.decoding)
     return seconds
 
 

@@ -118,6 +118,7 @@ def stage_digests(
         rows["test"],
         strata,
         few_shot,
+        {name: scoring[name] for name, task in tasks if pipeline.few_shot(task).choices},
         [name for name, task in tasks if reads_reference_loss(task.metric)],
         FEW_SHOT_FORMAT,
     )

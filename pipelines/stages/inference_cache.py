@@ -48,7 +48,10 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
 
 
 def few_shot_cache_path(context: StageContext, tasks: Sequence[FewShotPrompts]) -> Path:
-    """The folder in the cache for the base model's completions of the test rows after examples."""
+    """The folder in the cache for the base model's completions of the test rows after examples.
+
+    tasks: the prompts of the test rows, with the most examples if their number is chosen, and those of the choice.
+    """
     rows = [row for task in tasks for row in task.rows]
     summaries = [[dict(task.summary), task.separator] for task in tasks]
     scored = [name for name, task in context.job.pipeline.tasks.items() if reads_reference_loss(task.metric)]

@@ -91,7 +91,10 @@ class FewShotTask(RecordBase):
     examples: list[str] = Field(default=[], description="File and line of each example, in their order.")
     num_tokens: int = Field(default=0, description="Number of tokens that the examples add to a prompt.")
     rows_with_fewer: int = Field(default=0, description="Number of test rows whose prompts hold fewer examples.")
-    notes: list[str] = Field(default=[], description="Why there are fewer examples than the config asks for.")
+    notes: list[str] = Field(
+        default=[],
+        description="Why there are fewer examples than the config asks for, and how their number was chosen.",
+    )
 
     @property
     def has_prompts(self) -> bool:

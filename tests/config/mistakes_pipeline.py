@@ -68,6 +68,21 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "pipeline.report.few_shot must be at most 32, found 100",
     ),
+    "no number of examples to choose from": (
+        pipeline("report: {few_shot: []}"),
+        2,
+        "pipeline.report.few_shot is empty",
+    ),
+    "a number of examples twice": (
+        pipeline("report: {few_shot: {k: [8, 4, 8]}}"),
+        2,
+        "pipeline.report.few_shot.k: a number is there twice; write [4, 8]",
+    ),
+    "no examples as one of the numbers": (
+        task("few_shot: [0, 4]"),
+        8,
+        "pipeline.tasks.sentiment.few_shot[0] must be at least 1, found 0",
+    ),
     "an unknown key of few_shot": (
         pipeline("report: {few_shot: {n: 4}}"),
         2,
