@@ -55,3 +55,7 @@ class MachineError(AlfineError):
     """A lack of disk space, memory or permission, or another error of the system."""
 
     exit_code = 1
+
+
+class UnavailableError(MachineError):
+    """Something that a request needs does not answer at present. The same request may be answered later."""

@@ -21,12 +21,13 @@ from pipelines.exporting.folder import (
     write_tokenizer,
 )
 from pipelines.exporting.gguf import CONVERTED, bits, require_llama_cpp, write_gguf
-from pipelines.exporting.merged import BYTES, DTYPES, num_parameters, write_merged
+from pipelines.exporting.merged import BYTES, DTYPES, write_merged
 from pipelines.exporting.model_card import write_model_card
 from pipelines.exporting.ollama import modelfile
 from pipelines.exporting.records import ExportedBase, ExportRecord
 from pipelines.exporting.source import DEFAULT_ROWS_PER_TASK, EvaluatedPrompt, ExportSource, open_source
 from pipelines.exporting.verification import Engine, check_export, llama_cpp_engine, transformers_engine
+from pipelines.modeling.safetensors_header import num_parameters
 from pipelines.report import analyse
 from pipelines.storage.environment import versions
 from pipelines.storage.files import atomic_dir, os_errors_as_machine_error, write_text

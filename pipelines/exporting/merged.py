@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import psutil
 from pipelines.errors import MachineError, RunError
 from pipelines.exporting.source import ExportSource
 from pipelines.modeling.model_folder import read_json
-from pipelines.modeling.safetensors_header import read_headers
+from pipelines.modeling.safetensors_header import num_parameters
 from pipelines.registry import lazy_import
 from pipelines.storage.files import write_json
 
@@ -34,11 +33,6 @@ DEQUANTIZED_NOTE = (
     "It was trained on quantized weights; those were dequantized, and the adapter merged into them: what was trained, "
     "not the original base with the adapter."
 )
-
-
-def num_parameters(folder: Path) -> int:
-    """The number of weights in a model's safetensors files, of tied ones counted once."""
-    return sum(math.prod(tensor.shape) for tensor in read_headers(folder).values())
 
 
 def write_merged(source: ExportSource, folder: Path, dtype: str) -> list[str]:

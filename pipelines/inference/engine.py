@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipelines.console.plain_text import count
-from pipelines.errors import AlfineError, DataError, MachineError, RunError
+from pipelines.errors import AlfineError, DataError, MachineError, RunError, UnavailableError
 from pipelines.evaluation.slot_decoding import cache_bytes, cache_bytes_per_token
 from pipelines.evaluation.slot_pool import supports_slots
 from pipelines.inference.generate_fallback import generate_batch
@@ -71,7 +71,7 @@ class GenerationEngine:
     # --- for clients ---
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        """Queues a request. Raises DataError for a prompt that the context cannot hold, RunError once closed."""
+        """Queues a request. Raises DataError if the context cannot hold the prompt, UnavailableError once closed."""
         self.models.select(request.model)
         room = self.context_length - len(request.prompt_ids)
         if not request.prompt_ids:
@@ -87,7 +87,7 @@ class GenerationEngine:
         sequence = ActiveSequence(stream, self.models.prompt_format, min(request.max_new_tokens, room))
         with self._condition:
             if self._is_closing:
-                raise RunError("the engine has been closed")
+                raise UnavailableError("the engine has been closed")
             self._waiting.append(sequence)
             self._condition.notify()
         return stream
@@ -103,9 +103,9 @@ class GenerationEngine:
         return len(self._active)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether requests are answered."""
-        return self._thread.is_alive() and not self._is_closing
+    def problem(self) -> str | None:
+        """Why no request is answered; None if requests are answered."""
+        return None if self._thread.is_alive() and not self._is_closing else "the engine has been closed"
 
     def close(self) -> None:
         """Ends the thread. Requests that have not ended fail."""
@@ -133,7 +133,7 @@ class GenerationEngine:
             with self._condition:
                 self._is_closing = True
                 left = [*self._active, *self._waiting]
-            error = RunError("the engine was closed before the answer was complete")
+            error = UnavailableError("the engine was closed before the answer was complete")
             for sequence in left:
                 if not sequence.has_ended:
                     sequence.fail(error)

@@ -217,8 +217,8 @@ class RequestEngine(Protocol):
         """Requests that are being answered."""
 
     @property
-    def is_alive(self) -> bool:
-        """Whether requests are answered."""
+    def problem(self) -> str | None:
+        """Why no request is answered at present; None if requests are answered."""
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        """Queues a request. Raises AlfineError if it cannot be answered."""
+        """Queues a request. Raises AlfineError if it cannot be answered: UnavailableError for a `problem`."""

@@ -20,6 +20,7 @@ import torch
 from pipelines.errors import MachineError
 from pipelines.modeling.hardware import current_hardware, empty_cache
 from pipelines.modeling.token_sequences import TokenSequences
+from pipelines.storage.environment import free_main_memory
 
 ADVICE = "shorter rows, a smaller base_model, an adapter, or quantization"
 """What needs less memory, for the error when one row does not fit."""
@@ -163,7 +164,7 @@ def free_memory(device: torch.device) -> int:
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    return free_main_memory()
 
 
 def total_memory(device: torch.device) -> int:

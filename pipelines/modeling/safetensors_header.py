@@ -8,6 +8,7 @@ repository's README, "Format".)
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,11 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
             raise ModelError(f"{folder / shard} lacks {missing[0]}, which {INDEX} assigns to it; download it again")
         tensors |= {name: in_shard[name] for name in names}
     return tensors
+
+
+def num_parameters(folder: Path) -> int:
+    """The number of weights in a model's safetensors files, of tied ones counted once."""
+    return sum(math.prod(tensor.shape) for tensor in read_headers(folder).values())
 
 
 def _shards(folder: Path) -> dict[str, set[str]]:

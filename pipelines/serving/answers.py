@@ -16,12 +16,9 @@ from pipelines.inference.run_models import MODEL_NAMES, ModelName, RunFormat
 from pipelines.inference.sampling_defaults import SamplingDefaults
 from pipelines.inference.token_text import TokenTexts
 from pipelines.serving.bodies import ChatBody, CompletionBody
-from pipelines.serving.errors import ApiError, as_api_error
+from pipelines.serving.errors import RETRY_AFTER, ApiError, as_api_error
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import ServerSettings
-
-RETRY_AFTER = "2"
-"""Seconds after which a client may try again."""
 
 
 @dataclass
@@ -180,11 +177,11 @@ class AnswerService:
     def _check_capacity(self, count: int) -> None:
         """Raises ApiError if the server is stopping, or as many answers wait as may wait."""
         if self.is_stopping:
-            raise ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": RETRY_AFTER})
+            raise ApiError(503, "the server is stopping", code="stopping", headers=RETRY_AFTER)
         self._check_count(count)
         if self.num_running + count > self._max_running:
-            message = f"{self.num_running} answers are being generated or wait; try again in {RETRY_AFTER} s"
-            raise ApiError(429, message, code="queue_full", headers={"Retry-After": RETRY_AFTER})
+            message = f"{self.num_running} answers are being generated or wait; try again later"
+            raise ApiError(429, message, code="queue_full", headers=RETRY_AFTER)
 
     @property
     def _max_running(self) -> int:

@@ -46,8 +46,10 @@ async def _health(request: web.Request) -> web.Response:
 
 
 async def _ready(request: web.Request) -> web.Response:
-    """Whether new answers are taken: 503 while the server stops, and if the engine's thread has ended."""
+    """Whether new answers are taken: 503 while the server stops, and while nothing answers."""
     service = request.app[SERVICE]
-    if service.is_stopping or not service.engine.is_alive:
+    if service.is_stopping:
         return web.json_response({"status": "stopping"}, status=503)
+    if (problem := service.engine.problem) is not None:
+        return web.json_response({"status": "unavailable", "reason": problem}, status=503)
     return web.json_response({"status": "ready"})

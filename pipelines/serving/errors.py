@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from pipelines.errors import AlfineError, ConfigError, DataError
+from pipelines.errors import AlfineError, ConfigError, DataError, UnavailableError
 from pipelines.storage.strict_json import dump
 
 logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RETRY_AFTER = {"Retry-After": "2"}
+"""The header with the seconds after which a client may try again."""
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _TYPES = {
     401: "authentication_error",
@@ -59,9 +61,12 @@ def _dump_ascii(value: object) -> str:
 
 
 def as_api_error(error: AlfineError) -> ApiError:
-    """An error of the library: what the request says is wrong, or the engine has failed."""
+    """An error of the library: what the request says is wrong, nothing can answer at present, or the engine failed."""
+    message = error.problems[0].message
+    if isinstance(error, UnavailableError):
+        return ApiError(503, message, code="unavailable", headers=RETRY_AFTER)
     is_request = isinstance(error, DataError | ConfigError)
-    return ApiError(400 if is_request else 500, error.problems[0].message, code=None if is_request else "engine_error")
+    return ApiError(400 if is_request else 500, message, code=None if is_request else "engine_error")
 
 
 @web.middleware

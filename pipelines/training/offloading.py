@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import psutil
 import torch
 
 from pipelines.errors import ConfigError, MachineError
 from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.memory import free_memory, gigabytes
+from pipelines.storage.environment import free_main_memory
 from pipelines.training.activation_memory import optimizer_state_bytes
 
 KEY = "pipeline.hardware.offload_optimizer"
@@ -149,7 +149,7 @@ def check_training_memory(
         if device.type != "cuda":
             return
         gpu = free_memory(device) + sum(parameter.nbytes for parameter in model.parameters())
-    main = psutil.virtual_memory().available if main is None else main
+    main = free_main_memory() if main is None else main
     needs = {is_offloaded: memory_of_training(model, optimizer, offload=is_offloaded) for is_offloaded in (False, True)}
 
     def fits(needed: tuple[float, float]) -> bool:

@@ -91,7 +91,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
         run_config=ray_train.RunConfig(
             name="workers",
             storage_path=str(ray_dir),
-            worker_runtime_env=ray_cluster.runtime_env(resources_per_worker),
+            worker_runtime_env=ray_cluster.runtime_env(num_workers, resources_per_worker),
             failure_config=ray_train.FailureConfig(max_failures=_max_failures(job)),
             logging_config=ray_config.LoggingConfig(log_level="CRITICAL"),
         ),
@@ -100,7 +100,7 @@ def train_on_ray(job: Job, run: Run, starting_model_folder: Path, progress: Prog
         with _forward_progress(progress_actor, progress):
             trainer.fit()
     except ray_train_exceptions.TrainingFailedError as error:
-        reason = ray_cluster.last_line(error.__cause__ or error)
+        reason = ray_cluster.error_line(error.__cause__ or error)
         raise RunError(f"training on Ray failed: {reason}; the workers' logs are in {run.path('training')}") from None
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
@@ -204,7 +204,7 @@ def ray_evaluator(
     actor_class = ray.remote(evaluator.LocalEvaluator).options(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
-        runtime_env=ray_cluster.runtime_env(resources),
+        runtime_env=ray_cluster.runtime_env(num_workers, resources),
         max_restarts=max_failures,
         max_task_retries=max_failures,
     )
@@ -238,7 +238,7 @@ class RayEvaluator:
                 results.append(result)
                 progress(len(result))
         except ray_exceptions.RayError as error:
-            raise RunError(f"a Ray worker failed: {ray_cluster.last_line(error)}") from None
+            raise RunError(f"a Ray worker failed: {ray_cluster.error_line(error)}") from None
         return results
 
     def complete(
@@ -281,7 +281,7 @@ class RayEvaluator:
                     pool.submit(lambda actor, arguments: actor.complete.remote(*arguments), batch)
                 yield completions
         except ray_exceptions.RayError as error:
-            raise RunError(f"a Ray worker failed: {ray_cluster.last_line(error)}") from None
+            raise RunError(f"a Ray worker failed: {ray_cluster.error_line(error)}") from None
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         batches = list(prepared.batches(RETENTION_BATCH_ITEMS))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.job import Job
 from pipelines.errors import ConfigError, MachineError
 from pipelines.registry import lazy_import
+from pipelines.storage.environment import WORKERS_PER_MACHINE
 
 if TYPE_CHECKING:
     import ray
 else:
     ray = lazy_import("ray")  # an optional package, and 1 s to import
+
+_CLASS_OF_ERROR = re.compile(r"^pipelines\.[\w.]+: ")
+"""What Python writes before the message of an AlfineError."""
 
 
 def connect(not_installed: ConfigError) -> bool:
@@ -71,10 +76,36 @@ def resources(job: Job, num_workers: int = 0, option: str = "") -> tuple[int, di
     return num_workers, dict(resources_per_worker)
 
 
-def runtime_env(resources_per_worker: Mapping[str, float]) -> dict[str, Any]:
-    """Returns Ray's `runtime_env` of the workers. It hides the GPUs from workers that are to compute on the CPU."""
-    hides_gpus = not resources_per_worker.get("GPU") and ray.cluster_resources().get("GPU", 0) > 0
-    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides_gpus else {}
+def runtime_env(num_workers: int, resources_per_worker: Mapping[str, float]) -> dict[str, Any]:
+    """Returns Ray's `runtime_env` of the workers.
+
+    It hides the GPUs from workers that are to compute on the CPU, and tells workers how many of them may share the main
+    memory of a machine.
+    """
+    variables = {}
+    if not resources_per_worker.get("GPU") and ray.cluster_resources().get("GPU", 0) > 0:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    if (sharing := max_workers_per_node(num_workers, resources_per_worker)) > 1:
+        variables[WORKERS_PER_MACHINE] = str(sharing)
+    return {"env_vars": variables} if variables else {}
+
+
+def max_workers_per_node(num_workers: int, resources_per_worker: Mapping[str, float]) -> int:
+    """Returns the most workers that Ray may place on one node."""
+    amounts = {kind: amount for kind, amount in resources_per_worker.items() if amount > 0}
+    fitting = [
+        min((int(node["Resources"].get(kind, 0) // amount) for kind, amount in amounts.items()), default=num_workers)
+        for node in ray.nodes()
+    ]
+    return min(num_workers, max(fitting, default=num_workers))
+
+
+def error_line(error: BaseException) -> str:
+    """Returns one line about an exception of a worker: the message of an AlfineError, else the last line of its text.
+
+    Ray's own errors are long, and quote the traceback of the worker.
+    """
+    return _CLASS_OF_ERROR.sub("", last_line(error))
 
 
 def last_line(error: BaseException) -> str:

@@ -10,7 +10,11 @@ import httpx
 import psutil
 import pytest
 
+from pipelines.errors import MachineError
 from pipelines.evaluation.completions import complete
+from pipelines.modeling.safetensors_header import num_parameters
+from pipelines.prediction.models import tuned_job
+from pipelines.serving import ray_replicas
 from pipelines.serving.ray_replicas import has_controller
 from tests.inference.tiny_run import load_models, make_run
 from tests.serving.api import CHAT, chat, events, process
@@ -83,6 +87,32 @@ def test_two_replicas(ray, tmp_path):
     assert ray.is_initialized()
 
 
+def test_replicas_that_cannot_start_are_one_line(ray, tmp_path):
+    """The front reads the tokenizer only; each replica then finds that the weights cannot be loaded."""
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'ray[serve]'")
+    run = make_run(tmp_path)
+    weights = run.path("model", "adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-50])
+    address = ray.get_runtime_context().gcs_address
+    with pytest.raises(pytest.fail.Exception) as failure, process(run, "--ray", RAY_ADDRESS=address):
+        pass
+    lines = str(failure.value).splitlines()
+    assert [line for line in lines if line.startswith("error:")] == lines[-1:], lines
+    assert "the replicas on Ray did not start" in lines[-1] and "adapter_model.safetensors" in lines[-1]
+    assert "Traceback" not in str(failure.value)
+    until(lambda: not replicas() and not has_controller())
+
+
+def test_replicas_that_memory_does_not_hold_are_not_started(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    job = tuned_job(run)
+    parameters = num_parameters(tmp_path / "base")
+    monkeypatch.setattr(ray_replicas, "free_main_memory", lambda: 4 * 4 * parameters)
+    ray_replicas._check_memory(job, run, 4)
+    with pytest.raises(MachineError, match="the weights of 5 replicas take .* GB of main memory; .* lower --replicas"):
+        ray_replicas._check_memory(job, run, 5)
+
+
 def _check_answers(client, models):
     texts = [f"tea {number}" for number in range(12)]
     with ThreadPoolExecutor(12) as pool:
@@ -92,7 +122,7 @@ def _check_answers(client, models):
 
 
 def _check_deaths(client):
-    """All replicas die: their requests get an error, and the next one an answer."""
+    """All replicas die: their requests get an error, further ones are refused, and then answered by new replicas."""
     assert len(replicas()) == 2
     results = {}
 
@@ -112,6 +142,13 @@ def _check_deaths(client):
     for thread in threads:
         thread.join(60)
     message = "the replica that computed the answer has died; send the request again"
-    assert results["whole"].status_code == 500 and results["whole"].json()["error"]["message"] == message
+    assert results["whole"].status_code == 503 and results["whole"].json()["error"]["message"] == message
     assert message in events(results["streamed"])[-1]
+    until(lambda: client.get("/ready").status_code == 503)
+    refused, ready = client.post(CHAT, json=chat()), client.get("/ready")
+    if ready.status_code == 503:  # otherwise a replica has come back meanwhile
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "unavailable"
+        assert refused.headers["Retry-After"] and "no replica is running" in refused.json()["error"]["message"]
+        assert ready.json()["reason"] == refused.json()["error"]["message"]
+    until(lambda: client.get("/ready").status_code == 200)
     assert client.post(CHAT, json=chat()).status_code == 200

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from pipelines.errors import AlfineError, RunError
+from pipelines.errors import AlfineError, UnavailableError
 from pipelines.inference.engine import GenerationEngine
 from pipelines.inference.requests import GenerationRequest
 from pipelines.inference.run_models import RunFormat
 from pipelines.prediction.models import tuned_job
+from pipelines.serving import remote_engine
 from pipelines.serving.ray_replicas import Replica
 from pipelines.serving.remote_engine import RemoteEngine
 from tests.inference.tiny_run import load_models, make_run
@@ -69,8 +70,25 @@ def replica(run):
         yield one
 
 
-def remote(replica, kind=InProcessAnswer):
-    return RemoteEngine(lambda request: kind(replica, request), replica.context_length(), 4, str)
+class Silent:
+    """An answer that waits for a replica."""
+
+    def __init__(self, replica, request):
+        pass
+
+    async def __aiter__(self):
+        await asyncio.Event().wait()
+        yield
+
+    def cancel(self):
+        pass
+
+
+def remote(replica, kind=InProcessAnswer, find_problem=lambda: None):
+    def as_error(error):
+        return UnavailableError(str(error))
+
+    return RemoteEngine(lambda request: kind(replica, request), replica.context_length(), 4, as_error, find_problem)
 
 
 def is_idle(replica):
@@ -130,7 +148,7 @@ def test_a_replica_that_dies_fails_its_requests_only(replica, run_format):
 
     with remote(replica, Dying) as engine:
         status, body, last = asyncio.run(ask(engine))
-    assert status == 500 and body["error"]["message"] == "the replica has gone"
+    assert status == 503 and body["error"]["message"] == "the replica has gone"
     assert '"message":"the replica has gone"' in last
     until(lambda: is_idle(replica))
 
@@ -142,14 +160,70 @@ def test_errors_of_the_replica_are_those_of_the_request(replica):
             stream.result()
 
 
+@pytest.fixture
+def fast_polls(monkeypatch):
+    monkeypatch.setattr(remote_engine, "POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(remote_engine, "MAX_SILENCE_S", 0.2)
+
+
+def test_without_replicas_requests_are_refused_until_one_is_back(replica, run_format, fast_polls):
+    async def ask(engine):
+        async with client_of(run_format, engine) as client:
+            assert (await client.get("/ready")).status == 200
+            waiting = asyncio.create_task(client.post(CHAT, json=chat(stream=True)))
+            await asyncio.to_thread(until, lambda: engine.num_waiting)
+            problems.append("no replica is running")
+            answers = [await waiting, await client.post(CHAT, json=chat()), await client.get("/ready")]
+            bodies = [await answer.text() for answer in answers]
+            problems.clear()
+            await asyncio.to_thread(until, lambda: engine.problem is None)
+            assert (await client.get("/ready")).status == 200
+            return answers, bodies
+
+    problems = []
+    with remote(replica, Silent, lambda: problems[-1] if problems else None) as engine:
+        (streamed, refused, ready), bodies = asyncio.run(ask(engine))
+        assert engine.num_waiting == 0
+    error = {"message": "no replica is running", "type": "server_error", "param": None, "code": "unavailable"}
+    assert streamed.status == 200 and [json.loads(event)["error"] for event in events(bodies[0])] == [error]
+    assert refused.status == 503 and refused.headers["Retry-After"] and json.loads(bodies[1])["error"] == error
+    assert ready.status == 503
+    assert json.loads(bodies[2]) == {"status": "unavailable", "reason": "no replica is running"}
+
+
+def test_an_answer_that_has_begun_goes_on_while_no_replica_is_seen(replica, fast_polls):
+    problems = []
+    with remote(replica, find_problem=lambda: problems[-1] if problems else None) as engine:
+        stream = engine.submit(GenerationRequest("tuned", [5, 6], 200, temperature=3.0, seed=1))
+        next(stream)
+        problems.append("no replica is seen")
+        until(lambda: engine.problem)
+        assert stream.result().finish_reason in ("stop", "length")
+
+
+def test_replicas_of_which_nothing_is_heard_are_a_problem(replica, fast_polls):
+    def fail():
+        raise ConnectionError("Ray has gone")
+
+    released = threading.Event()
+    with remote(replica, Silent, released.wait) as engine:
+        until(lambda: engine.problem)
+        assert engine.problem == "it is unknown whether replicas are running: Ray does not answer"
+    released.set()
+    with remote(replica, Silent, fail) as engine:
+        until(lambda: engine.problem)
+        with pytest.raises(UnavailableError, match="Ray has gone"):
+            engine.submit(GenerationRequest("tuned", [5], 5))
+
+
 def test_closing_ends_what_has_not_ended(replica):
     with remote(replica) as engine:
         stream = engine.submit(GenerationRequest("tuned", [5, 6], 450, temperature=3.0, seed=1))
         next(stream)
-    with pytest.raises(RunError, match="closed before the answer was complete"):
+    with pytest.raises(UnavailableError, match="closed before the answer was complete"):
         stream.result()
-    assert not engine.is_alive and threading.active_count() < 10
+    assert engine.problem == "the engine has been closed" and threading.active_count() < 10
     stream.cancel()
-    with pytest.raises(RunError, match="has been closed"):
+    with pytest.raises(UnavailableError, match="has been closed"):
         engine.submit(GenerationRequest("tuned", [5], 5))
     until(lambda: is_idle(replica))

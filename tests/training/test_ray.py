@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import ConfigError, ModelError
+from pipelines.modeling.memory import free_memory
 from pipelines.storage.files import read_jsonl
 from pipelines.training import ray_cluster
 from pipelines.training.ray import train_on_ray, uses_ray
@@ -53,7 +54,8 @@ def test_a_missing_ray_package_is_an_error(make_job, monkeypatch):
 
 def on_cluster(monkeypatch, job, gpus, **settings):
     """The resources that `job` requests on a cluster of two nodes with `gpus` GPUs."""
-    stub = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": gpus}, nodes=lambda: [{}, {}])
+    node = {"CPU": 4.0, "GPU": gpus / 2}
+    stub = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": gpus}, nodes=lambda: 2 * [{"Resources": node}])
     monkeypatch.setattr(ray_cluster, "ray", stub)
     job.ludwig["backend"] = {"type": "ray", "trainer": settings}
     return ray_cluster.resources(job)
@@ -76,7 +78,46 @@ def test_gpus_are_hidden_from_workers_on_the_cpu(make_job, monkeypatch):
     job, _, _ = make_job(LORA)
     for gpus, use_gpu, hides in ((4.0, False, True), (4.0, True, False), (0.0, False, False)):
         _, resources = on_cluster(monkeypatch, job, gpus, use_gpu=use_gpu, num_workers=2)
-        assert ray_cluster.runtime_env(resources) == ({"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hides else {})
+        variables = ray_cluster.runtime_env(2, resources)["env_vars"]
+        assert variables.get("CUDA_VISIBLE_DEVICES") == ("" if hides else None)
+
+
+def test_workers_divide_the_memory_of_the_machine_that_they_may_share(make_job, monkeypatch):
+    """Nodes have 4 CPUs; two have a GPU, or none."""
+    job, _, _ = make_job(LORA)
+    for gpus, num_workers, amounts, sharing in (
+        (0.0, 3, {"CPU": 1}, 3),
+        (0.0, 8, {"CPU": 1}, 4),
+        (0.0, 8, {"CPU": 3}, None),
+        (0.0, 1, {"CPU": 1}, None),
+        (2.0, 2, {"CPU": 1, "GPU": 1}, None),
+        (4.0, 4, {"CPU": 1, "GPU": 1}, 2),
+    ):
+        on_cluster(monkeypatch, job, gpus, num_workers=num_workers)
+        variables = ray_cluster.runtime_env(num_workers, amounts).get("env_vars", {})
+        assert variables.get("ALFINE_WORKERS_PER_MACHINE") == (None if sharing is None else str(sharing))
+
+
+def test_free_memory_is_the_part_of_the_worker(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert free_memory(torch.device("cpu")) == 1000
+    monkeypatch.setenv("ALFINE_WORKERS_PER_MACHINE", "4")
+    assert free_memory(torch.device("cpu")) == 250
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "ray::X() (pid=1)\n  File x\npipelines.errors.ModelError: model 'x' cannot be loaded",
+            "model 'x' cannot be loaded",
+        ),
+        ("ray::X()\nValueError: pipelines.errors.ModelError: x", "ValueError: pipelines.errors.ModelError: x"),
+        ("", "unknown reason"),
+    ],
+)
+def test_an_error_of_a_worker_is_one_line(text, line):
+    assert ray_cluster.error_line(RuntimeError(text)) == line
 
 
 def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monkeypatch):
