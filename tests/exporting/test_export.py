@@ -50,7 +50,7 @@ def check_portable(folder, project):
             assert str(path).encode() not in content, name
 
 
-def test_exports_of_an_adapter_are_the_tuned_model(project):
+def test_exports_of_an_adapter_are_the_tuned_model(project, tmp_path_factory):
     folder = run().folder
     merged = exported(folder)
     assert merged == folder / "export" / "merged" and not (folder / "export" / "merged.partial").exists()
@@ -69,6 +69,11 @@ def test_exports_of_an_adapter_are_the_tuned_model(project):
     base = AutoModelForCausalLM.from_pretrained(project / "base")
     torch.testing.assert_close(logits(PeftModel.from_pretrained(base, adapter)), expected, atol=1e-5, rtol=1e-5)
 
+    # Plain PEFT elsewhere, with the base in a folder, and with the base found by its id in a cache of the Hub.
+    counts = equal_answers(folder, tmp_path_factory.mktemp("other"), None)
+    assert len(counts) == 2
+    assert all(by_task and all(is_equal for _, is_equal in by_task) for by_task in counts.values())
+
     half = exported(folder, "--dtype", "bf16", "--output", project / "half")
     assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
     assert json.loads((half / "export.json").read_text())["dtype"] == "bfloat16"
@@ -82,14 +87,6 @@ def test_exports_of_an_adapter_are_the_tuned_model(project):
     refused = invoke("export", folder, "--force", "--output", project / "mine")
     assert refused.exit_code == 2 and "is not an export" in refused.stderr
     assert (project / "mine" / "notes.txt").read_text() == "mine"
-
-
-def test_an_adapter_elsewhere_gives_the_answers_of_the_run(project, tmp_path_factory):
-    """Its base is given as a folder, or found by its id in a cache of the Hub; the run and alfine are not there."""
-    counts = equal_answers(run().folder, tmp_path_factory.mktemp("other"), None)
-    assert len(counts) == 2
-    for by_task in counts.values():
-        assert by_task and all(is_equal for _, is_equal in by_task)
 
 
 def test_a_run_that_trained_all_weights(project):
