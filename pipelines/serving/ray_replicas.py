@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -141,7 +142,7 @@ def ray_engine(
             handle = serve.run(application, name=name, route_prefix=None)
             context_length = handle.context_length.remote().result()
         except Exception as error:  # Ray raises many kinds, from RuntimeError to those of the replica
-            raise RunError(f"the replicas on Ray did not start: {_failure_line(error)}") from None
+            raise RunError(f"the replicas on Ray did not start: {_start_failure(name, error)}") from None
         yield stack.enter_context(
             RemoteEngine(
                 handle.options(stream=True).generate.remote,
@@ -211,14 +212,28 @@ def _find_problem(name: str) -> str | None:
     if states.get("RUNNING"):
         return None
     starting = states.get("STARTING", 0)
-    cause = _failure_line(deployment.message) if "Error:" in deployment.message else ""
+    cause = _cause_of_message(deployment.message)
     return f"no replica is running, {starting} are being started" + (
         f"; the last start failed: {cause}" if cause else ""
     )
 
 
-def _failure_line(error: object) -> str:
-    """One line about the start of replicas that failed. Ray writes the traceback of the replica, and a line after."""
+def _start_failure(name: str, error: Exception) -> str:
+    """Why the replicas of an application did not start. The exception of Ray Serve only says that they did not."""
+    cause = None
+    with contextlib.suppress(Exception):  # Ray may have gone
+        cause = _cause_of_message(serve.status().applications[name].deployments[DEPLOYMENT].message)
+    return cause or ray_cluster.error_line(error)
+
+
+def _cause_of_message(message: str) -> str | None:
+    """Why replicas did not start, as one line from the message of their deployment, which ends with a traceback or with
+    Ray's description of a dead process. None if the message is about something else."""
+    error = message.partition("Error:\n")[2]
+    if not error:
+        return None
+    if re.search(r"actor died|ActorDied|OutOfMemory", error):
+        return "the process of a replica has ended, as it does when memory runs out"
     return ray_cluster.error_line(error)
 
 

@@ -100,7 +100,7 @@ def max_workers_per_node(num_workers: int, resources_per_worker: Mapping[str, fl
     return min(num_workers, max(fitting, default=num_workers))
 
 
-def error_line(error: BaseException) -> str:
+def error_line(error: BaseException | str) -> str:
     """Returns one line about an exception of a worker: the message of an AlfineError, else the last line of its text.
 
     Ray's own errors are long, and quote the traceback of the worker.
@@ -108,6 +108,6 @@ def error_line(error: BaseException) -> str:
     return _CLASS_OF_ERROR.sub("", last_line(error))
 
 
-def last_line(error: BaseException) -> str:
+def last_line(error: BaseException | str) -> str:
     """Returns the last line of an error's text, which in Ray's errors is the original exception."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "unknown reason")

@@ -24,7 +24,9 @@ LONG = {"max_tokens": 450, "temperature": 3, "seed": 1}
 
 
 @pytest.fixture
-def ray():
+def ray(monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests, Ray's own 15 leaves workers next to nothing
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
     yield ray
@@ -48,8 +50,8 @@ def num_answers(client):
     return float(re.search(r"^alfine_active_answers (\S+)", client.get("/metrics").text, re.MULTILINE)[1])
 
 
-def until(condition):
-    deadline = time.monotonic() + 30
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
@@ -103,6 +105,18 @@ def test_replicas_that_cannot_start_are_one_line(ray, tmp_path):
     until(lambda: not replicas() and not has_controller())
 
 
+def test_the_cause_of_a_failed_start_is_one_line():
+    start = "The deployment failed to start 2 times in a row. See controller logs for details. Error:\n"
+    traceback = "ray::Replica() (pid=1)\n  File x.py, line 3\npipelines.errors.ModelError: model 'x' is truncated\n"
+    died = "ActorDiedError('The actor died unexpectedly before finishing this task.\\n\\tclass_name: x')"
+    causes = [ray_replicas._cause_of_message(message) for message in (start + traceback, start + died, "Upscaling.")]
+    assert causes == [
+        "model 'x' is truncated",
+        "the process of a replica has ended, as it does when memory runs out",
+        None,
+    ]
+
+
 def test_replicas_that_memory_does_not_hold_are_not_started(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     job = tuned_job(run)
@@ -150,5 +164,5 @@ def _check_deaths(client):
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "unavailable"
         assert refused.headers["Retry-After"] and "no replica is running" in refused.json()["error"]["message"]
         assert ready.json()["reason"] == refused.json()["error"]["message"]
-    until(lambda: client.get("/ready").status_code == 200)
+    until(lambda: client.get("/ready").status_code == 200, 300)  # a replica imports torch and loads the models
     assert client.post(CHAT, json=chat()).status_code == 200
