@@ -26,7 +26,6 @@ LONG = {"max_tokens": 450, "temperature": 3, "seed": 1}
 @pytest.fixture
 def ray(monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests, Ray's own 15 leaves workers next to nothing
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[serve]'")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
     yield ray

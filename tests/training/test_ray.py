@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.errors import ConfigError, ModelError
+from pipelines.errors import ConfigError, MachineError, ModelError
 from pipelines.modeling.memory import free_memory
 from pipelines.storage.files import read_jsonl
 from pipelines.training import ray_cluster
@@ -50,6 +50,16 @@ def test_a_missing_ray_package_is_an_error(make_job, monkeypatch):
         match=r"backend.type ray needs Ray, which is not installed; pip install 'ray\[train\]', or write type: local",
     ):
         train_on_ray(with_two_workers(job), folder, base, lambda *_: None)
+
+
+def test_a_ray_that_does_not_start_is_an_error(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup.\nMore")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(MachineError, match=r"start it .this machine.: The current node timed out during startup\.$"):
+        ray_cluster.connect(ConfigError("Ray is not installed"))
 
 
 def on_cluster(monkeypatch, job, gpus, **settings):
