@@ -107,10 +107,8 @@ def _print_tasks(plan: Plan, console: Console) -> None:
             )
     for name, share in plan.too_long.items():
         refuses = plan.job.too_long(name) == "refuse"
-        result = "the run refuses them: raise it, or write too_long: drop" if refuses else "they are left out"
-        text = (
-            f"task {name}: {share:.1%} of the rows are longer than the limit of {plan.job.max_sequence_length:,} tokens"
-        )
+        result = "the run refuses them: write too_long: drop, or truncate_prompt" if refuses else "they are left out"
+        text = f"task {name}: {share:.1%} of the rows are longer than the limit of {plan.row_limit:,} tokens"
         console.print(Text(f"{text}; {result}", style="bold" if refuses else ""))
 
 

@@ -18,7 +18,7 @@ from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.remote_model import RemoteModel, find_remote_model
 from pipelines.planning.target_hardware import TargetHardware
 from pipelines.planning.token_lengths import ExampleTokens, TokenCounter
-from pipelines.planning.workload import TaskSample, Workload, measure_workload, sample_tasks, too_long_shares
+from pipelines.planning.workload import TaskSample, Workload, measure_workload, row_limit, sample_tasks, too_long_shares
 
 USABLE_FRACTION = {"cpu": 1.0, "cuda": 0.95, "mps": 0.75}
 """Share of a device's memory that a process can use: fragmentation, the display, and macOS' own limit."""
@@ -49,6 +49,11 @@ class Plan:
     available: float
     edits: list[Edit]
     too_long: dict[str, float]
+
+    @property
+    def row_limit(self) -> int:
+        """The most tokens of a row."""
+        return row_limit(self.job, self.model.context_length)
 
     @property
     def fits(self) -> bool:
@@ -105,7 +110,7 @@ def make_plan(
         0 if remote is None else remote.download_bytes,
         available,
         edits,
-        {name: share for name, share in too_long_shares(job, samples).items() if share},
+        {name: share for name, share in needs.too_long(job).items() if share},
     )
 
 
@@ -124,7 +129,8 @@ class _Needs:
         limits = [job.max_sequence_length, *map(job.too_long, self.samples)]
         key = (*limits, job.trainer["batch_size"], effective_batch_size(job.trainer))
         if key not in self.workloads:
-            self.workloads[key] = measure_workload(job, self.samples, self.counts_tokens)
+            context = self.model.context_length
+            self.workloads[key] = measure_workload(job, self.samples, self.counts_tokens, context)
         return self.workloads[key]
 
     def outcome(self, job: Job) -> Outcome:
@@ -133,7 +139,10 @@ class _Needs:
             check_module_names(job, self.folder)
         workload = self.workload(job)
         peak = plan_memory(job, self.model, workload, self.hardware).peak
-        return Outcome(peak, workload.longest, max(too_long_shares(job, self.samples).values()))
+        return Outcome(peak, workload.longest, max(self.too_long(job).values()))
+
+    def too_long(self, job: Job) -> dict[str, float]:
+        return too_long_shares(job, self.samples, self.model.context_length)
 
 
 def _find_model(job: Job, folder: Path | None) -> tuple[Path, ModelShape, RemoteModel | None]:

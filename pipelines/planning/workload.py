@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.config.job import Job
 from pipelines.config.lr_schedules import StepCounts, effective_batch_size
-from pipelines.config.pipeline import PipelineSettings, Task
+from pipelines.config.pipeline import PipelineSettings, Task, TooLong
 from pipelines.data.examples import fill_examples
 from pipelines.data.format_detection import resolve_format
 from pipelines.data.mixing import mixing_weights
@@ -129,11 +129,17 @@ def sample_tasks(job: Job, counter: TokenCounter, size: int = SAMPLE_ROWS) -> di
     return {name: _sample_task(name, task, job, counter, max(size // len(tasks), 50)) for name, task in tasks.items()}
 
 
-def measure_workload(job: Job, samples: dict[str, TaskSample], counts_tokens: bool) -> Workload:
-    """The work of a job whose rows are sampled. `counts_tokens` is whether the lengths are in the model's tokens."""
+def measure_workload(
+    job: Job, samples: dict[str, TaskSample], counts_tokens: bool, context_length: int = sys.maxsize
+) -> Workload:
+    """The work of a job whose rows are sampled. `counts_tokens` is whether the lengths are in the model's tokens.
+
+    context_length: the most tokens of a row that the model can attend to.
+    """
+    limit = row_limit(job, context_length)
     pipeline = job.pipeline
-    fitting = {name: _within_limit(sample.tokens, job, name) for name, sample in samples.items()}
-    longest_rows = {name: _longest_within_limit(sample, job, name) for name, sample in samples.items()}
+    fitting = {name: _within_limit(sample.tokens, job.too_long(name), limit) for name, sample in samples.items()}
+    longest_rows = {name: _longest_within_limit(sample, job.too_long(name), limit) for name, sample in samples.items()}
     longest = [tokens for rows in longest_rows.values() for tokens in rows]
     tasks = [
         TaskWorkload(
@@ -203,9 +209,14 @@ def _evaluated(job: Job, name: str, rows: dict[str, int]) -> dict[str, int]:
     return {split: rows[split] if limit is None else min(rows[split], limit) for split, limit in limits.items()}
 
 
-def too_long_shares(job: Job, samples: dict[str, TaskSample]) -> dict[str, float]:
+def row_limit(job: Job, context_length: int) -> int:
+    """The most tokens of a row."""
+    return min(job.max_sequence_length or context_length, context_length)
+
+
+def too_long_shares(job: Job, samples: dict[str, TaskSample], context_length: int) -> dict[str, float]:
     """The share of each task's sampled rows that are longer than the limit and not shortened."""
-    limit = job.max_sequence_length or sys.maxsize
+    limit = row_limit(job, context_length)
     return {
         name: sum(len(row.ids) > limit for row in sample.tokens) / len(sample.tokens)
         if job.too_long(name) != "truncate_prompt"
@@ -214,19 +225,17 @@ def too_long_shares(job: Job, samples: dict[str, TaskSample]) -> dict[str, float
     }
 
 
-def _within_limit(tokens: list[ExampleTokens], job: Job, task: str) -> list[ExampleTokens]:
+def _within_limit(tokens: list[ExampleTokens], too_long: TooLong, limit: int) -> list[ExampleTokens]:
     """The rows that are at most as long as the limit; the shortest one if none is. Prompts are shortened if the config
     says so."""
-    limit = job.max_sequence_length or sys.maxsize
-    if job.too_long(task) == "truncate_prompt":
+    if too_long == "truncate_prompt":
         return [_shortened(row, limit) for row in tokens]
     return [row for row in tokens if len(row.ids) <= limit] or sorted(tokens, key=lambda row: len(row.ids))[:1]
 
 
-def _longest_within_limit(sample: TaskSample, job: Job, task: str) -> list[ExampleTokens]:
+def _longest_within_limit(sample: TaskSample, too_long: TooLong, limit: int) -> list[ExampleTokens]:
     """The longest rows that are used. If the sample has none of them, one that is as long as the limit."""
-    limit = job.max_sequence_length or sys.maxsize
-    if job.too_long(task) == "truncate_prompt":
+    if too_long == "truncate_prompt":
         return [_shortened(row, limit) for row in sample.longest]
     rows = [row for row in sample.longest if len(row.ids) <= limit]
     if not rows and sample.longest and not sample.is_complete:
