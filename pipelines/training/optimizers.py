@@ -88,8 +88,8 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Ten
                 yield parameter, name, value
 
 
-FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
-"""The optimizers of which torch has a version with one kernel for many parameters."""
+FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""The optimizers of which torch has a version with one kernel for many parameters on a GPU. Adagrad's refuses CUDA."""
 FUSED_DEVICES = {"cuda"}
 """The device types on which it is used. On a CPU torch's default stays: results are bitwise those of earlier runs."""
 
