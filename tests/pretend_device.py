@@ -4,6 +4,8 @@ It shows on any machine what would go wrong or take long on a GPU:
 
 - an operation on tensors of two devices raises `MixedDevicesError`;
 - a tensor in fp64, which Apple's GPUs do not have, raises `TypeError`;
+- a copy with `non_blocking=True` of memory that is not pinned raises `RuntimeError`: on Apple's GPUs the memory may be
+  freed before it is read (https://github.com/pytorch/pytorch/issues/189690), on CUDA the host waits after all;
 - every kernel that a GPU would launch is counted, by operator;
 - every time the host would wait for the device is counted, by operator and line of code: reading a value, an operation
   whose output shape depends on values, and a blocking copy in either direction.
@@ -220,8 +222,8 @@ def _count_waits(
     non_blocking = bool(kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2]))
     if is_output_on_device:
         COUNTS.copies[place()] += 1
-        # Even with non_blocking=True the host waits for a copy from memory that is not pinned.
-        non_blocking = non_blocking and source.untyped_storage().data_ptr() in PINNED_STORAGES
+        if non_blocking and source.untyped_storage().data_ptr() not in PINNED_STORAGES:
+            raise RuntimeError(f"a copy that is not waited for, of memory that is not pinned, at {place()}")
     if not non_blocking:
         count_wait("copy to the device" if is_output_on_device else "copy to the host")
 

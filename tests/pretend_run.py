@@ -1,6 +1,7 @@
 """Whole runs of alfine on the pretend device (`tests/pretend_device.py`): what has to be replaced around it.
 
-The replaced parts are those that ask for CUDA, that move a model, and that read or write a tensor's bytes.
+The device stands in for one of MACHINES. The replaced parts are those that ask for CUDA, that move a model, and that read
+or write a tensor's bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,17 +39,42 @@ from tests.pretend_kernels import install
 DEVICE = f"{NAME}:0"
 
 
-def install_in_alfine() -> None:
+@dataclass(frozen=True)
+class Machine:
+    """What the code asks of a GPU.
+
+    Attributes:
+        dtype: of frozen weights and of products.
+        is_cuda: whether copies from pinned memory are queued, and kernels for CUDA only are used.
+        has_flash: whether there is the variable-length attention kernel, which needs compute capability 8.0.
+    """
+
+    dtype: torch.dtype
+    is_cuda: bool
+    has_flash: bool
+
+
+MACHINES = {
+    "a100": Machine(torch.bfloat16, is_cuda=True, has_flash=True),
+    "t4": Machine(torch.float16, is_cuda=True, has_flash=False),
+    "apple": Machine(torch.float32, is_cuda=False, has_flash=False),
+}
+
+
+def install_in_alfine(name: str = "a100") -> None:
     """Makes alfine, Ludwig, PEFT and safetensors use the device, for the rest of the process."""
+    machine = MACHINES[name]
     install()
-    NON_BLOCKING_DEVICES.add(NAME)
-    FUSED_DEVICES.add(NAME)
-    policy = hardware.Hardware(torch.device(DEVICE), torch.bfloat16, reason="pretended")
+    if machine.is_cuda:
+        NON_BLOCKING_DEVICES.add(NAME)
+        FUSED_DEVICES.add(NAME)
+        _replace_everywhere(optimize_adapter, fuse_lora_layers)
+    policy = hardware.Hardware(torch.device(DEVICE), machine.dtype, reason="pretended")
     hardware.detect_hardware = lambda settings: replace(
         policy, attention=None if settings.attention == "auto" else settings.attention
     )
     hardware._current = policy
-    _load_models_on_device()
+    _load_models_on_device(machine)
     _train_on_device()
     _read_and_write_tensors()
 
@@ -61,26 +87,28 @@ def pretend_device() -> Iterator[None]:
         yield
 
 
-def _load_models_on_device() -> None:
-    """Frozen weights are bf16 and trained weights fp32, as on a GPU."""
+def _load_models_on_device(machine: Machine) -> None:
+    """Trained weights are fp32."""
     from_pretrained = pipelines.modeling.loading.AutoModelForCausalLM.from_pretrained
     load_causal_lm = pipelines.modeling.loading.load_causal_lm
 
     def load(folder: str | Path, *, allow_half_precision: bool, quantization: Any = None) -> Any:
         def on_device(*args: Any, **kwargs: Any) -> Any:
-            kwargs["dtype"] = torch.bfloat16 if allow_half_precision else torch.float32
+            kwargs["dtype"] = machine.dtype if allow_half_precision else torch.float32
             kwargs.pop("device_map", None)
             model, info = from_pretrained(*args, **kwargs)
-            fuse_rms_norms(move_to_device(model))
+            move_to_device(model)
+            if machine.is_cuda:
+                fuse_rms_norms(model)
             return model, info
 
         with mock.patch.object(pipelines.modeling.loading.AutoModelForCausalLM, "from_pretrained", on_device):
             return load_causal_lm(folder, allow_half_precision=allow_half_precision, quantization=quantization)
 
     _replace_everywhere(load_causal_lm, load)
-    # As on a GPU with compute capability 8.0.
+    paths = ["varlen", "dense"] if machine.has_flash else ["dense"]
     _replace_everywhere(
-        attention_candidates, lambda device, dtype, path=None: [SHARED[path or "varlen"], SHARED["dense"]]
+        attention_candidates, lambda device, dtype, path=None: [SHARED[name] for name in ([path] if path else paths)]
     )
 
 
@@ -94,7 +122,6 @@ def _replace_everywhere(original: Any, replacement: Any) -> None:
 
 
 def _train_on_device() -> None:
-    _replace_everywhere(optimize_adapter, fuse_lora_layers)
     for module in (ludwig.trainers.trainer, ludwig.utils.torch_utils, ludwig.distributed.base):
         module.get_torch_device = lambda: NAME
     ludwig.models.llm.to_device = lambda model, device, config, current: (model, torch.device(DEVICE))

@@ -19,6 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from pipelines.evaluation.generation import PrefillBatch, prefill_batches, supports_packed_prefill
 from pipelines.evaluation.slot_decoding import MASK_ALIGNMENT, TRIAL_TOKENS
 from pipelines.modeling.decode_attention import SharedPrefix
+from pipelines.modeling.device_copy import copy_to_device
 from pipelines.modeling.equivalence import is_fp32, outputs_match, probe_batch
 from pipelines.modeling.memory import is_out_of_memory
 from pipelines.modeling.packing import supervised_logits
@@ -156,7 +157,7 @@ class SlotPool[Sequence_: Tokens]:
         last = [(sequence.generated or sequence.prompt)[-1] for sequence in self.sequences]
         shared = [prefix.length if prefix else 0 for prefix in self._prefixes]
         lengths = self._own_lengths()
-        joined = torch.tensor([last, lengths, shared]).to(self.device, non_blocking=True)
+        joined = copy_to_device(np.asarray([last, lengths, shared]), self.device)
         input_ids, self.positions = joined[0], joined[1] - 1
         self.rows = torch.arange(len(lengths), device=self.device)
         self.used_length = min(-(-max(lengths) // MASK_ALIGNMENT) * MASK_ALIGNMENT, self.capacity)

@@ -56,17 +56,29 @@ def load_causal_lm(
         if arguments["dtype"] != torch.float32 and quantization is None:
             use_liger_kernels(model)
     model.generation_config = neutral_generation_config(model)
-    select_attention_backend(model)
-    detect_linear_lm_head(model)
-    with autocast(hardware.device):
-        logits = probe_logits(model)
-    if hardware.dtype == torch.float16 and not torch.isfinite(logits).all():
+    if hardware.dtype == torch.float16 and _overflows(model):
         use_fp32(f"{type(model).__name__} overflows in fp16")
         del model  # before the second copy is loaded
         empty_cache(hardware.device)
         return load_causal_lm(folder, allow_half_precision=allow_half_precision, quantization=quantization)
+    select_attention_backend(model)
+    detect_linear_lm_head(model)
+    with autocast(hardware.device):
+        logits = probe_logits(model)
     model.model_source = ModelSource(Path(folder), quantization, logits)
     return model
+
+
+def _overflows(model: PreTrainedModel) -> bool:
+    """Whether logits by the model's own attention are not finite in the precision of this process."""
+    attention, is_replaced = model.config._attn_implementation, supports_packing(model)
+    if is_replaced:
+        model.set_attn_implementation(UNPACKED)
+    with autocast(current_hardware().device):
+        logits = probe_logits(model)
+    if is_replaced:
+        model.set_attn_implementation(attention)
+    return not bool(torch.isfinite(logits).all())
 
 
 def _load_complete(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:

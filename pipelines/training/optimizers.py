@@ -102,5 +102,3 @@ def use_fused_step(optimizer: torch.optim.Optimizer) -> None:
     if type(optimizer) in FUSED_OPTIMIZERS and is_on_gpu and all(map(torch.is_floating_point, trained)):
         for group in optimizer.param_groups:
             group |= {"fused": True, "foreach": False}
-        # As the constructor does for `fused=True`: GradScaler passes its scale on instead of waiting for the device.
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]

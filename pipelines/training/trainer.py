@@ -35,6 +35,7 @@ from pipelines.modeling.adapters import trainable_parameters
 from pipelines.modeling.cuda_graphs import MicroBatchGraphs
 from pipelines.modeling.deferred_scalars import DeferredScalar
 from pipelines.modeling.hardware import current_hardware, rng_state, set_rng_state
+from pipelines.modeling.loss_scaling import LossScaler
 from pipelines.modeling.memory import machine_error_on_out_of_memory, release_cached_memory, retry_smaller
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import cross_entropy, supervised_logits, token_losses
@@ -47,7 +48,6 @@ from pipelines.training.gradients import added_gradient_norm, all_finite, gradie
 from pipelines.training.graphs import training_graphs
 from pipelines.training.history import current_step, loss_since_last_evaluation, record_step, record_strategies
 from pipelines.training.interrupts import InterruptibleTrainer
-from pipelines.training.loss_scaling import LossScaler
 from pipelines.training.ludwig_dataset import LudwigTokenDataset
 from pipelines.training.micro_batches import OPTIMIZER_ADVICE, MicroBatches, training_memory_error
 from pipelines.training.optimizers import use_fused_step
@@ -69,7 +69,7 @@ class FineTuneTrainer(InterruptibleTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         hardware = current_hardware()
         super().__init__(*args, **{**kwargs, "device": str(hardware.device)})
-        self.loss_scaler = LossScaler(hardware.device, hardware.scales_loss)
+        self.loss_scaler = LossScaler(hardware.scales_loss)
         self.history: dict[str, Any] = {"train_loss": [], "validation_loss": []}
         self.history |= {"rows": 0, "tokens": 0, "supervised_tokens": 0}
         self.strategies: list[Strategy] = []
@@ -241,10 +241,10 @@ class FineTuneTrainer(InterruptibleTrainer):
 
     def _accumulate_strategy_gradients(self, loss_denominator: int) -> list[torch.Tensor]:
         """Adds the gradients of the strategies. Returns copies of the gradients of the losses on the tasks' rows."""
-        if not self.strategies:
-            self.loss_scaler.unscale_(self.optimizer)
-            return []
         weights = self.weights
+        if not self.strategies:
+            self.loss_scaler.unscale_(weights)
+            return []
         task_row_gradients = add_own_row_gradients(
             self.strategies,
             weights,
@@ -253,7 +253,7 @@ class FineTuneTrainer(InterruptibleTrainer):
             self.history,
             self.process_group,
         )
-        self.loss_scaler.unscale_(self.optimizer, task_row_gradients)
+        self.loss_scaler.unscale_(weights, task_row_gradients)
         for strategy in self.strategies:
             strategy.add_gradients()
         self._strategy_grad_norm = DeferredScalar(added_gradient_norm(weights, task_row_gradients))

@@ -1,9 +1,9 @@
 """Completions on the pretend device, for `test_pretend_completions.py`.
 
-    python -m tests.evaluation.pretend_completions FOLDER
+    python -m tests.evaluation.pretend_completions FOLDER MACHINE
 
-Writes FOLDER/counts.json: by way of decoding and number of rows, the launches and the times the host waited, and the
-answers of the generation engine by kind of request. Prints the counts.
+MACHINE is a key of `tests.pretend_run.MACHINES`. Writes FOLDER/counts.json: by way of decoding and number of rows, the
+launches and the times the host waited, and the answers of the generation engine by kind of request. Prints the counts.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def _tokens(stream: GenerationStream) -> list[int]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
+    folder, machine = Path(sys.argv[1]).resolve(), sys.argv[2]
     (folder / "served").mkdir()
     run = make_run(folder / "served")
-    install_in_alfine()
+    install_in_alfine(machine)
     results: dict[str, Any] = {}
     with pretend_device():
         loaded = LoadedModel.from_folder(make_model(folder / "base"))
@@ -96,6 +96,7 @@ def main() -> None:
             ("generate", tuned, InferenceSettings("generate", False)),
             ("slots", tuned, InferenceSettings("slots", False)),
             ("slots, merged", tuned, InferenceSettings("slots", True)),
+            ("pool", tuned, InferenceSettings("pool", False)),
         ):
             results[name] = {str(rows): counts(model, inference, rows) for rows in ROWS}
             for rows, result in results[name].items():

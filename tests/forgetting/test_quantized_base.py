@@ -57,6 +57,12 @@ def test_every_strategy_trains_on_the_quantized_base(project_with_evals, loads, 
     assert [loaded for _, loaded in loads] == [bits]
 
 
+def test_parameters_are_counted_as_without_quantization(project):
+    plain, quantized = training(run("plain")), training(run("one", FOUR_BITS))
+    for key in ("parameters", "trainable_parameters"):
+        assert quantized[key] == plain[key] > 0
+
+
 def test_the_interpolated_model_is_the_quantized_base_with_a_scaled_adapter(project, loads):
     one = run(
         "one", FOUR_BITS, "pipeline.forgetting.strategy=interpolate", "pipeline.forgetting.interpolate={scale: 0.5}"

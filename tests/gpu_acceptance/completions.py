@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.config.chat_template import PLAIN_TEXT
 from pipelines.data.prompt_format import PromptFormat
-from pipelines.evaluation.completions import InferenceSettings, LoadedModel, complete
+from pipelines.evaluation.completions import Completion, InferenceSettings, LoadedModel, complete
 from pipelines.evaluation.slot_decoding import decode_greedy
 from pipelines.modeling.loading import load_causal_lm
 from pipelines.modeling.packing import sequence_mean_losses
 from pipelines.modeling.token_sequences import TokenSequences
 from tests.gpu_acceptance.attention import long_rows, short_rows
 from tests.gpu_acceptance.kernels import fused_model
-from tests.gpu_acceptance.models import saved_model
+from tests.gpu_acceptance.models import saved_model, texts_model
 from tests.gpu_acceptance.registry import Context, Measurements, at_least, check
 from tests.gpu_acceptance.results import free_memory
 
@@ -72,30 +74,48 @@ def generate_seconds(folder: Path, context: Context, batch: int) -> float:
     return seconds_of(run, context) / len(rows)
 
 
-def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> float:
-    """Seconds per prompt of `complete` on a loaded model, after a warm-up of the same shape."""
+def alfine_seconds(model: Any, folder: Path, context: Context, settings: InferenceSettings) -> tuple[float, float]:
+    """Seconds and generated tokens per prompt of `complete` on a loaded model, after a warm-up of the same shape."""
     count, new_tokens = sizes(context)
     loaded = LoadedModel(model, PromptFormat.from_folder(folder, PLAIN_TEXT), settings)
     rows = prompts(count)
 
-    def run() -> None:
-        complete(loaded, rows, GREEDY, [new_tokens] * len(rows))
+    def run() -> list[Completion]:
+        return complete(loaded, rows, GREEDY, [new_tokens] * len(rows))
 
-    run()
-    return seconds_of(run, context) / len(rows)
+    num_tokens = sum(completion.num_generated_tokens for completion in run())
+    return seconds_of(run, context) / len(rows), num_tokens / len(rows)
 
 
-@check(1, 10, at_least("same_completions", 0.95, portable=True))
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Products in fp32 within the block, also after a training has allowed TF32, where nearly equal logits change places."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@check(
+    1,
+    10,
+    at_least("same_completions", 0.95, portable=True),
+    at_least("different_tokens", 20, portable=True),
+)
 def greedy_decoding(context: Context) -> Measurements:
     """Greedy completions in slots (on a GPU, as a CUDA graph) against transformers' `generate`, both in fp32: the
     fraction of 40 prompts with the same 16 tokens."""
-    folder = saved_model("small", context)
+    folder = texts_model(context)
     rows, new_tokens = prompts(40 if context.is_gpu else 6), 16
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(context.device).eval()
-    expected = generate_tokens(plain, rows, new_tokens)
+    plain.generation_config.eos_token_id = None
     sequences = TokenSequences.supervised_from([np.asarray(row) for row in rows], list(map(len, rows)))
     model = load_causal_lm(folder, allow_half_precision=False)
-    actual, _ = decode_greedy(model, sequences, [new_tokens] * len(rows), [], use_graph=context.is_gpu)
+    with exact_products():
+        expected = generate_tokens(plain, rows, new_tokens)
+        actual, _ = decode_greedy(model, sequences, [new_tokens] * len(rows), [], use_graph=context.is_gpu)
     return {
         "same_completions": sum(a == b for a, b in zip(actual, expected, strict=True)) / len(rows),
         "different_tokens": len({token for row in expected for token in row}),
@@ -119,22 +139,27 @@ def measure_completions(name: str, context: Context) -> Measurements:
     measured |= {"generate_batched_ms": 1e3 * batched, "generate_single_ms": 1e3 * single}
     free_memory()
     model = load_causal_lm(folder, allow_half_precision=True)
-    seconds = alfine_seconds(model, folder, context, InferenceSettings())
-    measured["base_ms"] = 1e3 * seconds
+    seconds, num_tokens = alfine_seconds(model, folder, context, InferenceSettings())
+    # `generate` is forced to all new tokens.
+    measured |= {"base_ms": 1e3 * seconds, "completed": num_tokens / sizes(context)[1]}
     context.record(f"{name} base", measured)
     del model
     free_memory()
     adapted = fused_model(folder).eval()
     for label, settings in SETTINGS.items():
-        if label == "generate" and context.seconds_left < 60:
+        if label == "generate" and name != "135m":  # 30 s with 1.5B, and `generate` of the base is measured above
             continue
-        measured[f"adapter_{label}_ms"] = 1e3 * alfine_seconds(adapted, folder, context, settings)
-        context.record(f"{name} adapter {label}", {"ms_per_prompt": measured[f"adapter_{label}_ms"]})
+        adapter_seconds, num_tokens = alfine_seconds(adapted, folder, context, settings)
+        measured[f"adapter_{label}_ms"] = 1e3 * adapter_seconds
+        recorded = {"ms_per_prompt": 1e3 * adapter_seconds, "tokens_per_prompt": num_tokens}
+        context.record(f"{name} adapter {label}", recorded)
     measured |= {"times_single": single / seconds, "times_batched": batched / seconds}
     return measured
 
 
-@check(3, 45, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("base_ms", 0.0, portable=True))
+@check(
+    3, 60, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("completed", 0.99, portable=True)
+)
 def completions_1_5b(context: Context) -> Measurements:
     """128 prompts × 64 greedy tokens on 1.5B: milliseconds per prompt of alfine (with an adapter: merged or not), of
     transformers' `generate` in one batch, and one prompt at a time (4 prompts, scaled); of vLLM where it is installed."""
@@ -144,7 +169,9 @@ def completions_1_5b(context: Context) -> Measurements:
     return measured
 
 
-@check(3, 35, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("base_ms", 0.0, portable=True))
+@check(
+    3, 45, at_least("times_single", 20.0), at_least("times_batched", 1.0), at_least("completed", 0.99, portable=True)
+)
 def completions_135m(context: Context) -> Measurements:
     """The same on 135M."""
     return measure_completions("135m", context)
@@ -161,7 +188,7 @@ def _vllm_seconds(folder: Path, context: Context) -> float:
     return seconds_of(lambda: engine.generate(rows, parameters), context) / count
 
 
-@check(3, 10, at_least("tokens_per_second_short", 1.0, portable=True))
+@check(3, 15, at_least("tokens_per_second_short", 1.0, portable=True))
 def evaluation_pass(context: Context) -> Measurements:
     """Losses of references without gradients on 1.5B (validation, retention evals): tokens per second on rows of about
     60 tokens with a common beginning, and on rows of 2,048 tokens."""

@@ -40,25 +40,25 @@ QUANTIZED: dict[str, Any] = {
 }
 
 
-@check(3, 50, at_most("peak_gib", 24.0), at_least("seconds", 0.0), needs_gpu=True)
+@check(3, 60, at_most("peak_gib", 24.0), at_least("seconds", 0.0), needs_gpu=True)
 def qlora_7b(context: Context) -> Measurements:
     """QLoRA (4 bits, gradient checkpointing) of 7B, 4 rows of 2,048 tokens per step."""
     return measure_step(context, "qlora_7b", "7b", LONG, **QUANTIZED)
 
 
-@check(3, 25, at_most("peak_gib", 78.0), at_least("seconds", 0.0, portable=True))
+@check(3, 45, at_most("peak_gib", 78.0), at_least("seconds", 0.0, portable=True))
 def lora_7b(context: Context) -> Measurements:
     """LoRA (bf16) of 7B, 4 rows of 2,048 tokens per step."""
     return measure_step(context, "lora_7b", "7b", LONG, adapter=ADAPTER)
 
 
-@check(3, 25, at_most("peak_gib", 78.0), at_least("seconds", 0.0, portable=True))
+@check(3, 35, at_most("peak_gib", 78.0), at_least("seconds", 0.0, portable=True))
 def full_fine_tuning_1_5b(context: Context) -> Measurements:
     """All weights of 1.5B, AdamW, 4 rows of 2,048 tokens per step."""
     return measure_step(context, "full_1_5b", "1.5b", LONG, adapter=None)
 
 
-@check(3, 20, at_most("peak_gib", 24.0), at_least("seconds", 0.0), needs_gpu=True)
+@check(3, 25, at_most("peak_gib", 24.0), at_least("seconds", 0.0), needs_gpu=True)
 def qlora_7b_short_rows(context: Context) -> Measurements:
     """QLoRA of 7B, 16 rows of about 60 tokens per step."""
     return measure_step(context, "qlora_7b_short", "7b", SHORT, **QUANTIZED)

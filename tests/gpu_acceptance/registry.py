@@ -78,7 +78,7 @@ class Check:
 
 
 CHECKS: list[Check] = []
-"""All checks. Within a part they run in this order, the most telling first."""
+"""All checks, in the order of `tests.gpu_acceptance.all_checks.ORDER`."""
 
 
 def check(

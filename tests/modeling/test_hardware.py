@@ -1,5 +1,8 @@
 """The choice of device and precision on machines that are described by replaced functions of torch."""
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +25,9 @@ def own_policy(monkeypatch):
     monkeypatch.setattr(hardware, "_given_warnings", set())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     hardware.cuda_error.cache_clear()
+    precision = torch.get_float32_matmul_precision()
     yield
+    torch.set_float32_matmul_precision(precision)
     hardware.cuda_error.cache_clear()
 
 
@@ -93,6 +98,23 @@ def test_a_gpu_that_cannot_be_used_is_a_warning_or_an_error(gpu, cause, monkeypa
         detect_hardware(HardwareSettings(device="cuda"))
     assert str(error.value).startswith("pipeline.hardware.device: cuda: ") and "\n" not in str(error.value)
     assert detect_hardware(HardwareSettings(device="cpu")).warning is None
+
+
+@pytest.mark.parametrize(("gpu", "precision"), [("NVIDIA H100", "high"), (None, "highest")])
+def test_products_in_fp32_are_in_tf32_on_a_gpu_only(gpu, precision, monkeypatch):
+    torch.set_float32_matmul_precision("highest")
+    machine(monkeypatch, gpu)
+    configure_hardware(HardwareSettings())
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("chosen", [None, "max_split_size_mb:64"])
+def test_memory_is_kept_from_fragmenting_unless_the_user_decides(chosen):
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    environment |= {"PYTORCH_ALLOC_CONF": chosen} if chosen else {}
+    program = "import os, pipelines.modeling.hardware; print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ("None" if chosen else "expandable_segments:True")
 
 
 def test_the_config_overrides_the_choice(monkeypatch):

@@ -1,8 +1,8 @@
 """Runs and trainings on the pretend device, for `test_pretend_device.py`.
 
-    python -m tests.training.pretend_cases FOLDER [CASE …]
+    python -m tests.training.pretend_cases FOLDER MACHINE [CASE …]
 
-Writes FOLDER/results.json: for each case its error (None if it ran), the counts of each training step, and the losses.
+MACHINE is a key of `tests.pretend_run.MACHINES`. Writes FOLDER/results.json: for each case its error (None if it ran), the counts of each training step, and the losses.
 Prints the launches and host waits of each case's last step.
 """
 
@@ -157,6 +157,16 @@ CASES: dict[str, Callable[[str], Run]] = {
     "gpu-lora-8-layers-16-rows": lambda name: gpu_lora_step(name, 8),
 }
 
+CASES_BY_MACHINE = {
+    "a100": list(CASES),
+    "t4": [
+        *(f"lora-{strategy}" for strategy in ("none", "si", "ewc", "replay+distill", "interpolate")),
+        *("lora-teacher", "lora-auto", "lora-run", "lora-resumed", "full-replay+distill", "full-resumed", "gpu-lora"),
+    ],
+    "apple": ["lora-none", "lora-replay+distill", "lora-auto", "lora-run", "lora-resumed", "full-ewc", "gpu-lora"],
+}
+"""The cases that are run on each machine: all on one, and what depends on precision and attention on the others."""
+
 ON_REQUEST: dict[str, Callable[[str], Run]] = {
     "gpu-lora-loop": lambda name: gpu_lora_step(name, attention="loop"),
 }
@@ -194,11 +204,12 @@ def run_case(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(CASES)
+    folder, machine = Path(sys.argv[1]).resolve(), sys.argv[2]
+    names = sys.argv[3:] or CASES_BY_MACHINE[machine]
     torch.set_num_threads(1)
     os.environ |= {"ALFINE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     os.chdir(folder)
-    install_in_alfine()
+    install_in_alfine(machine)
     write_project()
     results = {}
     bundled = mock.patch("pipelines.forgetting.context.bundled_file", lambda name: folder / "bundled" / name)

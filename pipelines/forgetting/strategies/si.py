@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.forgetting import importance as importance_files
     from pipelines.forgetting import memory_estimate, penalty
     from pipelines.forgetting.context import ForgettingContext
-    from pipelines.modeling import adapters, memory, mixed_precision, packing, token_sequences
+    from pipelines.modeling import adapters, loss_scaling, memory, mixed_precision, packing, token_sequences
     from pipelines.modeling.token_sequences import TokenSequences
 else:
     torch = lazy_import("torch")
@@ -36,6 +36,7 @@ else:
     memory_estimate = lazy_import("pipelines.forgetting.memory_estimate")  # torch
     penalty = lazy_import("pipelines.forgetting.penalty")  # torch
     adapters = lazy_import("pipelines.modeling.adapters")  # torch
+    loss_scaling = lazy_import("pipelines.modeling.loss_scaling")  # torch
     memory = lazy_import("pipelines.modeling.memory")  # torch
     mixed_precision = lazy_import("pipelines.modeling.mixed_precision")  # torch
     packing = lazy_import("pipelines.modeling.packing")  # torch
@@ -205,23 +206,19 @@ class Si(PenaltyStrategy):
         ][:num_steps]
         integral = PathIntegral(weights)
         optimizer = torch.optim.AdamW(weights, lr=IMPORTANCE_LR, weight_decay=0.0)
-        device = weights[0].device
-        scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision.autocast_dtype(device) == torch.float16)
+        scaler = loss_scaling.LossScaler(mixed_precision.autocast_dtype(weights[0].device) == torch.float16)
         with track_activity("the importance of the weights for general text", num_steps, "steps") as activity:
             for batch in batches:
                 self._backward_mean_loss(batch, scaler, optimizer)
-                scaler.unscale_(optimizer)
-                gradients = [weight.grad for weight in weights if weight.grad is not None]
-                scale = scaler.get_scale()
-                scaler.step(optimizer)
-                scaler.update()
-                if scaler.get_scale() >= scale:  # otherwise a gradient overflowed, and the step was skipped
-                    integral.update(gradients)
+                scaler.unscale_(weights)
+                if not scaler.update():
+                    optimizer.step()
+                    integral.update([weight.grad for weight in weights if weight.grad is not None])
                 activity.advance(1)
         return integral
 
     def _backward_mean_loss(
-        self, batch: TokenSequences, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer
+        self, batch: TokenSequences, scaler: loss_scaling.LossScaler, optimizer: torch.optim.Optimizer
     ) -> None:
         """Computes the gradient of the mean loss of `batch`, in smaller parts if memory runs out."""
         num_tokens = batch.num_supervised_tokens
