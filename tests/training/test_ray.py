@@ -158,25 +158,6 @@ def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monk
     assert not ray_run.path("training", "ray").exists()
 
 
-def test_workers_train_on_the_quantized_base(ray, make_job):
-    pytest.importorskip("bitsandbytes")
-    histories = {}
-    for name in ("local", "on-ray"):
-        job, folder, base = make_job(LORA, name=name)
-        job.ludwig["quantization"] = {"bits": 4}
-        if name == "local":
-            train(job, folder, base, lambda *_: None)
-        else:
-            train_on_ray(with_two_workers(job), folder, base, lambda *_: None)
-        histories[name] = json.loads(folder.path("model", "training.json").read_text())
-    local, on_ray = histories.values()
-    assert [entry["loss"] for entry in on_ray["train_loss"]] == pytest.approx(
-        [entry["loss"] for entry in local["train_loss"]], abs=0.02
-    )
-    for key in ("parameters", "trainable_parameters", "attention"):
-        assert on_ray[key] == local[key]
-
-
 EVALS = """pipeline.forgetting.evals={
     knowledge: {kind: multiple_choice, data: choices.jsonl}, general: {kind: kl, data: instructions.jsonl}
 }"""

@@ -56,7 +56,6 @@ CASES = {
         "forgetting": "replay+distill",
         "learning_rate": 0.003,
     },
-    "lora-fp16": {"adapter": LORA, "forgetting": "replay+distill", "learning_rate": 0.003},
     "full-bf16": {"adapter": None, "forgetting": "replay+ewc", "learning_rate": 0.003},
     "full-strategies": {"adapter": None, "forgetting": "replay+distill+l2sp", "learning_rate": 0.001},
 }
