@@ -96,7 +96,6 @@ def main() -> None:
             ("generate", tuned, InferenceSettings("generate", False)),
             ("slots", tuned, InferenceSettings("slots", False)),
             ("slots, merged", tuned, InferenceSettings("slots", True)),
-            ("pool", tuned, InferenceSettings("pool", False)),
         ):
             results[name] = {str(rows): counts(model, inference, rows) for rows in ROWS}
             for rows, result in results[name].items():

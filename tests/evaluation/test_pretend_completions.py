@@ -19,7 +19,7 @@ from tests.pretend_run import MACHINES
 pytestmark = pytest.mark.ludwig
 
 ROOT = Path(__file__).parents[2]
-WAYS = ("generate", "slots", "slots, merged", "pool")
+WAYS = ("generate", "slots", "slots, merged")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,6 @@ def test_neither_launches_nor_waits_depend_on_the_number_of_rows(counts, way, ma
 def test_decoding_in_slots_waits_for_the_losses_and_every_few_tokens(counts, machine):
     result = counts(machine)["slots"][str(ROWS[1])]
     assert sum(result["waits"].values()) == 1 + NUM_TOKENS // READ_EVERY
-
-
-def test_decoding_in_a_pool_waits_for_each_token_and_its_copy(counts):
-    """The way of Apple's GPUs, where a copy cannot be queued."""
-    result = counts("apple")["pool"][str(ROWS[1])]
-    assert sum(result["waits"].values()) <= 2 * NUM_TOKENS + 6, result["waits"]
 
 
 def test_a_merged_adapter_launches_no_more_than_the_base(counts):
