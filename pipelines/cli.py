@@ -14,7 +14,7 @@ import click
 
 from pipelines.console.activity import HEARTBEAT, BestEffortStream, supports_progress_bars
 from pipelines.console.plain_text import printable, replace_unencodable
-from pipelines.errors import AlfineError
+from pipelines.errors import AlfineError, DataError
 from pipelines.storage.cache import ensure_home
 from pipelines.version import __version__
 
@@ -126,6 +126,8 @@ class ErrorHandlingGroup(LazyGroup):
 def _notes_on_files(error: AlfineError) -> list[str]:
     """What was detected in the data files that an error is about, such as the sheet or the delimiter: it may be the
     cause."""
+    if not isinstance(error, DataError):
+        return []
     # Most commands end without an error, and some read no data file.
     from pipelines.data.readers import notes_on_file
 

@@ -106,7 +106,8 @@ def page() -> str:
     lines = [
         "# Error message reference",
         "",
-        "The tests run every row: each error is one line on stderr, and no partial file is left. "
+        "The tests run every row: each error is one line on stderr (a note may follow on what was detected in a data "
+        "file), and no partial file is left. "
         "Exit code 2 is an error of the user, 1 of the system.",
         "",
         "Written by `python -m tests.bad_inputs`.",

@@ -11,7 +11,10 @@ def test_one_line_per_error_and_an_exit_code(case):
     outcome = run_case(case)
     assert outcome.exception is None
     assert outcome.exit_code == (1 if case.fault or case.environment else 2)
-    assert outcome.lines and all(line.startswith("error: ") and len(line) < 700 for line in outcome.lines)
+    errors = [line for line in outcome.lines if line.startswith("error: ")]
+    notes = outcome.lines[len(errors) :]  # on what was detected in a data file
+    assert errors and outcome.lines[: len(errors)] == errors and all(len(line) < 700 for line in outcome.lines)
+    assert all(line.startswith("note: rows.") for line in notes)
     # Python writes .pyc files for the module of a custom metric.
     assert not [name for name in outcome.new_files if not name.endswith((".lock", "manifest.json", ".pyc"))]
 
