@@ -143,7 +143,7 @@ def _check_characters(text: str) -> None:
 def _without_rows(message: str) -> str:
     """An error of messages in a row, for messages that a client has sent."""
     message = message.replace("column messages", "messages", 1).replace(
-        "alfine trains on text only", "models read text"
+        "alfine trains on text only", "models read text only"
     )
     return re.sub(r"(; |, or )drop the row$", "", message)
 

@@ -44,6 +44,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 """Keys that do not change answers: they label requests for OpenAI's own accounting."""
 
+_SEVERAL_TYPES = {
+    "prompt": "a text, a list of texts, a list of tokens, or a list of such lists",
+    "stop": f"a text, or a list of up to {MAX_STOPS} texts",
+}
+"""What keys may hold that take values of several types: the first problem of pydantic is that of the first type."""
+
 Texts = Annotated[list[str], Field(max_length=MAX_STOPS)]
 
 
@@ -64,7 +70,7 @@ class GenerationBody(BaseModel):
     endpoint: ClassVar[str]
     model: str
     temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -190,5 +196,7 @@ def _invalid(error: ValidationError) -> ApiError:
     name = ".".join(map(str, path[:1])) or "the body"
     if first["type"] == "missing":
         return ApiError(400, f"{name} is missing", param=key, code="missing_required_parameter")
+    if key in _SEVERAL_TYPES and first["type"] != "value_error" and first["type"] != "too_long":
+        return ApiError(400, f"{name} must be {_SEVERAL_TYPES[key]}", param=key, code="invalid_value")
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{name}: {message[:1].lower()}{message[1:]}", param=key, code="invalid_value")

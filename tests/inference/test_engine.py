@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.errors import DataError, RunError
+from pipelines.errors import DataError, RunError, UnavailableError
 from pipelines.evaluation.completions import complete
 from pipelines.inference import engine as engine_module
 from pipelines.inference.engine import GenerationEngine
@@ -140,7 +140,7 @@ def test_prompts_and_the_context(models):
             engine.submit(GenerationRequest("base", [1], 0))
         with pytest.raises(RunError, match="no model 'other'"):
             engine.submit(GenerationRequest("other", [1], 1))
-    with pytest.raises(RunError, match="closed"):
+    with pytest.raises(UnavailableError, match="closed"):
         engine.submit(GenerationRequest("base", [30], 1))
 
 
@@ -192,6 +192,6 @@ def test_closing_fails_what_runs(models):
     try:
         for _ in stream:
             pass
-    except RunError as error:
+    except UnavailableError as error:
         assert "closed before the answer was complete" in str(error)
     thread.join()

@@ -23,7 +23,11 @@ def frequencies(one, logits, count=20_000):
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 5}, {"temperature": 1.3, "top_p": 0.7}]
-    + [{"temperature": 1.0, "top_p": 0.8, "top_k": 6}, {"temperature": 1.0, "top_p": 1e-6}],
+    + [
+        {"temperature": 1.0, "top_p": 0.8, "top_k": 6},
+        {"temperature": 1.0, "top_p": 1e-6},
+        {"temperature": 1.0, "top_p": 0.0},
+    ],
 )
 @pytest.mark.parametrize("candidates", [4, 1024])
 def test_tokens_have_the_frequencies_of_transformers(settings, candidates, monkeypatch):
