@@ -137,9 +137,9 @@ class _Name:
 
 def find_card(name: str) -> Card:
     """The card with this name. Raises RunError for a name that is unknown, or that several cards have."""
-    shown = f"--gpu {shorten(name.strip()) or '""'}"
     if not name.strip():
-        raise RunError(f"{shown}: is empty; write a GPU, as in --gpu t4, or leave it out to plan for this machine")
+        raise RunError("--gpu is empty; write a GPU, as in --gpu t4, or leave it out to plan for this machine")
+    shown = f"--gpu {shorten(name.strip())}"
     text = name.strip().casefold()
     if reason := _not_one_gpu(text):
         raise RunError(f"{shown}: {reason}")
