@@ -13,6 +13,7 @@ from pipelines.data.prompt_format import PromptFormat
 from pipelines.evaluation.completions import LoadedModel
 from pipelines.evaluation.evaluator import LocalEvaluator
 from pipelines.storage.files import read_jsonl
+from pipelines.storage.run_folder import Run
 from tests.jobs import run
 from tests.tiny import make_model
 
@@ -137,9 +138,14 @@ def test_the_number_of_examples_is_chosen_on_training_rows(project, given):
     assert any("the best of 2 numbers" in note for note in report["tasks"]["odd"]["caveats"])
     assert report["tasks"]["odd"]["few_shot"]["k"] == chosen["k"]
     calls = len(given)
-    second = run("two", "pipeline.report.few_shot=[1,3]", "pipeline.seed=7")
+    overrides = ["pipeline.report.few_shot=[1,3]", "pipeline.seed=7"]
+    output = CliRunner().invoke(main, ["run", "job.yaml", "--name", "two", *overrides]).output
+    assert "the best of 2 numbers" in " ".join(output.split())
+    second = Run(Path("runs/two"))
     assert second.path("few_shot", "tasks.jsonl").read_text() == result.path("few_shot", "tasks.jsonl").read_text()
     assert not any(len(prompts) == len(trials) for prompts in given[calls:])  # from the cache
+    run("three", "pipeline.report.few_shot=[1,3]", "pipeline.tasks.odd.normalize=false")
+    assert any(len(prompts) == len(trials) for prompts in given[calls:])  # another metric may choose another number
 
 
 def test_the_base_with_an_instruction_only(project, given):

@@ -55,9 +55,21 @@ def load_importance(path: Path, model_fingerprint: str) -> Importance:
 
 
 def compute_if_missing(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> None:
-    """Measures an importance and writes it to the file `path`, unless the file exists."""
-    if not path.exists():
-        save_importance(path, measure(), model_fingerprint)
+    """Measures an importance and writes it to the file `path`, unless the file exists.
+
+    Raises RunError if the importance is not finite: as a weight of a penalty it would make every loss NaN.
+    """
+    if path.exists():
+        return
+    importance = measure()
+    for name, value in importance.items():
+        parts = (value.output, value.input) if isinstance(value, FactoredImportance) else (value,)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            raise RunError(
+                f"the importance of {name} is not finite, its gradients overflow; write "
+                "pipeline.hardware: {dtype: fp32}, or use another strategy"
+            )
+    save_importance(path, importance, model_fingerprint)
 
 
 def load_or_compute(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> Importance:

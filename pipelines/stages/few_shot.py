@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.config.task import FewShotSettings
@@ -17,7 +17,7 @@ from pipelines.stages.context import StageContext
 from pipelines.stages.evaluate import EvaluatorSession, completion_records
 from pipelines.stages.inference_cache import few_shot_cache_path, store_completions
 from pipelines.storage.files import atomic_dir
-from pipelines.storage.records import CompletionRecord, write_records
+from pipelines.storage.records import CompletionRecord, FewShotTask, read_records, write_records
 
 FOLDER = "few_shot"
 """The folder of the completions in a run."""
@@ -61,15 +61,15 @@ def evaluate_few_shot(session: EvaluatorSession) -> None:
     with atomic_dir(context.run.path(FOLDER)) as folder:
         has_rows = any(task.rows for task in tasks)
         prompts = [*tasks, *(trial.prompts for one in trials.values() for trial in one)]
-        cache_path = few_shot_cache_path(context, prompts) if has_rows else None
+        choosing = [name for name, one in trials.items() if one]
+        cache_path = few_shot_cache_path(context, prompts, choosing) if has_rows else None
         if cache_path is not None and cache_path.exists():
             shutil.copytree(cache_path, folder)
+            _report_notes(context, read_records(folder / "tasks.jsonl", FewShotTask))
             context.reporter.note("base completions with examples loaded from the cache")
             return
         tasks = _with_chosen_numbers(session, inputs, tasks, trials)
-        for task in tasks:
-            for note in task.summary.notes:
-                context.reporter.note(f"task {task.summary.task}: {note.rstrip('.')}")
+        _report_notes(context, [task.summary for task in tasks])
         write_records(folder / "tasks.jsonl", [task.summary for task in tasks])
         title = "Base completions with examples"
         write_records(folder / "completions.jsonl", [one for part in _records(session, tasks, title) for one in part])
@@ -96,6 +96,12 @@ def load_few_shot_inputs(context: StageContext) -> list[FewShotInputs]:
         for name, settings in wanted.items()
         if settings
     ]
+
+
+def _report_notes(context: StageContext, tasks: Iterable[FewShotTask]) -> None:
+    for task in tasks:
+        for note in task.notes:
+            context.reporter.note(f"task {task.task}: {note.rstrip('.')}")
 
 
 def _with_chosen_numbers(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from pipelines.data.few_shot import FEW_SHOT_FORMAT, FewShotPrompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
 from pipelines.modeling.hardware import current_hardware
-from pipelines.scoring.metric import reads_reference_loss
+from pipelines.scoring.custom_metrics import metric_source
+from pipelines.scoring.metric import metric_key, reads_reference_loss
 from pipelines.stages.context import StageContext
 from pipelines.storage.cache import cache_folder, cache_write_error, checked_cache_path
 from pipelines.storage.environment import versions
@@ -47,15 +48,20 @@ def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExampl
     return checked_cache_path("completions", key[:32])
 
 
-def few_shot_cache_path(context: StageContext, tasks: Sequence[FewShotPrompts]) -> Path:
+def few_shot_cache_path(context: StageContext, tasks: Sequence[FewShotPrompts], choosing: Iterable[str]) -> Path:
     """The folder in the cache for the base model's completions of the test rows after examples.
 
     tasks: the prompts of the test rows, with the most examples if their number is chosen, and those of the choice.
+    choosing: the tasks whose metric chooses the number of examples.
     """
     rows = [row for task in tasks for row in task.rows]
     summaries = [[dict(task.summary), task.separator] for task in tasks]
     scored = [name for name, task in context.job.pipeline.tasks.items() if reads_reference_loss(task.metric)]
-    key = digest("few_shot", FEW_SHOT_FORMAT, summaries, scored, *_completion_inputs(context, rows))
+    deciding = {name: context.job.pipeline.tasks[name] for name in choosing}
+    choice = {
+        name: [metric_key(one.metric, one.normalize), metric_source(one.metric)] for name, one in deciding.items()
+    }
+    key = digest("few_shot", FEW_SHOT_FORMAT, summaries, scored, choice, *_completion_inputs(context, rows))
     return checked_cache_path("completions", key[:32])
 
 

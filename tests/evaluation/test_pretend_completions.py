@@ -3,43 +3,22 @@
 The cases are in `pretend_completions.py`, which runs in a process of its own for each machine.
 """
 
-import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from pipelines.evaluation.slot_decoding import READ_EVERY
 from tests.evaluation.pretend_completions import NUM_TOKENS, REQUESTS, ROWS
+from tests.pretend_process import results_by_machine
 from tests.pretend_run import MACHINES
 
 pytestmark = pytest.mark.ludwig
 
-ROOT = Path(__file__).parents[2]
 WAYS = ("generate", "slots", "slots, merged")
 
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory):
     """The counts of a machine, computed when they are first asked for."""
-
-    @functools.cache
-    def of_machine(machine):
-        folder = tmp_path_factory.mktemp(machine)
-        finished = subprocess.run(
-            [sys.executable, "-m", "tests.evaluation.pretend_completions", str(folder), machine],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        return json.loads((folder / "counts.json").read_text())
-
-    return of_machine
+    return results_by_machine("tests.evaluation.pretend_completions", "counts.json", tmp_path_factory)
 
 
 @pytest.mark.parametrize("machine", MACHINES)

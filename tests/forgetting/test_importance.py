@@ -36,3 +36,12 @@ def test_an_importance_file_of_another_model_or_a_damaged_one_is_refused(tmp_pat
     (tmp_path / "y.safetensors").write_bytes(b"half a file")
     with pytest.raises(RunError, match="is not a valid importance file"):
         load_importance(tmp_path / "y.safetensors", "one model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_importance_that_is_not_finite_is_an_error_and_not_kept(tmp_path, value):
+    bad = torch.tensor([1.0, value])
+    for layer in (bad, FactoredImportance(torch.ones(3), bad), FactoredImportance(bad, torch.ones(3))):
+        with pytest.raises(RunError, match="the importance of layer is not finite"):
+            load_or_compute(tmp_path / "file", "a model", lambda layer=layer: {"a": torch.ones(2), "layer": layer})
+        assert not (tmp_path / "file").exists()

@@ -3,21 +3,15 @@
 The cases are in `pretend_cases.py`, which runs in a process of its own for each machine that the device stands in for.
 """
 
-import functools
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.pretend_process import results_by_machine
 from tests.training.pretend_cases import CASES_BY_MACHINE
 
 pytestmark = pytest.mark.ludwig
 
-ROOT = Path(__file__).parents[2]
 MAX_WAITS = 2
 """Times the host may wait for the device in a training step. Where copies cannot be queued, it also waits for each."""
 MAX_KERNELS = 4_500
@@ -28,21 +22,7 @@ PAIRS = [(machine, case) for machine, cases in CASES_BY_MACHINE.items() for case
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of a machine, computed when they are first asked for."""
-
-    @functools.cache
-    def of_machine(machine):
-        folder = tmp_path_factory.mktemp(machine)
-        finished = subprocess.run(
-            [sys.executable, "-m", "tests.training.pretend_cases", str(folder), machine],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        return json.loads((folder / "results.json").read_text())
-
-    return of_machine
+    return results_by_machine("tests.training.pretend_cases", "results.json", tmp_path_factory)
 
 
 @pytest.mark.parametrize(("machine", "case"), PAIRS)
