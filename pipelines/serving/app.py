@@ -8,7 +8,7 @@ from pipelines.inference.requests import RequestEngine
 from pipelines.inference.run_models import RunFormat
 from pipelines.serving.access import access_middleware, add_cors_headers
 from pipelines.serving.answers import AnswerService
-from pipelines.serving.errors import error_middleware
+from pipelines.serving.errors import disconnect_middleware, error_middleware
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.openai_api import OpenAiApi
 from pipelines.serving.page_routes import add_page_routes
@@ -27,7 +27,7 @@ def create_app(
     metrics = Metrics(engine)
     service = AnswerService(models, engine, settings, metrics)
     app = web.Application(
-        middlewares=[metrics.middleware, error_middleware, access_middleware(settings)],
+        middlewares=[disconnect_middleware, metrics.middleware, error_middleware, access_middleware(settings)],
         client_max_size=settings.max_body,
     )
     app[SERVICE] = service

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RETRY_AFTER = {"Retry-After": "2"}
 """The header with the seconds after which a client may try again."""
+CLIENT_CLOSED_REQUEST = 499
+"""The status that nginx logs for a client that left before the answer."""
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _TYPES = {
     401: "authentication_error",
@@ -91,8 +93,26 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
         return ApiError(error.status, error.reason).to_response()
     except AlfineError as error:
         return as_api_error(error).to_response()
-    except ConnectionError:
-        raise  # the client has gone
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and has_left(request):
+            raise
         logger.exception("%s %s failed", request.method, request.path)
         return ApiError(500, "the server failed; its log says why").to_response()
+
+
+def has_left(request: web.Request) -> bool:
+    """Whether the client has closed its connection."""
+    return request.transport is None or request.transport.is_closing()
+
+
+@web.middleware
+async def disconnect_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Ends the requests of clients that have left. It is outside all others: they see the ConnectionError of a write.
+
+    aiohttp cancels the handler when a connection is lost, but a part of a stream may be written just before that. It
+    would log such a write as an error of the server, with a traceback.
+    """
+    try:
+        return await handler(request)
+    except ConnectionError:
+        return web.Response(status=CLIENT_CLOSED_REQUEST)  # nobody receives it

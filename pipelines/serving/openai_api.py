@@ -138,7 +138,7 @@ class OpenAiApi:
             async with asyncio.timeout(self.service.settings.write_timeout):
                 await response.write(f"data: {text}\n\n".encode())
 
-        try:
+        async def send_answers() -> None:
             await response.prepare(request)
             async for index, delta in answers.deltas():
                 if not begun:
@@ -150,13 +150,16 @@ class OpenAiApi:
             if with_usage:
                 await send(_dump({**frame, "choices": [], "usage": answers.usage()}))
             await send("[DONE]")
-        except AlfineError as error:  # the engine failed: the status has been sent, so the stream says it
-            await send(_dump(as_api_error(error).to_dict()))
+
+        try:
+            try:
+                await send_answers()
+            except AlfineError as error:  # the engine failed: the status has been sent, so the stream says it
+                await send(_dump(as_api_error(error).to_dict()))
+            await response.write_eof()
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            return response
-        await response.write_eof()
         return response
 
 

@@ -1,8 +1,11 @@
 """The API: answers as `complete` gives them, errors in OpenAI's format, limits, access."""
 
 import asyncio
+import contextlib
 import json
+import logging
 
+import aiohttp
 import pytest
 
 from pipelines.evaluation.completions import complete
@@ -333,6 +336,54 @@ def test_disconnects_cancel_the_answer(models):
                 await asyncio.sleep(0.01)
             assert engine.num_active == 0
         assert engine.statistics.ended["cancelled"] == 2
+
+    with_client(models, test)
+
+
+@pytest.mark.parametrize(
+    "path, body, left_at",
+    [
+        (CHAT, chat(stream=True), "the status"),
+        (CHAT, chat(stream=True), "the first part"),
+        (PLAIN, {"model": "base", "prompt": "a", "stream": True}, "the status"),
+        (CHAT, chat(), "the status"),
+    ],
+)
+def test_a_write_to_a_client_that_has_left_is_no_error(models, path, body, left_at, caplog, monkeypatch):
+    async def leave(request, response):
+        if request.method == "GET":
+            return
+        if left_at == "the status":
+            request.transport.close()
+        else:  # after the status is written, before the next part is
+            asyncio.get_running_loop().call_soon(request.transport.close)
+
+    async def test(client, engine):
+        with contextlib.suppress(aiohttp.ClientError):
+            async with client.post(path, json=body) as response:
+                await response.read()
+        for _ in range(500):
+            if not engine.num_active:
+                break
+            await asyncio.sleep(0.01)
+        text = await (await client.get("/metrics")).text()
+        if "stream" in body:
+            assert f'alfine_requests_total{{route="{path}",status="disconnected"}} 1.0' in text
+        assert 'status="5' not in text and engine.num_active == 0
+
+    monkeypatch.setattr("pipelines.serving.app.add_cors_headers", lambda settings: leave)
+    with_client(models, test)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_connection_that_the_server_itself_lost_is_an_error(models, monkeypatch):
+    async def test(client, engine):
+        def refused(*arguments):
+            raise ConnectionRefusedError("nothing listens")
+
+        monkeypatch.setattr(engine, "submit", refused)
+        response = await client.post(CHAT, json=chat())
+        assert response.status == 500 and "its log says why" in (await response.json())["error"]["message"]
 
     with_client(models, test)
 
