@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Protocol
 
 from pipelines.errors import AlfineError, RunError, UnavailableError
@@ -120,7 +121,9 @@ class RemoteEngine:
         if self._is_closing:
             stream.fail(_closed())
             return
-        self._tasks[stream] = self._loop.create_task(self._relay(stream))
+        task = self._loop.create_task(self._relay(stream))
+        self._tasks[stream] = task
+        task.add_done_callback(partial(self._end, stream))
 
     def _cancel(self, stream: GenerationStream) -> None:
         if task := self._tasks.get(stream):
@@ -161,28 +164,32 @@ class RemoteEngine:
             return "it is unknown whether replicas are running: Ray does not answer"
 
     async def _relay(self, stream: GenerationStream) -> None:
-        answer: RemoteAnswer | None = None
+        answer = self._generate(stream.request)
         try:
-            answer = self._generate(stream.request)
             await self._forward(answer, stream)
         except asyncio.CancelledError:
-            if answer is not None:
-                with contextlib.suppress(Exception):  # a replica that has died computes nothing that could be cancelled
-                    answer.cancel()
+            with contextlib.suppress(Exception):  # a replica that has died computes nothing that could be cancelled
+                answer.cancel()
+            raise
+
+    def _end(self, stream: GenerationStream, task: asyncio.Task[None]) -> None:
+        """Ends the stream of a task that has ended. A callback: a task that is cancelled before it starts runs no line."""
+        problem = self._refused.get(stream)
+        self._forget(stream)
+        if task.cancelled():
             if stream.is_cancelled:
                 stream.put(TextDelta(finish_reason="cancelled"))
-            elif (problem := self._refused.get(stream)) is not None:
-                stream.fail(UnavailableError(problem))
             else:
-                stream.fail(_closed())
-        except AlfineError as error:
+                stream.fail(_closed() if problem is None else UnavailableError(problem))
+        elif isinstance(error := task.exception(), AlfineError):
             stream.fail(error)
-        except Exception as error:  # whatever the transport raises ends this request only
+        elif isinstance(error, Exception):  # whatever the transport raises ends this request only
             stream.fail(self._as_alfine_error(error))
-        finally:
-            self._begun.discard(stream)
-            self._refused.pop(stream, None)
-            self._tasks.pop(stream, None)
+
+    def _forget(self, stream: GenerationStream) -> None:
+        self._begun.discard(stream)
+        self._refused.pop(stream, None)
+        self._tasks.pop(stream, None)
 
     async def _forward(self, answer: RemoteAnswer, stream: GenerationStream) -> None:
         async for part in answer:
@@ -192,6 +199,7 @@ class RemoteEngine:
             delta, completion = part
             if delta.finish_reason is not None:
                 stream.completion = completion  # before the last part, which a reader waits for
+                self._forget(stream)
             stream.put(delta)
             if delta.finish_reason is not None:
                 return

@@ -191,6 +191,21 @@ def test_without_replicas_requests_are_refused_until_one_is_back(replica, run_fo
     assert json.loads(bodies[2]) == {"status": "unavailable", "reason": "no replica is running"}
 
 
+def test_an_answer_that_is_cancelled_before_it_starts_ends(replica):
+    started, streams = [], []
+
+    def submit_and_cancel():
+        """Both in one step of the thread's event loop."""
+        streams.append(engine.submit(GenerationRequest("tuned", [5], 5)))
+        streams[0].cancel()
+
+    with remote(replica, lambda *_: started.append(1)) as engine:
+        engine._loop.call_soon_threadsafe(submit_and_cancel)
+        until(lambda: streams and not engine.num_waiting)
+        assert [delta.finish_reason for delta in streams[0]] == ["cancelled"]
+    assert not started
+
+
 def test_an_answer_that_has_begun_goes_on_while_no_replica_is_seen(replica, fast_polls):
     problems = []
     with remote(replica, find_problem=lambda: problems[-1] if problems else None) as engine:
