@@ -173,7 +173,10 @@ class RemoteEngine:
             raise
 
     def _end(self, stream: GenerationStream, task: asyncio.Task[None]) -> None:
-        """Ends the stream of a task that has ended. A callback: a task that is cancelled before it starts runs no line."""
+        """Ends the stream of a task that has ended.
+
+        A callback of the task, because a task that is cancelled before it starts runs no line of its function.
+        """
         problem = self._refused.get(stream)
         self._forget(stream)
         if task.cancelled():
