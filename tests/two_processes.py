@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = timedelta(seconds=3)
+TIMEOUT = timedelta(seconds=6)
 """Of the default group."""
 
 

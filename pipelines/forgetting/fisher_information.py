@@ -6,44 +6,80 @@ text, would give another quantity. (Kunstner et al. 2019, arXiv:1905.12558.)
 
 On a GPU the passes run in the half precision of the training, which costs less than the sampling error of the labels;
 sums are in fp32. The gradients are those of sums over tokens, not of means, so that in fp16 they need no scaling.
+
+Processes that train together measure on a shard each. The labels do not depend on their number: each supervised token
+has a random number of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from pipelines.console.activity import track_activity
-from pipelines.forgetting.penalty import FactoredImportance, lora_pairs
+from pipelines.forgetting.penalty import FactoredImportance, LoraPair, lora_pairs
 from pipelines.modeling.adapters import adapter_disabled, trainable_parameters
 from pipelines.modeling.memory import halve_until_it_fits, longest_sequence, machine_error_on_out_of_memory
 from pipelines.modeling.mixed_precision import autocast
 from pipelines.modeling.packing import supervised_logits
-from pipelines.modeling.token_sequences import TokenSequences, micro_batches
+from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
+from pipelines.modeling.token_sequences import TokenSequences
 
 MICRO_BATCH = 8
+LOCKSTEP_MICRO_BATCH = 2
+"""If the base is sharded. A process that runs out of memory cannot try again there, since the others wait for it."""
 ACTIVITY = "the Fisher information of general text and earlier tasks"
 """The text beside the progress bar."""
 
 
-def sampled_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def sampled_gradient(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Returns the gradient of the summed cross entropy to labels sampled from `logits` [tokens, vocabulary].
 
     The gradient is with respect to `logits`, in their shape and dtype: the predicted probabilities, minus one at the
-    label.
+    label. `uniform` [tokens, 1] has random numbers in [0, 1), each of which draws a label.
     """
     probabilities = logits.detach().float().softmax(dim=-1)
     # torch.multinomial would draw one random number per entry of the vocabulary.
     cumulative = probabilities.cumsum(dim=-1)
-    drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
+    drawn = uniform.to(logits.device) * cumulative[:, -1:]
     labels = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[-1] - 1)
     return probabilities.scatter_add_(1, labels, torch.full_like(drawn, -1)).to(logits.dtype)
 
 
+_Batch = tuple[TokenSequences, torch.Tensor]
+"""Sequences, and the random numbers [supervised tokens, 1] that draw their labels."""
+
+
+class _Shard:
+    """The sequences of this process. Each supervised token has the random number that it has in a single process."""
+
+    def __init__(self, sequences: TokenSequences, seed: int, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(sequences.num_supervised_tokens, 1, generator=generator)
+        indices = process_group.shard_indices(sequences)
+        self.sequences = sequences.select(indices)
+        by_sequence = uniform.split(sequences.supervised_lengths)
+        self._uniform = [by_sequence[index] for index in indices]
+
+    def batch(self, start: int, size: int) -> _Batch:
+        """`size` sequences from `start` on, or fewer at the end."""
+        end = start + size
+        return self.sequences[start:end], torch.cat(self._uniform[start:end])
+
+    def batches(self, size: int) -> Iterator[_Batch]:
+        """All sequences, `size` at a time."""
+        return (self.batch(start, size) for start in range(0, len(self.sequences), size))
+
+
 def lora_fisher(
-    model: torch.nn.Module, sequences: TokenSequences, seed: int, *, kronecker: bool = False
+    model: torch.nn.Module,
+    sequences: TokenSequences,
+    seed: int,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    *,
+    kronecker: bool = False,
 ) -> dict[str, FactoredImportance]:
     """Returns the Fisher information of every adapted matrix, by module, in two factors.
 
@@ -54,36 +90,51 @@ def lora_fisher(
     If memory runs out, it starts over with half the rows in a pass. Raises MachineError if one row does not fit.
     """
 
-    def measure(micro_batch: int) -> dict[str, FactoredImportance]:
-        return _lora_fisher(model, sequences, seed, kronecker, micro_batch)
+    shard = _Shard(sequences, seed, process_group)
+    pairs = list(lora_pairs(model))
 
-    return halve_until_it_fits(measure, MICRO_BATCH, sequences, "the measurement of the Fisher information")
+    def measure(micro_batch: int) -> _Moments:
+        batches = process_group.lockstep_batches(shard.batches(micro_batch), _Shard(sequences[0:1], seed).batch(0, 1))
+        return _measure_moments(model, pairs, batches, kronecker, len(shard.sequences))
 
-
-def _lora_fisher(
-    model: torch.nn.Module, sequences: TokenSequences, seed: int, kronecker: bool, micro_batch: int
-) -> dict[str, FactoredImportance]:
-    """`lora_fisher` with `micro_batch` sequences in a pass."""
-    pairs = {pair.module: pair for pair in lora_pairs(model)}
-    moments, device = _Moments(kronecker), next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    with (
-        _eval_mode(model),
-        _without_adapter(model),
-        moments.recorded(model, set(pairs)),
-        track_activity(ACTIVITY, len(sequences)) as activity,
-    ):
-        for batch in micro_batches(sequences, micro_batch):
-            with autocast(device):
-                logits, _ = supervised_logits(model, batch, share_prefixes=False)
-            logits.backward(sampled_gradient(logits, generator))
-            activity.advance(len(batch))
+    work = "the measurement of the Fisher information"
+    if process_group.lockstep:
+        with machine_error_on_out_of_memory(work):
+            moments = measure(LOCKSTEP_MICRO_BATCH)
+    else:
+        moments = halve_until_it_fits(measure, MICRO_BATCH, shard.sequences, work)
+    moments.sum_over(process_group)
     num_supervised, num_tokens = sequences.num_supervised_tokens, sequences.num_tokens
     # In place: Kronecker factors take more memory than the model.
     return {
-        name: FactoredImportance(moments.outputs[name].div_(num_supervised), moments.inputs[name].div_(num_tokens))
-        for name in pairs
+        name: FactoredImportance(output.div_(num_supervised), moments.inputs[name].div_(num_tokens))
+        for name, output in moments.outputs.items()
     }
+
+
+def _measure_moments(
+    model: torch.nn.Module,
+    pairs: Sequence[LoraPair],
+    batches: Iterable[tuple[_Batch, bool]],
+    kronecker: bool,
+    num_sequences: int,
+) -> _Moments:
+    """The moments of the batches with True. A batch with False is computed only because other processes wait for it."""
+    device = next(model.parameters()).device
+    moments = _Moments(pairs, kronecker, device)
+    with (
+        _eval_mode(model),
+        _without_adapter(model),
+        moments.recorded(model),
+        track_activity(ACTIVITY, num_sequences) as activity,
+    ):
+        for (sequences, uniform), is_recorded in batches:
+            moments.is_recording = is_recorded
+            with autocast(device):
+                logits, _ = supervised_logits(model, sequences, share_prefixes=False)
+            logits.backward(sampled_gradient(logits, uniform))
+            activity.advance(len(sequences) if is_recorded else 0)
+    return moments
 
 
 @contextlib.contextmanager
@@ -104,17 +155,25 @@ def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
 class _Moments:
     """Sums of x² and g² over tokens (or of the outer products), by module, recorded by hooks."""
 
-    def __init__(self, kronecker: bool) -> None:
+    def __init__(self, pairs: Sequence[LoraPair], kronecker: bool, device: torch.device) -> None:
+        def zeros(size: int) -> torch.Tensor:
+            return torch.zeros((size, size) if kronecker else size, device=device)
+
         self.kronecker = kronecker
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.outputs: dict[str, torch.Tensor] = {}
+        self.inputs = {pair.module: zeros(pair.lora_A.shape[1]) for pair in pairs}
+        self.outputs = {pair.module: zeros(pair.lora_B.shape[0]) for pair in pairs}
+        self.is_recording = True
+
+    def sum_over(self, process_group: ProcessGroup) -> None:
+        """Replaces the sums by those over all processes."""
+        process_group.all_reduce_sum([*self.inputs.values(), *self.outputs.values()])
 
     @contextlib.contextmanager
-    def recorded(self, model: torch.nn.Module, module_names: set[str]) -> Iterator[None]:
+    def recorded(self, model: torch.nn.Module) -> Iterator[None]:
         hooks = []
         for full_name, module in model.named_modules():
             name = full_name.removeprefix("base_model.model.")
-            if name in module_names:
+            if name in self.inputs:
                 hooks.append(module.register_forward_hook(self._forward_hook(name)))
         try:
             yield
@@ -124,6 +183,8 @@ class _Moments:
 
     def _forward_hook(self, name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if not self.is_recording:
+                return
             self._add(self.inputs, name, inputs[0].detach())
             output.register_hook(lambda gradient: self._add(self.outputs, name, gradient))
 
@@ -133,35 +194,36 @@ class _Moments:
         flat = values.float().reshape(-1, values.shape[-1])
         with torch.autocast(values.device.type, enabled=False):
             moment = flat.T @ flat if self.kronecker else flat.square().sum(dim=0)
-        if name in sums:
-            sums[name] += moment
-        else:
-            sums[name] = moment
+        sums[name] += moment
 
 
-def weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
+def weight_fisher(
+    model: torch.nn.Module, sequences: TokenSequences, seed: int, process_group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, torch.Tensor]:
     """Returns the diagonal Fisher information of every trained weight, in its shape: one backward pass per sequence.
 
     Raises MachineError if memory does not suffice for that.
     """
     with machine_error_on_out_of_memory(f"the Fisher information, with a row of {longest_sequence(sequences)} tokens"):
-        return _weight_fisher(model, sequences, seed)
+        return _weight_fisher(model, sequences, _Shard(sequences, seed, process_group), process_group)
 
 
-def _weight_fisher(model: torch.nn.Module, sequences: TokenSequences, seed: int) -> dict[str, torch.Tensor]:
+def _weight_fisher(
+    model: torch.nn.Module, sequences: TokenSequences, shard: _Shard, process_group: ProcessGroup
+) -> dict[str, torch.Tensor]:
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     weights = trainable_parameters(model)
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    generator = torch.Generator().manual_seed(seed)
-    with _eval_mode(model), track_activity(ACTIVITY, len(sequences)) as activity:
-        for index in range(len(sequences)):
+    with _eval_mode(model), track_activity(ACTIVITY, len(shard.sequences)) as activity:
+        for sequence, uniform in shard.batches(1):
             with autocast(weights[0].device):
-                logits, _ = supervised_logits(model, sequences[index : index + 1])
-            gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, generator))
+                logits, _ = supervised_logits(model, sequence)
+            gradients = torch.autograd.grad(logits, weights, sampled_gradient(logits, uniform))
             for total, gradient in zip(sums, gradients, strict=True):
                 total.addcmul_(gradient.float(), gradient.float())
             del gradients, gradient, logits  # before the next gradients, which are as large as the model
             activity.advance(1)
+    process_group.all_reduce_sum(sums)
     return {name: total.div_(sequences.num_supervised_tokens) for name, total in zip(names, sums, strict=True)}
 
 

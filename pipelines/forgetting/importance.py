@@ -1,4 +1,4 @@
-"""Importance files: the importance of a model's weights for a text is measured once and cached."""
+"""Importance files: the importance of a model's weights for a text is measured once, by all processes, and cached."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import RunError
 from pipelines.forgetting.penalty import FactoredImportance, Importance
+from pipelines.modeling.process_group import SINGLE_PROCESS, ProcessGroup
 from pipelines.storage.files import write_tensors
 
 FORMAT = "2"
@@ -54,12 +55,16 @@ def load_importance(path: Path, model_fingerprint: str) -> Importance:
     return tensors
 
 
-def compute_if_missing(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> None:
+def compute_if_missing(
+    path: Path, model_fingerprint: str, measure: Callable[[], Importance], process_group: ProcessGroup = SINGLE_PROCESS
+) -> None:
     """Measures an importance and writes it to the file `path`, unless the file exists.
 
-    Raises RunError if the importance is not finite: as a weight of a penalty it would make every loss NaN.
+    All processes call it, and all call `measure` if one of them misses the file: each measures a part and has the
+    whole result. Raises RunError if the importance is not finite: as a weight of a penalty it would make every loss
+    NaN.
     """
-    if path.exists():
+    if not process_group.is_any(not path.exists()):
         return
     importance = measure()
     for name, value in importance.items():
@@ -69,10 +74,13 @@ def compute_if_missing(path: Path, model_fingerprint: str, measure: Callable[[],
                 f"the importance of {name} is not finite, its gradients overflow; write "
                 "pipeline.hardware: {dtype: fp32}, or use another strategy"
             )
-    save_importance(path, importance, model_fingerprint)
+    if not path.exists():  # a node may have a cache of its own; on a shared one the same is written again at worst
+        save_importance(path, importance, model_fingerprint)
 
 
-def load_or_compute(path: Path, model_fingerprint: str, measure: Callable[[], Importance]) -> Importance:
+def load_or_compute(
+    path: Path, model_fingerprint: str, measure: Callable[[], Importance], process_group: ProcessGroup = SINGLE_PROCESS
+) -> Importance:
     """Returns the importance in the file `path`, which is measured and written first if the file is missing."""
-    compute_if_missing(path, model_fingerprint, measure)
+    compute_if_missing(path, model_fingerprint, measure, process_group)
     return load_importance(path, model_fingerprint)

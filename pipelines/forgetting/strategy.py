@@ -49,7 +49,10 @@ class Strategy:
         return process_groups.ProcessGroup()
 
     def setup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Runs before the first step and before a checkpoint is loaded: `model` has the weights at the job's start."""
+        """Runs before the first step and before a checkpoint is loaded: `model` has the weights at the job's start.
+
+        All processes run it at the same time, so that they can share a measurement.
+        """
 
     def begin_step(self, inputs: TokenSequences) -> int:
         """Starts the step that trains on the tasks' rows `inputs`, and samples the strategy's own rows for it.

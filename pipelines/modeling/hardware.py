@@ -159,7 +159,9 @@ def detect_hardware(settings: HardwareSettings) -> Hardware:
     if not available[name]:
         problem = cuda_problem if name == "cuda" else f"torch {torch.__version__} finds no {name} device"
         raise MachineError(f"pipeline.hardware.device: {name}: {problem}; use device: auto")
-    device = torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+    device = torch.device(name)
+    if (module := memory_statistics(device)) is not None:  # of a type of which there may be several
+        device = torch.device(name, module.current_device())
     dtype, reason = _native_dtype(device)
     if settings.dtype == "auto" and dtype == torch.float16 and _fp32_reason is not None:
         dtype, reason = torch.float32, _fp32_reason
@@ -221,44 +223,42 @@ def _check_dtype(device: torch.device, dtype: torch.dtype) -> None:
 
 def empty_cache(device: torch.device) -> None:
     """Gives memory that torch holds unused back to the device."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    elif device.type == "xpu":
-        torch.xpu.empty_cache()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
 
 
 def rng_state() -> dict[str, torch.Tensor]:
-    """The states of torch's random number generators: `cpu`, and that of the device."""
+    """The states of torch's random number generators: `cpu`, and that of the device, by its type."""
     device, state = current_hardware().device, {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Sets the generators to a state that `rng_state` has returned."""
+    """Sets the generators to a state that `rng_state` has returned, on this device or one of another type."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], current_hardware().device)
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    device = current_hardware().device
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+def memory_statistics(device: torch.device) -> Any | None:
+    """torch's module that counts the memory of `device`, such as `torch.cuda`; None if its memory is not counted."""
+    return torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
 
 
 def reset_peak_memory() -> None:
     """Starts the measurement of `peak_memory`. The peak of a process on a CPU cannot be reset."""
     device = current_hardware().device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if (statistics := memory_statistics(device)) is not None:
+        statistics.reset_peak_memory_stats(device)
 
 
 def peak_memory() -> int:
     """The bytes allocated on the GPU at the peak; on a CPU or MPS the peak memory of this process."""
     device = current_hardware().device
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    if (statistics := memory_statistics(device)) is not None:
+        return int(statistics.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

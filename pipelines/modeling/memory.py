@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from pipelines.errors import MachineError
-from pipelines.modeling.hardware import current_hardware, empty_cache
+from pipelines.modeling.hardware import current_hardware, empty_cache, memory_statistics
 from pipelines.modeling.token_sequences import TokenSequences
 from pipelines.storage.environment import free_main_memory
 
@@ -159,9 +159,9 @@ def longest_sequence(sequences: TokenSequences) -> int:
 
 def free_memory(device: torch.device) -> int:
     """The bytes that can still be allocated on `device`, those that torch holds without using them included."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if (statistics := memory_statistics(device)) is not None:
+        free, _ = statistics.mem_get_info(device)
+        return int(free + statistics.memory_reserved(device) - statistics.memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return free_main_memory()
@@ -169,8 +169,8 @@ def free_memory(device: torch.device) -> int:
 
 def total_memory(device: torch.device) -> int:
     """The bytes of the memory of `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
+    if (statistics := memory_statistics(device)) is not None:
+        return int(statistics.mem_get_info(device)[1])
     return int(torch.mps.recommended_max_memory() if device.type == "mps" else psutil.virtual_memory().total)
 
 

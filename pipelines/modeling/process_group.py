@@ -22,6 +22,9 @@ MAX_WAIT = timedelta(days=7)
 """How long a process waits for work that only rank 0 does. The default group, through which gradients go, gives up
 after 10 to 30 minutes. A process that dies ends the wait at once."""
 
+LARGE_TENSOR = 2**20
+"""The elements from which on a message of its own is faster than a copy into one with others."""
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -47,19 +50,19 @@ class ProcessGroup:
 
         May be empty. The shards of all processes hold every sequence once.
         """
-        if self.world_size == 1:
-            return sequences
+        return sequences if self.world_size == 1 else sequences.select(self.shard_indices(sequences))
+
+    def shard_indices(self, sequences: TokenSequences) -> list[int]:
+        """The indices of the sequences of `shard`, ascending."""
         shards: list[list[int]] = [[] for _ in range(self.world_size)]
         num_tokens = [0] * self.world_size
         for index in sorted(range(len(sequences)), key=lambda index: -len(sequences.input_ids[index])):
             smallest = num_tokens.index(min(num_tokens))
             shards[smallest].append(index)
             num_tokens[smallest] += len(sequences.input_ids[index])
-        return sequences.select(sorted(shards[self.rank]))
+        return sorted(shards[self.rank])
 
-    def lockstep_batches(
-        self, batches: Iterable[TokenSequences], dummy_batch: TokenSequences
-    ) -> Iterator[tuple[TokenSequences, bool]]:
+    def lockstep_batches[Batch](self, batches: Iterable[Batch], dummy_batch: Batch) -> Iterator[tuple[Batch, bool]]:
         """Each batch with True, then, in lockstep, `dummy_batch` with False until all processes have had equally many.
 
         The caller must run a dummy batch through the model and weight its loss with 0.
@@ -75,11 +78,20 @@ class ProcessGroup:
         yield from ((dummy_batch, False) for _ in range(num_dummies))
 
     def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces each tensor by its sum over all processes, in place, with one message per dtype."""
+        """Replaces each tensor by its sum over all processes, in place, with one message per dtype.
+
+        A large tensor is a message by itself, and is not copied.
+        """
         if self.world_size == 1:
             return
-        for dtype in {tensor.dtype: None for tensor in tensors}:
-            same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
+        small = []
+        for tensor in tensors:
+            if tensor.numel() >= LARGE_TENSOR and tensor.is_contiguous():
+                dist.all_reduce(tensor)
+            else:
+                small.append(tensor)
+        for dtype in {tensor.dtype: None for tensor in small}:
+            same_dtype = [tensor for tensor in small if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
             dist.all_reduce(flat)
             sums = flat.split([tensor.numel() for tensor in same_dtype])
@@ -90,6 +102,10 @@ class ProcessGroup:
         """Starts to replace a tensor by its sum over several processes, in place. It is complete after `wait()`."""
         work: dist.Work = dist.all_reduce(tensor, async_op=True)
         return work
+
+    def is_any(self, value: bool) -> bool:
+        """Whether `value` is true in at least one process."""
+        return any(self.all_reduce_scalars([value]))
 
     def all_reduce_scalars(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all processes."""

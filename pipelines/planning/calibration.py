@@ -94,5 +94,6 @@ def _rate(batches: Sequence[TokenSequences], compute: Callable[[TokenSequences],
 
 
 def _synchronize() -> None:
-    if current_hardware().device.type == "cuda":
-        torch.cuda.synchronize()
+    device = current_hardware().device
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pipelines.modeling.hardware import memory_statistics
+
 CASTS_AND_VIEWS = {"ToCopyBackward0", "TBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0"}
 """torch's names of the operations that copy or rearrange one tensor."""
 
@@ -39,13 +41,14 @@ def measure_pass(model: torch.nn.Module, run: Callable[[], object]) -> PassMemor
         return tensor
 
     gradients_before = _gradient_bytes(model)
-    allocated_before = _start_peak(device)
+    statistics = memory_statistics(device)
+    allocated_before = 0 if statistics is None else _start_peak(statistics, device)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         run()
     constant, activations = sum(copies.values()), sum(saved.values())
-    if allocated_before is not None:
+    if statistics is not None:
         new_gradients = _gradient_bytes(model) - gradients_before
-        peak = torch.cuda.max_memory_allocated(device) - allocated_before - new_gradients - constant
+        peak = statistics.max_memory_allocated(device) - allocated_before - new_gradients - constant
         activations = max(activations, peak)
     return PassMemory(activations, constant)
 
@@ -65,13 +68,11 @@ def _gradient_bytes(model: torch.nn.Module) -> int:
     return sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
 
 
-def _start_peak(device: torch.device) -> int | None:
-    """The bytes allocated on a GPU, from which its peak is measured; None on other devices, which record no peak."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return int(torch.cuda.memory_allocated(device))
+def _start_peak(statistics: Any, device: torch.device) -> int:
+    """The bytes allocated on a GPU, from which its peak is measured."""
+    statistics.synchronize(device)
+    statistics.reset_peak_memory_stats(device)
+    return int(statistics.memory_allocated(device))
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:

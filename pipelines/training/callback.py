@@ -85,10 +85,9 @@ class LudwigCallback(Callback):
             trainer.micro_batches = MicroBatches(None, trainer.history)
         if self.fsdp:
             trainer.process_group = shard_frozen_weights(model, trainer.process_group)
-        with trainer.process_group.main_process_first():
-            for strategy in self.strategies:
-                strategy.process_group = trainer.process_group
-                strategy.setup(model, trainer.optimizer)
+        for strategy in self.strategies:
+            strategy.process_group = trainer.process_group
+            strategy.setup(model, trainer.optimizer)
         if self.step_callback is not None:
             self.step_callback.on_train_start(model)
         self._last_time = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import MachineError
+from pipelines.modeling.hardware import memory_statistics
 from pipelines.modeling.memory import (
     ADVICE,
     OutOfMemory,
@@ -86,7 +87,7 @@ class MicroBatches:
             raise training_memory_error(measured, row, lockstep=False)
         device = next(model.parameters()).device
         free, fraction = free_memory(device), SAVED_MEMORY_FRACTION
-        if device.type == "cuda":
+        if memory_statistics(device) is not None:
             fraction = PEAK_MEMORY_FRACTION
             if not hasattr(optimizer, "masters"):  # those of an `OffloadedOptimizer` are in main memory
                 free -= optimizer_state_bytes(optimizer)  # after the first step, a part of what is free now

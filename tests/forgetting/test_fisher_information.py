@@ -9,6 +9,7 @@ from pipelines.forgetting.fisher_information import lora_fisher, sampled_gradien
 from pipelines.forgetting.penalty import lora_pairs
 from pipelines.modeling.kl_divergence import kl_divergence
 from pipelines.modeling.packing import supervised_logits
+from pipelines.modeling.process_group import ProcessGroup
 from pipelines.modeling.token_sequences import TokenSequences
 from tests.forgetting.tiny_lora import base, lora, rows
 
@@ -92,7 +93,7 @@ def test_sampled_fisher_predicts_the_kl_divergence(tmp_path):
 
 def test_labels_are_sampled_from_the_predictions():
     logits = torch.tensor([[0.0, 1.0, -2.0, 3.0, -40.0]]).repeat(40_000, 1)
-    gradient = sampled_gradient(logits, torch.Generator().manual_seed(0))
+    gradient = sampled_gradient(logits, torch.rand(len(logits), 1, generator=torch.Generator().manual_seed(0)))
     predicted = logits[0].softmax(-1)
     drawn = (predicted - gradient).mean(0)  # how often each was the label
     error = (predicted * (1 - predicted) / len(logits)).sqrt()
@@ -133,6 +134,45 @@ def test_factors_are_the_moments_of_inputs_and_gradients(tmp_path, kronecker):
     factors = fisher["model.layers.1.mlp.down_proj"]
     torch.testing.assert_close(factors.output, outputs / data.num_supervised_tokens, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(factors.input, inputs / data.num_tokens, rtol=1e-4, atol=1e-8)
+
+
+class OneOf(ProcessGroup):
+    """A process whose sums stay its own."""
+
+    def all_reduce_sum(self, tensors):
+        pass
+
+
+@pytest.mark.parametrize("world_size", [2, 8])  # 8 processes for 6 sequences: two have none
+def test_the_parts_of_all_processes_are_the_whole(tmp_path, world_size):
+    data, groups = rows(6), [OneOf(rank, world_size) for rank in range(world_size)]
+    model = lora(tmp_path / "m")
+    for kronecker in (False, True):
+        whole = lora_fisher(model, data, seed=3, kronecker=kronecker)
+        parts = [lora_fisher(model, data, 3, group, kronecker=kronecker) for group in groups]
+        for name, factors in whole.items():
+            for side in ("output", "input"):
+                summed = sum(getattr(part[name], side) for part in parts)
+                torch.testing.assert_close(summed, getattr(factors, side), rtol=1e-4, atol=1e-10)
+    plain = base(tmp_path / "m")
+    whole = weight_fisher(plain, data, seed=3)
+    parts = [weight_fisher(plain, data, 3, group) for group in groups]
+    for name, fisher in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), fisher, rtol=1e-4, atol=1e-10)
+
+
+def test_a_dummy_batch_of_a_process_in_lockstep_does_not_count(tmp_path):
+    class Longer(OneOf):
+        def lockstep_batches(self, batches, dummy_batch):
+            yield from ((batch, True) for batch in batches)
+            yield from [(dummy_batch, False)] * 2
+
+    model, data = lora(tmp_path / "m"), rows(5)
+    whole = lora_fisher(model, data, seed=3)
+    padded = lora_fisher(model, data, 3, Longer(lockstep=True))
+    for name, factors in whole.items():
+        torch.testing.assert_close(padded[name].output, factors.output, rtol=1e-4, atol=1e-10)
+        torch.testing.assert_close(padded[name].input, factors.input, rtol=1e-4, atol=1e-10)
 
 
 def test_measuring_changes_neither_model_nor_rng(tmp_path):

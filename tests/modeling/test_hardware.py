@@ -202,3 +202,28 @@ def test_peak_memory_of_a_gpu_is_reset(monkeypatch):
     assert hardware.peak_memory() == 5
     hardware.reset_peak_memory()
     assert hardware.peak_memory() == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_torch_counts_the_memory_of_every_kind_of_gpu_alike(device):
+    statistics = hardware.memory_statistics(torch.device(device))
+    used = ["mem_get_info", "memory_reserved", "memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"]
+    assert [name for name in [*used, "current_device"] if not callable(getattr(statistics, name, None))] == []
+    assert hardware.memory_statistics(torch.device("cpu")) is hardware.memory_statistics(torch.device("mps")) is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu", "mps"])
+def test_random_states_belong_to_the_type_of_device(monkeypatch, device):
+    """A checkpoint of one machine can be resumed on another."""
+    module, states = torch.get_device_module(device), []
+    monkeypatch.setattr(module, "get_rng_state", lambda: torch.ones(3))
+    monkeypatch.setattr(module, "set_rng_state", states.append)
+    monkeypatch.setattr(hardware, "_current", hardware.Hardware(torch.device(device), torch.float32, None, ""))
+    saved = hardware.rng_state()
+    assert saved.keys() == {"cpu", device}
+    hardware.set_rng_state(saved)
+    assert len(states) == 1 and torch.equal(states[0], saved[device])
+    monkeypatch.setattr(hardware, "_current", hardware.Hardware(torch.device("cpu"), torch.float32, None, ""))
+    hardware.set_rng_state(saved)
+    assert len(states) == 1
+    hardware.set_rng_state(hardware.rng_state())

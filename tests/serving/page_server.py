@@ -101,7 +101,7 @@ def answering(base: str = "The review is positive.", tuned: str = "positive", de
     return script
 
 
-def until(page: Any, condition: str, seconds: float = 8.0) -> None:
+def until(page: Any, condition: str, seconds: float = 30.0) -> None:
     """Waits for a JavaScript expression. Playwright's own function needs eval(), which the page's policy forbids."""
     ends = time.monotonic() + seconds
     while not page.evaluate(condition):

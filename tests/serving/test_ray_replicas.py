@@ -49,7 +49,7 @@ def num_answers(client):
     return float(re.search(r"^alfine_active_answers (\S+)", client.get("/metrics").text, re.MULTILINE)[1])
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)

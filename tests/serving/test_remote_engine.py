@@ -96,7 +96,7 @@ def is_idle(replica):
 
 
 def until(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert condition()
@@ -163,7 +163,7 @@ def test_errors_of_the_replica_are_those_of_the_request(replica):
 @pytest.fixture
 def fast_polls(monkeypatch):
     monkeypatch.setattr(remote_engine, "POLL_INTERVAL_S", 0.01)
-    monkeypatch.setattr(remote_engine, "MAX_SILENCE_S", 0.2)
+    monkeypatch.setattr(remote_engine, "MAX_SILENCE_S", 5.0)
 
 
 def test_without_replicas_requests_are_refused_until_one_is_back(replica, run_format, fast_polls):
@@ -216,7 +216,9 @@ def test_an_answer_that_has_begun_goes_on_while_no_replica_is_seen(replica, fast
         assert stream.result().finish_reason in ("stop", "length")
 
 
-def test_replicas_of_which_nothing_is_heard_are_a_problem(replica, fast_polls):
+def test_replicas_of_which_nothing_is_heard_are_a_problem(replica, fast_polls, monkeypatch):
+    monkeypatch.setattr(remote_engine, "MAX_SILENCE_S", 0.2)
+
     def fail():
         raise ConnectionError("Ray has gone")
 

@@ -41,6 +41,7 @@ CASES = {
             "strategy": STRATEGIES.removesuffix("+si"),
             "eval_steps": 2,
             "distill": {"apply_to": "both"},
+            "ewc": {"fisher_samples": 5},  # measured here, with another number of rows in each process
             "evals": {"t": {"kind": "text_nll", "data": "passages.jsonl"}},
         },
     },
@@ -88,7 +89,7 @@ def test_two_processes_give_the_weights_of_one(make_job, tmp_path, monkeypatch):
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.training.two_processes"]
     finished = subprocess.run(
         [sys.executable, "-m", *launcher, *map(str, folders.values())],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ALFINE_CACHE": str(tmp_path / "cache-2")},
         capture_output=True,
         text=True,
     )
@@ -96,6 +97,17 @@ def test_two_processes_give_the_weights_of_one(make_job, tmp_path, monkeypatch):
     for name, folder in folders.items():
         file = "adapter_model.safetensors" if CASES[name]["adapter"] else "model.safetensors"
         assert_same_training(folder / "run" / "model", Run(tmp_path / f"{name}-single").path("model"), file, name)
+    assert_same_importances(tmp_path / "cache-2", tmp_path / "cache")
+
+
+def assert_same_importances(cache, expected_cache):
+    """Each process has measured a part of the rows."""
+    files = {path.relative_to(expected_cache) for path in expected_cache.rglob("*.safetensors")}
+    assert files and files == {path.relative_to(cache) for path in cache.rglob("*.safetensors")}
+    for file in files:
+        expected = load_file(expected_cache / file)
+        for name, tensor in load_file(cache / file).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3 * float(expected[name].max()))
 
 
 def assert_same_training(folder, expected_folder, file, case):

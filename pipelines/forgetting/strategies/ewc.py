@@ -98,7 +98,7 @@ class Ewc(PenaltyStrategy):
         measure = self._measure_lora if self.penalties.has_lora else self._measure_weights
         for text in self.texts:
             importance.compute_if_missing(
-                text.fisher_file, self.model_fingerprint, partial(measure, model, text.sequences)
+                text.fisher_file, self.model_fingerprint, partial(measure, model, text.sequences), self.process_group
             )
         # After all measurements, and one at a time: each may be as large as the model.
         for text in self.texts:
@@ -122,12 +122,11 @@ class Ewc(PenaltyStrategy):
         need.check(f"pipeline.forgetting.ewc: {subject}", advice, weights[0].device)
 
     def _measure_lora(self, model: torch.nn.Module, sequences: TokenSequences) -> penalty.Importance:
-        return fisher_information.lora_fisher(
-            model, sequences, self.seed, kronecker=self.settings.fisher == "kronecker"
-        )
+        is_kronecker = self.settings.fisher == "kronecker"
+        return fisher_information.lora_fisher(model, sequences, self.seed, self.process_group, kronecker=is_kronecker)
 
     def _measure_weights(self, model: torch.nn.Module, sequences: TokenSequences) -> penalty.Importance:
-        return fisher_information.weight_fisher(model, sequences, self.seed)
+        return fisher_information.weight_fisher(model, sequences, self.seed, self.process_group)
 
 
 def build(context: ForgettingContext, settings: EwcSettings) -> list[Ewc]:

@@ -159,7 +159,9 @@ class Si(PenaltyStrategy):
         if self.settings.weight:
             self._check_memory()
             importances = [
-                importance_files.load_or_compute(self.files.general, self.model_fingerprint, self._measure_importance)
+                importance_files.load_or_compute(
+                    self.files.general, self.model_fingerprint, self._measure_importance, self.process_group
+                )
             ]
             if self.files.earlier is not None:
                 importances.append(importance_files.load_importance(*self.files.earlier))
@@ -209,7 +211,8 @@ class Si(PenaltyStrategy):
         scaler = loss_scaling.LossScaler(mixed_precision.autocast_dtype(weights[0].device) == torch.float16)
         with track_activity("the importance of the weights for general text", num_steps, "steps") as activity:
             for batch in batches:
-                self._backward_mean_loss(batch, scaler, optimizer)
+                self._backward_mean_loss(batch, scaler, weights)
+                self._sum_gradients(weights)
                 scaler.unscale_(weights)
                 if not scaler.update():
                     optimizer.step()
@@ -218,21 +221,35 @@ class Si(PenaltyStrategy):
         return integral
 
     def _backward_mean_loss(
-        self, batch: TokenSequences, scaler: loss_scaling.LossScaler, optimizer: torch.optim.Optimizer
+        self, batch: TokenSequences, scaler: loss_scaling.LossScaler, weights: Sequence[torch.nn.Parameter]
     ) -> None:
-        """Computes the gradient of the mean loss of `batch`, in smaller parts if memory runs out."""
+        """Computes the gradient of the mean loss of `batch`, of which this process adds the part of its shard.
+
+        It is computed in smaller parts if memory runs out.
+        """
         num_tokens = batch.num_supervised_tokens
+        shard = self.process_group.shard(batch)
 
         def accumulate(part_size: int) -> None:
-            optimizer.zero_grad()
-            for part in token_sequences.micro_batches(batch, part_size):
+            for weight in weights:
+                weight.grad = None
+            for part in token_sequences.micro_batches(shard, part_size):
                 with mixed_precision.autocast(device):
                     losses = packing.token_losses(self.model, part)
                     loss = losses.mean() if len(part) == len(batch) else losses.sum() / num_tokens
                 scaler.scale(loss).backward()
 
         device = next(self.model.parameters()).device
-        memory.halve_until_it_fits(accumulate, IMPORTANCE_BATCH, batch, "the measurement of si's importance")
+        memory.halve_until_it_fits(accumulate, IMPORTANCE_BATCH, shard, "the measurement of si's importance")
+
+    def _sum_gradients(self, weights: Sequence[torch.nn.Parameter]) -> None:
+        """Replaces the gradients by their sums over the processes."""
+        if self.process_group.world_size == 1:
+            return
+        for weight in weights:
+            if weight.grad is None:  # there are more processes than rows
+                weight.grad = torch.zeros_like(weight)
+        self.process_group.all_reduce_sum([weight.grad for weight in weights if weight.grad is not None])
 
     def _adapted_modules(self) -> Iterator[tuple[str, Any]]:
         modules = dict(self.model.named_modules())
