@@ -8,6 +8,7 @@ are batched. `retry_smaller` runs a whole computation again, for one that accumu
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,16 @@ def release_cached_memory() -> None:
     """Frees objects in reference cycles and returns unused memory of the GPU to its driver."""
     gc.collect()
     empty_cache(current_hardware().device)
+
+
+def return_free_heap() -> None:
+    """Returns unused memory of the C heap to the system, where the allocator is glibc's; elsewhere it does nothing.
+
+    glibc keeps the memory of freed tensors between others that stay. If large tensors come and go between small ones,
+    such as weights that are dequantized for each product, a process grows by gigabytes that it does not use.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems, other allocators
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # --- the same work in smaller parts --------------------------------------------------------------------

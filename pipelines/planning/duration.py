@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipelines.config.job import Job
 from pipelines.data.splits import MAX_CANDIDATES
-from pipelines.planning.memory import MAX_PROMPTS
+from pipelines.planning.memory import FP32, MAX_PROMPTS, MemoryPlan
 from pipelines.planning.model_shape import ModelShape
 from pipelines.planning.target_hardware import TargetHardware
 from pipelines.planning.workload import PREFILL_TOKENS, Workload
@@ -23,6 +23,10 @@ STEP_OVERHEAD = {"cpu": 0.01, "cuda": 0.02, "mps": 0.03}
 """Seconds of a pass that do not depend on its size: Python and kernel launches."""
 START_SECONDS = {"cpu": 13.0, "cuda": 40.0, "mps": 13.0}
 """Imports of torch and Ludwig, loading of the model, export."""
+SAVED_BYTES_PER_SECOND = 0.35e9
+"""Bytes of checkpoints that are hashed and written (`tests.benchmarks.plans --jobs full`, two cores)."""
+EXPORTED_COPIES = 3
+"""Copies of the trained weights that are read and written after the last step: the best, Ludwig's and the run's."""
 ROWS_PER_SECOND = 5000
 """Rows that are rendered and tokenized, docs/speed.md."""
 BUNDLED_EVAL_TOKENS, BUNDLED_EVAL_GENERATED = 52_000, 64 * 96
@@ -81,7 +85,7 @@ def estimate_rates(job: Job, model: ModelShape, hardware: TargetHardware) -> Rat
 
 
 def estimate_duration(
-    job: Job, model: ModelShape, workload: Workload, hardware: TargetHardware, rates: Rates
+    job: Job, memory: MemoryPlan, workload: Workload, hardware: TargetHardware, rates: Rates
 ) -> Duration:
     """The time of every stage. The base answers up to the limit of each task, the tuned model as long as references."""
     sharing = workload.sharing
@@ -90,8 +94,9 @@ def estimate_duration(
     base_generated = sum(task.evaluated["test"] * task.limit for task in test)
     tuned_generated = sum(task.evaluated["test"] * min(task.tokens - task.prompt + 1, task.limit) for task in test)
     validation = sum(task.evaluated["validation"] * task.tokens for task in workload.tasks) * sharing
-    evaluations = 1 + workload.steps.total // max(workload.steps.per_evaluation, 1)
     steps = workload.steps.total
+    checkpoints = steps // max(workload.steps.per_evaluation, 1)
+    saved = _saved_bytes(memory, checkpoints) / SAVED_BYTES_PER_SECOND
     start = START_SECONDS[hardware.device]
     training = steps * workload.step_tokens / rates.training + steps * STEP_OVERHEAD[hardware.device]
     strategies = set(job.pipeline.forgetting.strategies)
@@ -109,11 +114,17 @@ def estimate_duration(
         "eval_base": prompt_tokens / rates.forward + base_generated / rates.decoding + start / 5,
         "eval_few_shot": _few_shot_seconds(job, workload, hardware, rates),
         "eval_base_retention": retention,
-        "train": training + evaluations * validation / rates.forward + start,
+        "train": training + (1 + checkpoints) * validation / rates.forward + start + saved,
         "eval_tuned": prompt_tokens / rates.forward + tuned_generated / rates.decoding + start / 5,
         "eval_tuned_retention": retention,
     }
     return Duration(stages, rates)
+
+
+def _saved_bytes(memory: MemoryPlan, checkpoints: int) -> float:
+    """The bytes of the checkpoints, of the best weights beside them, and of the tuned model."""
+    weights = FP32 * memory.trainable_parameters
+    return checkpoints * (2 * weights + memory.training["optimizer state"]) + EXPORTED_COPIES * weights
 
 
 def _few_shot_seconds(job: Job, workload: Workload, hardware: TargetHardware, rates: Rates) -> float:

@@ -22,8 +22,8 @@ from pipelines.planning.workload import TaskSample, Workload, measure_workload, 
 
 USABLE_FRACTION = {"cpu": 1.0, "cuda": 0.95, "mps": 0.75}
 """Share of a device's memory that a process can use: fragmentation, the display, and macOS' own limit."""
-CHECKPOINTS = 2
-"""The latest checkpoint and the best one, each with weights and optimizer state."""
+CHECKPOINTS = 3
+"""The latest, the previous and the one being written, each with weights and optimizer state."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def make_plan(
     else:
         rows = [row for tokens in zip_longest(*(sample.tokens for sample in samples.values())) for row in tokens if row]
         rates = measure(job, rows, workload.rows_per_step)
-    duration = estimate_duration(job, model, workload, hardware, rates)
+    duration = estimate_duration(job, memory, workload, hardware, rates)
     available = hardware.memory * USABLE_FRACTION[hardware.device]
     edits = [] if memory.peak <= available else edits_that_fit(job, hardware, needs.outcome, available)
     return Plan(
@@ -154,6 +154,6 @@ def _find_model(job: Job, folder: Path | None) -> tuple[Path, ModelShape, Remote
 
 
 def _disk_bytes(job: Job, model: ModelShape, memory: MemoryPlan) -> float:
-    """Checkpoints and the tuned model. Completions and prepared rows are small beside them."""
+    """Checkpoints, the best weights and the tuned model. Completions and prepared rows are small beside them."""
     weights = 4 * memory.trainable_parameters
-    return CHECKPOINTS * (weights + memory.training["optimizer state"]) + weights
+    return CHECKPOINTS * (weights + memory.training["optimizer state"]) + 2 * weights

@@ -11,6 +11,7 @@ from ludwig.callbacks import Callback
 
 from pipelines.forgetting.strategy import Strategy
 from pipelines.modeling.hardware import current_hardware
+from pipelines.modeling.memory import return_free_heap
 from pipelines.training.checkpoint import check_disk
 from pipelines.training.fsdp import shard_frozen_weights
 from pipelines.training.micro_batches import MicroBatches
@@ -71,11 +72,14 @@ class LudwigCallback(Callback):
         self.offload_optimizer = offload_optimizer
         self.history: dict[str, Any] | None = None
         self._last_time = time.monotonic()
+        self._returns_free_heap = False
 
     def on_trainer_train_setup(self, trainer: FineTuneTrainer, save_path: str, is_coordinator: bool) -> None:
         model = trainer.model.model
         check_training_memory(model, trainer.optimizer, offload=self.offload_optimizer)
         check_disk(model, save_path)
+        is_on_cpu = current_hardware().device.type == "cpu"
+        self._returns_free_heap = is_on_cpu and getattr(model, "is_quantized", False)
         if self.offload_optimizer:
             trainer.optimizer = OffloadedOptimizer(trainer.optimizer, current_hardware().dtype)
         trainer.strategies[:] = self.strategies
@@ -101,6 +105,8 @@ class LudwigCallback(Callback):
     def on_batch_end(
         self, trainer: FineTuneTrainer, progress_tracker: Any, save_path: str, sync_step: bool = True
     ) -> None:
+        if self._returns_free_heap:
+            return_free_heap()
         # A sum over the steps in the history, so that a resumed training includes the time before the interruption.
         now = time.monotonic()
         trainer.history["seconds"] = trainer.history.get("seconds", 0.0) + now - self._last_time

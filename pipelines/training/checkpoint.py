@@ -25,7 +25,7 @@ from pipelines.training.optimizers import load_optimizer_state
 
 WEIGHTS, OPTIMIZER, RNG, COMPONENT = "weights/", "optimizer/", "rng/", "component/"
 """Prefixes of the tensors' names in a checkpoint."""
-LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
+LATEST, PREVIOUS, BEST = "latest.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class CorruptCheckpointError(Exception):
@@ -51,7 +51,8 @@ class SafetensorsCheckpoint(Checkpoint):
     The file has the trained weights (of a LoRA training megabytes, not the base model), the state of the optimizer, the
     schedule, the random number generators and of each component in `stateful`, Ludwig's progress (`tracker`), and
     `history`, a dict that can be represented in JSON and is updated in place on a load. One file cannot mix steps.
-    The checkpoint before the latest is kept.
+    The checkpoint before the latest is kept. That of the best weights has nothing but these, which is all that is read
+    of it: the moments of Adam are twice as large.
     """
 
     def __init__(self, *args: Any, history: dict[str, Any], stateful: Sequence[Stateful] = ()) -> None:
@@ -64,7 +65,12 @@ class SafetensorsCheckpoint(Checkpoint):
         """Writes the checkpoint on rank 0. Raises OSError if that fails; existing checkpoints are unchanged then."""
         if not self.distributed.is_coordinator():
             return
+        path = Path(save_path)
         tensors = {WEIGHTS + name: tensor for name, tensor in self._trained().items()}
+        if path.name == BEST:
+            with atomic_write(path) as staging_path:
+                save_tensors(_on_cpu(tensors), {"global_step": str(global_step)}, staging_path)
+            return
         optimizer = self.optimizer.state_dict()
         optimizer_scalars = _separate_tensors(optimizer["state"], OPTIMIZER, tensors)
         component_state: dict[str, dict[str, Any]] = {}
@@ -85,7 +91,6 @@ class SafetensorsCheckpoint(Checkpoint):
             "tracker": self.tracker and _tracker_to_json(self.tracker),
         }
         cpu_tensors = _on_cpu(tensors)
-        path = Path(save_path)
         with atomic_write(path) as staging_path:
             save_tensors(cpu_tensors, {"state": json.dumps(state), "sha256": _checksum(cpu_tensors)}, staging_path)
             if path.name == LATEST and path.exists():
@@ -229,12 +234,12 @@ def _insert_tensors(rest: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -
 def check_disk(model: torch.nn.Module, folder: str | Path) -> None:
     """Raises MachineError if the checkpoints of a training of `model` do not fit on the disk of `folder`.
 
-    There are at most four: the latest, the previous, the best, and the one being written, each with the trained weights
-    and two optimizer moments.
+    There are at most the latest, the previous and the one being written, each with the trained weights and two
+    optimizer moments, and the best weights.
     """
     # fp32, in which the trained weights are, or of which there is a copy.
     trained_bytes = sum(4 * weight.numel() for weight in trainable_parameters(model))
-    needed, free = 4 * 3 * trained_bytes, shutil.disk_usage(folder).free
+    needed, free = (3 * 3 + 1) * trained_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(
             f"{folder}: training needs about {needed / 1e9:.1f} GB for its checkpoints, {free / 1e9:.1f} GB are free; "

@@ -1,6 +1,9 @@
 """Out of memory is recognized, work goes on in smaller parts, and the error has numbers."""
 
+import ctypes
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -144,3 +147,17 @@ def test_work_that_cannot_be_split():
         raise FAILURES[2]
     with pytest.raises(RuntimeError, match="shapes"), machine_error_on_out_of_memory("it"):
         raise RuntimeError("shapes")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the allocator is not glibc's")
+def test_the_heap_between_tensors_that_stay_is_returned():
+    process = psutil.Process()
+    memory.return_free_heap()
+    kept, freed = [], []
+    for _ in range(400):  # below the size from which glibc maps memory of its own
+        freed.append(torch.ones(25_000))
+        kept.append(torch.ones(500))
+    before = process.memory_info().rss
+    freed.clear()
+    memory.return_free_heap()
+    assert before - process.memory_info().rss > 30e6 and len(kept) == 400
