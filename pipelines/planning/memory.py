@@ -31,6 +31,8 @@ MAX_PROMPTS, MAX_BATCH_TOKENS, PREFILL_TOKENS = 128, 32_768, 4096
 BACKWARD_FACTOR = {"cpu": 1.85, "cuda": 1.0, "mps": 1.0}
 """Memory of a pass divided by what its forward part saves. On a CPU, the allocator returns what the backward part
 frees later than it takes new memory (measured by `tests.benchmarks.plans`); on a GPU, torch's cache reuses it."""
+QUANTIZED_BACKWARD_FACTOR = 2.4
+"""The same on a CPU with quantized weights, which are dequantized for each product, between the activations."""
 AUTO_MICRO_BATCH_TOKENS = 16_384
 AUTO_FRACTION = {"cpu": 0.4, "cuda": 0.8, "mps": 0.4}
 """`batch_size: auto`: what `training.micro_batches` fills."""
@@ -87,7 +89,10 @@ def plan_memory(job: Job, model: ModelShape, workload: Workload, hardware: Targe
         fits = int(max(AUTO_FRACTION[hardware.device] * free, 0) / per_token)
         step = round(workload.step_tokens)
         tokens = min(max(workload.longest, min(fits, AUTO_MICRO_BATCH_TOKENS)), max(step, workload.longest))
-    per_token = BACKWARD_FACTOR[hardware.device] * per_token + _transient_bytes(model, hardware)
+    factor = BACKWARD_FACTOR[hardware.device]
+    if job.quantization is not None and hardware.device == "cpu":
+        factor = QUANTIZED_BACKWARD_FACTOR
+    per_token = factor * per_token + _transient_bytes(model, hardware)
     activations = per_token * tokens
     # The gradients of a step with one micro-batch come into being while its activations are released.
     has_one = tokens >= workload.step_tokens * 0.9
