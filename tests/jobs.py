@@ -36,7 +36,9 @@ def make_job(tmp_path, monkeypatch):
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def make(adapter=None, kind="pad_is_eos", name="run", forgetting="none", backend=None, **trainer):
+    def make(
+        adapter=None, kind="pad_is_eos", name="run", forgetting="none", backend=None, quantization=None, **trainer
+    ):
         base = make_model(tmp_path / f"base_{kind}", kind)
         config = {
             "pipeline": {
@@ -64,6 +66,8 @@ def make_job(tmp_path, monkeypatch):
                 **trainer,
             },
         }
+        if quantization:
+            config["quantization"] = quantization
         if adapter:
             config["adapter"] = adapter
         if backend:

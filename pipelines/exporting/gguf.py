@@ -20,7 +20,7 @@ from filelock import FileLock
 from pipelines.config.messages import shorten
 from pipelines.console.activity import track_activity
 from pipelines.errors import MachineError, RunError
-from pipelines.exporting.process import ENGINES, OFFLINE
+from pipelines.exporting.process import ENGINES, OFFLINE, crash_reason
 from pipelines.exporting.source import EvaluatedPrompt, ExportSource
 from pipelines.modeling.model_folder import read_json, reject_custom_code
 from pipelines.modeling.pinned_wheel import download_wheel
@@ -144,7 +144,7 @@ def _convert(source: ExportSource, merged: Path, file: Path, kind: str) -> None:
         file.unlink(missing_ok=True)
         raise RunError(
             f"{source.run.folder}: llama.cpp's converter does not support this model "
-            f"({_reason(completed.stderr)}); export it with --to merged"
+            f"({_reason(completed)}); export it with --to merged"
         )
 
 
@@ -153,9 +153,11 @@ def _run(command: list[str], environment: dict[str, str]) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=env)
 
 
-def _reason(output: str) -> str:
-    """The line of a program's output that says why it failed."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+def _reason(completed: subprocess.CompletedProcess[str]) -> str:
+    """Why a program failed: the signal that ended it, or a line of its output."""
+    if (reason := crash_reason(completed.returncode)) is not None:
+        return reason
+    lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:hf-to-gguf:") for line in lines if line.startswith("ERROR:")]
     last = next((line for line in reversed([*lines, *errors]) if set(line) - set("*!#=- ")), "no message")
     return shorten(last, 200)
@@ -165,7 +167,7 @@ def end_tokens(file: Path) -> list[int]:
     """The tokens at which llama.cpp ends a text of the model in `file`. Raises RunError."""
     completed = _run([sys.executable, "-P", str(ENGINES / "llama_cpp_vocabulary.py"), str(file)], {})
     if completed.returncode:
-        raise RunError(f"{file.name}: llama.cpp cannot load it ({_reason(completed.stderr)})")
+        raise RunError(f"{file.name}: llama.cpp cannot load it ({_reason(completed)})")
     return [int(token) for token in json.loads(completed.stdout)]
 
 
@@ -185,7 +187,7 @@ def _add_end_tokens(source: ExportSource, file: Path) -> list[str]:
         command += ["--special-token-by-id", name, str(token)]
     completed = _run([*command, str(file), str(complete)], {"PYTHONPATH": str(tool), "NO_LOCAL_GGUF": "1"})
     if completed.returncode or not complete.is_file():
-        raise RunError(f"{source.run.folder}: llama.cpp's gguf_new_metadata failed ({_reason(completed.stderr)})")
+        raise RunError(f"{source.run.folder}: llama.cpp's gguf_new_metadata failed ({_reason(completed)})")
     complete.replace(file)
     return []
 
@@ -196,5 +198,5 @@ def _quantize(source: ExportSource, converted: Path, file: Path, quantization: s
     if completed.returncode or not file.is_file():
         raise RunError(
             f"{source.run.folder}: llama.cpp cannot quantize this model to {quantization} "
-            f"({_reason(completed.stderr)}); write --quantize q8_0"
+            f"({_reason(completed)}); write --quantize q8_0"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,23 @@ from pipelines.errors import RunError
 ENGINES = Path(__file__).parent / "engines"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """An export must load without the network. Progress bars would go to the terminal."""
+
+_CRASHES = {
+    signal.SIGILL: "it is compiled for another processor; install llama-cpp-python again with "
+    "--force-reinstall --no-cache-dir and the environment variable CMAKE_ARGS=-DGGML_NATIVE=OFF",
+    signal.SIGKILL: "the system ended it, as it does when memory runs out",
+}
+
+
+def crash_reason(returncode: int | None) -> str | None:
+    """Why a signal ended a program; None if none did."""
+    if returncode is None or returncode >= 0:
+        return None
+    try:
+        number = signal.Signals(-returncode)
+    except ValueError:
+        return f"it ended with signal {-returncode}"
+    return _CRASHES.get(number, f"it crashed, {number.name}")
 
 
 class EngineProcess:
@@ -73,6 +91,8 @@ class EngineProcess:
         )
 
     def _last_error(self) -> str:
+        if (reason := crash_reason(self._process.returncode)) is not None:
+            return reason
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", errors="replace").splitlines()
         lines = [line.strip() for line in lines if line.strip()]

@@ -6,6 +6,7 @@ They need the extra `gguf` (llama-cpp-python, compiled for 8 minutes), and are s
 import importlib.util
 import json
 import shutil
+import subprocess
 
 import gguf
 import pytest
@@ -137,4 +138,4 @@ def test_an_unsupported_tokenizer_is_one_line(project, monkeypatch):
     ],
 )
 def test_the_reason_of_the_converter_is_given(output, reason):
-    assert _reason(output) == reason
+    assert _reason(subprocess.CompletedProcess([], 1, "", output)) == reason
