@@ -175,6 +175,8 @@ class _Backend(_DummyBackendModule):
 
     def manual_seed(self, *_: Any) -> None: ...
 
+    def empty_cache(self) -> None: ...
+
     def is_bf16_supported(self, *_: Any, **__: Any) -> bool:
         return True
 

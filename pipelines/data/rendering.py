@@ -65,13 +65,15 @@ class ConversationRenderer(SupervisedSpans):
         _ = self.end  # a template that prints no answers is refused, also for prompts
         if (pasted := self._paste(conversation)) is not None:
             return pasted
+        thinks = self._thinks(conversation)
+        if thinks:
+            self._check_end_of_thought()
         messages, turns = self.normalize(conversation)
         if not turns:
             return RenderedConversation(self._prompt(messages, conversation))
         messages = messages[: turns[-1] + 1]
         text = self._render(messages, conversation)
         self._check_contents(text, messages)
-        thinks = self._thinks(conversation)
         # Tags mark answers, not the thoughts that the model writes before them.
         if not thinks and (tagged := self._tagged_spans(messages, conversation, turns, text)) is not None:
             return tagged

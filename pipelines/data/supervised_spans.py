@@ -85,6 +85,16 @@ class SupervisedSpans(TemplateForm):
         kwargs = {**self.template.variables, **conversation.template_kwargs}
         return conversation.with_reasoning or any(kwargs.get(key) is True for key in _THINKING_KEYS)
 
+    def _check_end_of_thought(self) -> None:
+        """Raises ChatTemplateError if the token that ends an answer ends a thought as well: completions would stop
+        before the answer."""
+        markers, stop = self._markers(), self._stop_token
+        if markers is not None and stop and stop in markers.between:
+            raise ChatTemplateError(
+                f"{TEMPLATE} ends a thought with {stop}, which also ends an answer, so a completion would stop after "
+                "its thought; remove `reasoning`, and switch the thought off in chat_template_kwargs"
+            )
+
     def _answer_span(
         self, text: str, messages: Sequence[Message], turn: int, conversation: Conversation
     ) -> tuple[int, int]:

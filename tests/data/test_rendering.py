@@ -146,6 +146,19 @@ def test_a_template_that_leaves_thoughts_out():
     assert formatted.render(Conversation.single_turn("Q", reasoning="")).text == header
 
 
+def test_a_thought_that_ends_with_the_end_of_an_answer_is_refused():
+    formatted = prompt_format(
+        answers(before="{% if m.reasoning_content %}<think>{{ m.reasoning_content }}<|im_end|></think>{% endif %}")
+    )
+    for conversation in (
+        Conversation.single_turn("Q", "A", reasoning="T"),
+        Conversation.single_turn("Q", reasoning=""),
+    ):
+        with pytest.raises(ConfigError, match=r"ends a thought with <\|im_end\|>, which also ends an answer"):
+            formatted.render(conversation)
+    assert split(formatted.render(Conversation.single_turn("Q", "A")))[1] == ["A<|im_end|>"]
+
+
 def test_a_thought_that_no_template_and_no_marker_can_write():
     with pytest.raises(ChatTemplateError, match="writes no reasoning; remove `reasoning`"):
         prompt_format(CASES["plain"][0]).render(Conversation.single_turn("Q", "A", reasoning="T"))
