@@ -87,9 +87,9 @@ def lora_fisher(
     gradient of the summed loss with respect to its output. Packed sequences do not attend to each other, so packing
     changes nothing; a shared prefix is computed in every sequence, since it has another gradient in each. Measured with
     the adapter disabled: at the model that the job starts from, and without gradients of the adapter's matrices.
-    If memory runs out, it starts over with half the rows in a pass. Raises MachineError if one row does not fit.
+    If memory runs out, it starts over with half the rows in a pass, unless the base is sharded. Raises MachineError if
+    one row does not fit.
     """
-
     shard = _Shard(sequences, seed, process_group)
     pairs = list(lora_pairs(model))
 
