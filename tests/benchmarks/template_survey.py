@@ -115,7 +115,10 @@ def verdict(tokenizer, wanted, kwargs):
         kwargs = {"enable_thinking": True, "thinking": True, **kwargs}
     ids, text = encoded.input_ids, tokenizer.decode
     problem = "the template refuses"
-    for expected in renderings(tokenizer, messages, wanted.tools, kwargs):
+    found = renderings(tokenizer, messages, wanted.tools, kwargs)
+    if not found and wanted.tools is None:  # a template for conversations with tools is given an empty list of them
+        found = renderings(tokenizer, messages, [], kwargs)
+    for expected in found:
         if expected[: len(ids)] == ids:
             return "exact" + ", system merged" * merged
         if not prompt_format.renderer.end and expected[: len(ids) - 1] == ids[:-1]:
