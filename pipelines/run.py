@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.checks.hardware import configure_hardware
+from pipelines.checks.hardware import configure_hardware, locate_hardware_errors
 from pipelines.config.job import TEMPLATE_FILE, Job
 from pipelines.config.optional_packages import check_optional_packages
 from pipelines.console.activity import track_activity
@@ -113,7 +113,7 @@ class StageRunner:
 
     def _stage(self, stage: Stage, work: Callable[[], None]) -> None:
         def work_or_machine_error() -> None:
-            with memory.machine_error_on_out_of_memory(f"stage {stage}"):
+            with memory.machine_error_on_out_of_memory(f"stage {stage}"), locate_hardware_errors(self.context.job):
                 work()
 
         if not self.context.run.run_stage(stage, self.digests[stage], work_or_machine_error):

@@ -39,11 +39,18 @@ def configure_hardware(job: Job) -> hardware.Hardware:
 
 @contextlib.contextmanager
 def locate_hardware_errors(job: Job) -> Iterator[None]:
-    """Adds the line of the config's key to a MachineError that the choice of the hardware raises in the block."""
+    """Adds the line of the config's key to a MachineError about the choice of the hardware, raised in the block."""
     try:
         yield
     except MachineError as error:
-        key = next((key for key in ("device", "dtype") if str(error).startswith(f"pipeline.hardware.{key}:")), None)
+        key = next(
+            (
+                key
+                for key in ("device", "dtype", "inference_engine")
+                if str(error).startswith(f"pipeline.hardware.{key}:")
+            ),
+            None,
+        )
         if key is None:
             raise
         raise MachineError(job.problem(str(error), "pipeline", "hardware", key)) from None

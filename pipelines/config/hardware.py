@@ -25,6 +25,12 @@ class HardwareSettings(Section):
         description="Attention over packed sequences: varlen (flash kernel), dense (one masked call), or loop (a call "
         "per sequence); auto is the fastest that gives the logits of the model's own attention.",
     )
+    inference_engine: Literal["auto", "torch", "vllm"] = Field(
+        default="auto",
+        description="What generates greedy completions: torch (alfine's own decoding), or vllm; auto is vllm on a CUDA "
+        "GPU where it is installed and so many tokens are to be generated that its start pays. vLLM is used if its "
+        "answers to some of the prompts are the model's.",
+    )
     offload_optimizer: bool = Field(
         default=False,
         description="Without an adapter: whether the optimizer, its states and an fp32 copy of the weights are in main "

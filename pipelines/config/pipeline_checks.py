@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.config.data_files import DataFiles
 from pipelines.config.forgetting import job_traits, resolve_auto, strategy_conflicts
+from pipelines.config.generation import is_greedy
 from pipelines.config.key_hints import KeyHints
 from pipelines.config.messages import did_you_mean
 from pipelines.config.pipeline import PipelineSettings, Split
@@ -94,12 +95,30 @@ def _conflicts(
     if pipeline.split != Split() and all(_names_every_split(task.data) for task in pipeline.tasks.values()):
         message = "pipeline.split has no effect if every task names files for each split; remove it"
         yield document.problem(message, "pipeline", "split")
+    if pipeline.hardware.inference_engine == "vllm" and (reason := _vllm_conflict(ludwig)):
+        message = f"pipeline.hardware.inference_engine: vllm {reason}"
+        yield document.problem(message, "pipeline", "hardware", "inference_engine")
     if pipeline.hardware.offload_optimizer and (reason := _offload_conflict(traits, ludwig)):
         message = f"pipeline.hardware.offload_optimizer {reason}"
         yield document.problem(message, "pipeline", "hardware", "offload_optimizer")
     for strategy, key, reason in forgetting.unused_settings(traits):
         message = f"pipeline.forgetting: {strategy}.{key} has no effect {reason}"
         yield document.problem(message, "pipeline", "forgetting", strategy, key)
+
+
+def _vllm_conflict(ludwig: Mapping[str, Any]) -> str | None:
+    """Why vLLM cannot generate the completions of a job, with what to write instead; None if it may."""
+    adapter, quantization = ludwig.get("adapter"), ludwig.get("quantization")
+    if quantization is not None:
+        return "does not serve bases that are quantized at load; write auto, or remove quantization"
+    if isinstance(adapter, Mapping) and adapter.get("type") != "lora":
+        return f"does not serve adapters of type {adapter.get('type')}; write auto, or adapter: {{type: lora}}"
+    if isinstance(adapter, Mapping) and adapter.get("use_dora"):
+        return "does not serve DoRA adapters; write auto, or use_dora: false"
+    generation = ludwig.get("generation")
+    if isinstance(generation, Mapping) and not is_greedy(generation):
+        return "generates greedy completions only; write auto, or generation: {do_sample: false}"
+    return None
 
 
 def _names_every_split(data: Any) -> bool:

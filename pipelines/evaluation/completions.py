@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pipelines.evaluation import decoding as decoding_module
     from pipelines.evaluation import generation as generation_module
-    from pipelines.evaluation import pool_decoding, slot_decoding
+    from pipelines.evaluation import pool_decoding, slot_decoding, vllm_decoding
     from pipelines.modeling import adapters, loading, memory, merged_adapter, packed_weights, packing
 else:
     # torch and transformers take seconds to import; `check` and `report` need neither.
@@ -34,6 +34,7 @@ else:
     slot_decoding = lazy_import("pipelines.evaluation.slot_decoding")
     decoding_module = lazy_import("pipelines.evaluation.decoding")
     pool_decoding = lazy_import("pipelines.evaluation.pool_decoding")
+    vllm_decoding = lazy_import("pipelines.evaluation.vllm_decoding")
     adapters, loading, memory, merged_adapter, packed_weights, packing = (
         lazy_import(f"pipelines.modeling.{name}")
         for name in ("adapters", "loading", "memory", "merged_adapter", "packed_weights", "packing")
@@ -107,14 +108,25 @@ class LoadedModel:
     """A model in evaluation mode with its prompt format: a base model, or the tuned model on the same base weights."""
 
     def __init__(
-        self, model: torch.nn.Module, prompt_format: PromptFormat, inference: InferenceSettings = DEFAULT_INFERENCE
+        self,
+        model: torch.nn.Module,
+        prompt_format: PromptFormat,
+        inference: InferenceSettings = DEFAULT_INFERENCE,
+        vllm: vllm_decoding.VllmModel | None = None,
+        vllm_adapter: str | None = None,
     ) -> None:
-        """Puts `model` itself into evaluation mode: the caller restores its mode if it goes on training."""
+        """Puts `model` itself into evaluation mode: the caller restores its mode if it goes on training.
+
+        vllm: the same base in vLLM; None generates in this process. `vllm_adapter` is the adapter's name there.
+        """
         self.model = model.eval()
         self.prompt_format = prompt_format
         self.inference = inference
+        self.vllm, self.vllm_adapter = vllm, vllm_adapter
         self.inference_note: str | None = None
         """How `complete` has last computed completions, for the log; None if by `generate`, with nothing merged."""
+        self.engine: str | None = None
+        """The program that has last computed completions, such as `vLLM 0.26.0`; None for this one."""
 
     @classmethod
     def from_folder(
@@ -122,10 +134,15 @@ class LoadedModel:
         folder: Path,
         settings: ChatTemplateSettings = DEFAULT_CHAT_TEMPLATE,
         quantization: Mapping[str, Any] | None = None,
+        allow_vllm: bool = False,
     ) -> LoadedModel:
-        """Loads a whole model (not an adapter). `quantization` is that section of the config."""
+        """Loads a whole model (not an adapter). `quantization` is that section of the config.
+
+        allow_vllm: whether vLLM may generate completions, see `vllm_decoding.should_use_vllm`.
+        """
         model = loading.load_causal_lm(folder, allow_half_precision=True, quantization=quantization)
-        return cls(model, PromptFormat.from_folder(folder, settings))
+        vllm = vllm_decoding.VllmModel(folder, quantization) if allow_vllm else None
+        return cls(model, PromptFormat.from_folder(folder, settings), vllm=vllm)
 
     def logits(self, sequences: TokenSequences) -> torch.Tensor:
         """The logits that predict the supervised tokens: [sequences.num_supervised_tokens, vocabulary]."""
@@ -146,14 +163,17 @@ class LoadedModel:
 
         Raises ModelError if the folder is incomplete, RunError if the model is not the one that training exported.
         """
+        vllm, name = self.vllm, None
         if (tuned / "adapter_config.json").exists():
             if self.has_adapter:
                 raise RunError("an adapter is attached already")
             model: torch.nn.Module = adapters.attach_adapter(self.model, tuned)
+            name = vllm.add_adapter(tuned) if vllm else None
         else:
             model = loading.load_causal_lm(tuned, allow_half_precision=True)
+            vllm = vllm_decoding.VllmModel(tuned, None) if vllm else None
         adapters.check_matches_training(model, tuned)
-        return LoadedModel(model, self.prompt_format, self.inference)
+        return LoadedModel(model, self.prompt_format, self.inference, vllm, name)
 
 
 def generation_settings(generation: dict[str, Any], prompt_format: PromptFormat) -> dict[str, Any]:
@@ -194,6 +214,10 @@ def complete(
     limits = _limits_within_context(loaded.context_length, prompts, max_new_tokens, references)
     sequences = [[*prompt, *(references[index] if references else ())] for index, prompt in enumerate(prompts)]
     prompt_lengths, stop_ids = list(map(len, prompts)), loaded.prompt_format.stop_ids
+    if vllm_decoding.should_use_vllm(loaded.vllm, loaded.model, settings, sum(limits)):
+        with contextlib.suppress(vllm_decoding.VllmNotUsed):
+            return _complete_with_vllm(loaded, prompts, sequences, limits, progress)
+    loaded.engine = None
     with (
         merged_adapter.adapter_merged(loaded.model, loaded.inference.merge_adapter) as is_merged,
         packed_weights.packed_weights(loaded.model),
@@ -208,6 +232,24 @@ def complete(
         else:
             use_graph = decoding == "graph"
             generated, nlls = slot_decoding.decode_greedy(loaded.model, tokens, limits, stop_ids, use_graph, progress)
+    return _completions(loaded.prompt_format, prompts, generated, nlls)
+
+
+def _complete_with_vllm(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    sequences: Sequence[list[int]],
+    limits: Sequence[int],
+    progress: Progress,
+) -> list[Completion]:
+    """Raises VllmNotUsed, and MachineError if the config requires vLLM, if it does not give the model's answers."""
+    assert loaded.vllm is not None
+    stop_ids, context = loaded.prompt_format.stop_ids, loaded.context_length
+    generated = loaded.vllm.complete(loaded.model, loaded.vllm_adapter, prompts, limits, stop_ids, context, progress)
+    loaded.engine = loaded.inference_note = loaded.vllm.description
+    tokens = _token_sequences(list(sequences), list(map(len, prompts)))
+    with packed_weights.packed_weights(loaded.model):
+        nlls = vllm_decoding.reference_losses(loaded.model, tokens)
     return _completions(loaded.prompt_format, prompts, generated, nlls)
 
 

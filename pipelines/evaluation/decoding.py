@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
+from pipelines.config.generation import is_greedy
 from pipelines.evaluation.generation import supports_packed_prefill
 from pipelines.evaluation.slot_decoding import decoding_matches
 from pipelines.evaluation.slot_pool import supports_slots
-
-SAMPLING_SETTINGS = {"do_sample", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"}
-"""Settings without an effect on greedy decoding, and the limit."""
 
 
 def select_decoding(model: torch.nn.Module, settings: Mapping[str, Any], requested: str | None) -> str:
@@ -37,11 +35,3 @@ def select_decoding(model: torch.nn.Module, settings: Mapping[str, Any], request
         if passed[candidate]:
             return candidate
     return "generate"
-
-
-def is_greedy(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings of `transformers.GenerationConfig` mean the most likely token at each step."""
-    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
-    return not settings.get("do_sample") and all(
-        key in SAMPLING_SETTINGS or neutral.get(key) == value for key, value in settings.items()
-    )

@@ -34,6 +34,10 @@ class Evaluator(Protocol):
         """See `LoadedModel.inference_note`."""
         ...
 
+    def engine(self) -> str | None:
+        """See `LoadedModel.engine`."""
+        ...
+
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         """The score of each item, in the unit of the eval's kind; None for an item that could not be scored."""
         ...
@@ -52,7 +56,9 @@ class LocalEvaluator:
         The first is the base model, or the model of an earlier run.
         """
         configure_hardware(job.pipeline.hardware)
-        starting_model = LoadedModel.from_folder(starting_model_folder, job.chat_template_settings(), job.quantization)
+        starting_model = LoadedModel.from_folder(
+            starting_model_folder, job.chat_template_settings(), job.quantization, allow_vllm=True
+        )
         self.seed = job.pipeline.seed
         self.loaded = starting_model if tuned is None else starting_model.with_tuned_model(tuned)
         self._reference_logits = (
@@ -72,6 +78,14 @@ class LocalEvaluator:
     @property
     def inference_note(self) -> str | None:
         return self.loaded.inference_note
+
+    def engine(self) -> str | None:
+        return self.loaded.engine
+
+    def close(self) -> None:
+        """Ends programs that this evaluator has started."""
+        if self.loaded.vllm is not None:
+            self.loaded.vllm.close()
 
     def score_retention_eval(self, prepared: PreparedRetentionEval) -> list[float | None]:
         with packed_weights(self.loaded.model):

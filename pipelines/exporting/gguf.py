@@ -20,7 +20,8 @@ from filelock import FileLock
 from pipelines.config.messages import shorten
 from pipelines.console.activity import track_activity
 from pipelines.errors import MachineError, RunError
-from pipelines.exporting.process import ENGINES, OFFLINE, crash_reason
+from pipelines.evaluation.engine_process import OFFLINE
+from pipelines.exporting.process import ENGINES, llama_cpp_crash_reason
 from pipelines.exporting.source import EvaluatedPrompt, ExportSource
 from pipelines.modeling.model_folder import read_json, reject_custom_code
 from pipelines.modeling.pinned_wheel import download_wheel
@@ -155,7 +156,7 @@ def _run(command: list[str], environment: dict[str, str]) -> subprocess.Complete
 
 def _reason(completed: subprocess.CompletedProcess[str]) -> str:
     """Why a program failed: the signal that ended it, or a line of its output."""
-    if (reason := crash_reason(completed.returncode)) is not None:
+    if (reason := llama_cpp_crash_reason(completed.returncode)) is not None:
         return reason
     lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:hf-to-gguf:") for line in lines if line.startswith("ERROR:")]

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.conversation import Conversation, Message
 from pipelines.evaluation.completions import complete, decode_completion
+from pipelines.evaluation.engine_process import EngineProcess
 from pipelines.exporting.agreement import MARGIN, Answer, is_same_answer, measure_agreement
 from pipelines.exporting.chat_template import ExportTemplate
-from pipelines.exporting.process import EngineProcess
+from pipelines.exporting.process import start_engine
 from pipelines.exporting.records import ExportCheck
 from pipelines.exporting.source import EvaluatedPrompt, ExportSource
 from pipelines.prediction.models import load_tuned
@@ -103,7 +104,7 @@ def check_export(
         engine.is_fp32 and hardware.dtype == "fp32" and hardware.device == "cpu" and source.job.quantization is None
     )
     with reporter.status("Loading the export"):
-        process = EngineProcess(engine.program, engine.arguments)
+        process = start_engine(engine.program, engine.arguments)
     with process:
         encoded = process.call("encode", prompts=[_plain_prompt(source, template, prompt) for prompt in prompts])
         answers = _ask(source, process, prompts, is_greedy, reporter)
@@ -229,7 +230,7 @@ def _ask(
     reporter: ConsoleReporter,
 ) -> list[Answer]:
     ids, limits = [list(prompt.ids) for prompt in prompts], [prompt.limit for prompt in prompts]
-    with reporter.progress(f"Answers of the export by {process.name}", len(prompts), "rows") as progress:
+    with reporter.progress(f"Answers of the export by {process.description['name']}", len(prompts), "rows") as progress:
         generated = process.call("complete", progress, prompts=ids, limits=limits, greedy=is_greedy)
     records = [_answer_record(source, prompt, tokens) for prompt, tokens in zip(prompts, generated, strict=True)]
     different = [

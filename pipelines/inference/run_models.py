@@ -80,11 +80,13 @@ class RunModels(RunFormat):
         """
         configure_hardware(job)
         folder, settings = existing_starting_model(job, run), job.chat_template_settings()
-        base = LoadedModel.from_folder(folder, settings, job.quantization)
+        base = LoadedModel.from_folder(folder, settings, job.quantization, allow_vllm=True)
         tuned = base.with_tuned_model(run.path("model"))
         shares = tuned.has_adapter and _is_base_without_adapter(tuned)
         if tuned.has_adapter and not shares:
+            vllm = base.vllm
             base = LoadedModel.from_folder(folder, settings, job.quantization)
+            base.vllm = vllm
         prompts = PromptBuilder(job, PromptFormat.from_folder(folder, settings), run.manifest)
         return cls(run, job, tuned.prompt_format, prompts, base, tuned, shares)
 

@@ -42,6 +42,7 @@ class Hardware:
         attention: the attention path that the config requires; None if the trial at load time decides.
         reason: why this device and dtype, as one clause.
         warning: why a GPU of the machine is not used; None if there is none.
+        inference_engine: auto, torch or vllm: what generates completions, see `evaluation.vllm_decoding`.
     """
 
     device: torch.device
@@ -49,6 +50,7 @@ class Hardware:
     attention: str | None = None
     reason: str = ""
     warning: str | None = None
+    inference_engine: str = "auto"
 
     @property
     def scales_loss(self) -> bool:
@@ -71,6 +73,7 @@ class Hardware:
             "dtype": DTYPE_NAMES[self.dtype],
             "reason": self.reason,
             "warning": self.warning,
+            "inference_engine": self.inference_engine,
             "gpu": None,
         }
         if self.device.type == "cuda":
@@ -175,6 +178,7 @@ def detect_hardware(settings: HardwareSettings) -> Hardware:
         None if settings.attention == "auto" else settings.attention,
         reason,
         f"the GPU is not used: {cuda_problem}" if has_unused_gpu else None,
+        settings.inference_engine,
     )
 
 

@@ -22,9 +22,8 @@ def load_tuned(run: Run, job: Job) -> LoadedModel:
     """Loads the tuned model of a run, as the run's own evaluation does."""
     configure_hardware(job)
     base = existing_starting_model(job, run)
-    return LoadedModel.from_folder(base, job.chat_template_settings(), job.quantization).with_tuned_model(
-        run.path("model")
-    )
+    loaded = LoadedModel.from_folder(base, job.chat_template_settings(), job.quantization, allow_vllm=True)
+    return loaded.with_tuned_model(run.path("model"))
 
 
 def tuned_prompt_format(run: Run, job: Job) -> PromptFormat:

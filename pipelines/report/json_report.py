@@ -149,6 +149,9 @@ class Report(JsonModel):
     command: str = Field(description="Command that started the run.")
     seed: int = Field(description="Random seed.")
     generation: dict[str, Any] = Field(description="Generation settings.")
+    engines: dict[str, str] = Field(
+        description="Program that generated the completions of base and tuned, where it was not alfine."
+    )
 
 
 def render(analysis: Analysis) -> str:
@@ -183,6 +186,7 @@ def render(analysis: Analysis) -> str:
         command=manifest.command,
         seed=manifest.seed,
         generation=manifest.generation,
+        engines=manifest.engines,
     )
     return report.model_dump_json(indent=2) + "\n"
 

@@ -16,6 +16,7 @@ from pipelines.evaluation.completion_records import completion_record, sample_pr
 from pipelines.evaluation.evaluator import Evaluator, LocalEvaluator
 from pipelines.evaluation.retention import configured_retention_evals, retention_records
 from pipelines.forgetting.context import ForgettingContext
+from pipelines.modeling import memory
 from pipelines.modeling.token_dataset import TokenDataset
 from pipelines.stages.context import StageContext
 from pipelines.stages.inference_cache import (
@@ -27,6 +28,9 @@ from pipelines.stages.inference_cache import (
 from pipelines.storage.files import atomic_dir, write_json, write_text
 from pipelines.storage.records import CompletionRecord, RetentionRecord, prompts_for_reasoning, write_records
 from pipelines.training.ray import ray_evaluator, uses_ray
+
+ENGINE_FILE = "engine.txt"
+"""The program that has generated the completions of a folder, if it was not alfine."""
 
 
 class EvaluatorSession:
@@ -43,8 +47,10 @@ class EvaluatorSession:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._evaluator = None
+        was_used, self._evaluator = self._evaluator is not None, None
         self._resources.close()
+        if was_used:
+            memory.release_cached_memory()  # models are in reference cycles, and the training loads its own
 
     @property
     def evaluator(self) -> Evaluator:
@@ -57,7 +63,9 @@ class EvaluatorSession:
                     on_cluster = ray_evaluator(context.job, context.starting_model_folder, tuned)
                     self._evaluator = self._resources.enter_context(on_cluster)
                 else:
-                    self._evaluator = LocalEvaluator(context.job, context.starting_model_folder, tuned)
+                    local = LocalEvaluator(context.job, context.starting_model_folder, tuned)
+                    self._resources.callback(local.close)
+                    self._evaluator = local
         return self._evaluator
 
 
@@ -65,7 +73,8 @@ def evaluate_rows(session: EvaluatorSession) -> None:
     """Writes `MODEL/completions.jsonl`: the completion of every test row and the loss of its reference.
 
     MODEL is base or tuned. `MODEL/sample_prompts.jsonl` holds the completions of the sample prompts,
-    `base/validation.json` the base model's validation loss.
+    `base/validation.json` the base model's validation loss, and `MODEL/engine.txt` the program that has generated the
+    completions, if it was not this one.
     """
     context, which_model = session.context, session.which_model
     rows = read_test_examples(context.run.path("data"), context.job)
@@ -74,14 +83,29 @@ def evaluate_rows(session: EvaluatorSession) -> None:
         if cache_path is not None and cache_path.exists():
             shutil.copytree(cache_path, folder)
             context.reporter.note("base completions loaded from the cache")
-            return
-        _write_sample_prompts(session, folder)
-        title = f"{which_model.capitalize()} completions"
-        write_records(folder / "completions.jsonl", completion_records(session, rows, title))
-        if which_model == "base":
-            _write_validation_loss(session, folder)
-        if cache_path is not None:
-            store_completions(context, folder, cache_path)
+        else:
+            _write_sample_prompts(session, folder)
+            title = f"{which_model.capitalize()} completions"
+            write_records(folder / "completions.jsonl", completion_records(session, rows, title))
+            if (engine := session.evaluator.engine()) is not None:
+                write_text(folder / ENGINE_FILE, engine)
+            if which_model == "base":
+                _write_validation_loss(session, folder)
+            if cache_path is not None:
+                store_completions(context, folder, cache_path)
+    _record_engine(context, which_model)
+
+
+def _record_engine(context: StageContext, which_model: str) -> None:
+    """Writes to the manifest which program has generated the completions, if it was not this one."""
+    file, engines = context.run.path(which_model, ENGINE_FILE), dict(context.run.manifest.get("engines", {}))
+    engines.pop(which_model, None)
+    if file.exists():
+        engines[which_model] = file.read_text(encoding="utf-8")
+    context.run.update(engines=engines)
+    if which_model == "tuned" and engines and engines.get("base") != engines.get("tuned"):
+        base, tuned = (engines.get(name, "alfine") for name in ("base", "tuned"))
+        context.reporter.warn(f"completions of base by {base}, of tuned by {tuned}: they differ by rounding too")
 
 
 def completion_records(

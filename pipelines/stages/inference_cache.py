@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.optional_packages import vllm_version
 from pipelines.data.few_shot import FEW_SHOT_FORMAT, FewShotPrompts
 from pipelines.data.tokenize_rows import TokenizedExample, open_split
 from pipelines.evaluation.completions import COMPLETIONS_FORMAT
@@ -26,10 +27,13 @@ from pipelines.version import __version__
 
 
 def numerics() -> list[str | None]:
-    """What decides how a model's numbers are rounded: the GPU, the dtype and a required attention path."""
+    """What decides how a model's numbers are rounded: the GPU, the dtype, a required attention path, and vLLM's version
+    where it may generate completions."""
     hardware = current_hardware()
-    description = hardware.describe()
-    return [description["gpu"], description["device"], description["dtype"], hardware.attention]
+    description, engine = hardware.describe(), hardware.inference_engine
+    may_use_vllm = engine == "vllm" or (engine == "auto" and description["device"] == "cuda")
+    vllm = vllm_version() if may_use_vllm else None
+    return [description["gpu"], description["device"], description["dtype"], hardware.attention, engine, vllm]
 
 
 def completions_cache_path(context: StageContext, rows: Sequence[TokenizedExample]) -> Path:

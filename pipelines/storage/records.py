@@ -295,6 +295,7 @@ class Hardware(RecordBase):
     dtype: str = Field(default="fp32", description="Precision of matrix products and frozen weights.")
     reason: str = Field(default="", description="Why this precision was chosen.")
     warning: str | None = Field(default=None, description="Why a GPU of the machine was not used.")
+    inference_engine: str = Field(default="auto", description="Requested engine of completions: auto, torch or vllm.")
     gpu: str | None = Field(default=None, description="Model name of the GPU.")
     gpu_count: int | None = Field(default=None, description="Number of GPUs that the process sees.")
     gpu_memory_gb: float | None = Field(default=None, description="Memory of the GPU in GiB.")
@@ -327,6 +328,9 @@ class Manifest(RecordBase):
     versions: dict[str, str] = Field(description="Versions of Python and of the main packages.")
     hardware: Hardware = Field(description="Machine of the run.")
     generation: dict[str, Any] = Field(description="Generation settings of all completions.")
+    engines: dict[str, str] = Field(
+        default={}, description="Program that generated the completions of base and tuned, where it was not alfine."
+    )
     stages: dict[str, StageRecord] = Field(description="Completed stages by name.")
     data: dict[str, TaskData] = Field(description="Data by task.")
     warnings: list[str] = Field(default=[], description="Warnings of the data checks.")

@@ -225,6 +225,10 @@ class RayEvaluator:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
 
+    def engine(self) -> str | None:
+        engine: str | None = ray.get(self.actors[0].engine.remote())
+        return engine
+
     def _map(
         self, submit: Callable[[Any, Any], Any], batches: Sequence[Any], progress: Progress = lambda count: None
     ) -> list[Any]:

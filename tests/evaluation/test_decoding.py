@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.evaluation.decoding import is_greedy, select_decoding
+from pipelines.config.generation import is_greedy
+from pipelines.evaluation.decoding import select_decoding
 from tests.evaluation.test_generation import models
 
 

@@ -24,7 +24,7 @@ def test_a_program_that_crashes_is_an_error_with_the_cause(monkeypatch, tmp_path
     monkeypatch.setattr(process, "ENGINES", tmp_path)
     monkeypatch.setattr(gguf, "ENGINES", tmp_path)
     with pytest.raises(RunError, match=f"the check with llama cpp failed .*{reason}"):
-        process.EngineProcess("llama_cpp_engine.py", {})
+        process.start_engine("llama_cpp_engine.py", {})
     with pytest.raises(RunError, match=f"x.gguf: llama.cpp cannot load it .*{reason}"):
         gguf.end_tokens(tmp_path / "x.gguf")
-    assert process.crash_reason(1) is process.crash_reason(0) is None
+    assert process.llama_cpp_crash_reason(1) is process.llama_cpp_crash_reason(0) is None

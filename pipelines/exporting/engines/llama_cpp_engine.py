@@ -1,15 +1,12 @@
 """A program that answers prompts with llama.cpp through llama-cpp-python.
 
-It imports nothing of alfine; for its protocol see `transformers_engine.serve`, of which `serve` here is a copy, since
-each program is one file.
+It imports nothing of alfine. `evaluation.engine_server` calls its methods.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,29 +168,3 @@ class LlamaCppEngine:
 
     def _forget(self, slot: int) -> None:
         llama_cpp.llama_memory_seq_rm(self.memory, slot, -1, -1)
-
-
-def serve(load: Any) -> None:
-    """Answers the lines of standard input; the first has the arguments of `load`, which returns the engine."""
-    # Libraries print to standard output; the answers have a descriptor of their own.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
-    engine = load(**json.loads(sys.stdin.readline()))
-    answer({"result": engine.describe()})
-    for line in sys.stdin:
-        request = json.loads(line)
-        result = getattr(engine, request.pop("call"))(**request)
-        if isinstance(result, list):
-            answer({"result": result})
-        else:
-            for message in result:
-                answer(message)
-
-
-if __name__ == "__main__":
-    serve(LlamaCppEngine)

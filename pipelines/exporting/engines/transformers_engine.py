@@ -1,14 +1,10 @@
 """A program that answers prompts with transformers and PEFT, as their documentation shows it.
 
-It imports nothing of alfine. It reads one JSON object per line from its standard input and answers each with one line;
-lines with the key `progress` come before. See `process.EngineProcess`.
+It imports nothing of alfine. `evaluation.engine_server` calls its methods.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +12,9 @@ import torch
 import transformers
 
 BATCH_SIZE = 16
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 
 class TransformersEngine:
@@ -136,31 +135,3 @@ class TransformersEngine:
 def _through_stop(tokens: list[int], stops: list[int]) -> list[int]:
     end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens) - 1)
     return tokens[: end + 1]
-
-
-def serve(load: Any) -> None:
-    """Answers the lines of standard input; the first has the arguments of `load`, which returns the engine."""
-    # Libraries print to standard output; the answers have a descriptor of their own.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
-    engine = load(**json.loads(sys.stdin.readline()))
-    answer({"result": engine.describe()})
-    for line in sys.stdin:
-        request = json.loads(line)
-        result = getattr(engine, request.pop("call"))(**request)
-        if isinstance(result, list):
-            answer({"result": result})
-        else:
-            for message in result:
-                answer(message)
-
-
-if __name__ == "__main__":
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    serve(TransformersEngine)
