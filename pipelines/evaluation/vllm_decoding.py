@@ -64,7 +64,7 @@ TRIAL_TEMPERATURE = 1.5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What rounding may change, in nats.
+    """Differences in nats: measured ones, or what rounding may make.
 
     Attributes:
         mean_error: the mean difference of log-probabilities.
@@ -149,7 +149,8 @@ class VllmModel:
             process = self._start(prompts, limits, context_length)
             if adapter not in self._tried:
                 with track_activity("comparing vLLM with the model in this process"):
-                    _try(process, model, adapter, prompts, limits, stop_ids)
+                    measured = measure_differences(process, model, adapter, prompts, limits, stop_ids)
+                _check_differences(measured, FP32 if is_fp32(model) else HALF)
                 self._tried.add(adapter)
             arguments = {"prompts": list(prompts), "limits": list(limits), "stop_ids": list(stop_ids)}
             tokens: list[list[int]] = process.call("complete", count, **arguments, adapter=adapter)
@@ -249,37 +250,42 @@ def reference_losses(model: torch.nn.Module, sequences: TokenSequences) -> list[
     return losses
 
 
-def _try(
+def measure_differences(
     process: EngineProcess,
     model: torch.nn.Module,
     adapter: str | None,
     prompts: Sequence[list[int]],
     limits: Sequence[int],
     stop_ids: Sequence[int],
-) -> None:
-    """Raises RunError if vLLM's log-probabilities or greedy answers after some prompts are not those of `model`."""
+) -> Tolerance:
+    """How far vLLM is from `model` after some of the prompts: the mean difference of log-probabilities, and by how much
+    one of its greedy tokens is less likely than the model's own, in nats."""
     indices = np.unique(np.linspace(0, len(prompts) - 1, TRIAL_PROMPTS).astype(int)).tolist()
     sample, short = [prompts[index] for index in indices], [min(limits[index], TRIAL_TOKENS) for index in indices]
     arguments: dict[str, Any] = {"prompts": sample, "limits": short, "adapter": adapter}
     # Drawn tokens are uncertain ones. Of a token that is certain, a wrong model may be as certain.
     drawn = process.call("sample", **arguments, temperature=TRIAL_TEMPERATURE)
     answers = process.call("complete", **arguments, stop_ids=list(stop_ids))
-    tolerance = FP32 if is_fp32(model) else HALF
+    errors, gaps = [], []
     with torch.no_grad():
-        errors, gaps = [], []
         for prompt, (tokens, theirs), answer in zip(sample, drawn, answers, strict=True):
             own, _ = _log_probs(model, prompt, tokens)
             errors.append((own - torch.tensor(theirs)).abs())
             own, best = _log_probs(model, prompt, answer)
             gaps.append(best - own)
-    if not (error := float(torch.cat(errors).mean())) <= tolerance.mean_error:  # also for NaN
+    return Tolerance(float(torch.cat(errors).mean()), float(torch.cat(gaps).max()))
+
+
+def _check_differences(measured: Tolerance, tolerance: Tolerance) -> None:
+    """Raises RunError if vLLM's answers are not those of the model; also for NaN."""
+    if not measured.mean_error <= tolerance.mean_error:
         raise RunError(
-            f"its log-probabilities differ from the model's by {error:.3g} nats on average; rounding makes "
-            f"{tolerance.mean_error:g}"
+            f"its log-probabilities differ from the model's by {measured.mean_error:.3g} nats on average; rounding "
+            f"makes {tolerance.mean_error:g}"
         )
-    if not (gap := float(torch.cat(gaps).max())) <= tolerance.tie:
+    if not measured.tie <= tolerance.tie:
         raise RunError(
-            f"a greedy token of it is less likely than the model's own by {gap:.3g} nats; rounding makes "
+            f"a greedy token of it is less likely than the model's own by {measured.tie:.3g} nats; rounding makes "
             f"{tolerance.tie:g}"
         )
 

@@ -2,6 +2,8 @@
 
 from tests.bad_configs import completion, data, pipeline, prompt, task, with_line
 
+VLLM = pipeline("hardware: {inference_engine: vllm}")
+
 MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "no pipeline": ("base_model: x\n", 1, "pipeline.tasks is missing"),
     "pipeline is null": (
@@ -195,6 +197,31 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
     "split over 1": (pipeline("split: {test: 20}"), 2, "split.test must be less than 1, found 20"),
     "split misspelt": (pipeline("split: {tset: 0.1}"), 2, "split.tset: unknown key; did you mean test?"),
     "report misspelt": (pipeline("report: {sample_prompt: a}"), 2, "did you mean sample_prompts?"),
+    "inference engine": (
+        pipeline("hardware: {inference_engine: vlm}"),
+        2,
+        "pipeline.hardware.inference_engine: expected one of auto, torch or vllm, found the text 'vlm'; did you mean",
+    ),
+    "vllm with a quantized base": (
+        VLLM + "quantization: {bits: 4}\n",
+        2,
+        "inference_engine: vllm does not serve bases that are quantized at load; write auto, or remove quantization",
+    ),
+    "vllm with another adapter": (
+        VLLM.replace("{type: lora, r: 16}", "{type: ia3}"),
+        2,
+        "inference_engine: vllm does not serve adapters of type ia3; write auto, or adapter: {type: lora}",
+    ),
+    "vllm with DoRA": (
+        VLLM.replace("r: 16", "use_dora: true"),
+        2,
+        "inference_engine: vllm does not serve DoRA adapters; write auto, or use_dora: false",
+    ),
+    "vllm with sampling": (
+        VLLM.replace("max_new_tokens: 8", "do_sample: true"),
+        2,
+        "inference_engine: vllm generates greedy completions only; write auto, or generation: {do_sample: false}",
+    ),
     "renamed key": (
         pipeline("after: runs/first"),
         2,

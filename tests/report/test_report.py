@@ -46,16 +46,19 @@ def test_the_page_names_the_gpu_and_how_it_was_used(tmp_path):
     gpu = {"gpu": "Tesla T4", "gpu_count": 2, "gpu_memory_gb": 14.6, "compute_capability": "7.5", "driver": "580.65"}
     for file, key, values in (
         ("manifest.json", "hardware", {**gpu, "device": "cuda", "dtype": "fp16"}),
+        ("manifest.json", "engines", {"base": "vLLM 0.26.0", "tuned": "vLLM 0.26.0"}),
         ("model/training.json", None, {"attention": "dense"}),
     ):
         record = json.loads((run / file).read_text())
-        (record[key] if key else record).update(values)
+        (record.setdefault(key, {}) if key else record).update(values)
         (run / file).write_text(json.dumps(record))
     write_report(run)
     page = " ".join((run / "report.html").read_text().split())
     assert "2 × Tesla T4 with 14.6 GB, compute capability 7.5, driver 580.65; cuda, fp16, attention dense</dd>" in page
+    assert "; base by vLLM 0.26.0, tuned by vLLM 0.26.0</dd>" in page
     report = json.loads((run / "report.json").read_text())
     assert report["hardware"].items() >= gpu.items() and report["training"]["attention"] == "dense"
+    assert report["engines"]["base"] == "vLLM 0.26.0"
 
 
 def test_learning_the_format_is_a_caveat(tmp_path):
