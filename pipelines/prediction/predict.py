@@ -11,6 +11,7 @@ from itertools import batched, islice
 from pathlib import Path
 from typing import Any
 
+from pipelines.checks.hardware import locate_hardware_errors
 from pipelines.console.plain_text import count
 from pipelines.console.reporter import ConsoleReporter
 from pipelines.data.examples import Example
@@ -190,6 +191,7 @@ class RowPredictor:
                 with contextlib.ExitStack() as bar:
                     if not one_bar:
                         advance = bar.enter_context(reporter.progress(f"Completions{part}", per_row * size, unit))
+                    bar.enter_context(locate_hardware_errors(self.job))
                     batch, by_model = next(completed)
                 rows = [
                     _with_predictions(row, {name: completions[index] for name, completions in by_model.items()})
