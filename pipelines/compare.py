@@ -86,7 +86,7 @@ class ModelRef:
 
     def load(self) -> LoadedModel:
         if self.folder is not None:
-            return LoadedModel.from_folder(self.folder)
+            return LoadedModel.from_folder(self.folder, allow_vllm=True)
         assert self.run is not None and self.job is not None
         return load_tuned(self.run, self.job)
 
