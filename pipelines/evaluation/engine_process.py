@@ -81,6 +81,7 @@ class EngineProcess:
             encoding="utf-8",
             cwd=self._folder.name,
             env={**os.environ, **OFFLINE, **(environment or {})},
+            start_new_session=True,  # a process group, which ends as a whole; Ctrl-C is for this process
         )
         try:
             self.description: dict[str, Any] = self._request(dict(arguments), lambda count: None)
@@ -118,7 +119,7 @@ class EngineProcess:
         return [f"exit code {self._process.returncode}", *lines[-1:], *errors[-1:]][-1][:300]
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, and those that it has started."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -128,6 +129,8 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self._process.terminate()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # processes that the engine has started and left behind
 
         self._errors.seek(0)
         self._errors.close()

@@ -158,6 +158,25 @@ def test_training_resumes_after_a_worker_is_killed(ray, make_job, tmp_path, monk
     assert not ray_run.path("training", "ray").exists()
 
 
+def test_workers_train_on_a_quantized_base(ray, make_job, tmp_path, monkeypatch):
+    """Each worker loads the base in 4 bits."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("ALFINE_CACHE", str(tmp_path / "cache"))
+    settings = {"quantization": {"bits": 4}, "epochs": 2, "learning_rate": 0.001, "forgetting": "replay+ewc"}
+    job, local_run, base = make_job(LORA, name="local", **settings)
+    train(job, local_run, base, lambda done, total, loss: None)
+    job, ray_run, base = make_job(LORA, name="on-ray", **settings)
+    train_on_ray(with_two_workers(job), ray_run, base, lambda *_: None)
+    local, on_ray = (
+        [entry["loss"] for entry in json.loads(run.path("model", "training.json").read_text())["train_loss"]]
+        for run in (local_run, ray_run)
+    )
+    assert len(local) == 6 and on_ray == pytest.approx(local, abs=1e-3)
+    expected, weights = (load_file(run.path("model", "adapter_model.safetensors")) for run in (local_run, ray_run))
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-3, rtol=1e-3)
+
+
 EVALS = """pipeline.forgetting.evals={
     knowledge: {kind: multiple_choice, data: choices.jsonl}, general: {kind: kl, data: instructions.jsonl}
 }"""
