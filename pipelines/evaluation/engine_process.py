@@ -105,6 +105,9 @@ class EngineProcess:
                 progress(message["progress"])
         except BrokenPipeError:
             pass
+        except BaseException:  # such as Ctrl-C, while the engine is at work and does not read its input
+            self._process.kill()
+            raise
         self._process.wait()
         raise RunError(self._failure(self._last_error()))
 

@@ -39,6 +39,10 @@ class Engine:
         finally:
             print("INFO a line that is logged at the end", file=sys.stderr)
 
+    def linger(self):
+        yield {"progress": 1}
+        self.wait()
+
     def wait(self):
         import time
         time.sleep(600)
@@ -83,6 +87,16 @@ def test_the_cause_of_a_failure_is_named_and_no_process_is_left(start, method, r
 def test_a_constructor_that_fails_is_an_error(start):
     with pytest.raises(RunError, match=r"failed \(ValueError: no such word\)"):
         start("bad")
+
+
+def test_an_interrupt_ends_the_engine_at_once(start):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    with start("a") as engine, pytest.raises(KeyboardInterrupt):
+        started = time.monotonic()
+        engine.call("linger", interrupt)
+    assert time.monotonic() - started < 5 and not is_running(engine.description["child"])
 
 
 def test_an_engine_that_does_not_end_is_ended(start, monkeypatch):
