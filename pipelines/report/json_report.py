@@ -28,7 +28,7 @@ from pipelines.report.summaries import headline, retention_summary
 from pipelines.storage.files import write_text
 from pipelines.storage.records import Hardware, PlanRecord, StageRecord, TaskData, TrainingHistory
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """The value of `Report.format_version`."""
 
 

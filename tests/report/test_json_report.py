@@ -10,7 +10,7 @@ from pipelines.report import analyse, json_report
 from tests.report.run_folder import demo_run
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {7: "faf83adfc08469cfe216f56fb108216f68d45ec7c215112b3b2de39f8062f2f0"}
+SCHEMAS = {8: "cb9e7ecc2b9159173a756c2e650021dc858763bfe6c40ffca63e088bbca664dc"}
 """The SHA-256 of the schema per format_version: a change of the schema without a new version fails here."""
 
 
