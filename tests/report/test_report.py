@@ -15,7 +15,7 @@ def test_the_json_has_results_and_examples(tmp_path):
     run = make_run(tmp_path / "r")
     write_report(run)
     report = json.loads((run / "report.json").read_text())
-    assert report["format_version"] == 7 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
+    assert report["format_version"] == 8 and report["run"] == "r" and report["base_model"] == "smollm2-135m-instruct"
     task = report["tasks"]["mood"]
     assert (task["metric"], task["n"], task["base"], task["tuned"], task["delta"]) == ("exact_match", 40, 0, 100, 100)
     assert task["ci95"][0] > 80 and task["label_anywhere_accuracy"]["base"] == 100
