@@ -95,7 +95,7 @@ def _conflicts(
     if pipeline.split != Split() and all(_names_every_split(task.data) for task in pipeline.tasks.values()):
         message = "pipeline.split has no effect if every task names files for each split; remove it"
         yield document.problem(message, "pipeline", "split")
-    if pipeline.hardware.inference_engine == "vllm" and (reason := _vllm_conflict(ludwig)):
+    if pipeline.hardware.inference_engine == "vllm" and (reason := vllm_conflict(ludwig)):
         message = f"pipeline.hardware.inference_engine: vllm {reason}"
         yield document.problem(message, "pipeline", "hardware", "inference_engine")
     if pipeline.hardware.offload_optimizer and (reason := _offload_conflict(traits, ludwig)):
@@ -106,7 +106,7 @@ def _conflicts(
         yield document.problem(message, "pipeline", "forgetting", strategy, key)
 
 
-def _vllm_conflict(ludwig: Mapping[str, Any]) -> str | None:
+def vllm_conflict(ludwig: Mapping[str, Any]) -> str | None:
     """Why vLLM cannot generate the completions of a job, with what to write instead; None if it may."""
     adapter, quantization = ludwig.get("adapter"), ludwig.get("quantization")
     if quantization is not None:
@@ -115,10 +115,17 @@ def _vllm_conflict(ludwig: Mapping[str, Any]) -> str | None:
         return f"does not serve adapters of type {adapter.get('type')}; write auto, or adapter: {{type: lora}}"
     if isinstance(adapter, Mapping) and adapter.get("use_dora"):
         return "does not serve DoRA adapters; write auto, or use_dora: false"
+    for key, default in _NEUTRAL_LORA_KEYS.items():
+        if isinstance(adapter, Mapping) and (adapter.get(key) or default) != default:
+            return f"does not serve adapters with {key}; write auto, or remove it"
     generation = ludwig.get("generation")
     if isinstance(generation, Mapping) and not is_greedy(generation):
-        return "generates greedy completions only; write auto, or generation: {do_sample: false}"
+        return "generates greedy completions only, without beams and penalties; write auto, or remove such settings"
     return None
+
+
+_NEUTRAL_LORA_KEYS: Mapping[str, Any] = {"bias_type": "none", "rank_pattern": {}, "alpha_pattern": {}}
+"""Keys of a LoRA adapter that vLLM does not know, with the values that have no effect."""
 
 
 def _names_every_split(data: Any) -> bool:

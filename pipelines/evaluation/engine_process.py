@@ -117,9 +117,10 @@ class EngineProcess:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", errors="replace").splitlines()
         lines = [line.strip() for line in lines if line.strip()]
-        # Programs may log after the error that ended them.
-        errors = [match[0] for line in lines if (match := re.search(r"\b\w+(Error|Exception): .+", line))]
-        return [f"exit code {self._process.returncode}", *lines[-1:], *errors[-1:]][-1][:300]
+        if lines and re.match(r"[\w.]+(:|$)", lines[-1]) is None:
+            # Programs may log after the error that ended them.
+            lines += [match[0] for line in lines if (match := re.search(r"\b\w+(Error|Exception): .+", line))]
+        return (lines[-1] if lines else f"exit code {self._process.returncode}")[:300]
 
     def close(self) -> None:
         """Ends the process, and those that it has started."""
@@ -130,7 +131,7 @@ class EngineProcess:
         try:
             self._process.wait(CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.terminate()
+            self._process.kill()
             self._process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # processes that the engine has started and left behind

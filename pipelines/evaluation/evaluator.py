@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.config.job import Job
+from pipelines.config.pipeline_checks import vllm_conflict
 from pipelines.evaluation.completions import Completion, LoadedModel, Progress, complete
 from pipelines.evaluation.retention import PreparedRetentionEval, score_retention_eval
 from pipelines.modeling.hardware import configure_hardware
@@ -56,8 +57,10 @@ class LocalEvaluator:
         The first is the base model, or the model of an earlier run.
         """
         configure_hardware(job.pipeline.hardware)
+        # Base and tuned are completed by the same engine.
+        allow_vllm = vllm_conflict(job.ludwig) is None
         starting_model = LoadedModel.from_folder(
-            starting_model_folder, job.chat_template_settings(), job.quantization, allow_vllm=True
+            starting_model_folder, job.chat_template_settings(), job.quantization, allow_vllm=allow_vllm
         )
         self.seed = job.pipeline.seed
         self.loaded = starting_model if tuned is None else starting_model.with_tuned_model(tuned)

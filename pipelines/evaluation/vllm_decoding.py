@@ -11,6 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipelines.evaluation.engine_process import EngineProcess
 from pipelines.evaluation.generation import supports_packed_prefill
 from pipelines.modeling.equivalence import is_fp32
 from pipelines.modeling.hardware import current_hardware, empty_cache
+from pipelines.modeling.memory import OutOfMemory, attempt
 from pipelines.modeling.model_folder import read_json
 from pipelines.modeling.packing import sequence_mean_losses, supervised_logits
 from pipelines.modeling.token_sequences import TokenSequences
@@ -36,8 +38,9 @@ MIN_TOKENS = 1_000_000
 time alfine generates about 650,000 tokens with a model of 1.5B (docs/gpu/h100_2026-11-26.md: 5.9 ms per 64)."""
 MIN_TOKENS_GENERATE = 100_000
 """The same for models that only transformers' `generate` decodes, about a tenth as fast on that H100."""
-MEMORY_FRACTION = 0.85
-"""The part of the GPU's free memory that vLLM may take: weights, cache and activations."""
+MEMORY_FRACTION = 0.7
+"""The part of the GPU's free memory that vLLM may take: weights, cache and activations. In the rest the model in this
+process is compared with it, and scores references."""
 CPU_CACHE_BYTES = 4 * 2**30
 """The most main memory for keys and values on a CPU."""
 MIN_LENGTH = 4096
@@ -55,6 +58,8 @@ NEUTRAL_LORA_OPTIONS: dict[str, Any] = {
     "layer_replication": None,
 }
 """Options of PEFT that vLLM refuses or ignores, with the values that have no effect."""
+REWRITING_INITS = ("pissa", "olora")
+"""Values of `init_lora_weights` that subtract the adapter's initial product from the base's weights."""
 
 TRIAL_PROMPTS = 8
 TRIAL_TOKENS = 16
@@ -87,6 +92,10 @@ class VllmNotUsed(Exception):
     """vLLM does not give the completions of a model; alfine generates them itself."""
 
 
+_running: weakref.WeakSet[VllmModel] = weakref.WeakSet()
+"""Those of this process that have started vLLM."""
+
+
 class VllmModel:
     """A base model in vLLM, with its adapters. The process starts with the first completions.
 
@@ -97,6 +106,8 @@ class VllmModel:
     def __init__(self, folder: Path, quantization: Mapping[str, Any] | None) -> None:
         self.folder = folder.absolute()
         self.problem = "the base is quantized" if quantization is not None else None
+        self.description = "vLLM"
+        """Name and version, once it has started."""
         self.ranks: dict[str, int] = {}
         self._process: EngineProcess | None = None
         self._close_process: weakref.finalize | None = None
@@ -112,14 +123,6 @@ class VllmModel:
         self.problem = self.problem or lora_problem(config)
         self.close()  # its largest rank was decided when it started
         return name
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None
-
-    @property
-    def description(self) -> str:
-        return f"vLLM {self._process.description['version']}" if self._process else "vLLM"
 
     def complete(
         self,
@@ -143,21 +146,28 @@ class VllmModel:
             num_done += completed
             progress(completed)
 
+        is_required = current_hardware().inference_engine == "vllm"
         try:
             if self.problem is not None:
                 raise RunError(self.problem)
             process = self._start(prompts, limits, context_length)
+            self.description = f"vLLM {process.description['version']}"
             if adapter not in self._tried:
+                trial = partial(measure_differences, process, model, adapter, prompts, limits, stop_ids)
                 with track_activity("comparing vLLM with the model in this process"):
-                    measured = measure_differences(process, model, adapter, prompts, limits, stop_ids)
+                    measured = attempt(trial)
+                if isinstance(measured, OutOfMemory):
+                    raise RunError("memory does not suffice for vLLM beside the model in this process")
                 _check_differences(measured, FP32 if is_fp32(model) else HALF)
                 self._tried.add(adapter)
             arguments = {"prompts": list(prompts), "limits": list(limits), "stop_ids": list(stop_ids)}
             tokens: list[list[int]] = process.call("complete", count, **arguments, adapter=adapter)
+            if not is_required:
+                self.close()  # so many tokens are rarely generated again, and other work needs the memory
         except RunError as error:
             self.problem = str(error)
             self.close()
-            if current_hardware().inference_engine == "vllm":
+            if is_required:
                 raise MachineError(
                     f"pipeline.hardware.inference_engine: vllm: {error}; use inference_engine: auto"
                 ) from None
@@ -170,13 +180,12 @@ class VllmModel:
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
         if self._process is not None and longest <= self._length:
             return self._process
-        self.close()
+        for other in [self, *_running]:
+            other.close()  # two would share the memory of the GPU
         self._length = min(context_length, max(MIN_LENGTH, 2 ** math.ceil(math.log2(longest))))
         hardware = current_hardware()
-        memory_fraction, environment = (
-            None,
-            {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-        )  # one process, which frees the memory
+        memory_fraction = None
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # one process, whose end frees the memory
         if hardware.device.type == "cuda":
             empty_cache(hardware.device)
             free, total = torch.cuda.mem_get_info(hardware.device)
@@ -201,6 +210,10 @@ class VllmModel:
                 environment=environment,
             )
         self._close_process = weakref.finalize(self, self._process.close)
+        _running.add(self)
+        platform = self._process.description["platform"]
+        if platform != hardware.device.type:
+            raise RunError(f"it is built for {platform}, and the model is on {hardware.device.type}")
         return self._process
 
     def close(self) -> None:
@@ -209,6 +222,7 @@ class VllmModel:
             self._close_process()
         self._process = None
         self._tried.clear()
+        _running.discard(self)
 
 
 def lora_problem(config: Mapping[str, Any]) -> str | None:
@@ -219,6 +233,8 @@ def lora_problem(config: Mapping[str, Any]) -> str | None:
         return f"it serves LoRA adapters up to rank {LORA_RANKS[-1]}"
     if config.get("use_dora"):
         return "it serves no DoRA adapters"
+    if str(config.get("init_lora_weights")).lower().startswith(REWRITING_INITS):
+        return f"it serves the base's own weights, and init_lora_weights: {config['init_lora_weights']} changes them"
     different = [key for key, value in NEUTRAL_LORA_OPTIONS.items() if (config.get(key) or value) != value]
     return f"it serves no adapters with {different[0]}" if different else None
 
@@ -227,7 +243,7 @@ def should_use_vllm(vllm: VllmModel | None, model: torch.nn.Module, settings: Ma
     """Whether `tokens` tokens are to be generated by vLLM.
 
     With `inference_engine: vllm` all greedy completions of an evaluation are. With `auto` those are on a CUDA GPU where
-    vLLM is installed, if there are so many that its start pays.
+    vLLM is installed, if one call generates so many that its start pays.
     """
     hardware = current_hardware()
     if vllm is None or hardware.inference_engine == "torch" or not is_greedy(settings):
@@ -237,7 +253,7 @@ def should_use_vllm(vllm: VllmModel | None, model: torch.nn.Module, settings: Ma
     if vllm.problem is not None or hardware.device.type != "cuda" or vllm_version() is None:
         return False
     minimum = MIN_TOKENS if supports_packed_prefill(model) else MIN_TOKENS_GENERATE
-    return vllm.is_running or tokens >= minimum
+    return tokens >= minimum
 
 
 def reference_losses(model: torch.nn.Module, sequences: TokenSequences) -> list[float | None]:

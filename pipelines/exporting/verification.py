@@ -202,6 +202,8 @@ def _greedy_answers(
     with reporter.progress("Answers of the tuned model", len(prompts), "rows") as progress:
         ids, limits = [list(prompt.ids) for prompt in prompts], [prompt.limit for prompt in prompts]
         completions = complete(loaded, ids, {"do_sample": False}, limits, progress)
+    if loaded.vllm is not None:
+        loaded.vllm.close()  # the export needs the memory
     return [
         replace(prompt, answer=_answer_record(source, prompt, list(completion.tokens)))
         for prompt, completion in zip(prompts, completions, strict=True)

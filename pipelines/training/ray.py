@@ -53,6 +53,8 @@ RETENTION_BATCH_ITEMS = 16
 """Items of a retention eval that one worker scores per task."""
 POLL_INTERVAL_S = 0.5
 """Seconds between two reads of the workers' progress."""
+CLOSING_SECONDS = 15.0
+"""Time in which workers may end the programs that they have started."""
 
 
 def uses_ray(job: Job) -> bool:
@@ -213,6 +215,9 @@ def ray_evaluator(
     try:
         yield RayEvaluator(actors)
     finally:
+        # vLLM ends, and frees the GPUs, before the next stage.
+        with contextlib.suppress(ray_exceptions.RayError):
+            ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSING_SECONDS)
         for actor in actors:
             ray.kill(actor)
 

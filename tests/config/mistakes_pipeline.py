@@ -217,10 +217,15 @@ MISTAKES: dict[str, tuple[str | bytes, int | None, str]] = {
         2,
         "inference_engine: vllm does not serve DoRA adapters; write auto, or use_dora: false",
     ),
+    "vllm with biases": (
+        VLLM.replace("r: 16", "bias_type: all"),
+        2,
+        "inference_engine: vllm does not serve adapters with bias_type; write auto, or remove it",
+    ),
     "vllm with sampling": (
         VLLM.replace("max_new_tokens: 8", "do_sample: true"),
         2,
-        "inference_engine: vllm generates greedy completions only; write auto, or generation: {do_sample: false}",
+        "inference_engine: vllm generates greedy completions only, without beams and penalties; write auto, or",
     ),
     "renamed key": (
         pipeline("after: runs/first"),

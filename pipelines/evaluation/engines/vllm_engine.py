@@ -45,8 +45,8 @@ class VllmEngine:
         self.num_requests = 0
 
     def describe(self) -> dict[str, Any]:
-        """The version."""
-        return {"version": vllm.__version__}
+        """The version, and the type of the device, in torch's words."""
+        return {"version": vllm.__version__, "platform": current_platform.device_type}
 
     def complete(
         self, prompts: list[list[int]], limits: list[int], stop_ids: list[int], adapter: str | None
